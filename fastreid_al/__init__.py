@@ -1,0 +1,15 @@
+"""Person re-identification without an ID-labelled data set: clustering, a few questions, contrastive training."""
+
+from importlib import import_module
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+_ROOMS = ("clustering", "config", "data", "engine", "memory", "methods", "metrics", "models")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a subpackage at its first use, so that `import fastreid_al` stays light."""
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

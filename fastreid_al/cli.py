@@ -1,0 +1,150 @@
+"""From a command line to configuration objects: the only place that knows a parser."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from jsonargparse import ArgumentParser, Namespace
+
+from .config import Dataset, Recipe, RunConfig, recipe
+from .errors import UserError
+
+_VALUE = re.compile(r'(?:Parser key|Option) "(?P<key>[\w.]+)".*Got value: (?P<value>[^\n]*)', re.DOTALL)
+_CHOICES = re.compile(r"Literal\[(?P<choices>[^]]*)\]")
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line, with the nearest thing that exists."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        """Exit with status 2 and one line."""
+        if unknown := re.search(r"unrecognized arguments: (?P<arguments>.*)", message, re.DOTALL):
+            text = self._unknown(unknown["arguments"].split())
+        elif value := _VALUE.search(message):
+            text = _wrong_value(value["key"], value["value"], _CHOICES.search(message))
+        else:
+            text = " ".join(message.split())
+        print(f"{self.prog}: {text}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def _unknown(self, arguments: list[str]) -> str:
+        option = next((a for a in arguments if a.startswith("-")), arguments[0]).split("=")[0]
+        known = [o for action in self._actions for o in action.option_strings]
+        near = difflib.get_close_matches(option.replace("-", "_"), {o.replace("-", "_"): o for o in known}, 1, cutoff=0.5)
+        name = "--" + near[0].lstrip("_").replace("_", "-") if near else ""
+        return f"unknown option {option}; " + (f"did you mean {name}?" if near else "see --help")
+
+
+def _wrong_value(key: str, value: str, choices: re.Match[str] | None) -> str:
+    option = "--" + key.replace("_", "-")
+    if choices is None:
+        return f"{option}: '{value}' is not a value that it takes; see --help"
+    names = re.findall(r"'([^']*)'", choices["choices"])
+    near = difflib.get_close_matches(value, names, 1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"{option}: there is no '{value}'; {meant}known: {', '.join(names)}"
+
+
+def with_underscores(arguments: Sequence[str]) -> list[str]:
+    """Accept --data-root for --data_root: dashes in an option's name become underscores, its value stays."""
+    return [_name_with_underscores(a) if a.startswith("--") else a for a in arguments]
+
+
+def _name_with_underscores(argument: str) -> str:
+    name, equals, value = argument[2:].partition("=")
+    return "--" + name.replace("-", "_") + equals + value
+
+
+def parse_training(arguments: Sequence[str] | None = None) -> tuple[RunConfig, Namespace]:
+    """Parse `python -m fastreid_al.train`.
+
+    The defaults are the recipe of the image set or, with --resume, the configuration of the run; over them go the
+    configuration file and then the options.
+
+    Returns:
+        The configuration, and the options that are not part of it (resume, dry_run).
+    """
+    words = with_underscores(sys.argv[1:] if arguments is None else arguments)
+    parser = Parser(
+        prog="python -m fastreid_al.train",
+        description="Train a re-identification model on unlabelled images.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML or JSON file of settings, such as a run's config.json.")
+    parser.add_argument(
+        "--recipe", type=Recipe, default="auto", help="Defaults: paper, small (minutes on a laptop), auto by image set."
+    )
+    parser.add_argument("--resume", action="store_true", help="Continue the run in --run-dir, or begin it.")
+    parser.add_argument("--dry_run", action="store_true", help="Say what would be done, and write nothing.")
+    parser.add_class_arguments(RunConfig, None)
+    try:
+        parser.set_defaults(dataclasses.asdict(_defaults(words)))
+        found = parser.parse_args(words)
+    except UserError as error:
+        parser.error(str(error))
+    if found.resume and not found.run_dir:
+        parser.error("--resume needs --run-dir, the folder of the run to continue")
+    built = parser.instantiate_classes(found)
+    return RunConfig(**{f.name: built[f.name] for f in dataclasses.fields(RunConfig)}), found
+
+
+def _defaults(words: list[str]) -> RunConfig:
+    """The defaults hang on a few options, which are read ahead of the others."""
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--config", "--dataset", "--recipe", "--run_dir"):
+        ahead.add_argument(name)
+    ahead.add_argument("--resume", action="store_true")
+    found, _ = ahead.parse_known_args(words)
+    file = _read_settings(Path(found.config)) if found.config else {}
+    run_dir = found.run_dir or file.get("run_dir")
+    if found.resume and run_dir and (saved := Path(run_dir) / "config.json").is_file():
+        return _from_dict(RunConfig, {**json.loads(saved.read_text()), "run_dir": run_dir})
+    dataset = found.dataset or file.get("dataset") or "synthetic"
+    name = found.recipe or file.get("recipe") or "auto"
+    # Wrong names are left to the parser, which says what exists.
+    known = dataset in get_args(Dataset) and name in get_args(Recipe)
+    return recipe(dataset, name) if known else RunConfig()
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} cannot be read as YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} holds no settings; write one with --print_config > {path}")
+    return content
+
+
+def _from_dict(kind: Any, values: dict[str, Any]) -> Any:
+    """Rebuild nested dataclasses from `dataclasses.asdict`, after a trip through JSON."""
+    defaults = kind()
+    out = {}
+    for field in dataclasses.fields(kind):
+        default, value = getattr(defaults, field.name), values.get(field.name, getattr(defaults, field.name))
+        if dataclasses.is_dataclass(default) and isinstance(value, dict):
+            value = _from_dict(type(default), value)
+        out[field.name] = tuple(value) if isinstance(default, tuple) else value
+    return kind(**out)
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run an entry point: what the user can mend is one line and status 2, Ctrl-C is status 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped before training began; nothing was lost", file=sys.stderr)
+        raise SystemExit(130) from None

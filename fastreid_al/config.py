@@ -1,0 +1,232 @@
+"""Every setting of a run, as frozen dataclasses: the only configuration type of the project.
+
+Library code takes these objects (or plain arguments) and never sees a parser; `fastreid_al.cli` turns a command line or a
+YAML file into one `RunConfig`. The defaults are the settings of the UCAL paper (Sec. 4.2) and, where the paper is silent, of
+SpCL, on which its base stands. `recipe` gives the defaults of one image set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Dataset = Literal["synthetic", "market1501", "dukemtmcreid", "msmt17", "folder"]
+MethodName = Literal["ucal", "supervised"]
+Recipe = Literal["auto", "paper", "small"]
+ModelName = Literal[
+    "resnet18", "resnet34", "resnet50", "resnet101", "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25"
+]
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """The drawn image set: its size, its cameras and its seed.
+
+    Args:
+        train_identities: People in the training split (40 to 1,041 and more).
+        train_images: Images of the training split, spread over identities and cameras.
+        test_identities: People in the query and gallery splits, none of them in the training split.
+        query_images: Images of the query split.
+        gallery_images: Images of the gallery split.
+        cameras: Number of cameras.
+        height: Height of a drawn crop in pixels; the width is about half of it.
+        seed: Seed of the whole set. The same seed draws the same set on every machine.
+    """
+
+    train_identities: int = 64
+    train_images: int = 1280
+    test_identities: int = 64
+    query_images: int = 192
+    gallery_images: int = 960
+    cameras: int = 6
+    height: int = 128
+    seed: int = 0
+
+
+#: MSMT17's own counts: 1,041 + 3,060 identities, 15 cameras, 126,441 images.
+MSMT17_SIZE = SyntheticConfig(1041, 32_621, 3060, 11_659, 82_161, 15, 256)
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Pixels: their size, where they are kept, and how they are augmented.
+
+    Args:
+        height: Height that every image is resized to.
+        width: Width that every image is resized to.
+        store_gib: Decoded pixels stay in memory up to this many GiB; a larger set goes to a memory-mapped file.
+        store_dir: Folder of that file; the run directory when not given.
+        flip: Probability of a horizontal flip.
+        pad: Pixels of black border from which a crop of the original size is drawn; 0 leaves it out.
+        erase: Probability of random erasing.
+        erase_area: Least and greatest share of the image that is erased.
+        erase_aspect: Least and greatest height / width of the erased box.
+        jitter: Strength of a random change of brightness, contrast and colour balance; 0 (the paper) leaves it out.
+    """
+
+    height: int = 256
+    width: int = 128
+    store_gib: float = 4.0
+    store_dir: str | None = None
+    flip: float = 0.5
+    pad: int = 10
+    erase: float = 0.5
+    erase_area: tuple[float, float] = (0.02, 0.4)
+    erase_aspect: tuple[float, float] = (0.3, 3.33)
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The network above the choice of its backbone.
+
+    Args:
+        pool: Pooling of the last feature map of a ResNet: average, or generalised mean.
+        bn_group: Images that one BatchNorm sees in training; 0 is the whole batch. The published numbers were made with 16.
+    """
+
+    pool: Literal["avg", "gem"] = "avg"
+    bn_group: int = 16
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Batches of P identities x K images.
+
+    Args:
+        size: Images in a batch.
+        per_identity: K, the images drawn of one identity.
+        iterations: Batches in an epoch.
+    """
+
+    size: int = 64
+    per_identity: int = 4
+    iterations: int = 400
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Jaccard distance, DBSCAN and self-paced selection.
+
+    Args:
+        k1: Neighbours in a k-reciprocal list, the image itself counted.
+        k2: Neighbours that the weights are averaged over, the image itself counted.
+        eps: DBSCAN's radius.
+        eps_gap: The tight and the loose clustering are made at eps - eps_gap and eps + eps_gap.
+        min_samples: Images within eps that make a core point, itself counted.
+        noise: Images outside every cluster: classes of one image (SpCL), or left out of the epoch (Cluster Contrast).
+        source: Cluster the feature memory (SpCL), or features freshly extracted at each epoch (Cluster Contrast).
+    """
+
+    k1: int = 30
+    k2: int = 6
+    eps: float = 0.60
+    eps_gap: float = 0.02
+    min_samples: int = 4
+    noise: Literal["singleton", "drop"] = "singleton"
+    source: Literal["memory", "extract"] = "memory"
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The feature memory and the loss over it.
+
+    Args:
+        kind: One vector per image (SpCL), or one per cluster (Cluster Contrast).
+        momentum: Share of the old vector that an update keeps; 0.2 for instance, 0.1 for cluster when not given.
+        hardest: In the cluster memory, update a cluster only by its batch image least similar to it.
+        temperature: tau of Eq. 1.
+    """
+
+    kind: Literal["instance", "cluster"] = "instance"
+    momentum: float | None = None
+    hardest: bool = False
+    temperature: float = 0.05
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam and its schedule.
+
+    Args:
+        lr: Learning rate.
+        weight_decay: Weight decay.
+        step: Epochs after which the learning rate is multiplied by gamma, again and again.
+        gamma: That factor.
+    """
+
+    lr: float = 3.5e-4
+    weight_decay: float = 5e-4
+    step: int = 20
+    gamma: float = 0.1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run.
+
+    Args:
+        dataset: The image set.
+        data_root: The data root, or the set's own folder; not used by the synthetic set.
+        method: ucal, or supervised, its upper bound with true labels.
+        model: Backbone.
+        weights: imagenet, none, or the path of a weights file.
+        epochs: Epochs.
+        seed: Seed of weights, batches and augmentation.
+        device: auto, cpu, cuda or cuda:N.
+        evaluate_every: Evaluate after each so many epochs; 0 only after the last.
+        evaluate_untrained: Evaluate once before training as well.
+        run_dir: Folder of the run; runs/DATASET-METHOD-TIME when not given.
+        synthetic: The drawn image set.
+        image: Pixels and augmentation.
+        network: Pooling and BatchNorm groups.
+        batch: Batches.
+        cluster: Pseudo-labels.
+        memory: Feature memory and loss.
+        optimizer: Optimizer and schedule.
+    """
+
+    dataset: Dataset = "synthetic"
+    data_root: str = "data"
+    method: MethodName = "ucal"
+    model: ModelName = "resnet50"
+    weights: str = "imagenet"
+    epochs: int = 50
+    seed: int = 0
+    device: str = "auto"
+    evaluate_every: int = 10
+    evaluate_untrained: bool = True
+    run_dir: str | None = None
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+def recipe(dataset: Dataset = "synthetic", name: Recipe = "auto") -> RunConfig:
+    """Default settings for one image set.
+
+    Args:
+        dataset: The image set.
+        name: "paper" is Sec. 4.2 of UCAL; "small" trains a small network from random weights on a laptop's CPU in minutes;
+            "auto" is "small" for the synthetic set and "paper" for every other.
+
+    Returns:
+        A complete configuration.
+    """
+    if name == "small" or (name == "auto" and dataset == "synthetic"):
+        return RunConfig(
+            dataset=dataset,
+            model="osnet_x0_25",
+            weights="none",
+            epochs=12,
+            evaluate_every=3,
+            image=ImageConfig(height=128, width=64, pad=5, jitter=0.2),
+            batch=BatchConfig(iterations=40),
+            optimizer=OptimizerConfig(lr=1e-3, step=9),
+        )
+    paper = RunConfig(dataset=dataset)
+    return replace(paper, batch=BatchConfig(iterations=800)) if dataset == "msmt17" else paper

@@ -1,0 +1,109 @@
+"""Checkpoints: written whole or not at all, read without executing pickles."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from ..data.records import Record
+from ..errors import CheckpointError, WeightsError
+from ..models.weights import read_tensors
+
+FORMAT = 1
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file beside `path`, flush it to the disk, and put it in place: at any instant the old or the new file is whole.
+
+    Raises:
+        CheckpointError: The disk is full or not writable; the old file is intact.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save turns a failed write into a RuntimeError
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        kept = "the one before it is intact" if path.exists() else "there is none before it"
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise CheckpointError(f"could not write {path} ({reason}); {kept}. Make room, then resume with --resume") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every file system lets a folder be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically."""
+    write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Save a dictionary of tensors and plain values atomically.
+
+    Raises:
+        CheckpointError: The disk is full or not writable; the old checkpoint is intact.
+    """
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load what `save_checkpoint` wrote, to the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, not a checkpoint, or of a newer version.
+    """
+    try:
+        state = read_tensors(path)
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
+    if not isinstance(state, dict) or "format" not in state or "model" not in state:
+        raise CheckpointError(f"{path} is not a checkpoint of fastreid_al; evaluate a bare weights file with --model NAME")
+    if state["format"] > FORMAT:
+        raise CheckpointError(f"{path} was written by a newer fastreid_al (format {state['format']}); update the package")
+    return state
+
+
+def data_fingerprint(records: Sequence[Record], digests: Sequence[str], root: Path) -> dict[str, str]:
+    """What each training image is: relative path -> content digest, identity and camera. Some 150 bytes an image."""
+    return {
+        r.path.relative_to(root).as_posix(): f"{digest} {r.identity} {r.camera}"
+        for r, digest in zip(records, digests, strict=True)
+    }
+
+
+def check_same_data(saved: dict[str, str], found: dict[str, str]) -> None:
+    """Refuse to continue on other training images than the run began with.
+
+    Raises:
+        CheckpointError: Naming how many images are missing, new or changed, and the first of them.
+    """
+    missing = [name for name in saved if name not in found]
+    new = [name for name in found if name not in saved]
+    changed = [name for name in saved if name in found and saved[name] != found[name]]
+    differences = [
+        f"{len(names)} {what} (first: {names[0]})"
+        for what, names in (("missing", missing), ("new", new), ("changed", changed))
+        if names
+    ]
+    if differences:
+        raise CheckpointError(
+            f"the training images are not those the run began with: {', '.join(differences)}; "
+            "restore them, or start a new run with another --run-dir"
+        )

@@ -1,0 +1,111 @@
+"""From images to features, and from features to a ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ImageConfig
+from ..data.augment import normalize
+from ..data.pixels import BadImage, PixelStore, decode
+from ..data.records import ImageSet, Record
+from ..errors import DataError
+from ..metrics import Ranking, rank_gallery
+
+
+def extract_features(model: nn.Module, store: PixelStore, device: torch.device, batch: int = 256) -> Tensor:
+    """Features of all images under the present weights, in evaluation mode.
+
+    Args:
+        model: Gives (B, D) for normalised images (B, 3, H, W).
+        store: The images.
+        device: Where the model lies.
+        batch: Images at a time.
+
+    Returns:
+        (n, D) float32 on the device: 267 MB at n = 32,621 and 8.2 GB at 1e6 for D = 2,048.
+    """
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        parts = [model(to_device(store.read(rows), device, normalize)) for rows in torch.arange(len(store)).split(batch)]
+    model.train(training)
+    return torch.cat(parts) if parts else torch.zeros(0, 0, device=device)
+
+
+def to_device(pixels: Tensor, device: torch.device, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+    """Move uint8 pixels to the device and make network input of them there, channels last."""
+    return prepare(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+
+
+class Evaluator:
+    """Ranks the gallery for the queries of an image set; decodes them at first use and keeps the pixels.
+
+    Args:
+        images: The set; junk is left out before it is decoded.
+        config: Size of the images and budget of the pixel store.
+        device: Where the model lies.
+        store_dir: Folder of a memory-mapped store.
+        on_bad: Called with the images that could not be read.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        config: ImageConfig,
+        device: torch.device,
+        store_dir: Path | None = None,
+        on_bad: Callable[[str, list[BadImage]], None] | None = None,
+    ) -> None:
+        self._images, self._config, self._device = images, config, device
+        self._store_dir, self._on_bad = store_dir, on_bad
+        self._splits: dict[str, tuple[PixelStore, Tensor, Tensor]] = {}
+
+    def __call__(self, model: nn.Module) -> Ranking:
+        """Extract, then rank.
+
+        Raises:
+            DataError: The set has no query or no gallery image that can be read.
+        """
+        sides = []
+        for split in ("query", "gallery"):
+            store, ids, cameras = self._decoded(split)
+            sides += [extract_features(model, store, self._device), ids, cameras]
+        return rank_gallery(*sides)
+
+    def _decoded(self, split: str) -> tuple[PixelStore, Tensor, Tensor]:
+        if split not in self._splits:
+            records = [r for r in self._images.splits[split] if r.identity >= 0]
+            store, kept = decode_records(records, self._config, self._store_dir)
+            if self._on_bad is not None:
+                self._on_bad(split, store.bad)
+            if not kept:
+                raise DataError(f"{self._images.root}: no readable {split} image; evaluation needs query and gallery")
+            self._splits[split] = store, *identities_and_cameras(kept)
+        return self._splits[split]
+
+
+def decode_records(
+    records: Sequence[Record],
+    config: ImageConfig,
+    store_dir: Path | None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[PixelStore, list[Record]]:
+    """Decode the images of records; returns the store and the records that could be read."""
+    store = decode(
+        [r.path for r in records],
+        config.height,
+        config.width,
+        store_gib=config.store_gib,
+        store_dir=config.store_dir or store_dir,
+        on_progress=on_progress,
+    )
+    return store, [records[i] for i in store.kept.tolist()]
+
+
+def identities_and_cameras(records: Sequence[Record]) -> tuple[Tensor, Tensor]:
+    """Two (n,) int64 tensors."""
+    return torch.tensor([r.identity for r in records]), torch.tensor([r.camera for r in records])

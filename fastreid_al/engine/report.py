@@ -1,0 +1,156 @@
+"""What a run leaves behind and what it says: its folder, metrics, figure, lines and progress bars."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..config import RunConfig
+from ..data.pixels import BadImage
+from ..metrics import Ranking
+from .checkpoint import write_atomically, write_json
+
+T = TypeVar("T")
+_PACKAGES = ("fastreid_al", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow")
+_BAD_SHOWN = 10
+
+
+class Reporter:
+    """Plain lines, with progress bars where a person looks at a terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+
+    def line(self, text: str) -> None:
+        """Print one line at once."""
+        self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self.line(f"warning: {text}")
+
+    def bad_images(self, split: str, bad: list[BadImage]) -> None:
+        """Name and count the images that were left out."""
+        if bad:
+            self.warn(f"{len(bad)} {split} image(s) could not be read and are left out:")
+            for image in bad[:_BAD_SHOWN]:
+                self.line(f"  {image.path}: {image.reason}")
+            if len(bad) > _BAD_SHOWN:
+                self.line(f"  ... and {len(bad) - _BAD_SHOWN} more")
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+        """A bar on a terminal, nothing elsewhere; gives a function of (done, in all)."""
+        if not self.console.is_terminal:
+            yield lambda done, all_: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done, all_: bar.update(task, completed=done, total=all_)
+
+    def track(self, what: str, items: Iterable[T], total: int, done: int = 0) -> Iterator[T]:
+        """Iterate with a bar."""
+        with self.progress(what, total) as update:
+            for number, item in enumerate(items, done):
+                update(number, total)
+                yield item
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """A table, figures to the right."""
+        table = Table(title=title, title_justify="left")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+
+class RunFolder:
+    """The folder of a run: config.json, versions.json, metrics.jsonl, last.pt, best.pt, curves.png."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.versions = path / "config.json", path / "versions.json"
+        self.metrics, self.figure = path / "metrics.jsonl", path / "curves.png"
+        self.last, self.best = path / "last.pt", path / "best.pt"
+
+    def create(self, config: RunConfig) -> None:
+        """Make the folder and write the resolved configuration and the versions of what runs."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.config, dataclasses.asdict(config))
+        write_json(self.versions, versions())
+
+    def rewrite_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Start metrics.jsonl with what a checkpoint remembers: a killed run may have left half a line."""
+        lines = "".join(json.dumps(record) + "\n" for record in history)
+        write_atomically(self.metrics, lambda file: file.write(lines.encode()))
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one line."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the interpreter and of the packages that decide results."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def ranking_metrics(ranking: Ranking) -> dict[str, float]:
+    """The scores that a run records."""
+    return {
+        "mAP": ranking.mAP,
+        "mINP": ranking.mINP,
+        **{f"rank{k}": ranking.rank(k) for k in (1, 5, 10)},
+        "skipped_queries": ranking.skipped,
+    }
+
+
+def percent(value: float | None) -> str:
+    """A share as per cent with one decimal, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
+    """Draw mAP, number of clusters, and pair precision and recall over epochs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    panels = figure.subplots(1, 3)
+    groups = (("mAP and rank-1 (%)", ("mAP", "rank1")), ("clusters", ("clusters",)))
+    groups += (("pairs (%)", ("pair_precision", "pair_recall")),)
+    for axes, (title, keys) in zip(panels, groups, strict=True):
+        scale = 1 if title == "clusters" else 100
+        for key in keys:
+            points = [(r["epoch"], scale * r[key]) for r in history if r.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=key.replace("_", " "))
+                axes.legend(frameon=False)
+        axes.set_title(title)
+        axes.set_xlabel("epochs")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+
+
+def to_stderr(text: str) -> None:
+    """One line for a person, on standard error."""
+    print(text, file=sys.stderr)

@@ -1,0 +1,110 @@
+"""What the clustering methods share: a feature memory, P x K batches, and the loss of UCAL's Eq. 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import BatchConfig, MemoryConfig
+from ..data.samplers import IdentitySampler
+from ..errors import TrainingError
+from ..memory import ClusterMemory, FeatureMemory, InstanceMemory
+
+Extract = Callable[[], Tensor]
+
+
+class ContrastiveMethod:
+    """Give each image a class at each epoch, then contrast its feature with the class centroids.
+
+    A subclass says which classes (`assign`). The state is the memory, the labels and what the subclass adds.
+
+    Args:
+        cameras: (n,) int64 camera of each training image, -1 where unknown.
+        batch: Batches.
+        memory: Feature memory and temperature.
+        seed: Seed of the batches.
+    """
+
+    def __init__(self, cameras: Tensor, batch: BatchConfig, memory: MemoryConfig, seed: int) -> None:
+        self.cameras, self.batch, self.seed = cameras, batch, seed
+        self.memory = build_memory(memory)
+        #: (n,) int64: the cluster of each image in this epoch, -1 outside every cluster.
+        self.labels = torch.zeros(0, dtype=torch.int64)
+
+    def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and classes of this epoch from the features, (n,) int64 both; -1 is no cluster, no class."""
+        raise NotImplementedError
+
+    def features(self, epoch: int, extract: Extract) -> Tensor:
+        """The features that the epoch starts from."""
+        if isinstance(self.memory, InstanceMemory):
+            if epoch == 0:
+                self.memory.start(extract())
+            return self.memory.bank
+        return extract()
+
+    def label_images(self, epoch: int, extract: Extract) -> dict[str, float]:
+        """Label the images for this epoch, before its first batch.
+
+        Args:
+            epoch: Epochs completed.
+            extract: Gives the features (n, D) of all training images under the present weights.
+
+        Returns:
+            Facts for the log.
+
+        Raises:
+            TrainingError: The features are not finite, or there are fewer than two classes to contrast.
+        """
+        features = self.features(epoch, extract)
+        bad = (~torch.isfinite(features).all(1)).sum()
+        if bad:
+            raise TrainingError(
+                f"epoch {epoch + 1}: the features of {int(bad)} of {len(features)} images are not finite (the training "
+                "diverged); lower --optimizer.lr and resume from the last checkpoint"
+            )
+        self.labels, classes = self.assign(epoch, features)
+        count = int(classes.max()) + 1 if len(classes) else 0
+        if count < 2:
+            raise TrainingError(self._nothing_to_contrast(epoch, count))
+        self.memory.begin_epoch(features, classes)
+        clustered = int((self.labels >= 0).sum())
+        clusters = int(self.labels.max()) + 1
+        return {"clusters": clusters, "clustered": clustered, "alone": len(self.labels) - clustered, "classes": count}
+
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """The epoch's batches of image rows, (B,) int64: a function of the seed, the epoch and the classes."""
+        size, per_class = self.batch.size, self.batch.per_identity
+        classes = self.memory.classes.cpu()
+        return IdentitySampler(classes, self.cameras, size, per_class, self.batch.iterations).batches(self.seed, epoch)
+
+    def loss(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Eq. 1 for a batch: features (B, D) with gradient of the images at rows (B,)."""
+        return self.memory.loss(features, rows)
+
+    def update(self, features: Tensor, rows: Tensor) -> None:
+        """Update the memory with the batch's features, after the step."""
+        self.memory.update(features, rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        return {"labels": self.labels, "memory": self.memory.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.labels = state["labels"].cpu()
+        self.memory.load_state_dict(state["memory"])
+
+    def _nothing_to_contrast(self, epoch: int, count: int) -> str:
+        found = "no class" if count == 0 else "one single class"
+        return f"epoch {epoch + 1}: {found} among {len(self.labels)} images, nothing to contrast; the set needs two at least"
+
+
+def build_memory(config: MemoryConfig) -> FeatureMemory:
+    """The memory that a configuration names."""
+    if config.kind == "instance":
+        return InstanceMemory(0.2 if config.momentum is None else config.momentum, config.temperature)
+    return ClusterMemory(0.1 if config.momentum is None else config.momentum, config.temperature, config.hardest)

@@ -1,0 +1,231 @@
+"""Put a run together from its configuration: images, pixels, network, method, loop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import RunConfig
+from ..data import ImageSet, describe, load
+from ..data.augment import Augment
+from ..data.pixels import PixelStore
+from ..data.records import UNKNOWN, Record
+from ..engine.checkpoint import data_fingerprint, load_checkpoint
+from ..engine.extract import Evaluator, decode_records, identities_and_cameras
+from ..engine.loop import Interrupted, Method, Training, train
+from ..engine.report import Reporter, RunFolder, draw_curves, percent
+from ..errors import DataError, UserError
+from ..models import ReIdNet, build_model
+from .supervised import Supervised
+from .ucal import UCAL
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its folder, and one record an epoch, the untrained network first when it was evaluated."""
+
+    folder: Path
+    history: list[dict[str, Any]]
+
+
+def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = None) -> Finished:
+    """Train as configured, from the beginning or from the run folder's last checkpoint.
+
+    Args:
+        config: The configuration.
+        resume: Continue the run in `config.run_dir`; where it has no checkpoint yet, begin.
+        reporter: Says how it goes.
+
+    Raises:
+        UserError: What stands in the way, in one line.
+        Interrupted: A signal asked the run to stop; it can be resumed.
+    """
+    reporter = reporter or Reporter()
+    folder = RunFolder(_run_path(config))
+    _check(config)
+    if folder.last.exists() and not resume:
+        raise UserError(f"{folder.path} already holds a run: continue it with --resume, or name another with --run-dir")
+    saved = load_checkpoint(folder.last) if resume and folder.last.exists() else None
+    device = pick_device(config.device)
+    images = _load(config, reporter)
+    model = _model(config, device, fresh=saved is None)
+    store, records = _decode(images, config, folder, reporter)
+    state = _training(config, model, images, store, records)
+    if saved is not None:
+        state.load_state_dict(saved)
+        reporter.line(f"resuming {folder.path} after epoch {state.epoch}, batch {state.step}")
+    folder.create(config)
+    identities = identities_and_cameras(records)[0]
+    try:
+        train(
+            state,
+            store,
+            device,
+            folder,
+            reporter,
+            Evaluator(images, config.image, device, folder.path, reporter.bad_images) if images.query else None,
+            identities if (identities != UNKNOWN).all() else None,
+        )
+    except Interrupted:
+        reporter.line(
+            f"stopped in epoch {state.epoch + 1} after batch {state.step}, all saved; go on with: "
+            f"python -m fastreid_al.train --run-dir {folder.path} --resume"
+        )
+        raise
+    draw_curves(state.history, folder.figure)
+    summarise(state.history, folder, reporter)
+    return Finished(folder.path, state.history)
+
+
+def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
+    """Read the image set, build the network, and say what a run would do; writes nothing.
+
+    Raises:
+        UserError: What would stand in the way, in one line.
+    """
+    reporter = reporter or Reporter()
+    _check(config)
+    device = pick_device(config.device)
+    images = _load(config, reporter)
+    model = _model(config, device)
+    image, n = config.image, len(images.train)
+    parameters = sum(p.numel() for p in model.parameters())
+    pixels = 3 * image.height * image.width
+    reporter.line(f"{config.method} with {model.name}, {parameters / 1e6:.2f} M parameters, {model.features} features, {device}")
+    reporter.line(
+        f"{config.epochs} epochs of {config.batch.iterations} batches of {config.batch.size} images "
+        f"at {image.height} x {image.width}"
+    )
+    in_memory = n * pixels <= image.store_gib * 2**30
+    reporter.line(
+        f"training pixels {n * pixels / 2**30:.2f} GiB in {'memory' if in_memory else 'a memory-mapped file'}, "
+        f"feature memory {4 * n * model.features / 2**30:.2f} GiB"
+    )
+    reporter.line(f"would write to {_run_path(config)}; nothing was written")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a setting names; auto is CUDA where there is one.
+
+    Raises:
+        UserError: No such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is not a device; give auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are here; give --device cpu or auto")
+    return device
+
+
+def summarise(history: list[dict[str, Any]], folder: RunFolder, reporter: Reporter) -> None:
+    """Print the table of the untrained, last and best network."""
+    evaluated = [r for r in history if r.get("mAP") is not None]
+    if evaluated:
+        trained = [r for r in evaluated if r["epoch"] > 0]
+        best = max(trained, key=lambda r: r["mAP"])
+        rows = [("untrained", r) for r in evaluated if r["epoch"] == 0]
+        rows += [(f"last (epoch {trained[-1]['epoch']})", trained[-1])]
+        rows += [(f"best (epoch {best['epoch']}, chosen on the test set)", best)]
+        keys = ("mAP", "mINP", "rank1", "rank5", "rank10")
+        reporter.table(
+            "Test set, %", ["network", *keys], [[name, *(percent(r[k]) for k in keys)] for name, r in rows]
+        )
+        if trained[-1]["skipped_queries"]:
+            reporter.line(f"{trained[-1]['skipped_queries']} queries have no match in the gallery and were skipped")
+    reporter.line(f"run folder: {folder.path}")
+
+
+def _run_path(config: RunConfig) -> Path:
+    name = f"{config.dataset}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path(config.run_dir) if config.run_dir else Path("runs") / name
+
+
+def _check(config: RunConfig) -> None:
+    """Refuse settings that cannot work, before anything slow is done."""
+    wanted = {
+        "--epochs": config.epochs >= 1,
+        "--batch.size": config.batch.size >= 2,
+        "--batch.per-identity": 1 <= config.batch.per_identity <= config.batch.size,
+        "--batch.iterations": config.batch.iterations >= 1,
+        "--image.height": config.image.height >= 16,
+        "--image.width": config.image.width >= 16,
+        "--network.bn-group": config.network.bn_group == 0 or config.network.bn_group >= 2,
+        "--cluster.k1": config.cluster.k1 >= 1,
+        "--cluster.k2": config.cluster.k2 >= 1,
+        "--cluster.min-samples": config.cluster.min_samples >= 1,
+        "--cluster.eps-gap": config.cluster.eps_gap >= 0,
+        "--cluster.eps": config.cluster.eps - config.cluster.eps_gap >= 0
+        and config.cluster.eps + config.cluster.eps_gap < 1,
+        "--memory.temperature": config.memory.temperature > 0,
+        "--memory.momentum": config.memory.momentum is None or 0 <= config.memory.momentum <= 1,
+        "--optimizer.lr": config.optimizer.lr > 0,
+        "--optimizer.step": config.optimizer.step >= 1,
+    }
+    wrong = [option for option, fine in wanted.items() if not fine]
+    if wrong:
+        raise UserError(f"{wrong[0]} is out of range; see its meaning with --help")
+
+
+def _load(config: RunConfig, reporter: Reporter) -> ImageSet:
+    images = load(config.dataset, config.data_root, synthetic=config.synthetic, verbose=False)
+    for line in describe(images):
+        reporter.line(line)
+    return images
+
+
+def _model(config: RunConfig, device: torch.device, fresh: bool = True) -> ReIdNet:
+    torch.manual_seed(config.seed)
+    # A resumed run takes its weights from the checkpoint, wherever it first got them.
+    weights = config.weights if fresh else "none"
+    model = build_model(config.model, weights, pool=config.network.pool, bn_group=config.network.bn_group)
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def _decode(
+    images: ImageSet, config: RunConfig, folder: RunFolder, reporter: Reporter
+) -> tuple[PixelStore, list[Record]]:
+    with reporter.progress("decoding", len(images.train)) as update:
+        store, records = decode_records(images.train, config.image, folder.path, update)
+    reporter.bad_images("train", store.bad)
+    if len(records) < 2:
+        raise DataError(f"{images.root}: {len(records)} readable training images; a run needs many more")
+    if len(records) < config.cluster.k1 and config.method == "ucal":
+        reporter.warn(f"{len(records)} images are fewer than --cluster.k1 {config.cluster.k1}: lists are as long as the set")
+    if len(records) < config.batch.size:
+        reporter.warn(f"{len(records)} images are fewer than a batch of {config.batch.size}: batches repeat images")
+    return store, records
+
+
+def _training(
+    config: RunConfig, model: ReIdNet, images: ImageSet, store: PixelStore, records: list[Record]
+) -> Training:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    settings = config.optimizer
+    optimizer = torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    return Training(
+        config,
+        model,
+        _method(config, *identities_and_cameras(records)),
+        optimizer,
+        torch.optim.lr_scheduler.StepLR(optimizer, settings.step, settings.gamma),
+        Augment(config.image, config.seed),
+        data_fingerprint(records, store.digests, images.root),
+    )
+
+
+def _method(config: RunConfig, identities: Tensor, cameras: Tensor) -> Method:
+    try:
+        if config.method == "supervised":
+            return Supervised(identities, cameras, config.batch, config.memory, config.seed)
+        return UCAL(cameras, config.cluster, config.batch, config.memory, config.seed)
+    except ValueError as error:
+        raise UserError(str(error)) from error

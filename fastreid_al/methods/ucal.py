@@ -1,0 +1,96 @@
+"""UCAL, unsupervised clustering active learning (Gao and Li, BMVC 2021), to be read beside the paper.
+
+Sec. 3.1, the base, is here: at each epoch cluster the features with DBSCAN on the k-reciprocal Jaccard distance, keep the
+reliable part of each cluster (self-paced selection), and train against the cluster centroids with Eq. 1. Sec. 3.2 refines the
+clusters with the answers of a person between these two steps; whatever does that is given as `refine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..clustering import jaccard_graph, self_paced_labels
+from ..config import BatchConfig, ClusterConfig, MemoryConfig
+from .contrastive import ContrastiveMethod, Extract
+
+#: (epoch, features (n, D), labels (n,)) -> labels (n,), -1 outside every cluster.
+Refine = Callable[[int, Tensor, Tensor], Tensor]
+
+
+class UCAL(ContrastiveMethod):
+    """The paper's method; without `refine` its unsupervised base, the "Baseline" of its Table 1.
+
+    Args:
+        cameras: (n,) int64 camera of each training image, -1 where unknown.
+        cluster: Clustering.
+        batch: Batches.
+        memory: Feature memory and temperature.
+        seed: Seed of the batches.
+        refine: Splits and merges clusters (Sec. 3.2), called at each epoch from `refine_from` on.
+        refine_from: Epochs that the base trains alone, 15 in the paper (Sec. 3.3).
+
+    Raises:
+        ValueError: A cluster memory is asked to be clustered: it holds no vector per image.
+    """
+
+    def __init__(
+        self,
+        cameras: Tensor,
+        cluster: ClusterConfig,
+        batch: BatchConfig,
+        memory: MemoryConfig,
+        seed: int,
+        refine: Refine | None = None,
+        refine_from: int = 15,
+    ) -> None:
+        super().__init__(cameras, batch, memory, seed)
+        if cluster.source == "memory" and memory.kind == "cluster":
+            raise ValueError("a cluster memory has no vector per image to cluster: use --cluster.source extract with it")
+        self.cluster, self.refine, self.refine_from = cluster, refine, refine_from
+        #: Threshold of the self-paced selection, fixed at the first clustering.
+        self.threshold: float | None = None
+
+    def features(self, epoch: int, extract: Extract) -> Tensor:
+        """The memory (SpCL) or a fresh pass (Cluster Contrast)."""
+        if self.cluster.source == "extract" and epoch > 0:
+            return extract()
+        return super().features(epoch, extract)
+
+    def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Sec. 3.1 and 3.2: cluster, select, refine."""
+        c = self.cluster
+        graph = jaccard_graph(features, c.k1, c.k2, max_distance=c.eps + c.eps_gap)
+        labels, self.threshold = self_paced_labels(graph, c.eps, c.eps_gap, c.min_samples, self.threshold)
+        if self.refine is not None and epoch >= self.refine_from:
+            labels = self.refine(epoch, features, labels)
+        return labels, singleton_classes(labels) if c.noise == "singleton" else labels
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        return {**super().state_dict(), "threshold": self.threshold}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.threshold = state["threshold"]
+
+    def _nothing_to_contrast(self, epoch: int, count: int) -> str:
+        found = "no cluster (every image is noise)" if count == 0 else "one single cluster"
+        advice = (
+            "a larger --cluster.eps or a smaller --cluster.min-samples finds more, --cluster.noise singleton trains on noise"
+            if count == 0
+            else "a smaller --cluster.eps or --cluster.k1 splits it"
+        )
+        return f"epoch {epoch + 1}: {found} among {len(self.labels)} images, nothing to contrast; {advice}"
+
+
+def singleton_classes(labels: Tensor) -> Tensor:
+    """Give each image outside every cluster a class of its own, numbered after the clusters."""
+    classes = labels.clone()
+    alone = labels < 0
+    classes[alone] = int(labels.max()) + 1 + torch.arange(int(alone.sum()))
+    return classes

@@ -1,0 +1,119 @@
+"""Retrieval quality: CMC, mAP and mINP under the single-gallery-shot protocol of Market-1501."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Similarities that exist at a time, in elements: 64 MiB of float32 (its sort takes some four times that).
+_BLOCK = 2**24
+
+
+class Ranking(NamedTuple):
+    """Shares in [0, 1] over the queries that have a match.
+
+    Args:
+        mAP: Mean average precision.
+        mINP: Mean inverse negative penalty: true matches over the rank of the last one (Ye et al., TPAMI 2021).
+        cmc: (ranks,) float64, share of queries whose first match stands at that rank or before.
+        queries: Queries that were ranked.
+        skipped: Queries without a match left in the gallery.
+    """
+
+    mAP: float  # noqa: N815
+    mINP: float  # noqa: N815
+    cmc: Tensor
+    queries: int
+    skipped: int
+
+    def rank(self, k: int) -> float:
+        """Rank-k accuracy."""
+        return float(self.cmc[min(k, len(self.cmc)) - 1]) if len(self.cmc) else 0.0
+
+
+def rank_gallery(
+    query_features: Tensor,
+    query_ids: Tensor,
+    query_cameras: Tensor,
+    gallery_features: Tensor,
+    gallery_ids: Tensor,
+    gallery_cameras: Tensor,
+    *,
+    ranks: int = 50,
+) -> Ranking:
+    """Rank the gallery for each query by dot product, and score the lists.
+
+    For each query the gallery images of the same identity and camera are dropped, as is junk (identity -1); an unknown camera
+    (-1) is never the same as another. Average precision is the mean of the precision at each match. Ties are broken by the
+    lowest gallery index.
+
+    Args:
+        query_features: (q, D) float, unit rows, on any device.
+        query_ids: (q,) int64.
+        query_cameras: (q,) int64.
+        gallery_features: (g, D) float, unit rows, on the same device.
+        gallery_ids: (g,) int64.
+        gallery_cameras: (g,) int64.
+        ranks: Length of the CMC curve; the gallery's size when it is smaller.
+
+    Returns:
+        The scores; all 0 when no query has a match. Blocks of queries against the gallery hold at most 64 MiB of similarities,
+        so MSMT17's 11,659 x 82,161 needs some 400 MB over the features instead of 3.8 GB for the similarities alone.
+
+    Raises:
+        ValueError: Lengths or widths that do not go together.
+    """
+    _check(query_features, query_ids, query_cameras, gallery_features, gallery_ids, gallery_cameras)
+    device = query_features.device
+    gallery_ids, gallery_cameras = gallery_ids.to(device), gallery_cameras.to(device)
+    rows = max(1, _BLOCK // max(1, len(gallery_features)))
+    blocks = [
+        _score(
+            query_features[s : s + rows] @ gallery_features.T,
+            query_ids[s : s + rows].to(device),
+            query_cameras[s : s + rows].to(device),
+            gallery_ids,
+            gallery_cameras,
+        )
+        for s in range(0, len(query_features), rows)
+    ]
+    if not blocks:
+        return Ranking(0.0, 0.0, torch.zeros(0, dtype=torch.float64), 0, 0)
+    ap, inp, first = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    ranked = first > 0
+    length = min(ranks, len(gallery_features))
+    found = torch.bincount(first[ranked].clamp(max=length + 1), minlength=length + 2)[1 : length + 1]
+    n = int(ranked.sum())
+    cmc = found.cumsum(0).double().cpu() / max(n, 1)
+    return Ranking(float(ap.sum()) / max(n, 1), float(inp.sum()) / max(n, 1), cmc, n, len(query_ids) - n)
+
+
+def _score(
+    similarity: Tensor, ids: Tensor, cameras: Tensor, gallery_ids: Tensor, gallery_cameras: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Average precision, inverse negative penalty and rank of the first match (0: none), each (q,)."""
+    same = (ids[:, None] == gallery_ids) & (ids[:, None] >= 0)
+    dropped = (gallery_ids < 0) | (same & (cameras[:, None] == gallery_cameras) & (cameras[:, None] >= 0))
+    order = similarity.argsort(dim=1, descending=True, stable=True)
+    hit = (same & ~dropped).gather(1, order)
+    rank = (~dropped).gather(1, order).cumsum(1).double()
+    hits = hit.cumsum(1)
+    total = hits[:, -1] if hits.shape[1] else hits.new_zeros(len(ids))
+    ap = torch.where(hit, hits / rank.clamp(min=1), 0).sum(1) / total.clamp(min=1)
+    hit_ranks = torch.where(hit, rank, 0)
+    last = hit_ranks.amax(1) if hits.shape[1] else hit_ranks.new_zeros(len(ids))
+    first = torch.where(hit & (hits == 1), rank, 0).sum(1).long()
+    return ap, total / last.clamp(min=1), first
+
+
+def _check(qf: Tensor, qi: Tensor, qc: Tensor, gf: Tensor, gi: Tensor, gc: Tensor) -> None:
+    for name, features, ids, cameras in (("query", qf, qi, qc), ("gallery", gf, gi, gc)):
+        if features.ndim != 2 or ids.shape != features.shape[:1] or cameras.shape != features.shape[:1]:
+            raise ValueError(
+                f"{name}: found features {tuple(features.shape)}, ids {tuple(ids.shape)}, cameras {tuple(cameras.shape)}, "
+                "wanted (m, D), (m,), (m,)"
+            )
+    if qf.shape[1] != gf.shape[1]:
+        raise ValueError(f"query_features have width {qf.shape[1]}, gallery_features {gf.shape[1]}; wanted the same")

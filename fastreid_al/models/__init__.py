@@ -1,0 +1,6 @@
+"""Backbones and the embedding head; BatchNorm over groups."""
+
+from .build import MODELS, ReIdNet, build_model
+from .norm import group_batchnorm
+
+__all__ = ["MODELS", "ReIdNet", "build_model", "group_batchnorm"]

@@ -1,0 +1,131 @@
+"""OSNet (Zhou et al., Omni-Scale Feature Learning for Person Re-Identification, ICCV 2019).
+
+Parameter names are those of the published checkpoints of the authors' library, so that these load strictly.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+#: Widths of the stem and the three stages.
+WIDTHS = {
+    "osnet_x1_0": (64, 256, 384, 512),
+    "osnet_x0_75": (48, 192, 288, 384),
+    "osnet_x0_5": (32, 128, 192, 256),
+    "osnet_x0_25": (16, 64, 96, 128),
+}
+FEATURES = 512
+
+
+class ConvLayer(nn.Module):
+    """Convolution, BatchNorm and, unless linear, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, linear: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        self.relu = nn.Identity() if linear else nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        return self.relu(self.bn(self.conv(x)))
+
+
+class LightConv3x3(nn.Module):
+    """Linear 1x1 convolution, depthwise 3x3, BatchNorm, ReLU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the shape."""
+        return self.relu(self.bn(self.conv2(self.conv1(x))))
+
+
+class ChannelGate(nn.Module):
+    """Weigh channels by a bottleneck over their means; one gate serves all streams of a block."""
+
+    def __init__(self, width: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.global_avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = nn.Conv2d(width, width // reduction, 1)
+        self.relu = nn.ReLU()
+        self.fc2 = nn.Conv2d(width // reduction, width, 1)
+        self.gate_activation = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the shape."""
+        return x * self.gate_activation(self.fc2(self.relu(self.fc1(self.global_avgpool(x)))))
+
+
+class OSBlock(nn.Module):
+    """Four streams of one to four light convolutions, gated and summed around a residual."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        width = outputs // 4
+        self.conv1 = ConvLayer(inputs, width)
+        self.conv2a = LightConv3x3(width)
+        self.conv2b = nn.Sequential(*(LightConv3x3(width) for _ in range(2)))
+        self.conv2c = nn.Sequential(*(LightConv3x3(width) for _ in range(3)))
+        self.conv2d = nn.Sequential(*(LightConv3x3(width) for _ in range(4)))
+        self.gate = ChannelGate(width)
+        self.conv3 = ConvLayer(width, outputs, linear=True)
+        self.downsample = ConvLayer(inputs, outputs, linear=True) if inputs != outputs else None
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H, W)."""
+        residual = x if self.downsample is None else self.downsample(x)
+        x = self.conv1(x)
+        streams = (self.conv2a(x), self.conv2b(x), self.conv2c(x), self.conv2d(x))
+        gated = sum((self.gate(s) for s in streams[1:]), self.gate(streams[0]))
+        return self.relu(self.conv3(gated) + residual)
+
+
+class OSNet(nn.Module):
+    """The network up to its 512 features; the classifier is left out.
+
+    Args:
+        widths: Channels of the stem and of the three stages.
+    """
+
+    def __init__(self, widths: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        stem, first, second, third = widths
+        self.conv1 = ConvLayer(3, stem, kernel=7, stride=2)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.conv2 = _stage(stem, first, shrink=True)
+        self.conv3 = _stage(first, second, shrink=True)
+        self.conv4 = _stage(second, third, shrink=False)
+        self.conv5 = ConvLayer(third, third)
+        self.global_avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Sequential(nn.Linear(third, FEATURES), nn.BatchNorm1d(FEATURES), nn.ReLU())
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 512)."""
+        x = self.maxpool(self.conv1(x))
+        x = self.conv5(self.conv4(self.conv3(self.conv2(x))))
+        return self.fc(self.global_avgpool(x).flatten(1))
+
+
+def _stage(inputs: int, outputs: int, shrink: bool) -> nn.Sequential:
+    blocks: list[nn.Module] = [OSBlock(inputs, outputs), OSBlock(outputs, outputs)]
+    if shrink:
+        blocks.append(nn.Sequential(ConvLayer(outputs, outputs), nn.AvgPool2d(2, stride=2)))
+    return nn.Sequential(*blocks)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)

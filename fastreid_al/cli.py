@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
-from .config import Dataset, Recipe, RunConfig, recipe
+from .config import Dataset, EvaluationConfig, Recipe, RunConfig, recipe
 from .errors import UserError
 
 _VALUE = re.compile(r'(?:Parser key|Option) "(?P<key>[\w.]+)".*Got value: (?P<value>[^\n]*)', re.DOTALL)
@@ -24,7 +24,7 @@ _CHOICES = re.compile(r"Literal\[(?P<choices>[^]]*)\]")
 class Parser(ArgumentParser):
     """A parser whose errors are one line, with the nearest thing that exists."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 and one line."""
         if unknown := re.search(r"unrecognized arguments: (?P<arguments>.*)", message, re.DOTALL):
             text = self._unknown(unknown["arguments"].split())
@@ -38,7 +38,9 @@ class Parser(ArgumentParser):
     def _unknown(self, arguments: list[str]) -> str:
         option = next((a for a in arguments if a.startswith("-")), arguments[0]).split("=")[0]
         known = [o for action in self._actions for o in action.option_strings]
-        near = difflib.get_close_matches(option.replace("-", "_"), {o.replace("-", "_"): o for o in known}, 1, cutoff=0.5)
+        near = difflib.get_close_matches(
+            option.replace("-", "_"), {o.replace("-", "_"): o for o in known}, 1, cutoff=0.5
+        )
         name = "--" + near[0].lstrip("_").replace("_", "-") if near else ""
         return f"unknown option {option}; " + (f"did you mean {name}?" if near else "see --help")
 
@@ -72,7 +74,7 @@ def parse_training(arguments: Sequence[str] | None = None) -> tuple[RunConfig, N
     Returns:
         The configuration, and the options that are not part of it (resume, dry_run).
     """
-    words = with_underscores(sys.argv[1:] if arguments is None else arguments)
+    words = _words(arguments)
     parser = Parser(
         prog="python -m fastreid_al.train",
         description="Train a re-identification model on unlabelled images.",
@@ -96,6 +98,22 @@ def parse_training(arguments: Sequence[str] | None = None) -> tuple[RunConfig, N
     return RunConfig(**{f.name: built[f.name] for f in dataclasses.fields(RunConfig)}), found
 
 
+def parse_evaluation(arguments: Sequence[str] | None = None) -> EvaluationConfig:
+    """Parse `python -m fastreid_al.evaluate`."""
+    parser = Parser(
+        prog="python -m fastreid_al.evaluate",
+        description="Score a checkpoint or a bare weights file on an image set.",
+        allow_abbrev=False,
+    )
+    parser.add_class_arguments(EvaluationConfig, None)
+    built = parser.instantiate_classes(parser.parse_args(_words(arguments)))
+    return EvaluationConfig(**{f.name: built[f.name] for f in dataclasses.fields(EvaluationConfig)})
+
+
+def _words(arguments: Sequence[str] | None) -> list[str]:
+    return with_underscores(sys.argv[1:] if arguments is None else arguments)
+
+
 def _defaults(words: list[str]) -> RunConfig:
     """The defaults hang on a few options, which are read ahead of the others."""
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -107,8 +125,8 @@ def _defaults(words: list[str]) -> RunConfig:
     run_dir = found.run_dir or file.get("run_dir")
     if found.resume and run_dir and (saved := Path(run_dir) / "config.json").is_file():
         return _from_dict(RunConfig, {**json.loads(saved.read_text()), "run_dir": run_dir})
-    dataset = found.dataset or file.get("dataset") or "synthetic"
-    name = found.recipe or file.get("recipe") or "auto"
+    dataset: Any = found.dataset or file.get("dataset") or "synthetic"
+    name: Any = found.recipe or file.get("recipe") or "auto"
     # Wrong names are left to the parser, which says what exists.
     known = dataset in get_args(Dataset) and name in get_args(Recipe)
     return recipe(dataset, name) if known else RunConfig()

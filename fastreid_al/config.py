@@ -206,6 +206,33 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """One evaluation.
+
+    Args:
+        checkpoint: last.pt or best.pt of a run, or a bare weights file.
+        dataset: The image set.
+        data_root: The data root, or the set's own folder; not used by the synthetic set.
+        model: Backbone of a bare weights file; a checkpoint knows its own.
+        pool: Pooling of a bare weights file: avg or gem.
+        height: Height of the images; the checkpoint's own, or 256, when not given.
+        width: Width of the images; the checkpoint's own, or 128, when not given.
+        device: auto, cpu, cuda or cuda:N.
+        synthetic: The drawn image set.
+    """
+
+    checkpoint: str
+    dataset: Dataset = "synthetic"
+    data_root: str = "data"
+    model: ModelName | None = None
+    pool: Literal["avg", "gem"] = "avg"
+    height: int | None = None
+    width: int | None = None
+    device: str = "auto"
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+
 def recipe(dataset: Dataset = "synthetic", name: Recipe = "auto") -> RunConfig:
     """Default settings for one image set.
 

@@ -36,7 +36,9 @@ def self_paced_labels(
     Raises:
         ValueError: The radii are outside [0, the graph's max_distance].
     """
-    labels, tight, loose = (_with_singletons(dbscan(graph, e, min_samples)) for e in (eps, eps - eps_gap, eps + eps_gap))
+    labels, tight, loose = (
+        _with_singletons(dbscan(graph, e, min_samples)) for e in (eps, eps - eps_gap, eps + eps_gap)
+    )
     sizes = np.bincount(labels, minlength=1)
     independence, compactness = 1 - _overlap(labels, loose), 1 - _overlap(labels, tight)
     least_independence, least_compactness = _least(independence, labels), _least(compactness, labels)

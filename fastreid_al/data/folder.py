@@ -24,7 +24,9 @@ def read_folder(root: Path) -> ImageSet:
     if not (root / "train").is_dir():
         records = [Record(path, UNKNOWN, _camera(path)) for path in _images(root)]
         if not records:
-            raise DataError(f"{root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth; name another folder")
+            raise DataError(
+                f"{root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth; name another folder"
+            )
         return ImageSet("folder", root, records, [], [])
     splits = {split: root / split for split in ("train", "query", "gallery")}
     names = sorted({d.name for folder in splits.values() if folder.is_dir() for d in folder.iterdir() if d.is_dir()})
@@ -53,7 +55,9 @@ def _read_split(folder: Path, numbers: dict[str, int]) -> list[Record]:
             "move them into identity folders, or all images out of them"
         )
     if loose and folder.name != "train":
-        raise DataError(f"{folder} holds images outside identity folders; evaluation needs {folder.name}/IDENTITY/IMAGE")
+        raise DataError(
+            f"{folder} holds images outside identity folders; evaluation needs {folder.name}/IDENTITY/IMAGE"
+        )
     return loose or labelled
 
 

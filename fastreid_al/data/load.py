@@ -128,7 +128,9 @@ def _existing(root: Path) -> Path:
     if root.is_dir():
         return root
     if root.exists():
-        raise DataError(f"{root} is a file; name the folder that holds the images (unpack it first if it is an archive)")
+        raise DataError(
+            f"{root} is a file; name the folder that holds the images (unpack it first if it is an archive)"
+        )
     parent = next((p for p in root.absolute().parents if p.is_dir()), Path("/"))
     names = sorted(p.name for p in parent.iterdir())
     near = difflib.get_close_matches(root.name, names, 1, cutoff=0.5)

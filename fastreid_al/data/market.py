@@ -26,7 +26,9 @@ def read_market(name: str, root: Path) -> ImageSet:
     """
     splits = {split: _read_folder(root / folder) for split, folder in FOLDERS.items()}
     if any(r.identity < 0 for r in splits["train"]):
-        raise DataError(f"{root / FOLDERS['train']} holds junk images (identity -1); training images need identities >= 0")
+        raise DataError(
+            f"{root / FOLDERS['train']} holds junk images (identity -1); training images need identities >= 0"
+        )
     return keep_test_apart(ImageSet(name, root, renumber(splits["train"]), splits["query"], splits["gallery"]))
 
 

@@ -705,7 +705,8 @@ def _noise(image: Array, strength: int, stream: _Stream) -> Array:
     """Sensor noise, nearly normal, of standard deviation 0.144 * strength grey levels: uint8 to uint8."""
     octets = stream.octets(4, *image.shape)
     total = octets[0].astype(np.int16) + octets[1] + octets[2] + octets[3] - 510
-    return np.clip(image + ((total * np.int16(strength)) >> 10), 0, 255).astype(np.uint8)
+    noisy: Array = np.clip(image + ((total * np.int16(strength)) >> 10), 0, 255).astype(np.uint8)
+    return noisy
 
 
 def draw_image(config: SyntheticConfig, split: Split, identity: int, camera: int, index: int) -> Array:

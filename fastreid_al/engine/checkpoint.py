@@ -37,7 +37,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             temporary.unlink()
         kept = "the one before it is intact" if path.exists() else "there is none before it"
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise CheckpointError(f"could not write {path} ({reason}); {kept}. Make room, then resume with --resume") from error
+        raise CheckpointError(
+            f"could not write {path} ({reason}); {kept}. Make room, then resume with --resume"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -74,9 +76,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except WeightsError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(state, dict) or "format" not in state or "model" not in state:
-        raise CheckpointError(f"{path} is not a checkpoint of fastreid_al; evaluate a bare weights file with --model NAME")
+        raise CheckpointError(
+            f"{path} is not a checkpoint of fastreid_al; evaluate a bare weights file with --model NAME"
+        )
     if state["format"] > FORMAT:
-        raise CheckpointError(f"{path} was written by a newer fastreid_al (format {state['format']}); update the package")
+        raise CheckpointError(
+            f"{path} was written by a newer fastreid_al (format {state['format']}); update the package"
+        )
     return state
 
 

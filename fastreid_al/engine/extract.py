@@ -31,7 +31,9 @@ def extract_features(model: nn.Module, store: PixelStore, device: torch.device, 
     training = model.training
     model.eval()
     with torch.inference_mode():
-        parts = [model(to_device(store.read(rows), device, normalize)) for rows in torch.arange(len(store)).split(batch)]
+        parts = [
+            model(to_device(store.read(rows), device, normalize)) for rows in torch.arange(len(store)).split(batch)
+        ]
     model.train(training)
     return torch.cat(parts) if parts else torch.zeros(0, 0, device=device)
 

@@ -109,27 +109,14 @@ class Training:
 
     def weights(self) -> dict[str, Any]:
         """The part that evaluation needs."""
-        image, network = self.config.image, self.config.network
-        return {
-            "model": self.model.state_dict(),
-            "network": {"name": self.model.name, "pool": network.pool, "height": image.height, "width": image.width},
-            "epoch": self.epoch,
-        }
+        return {"model": self.model.state_dict(), "network": network_of(self.config), "epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint.
 
         Raises:
-            CheckpointError: It belongs to another network, method or image set, or lacks the state of a training run.
+            CheckpointError: It belongs to other training images.
         """
-        if "optimizer" not in state:
-            raise CheckpointError("the checkpoint holds weights alone; resume from last.pt of a run, not best.pt")
-        check_same_network(state, self.weights()["network"])
-        if state["method_name"] != self.config.method:
-            raise CheckpointError(
-                f"the checkpoint was trained with --method {state['method_name']}, not {self.config.method}; "
-                "resume with that, or start a new run with another --run-dir"
-            )
         check_same_data(state["data"], self.data)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -141,15 +128,36 @@ class Training:
         self.facts, self.history = state["facts"], state["history"]
 
 
-def check_same_network(state: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another network, naming what differs."""
-    different = {k: v for k, v in state["network"].items() if wanted[k] != v}
+def network_of(config: RunConfig) -> dict[str, Any]:
+    """What decides the shape of the network and of its input."""
+    image = config.image
+    return {"name": config.model, "pool": config.network.pool, "height": image.height, "width": image.width}
+
+
+_OPTIONS = {
+    "name": "--model",
+    "pool": "--network.pool",
+    "height": "--image.height",
+    "width": "--image.width",
+    "method": "--method",
+}
+
+
+def check_resumable(state: dict[str, Any], config: RunConfig) -> None:
+    """Refuse, before anything slow is done, a checkpoint of another network or method, naming what differs.
+
+    Raises:
+        CheckpointError: It does not fit the configuration, or lacks the state of a training run.
+    """
+    if "optimizer" not in state:
+        raise CheckpointError("the checkpoint holds weights alone; resume from last.pt of a run, not best.pt")
+    have = {**state["network"], "method": state["method_name"]}
+    want = {**network_of(config), "method": config.method}
+    different = [k for k in want if have[k] != want[k]]
     if different:
-        options = {"name": "--model", "pool": "--network.pool", "height": "--image.height", "width": "--image.width"}
-        have = " ".join(f"{options[k]} {v}" for k, v in different.items())
-        want = " ".join(f"{options[k]} {wanted[k]}" for k in different)
+        trained, asked = (" ".join(f"{_OPTIONS[k]} {side[k]}" for k in different) for side in (have, want))
         raise CheckpointError(
-            f"the checkpoint was trained with {have}, the run asks for {want}; "
+            f"the checkpoint was trained with {trained}, the run asks for {asked}; "
             "resume with the former, or start a new run with another --run-dir"
         )
 
@@ -187,9 +195,7 @@ def train(
         for epoch in range(state.epoch, config.epochs):
             start = time.perf_counter()
             if state.step == 0:
-                state.facts = state.method.label_images(
-                    epoch, lambda: extract_features(state.model, store, device)
-                )
+                state.facts = state.method.label_images(epoch, lambda: extract_features(state.model, store, device))
             labelled = time.perf_counter()
             _train_epoch(state, store, device, reporter, stop, folder)
             record = _epoch_record(state, identities)
@@ -242,7 +248,12 @@ def _epoch_record(state: Training, identities: Tensor | None) -> dict[str, Any]:
             f"epoch {state.epoch + 1}: the loss is not finite (the training diverged); the checkpoint of epoch {state.epoch} "
             "is intact. Lower --optimizer.lr and resume with --resume"
         )
-    record: dict[str, Any] = {"epoch": state.epoch + 1, "loss": loss, "lr": state.scheduler.get_last_lr()[0], **state.facts}
+    record: dict[str, Any] = {
+        "epoch": state.epoch + 1,
+        "loss": loss,
+        "lr": state.scheduler.get_last_lr()[0],
+        **state.facts,
+    }
     if identities is not None:
         record |= {f"pair_{k}": v for k, v in pair_scores(state.method.labels, identities)._asdict().items()}
     return record

@@ -135,8 +135,11 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     panels = figure.subplots(1, 3)
-    groups = (("mAP and rank-1 (%)", ("mAP", "rank1")), ("clusters", ("clusters",)))
-    groups += (("pairs (%)", ("pair_precision", "pair_recall")),)
+    groups: list[tuple[str, list[str]]] = [
+        ("mAP and rank-1 (%)", ["mAP", "rank1"]),
+        ("clusters", ["clusters"]),
+        ("pairs (%)", ["pair_precision", "pair_recall"]),
+    ]
     for axes, (title, keys) in zip(panels, groups, strict=True):
         scale = 1 if title == "clusters" else 100
         for key in keys:

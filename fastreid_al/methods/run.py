@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import RunConfig
+from ..config import EvaluationConfig, ImageConfig, RunConfig
 from ..data import ImageSet, describe, load
 from ..data.augment import Augment
 from ..data.pixels import PixelStore
 from ..data.records import UNKNOWN, Record
 from ..engine.checkpoint import data_fingerprint, load_checkpoint
 from ..engine.extract import Evaluator, decode_records, identities_and_cameras
-from ..engine.loop import Interrupted, Method, Training, train
-from ..engine.report import Reporter, RunFolder, draw_curves, percent
-from ..errors import DataError, UserError
+from ..engine.loop import Interrupted, Method, Training, check_resumable, train
+from ..engine.report import Reporter, RunFolder, draw_curves, percent, ranking_metrics
+from ..errors import CheckpointError, DataError, UserError
+from ..metrics import Ranking
 from ..models import ReIdNet, build_model
+from ..models.weights import read_tensors
 from .supervised import Supervised
 from .ucal import UCAL
+
+SCORES = ("mAP", "mINP", "rank1", "rank5", "rank10")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
     if folder.last.exists() and not resume:
         raise UserError(f"{folder.path} already holds a run: continue it with --resume, or name another with --run-dir")
     saved = load_checkpoint(folder.last) if resume and folder.last.exists() else None
+    if saved is not None:
+        check_resumable(saved, config)
     device = pick_device(config.device)
     images = _load(config, reporter)
     model = _model(config, device, fresh=saved is None)
@@ -96,7 +103,9 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
     image, n = config.image, len(images.train)
     parameters = sum(p.numel() for p in model.parameters())
     pixels = 3 * image.height * image.width
-    reporter.line(f"{config.method} with {model.name}, {parameters / 1e6:.2f} M parameters, {model.features} features, {device}")
+    reporter.line(
+        f"{config.method} with {model.name}, {parameters / 1e6:.2f} M parameters, {model.features} features, {device}"
+    )
     reporter.line(
         f"{config.epochs} epochs of {config.batch.iterations} batches of {config.batch.size} images "
         f"at {image.height} x {image.width}"
@@ -107,6 +116,45 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
         f"feature memory {4 * n * model.features / 2**30:.2f} GiB"
     )
     reporter.line(f"would write to {_run_path(config)}; nothing was written")
+
+
+def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -> Ranking:
+    """Score a checkpoint, or a bare weights file, on the test set of an image set.
+
+    Raises:
+        UserError: The file or the image set cannot be used, in one line.
+    """
+    reporter = reporter or Reporter()
+    device = pick_device(options.device)
+    model, size = _load_network(options)
+    images = load(options.dataset, options.data_root, synthetic=options.synthetic, verbose=False)
+    for line in describe(images):
+        reporter.line(line)
+    if not images.query:
+        raise DataError(f"{images.root} has no query and gallery images: nothing to evaluate on")
+    model.to(device).to(memory_format=torch.channels_last)
+    with tempfile.TemporaryDirectory() as store:
+        ranking = Evaluator(images, size, device, Path(store), reporter.bad_images)(model)
+    scores = ranking_metrics(ranking)
+    reporter.table(f"Test set, %: {options.checkpoint}", ["", *SCORES], [["", *(percent(scores[k]) for k in SCORES)]])
+    _say_skipped(scores, reporter)
+    return ranking
+
+
+def _load_network(options: EvaluationConfig) -> tuple[ReIdNet, ImageConfig]:
+    """The network of a file and the size of its images."""
+    content = read_tensors(Path(options.checkpoint))
+    network = content.get("network", {}) if isinstance(content, dict) else {}
+    name = options.model or network.get("name")
+    if name is None:
+        raise UserError(f"{options.checkpoint} is a bare weights file: name its backbone with --model")
+    if network.get("name", name) != name:
+        raise CheckpointError(
+            f"{options.checkpoint} was trained with --model {network['name']}, not {name}; leave --model out"
+        )
+    model = build_model(name, options.checkpoint, pool=network.get("pool", options.pool), bn_group=0)
+    height = options.height or network.get("height", 256)
+    return model, ImageConfig(height=height, width=options.width or network.get("width", 128))
 
 
 def pick_device(name: str) -> torch.device:
@@ -122,7 +170,9 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"--device {name} is not a device; give auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are here; give --device cpu or auto")
+        raise UserError(
+            f"--device {name}: {torch.cuda.device_count()} CUDA devices are here; give --device cpu or auto"
+        )
     return device
 
 
@@ -135,13 +185,15 @@ def summarise(history: list[dict[str, Any]], folder: RunFolder, reporter: Report
         rows = [("untrained", r) for r in evaluated if r["epoch"] == 0]
         rows += [(f"last (epoch {trained[-1]['epoch']})", trained[-1])]
         rows += [(f"best (epoch {best['epoch']}, chosen on the test set)", best)]
-        keys = ("mAP", "mINP", "rank1", "rank5", "rank10")
-        reporter.table(
-            "Test set, %", ["network", *keys], [[name, *(percent(r[k]) for k in keys)] for name, r in rows]
-        )
-        if trained[-1]["skipped_queries"]:
-            reporter.line(f"{trained[-1]['skipped_queries']} queries have no match in the gallery and were skipped")
+        table = [[name, *(percent(r[k]) for k in SCORES)] for name, r in rows]
+        reporter.table("Test set, %", ["network", *SCORES], table)
+        _say_skipped(trained[-1], reporter)
     reporter.line(f"run folder: {folder.path}")
+
+
+def _say_skipped(scores: dict[str, Any], reporter: Reporter) -> None:
+    if scores["skipped_queries"]:
+        reporter.line(f"{scores['skipped_queries']} queries have no match in the gallery and were skipped")
 
 
 def _run_path(config: RunConfig) -> Path:
@@ -187,7 +239,7 @@ def _model(config: RunConfig, device: torch.device, fresh: bool = True) -> ReIdN
     # A resumed run takes its weights from the checkpoint, wherever it first got them.
     weights = config.weights if fresh else "none"
     model = build_model(config.model, weights, pool=config.network.pool, bn_group=config.network.bn_group)
-    return model.to(device, memory_format=torch.channels_last)
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def _decode(
@@ -199,7 +251,9 @@ def _decode(
     if len(records) < 2:
         raise DataError(f"{images.root}: {len(records)} readable training images; a run needs many more")
     if len(records) < config.cluster.k1 and config.method == "ucal":
-        reporter.warn(f"{len(records)} images are fewer than --cluster.k1 {config.cluster.k1}: lists are as long as the set")
+        reporter.warn(
+            f"{len(records)} images are fewer than --cluster.k1 {config.cluster.k1}: lists are as long as the set"
+        )
     if len(records) < config.batch.size:
         reporter.warn(f"{len(records)} images are fewer than a batch of {config.batch.size}: batches repeat images")
     return store, records

@@ -28,7 +28,9 @@ class Supervised(ContrastiveMethod):
         super().__init__(cameras, batch, memory, seed)
         unknown = int((identities < 0).sum())
         if unknown:
-            raise ValueError(f"{unknown} of {len(identities)} images have no identity; --method ucal trains without labels")
+            raise ValueError(
+                f"{unknown} of {len(identities)} images have no identity; --method ucal trains without labels"
+            )
         # Unreadable images may have taken a whole identity with them, and classes have no gaps.
         self.identities = identities.unique(return_inverse=True)[1]
 

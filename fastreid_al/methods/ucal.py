@@ -49,7 +49,9 @@ class UCAL(ContrastiveMethod):
     ) -> None:
         super().__init__(cameras, batch, memory, seed)
         if cluster.source == "memory" and memory.kind == "cluster":
-            raise ValueError("a cluster memory has no vector per image to cluster: use --cluster.source extract with it")
+            raise ValueError(
+                "a cluster memory has no vector per image to cluster: use --cluster.source extract with it"
+            )
         self.cluster, self.refine, self.refine_from = cluster, refine, refine_from
         #: Threshold of the self-paced selection, fixed at the first clustering.
         self.threshold: float | None = None

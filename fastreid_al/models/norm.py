@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -44,5 +46,5 @@ def group_batchnorm(model: nn.Module, group: int) -> nn.Module:
             for plain, grouped in ((nn.BatchNorm1d, GroupedBatchNorm1d), (nn.BatchNorm2d, GroupedBatchNorm2d)):
                 if type(module) is plain:
                     module.__class__ = grouped
-                    module.group = group
+                    cast(_Grouped, module).group = group
     return model

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .build import ReIdNet
 
 # Published checkpoints carry a NumPy scalar (their rank-1) beside the tensors.
-_SAFE = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
+_SAFE = [np.float64(0).__reduce__()[0], np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
 _DROPPED = ("classifier.", "fc.")
 
 
@@ -40,7 +40,9 @@ def read_tensors(path: Path) -> Any:
             "save its state_dict with torch.save and name that file"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as weights ({str(error).splitlines()[0]}); fetch it again") from error
+        raise WeightsError(
+            f"{path} cannot be read as weights ({str(error).splitlines()[0]}); fetch it again"
+        ) from error
 
 
 def load_imagenet(model: ReIdNet) -> None:
@@ -59,7 +61,7 @@ def load_imagenet(model: ReIdNet) -> None:
             )
         load_weights_file(model, file)
         return
-    weights = torchvision.models.get_model_weights(model.name).DEFAULT  # type: ignore[attr-defined]
+    weights = torchvision.models.get_model_weights(model.name).DEFAULT
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:

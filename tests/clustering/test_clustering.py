@@ -129,7 +129,10 @@ def test_dbscan_puts_a_border_point_into_the_lowest_numbered_cluster() -> None:
         distance[4, core] = distance[core, 4] = 0.2
     np.fill_diagonal(distance, 0)
     matrix = sp.csr_array(np.where(distance < 1, distance, 0))
-    graph = Graph(*(torch.from_numpy(a) for a in (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data)), 0.62)
+    graph = Graph(
+        *(torch.from_numpy(a) for a in (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data)),
+        0.62,
+    )
     assert dbscan(graph, 0.5, min_samples=4).tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1]
 
 

@@ -54,7 +54,9 @@ def test_ranking_equals_the_reference(seed: int, monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_query_with_a_match_scores_zero() -> None:
-    found = rank_similarity(np.zeros((2, 3)), np.array([0, 1]), np.zeros(2, int), np.array([5, 6, -1]), np.zeros(3, int))
+    found = rank_similarity(
+        np.zeros((2, 3)), np.array([0, 1]), np.zeros(2, int), np.array([5, 6, -1]), np.zeros(3, int)
+    )
     assert (found.mAP, found.mINP, found.rank(1), found.queries, found.skipped) == (0, 0, 0, 0, 2)
 
 

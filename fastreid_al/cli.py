@@ -126,10 +126,10 @@ def _defaults(words: list[str]) -> RunConfig:
     if found.resume and run_dir and (saved := Path(run_dir) / "config.json").is_file():
         return _from_dict(RunConfig, {**json.loads(saved.read_text()), "run_dir": run_dir})
     dataset: Any = found.dataset or file.get("dataset") or "synthetic"
-    name: Any = found.recipe or file.get("recipe") or "auto"
+    chosen: Any = found.recipe or file.get("recipe") or "auto"
     # Wrong names are left to the parser, which says what exists.
-    known = dataset in get_args(Dataset) and name in get_args(Recipe)
-    return recipe(dataset, name) if known else RunConfig()
+    known = dataset in get_args(Dataset) and chosen in get_args(Recipe)
+    return recipe(dataset, chosen) if known else RunConfig()
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .build import ReIdNet
 
 # Published checkpoints carry a NumPy scalar (their rank-1) beside the tensors.
-_SAFE = [np.float64(0).__reduce__()[0], np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
+_SAFE: list[Any] = [np.float64(0).__reduce__()[0], np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
 _DROPPED = ("classifier.", "fc.")
 
 
@@ -32,17 +33,17 @@ def read_tensors(path: Path) -> Any:
     if not path.is_file():
         raise WeightsError(f"weights file {path} does not exist; give --weights imagenet, none, or the path of a file")
     try:
-        with torch.serialization.safe_globals(_SAFE):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is not a plain weights file (it is damaged, or holds pickled code, which is never run); "
             "save its state_dict with torch.save and name that file"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise WeightsError(
-            f"{path} cannot be read as weights ({str(error).splitlines()[0]}); fetch it again"
-        ) from error
+    except Exception as error:  # damaged bytes raise nearly any type
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} cannot be read as weights ({reason}); fetch it again") from error
 
 
 def load_imagenet(model: ReIdNet) -> None:

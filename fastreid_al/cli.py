@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, TypeVar, cast, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -19,6 +19,9 @@ from .errors import UserError
 
 _VALUE = re.compile(r'(?:Parser key|Option) "(?P<key>[\w.]+)".*Got value: (?P<value>[^\n]*)', re.DOTALL)
 _CHOICES = re.compile(r"Literal\[(?P<choices>[^]]*)\]")
+
+
+Settings = TypeVar("Settings", RunConfig, EvaluationConfig)
 
 
 class Parser(ArgumentParser):
@@ -94,8 +97,7 @@ def parse_training(arguments: Sequence[str] | None = None) -> tuple[RunConfig, N
         parser.error(str(error))
     if found.resume and not found.run_dir:
         parser.error("--resume needs --run-dir, the folder of the run to continue")
-    built = parser.instantiate_classes(found)
-    return RunConfig(**{f.name: built[f.name] for f in dataclasses.fields(RunConfig)}), found
+    return _from_dict(RunConfig(), found.as_dict()), found
 
 
 def parse_evaluation(arguments: Sequence[str] | None = None) -> EvaluationConfig:
@@ -106,8 +108,8 @@ def parse_evaluation(arguments: Sequence[str] | None = None) -> EvaluationConfig
         allow_abbrev=False,
     )
     parser.add_class_arguments(EvaluationConfig, None)
-    built = parser.instantiate_classes(parser.parse_args(_words(arguments)))
-    return EvaluationConfig(**{f.name: built[f.name] for f in dataclasses.fields(EvaluationConfig)})
+    found = parser.parse_args(_words(arguments))
+    return _from_dict(EvaluationConfig(found.checkpoint), found.as_dict())
 
 
 def _words(arguments: Sequence[str] | None) -> list[str]:
@@ -124,7 +126,7 @@ def _defaults(words: list[str]) -> RunConfig:
     file = _read_settings(Path(found.config)) if found.config else {}
     run_dir = found.run_dir or file.get("run_dir")
     if found.resume and run_dir and (saved := Path(run_dir) / "config.json").is_file():
-        return _from_dict(RunConfig, {**json.loads(saved.read_text()), "run_dir": run_dir})
+        return _from_dict(RunConfig(), {**json.loads(saved.read_text()), "run_dir": run_dir})
     dataset: Any = found.dataset or file.get("dataset") or "synthetic"
     chosen: Any = found.recipe or file.get("recipe") or "auto"
     # Wrong names are left to the parser, which says what exists.
@@ -144,16 +146,16 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return content
 
 
-def _from_dict(kind: Any, values: dict[str, Any]) -> Any:
-    """Rebuild nested dataclasses from `dataclasses.asdict`, after a trip through JSON."""
-    defaults = kind()
-    out = {}
-    for field in dataclasses.fields(kind):
-        default, value = getattr(defaults, field.name), values.get(field.name, getattr(defaults, field.name))
+def _from_dict(defaults: Settings, values: dict[str, Any]) -> Settings:
+    """The defaults with other values: the inverse of `dataclasses.asdict`, also after a trip through JSON."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(defaults):
+        default = getattr(defaults, field.name)
+        value = values.get(field.name, default)
         if dataclasses.is_dataclass(default) and isinstance(value, dict):
-            value = _from_dict(type(default), value)
-        out[field.name] = tuple(value) if isinstance(default, tuple) else value
-    return kind(**out)
+            value = _from_dict(cast(Any, default), value)
+        changes[field.name] = tuple(value) if isinstance(default, tuple) else value
+    return dataclasses.replace(defaults, **changes)
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -183,10 +183,10 @@ def summarise(history: list[dict[str, Any]], folder: RunFolder, reporter: Report
         trained = [r for r in evaluated if r["epoch"] > 0]
         best = max(trained, key=lambda r: r["mAP"])
         rows = [("untrained", r) for r in evaluated if r["epoch"] == 0]
-        rows += [(f"last (epoch {trained[-1]['epoch']})", trained[-1])]
-        rows += [(f"best (epoch {best['epoch']}, chosen on the test set)", best)]
+        rows += [(f"last, epoch {trained[-1]['epoch']}", trained[-1]), (f"best, epoch {best['epoch']}", best)]
         table = [[name, *(percent(r[k]) for k in SCORES)] for name, r in rows]
         reporter.table("Test set, %", ["network", *SCORES], table)
+        reporter.line("best was chosen on the test set; the result to report is last")
         _say_skipped(trained[-1], reporter)
     reporter.line(f"run folder: {folder.path}")
 

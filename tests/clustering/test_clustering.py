@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from conftest import clustered_features, unit
+from helpers import clustered_features, unit
 from references import reference_dbscan, reference_jaccard, reference_ranks, reference_self_paced
 from sklearn.cluster import DBSCAN
 

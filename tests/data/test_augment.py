@@ -23,9 +23,7 @@ def test_flip_equals_torchvision() -> None:
 def test_pad_and_crop_equal_torchvision() -> None:
     images, top, left = batch(), torch.randint(21, (9,)), torch.randint(21, (9,))
     top[0], left[0], top[1], left[1] = 0, 0, 20, 20
-    expected = [
-        tv.crop(tv.pad(i, [10]), int(t), int(x), 32, 16) for i, t, x in zip(images, top, left, strict=True)
-    ]
+    expected = [tv.crop(tv.pad(i, [10]), int(t), int(x), 32, 16) for i, t, x in zip(images, top, left, strict=True)]
     assert torch.equal(pad_crop(images, top, left, 10), torch.stack(expected))
 
 

@@ -63,7 +63,7 @@ def odd_images() -> dict[str, bytes]:
         return out.getvalue()
 
     jpeg = saved(picture(1, (400, 800)), "JPEG")
-    deep = Image.fromarray((np.arange(32 * 16, dtype=np.uint16).reshape(32, 16) * 128))
+    deep = Image.fromarray(np.arange(32 * 16, dtype=np.uint16).reshape(32, 16) * 128)
     frames = [picture(2), picture(3)]
     return {
         "truncated.jpg": jpeg[: len(jpeg) // 3],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import unit
+from helpers import unit
 from references import reference_instance_loss, reference_update
 
 from fastreid_al.memory import ClusterMemory, InstanceMemory, class_means, contrast_loss, update_rows_
@@ -24,9 +24,7 @@ def test_instance_loss_equals_the_reference() -> None:
     memory = InstanceMemory(momentum=0.2, temperature=0.05)
     memory.start(bank)
     memory.begin_epoch(bank, CLASSES)
-    expected = reference_instance_loss(
-        features.numpy(), bank.numpy(), CLASSES.numpy(), CLASSES[rows].numpy(), 0.05
-    )
+    expected = reference_instance_loss(features.numpy(), bank.numpy(), CLASSES.numpy(), CLASSES[rows].numpy(), 0.05)
     assert memory.loss(features, rows).item() == pytest.approx(expected, abs=1e-10)
 
 
@@ -54,7 +52,7 @@ def test_class_means_are_means_of_members() -> None:
     bank = rows_of(10)
     means = class_means(bank, CLASSES, 4)
     for c in range(4):
-        assert torch.allclose(means[c], bank[CLASSES == c].mean(0))
+        assert torch.allclose(means[c], bank[c == CLASSES].mean(0))
 
 
 def test_cluster_memory_starts_from_normalised_means_and_moves_in_order() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import unit
+from helpers import unit
 from references import hand_ranking_case, reference_pairs, reference_ranking
 from torch import Tensor
 

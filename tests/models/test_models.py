@@ -60,7 +60,9 @@ def test_gem_of_large_power_approaches_the_maximum() -> None:
 def test_osnet_has_the_published_size_and_names() -> None:
     names = json.loads((Path(__file__).parent / "osnet_names.json").read_text())
     backbone = build_model("osnet_x1_0", "none").backbone
-    assert {k: list(v.shape) for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")} == names
+    assert {
+        k: list(v.shape) for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")
+    } == names
     assert 2.1e6 < sum(p.numel() for p in backbone.parameters()) < 2.3e6
 
 
@@ -119,7 +121,7 @@ def test_published_osnet_checkpoint_loads_strictly(tmp_path: Path) -> None:
     torch.save({"state_dict": state, "epoch": 250, "rank1": np.float64(0.9)}, tmp_path / "model.pth.tar")
     model = build_model("osnet_x0_25", tmp_path / "model.pth.tar")
     assert torch.equal(model.backbone.conv1.conv.weight, state["module.conv1.conv.weight"])
-    with pytest.raises(WeightsError, match="does not fit osnet_x0_5.*choose the --model"):
+    with pytest.raises(WeightsError, match=r"does not fit osnet_x0_5.*choose the --model"):
         build_model("osnet_x0_5", tmp_path / "model.pth.tar")
 
 
@@ -150,7 +152,9 @@ def test_failed_download_names_the_file_and_its_place(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
-    with pytest.raises(WeightsError, match=r"put resnet50-\w+\.pth at .*checkpoints/resnet50-\w+\.pth, or .*--weights none"):
+    with pytest.raises(
+        WeightsError, match=r"put resnet50-\w+\.pth at .*checkpoints/resnet50-\w+\.pth, or .*--weights none"
+    ):
         build_model("resnet50", "imagenet")
 
 
@@ -171,7 +175,8 @@ def test_pickled_code_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "cannot be read|not a plain"), (b"junk" * 100, "cannot be read|not a plain"), (None, "does not exist")]
+    ("content", "message"),
+    [(b"", "cannot be read|not a plain"), (b"junk" * 100, "cannot be read|not a plain"), (None, "does not exist")],
 )
 def test_damaged_weights_files_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "weights.pth"

@@ -1,0 +1,148 @@
+"""The methods: what each gives the loop, and what stands in its way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import clustered_features
+from torch import Tensor
+
+from fastreid_al.clustering import jaccard_graph, self_paced_labels
+from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig
+from fastreid_al.errors import TrainingError
+from fastreid_al.methods import UCAL, Supervised
+from fastreid_al.methods.ucal import singleton_classes
+
+N = 200
+FEATURES = torch.from_numpy(clustered_features(N, 15, spread=1.2)).float()
+CAMERAS = torch.arange(N) % 4
+BATCH = BatchConfig(size=16, per_identity=4, iterations=3)
+
+
+def ucal(refine=None, memory: MemoryConfig | None = None, **cluster: object) -> UCAL:
+    settings = ClusterConfig(**{"k1": 15, **cluster})  # type: ignore[arg-type]
+    return UCAL(CAMERAS, settings, BATCH, memory or MemoryConfig(), seed=0, refine=refine, refine_from=2)
+
+
+def test_base_clusters_the_features_and_makes_noise_singletons() -> None:
+    method = ucal()
+    facts = method.label_images(0, lambda: FEATURES)
+    expected, threshold = self_paced_labels(jaccard_graph(FEATURES, 15))
+    assert torch.equal(method.labels, expected)
+    assert method.threshold == threshold
+    assert facts["classes"] == facts["clusters"] + facts["alone"]
+    alone = method.memory.classes[method.labels < 0]
+    assert len(alone.unique()) == len(alone)
+    assert int(alone.min()) == facts["clusters"]
+
+
+def test_dropped_noise_is_never_drawn() -> None:
+    method = ucal(noise="drop", eps=0.4)
+    method.label_images(0, lambda: FEATURES)
+    assert (method.labels < 0).any()
+    rows = torch.cat(list(method.batches(0)))
+    assert (method.labels[rows] >= 0).all()
+
+
+def test_memory_is_clustered_after_the_first_epoch() -> None:
+    method = ucal()
+    calls: list[int] = []
+
+    def extract() -> Tensor:
+        calls.append(1)
+        return FEATURES
+
+    for epoch in range(3):
+        method.label_images(epoch, extract)
+    assert len(calls) == 1
+    fresh = ucal(source="extract", memory=MemoryConfig(kind="cluster"))
+    for epoch in range(3):
+        fresh.label_images(epoch, extract)
+    assert len(calls) == 4
+
+
+def test_threshold_is_fixed_at_the_first_clustering() -> None:
+    method = ucal(source="extract")
+    method.label_images(0, lambda: FEATURES)
+    first = method.threshold
+    method.label_images(1, lambda: torch.from_numpy(clustered_features(N, 15, spread=0.9, seed=4)).float())
+    assert method.threshold == first
+
+
+def test_questions_refine_the_clusters_from_their_epoch_on() -> None:
+    seen: list[int] = []
+
+    def refine(epoch: int, features: Tensor, labels: Tensor) -> Tensor:
+        seen.append(epoch)
+        return torch.where(labels == 1, 0, labels).clamp(max=1)
+
+    method = ucal(refine)
+    for epoch in range(4):
+        method.label_images(epoch, lambda: FEATURES)
+    assert seen == [2, 3]
+    assert int(method.labels.max()) == 1
+    assert torch.equal(method.memory.classes[method.labels >= 0], method.labels[method.labels >= 0])
+
+
+def test_supervised_trains_on_true_identities_without_gaps() -> None:
+    identities = torch.tensor([7, 3, 7, 9, 3])
+    method = Supervised(identities, torch.zeros(5, dtype=torch.int64), BATCH, MemoryConfig(), seed=0)
+    method.label_images(0, lambda: FEATURES[:5])
+    assert method.labels.tolist() == [1, 0, 1, 2, 0]
+    with pytest.raises(ValueError, match="1 of 2 images have no identity"):
+        Supervised(torch.tensor([0, -1]), torch.zeros(2, dtype=torch.int64), BATCH, MemoryConfig(), seed=0)
+
+
+def test_loss_falls_when_features_move_along_its_gradient() -> None:
+    method = ucal()
+    method.label_images(0, lambda: FEATURES)
+    rows = next(iter(method.batches(0)))
+    features = FEATURES[rows].clone().requires_grad_()
+    before = method.loss(features, rows)
+    before.backward()
+    after = method.loss(torch.nn.functional.normalize(FEATURES[rows] - 0.01 * features.grad), rows)
+    assert after < before
+
+
+def test_state_continues_bit_for_bit() -> None:
+    first = ucal()
+    first.label_images(0, lambda: FEATURES)
+    first.update(FEATURES[10:26], torch.arange(16))
+    other = ucal()
+    other.load_state_dict(first.state_dict())
+    assert first.label_images(1, lambda: FEATURES) == other.label_images(1, lambda: FEATURES)
+    assert torch.equal(first.labels, other.labels)
+    assert all(torch.equal(a, b) for a, b in zip(first.batches(1), other.batches(1), strict=True))
+
+
+def test_all_noise_with_dropping_says_what_to_change() -> None:
+    with pytest.raises(TrainingError, match=r"epoch 1: no cluster .*--cluster.eps .*--cluster.noise singleton"):
+        ucal(noise="drop", min_samples=100).label_images(0, lambda: FEATURES)
+
+
+def test_all_noise_with_singletons_trains() -> None:
+    facts = ucal(min_samples=100).label_images(0, lambda: FEATURES)
+    assert (facts["clusters"], facts["classes"]) == (0, N)
+
+
+def test_one_single_cluster_says_what_to_change() -> None:
+    same = torch.ones(30, 4) / 2
+    with pytest.raises(TrainingError, match=r"one single cluster among 30 images.*--cluster.eps"):
+        UCAL(CAMERAS[:30], ClusterConfig(), BATCH, MemoryConfig(), 0).label_images(0, lambda: same)
+
+
+def test_features_that_are_not_finite_are_counted() -> None:
+    broken = FEATURES.clone()
+    broken[3:5] = torch.nan
+    with pytest.raises(TrainingError, match=r"features of 2 of 200 images are not finite.*--optimizer.lr"):
+        ucal().label_images(0, lambda: broken)
+
+
+def test_a_cluster_memory_cannot_be_clustered() -> None:
+    with pytest.raises(ValueError, match=r"--cluster.source extract"):
+        ucal(memory=MemoryConfig(kind="cluster"))
+
+
+def test_singletons_are_numbered_after_the_clusters() -> None:
+    assert singleton_classes(torch.tensor([1, -1, 0, -1])).tolist() == [1, 2, 0, 3]
+    assert singleton_classes(torch.tensor([-1, -1])).tolist() == [0, 1]

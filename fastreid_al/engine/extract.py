@@ -10,13 +10,20 @@ from torch import Tensor, nn
 
 from ..config import ImageConfig
 from ..data.augment import normalize
-from ..data.pixels import BadImage, PixelStore, decode
+from ..data.pixels import PixelStore, decode
 from ..data.records import ImageSet, Record
 from ..errors import DataError
 from ..metrics import Ranking, rank_gallery
+from .report import Reporter
 
 
-def extract_features(model: nn.Module, store: PixelStore, device: torch.device, batch: int = 256) -> Tensor:
+def extract_features(
+    model: nn.Module,
+    store: PixelStore,
+    device: torch.device,
+    batch: int = 256,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
     """Features of all images under the present weights, in evaluation mode.
 
     Args:
@@ -24,16 +31,19 @@ def extract_features(model: nn.Module, store: PixelStore, device: torch.device, 
         store: The images.
         device: Where the model lies.
         batch: Images at a time.
+        on_progress: Called with (images done, images in all).
 
     Returns:
         (n, D) float32 on the device: 267 MB at n = 32,621 and 8.2 GB at 1e6 for D = 2,048.
     """
     training = model.training
     model.eval()
+    parts: list[Tensor] = []
     with torch.inference_mode():
-        parts = [
-            model(to_device(store.read(rows), device, normalize)) for rows in torch.arange(len(store)).split(batch)
-        ]
+        for rows in torch.arange(len(store)).split(batch):
+            parts.append(model(to_device(store.read(rows), device, normalize)))
+            if on_progress is not None:
+                on_progress(int(rows[-1]) + 1, len(store))
     model.train(training)
     return torch.cat(parts) if parts else torch.zeros(0, 0, device=device)
 
@@ -51,19 +61,14 @@ class Evaluator:
         config: Size of the images and budget of the pixel store.
         device: Where the model lies.
         store_dir: Folder of a memory-mapped store.
-        on_bad: Called with the images that could not be read.
+        reporter: Shows progress and names unreadable images.
     """
 
     def __init__(
-        self,
-        images: ImageSet,
-        config: ImageConfig,
-        device: torch.device,
-        store_dir: Path | None = None,
-        on_bad: Callable[[str, list[BadImage]], None] | None = None,
+        self, images: ImageSet, config: ImageConfig, device: torch.device, store_dir: Path, reporter: Reporter
     ) -> None:
         self._images, self._config, self._device = images, config, device
-        self._store_dir, self._on_bad = store_dir, on_bad
+        self._store_dir, self._reporter = store_dir, reporter
         self._splits: dict[str, tuple[PixelStore, Tensor, Tensor]] = {}
 
     def __call__(self, model: nn.Module) -> Ranking:
@@ -75,15 +80,14 @@ class Evaluator:
         sides = []
         for split in ("query", "gallery"):
             store, ids, cameras = self._decoded(split)
-            sides += [extract_features(model, store, self._device), ids, cameras]
+            with self._reporter.progress(f"extracting {split}", len(store)) as update:
+                sides += [extract_features(model, store, self._device, on_progress=update), ids, cameras]
         return rank_gallery(*sides)
 
     def _decoded(self, split: str) -> tuple[PixelStore, Tensor, Tensor]:
         if split not in self._splits:
             records = [r for r in self._images.splits[split] if r.identity >= 0]
-            store, kept = decode_records(records, self._config, self._store_dir)
-            if self._on_bad is not None:
-                self._on_bad(split, store.bad)
+            store, kept = decode_records(records, split, self._config, self._store_dir, self._reporter)
             if not kept:
                 raise DataError(f"{self._images.root}: no readable {split} image; evaluation needs query and gallery")
             self._splits[split] = store, *identities_and_cameras(kept)
@@ -91,20 +95,19 @@ class Evaluator:
 
 
 def decode_records(
-    records: Sequence[Record],
-    config: ImageConfig,
-    store_dir: Path | None,
-    on_progress: Callable[[int, int], None] | None = None,
+    records: Sequence[Record], split: str, config: ImageConfig, store_dir: Path, reporter: Reporter
 ) -> tuple[PixelStore, list[Record]]:
-    """Decode the images of records; returns the store and the records that could be read."""
-    store = decode(
-        [r.path for r in records],
-        config.height,
-        config.width,
-        store_gib=config.store_gib,
-        store_dir=config.store_dir or store_dir,
-        on_progress=on_progress,
-    )
+    """Decode the images of a split; returns the store and the records that could be read."""
+    with reporter.progress(f"decoding {split}", len(records)) as update:
+        store = decode(
+            [r.path for r in records],
+            config.height,
+            config.width,
+            store_gib=config.store_gib,
+            store_dir=config.store_dir or store_dir,
+            on_progress=update,
+        )
+    reporter.bad_images(split, store.bad)
     return store, [records[i] for i in store.kept.tolist()]
 
 

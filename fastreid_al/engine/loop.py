@@ -121,11 +121,18 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.method.load_state_dict(state["method"])
+        self.method.load_state_dict(_moved(state["method"], next(self.model.parameters()).device))
         self.augment.generator.set_state(state["random"]["augment"])
         torch.set_rng_state(state["random"]["torch"])
         self.epoch, self.step, self.loss = state["epoch"], state["step"], state["loss"]
         self.facts, self.history = state["facts"], state["history"]
+
+
+def _moved(state: Any, device: torch.device) -> Any:
+    """Nested dictionaries with their tensors on a device."""
+    if isinstance(state, dict):
+        return {k: _moved(v, device) for k, v in state.items()}
+    return state.to(device) if isinstance(state, Tensor) else state
 
 
 def network_of(config: RunConfig) -> dict[str, Any]:
@@ -191,11 +198,16 @@ def train(
     folder.rewrite_metrics(state.history)
     if evaluate is not None and config.evaluate_untrained and not state.history:
         _record(state, folder, reporter, {"epoch": 0, **ranking_metrics(evaluate(state.model))})
+
+    def extract() -> Tensor:
+        with reporter.progress("extracting", len(store)) as update:
+            return extract_features(state.model, store, device, on_progress=update)
+
     with _stop_signals() as stop:
         for epoch in range(state.epoch, config.epochs):
             start = time.perf_counter()
             if state.step == 0:
-                state.facts = state.method.label_images(epoch, lambda: extract_features(state.model, store, device))
+                state.facts = state.method.label_images(epoch, extract)
             labelled = time.perf_counter()
             _train_epoch(state, store, device, reporter, stop, folder)
             record = _epoch_record(state, identities)

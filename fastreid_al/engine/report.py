@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +24,7 @@ from .checkpoint import write_atomically, write_json
 T = TypeVar("T")
 _PACKAGES = ("fastreid_al", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow")
 _BAD_SHOWN = 10
+_QUIET_SECONDS = 60
 
 
 class Reporter:
@@ -51,14 +52,25 @@ class Reporter:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-        """A bar on a terminal, nothing elsewhere; gives a function of (done, in all)."""
+        """A bar on a terminal, elsewhere a line a minute; gives a function of (done, in all)."""
         if not self.console.is_terminal:
-            yield lambda done, all_: None
+            yield self._line_a_minute(what)
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(what, total=total)
             yield lambda done, all_: bar.update(task, completed=done, total=all_)
+
+    def _line_a_minute(self, what: str) -> Callable[[int, int], None]:
+        said = time.monotonic()
+
+        def update(done: int, total: int) -> None:
+            nonlocal said
+            if time.monotonic() - said >= _QUIET_SECONDS:
+                said = time.monotonic()
+                self.line(f"  {what}: {done:,} of {total:,}")
+
+        return update
 
     def track(self, what: str, items: Iterable[T], total: int, done: int = 0) -> Iterator[T]:
         """Iterate with a bar."""
@@ -152,8 +164,3 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
-
-
-def to_stderr(text: str) -> None:
-    """One line for a person, on standard error."""
-    print(text, file=sys.stderr)

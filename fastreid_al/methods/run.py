@@ -75,7 +75,7 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
             device,
             folder,
             reporter,
-            Evaluator(images, config.image, device, folder.path, reporter.bad_images) if images.query else None,
+            Evaluator(images, config.image, device, folder.path, reporter) if images.query else None,
             identities if (identities != UNKNOWN).all() else None,
         )
     except Interrupted:
@@ -134,7 +134,7 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
         raise DataError(f"{images.root} has no query and gallery images: nothing to evaluate on")
     model.to(device).to(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as store:
-        ranking = Evaluator(images, size, device, Path(store), reporter.bad_images)(model)
+        ranking = Evaluator(images, size, device, Path(store), reporter)(model)
     scores = ranking_metrics(ranking)
     reporter.table(f"Test set, %: {options.checkpoint}", ["", *SCORES], [["", *(percent(scores[k]) for k in SCORES)]])
     _say_skipped(scores, reporter)
@@ -245,9 +245,7 @@ def _model(config: RunConfig, device: torch.device, fresh: bool = True) -> ReIdN
 def _decode(
     images: ImageSet, config: RunConfig, folder: RunFolder, reporter: Reporter
 ) -> tuple[PixelStore, list[Record]]:
-    with reporter.progress("decoding", len(images.train)) as update:
-        store, records = decode_records(images.train, config.image, folder.path, update)
-    reporter.bad_images("train", store.bad)
+    store, records = decode_records(images.train, "train", config.image, folder.path, reporter)
     if len(records) < 2:
         raise DataError(f"{images.root}: {len(records)} readable training images; a run needs many more")
     if len(records) < config.cluster.k1 and config.method == "ucal":

@@ -34,7 +34,6 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 from PIL import Image
 
 from fastreid_al.config import SyntheticConfig
@@ -937,7 +936,9 @@ def cached_synthetic(
     """
     _check(config)
     if cache is None:
-        cache = Path(os.environ.get("FASTREID_AL_CACHE") or platformdirs.user_cache_dir("fastreid_al"))
+        from platformdirs import user_cache_dir
+
+        cache = Path(os.environ.get("FASTREID_AL_CACHE") or user_cache_dir("fastreid_al"))
     values = astuple(config)
     digest = hashlib.blake2b(repr((DRAWING_VERSION, values)).encode(), digest_size=4).hexdigest()
     name = "-".join(["synthetic", f"v{DRAWING_VERSION}", *map(str, values), digest])

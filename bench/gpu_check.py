@@ -1,0 +1,190 @@
+"""Run the GPU tests and the benchmarks at MSMT17's size on this machine's CUDA device: `python bench/gpu_check.py --out DIR`.
+
+Writes one file, DIR/gpu-DEVICE-DATE.json, and exits with 1 where a test or a benchmark failed, did not end in time, or could
+not run. Without a CUDA device nothing is run and nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Fastest first, so that a limit that is too short costs the fewest figures.
+BENCHMARKS = ("bench_train_step.py", "bench_pseudo_labels.py", "bench_ranking.py")
+PACKAGES = ("fastreid_al", "torch", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "pytest-benchmark")
+#: Packages that only some tests and benchmarks need; these skip without them.
+OPTIONAL = ("sklearn", "rich", "platformdirs", "matplotlib")
+TAIL = 4_000
+
+
+def main() -> int:
+    """Run everything; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
+    parser.add_argument("--scale", choices=("small", "market", "msmt17"), default="msmt17", help="size of the problems")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=450,
+        metavar="SECONDS",
+        help="time for all of it; what has not ended then is stopped",
+    )
+    options = parser.parse_args()
+    try:
+        import torch
+    except ImportError:
+        print("no PyTorch: nothing was run and nothing is claimed")
+        return 1
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing was run and nothing is claimed")
+        return 0
+    device = torch.cuda.get_device_name()
+    now = datetime.datetime.now().astimezone()
+    deadline = time.monotonic() + options.limit
+    report: dict[str, Any] = {
+        "date": now.isoformat(timespec="seconds"),
+        "device": device,
+        "versions": versions(torch.version.cuda),
+        "not_installed": [name for name in OPTIONAL if importlib.util.find_spec(name) is None],
+        "commit": output_of("git", "rev-parse", "HEAD"),
+        "scale": options.scale,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        # Tests get the smaller half at most: one that hangs must not cost all figures.
+        report["tests"] = run_tests(Path(scratch), min(deadline, time.monotonic() + 0.4 * options.limit))
+        report["benchmarks"] = [run_benchmarks(name, options.scale, Path(scratch), deadline) for name in BENCHMARKS]
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"gpu-{slug}-{now:%Y%m%d}.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print_summary(report)
+    print(path)
+    return int(any(not part["ok"] for part in (report["tests"], *report["benchmarks"])))
+
+
+def run_tests(scratch: Path, deadline: float) -> dict[str, Any]:
+    """Run the tests marked gpu; counts by outcome and the end of what they said."""
+    # Only the files that have such tests: others import packages that this machine may lack.
+    files = [str(p) for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in p.read_text()]
+    results = scratch / "tests.xml"
+    ran = run_pytest([*files, "-m", "gpu", "-rs", f"--junitxml={results}"], deadline)
+    counts: dict[str, int] = {}
+    if results.exists():
+        suite = next(ElementTree.parse(results).iter("testsuite"))
+        counts = {key: int(suite.get(key, 0)) for key in ("failures", "errors", "skipped")}
+        counts["passed"] = int(suite.get("tests", 0)) - sum(counts.values())
+    # A pytest that ran no test exits with 5, one that skipped them all with 0: neither shows anything.
+    return {"ok": ran["exit"] == 0 and counts.get("passed", 0) > 0, **counts, **ran}
+
+
+def run_benchmarks(name: str, scale: str, scratch: Path, deadline: float) -> dict[str, Any]:
+    """Run one file of benchmarks; its figures, and the end of what it said where it failed."""
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        return {"ok": False, "file": name, "exit": None, "output": "pytest-benchmark is not installed", "figures": []}
+    results = scratch / f"{name}.json"
+    ran = run_pytest(
+        [
+            *(str(ROOT / "bench" / name), "--benchmark-only", "-rs"),
+            *("--device", "cuda", "--scale", scale, f"--benchmark-json={results}"),
+        ],
+        deadline,
+    )
+    # The file is there but empty when pytest was stopped.
+    content = json.loads(results.read_text()) if results.exists() and results.stat().st_size else {"benchmarks": []}
+    figures = [
+        {
+            "name": b["name"],
+            "group": b["group"],
+            "median_s": b["stats"]["median"],
+            "rounds": b["stats"]["rounds"],
+            "extra_info": b["extra_info"],
+        }
+        for b in content["benchmarks"]
+    ]
+    ok = ran["exit"] == 0 and bool(figures)
+    if ok:
+        del ran["output"]
+    return {"ok": ok, "file": name, **ran, "figures": figures}
+
+
+def run_pytest(arguments: list[str], deadline: float) -> dict[str, Any]:
+    """Run pytest until the deadline; its exit status (None: stopped), seconds and last output."""
+    start = time.monotonic()
+    # The project's own options name pytest-benchmark's, which may not be installed.
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", *arguments]
+    with tempfile.TemporaryFile("w+") as log:
+        # A session of its own, so that the processes that measure memory are stopped with it.
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            status: int | None = process.wait(max(1.0, deadline - start))
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            status = None
+        log.seek(0)
+        text = log.read()
+    if status is None:
+        text += f"\nstopped at the limit, after {time.monotonic() - start:.0f} s"
+    return {"exit": status, "seconds": round(time.monotonic() - start, 1), "output": text[-TAIL:]}
+
+
+def versions(cuda: str | None) -> dict[str, str | None]:
+    """What stands beneath the figures; None where it is not here."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": cuda}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    found["driver"] = driver.splitlines()[0] if driver else None
+    return found
+
+
+def output_of(*command: str) -> str | None:
+    """What a command prints, None where it is missing or fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    except (subprocess.SubprocessError, OSError):
+        return None
+    return done.stdout.strip()
+
+
+def print_summary(report: dict[str, Any]) -> None:
+    """A line per part and figure; the output of whatever failed."""
+    tests = report["tests"]
+    counts = ", ".join(f"{tests.get(key, '?')} {key}" for key in ("passed", "failures", "errors", "skipped"))
+    print(f"{report['device']}: gpu tests: {counts}")
+    for part in report["benchmarks"]:
+        for figure in part["figures"]:
+            memory = figure["extra_info"].get("peak_extra_MiB")
+            print(f"  {figure['name']}: {figure['median_s']:.4g} s, {memory} MiB")
+    for part in (tests, *report["benchmarks"]):
+        if not part["ok"]:
+            print(f"failed: {part.get('file', 'tests')}\n{part['output']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -72,10 +72,7 @@ def load(
         DataError: No such set, folder or image; the message says what was looked for, where, and what lies nearest.
     """
     if name == "synthetic":
-        from .synthetic import cached_synthetic
-
-        images = read_msmt17(cached_synthetic(synthetic or SyntheticConfig()), validation=validation)
-        images = ImageSet("synthetic", images.root, images.train, images.query, images.gallery)
+        images = _load_synthetic(synthetic or SyntheticConfig(), validation)
     elif name == "folder":
         images = read_folder(_existing(Path(root)))
     elif name == "msmt17":
@@ -89,6 +86,21 @@ def load(
     if verbose:
         print("\n".join(describe(images, validation=validation)))
     return images
+
+
+def _load_synthetic(config: SyntheticConfig, validation: bool) -> ImageSet:
+    from .synthetic import cached_synthetic
+
+    try:
+        folder = cached_synthetic(config)
+    except ValueError as error:
+        raise DataError(f"--synthetic: {error}") from error
+    except OSError as error:
+        raise DataError(
+            f"could not draw the synthetic set ({error}); name a folder with room in FASTREID_AL_CACHE"
+        ) from error
+    images = read_msmt17(folder, validation=validation)
+    return ImageSet("synthetic", images.root, images.train, images.query, images.gallery)
 
 
 def find_set(name: str, root: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -14,10 +14,8 @@ import torchvision
 from torch import Tensor
 
 from ..errors import WeightsError
+from .head import ReIdNet
 from .osnet import WIDTHS
-
-if TYPE_CHECKING:
-    from .build import ReIdNet
 
 # Published checkpoints carry a NumPy scalar (their rank-1) beside the tensors.
 _SAFE: list[Any] = [np.float64(0).__reduce__()[0], np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]

@@ -12,17 +12,9 @@ import pytest
 from PIL import Image
 
 from fastreid_al.config import MSMT17_SIZE, SyntheticConfig
-from fastreid_al.data import synthetic
-from fastreid_al.data.synthetic import (
-    CLOTH_COLOURS,
-    TWIN_TRAITS,
-    cached_synthetic,
-    draw_image,
-    jpeg_quality,
-    traits_of,
-    twin_of,
-    write_synthetic,
-)
+from fastreid_al.data import drawing, synthetic
+from fastreid_al.data.drawing import CLOTH_COLOURS, TWIN_TRAITS, draw_image, jpeg_quality, traits_of, twin_of
+from fastreid_al.data.synthetic import cached_synthetic, write_synthetic
 
 SMALL = SyntheticConfig(10, 120, 9, 30, 80, cameras=4, height=48)
 
@@ -109,7 +101,7 @@ def test_pixels_are_the_pinned_ones(key: tuple[synthetic.Split, int, int, int]) 
 def test_an_image_does_not_depend_on_what_was_drawn_before() -> None:
     keys = [(identity, camera, 5) for identity in range(3) for camera in (1, 2)]
     forwards = [draw_image(SMALL, "test", *key) for key in keys]
-    synthetic._camera.cache_clear()
+    drawing._camera.cache_clear()
     traits_of.cache_clear()
     backwards = [draw_image(SMALL, "test", *key) for key in reversed(keys)][::-1]
     assert all(np.array_equal(a, b) for a, b in zip(forwards, backwards, strict=True))
@@ -146,7 +138,7 @@ def test_a_twin_differs_from_its_original_in_one_visible_trait() -> None:
 
 
 def test_every_pair_of_garment_colours_leaves_a_twin_a_third_one() -> None:
-    assert all(synthetic._unlike(a, b) for a in CLOTH_COLOURS for b in CLOTH_COLOURS)
+    assert all(drawing._unlike(a, b) for a in CLOTH_COLOURS for b in CLOTH_COLOURS)
 
 
 def test_jpeg_quality_varies_from_40_to_95() -> None:

@@ -205,8 +205,8 @@ def test_few_unlabelled_images_of_one_camera_train_with_warnings(
     (tmp_path / "crops").mkdir()
     for number, path in enumerate(train_images(copied)[:7]):
         shutil.copy(path, tmp_path / "crops" / f"{number}_c1.jpg")
-    near = replace(copied.cluster, eps=0.1)
-    config = replace(copied, dataset="folder", data_root=str(tmp_path / "crops"), cluster=near)
+    none = replace(copied.cluster, min_samples=8)
+    config = replace(copied, dataset="folder", data_root=str(tmp_path / "crops"), cluster=none)
     finished = run_training(config)
     printed = capsys.readouterr().out
     assert "7 images are fewer than --cluster.k1 8" in printed

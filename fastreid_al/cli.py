@@ -10,18 +10,18 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast, get_args
+from typing import Any, Literal, NoReturn, TypeVar, cast, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
-from .config import Dataset, EvaluationConfig, Recipe, RunConfig, recipe
+from .config import MSMT17_SIZE, Dataset, EvaluationConfig, Recipe, RunConfig, SyntheticConfig, recipe
 from .errors import UserError
 
 _VALUE = re.compile(r'(?:Parser key|Option) "(?P<key>[\w.]+)".*Got value: (?P<value>[^\n]*)', re.DOTALL)
 _CHOICES = re.compile(r"Literal\[(?P<choices>[^]]*)\]")
 
 
-Settings = TypeVar("Settings", RunConfig, EvaluationConfig)
+Settings = TypeVar("Settings", RunConfig, EvaluationConfig, SyntheticConfig)
 
 
 class Parser(ArgumentParser):
@@ -110,6 +110,29 @@ def parse_evaluation(arguments: Sequence[str] | None = None) -> EvaluationConfig
     parser.add_class_arguments(EvaluationConfig, None)
     found = parser.parse_args(_words(arguments))
     return _from_dict(EvaluationConfig(found.checkpoint), found.as_dict())
+
+
+def parse_synthesis(arguments: Sequence[str] | None = None) -> tuple[Path, SyntheticConfig]:
+    """Parse `python -m fastreid_al.synthesize`."""
+    parser = Parser(
+        prog="python -m fastreid_al.synthesize",
+        description="Write the drawn image set into a folder, in MSMT17's layout.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", type=str, required=True, help="Folder to write MSMT17_V1 into.")
+    parser.add_argument(
+        "--size",
+        type=Literal["default", "msmt17"],
+        default="default",
+        help="Counts to start from; options go over them.",
+    )
+    parser.add_class_arguments(SyntheticConfig, None)
+    words = _words(arguments)
+    parser.set_defaults(
+        dataclasses.asdict(MSMT17_SIZE if "msmt17" in words or "--size=msmt17" in words else SyntheticConfig())
+    )
+    found = parser.parse_args(words)
+    return Path(found.out), _from_dict(SyntheticConfig(), found.as_dict())
 
 
 def _words(arguments: Sequence[str] | None) -> list[str]:

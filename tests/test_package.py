@@ -6,13 +6,15 @@ import ast
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from fastreid_al.cli import parse_training
-from fastreid_al.config import RunConfig, recipe
+from fastreid_al.cli import parse_synthesis, parse_training
+from fastreid_al.config import MSMT17_SIZE, RunConfig, recipe
+from fastreid_al.data import load
 
 PACKAGE = Path(__file__).parent.parent / "fastreid_al"
 
@@ -125,3 +127,15 @@ def test_entry_points_say_what_is_missing_in_one_line(tmp_path: Path) -> None:
     assert scored.returncode == 2
     assert "does not exist" in scored.stderr
     assert len(scored.stderr.splitlines()) == 1
+
+
+def test_the_drawn_set_is_written_where_asked(tmp_path: Path) -> None:
+    assert parse_synthesis(["--out", "x", "--size", "msmt17", "--height", "64"])[1] == replace(MSMT17_SIZE, height=64)
+    small = ["--train-identities", "3", "--train-images", "9", "--test-identities", "2", "--query-images", "4"]
+    small += ["--gallery-images", "8", "--cameras", "2", "--height", "32"]
+    made = run("fastreid_al.synthesize", "--out", str(tmp_path), *small)
+    assert made.returncode == 0, made.stderr
+    assert [len(s) for s in load("msmt17", tmp_path, verbose=False).splits.values()] == [9, 4, 8]
+    again = run("fastreid_al.synthesize", "--out", str(tmp_path), *small)
+    assert again.returncode == 2
+    assert "is not empty" in again.stderr

@@ -128,9 +128,8 @@ def parse_synthesis(arguments: Sequence[str] | None = None) -> tuple[Path, Synth
     )
     parser.add_class_arguments(SyntheticConfig, None)
     words = _words(arguments)
-    parser.set_defaults(
-        dataclasses.asdict(MSMT17_SIZE if "msmt17" in words or "--size=msmt17" in words else SyntheticConfig())
-    )
+    size = MSMT17_SIZE if _ahead(words, "--size").size == "msmt17" else SyntheticConfig()
+    parser.set_defaults(dataclasses.asdict(size))
     found = parser.parse_args(words)
     return Path(found.out), _from_dict(SyntheticConfig(), found.as_dict())
 
@@ -141,11 +140,7 @@ def _words(arguments: Sequence[str] | None) -> list[str]:
 
 def _defaults(words: list[str]) -> RunConfig:
     """The defaults hang on a few options, which are read ahead of the others."""
-    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--config", "--dataset", "--recipe", "--run_dir"):
-        ahead.add_argument(name)
-    ahead.add_argument("--resume", action="store_true")
-    found, _ = ahead.parse_known_args(words)
+    found = _ahead(words, "--config", "--dataset", "--recipe", "--run_dir")
     file = _read_settings(Path(found.config)) if found.config else {}
     run_dir = found.run_dir or file.get("run_dir")
     if found.resume and run_dir and (saved := Path(run_dir) / "config.json").is_file():
@@ -155,6 +150,15 @@ def _defaults(words: list[str]) -> RunConfig:
     # Wrong names are left to the parser, which says what exists.
     known = dataset in get_args(Dataset) and chosen in get_args(Recipe)
     return recipe(dataset, chosen) if known else RunConfig()
+
+
+def _ahead(words: list[str], *options: str) -> argparse.Namespace:
+    """Read a few options, and --resume, ahead of the others."""
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in options:
+        ahead.add_argument(option)
+    ahead.add_argument("--resume", action="store_true")
+    return ahead.parse_known_args(words)[0]
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -154,11 +154,14 @@ def _defaults(words: list[str]) -> RunConfig:
 
 def _ahead(words: list[str], *options: str) -> argparse.Namespace:
     """Read a few options, and --resume, ahead of the others."""
-    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in options:
         ahead.add_argument(option)
     ahead.add_argument("--resume", action="store_true")
-    return ahead.parse_known_args(words)[0]
+    try:
+        return ahead.parse_known_args(words)[0]
+    except argparse.ArgumentError:  # left to the parser proper, which says what is wrong
+        return ahead.parse_known_args([])[0]
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

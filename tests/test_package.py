@@ -63,6 +63,7 @@ def test_imports_point_down_the_house(room: str) -> None:
         (["--dataset", "market"], "--dataset: there is no 'market'; did you mean market1501?"),
         (["--epochs", "many"], "--epochs: 'many' is not a value that it takes"),
         (["--resume"], "--resume needs --run-dir"),
+        (["--run-dir"], "expected one argument"),
         (["--config", "/nowhere.yaml"], "--config /nowhere.yaml cannot be read"),
     ],
 )

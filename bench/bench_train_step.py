@@ -37,7 +37,7 @@ class Step:
         self.augment = Augment(ImageConfig(height, width), 0)
         pixels = torch.randint(256, (min(n, PIXELS), 3, height, width), dtype=torch.uint8)
         rows = torch.arange(n)
-        self.store = PixelStore(pixels, rows % len(pixels), rows, [""] * n, [])
+        self.store = PixelStore(pixels, rows % len(pixels), [""] * n, [])
         features, classes = harness.planted_features(n, self.model.features)
         self.memory = InstanceMemory(0.2, 0.05)
         self.memory.start(features.to(device))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -88,7 +87,7 @@ def parse_training(arguments: Sequence[str] | None = None) -> tuple[RunConfig, N
         "--recipe", type=Recipe, default="auto", help="Defaults: paper, small (minutes on a laptop), auto by image set."
     )
     parser.add_argument("--resume", action="store_true", help="Continue the run in --run-dir, or begin it.")
-    parser.add_argument("--dry_run", action="store_true", help="Say what would be done, and write nothing.")
+    parser.add_argument("--dry_run", action="store_true", help="Say what a run would do, without one.")
     parser.add_class_arguments(RunConfig, None)
     try:
         parser.set_defaults(dataclasses.asdict(_defaults(words)))
@@ -144,7 +143,7 @@ def _defaults(words: list[str]) -> RunConfig:
     file = _read_settings(Path(found.config)) if found.config else {}
     run_dir = found.run_dir or file.get("run_dir")
     if found.resume and run_dir and (saved := Path(run_dir) / "config.json").is_file():
-        return _from_dict(RunConfig(), {**json.loads(saved.read_text()), "run_dir": run_dir})
+        return _from_dict(RunConfig(), {**_read_settings(saved), "run_dir": run_dir})
     dataset: Any = found.dataset or file.get("dataset") or "synthetic"
     chosen: Any = found.recipe or file.get("recipe") or "auto"
     # Wrong names are left to the parser, which says what exists.
@@ -170,9 +169,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} cannot be read as YAML ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path} cannot be read as settings ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict):
-        raise UserError(f"--config {path} holds no settings; write one with --print_config > {path}")
+        raise UserError(f"{path} holds no settings; write one with --print_config > {path}")
     return content
 
 
@@ -182,7 +181,9 @@ def _from_dict(defaults: Settings, values: dict[str, Any]) -> Settings:
     for field in dataclasses.fields(defaults):
         default = getattr(defaults, field.name)
         value = values.get(field.name, default)
-        if dataclasses.is_dataclass(default) and isinstance(value, dict):
+        if dataclasses.is_dataclass(default):
+            if not isinstance(value, dict):
+                raise UserError(f"the settings hold {value!r} for {field.name}, which is a group of settings")
             value = _from_dict(cast(Any, default), value)
         changes[field.name] = tuple(value) if isinstance(default, tuple) else value
     return dataclasses.replace(defaults, **changes)
@@ -196,5 +197,5 @@ def run_main(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("stopped before training began; nothing was lost", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         raise SystemExit(130) from None

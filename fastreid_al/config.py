@@ -54,7 +54,7 @@ class ImageConfig:
     Args:
         height: Height that every image is resized to.
         width: Width that every image is resized to.
-        store_gib: Decoded pixels stay in memory up to this many GiB; a larger set goes to a memory-mapped file.
+        store_gib: Decoded pixels of a split stay in memory up to this many GiB; a larger one goes to a memory-mapped file.
         store_dir: Folder of that file; the run directory when not given.
         flip: Probability of a horizontal flip.
         pad: Pixels of black border from which a crop of the original size is drawn; 0 leaves it out.
@@ -218,6 +218,8 @@ class EvaluationConfig:
         pool: Pooling of a bare weights file: avg or gem.
         height: Height of the images; the checkpoint's own, or 256, when not given.
         width: Width of the images; the checkpoint's own, or 128, when not given.
+        store_gib: Decoded pixels of a split stay in memory up to this many GiB; a larger one goes to a memory-mapped file.
+        store_dir: Folder of that file; the system's temporary folder when not given.
         device: auto, cpu, cuda or cuda:N.
         synthetic: The drawn image set.
     """
@@ -229,6 +231,8 @@ class EvaluationConfig:
     pool: Literal["avg", "gem"] = "avg"
     height: int | None = None
     width: int | None = None
+    store_gib: float = 4.0
+    store_dir: str | None = None
     device: str = "auto"
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 

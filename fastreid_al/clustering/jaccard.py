@@ -7,6 +7,7 @@ n x n.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -132,14 +133,26 @@ def _graph(weights: sp.csr_array, max_distance: float) -> Graph:
     columns = weights.tocsc()
     columns.sort_indices()
     by_row = _places_in_columns(weights, columns)
-    rows_at_a_time = max(1, _BLOCK // max(1, n))
+    meetings = columns.indptr[weights.indices + 1].astype(np.int64) - by_row - 1
     upper = [
-        _upper_edges(weights, columns, by_row, start, min(start + rows_at_a_time, n), max_distance)
-        for start in range(0, n, rows_at_a_time)
+        _upper_edges(weights, columns, by_row, start, stop, max_distance)
+        for start, stop in _blocks(np.add.reduceat(np.append(meetings, 0), weights.indptr[:-1]) if n else meetings)
     ]
     empty = np.zeros(0, dtype=np.int64)
     i, j, d = (np.concatenate(parts) for parts in zip(*upper, strict=True)) if upper else (empty, empty, empty)
     return _symmetric(i, j, d.astype(weights.dtype), n, max_distance)
+
+
+def _blocks(meetings: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of rows whose dense sums, and whose meetings of two entries, stay below a block; a single row at least."""
+    n = len(meetings)
+    total = np.concatenate([[0], np.cumsum(meetings)])
+    start = 0
+    while start < n:
+        fits = int(np.searchsorted(total, total[start] + _BLOCK, side="right")) - 1
+        stop = max(start + 1, min(fits, start + max(1, _BLOCK // n)))
+        yield start, stop
+        start = stop
 
 
 def _places_in_columns(weights: sp.csr_array, columns: sp.csc_array) -> np.ndarray:

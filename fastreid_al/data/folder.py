@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from ..errors import DataError
 from .records import IMAGE_SUFFIXES, UNKNOWN, ImageSet, Record, keep_test_apart, renumber
 
+_RUN_FILES = {"config.json", "versions.json"}
 _CAMERA = re.compile(r"_c(\d+)")
 
 
@@ -62,7 +64,14 @@ def _read_split(folder: Path, numbers: dict[str, int]) -> list[Record]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    """Images at any depth, through links too; a broken link is kept, to be named when it cannot be read."""
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if set(files) >= _RUN_FILES:  # a run started inside the image folder leaves a figure there
+            folders.clear()
+            continue
+        found += [Path(parent, name) for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(found)
 
 
 def _camera(path: Path) -> int:

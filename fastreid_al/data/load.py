@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import get_args
@@ -54,6 +54,7 @@ def load(
     validation: bool = True,
     synthetic: SyntheticConfig | None = None,
     verbose: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
     """Read an image set.
 
@@ -63,6 +64,7 @@ def load(
             drawn there first if need be.
         validation: MSMT17 only: train on train + val.
         synthetic: Size and seed of the synthetic set.
+        on_progress: Called with (images drawn, images in all) while the synthetic set is drawn.
         verbose: Print the counts of images, identities and cameras, and warn where they differ from the published ones.
 
     Returns:
@@ -72,7 +74,7 @@ def load(
         DataError: No such set, folder or image; the message says what was looked for, where, and what lies nearest.
     """
     if name == "synthetic":
-        images = _load_synthetic(synthetic or SyntheticConfig(), validation)
+        images = _load_synthetic(synthetic or SyntheticConfig(), validation, on_progress)
     elif name == "folder":
         images = read_folder(_existing(Path(root)))
     elif name == "msmt17":
@@ -88,11 +90,13 @@ def load(
     return images
 
 
-def _load_synthetic(config: SyntheticConfig, validation: bool) -> ImageSet:
+def _load_synthetic(
+    config: SyntheticConfig, validation: bool, on_progress: Callable[[int, int], None] | None
+) -> ImageSet:
     from .synthetic import cached_synthetic
 
     try:
-        folder = cached_synthetic(config)
+        folder = cached_synthetic(config, on_progress=on_progress)
     except ValueError as error:
         raise DataError(f"--synthetic: {error}") from error
     except OSError as error:

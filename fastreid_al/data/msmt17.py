@@ -41,7 +41,11 @@ def _read_list(file: Path, folder: Path) -> list[Record]:
     if not file.is_file():
         raise DataError(f"{file} does not exist; MSMT17 needs {', '.join(LISTS)} beside {folder.name}/")
     records, absent = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error.reason}); take the list of the original archive") from error
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         name, _, identity = line.strip().rpartition(" ")

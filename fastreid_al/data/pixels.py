@@ -42,15 +42,13 @@ class PixelStore:
 
     Args:
         pixels: (m, 3, H, W) uint8, m >= n, in memory or memory-mapped.
-        slots: (n,) int64, the place in `pixels` of each readable image.
-        kept: (n,) int64, the position of each readable image in the list of paths that was decoded.
+        slots: (n,) int64, the place of each readable image in `pixels` and in the list of paths that was decoded.
         digests: n hexadecimal digests of the files' contents.
         bad: The images left out.
     """
 
     pixels: Tensor
     slots: Tensor
-    kept: Tensor
     digests: list[str]
     bad: list[BadImage]
 
@@ -107,9 +105,11 @@ def decode(
             if on_progress is not None:
                 on_progress(len(results), len(paths))
     kept = [place for place, result in enumerate(results) if isinstance(result, str)]
-    rows = torch.tensor(kept, dtype=torch.int64)
     return PixelStore(
-        store, rows, rows, [r for r in results if isinstance(r, str)], [r for r in results if isinstance(r, BadImage)]
+        store,
+        torch.tensor(kept, dtype=torch.int64),
+        [r for r in results if isinstance(r, str)],
+        [r for r in results if isinstance(r, BadImage)],
     )
 
 
@@ -133,8 +133,8 @@ def _allocate(n: int, height: int, width: int, store_gib: float, store_dir: str 
                     os.unlink(file.name)
     except OSError as error:
         raise DataError(
-            f"no room for {size / 2**30:.1f} GiB of decoded pixels in {folder} ({error.strerror}); "
-            "name another folder with --image.store-dir, or allow more memory with --image.store-gib"
+            f"no place for {size / 2**30:.1f} GiB of decoded pixels in {folder} ({error.strerror}); "
+            "name another folder with the setting store-dir, or allow more memory with store-gib"
         ) from error
     return torch.from_numpy(mapped)
 
@@ -146,14 +146,14 @@ def _to_rgb(content: bytes) -> Image.Image:
     if image.width * image.height > LARGEST_IMAGE:
         raise ValueError(f"{image.width} x {image.height} is more than {LARGEST_IMAGE // 10**6} million pixels")
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep(np.asarray(image))
+        return _from_deep(np.asarray(image), sixteen_bit=image.mode.startswith("I;16"))
     return image.convert("RGB")
 
 
-def _from_deep(values: np.ndarray) -> Image.Image:
-    """Scale 16-bit (or wider) grey values to 8 bits; Pillow's own conversion clips them."""
+def _from_deep(values: np.ndarray, sixteen_bit: bool) -> Image.Image:
+    """Scale 16-bit grey values to 8 bits; Pillow's own conversion clips them. Wider modes hold either range."""
     values = values.astype(np.float64)
-    if values.max(initial=0) > 255:
+    if sixteen_bit or values.max(initial=0) > 255:
         values = values / 257
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import torch
 
-from ..data.records import Record
+from ..data.records import ImageSet, Record
 from ..errors import CheckpointError, WeightsError
 from ..models.weights import read_tensors
 
@@ -24,7 +24,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         CheckpointError: The disk is full or not writable; the old file is intact.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -38,7 +38,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         kept = "the one before it is intact" if path.exists() else "there is none before it"
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise CheckpointError(
-            f"could not write {path} ({reason}); {kept}. Make room, then resume with --resume"
+            f"could not write {path} ({reason}); {kept}. Mend that, then go on with --resume"
         ) from error
 
 
@@ -74,7 +74,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = read_tensors(path)
     except WeightsError as error:
-        raise CheckpointError(str(error)) from error
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint; delete it to begin anew, or begin another run from best.pt with --weights"
+        ) from error
     if not isinstance(state, dict) or "format" not in state or "model" not in state:
         raise CheckpointError(
             f"{path} is not a checkpoint of fastreid_al; evaluate a bare weights file with --model NAME"
@@ -86,16 +88,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def data_fingerprint(records: Sequence[Record], digests: Sequence[str], root: Path) -> dict[str, str]:
-    """What each training image is: relative path -> content digest, identity and camera. Some 150 bytes an image."""
-    return {
-        r.path.relative_to(root).as_posix(): f"{digest} {r.identity} {r.camera}"
-        for r, digest in zip(records, digests, strict=True)
-    }
+def data_fingerprint(images: ImageSet, train: Sequence[Record], digests: Sequence[str]) -> dict[str, str]:
+    """What each image is: relative path -> digest of the content (training) or size (test), identity and camera.
+
+    Some 150 bytes an image. Test images are not read for it: a large set is evaluated seldom.
+    """
+    parts = [(r, digest) for r, digest in zip(train, digests, strict=True)]
+    parts += [(r, _size(r.path)) for r in (*images.query, *images.gallery)]
+    return {r.path.relative_to(images.root).as_posix(): f"{what} {r.identity} {r.camera}" for r, what in parts}
+
+
+def _size(path: Path) -> str:
+    try:
+        return str(path.stat().st_size)
+    except OSError:
+        return "unreadable"
 
 
 def check_same_data(saved: dict[str, str], found: dict[str, str]) -> None:
-    """Refuse to continue on other training images than the run began with.
+    """Refuse to continue on other images than the run began with.
 
     Raises:
         CheckpointError: Naming how many images are missing, new or changed, and the first of them.
@@ -110,6 +121,6 @@ def check_same_data(saved: dict[str, str], found: dict[str, str]) -> None:
     ]
     if differences:
         raise CheckpointError(
-            f"the training images are not those the run began with: {', '.join(differences)}; "
+            f"the images are not those the run began with: {', '.join(differences)}; "
             "restore them, or start a new run with another --run-dir"
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -75,6 +77,7 @@ class Training:
         loss: Sum of the losses of the epoch under way.
         facts: What the method said when it labelled the images of the epoch under way.
         history: One record an epoch.
+        pending: Record of a trained epoch whose evaluation is still due.
     """
 
     config: RunConfig
@@ -89,6 +92,7 @@ class Training:
     loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     facts: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    pending: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors and plain values."""
@@ -97,7 +101,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "method": self.method.state_dict(),
-            "method_name": self.config.method,
+            "config": dataclasses.asdict(self.config),
             "random": {"augment": self.augment.generator.get_state(), "torch": torch.get_rng_state()},
             "data": self.data,
             "epoch": self.epoch,
@@ -105,6 +109,7 @@ class Training:
             "loss": self.loss,
             "facts": self.facts,
             "history": self.history,
+            "pending": self.pending,
         }
 
     def weights(self) -> dict[str, Any]:
@@ -125,7 +130,35 @@ class Training:
         self.augment.generator.set_state(state["random"]["augment"])
         torch.set_rng_state(state["random"]["torch"])
         self.epoch, self.step, self.loss = state["epoch"], state["step"], state["loss"]
-        self.facts, self.history = state["facts"], state["history"]
+        self.facts, self.history, self.pending = state["facts"], state["history"], state["pending"]
+        if state["config"]["optimizer"] != dataclasses.asdict(self.config.optimizer):
+            self._apply_optimizer_settings()
+
+    def _apply_optimizer_settings(self) -> None:
+        """Go on with other settings than the checkpoint's, as if they had always held."""
+        settings = self.config.optimizer
+        self.scheduler.base_lrs = [settings.lr for _ in self.scheduler.base_lrs]
+        self.scheduler.step_size, self.scheduler.gamma = settings.step, settings.gamma  # type: ignore[attr-defined]
+        for group in self.optimizer.param_groups:
+            group["initial_lr"], group["weight_decay"] = settings.lr, settings.weight_decay
+            group["lr"] = settings.lr * settings.gamma ** (self.epoch // settings.step)
+        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, unless the training has diverged.
+
+        Raises:
+            TrainingError: A weight, or the loss, is not finite; the checkpoint on disk is left as it is.
+            CheckpointError: The file could not be written; the one before it is intact.
+        """
+        weights = (v for v in self.model.state_dict().values() if v.is_floating_point())
+        if not torch.isfinite(self.loss) or not all(torch.isfinite(v).all() for v in weights):
+            kept = "the last checkpoint is intact" if path.exists() else "no checkpoint was written yet"
+            raise TrainingError(
+                f"epoch {self.epoch + (self.step > 0)}: the loss or weights are not finite (the training diverged); {kept}. "
+                "Go on with --resume and a lower --optimizer.lr"
+            )
+        save_checkpoint(path, self.state_dict())
 
 
 def _moved(state: Any, device: torch.device) -> Any:
@@ -141,32 +174,46 @@ def network_of(config: RunConfig) -> dict[str, Any]:
     return {"name": config.model, "pool": config.network.pool, "height": image.height, "width": image.width}
 
 
-_OPTIONS = {
-    "name": "--model",
-    "pool": "--network.pool",
-    "height": "--image.height",
-    "width": "--image.width",
-    "method": "--method",
-}
+#: What may change on resume without making the checkpoint's state meaningless.
+_MAY_CHANGE = (
+    "epochs",
+    "evaluate_",
+    "device",
+    "data_root",
+    "run_dir",
+    "weights",
+    "image.store_",
+    "cluster.",
+    "optimizer.",
+)
 
 
 def check_resumable(state: dict[str, Any], config: RunConfig) -> None:
-    """Refuse, before anything slow is done, a checkpoint of another network or method, naming what differs.
+    """Refuse, before anything slow is done, a checkpoint of another configuration, naming what differs.
 
     Raises:
         CheckpointError: It does not fit the configuration, or lacks the state of a training run.
     """
     if "optimizer" not in state:
         raise CheckpointError("the checkpoint holds weights alone; resume from last.pt of a run, not best.pt")
-    have = {**state["network"], "method": state["method_name"]}
-    want = {**network_of(config), "method": config.method}
-    different = [k for k in want if have[k] != want[k]]
+    have, want = _flat(state["config"]), _flat(dataclasses.asdict(config))
+    different = [k for k in want if have.get(k) != want[k] and not k.startswith(_MAY_CHANGE)]
     if different:
-        trained, asked = (" ".join(f"{_OPTIONS[k]} {side[k]}" for k in different) for side in (have, want))
+        trained, asked = (
+            " ".join(f"--{k.replace('_', '-')} {side.get(k)}" for k in different) for side in (have, want)
+        )
         raise CheckpointError(
             f"the checkpoint was trained with {trained}, the run asks for {asked}; "
             "resume with the former, or start a new run with another --run-dir"
         )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `group.name` -> value."""
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
 
 
 def train(
@@ -196,36 +243,55 @@ def train(
     """
     config = state.config
     folder.rewrite_metrics(state.history)
-    if evaluate is not None and config.evaluate_untrained and not state.history:
-        _record(state, folder, reporter, {"epoch": 0, **ranking_metrics(evaluate(state.model))})
 
     def extract() -> Tensor:
         with reporter.progress("extracting", len(store)) as update:
             return extract_features(state.model, store, device, on_progress=update)
 
-    with _stop_signals() as stop:
+    with _stop_signals(reporter) as stop:
+        if evaluate is not None and config.evaluate_untrained and not state.history and not state.pending:
+            _record(state, folder, reporter, {"epoch": 0, **_scores(evaluate, state, reporter)})
+        if state.pending:
+            _finish_epoch(state, folder, reporter, evaluate)
         for epoch in range(state.epoch, config.epochs):
             start = time.perf_counter()
             if state.step == 0:
                 state.facts = state.method.label_images(epoch, extract)
             labelled = time.perf_counter()
             _train_epoch(state, store, device, reporter, stop, folder)
-            record = _epoch_record(state, identities)
-            trained = time.perf_counter()
+            state.pending = _epoch_record(state, identities)
+            state.pending["seconds"] = {
+                "labels": round(labelled - start, 3),
+                "training": round(time.perf_counter() - labelled, 3),
+            }
             state.epoch, state.step, state.loss = epoch + 1, 0, torch.zeros((), dtype=torch.float64)
             state.scheduler.step()
-            if evaluate is not None and _evaluates(config, epoch + 1):
-                record |= ranking_metrics(evaluate(state.model))
-                _keep_best(state, record, folder)
-            record["seconds"] = {
-                "labels": round(labelled - start, 3),
-                "training": round(trained - labelled, 3),
-                "evaluation": round(time.perf_counter() - trained, 3),
-            }
-            _record(state, folder, reporter, record)
-            save_checkpoint(folder.last, state.state_dict())
+            _finish_epoch(state, folder, reporter, evaluate)
             if stop.signum and epoch + 1 < config.epochs:
                 raise Interrupted(stop.signum)
+
+
+def _finish_epoch(
+    state: Training, folder: RunFolder, reporter: Reporter, evaluate: Callable[[ReIdNet], Ranking] | None
+) -> None:
+    """Evaluate when it is due, record, save. What was trained is saved before a long evaluation begins."""
+    record = dict(state.pending or {})
+    if evaluate is not None and _evaluates(state.config, state.epoch):
+        state.save(folder.last)
+        start = time.perf_counter()
+        record |= _scores(evaluate, state, reporter)
+        record["seconds"] = {**record["seconds"], "evaluation": round(time.perf_counter() - start, 3)}
+        _keep_best(state, record, folder)
+    state.pending = None
+    _record(state, folder, reporter, record)
+    state.save(folder.last)
+
+
+def _scores(evaluate: Callable[[ReIdNet], Ranking], state: Training, reporter: Reporter) -> dict[str, float]:
+    ranking = evaluate(state.model)
+    if ranking.queries == 0:
+        reporter.warn("no query has a match from another camera in the gallery: the scores mean nothing")
+    return ranking_metrics(ranking)
 
 
 def _train_epoch(
@@ -249,17 +315,12 @@ def _train_epoch(
         state.loss = state.loss.to(device) + loss.detach()
         state.step += 1
         if stop.signum and state.step < total:
-            save_checkpoint(folder.last, state.state_dict())
+            state.save(folder.last)
             raise Interrupted(stop.signum)
 
 
 def _epoch_record(state: Training, identities: Tensor | None) -> dict[str, Any]:
     loss = float(state.loss) / max(state.step, 1)
-    if loss != loss or loss in (float("inf"), float("-inf")):
-        raise TrainingError(
-            f"epoch {state.epoch + 1}: the loss is not finite (the training diverged); the checkpoint of epoch {state.epoch} "
-            "is intact. Lower --optimizer.lr and resume with --resume"
-        )
     record: dict[str, Any] = {
         "epoch": state.epoch + 1,
         "loss": loss,
@@ -302,10 +363,18 @@ def _record(state: Training, folder: RunFolder, reporter: Reporter, record: dict
 class _Stop:
     signum: int = 0
 
+    def check(self) -> None:
+        """Raise when a signal came."""
+        if self.signum:
+            raise Interrupted(self.signum)
+
 
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Note SIGINT and SIGTERM instead of dying of them; a second Ctrl-C ends the process at once."""
+def _stop_signals(reporter: Reporter) -> Iterator[_Stop]:
+    """Note SIGINT and SIGTERM instead of dying of them; a second Ctrl-C ends the process at once.
+
+    Extraction and evaluation take minutes and lose nothing when they are broken off, so there the signal is heeded at once.
+    """
     stop = _Stop()
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
@@ -316,7 +385,9 @@ def _stop_signals() -> Iterator[_Stop]:
     try:
         for signum in before:
             signal.signal(signum, note)
+        reporter.between = stop.check
         yield stop
     finally:
+        reporter.between = None
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ..config import RunConfig
 from ..data.pixels import BadImage
+from ..errors import CheckpointError
 from ..metrics import Ranking
 from .checkpoint import write_atomically, write_json
 
@@ -31,7 +34,9 @@ class Reporter:
     """Plain lines, with progress bars where a person looks at a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        #: Called at every sign of progress of a long phase; what it raises ends the phase.
+        self.between: Callable[[], None] | None = None
+        self.console = console or Console(highlight=False, soft_wrap=True, emoji=False)
 
     def line(self, text: str) -> None:
         """Print one line at once."""
@@ -52,7 +57,19 @@ class Reporter:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-        """A bar on a terminal, elsewhere a line a minute; gives a function of (done, in all)."""
+        """Show a long phase; gives a function of (done, in all)."""
+        with self._bar(what, total) as update:
+
+            def update_and_check(done: int, total: int) -> None:
+                update(done, total)
+                if self.between is not None:
+                    self.between()
+
+            yield update_and_check
+
+    @contextmanager
+    def _bar(self, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+        """A bar on a terminal, elsewhere a line a minute."""
         if not self.console.is_terminal:
             yield self._line_a_minute(what)
             return
@@ -73,15 +90,15 @@ class Reporter:
         return update
 
     def track(self, what: str, items: Iterable[T], total: int, done: int = 0) -> Iterator[T]:
-        """Iterate with a bar."""
-        with self.progress(what, total) as update:
+        """Iterate with a bar; what is iterated is not broken off."""
+        with self._bar(what, total) as update:
             for number, item in enumerate(items, done):
                 update(number, total)
                 yield item
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A table, figures to the right."""
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left")
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right")
         for row in rows:
@@ -98,9 +115,23 @@ class RunFolder:
         self.metrics, self.figure = path / "metrics.jsonl", path / "curves.png"
         self.last, self.best = path / "last.pt", path / "best.pt"
 
-    def create(self, config: RunConfig) -> None:
-        """Make the folder and write the resolved configuration and the versions of what runs."""
-        self.path.mkdir(parents=True, exist_ok=True)
+    def prepare(self) -> None:
+        """Make the folder, and see that it can be written, before anything slow is done.
+
+        Raises:
+            CheckpointError: It cannot.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write into {self.path} ({error.strerror}); name another folder with --run-dir"
+            ) from error
+
+    def describe(self, config: RunConfig) -> None:
+        """Write the resolved configuration and the versions of what runs."""
         write_json(self.config, dataclasses.asdict(config))
         write_json(self.versions, versions())
 
@@ -111,8 +142,13 @@ class RunFolder:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"could not write {self.metrics} ({error.strerror}); the last checkpoint is intact. Make room, then --resume"
+            ) from error
 
 
 def versions() -> dict[str, str]:

@@ -15,6 +15,9 @@ from ..memory import ClusterMemory, FeatureMemory, InstanceMemory
 
 Extract = Callable[[], Tensor]
 
+#: Features that differ by less are equal: their graph would hold every pair of images.
+_COLLAPSED = 1e-6
+
 
 class ContrastiveMethod:
     """Give each image a class at each epoch, then contrast its feature with the class centroids.
@@ -57,7 +60,7 @@ class ContrastiveMethod:
             Facts for the log.
 
         Raises:
-            TrainingError: The features are not finite, or there are fewer than two classes to contrast.
+            TrainingError: The features are not finite or all the same, or there are fewer than two classes to contrast.
         """
         features = self.features(epoch, extract)
         bad = (~torch.isfinite(features).all(1)).sum()
@@ -65,6 +68,11 @@ class ContrastiveMethod:
             raise TrainingError(
                 f"epoch {epoch + 1}: the features of {int(bad)} of {len(features)} images are not finite (the training "
                 "diverged); lower --optimizer.lr and resume from the last checkpoint"
+            )
+        if (features - features[:1]).abs().max() < _COLLAPSED:
+            raise TrainingError(
+                f"epoch {epoch + 1}: all {len(features)} images have one and the same feature (the network collapsed, or the "
+                "images are copies); lower --optimizer.lr, or start again with another --seed"
             )
         self.labels, classes = self.assign(epoch, features)
         count = int(classes.max()) + 1 if len(classes) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import time
 from dataclasses import dataclass
@@ -61,12 +62,13 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
     device = pick_device(config.device)
     images = _load(config, reporter)
     model = _model(config, device, fresh=saved is None)
+    folder.prepare()
     store, records = _decode(images, config, folder, reporter)
     state = _training(config, model, images, store, records)
     if saved is not None:
         state.load_state_dict(saved)
         reporter.line(f"resuming {folder.path} after epoch {state.epoch}, batch {state.step}")
-    folder.create(config)
+    folder.describe(config)
     identities = identities_and_cameras(records)[0]
     try:
         train(
@@ -81,7 +83,7 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
     except Interrupted:
         reporter.line(
             f"stopped in epoch {state.epoch + 1} after batch {state.step}, all saved; go on with: "
-            f"python -m fastreid_al.train --run-dir {folder.path} --resume"
+            f"python -m fastreid_al.train --run-dir {shlex.quote(str(folder.path))} --resume"
         )
         raise
     draw_curves(state.history, folder.figure)
@@ -90,7 +92,7 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
 
 
 def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
-    """Read the image set, build the network, and say what a run would do; writes nothing.
+    """Read the image set, build the network, and say what a run would do; no run folder is made.
 
     Raises:
         UserError: What would stand in the way, in one line.
@@ -115,7 +117,7 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
         f"training pixels {n * pixels / 2**30:.2f} GiB in {'memory' if in_memory else 'a memory-mapped file'}, "
         f"feature memory {4 * n * model.features / 2**30:.2f} GiB"
     )
-    reporter.line(f"would write to {_run_path(config)}; nothing was written")
+    reporter.line(f"a run would write into {_run_path(config)}; none was started")
 
 
 def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -> Ranking:
@@ -127,14 +129,11 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
     reporter = reporter or Reporter()
     device = pick_device(options.device)
     model, size = _load_network(options)
-    images = load(options.dataset, options.data_root, synthetic=options.synthetic, verbose=False)
-    for line in describe(images):
-        reporter.line(line)
+    images = _load(options, reporter)
     if not images.query:
         raise DataError(f"{images.root} has no query and gallery images: nothing to evaluate on")
     model.to(device).to(memory_format=torch.channels_last)
-    with tempfile.TemporaryDirectory() as store:
-        ranking = Evaluator(images, size, device, Path(store), reporter)(model)
+    ranking = Evaluator(images, size, device, Path(tempfile.gettempdir()), reporter)(model)
     scores = ranking_metrics(ranking)
     reporter.table(f"Test set, %: {options.checkpoint}", ["", *SCORES], [["", *(percent(scores[k]) for k in SCORES)]])
     _say_skipped(scores, reporter)
@@ -153,8 +152,10 @@ def _load_network(options: EvaluationConfig) -> tuple[ReIdNet, ImageConfig]:
             f"{options.checkpoint} was trained with --model {network['name']}, not {name}; leave --model out"
         )
     model = build_model(name, options.checkpoint, pool=network.get("pool", options.pool), bn_group=0)
-    height = options.height or network.get("height", 256)
-    return model, ImageConfig(height=height, width=options.width or network.get("width", 128))
+    height, width = options.height or network.get("height", 256), options.width or network.get("width", 128)
+    if min(height, width) < 16:
+        raise UserError(f"--height {height} --width {width}: images of 16 x 16 pixels and more can be scored")
+    return model, ImageConfig(height, width, store_gib=options.store_gib, store_dir=options.store_dir)
 
 
 def pick_device(name: str) -> torch.device:
@@ -169,6 +170,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"--device {name} is not a device; give auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name} is not supported; give auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(
             f"--device {name}: {torch.cuda.device_count()} CUDA devices are here; give --device cpu or auto"
@@ -179,8 +182,8 @@ def pick_device(name: str) -> torch.device:
 def summarise(history: list[dict[str, Any]], folder: RunFolder, reporter: Reporter) -> None:
     """Print the table of the untrained, last and best network."""
     evaluated = [r for r in history if r.get("mAP") is not None]
-    if evaluated:
-        trained = [r for r in evaluated if r["epoch"] > 0]
+    trained = [r for r in evaluated if r["epoch"] > 0]
+    if trained:
         best = max(trained, key=lambda r: r["mAP"])
         rows = [("untrained", r) for r in evaluated if r["epoch"] == 0]
         rows += [(f"last, epoch {trained[-1]['epoch']}", trained[-1]), (f"best, epoch {best['epoch']}", best)]
@@ -211,8 +214,17 @@ def _check(config: RunConfig) -> None:
         "--image.height": config.image.height >= 16,
         "--image.width": config.image.width >= 16,
         "--network.bn-group": config.network.bn_group == 0 or config.network.bn_group >= 2,
+        "--seed": config.seed >= 0,
+        "--evaluate-every": config.evaluate_every >= 0,
+        "--image.pad": 0 <= config.image.pad <= 64,
+        "--image.flip": 0 <= config.image.flip <= 1,
+        "--image.erase": 0 <= config.image.erase <= 1,
+        "--image.erase-area": 0 < config.image.erase_area[0] <= config.image.erase_area[1] <= 1,
+        "--image.erase-aspect": 0 < config.image.erase_aspect[0] <= config.image.erase_aspect[1],
+        "--image.jitter": 0 <= config.image.jitter <= 1,
+        "--image.store-gib": config.image.store_gib >= 0,
         "--cluster.k1": config.cluster.k1 >= 1,
-        "--cluster.k2": config.cluster.k2 >= 1,
+        "--cluster.k2": 1 <= config.cluster.k2 <= config.cluster.k1,
         "--cluster.min-samples": config.cluster.min_samples >= 1,
         "--cluster.eps-gap": config.cluster.eps_gap >= 0,
         "--cluster.eps": config.cluster.eps - config.cluster.eps_gap >= 0
@@ -221,14 +233,17 @@ def _check(config: RunConfig) -> None:
         "--memory.momentum": config.memory.momentum is None or 0 <= config.memory.momentum <= 1,
         "--optimizer.lr": config.optimizer.lr > 0,
         "--optimizer.step": config.optimizer.step >= 1,
+        "--optimizer.gamma": config.optimizer.gamma > 0,
+        "--optimizer.weight-decay": config.optimizer.weight_decay >= 0,
     }
     wrong = [option for option, fine in wanted.items() if not fine]
     if wrong:
         raise UserError(f"{wrong[0]} is out of range; see its meaning with --help")
 
 
-def _load(config: RunConfig, reporter: Reporter) -> ImageSet:
-    images = load(config.dataset, config.data_root, synthetic=config.synthetic, verbose=False)
+def _load(config: RunConfig | EvaluationConfig, reporter: Reporter) -> ImageSet:
+    with reporter.progress("drawing", 0) as update:
+        images = load(config.dataset, config.data_root, synthetic=config.synthetic, verbose=False, on_progress=update)
     for line in describe(images):
         reporter.line(line)
     return images
@@ -238,7 +253,10 @@ def _model(config: RunConfig, device: torch.device, fresh: bool = True) -> ReIdN
     torch.manual_seed(config.seed)
     # A resumed run takes its weights from the checkpoint, wherever it first got them.
     weights = config.weights if fresh else "none"
-    model = build_model(config.model, weights, pool=config.network.pool, bn_group=config.network.bn_group)
+    try:
+        model = build_model(config.model, weights, pool=config.network.pool, bn_group=config.network.bn_group)
+    except ValueError as error:
+        raise UserError(f"--network: {error}") from error
     return model.to(device).to(memory_format=torch.channels_last)
 
 
@@ -270,7 +288,7 @@ def _training(
         optimizer,
         torch.optim.lr_scheduler.StepLR(optimizer, settings.step, settings.gamma),
         Augment(config.image, config.seed),
-        data_fingerprint(records, store.digests, images.root),
+        data_fingerprint(images, records, store.digests),
     )
 
 

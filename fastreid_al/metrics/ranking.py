@@ -64,7 +64,7 @@ def rank_gallery(
         so MSMT17's 11,659 x 82,161 needs some 400 MB over the features instead of 3.8 GB for the similarities alone.
 
     Raises:
-        ValueError: Lengths or widths that do not go together.
+        ValueError: Lengths or widths that do not go together, or features that are not finite.
     """
     _check(query_features, query_ids, query_cameras, gallery_features, gallery_ids, gallery_cameras)
     device = query_features.device
@@ -144,5 +144,8 @@ def _check(qf: Tensor, qi: Tensor, qc: Tensor, gf: Tensor, gi: Tensor, gc: Tenso
                 f"{name}: found features {tuple(features.shape)}, ids {tuple(ids.shape)}, cameras {tuple(cameras.shape)}, "
                 "wanted (m, D), (m,), (m,)"
             )
+        bad = int((~torch.isfinite(features).all(1)).sum())
+        if bad:
+            raise ValueError(f"{name}_features: {bad} of {len(features)} rows are not finite")
     if qf.shape[1] != gf.shape[1]:
         raise ValueError(f"query_features have width {qf.shape[1]}, gallery_features {gf.shape[1]}; wanted the same")

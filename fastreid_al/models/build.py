@@ -32,7 +32,7 @@ def build_model(name: str, weights: str | Path = "imagenet", *, pool: str = "avg
         The network in training mode; D = 512 for resnet18/34 and OSNet, 2,048 for resnet50/101.
 
     Raises:
-        ValueError: No such model or pooling.
+        ValueError: No such model or pooling, or a pooling that the model does not have.
         WeightsError: The weights cannot be had, or do not fit.
     """
     if name not in MODELS:
@@ -40,6 +40,8 @@ def build_model(name: str, weights: str | Path = "imagenet", *, pool: str = "avg
         raise ValueError(f"unknown model '{name}'; " + (f"did you mean {near[0]}?" if near else f"known: {MODELS}"))
     if pool not in ("avg", "gem"):
         raise ValueError(f"pool: found '{pool}', wanted avg or gem")
+    if pool == "gem" and name in WIDTHS:
+        raise ValueError(f"pool: gem is for a ResNet, {name} has a pooling of its own; leave it at avg")
     backbone, features = (OSNet(WIDTHS[name]), FEATURES) if name in WIDTHS else _resnet(name, pool)
     model = ReIdNet(name, backbone, features)
     if weights == "imagenet":

@@ -29,7 +29,9 @@ def read_tensors(path: Path) -> Any:
         WeightsError: The file is missing, damaged, or holds pickled code.
     """
     if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist; give --weights imagenet, none, or the path of a file")
+        raise WeightsError(
+            f"{path} {'is not a file' if path.exists() else 'does not exist'}; name a file of weights or a checkpoint"
+        )
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
             warnings.simplefilter("ignore")
@@ -100,6 +102,8 @@ def _load_backbone(model: ReIdNet, state: dict[str, Tensor], path: Path) -> None
 
 def _load(module: torch.nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
     wanted = module.state_dict()
+    # Files of before 2018 lack these counters, torchvision's own among them; nothing here reads them.
+    state = {**{k: v for k, v in wanted.items() if k.endswith("num_batches_tracked")}, **state}
     wrong = [k for k in wanted if k not in state or state[k].shape != wanted[k].shape]
     extra = [k for k in state if k not in wanted]
     if wrong or extra:

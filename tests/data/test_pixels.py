@@ -51,7 +51,7 @@ def test_memory_mapped_store_equals_the_one_in_memory_and_leaves_no_file(photos:
 
 
 def test_a_store_that_does_not_fit_on_the_disk_is_refused(photos: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no room for .* GiB .* --image.store-dir"):
+    with pytest.raises(DataError, match=r"no place for .* GiB .* store-dir"):
         pixels._allocate(10**9, 4096, 4096, 0, tmp_path)
     assert [p for p in tmp_path.iterdir() if p.name.startswith("pixels-")] == []
 
@@ -93,7 +93,7 @@ def test_odd_images_are_converted_or_named_and_left_out(tmp_path: Path) -> None:
     assert left_out["text.jpg"] == "not an image"
     assert "million pixels" in left_out["huge.png"]
     assert all("\n" not in reason for reason in left_out.values())
-    names = [paths[i].name for i in store.kept.tolist()]
+    names = [paths[i].name for i in store.slots.tolist()]
     assert names == ["cmyk.jpg", "grey.png", "palette.png", "alpha.png", "deep.png", "animated.webp"]
     read = dict(zip(names, store.read(torch.arange(len(store))), strict=True))
     assert torch.equal(read["grey.png"][0], read["grey.png"][2])

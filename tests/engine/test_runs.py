@@ -299,7 +299,7 @@ def test_evaluation_of_checkpoint_and_bare_weights_repeats_the_run(
 
 def test_dry_run_writes_nothing(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     dry_run(config)
-    assert "nothing was written" in capsys.readouterr().out
+    assert "none was started" in capsys.readouterr().out
     assert not Path(str(config.run_dir)).exists()
 
 

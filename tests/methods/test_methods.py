@@ -126,9 +126,14 @@ def test_all_noise_with_singletons_trains() -> None:
 
 
 def test_one_single_cluster_says_what_to_change() -> None:
-    same = torch.ones(30, 4) / 2
+    same = torch.from_numpy(clustered_features(30, 1, spread=0.01)).float()
     with pytest.raises(TrainingError, match=r"one single cluster among 30 images.*--cluster.eps"):
         UCAL(CAMERAS[:30], ClusterConfig(), BATCH, MemoryConfig(), 0).label_images(0, lambda: same)
+
+
+def test_collapsed_features_are_named() -> None:
+    with pytest.raises(TrainingError, match="all 200 images have one and the same feature"):
+        ucal().label_images(0, lambda: torch.ones(N, 4) / 2)
 
 
 def test_features_that_are_not_finite_are_counted() -> None:

@@ -157,6 +157,36 @@ def test_checkpoint_of_another_model_or_method_is_refused(config: RunConfig) -> 
         run_training(config, resume=True)
 
 
+def test_settings_that_the_state_depends_on_may_not_change_on_resume(config: RunConfig) -> None:
+    run_training(replace(config, epochs=1))
+    with pytest.raises(CheckpointError, match=r"--memory.kind instance, the run asks for --memory.kind cluster"):
+        run_training(replace(config, memory=MemoryConfig(kind="cluster")), resume=True)
+    with pytest.raises(CheckpointError, match=r"--batch.iterations 4, the run asks for --batch.iterations 2"):
+        run_training(replace(config, batch=replace(config.batch, iterations=2)), resume=True)
+
+
+def test_a_lower_learning_rate_on_resume_is_used(config: RunConfig) -> None:
+    run_training(replace(config, epochs=1))
+    lower = replace(config, optimizer=replace(config.optimizer, lr=1e-5))
+    resumed = run_training(lower, resume=True)
+    assert [r["lr"] for r in resumed.history[1:]] == pytest.approx([1e-3, 1e-5, 1e-6])
+
+
+def test_a_run_folder_that_cannot_be_written_is_named_before_anything_slow(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match=r"cannot write into .*name another folder with --run-dir"):
+        run_training(replace(config, run_dir=str(tmp_path / "file")))
+
+
+def test_a_run_inside_the_image_folder_does_not_train_on_its_own_figure(config: RunConfig, tmp_path: Path) -> None:
+    crops = tmp_path / "crops"
+    shutil.copytree(cached_synthetic(config.synthetic) / "train", crops)
+    inside = replace(config, dataset="folder", data_root=str(crops), run_dir=str(crops / "runs" / "a"), epochs=1)
+    finished = run_training(inside)
+    assert (finished.folder / "curves.png").exists()
+    run_training(replace(inside, epochs=2), resume=True)
+
+
 @pytest.fixture
 def copied(config: RunConfig, tmp_path: Path) -> RunConfig:
     """The tiny set, copied so that it can be damaged."""
@@ -170,6 +200,12 @@ def train_images(config: RunConfig) -> list[Path]:
 
 def test_changed_images_are_refused_on_resume_with_the_difference(copied: RunConfig) -> None:
     run_training(replace(copied, epochs=1))
+    query = sorted((Path(copied.data_root) / "MSMT17_V1" / "test").rglob("*.jpg"))[0]
+    original = query.read_bytes()
+    query.write_bytes(original + b" ")
+    with pytest.raises(CheckpointError, match=rf"1 changed \(first: test/.*{query.name}\)"):
+        run_training(copied, resume=True)
+    query.write_bytes(original)
     first, second, *_ = train_images(copied)
     Image.new("RGB", (20, 40)).save(first)
     with pytest.raises(
@@ -303,7 +339,7 @@ def test_dry_run_writes_nothing(config: RunConfig, capsys: pytest.CaptureFixture
     assert not Path(str(config.run_dir)).exists()
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"device": "cuda:99"}, {"device": "gpu"}])
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"device": "cuda:99"}, {"device": "gpu"}, {"seed": -1}])
 def test_settings_that_cannot_work_are_refused_at_once(config: RunConfig, change: dict) -> None:
     with pytest.raises(UserError, match=f"--{next(iter(change))}"):
         run_training(replace(config, **change))

@@ -77,6 +77,8 @@ def test_wrong_shapes_are_named() -> None:
     f, i = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match="gallery: found features"):
         rank_gallery(f, i, i, f, i[:2], i)
+    with pytest.raises(ValueError, match="query_features: 3 of 3 rows are not finite"):
+        rank_gallery(f / 0, i, i, f, i, i)
     with pytest.raises(ValueError, match="width 4"):
         rank_gallery(f, i, i, torch.zeros(3, 5), i, i)
 

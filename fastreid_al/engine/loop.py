@@ -71,7 +71,7 @@ class Training:
         optimizer: Its optimizer.
         scheduler: Its learning rate schedule.
         augment: The augmentation, for its random state.
-        data: Fingerprint of the training images.
+        data: Fingerprint of the image set.
         epoch: Epochs completed.
         step: Batches done of the epoch under way.
         loss: Sum of the losses of the epoch under way.
@@ -120,7 +120,7 @@ class Training:
         """Continue from a checkpoint.
 
         Raises:
-            CheckpointError: It belongs to other training images.
+            CheckpointError: It belongs to other images.
         """
         check_same_data(state["data"], self.data)
         self.model.load_state_dict(state["model"])
@@ -237,7 +237,7 @@ def train(
         identities: (n,) true identities, for the log alone; None when unknown.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; the state after the step under way is saved.
+        Interrupted: SIGINT or SIGTERM came; the state after the step under way, or before the extraction, is saved.
         TrainingError: The loss or the features are not finite, or there is nothing to contrast; the last checkpoint is intact.
         CheckpointError: A checkpoint could not be written; the one before it is intact.
     """

@@ -69,7 +69,7 @@ class ContrastiveMethod:
                 f"epoch {epoch + 1}: the features of {int(bad)} of {len(features)} images are not finite (the training "
                 "diverged); lower --optimizer.lr and resume from the last checkpoint"
             )
-        if (features - features[:1]).abs().max() < _COLLAPSED:
+        if (features.amax(0) - features.amin(0)).max() < _COLLAPSED:
             raise TrainingError(
                 f"epoch {epoch + 1}: all {len(features)} images have one and the same feature (the network collapsed, or the "
                 "images are copies); lower --optimizer.lr, or start again with another --seed"

@@ -5,7 +5,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_ROOMS = ("clustering", "config", "data", "engine", "memory", "methods", "metrics", "models")
+_ROOMS = ("active", "clustering", "config", "data", "engine", "memory", "methods", "metrics", "models")
 
 
 def __getattr__(name: str) -> ModuleType:

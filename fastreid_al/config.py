@@ -12,6 +12,8 @@ from typing import Literal
 
 Dataset = Literal["synthetic", "market1501", "dukemtmcreid", "msmt17", "folder"]
 MethodName = Literal["ucal", "supervised"]
+Strategy = Literal["none", "ucal", "gain", "spal", "random"]
+AnnotatorName = Literal["oracle", "terminal", "replay"]
 Recipe = Literal["auto", "paper", "small"]
 ModelName = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25"
@@ -162,6 +164,54 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class QuestionConfig:
+    """Questions to an annotator: when, how many, and what is made of the answers.
+
+    Args:
+        start: Epochs that train without questions.
+        budget: Questions of the whole run; no limit when not given.
+        per_epoch: Questions of one epoch; no limit when not given.
+        k_max_rule: Most groups that a cluster S may be split into: sqrt(|S|/2)/2 (paper) or sqrt(|S|/2) (root).
+        l_max: Most similar clusters of each cluster that a merge may be asked about.
+        delta: Least normalised gap in the similarities of these at which the asking stops.
+        merge_share: Most clusters that ucal merges in an epoch, as a share of all.
+        closure: transitive lets the answers answer what follows from them; none is the paper's label memory.
+        confirm_merges: Further questions about other images of two clusters that must agree before they are merged.
+        ledger: File, or PostgreSQL URL, that keeps the answers; answers.sqlite in the run folder when not given.
+        replay: Ledger of another run whose answers the replay annotator gives.
+    """
+
+    start: int = 15
+    budget: int | None = None
+    per_epoch: int | None = None
+    k_max_rule: Literal["paper", "root"] = "paper"
+    l_max: int = 10
+    delta: float = 0.3
+    merge_share: float = 0.2
+    closure: Literal["transitive", "none"] = "transitive"
+    confirm_merges: int = 0
+    ledger: str | None = None
+    replay: str | None = None
+
+
+@dataclass(frozen=True)
+class OracleConfig:
+    """The annotator that knows the true identities.
+
+    Args:
+        error: Share of the pairs that it gets wrong.
+        unsure: Share of the pairs that it is unsure about.
+        not_comparable: Share of the pairs that it calls not comparable.
+        seed: Seed of these; the same pair always gets the same answer.
+    """
+
+    error: float = 0.0
+    unsure: float = 0.0
+    not_comparable: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run.
 
@@ -169,6 +219,9 @@ class RunConfig:
         dataset: The image set.
         data_root: The data root, or the set's own folder; not used by the synthetic set.
         method: ucal, or supervised, its upper bound with true labels.
+        ask: Which questions ucal asks an annotator: none, UCAL's two rules (ucal), those with the best expected gain (gain), the
+            farthest inside and nearest outside each cluster (spal), or random pairs (random).
+        annotator: Who answers: an oracle that knows the true identities, a person at the terminal, or another run's ledger.
         model: Backbone.
         weights: imagenet, none, or the path of a weights file.
         epochs: Epochs.
@@ -184,11 +237,15 @@ class RunConfig:
         cluster: Pseudo-labels.
         memory: Feature memory and loss.
         optimizer: Optimizer and schedule.
+        questions: Questions.
+        oracle: The oracle.
     """
 
     dataset: Dataset = "synthetic"
     data_root: str = "data"
     method: MethodName = "ucal"
+    ask: Strategy = "none"
+    annotator: AnnotatorName = "oracle"
     model: ModelName = "resnet50"
     weights: str = "imagenet"
     epochs: int = 50
@@ -204,6 +261,8 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    questions: QuestionConfig = field(default_factory=QuestionConfig)
+    oracle: OracleConfig = field(default_factory=OracleConfig)
 
 
 @dataclass(frozen=True)
@@ -264,6 +323,7 @@ def recipe(dataset: Dataset = "synthetic", name: Recipe = "auto") -> RunConfig:
             cluster=ClusterConfig(k1=12, k2=3, eps=0.5, noise="drop", source="extract"),
             memory=MemoryConfig(kind="cluster", temperature=0.1),
             optimizer=OptimizerConfig(lr=4e-4, step=7),
+            questions=QuestionConfig(start=2, k_max_rule="root"),
         )
     paper = RunConfig(dataset=dataset)
     return replace(paper, batch=BatchConfig(iterations=800)) if dataset == "msmt17" else paper

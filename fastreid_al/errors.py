@@ -19,3 +19,7 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """A run that cannot go on; its last checkpoint is intact."""
+
+
+class LedgerError(UserError):
+    """A ledger of answers that cannot be used as asked."""

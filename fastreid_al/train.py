@@ -8,7 +8,7 @@ from .cli import parse_training, run_main
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, train; exits with 128 + the signal's number when a signal stopped the run."""
+    """Parse, train; exits with 128 + the signal's number when a signal stopped the run, with 0 when the annotator left."""
     config, options = parse_training(arguments)
     from .engine.loop import Interrupted
     from .methods import dry_run, run_training
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         run_training(config, resume=options.resume)
     except Interrupted as stop:
-        raise SystemExit(128 + stop.signum) from None
+        raise SystemExit(128 + stop.signum if stop.signum else 0) from None
 
 
 if __name__ == "__main__":

@@ -33,6 +33,10 @@ class Method(Protocol):
     def labels(self) -> Tensor:
         """(n,) int64: the cluster of each training image in this epoch, -1 outside every cluster."""
 
+    @property
+    def drafted(self) -> Tensor | None:
+        """(n,) int64: the clusters that `labels` were refined from in this epoch; None when they were not."""
+
     def label_images(self, epoch: int, extract: Callable[[], Tensor]) -> dict[str, float]:
         """Label the images for the epoch; gives facts for the log."""
 
@@ -185,6 +189,10 @@ _MAY_CHANGE = (
     "image.store_",
     "cluster.",
     "optimizer.",
+    "ask",
+    "annotator",
+    "questions.",
+    "oracle.",
 )
 
 
@@ -257,6 +265,8 @@ def train(
             start = time.perf_counter()
             if state.step == 0:
                 state.facts = state.method.label_images(epoch, extract)
+                if state.method.drafted is not None and identities is not None:
+                    state.facts |= _pair_record("drafted_pair", state.method.drafted, identities)
             labelled = time.perf_counter()
             _train_epoch(state, store, device, reporter, stop, folder)
             state.pending = _epoch_record(state, identities)
@@ -328,8 +338,12 @@ def _epoch_record(state: Training, identities: Tensor | None) -> dict[str, Any]:
         **state.facts,
     }
     if identities is not None:
-        record |= {f"pair_{k}": v for k, v in pair_scores(state.method.labels, identities)._asdict().items()}
+        record |= _pair_record("pair", state.method.labels, identities)
     return record
+
+
+def _pair_record(name: str, labels: Tensor, identities: Tensor) -> dict[str, float]:
+    return {f"{name}_{k}": v for k, v in pair_scores(labels, identities)._asdict().items()}
 
 
 def _evaluates(config: RunConfig, epoch: int) -> bool:
@@ -354,6 +368,8 @@ def _record(state: Training, folder: RunFolder, reporter: Reporter, record: dict
         text += f", {record['clusters']} clusters, {record['alone']} images alone"
     if "pair_precision" in record:
         text += f", pair precision {percent(record['pair_precision'])} % recall {percent(record['pair_recall'])} %"
+    if "questions" in record:
+        text += f", {record['questions']} questions"
     if "mAP" in record:
         text += f", mAP {percent(record['mAP'])} %, rank-1 {percent(record['rank1'])} %"
     reporter.line(f"{text} ({seconds['labels']:.1f} s labels, {seconds['training']:.1f} s training)")

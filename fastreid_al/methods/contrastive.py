@@ -36,6 +36,10 @@ class ContrastiveMethod:
         self.memory = build_memory(memory)
         #: (n,) int64: the cluster of each image in this epoch, -1 outside every cluster.
         self.labels = torch.zeros(0, dtype=torch.int64)
+        #: (n,) int64: the clusters that the epoch's were refined from; None when they were not.
+        self.drafted: Tensor | None = None
+        #: What a subclass says of the epoch, for the log.
+        self.facts: dict[str, float] = {}
 
     def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and classes of this epoch from the features, (n,) int64 both; -1 is no cluster, no class."""
@@ -81,7 +85,7 @@ class ContrastiveMethod:
         self.memory.begin_epoch(features, classes)
         clustered = int((self.labels >= 0).sum())
         clusters = int(self.labels.max()) + 1
-        return {"clusters": clusters, "clustered": clustered, "alone": len(self.labels) - clustered, "classes": count}
+        return {"clusters": clusters, "clustered": clustered, "alone": len(self.labels) - clustered, "classes": count, **self.facts}
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """The epoch's batches of image rows, (B,) int64: a function of the seed, the epoch and the classes."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..active import Questions, QuitAsking
 from ..config import EvaluationConfig, ImageConfig, RunConfig
 from ..data import ImageSet, describe, load
 from ..data.augment import Augment
@@ -25,6 +26,7 @@ from ..errors import CheckpointError, DataError, UserError
 from ..metrics import Ranking
 from ..models import ReIdNet, build_model
 from ..models.weights import read_tensors
+from .asking import check_questions, open_questions
 from .supervised import Supervised
 from .ucal import UCAL
 
@@ -61,31 +63,30 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
         check_resumable(saved, config)
     device = pick_device(config.device)
     images = _load(config, reporter)
+    check_questions(config, all(r.identity != UNKNOWN for r in images.train))
     model = _model(config, device, fresh=saved is None)
     folder.prepare()
     store, records = _decode(images, config, folder, reporter)
-    state = _training(config, model, images, store, records)
-    if saved is not None:
-        state.load_state_dict(saved)
-        reporter.line(f"resuming {folder.path} after epoch {state.epoch}, batch {state.step}")
-    folder.describe(config)
     identities = identities_and_cameras(records)[0]
-    try:
-        train(
-            state,
-            store,
-            device,
-            folder,
-            reporter,
-            Evaluator(images, config.image, device, folder.path, reporter) if images.query else None,
-            identities if (identities != UNKNOWN).all() else None,
-        )
-    except Interrupted:
-        reporter.line(
-            f"stopped in epoch {state.epoch + 1} after batch {state.step}, all saved; go on with: "
-            f"python -m fastreid_al.train --run-dir {shlex.quote(str(folder.path))} --resume"
-        )
-        raise
+    with open_questions(config, images, records, store.digests, folder.path, reporter) as questions:
+        state = _training(config, model, images, store, records, questions)
+        if saved is not None:
+            state.load_state_dict(saved)
+            reporter.line(f"resuming {folder.path} after epoch {state.epoch}, batch {state.step}")
+        folder.describe(config)
+        try:
+            train(
+                state,
+                store,
+                device,
+                folder,
+                reporter,
+                Evaluator(images, config.image, device, folder.path, reporter) if images.query else None,
+                identities if (identities != UNKNOWN).all() else None,
+            )
+        except (Interrupted, QuitAsking) as stop:
+            reporter.line(_stopped(state, folder, stop))
+            raise Interrupted(0) from stop if isinstance(stop, QuitAsking) else None
     draw_curves(state.history, folder.figure)
     summarise(state.history, folder, reporter)
     return Finished(folder.path, state.history)
@@ -101,6 +102,7 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
     _check(config)
     device = pick_device(config.device)
     images = _load(config, reporter)
+    check_questions(config, all(r.identity != UNKNOWN for r in images.train))
     model = _model(config, device)
     image, n = config.image, len(images.train)
     parameters = sum(p.numel() for p in model.parameters())
@@ -194,6 +196,14 @@ def summarise(history: list[dict[str, Any]], folder: RunFolder, reporter: Report
     reporter.line(f"run folder: {folder.path}")
 
 
+def _stopped(state: Training, folder: RunFolder, stop: Exception) -> str:
+    again = f"python -m fastreid_al.train --run-dir {shlex.quote(str(folder.path))} --resume"
+    if isinstance(stop, QuitAsking):
+        why = f" ({stop})" if str(stop) else ""
+        return f"stopped asking in epoch {state.epoch + 1}{why}, every answer is kept; go on with: {again}"
+    return f"stopped in epoch {state.epoch + 1} after batch {state.step}, all saved; go on with: {again}"
+
+
 def _say_skipped(scores: dict[str, Any], reporter: Reporter) -> None:
     if scores["skipped_queries"]:
         reporter.line(f"{scores['skipped_queries']} queries have no match in the gallery and were skipped")
@@ -231,6 +241,13 @@ def _check(config: RunConfig) -> None:
         and config.cluster.eps + config.cluster.eps_gap < 1,
         "--memory.temperature": config.memory.temperature > 0,
         "--memory.momentum": config.memory.momentum is None or 0 <= config.memory.momentum <= 1,
+        "--questions.start": config.questions.start >= 0,
+        "--questions.budget": (config.questions.budget or 0) >= 0,
+        "--questions.per-epoch": (config.questions.per_epoch or 0) >= 0,
+        "--questions.l-max": config.questions.l_max >= 1,
+        "--questions.delta": 0 <= config.questions.delta <= 1,
+        "--questions.merge-share": 0 <= config.questions.merge_share <= 1,
+        "--questions.confirm-merges": config.questions.confirm_merges >= 0,
         "--optimizer.lr": config.optimizer.lr > 0,
         "--optimizer.step": config.optimizer.step >= 1,
         "--optimizer.gamma": config.optimizer.gamma > 0,
@@ -276,7 +293,12 @@ def _decode(
 
 
 def _training(
-    config: RunConfig, model: ReIdNet, images: ImageSet, store: PixelStore, records: list[Record]
+    config: RunConfig,
+    model: ReIdNet,
+    images: ImageSet,
+    store: PixelStore,
+    records: list[Record],
+    questions: Questions | None,
 ) -> Training:
     parameters = [p for p in model.parameters() if p.requires_grad]
     settings = config.optimizer
@@ -284,7 +306,7 @@ def _training(
     return Training(
         config,
         model,
-        _method(config, *identities_and_cameras(records)),
+        _method(config, *identities_and_cameras(records), questions),
         optimizer,
         torch.optim.lr_scheduler.StepLR(optimizer, settings.step, settings.gamma),
         Augment(config.image, config.seed),
@@ -292,10 +314,10 @@ def _training(
     )
 
 
-def _method(config: RunConfig, identities: Tensor, cameras: Tensor) -> Method:
+def _method(config: RunConfig, identities: Tensor, cameras: Tensor, questions: Questions | None) -> Method:
     try:
         if config.method == "supervised":
             return Supervised(identities, cameras, config.batch, config.memory, config.seed)
-        return UCAL(cameras, config.cluster, config.batch, config.memory, config.seed)
+        return UCAL(cameras, config.cluster, config.batch, config.memory, config.seed, questions)
     except ValueError as error:
         raise UserError(str(error)) from error

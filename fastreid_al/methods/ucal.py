@@ -2,27 +2,24 @@
 
 Sec. 3.1, the base, is here: at each epoch cluster the features with DBSCAN on the k-reciprocal Jaccard distance, keep the
 reliable part of each cluster (self-paced selection), and train against the cluster centroids with Eq. 1. Sec. 3.2 refines the
-clusters with the answers of a person between these two steps; whatever does that is given as `refine`.
+clusters between these two steps with the answers of a person: `fastreid_al.active`, given as `questions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..active import Questions
 from ..clustering import jaccard_graph, self_paced_labels
 from ..config import BatchConfig, ClusterConfig, MemoryConfig
 from .contrastive import ContrastiveMethod, Extract
 
-#: (epoch, features (n, D), labels (n,)) -> labels (n,), -1 outside every cluster.
-Refine = Callable[[int, Tensor, Tensor], Tensor]
-
 
 class UCAL(ContrastiveMethod):
-    """The paper's method; without `refine` its unsupervised base, the "Baseline" of its Table 1.
+    """The paper's method; without `questions` its unsupervised base, the "Baseline" of its Table 1.
 
     Args:
         cameras: (n,) int64 camera of each training image, -1 where unknown.
@@ -30,8 +27,7 @@ class UCAL(ContrastiveMethod):
         batch: Batches.
         memory: Feature memory and temperature.
         seed: Seed of the batches.
-        refine: Splits and merges clusters (Sec. 3.2), called at each epoch from `refine_from` on.
-        refine_from: Epochs that the base trains alone, 15 in the paper (Sec. 3.3).
+        questions: Splits and merges clusters with the answers of an annotator (Sec. 3.2), from its first epoch on.
 
     Raises:
         ValueError: A cluster memory is asked to be clustered: it holds no vector per image.
@@ -44,15 +40,14 @@ class UCAL(ContrastiveMethod):
         batch: BatchConfig,
         memory: MemoryConfig,
         seed: int,
-        refine: Refine | None = None,
-        refine_from: int = 15,
+        questions: Questions | None = None,
     ) -> None:
         super().__init__(cameras, batch, memory, seed)
         if cluster.source == "memory" and memory.kind == "cluster":
             raise ValueError(
                 "a cluster memory has no vector per image to cluster: use --cluster.source extract with it"
             )
-        self.cluster, self.refine, self.refine_from = cluster, refine, refine_from
+        self.cluster, self.questions = cluster, questions
         #: Threshold of the self-paced selection, fixed at the first clustering.
         self.threshold: float | None = None
 
@@ -67,18 +62,23 @@ class UCAL(ContrastiveMethod):
         c = self.cluster
         graph = jaccard_graph(features, c.k1, c.k2, max_distance=c.eps + c.eps_gap)
         labels, self.threshold = self_paced_labels(graph, c.eps, c.eps_gap, c.min_samples, self.threshold)
-        if self.refine is not None and epoch >= self.refine_from:
-            labels = self.refine(epoch, features, labels)
+        if self.questions is not None:
+            drafted = labels
+            labels, self.facts = self.questions.refine(epoch, features, labels)
+            self.drafted = drafted if self.facts else None
         return labels, singleton_classes(labels) if c.noise == "singleton" else labels
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
-        return {**super().state_dict(), "threshold": self.threshold}
+        asked = {} if self.questions is None else {"questions": self.questions.state_dict()}
+        return {**super().state_dict(), "threshold": self.threshold, **asked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         super().load_state_dict(state)
         self.threshold = state["threshold"]
+        if self.questions is not None and "questions" in state:
+            self.questions.load_state_dict(state["questions"])
 
     def _nothing_to_contrast(self, epoch: int, count: int) -> str:
         found = "no cluster (every image is noise)" if count == 0 else "one single cluster"

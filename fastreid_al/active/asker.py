@@ -1,0 +1,222 @@
+"""Asking: the budget, the label memory, and the ledger between a strategy and an annotator."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .closure import Closure, Effect
+from .ledger import Ledger
+from .questions import Answer, Annotator, Question, QuitAsking, UndoLast, Verdict
+
+ClosureName = Literal["transitive", "none"]
+#: Gives the labels as the answers so far would leave them.
+Current = Callable[[], Tensor]
+
+
+class OutOfQuestions(Exception):  # noqa: N818
+    """The budget is spent."""
+
+
+class RoundAgain(Exception):  # noqa: N818
+    """An answer was taken back: the round starts over, and gives itself the answers that still stand."""
+
+
+@dataclass
+class Spent:
+    """What a round cost: questions answered, their verdicts, seconds, and pairs that the memory answered instead."""
+
+    questions: int = 0
+    seconds: float = 0.0
+    remembered: int = 0
+    contradictions: int = 0
+
+    def __post_init__(self) -> None:
+        self.verdicts: Counter[str] = Counter()
+
+
+class Asker:
+    """Puts questions to an annotator, each pair of images once, and never one that the answers so far decide.
+
+    A round (`begin` to `end`) starts from the answers up to its position in the ledger. Answers beyond it, given before a run
+    was killed or stopped, are taken from the ledger when the round asks for them, so that a resumed round is the same round.
+
+    Args:
+        annotator: Answers.
+        ledger: Keeps the answers; one in memory when not given.
+        closure: "transitive" lets the answers answer what follows from them, "none" is the paper's label memory.
+        confirm_merges: Further questions about other images of the two clusters that must agree before a merge counts.
+        budget: Questions in all; None is no limit.
+        position: Event of the ledger up to which answers are known at the start; its end when not given.
+    """
+
+    def __init__(
+        self,
+        annotator: Annotator,
+        ledger: Ledger | None = None,
+        *,
+        closure: ClosureName = "transitive",
+        confirm_merges: int = 0,
+        budget: int | None = None,
+        position: int | None = None,
+    ) -> None:
+        self.annotator, self.ledger = annotator, ledger or Ledger.open("sqlite://")
+        self.transitive, self.confirm_merges, self.budget = closure == "transitive", confirm_merges, budget
+        self.position = self.ledger.last_event() if position is None else position
+        #: Questions and seconds of the rounds that ended.
+        self.asked, self.seconds = 0, 0.0
+        #: Called after each answer with the questions so far and what gives the present labels.
+        self.watch: Callable[[int, Current], None] | None = None
+        self.current: Current = lambda: torch.zeros(0, dtype=torch.int64)
+        self.epoch = 0
+        self._limit: int | None = None
+        self._open_round()
+
+    def begin(self, epoch: int, limit: int | None = None) -> None:
+        """Begin a round of at most `limit` questions."""
+        self.epoch, self._limit = epoch, limit
+        self._open_round()
+
+    def end(self) -> Spent:
+        """End the round: every answer of the ledger is known from here on."""
+        for answer in self._ahead.values():
+            self.memory.add(answer)
+        self._ahead = {}
+        self.position = self.ledger.last_event()
+        self.asked += self.spent.questions
+        self.seconds += self.spent.seconds
+        return self.spent
+
+    def left(self) -> int | None:
+        """Questions that may still be asked in this round; None is no limit."""
+        limits = [] if self._limit is None else [self._limit - self.spent.questions]
+        limits += [] if self.budget is None else [self.budget - self.asked - self.spent.questions]
+        return max(0, min(limits)) if limits else None
+
+    def open(self, a: int, b: int) -> bool:
+        """Whether two images can be asked about: the answers so far neither hold the pair nor decide it."""
+        return not self.memory.answered(a, b) and self.memory.verdict(a, b) is None
+
+    def ask(self, question: Question) -> Verdict:
+        """What a person says of the two groups of a question, from memory where it is known.
+
+        A "same" that is not confirmed yet, or that other answers contradict, comes back as UNSURE.
+
+        Raises:
+            OutOfQuestions: The budget is spent.
+            QuitAsking: The annotator leaves.
+            RoundAgain: The annotator took an answer back.
+        """
+        need = self._need(question)
+        if self.open(*question.images):
+            self._put(question, question.images, need, None)
+        else:
+            self.spent.remembered += 1
+        known, said = self.memory.verdict(*question.images), self.memory.answer(*question.images)
+        if known is not None:
+            return known
+        if said is not None and said.verdict is Verdict.SAME and need > 1:
+            return self._confirm(question, said, need)
+        return Verdict.UNSURE
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the ledger, and what was spent."""
+        return {"position": self.position, "asked": self.asked, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.position, self.asked, self.seconds = state["position"], state["asked"], state["seconds"]
+        self._open_round()
+
+    def _open_round(self) -> None:
+        self.spent = Spent()
+        answers = self.ledger.answers()
+        self.memory = Closure.replay((a for a in answers if a.event <= self.position), self.transitive)
+        #: Answers beyond the position, by pair, until the round asks for them.
+        self._ahead: dict[tuple[int, int], Answer] = {}
+        for answer in answers:
+            if answer.event > self.position:
+                self._ahead.setdefault(_pair(answer.left, answer.right), answer)
+
+    def _need(self, question: Question) -> int:
+        pairs = len(question.groups[0]) * len(question.groups[1])
+        return min(1 + self.confirm_merges, pairs) if question.reason == "merge" else 1
+
+    def _confirm(self, question: Question, first: Answer, need: int) -> Verdict:
+        """Ask about further images of a merge until enough agree, or one does not."""
+        merge = first.event if first.confirms is None else first.confirms
+        agreed = 1
+        for pair in _further_pairs(question):
+            if agreed >= need:
+                break
+            said = self.memory.answer(*pair) or self._put(question, pair, need, merge)
+            agreed += said.verdict is Verdict.SAME
+            if said.verdict is Verdict.DIFFERENT:
+                return Verdict.UNSURE
+        return self.memory.verdict(*question.images) or (Verdict.SAME if agreed >= need else Verdict.UNSURE)
+
+    def _put(self, question: Question, pair: tuple[int, int], need: int, confirms: int | None) -> Answer:
+        """Take an answer from the ledger where it lies ahead, else from the annotator, and remember it."""
+        answer = self._ahead.pop(_pair(*pair), None)
+        if answer is None:
+            if self.left() == 0:
+                raise OutOfQuestions
+            answer = self._new_answer(question, pair, need, confirms)
+        effect = self.memory.add(answer)
+        self.spent.questions += 1
+        self.spent.seconds += answer.seconds
+        self.spent.verdicts[answer.verdict.value] += 1
+        self.spent.contradictions += effect is Effect.CONTRADICTION
+        if self.watch is not None:
+            self.watch(self.asked + self.spent.questions, self.current)
+        return answer
+
+    def _new_answer(self, question: Question, pair: tuple[int, int], need: int, confirms: int | None) -> Answer:
+        asked_at = time.time()
+        shown = Question(pair, question.groups, question.reason, question.similarity, question.score, question.cluster)
+        try:
+            verdict = self.annotator.answer(shown)
+        except UndoLast:
+            last = self.ledger.last_answer()
+            if last is not None:
+                self.ledger.undo(last, self.annotator.name)
+            raise RoundAgain from None
+        answered_at = time.time()
+        event = self.ledger.append(
+            *pair,
+            verdict,
+            annotator=self.annotator.name,
+            asked_at=asked_at,
+            answered_at=answered_at,
+            epoch=self.epoch,
+            reason=question.reason if confirms is None else "confirm",
+            score=question.score,
+            similarity=question.similarity,
+            need=need,
+            confirms=confirms,
+            shown=getattr(self.annotator, "shown", ((), ())),
+        )
+        return Answer(event, *pair, verdict, need, confirms, answered_at - asked_at)
+
+
+def _further_pairs(question: Question) -> Iterator[tuple[int, int]]:
+    """Other pairs of images of the two groups, central images first, each pair once, different images before repeated ones."""
+    first, second = (side.tolist() for side in question.groups)
+    swapped = len(first) < len(second)
+    longer, shorter = (second, first) if swapped else (first, second)
+    for shift in range(len(shorter)):
+        for place, a in enumerate(longer):
+            b = shorter[(place + shift) % len(shorter)]
+            pair = (b, a) if swapped else (a, b)
+            if set(pair) != set(question.images):
+                yield pair
+
+
+def _pair(a: int, b: int) -> tuple[int, int]:
+    return (a, b) if a < b else (b, a)

@@ -1,0 +1,137 @@
+"""One round of questions: split, merge, and the labels that the answers leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import QuestionConfig
+from .asker import Asker, OutOfQuestions, RoundAgain, Spent
+from .gain import ask_gain
+from .partition import apply_memory
+from .questions import Verdict
+from .rules import ask_pairs, ask_ucal, random_pairs, spal_pairs
+
+StrategyName = Literal["ucal", "gain", "spal", "random"]
+
+#: Random pairs that a round draws when no budget says how many.
+_RANDOM = 1000
+
+
+class Refined(NamedTuple):
+    """Labels after a round, and what it cost.
+
+    Args:
+        labels: (n,) int64: clusters of two images and more numbered by their lowest image, -1 for every other image.
+        spent: Questions, seconds, pairs that the memory answered, contradictions.
+    """
+
+    labels: Tensor
+    spent: Spent
+
+
+def refine(
+    features: Tensor,
+    labels: Tensor,
+    asker: Asker,
+    strategy: StrategyName = "ucal",
+    config: QuestionConfig | None = None,
+    epoch: int = 0,
+) -> Refined:
+    """Refine clusters with the answers of one round (UCAL, Sec. 3.2), and with every answer before it.
+
+    Args:
+        features: (n, D) unit rows.
+        labels: (n,) int64 cluster of each image, -1 outside every cluster.
+        asker: Asks, within its budget, and remembers.
+        strategy: "ucal" is SNPS, then MPPS; "gain" asks about the same kinds of pairs by expected gain; "spal" about the
+            farthest image inside and the nearest outside each image's cluster; "random" about random pairs.
+        config: Its constants, and the questions of one round; the paper's when not given.
+        epoch: Recorded with the answers; seeds "random".
+
+    Returns:
+        The refined labels and what the round cost.
+
+    Raises:
+        QuitAsking: The annotator leaves; every answer is in the ledger, and the same round can be begun again.
+    """
+    config = config or QuestionConfig()
+    ask = _STRATEGIES[strategy]
+    while True:
+        asker.begin(epoch, config.per_epoch)
+        remembered = apply_memory(features, labels, asker.memory)
+        asker.current = remembered.clone
+        try:
+            ask(features, remembered, asker, config)
+        except OutOfQuestions:
+            pass
+        except RoundAgain:
+            continue
+        refined = asker.current()
+        return Refined(refined, asker.end())
+
+
+def _gain(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig) -> None:
+    ask_gain(features, labels, asker)
+
+
+def _spal(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig) -> None:
+    ask_pairs(features, labels, asker, spal_pairs(features, labels))
+
+
+def _random(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig) -> None:
+    left = asker.left()
+    ask_pairs(features, labels, asker, random_pairs(features, labels, _RANDOM if left is None else left, asker.epoch))
+
+
+_STRATEGIES: dict[str, Callable[[Tensor, Tensor, Asker, QuestionConfig], None]] = {
+    "ucal": ask_ucal,
+    "gain": _gain,
+    "spal": _spal,
+    "random": _random,
+}
+
+
+class Questions:
+    """The questions of a run: from one epoch on, one round in each, on one ledger.
+
+    Args:
+        asker: Asks and remembers.
+        strategy: Which questions; see `refine`.
+        config: When, how many, and the constants of the rules.
+    """
+
+    def __init__(self, asker: Asker, strategy: StrategyName, config: QuestionConfig) -> None:
+        self.asker, self.strategy, self.config = asker, strategy, config
+
+    def refine(self, epoch: int, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The labels of an epoch after its round of questions, and what the round cost, for the log.
+
+        Before the first round the labels are returned as they are. `share` is Eq. 7: pairs that were answered over all pairs.
+        """
+        if epoch < self.config.start:
+            return labels, {}
+        refined, spent = refine(features, labels, self.asker, self.strategy, self.config, epoch)
+        pairs = len(labels) * (len(labels) - 1) / 2
+        return refined, {
+            "questions": spent.questions,
+            "questions_total": self.asker.asked,
+            "share": spent.questions / pairs,
+            "share_total": self.asker.asked / pairs,
+            "answering_seconds": spent.seconds,
+            "answering_seconds_total": self.asker.seconds,
+            "remembered": spent.remembered,
+            "contradictions": spent.contradictions,
+            **{f"answered_{verdict.name.lower()}": spent.verdicts[verdict.value] for verdict in Verdict},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the ledger, and what was spent."""
+        return self.asker.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.asker.load_state_dict(state)

@@ -13,14 +13,23 @@ from typing import Any, Literal, NoReturn, TypeVar, cast, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
-from .config import MSMT17_SIZE, Dataset, EvaluationConfig, Recipe, RunConfig, SyntheticConfig, recipe
+from .config import (
+    MSMT17_SIZE,
+    Dataset,
+    EvaluationConfig,
+    Recipe,
+    RunConfig,
+    SimulationConfig,
+    SyntheticConfig,
+    recipe,
+)
 from .errors import UserError
 
 _VALUE = re.compile(r'(?:Parser key|Option) "(?P<key>[\w.]+)".*Got value: (?P<value>[^\n]*)', re.DOTALL)
 _CHOICES = re.compile(r"Literal\[(?P<choices>[^]]*)\]")
 
 
-Settings = TypeVar("Settings", RunConfig, EvaluationConfig, SyntheticConfig)
+Settings = TypeVar("Settings", RunConfig, EvaluationConfig, SyntheticConfig, SimulationConfig)
 
 
 class Parser(ArgumentParser):
@@ -109,6 +118,18 @@ def parse_evaluation(arguments: Sequence[str] | None = None) -> EvaluationConfig
     parser.add_class_arguments(EvaluationConfig, None)
     found = parser.parse_args(_words(arguments))
     return _from_dict(EvaluationConfig(found.checkpoint), found.as_dict())
+
+
+def parse_simulation(arguments: Sequence[str] | None = None) -> SimulationConfig:
+    """Parse `python -m fastreid_al.simulate`."""
+    parser = Parser(
+        prog="python -m fastreid_al.simulate",
+        description="Ask an oracle with each strategy, on fixed features, and draw cluster quality over questions.",
+        allow_abbrev=False,
+    )
+    parser.add_class_arguments(SimulationConfig, None)
+    found = parser.parse_args(_words(arguments))
+    return _from_dict(SimulationConfig(found.features), found.as_dict())
 
 
 def parse_synthesis(arguments: Sequence[str] | None = None) -> tuple[Path, SyntheticConfig]:

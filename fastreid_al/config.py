@@ -281,6 +281,7 @@ class EvaluationConfig:
         store_dir: Folder of that file; the system's temporary folder when not given.
         device: auto, cpu, cuda or cuda:N.
         synthetic: The drawn image set.
+        save_features: Also write features, identities and cameras of the training images into this .npz file.
     """
 
     checkpoint: str
@@ -294,6 +295,32 @@ class EvaluationConfig:
     store_dir: str | None = None
     device: str = "auto"
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    save_features: str | None = None
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """Questions on fixed features, without training.
+
+    Args:
+        features: .npz file with features (n, D) and identities (n,); `evaluate --save-features` writes one.
+        ask: Strategies, with commas between: ucal, gain, spal, random.
+        budget: Questions of each strategy.
+        every: Questions between two points of the curve.
+        out: Folder of curves.csv and curves.png.
+        cluster: The clusters to begin from.
+        questions: Constants of the rules; questions of one round.
+        oracle: The oracle.
+    """
+
+    features: str
+    ask: str = "ucal,gain,spal,random"
+    budget: int = 1000
+    every: int = 25
+    out: str = "simulation"
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    questions: QuestionConfig = field(default_factory=QuestionConfig)
+    oracle: OracleConfig = field(default_factory=OracleConfig)
 
 
 def recipe(dataset: Dataset = "synthetic", name: Recipe = "auto") -> RunConfig:

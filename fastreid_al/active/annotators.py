@@ -194,8 +194,9 @@ class Terminal:
         return "\n".join(lines) + "\n"
 
     def _image(self, question: Question, side: int) -> str:
-        record, size = self._records[question.images[side]], len(question.groups[side])
-        return f"{record.path.name} ({camera_name(record.camera)}, {size:,} image{'s' if size > 1 else ''})"
+        """An image by its number: in the field's sets the file name tells the identity."""
+        row, size = question.images[side], len(question.groups[side])
+        return f"image {row} ({camera_name(self._records[row].camera)}, {size:,} image{'s' if size > 1 else ''})"
 
     def _key(self) -> str:
         """Ask until a key is known: that of an answer, undo, quit, or the end of input."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor, nn
 
 from ..clustering.neighbours import nearest_neighbours
@@ -51,7 +52,7 @@ class Calibration:
 
     def __call__(self, seen: np.ndarray) -> np.ndarray:
         """Probability of each question, (m, d) -> (m,)."""
-        return 1 / (1 + np.exp(-self._inputs(seen) @ self._weights))
+        return expit(self._inputs(seen) @ self._weights)
 
     def learn(self, seen: np.ndarray, yes: bool) -> None:
         """Take in one answer, (d,): Newton's method from where the last one ended."""
@@ -59,7 +60,7 @@ class Calibration:
         self._answers.append(yes)
         x, y = np.array(self._seen), np.array(self._answers)
         for _ in range(8):
-            p = 1 / (1 + np.exp(-x @ self._weights))
+            p = expit(x @ self._weights)
             gradient = x.T @ (y - p) - self._precision @ (self._weights - self._prior)
             hessian = (x * (p * (1 - p))[:, None]).T @ x + self._precision
             self._weights = self._weights + np.clip(np.linalg.solve(hessian, gradient), -1, 1)

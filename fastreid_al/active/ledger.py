@@ -85,7 +85,7 @@ _undone = sa.select(_events.c.undoes).where(_is_undo)
 _in_force = _is_answer & _events.c.id.not_in(_undone)
 _VERDICTS = {verdict.value: verdict for verdict in Verdict}
 #: Columns of an event that are fields of `Event` by the same name.
-_EVENT_COLUMNS = [name for name in _events.c.keys() if name not in ("left_id", "right_id")]
+_EVENT_COLUMNS = [name for name in (column.name for column in _events.c) if name not in ("left_id", "right_id")]
 
 
 class ImageKeys(NamedTuple):
@@ -351,7 +351,7 @@ class Ledger:
         """Path of each image that was answered about, by its number in the ledger."""
         with self._store.reading() as connection:
             found = connection.execute(sa.select(_images.c.id, _images.c.path).order_by(_images.c.id)).all()
-        return {image: path for image, path in found}
+        return {line.id: line.path for line in found}
 
     def dataset(self) -> str:
         """Name of the image set that the answers are about; empty for a ledger of none."""
@@ -433,8 +433,8 @@ class Ledger:
             )
         if self._rows and not self._ids:
             raise LedgerError(
-                f"{self.name} holds answers about other images: not one of them is in this {keys.dataset}, the first is {first}; "
-                "restore the images, or name another ledger with --questions.ledger"
+                f"{self.name} holds answers about other images: not one of them is in this {keys.dataset}, "
+                f"the first is {first}; restore the images, or name another ledger with --questions.ledger"
             )
         if not self._dataset and self._store.write:
             with self._store.writing() as connection:
@@ -461,7 +461,7 @@ class _Rows:
 
     def key(self, row: int) -> tuple[str, str]:
         """Path and digest of a row; its number is the path where there is no training set."""
-        if row < 0 or not self.numbered and row >= len(self._keys.names):
+        if row < 0 or (row >= len(self._keys.names) and not self.numbered):
             raise IndexError(f"there is no image {row}")
         return (str(row), "") if self.numbered else (self._keys.names[row], self._digest(row))
 
@@ -532,19 +532,25 @@ class _Store:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that reads."""
-        with self._one_line(), self._connection.begin():
-            if self._sqlite:
-                self._connection.exec_driver_sql("BEGIN")
-            yield self._connection
+        with self._transaction("BEGIN") as connection:
+            yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that writes: on the disk when the block ends, undone when it raises."""
         if not self.write:
             raise LedgerError(f"{self.name} was opened for reading; open it with write=True to add to it")
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str) -> Iterator[Connection]:
+        # In place of a lost connection a new one would be made, which does not hold the lock.
+        if self._connection.invalidated or self._connection.closed:
+            raise LedgerError(f"{self.name} is closed; go on with --resume")
         with self._one_line(), self._connection.begin():
             if self._sqlite:
-                self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+                self._connection.exec_driver_sql(begin)
             yield self._connection
 
     def damage(self) -> list[str]:
@@ -623,7 +629,6 @@ class _Store:
         except DBAPIError as error:
             raise LedgerError(self._explain(error)) from error
         except SQLAlchemyError as error:
-            # After a lost connection a new one would be made, without the lock.
             raise LedgerError(f"{self.name} cannot be used ({_first_line(error)})") from error
 
     def _explain(self, error: DBAPIError) -> str:
@@ -757,7 +762,7 @@ def _last_event(connection: Connection) -> int:
 
 
 def _read_meta(connection: Connection) -> dict[str, str]:
-    return {key: value for key, value in connection.execute(sa.select(_meta.c.key, _meta.c.value))}
+    return {line.key: line.value for line in connection.execute(sa.select(_meta))}
 
 
 def _up_to(condition: sa.ColumnElement[bool], event: int | None) -> sa.ColumnElement[bool]:

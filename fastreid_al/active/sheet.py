@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.pixels import _to_rgb
+from ..data.pixels import to_rgb
 from ..data.records import UNKNOWN, Record
 from ..errors import UserError
 from .questions import Question
@@ -121,7 +121,7 @@ def _paste(sheet: Image.Image, path: Path, centre: int, top: int, box: tuple[int
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd files, which are shown as they are
-            image = _to_rgb(path.read_bytes())
+            image = to_rgb(path.read_bytes())
     except Exception:  # Pillow raises a wide range of types on damaged files.
         image = _unreadable(box)
     scale = min(box[0] / image.width, box[1] / image.height)

@@ -91,7 +91,7 @@ def decode(
     def one(place: int) -> str | BadImage:
         try:
             content = paths[place].read_bytes()
-            image = _to_rgb(content).resize((width, height), Image.Resampling.BICUBIC)
+            image = to_rgb(content).resize((width, height), Image.Resampling.BICUBIC)
         except Exception as error:  # Pillow raises a wide range of types on damaged files.
             return BadImage(paths[place], _reason(error))
         array[place] = np.asarray(image).transpose(2, 0, 1)
@@ -139,7 +139,7 @@ def _allocate(n: int, height: int, width: int, store_gib: float, store_dir: str 
     return torch.from_numpy(mapped)
 
 
-def _to_rgb(content: bytes) -> Image.Image:
+def to_rgb(content: bytes) -> Image.Image:
     if not content:
         raise ValueError("the file is empty")
     image = Image.open(io.BytesIO(content))

@@ -366,13 +366,19 @@ def _record(state: Training, folder: RunFolder, reporter: Reporter, record: dict
     text = f"epoch {record['epoch']:>3}: loss {record['loss']:.3f}"
     if "clusters" in record:
         text += f", {record['clusters']} clusters, {record['alone']} images alone"
-    if "pair_precision" in record:
-        text += f", pair precision {percent(record['pair_precision'])} % recall {percent(record['pair_recall'])} %"
     if "questions" in record:
-        text += f", {record['questions']} questions"
+        text += f", {record['questions']} questions ({record['questions_total']} in all)"
+    if "pair_precision" in record:
+        text += f", pair precision {_change(record, 'precision')} % recall {_change(record, 'recall')} %"
     if "mAP" in record:
         text += f", mAP {percent(record['mAP'])} %, rank-1 {percent(record['rank1'])} %"
     reporter.line(f"{text} ({seconds['labels']:.1f} s labels, {seconds['training']:.1f} s training)")
+
+
+def _change(record: dict[str, Any], score: str) -> str:
+    """A pair score, with what it was before the questions."""
+    before = record.get(f"drafted_pair_{score}")
+    return ("" if before is None else f"{percent(before)} -> ") + percent(record[f"pair_{score}"])
 
 
 @dataclass

@@ -178,22 +178,26 @@ def percent(value: float | None) -> str:
 
 
 def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
-    """Draw mAP, number of clusters, and pair precision and recall over epochs."""
+    """Draw mAP, number of clusters, pair precision and recall, and the questions asked over epochs."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    panels = figure.subplots(1, 3)
     groups: list[tuple[str, list[str]]] = [
         ("mAP and rank-1 (%)", ["mAP", "rank1"]),
         ("clusters", ["clusters"]),
-        ("pairs (%)", ["pair_precision", "pair_recall"]),
+        ("pairs (%)", ["pair_precision", "pair_recall", "drafted_pair_precision", "drafted_pair_recall"]),
     ]
+    if any("questions_total" in r for r in history):
+        groups.append(("questions in all", ["questions_total"]))
+    figure = Figure(figsize=(3.7 * len(groups), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(groups))
     for axes, (title, keys) in zip(panels, groups, strict=True):
-        scale = 1 if title == "clusters" else 100
+        scale = 100 if "%" in title else 1
         for key in keys:
             points = [(r["epoch"], scale * r[key]) for r in history if r.get(key) is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=key.replace("_", " "))
+                name = key.replace("drafted_pair", "before questions:").replace("_", " ")
+                style = ":" if key.startswith("drafted") else "-"
+                axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3, label=name)
                 axes.legend(frameon=False)
         axes.set_title(title)
         axes.set_xlabel("epochs")

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..active import Questions, QuitAsking
+from ..active import Questions, QuitAsking, Verdict
 from ..config import EvaluationConfig, ImageConfig, RunConfig
 from ..data import ImageSet, describe, load
 from ..data.augment import Augment
 from ..data.pixels import PixelStore
 from ..data.records import UNKNOWN, Record
-from ..engine.checkpoint import data_fingerprint, load_checkpoint
-from ..engine.extract import Evaluator, decode_records, identities_and_cameras
+from ..engine.checkpoint import data_fingerprint, load_checkpoint, write_atomically
+from ..engine.extract import Evaluator, decode_records, extract_features, identities_and_cameras
 from ..engine.loop import Interrupted, Method, Training, check_resumable, train
 from ..engine.report import Reporter, RunFolder, draw_curves, percent, ranking_metrics
 from ..errors import CheckpointError, DataError, UserError
@@ -135,11 +136,25 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
     if not images.query:
         raise DataError(f"{images.root} has no query and gallery images: nothing to evaluate on")
     model.to(device).to(memory_format=torch.channels_last)
+    if options.save_features is not None:
+        _save_features(Path(options.save_features), model, images, size, device, reporter)
     ranking = Evaluator(images, size, device, Path(tempfile.gettempdir()), reporter)(model)
     scores = ranking_metrics(ranking)
     reporter.table(f"Test set, %: {options.checkpoint}", ["", *SCORES], [["", *(percent(scores[k]) for k in SCORES)]])
     _say_skipped(scores, reporter)
     return ranking
+
+
+def _save_features(
+    path: Path, model: ReIdNet, images: ImageSet, size: ImageConfig, device: torch.device, reporter: Reporter
+) -> None:
+    """Write features, identities and cameras of the training images."""
+    store, records = decode_records(images.train, "train", size, Path(tempfile.gettempdir()), reporter)
+    with reporter.progress("extracting train", len(store)) as update:
+        features = extract_features(model, store, device, on_progress=update).cpu().numpy()
+    identities, cameras = (t.numpy() for t in identities_and_cameras(records))
+    write_atomically(path, lambda f: np.savez(f, features=features, identities=identities, cameras=cameras))
+    reporter.line(f"{len(records)} training features in {path}")
 
 
 def _load_network(options: EvaluationConfig) -> tuple[ReIdNet, ImageConfig]:
@@ -193,6 +208,7 @@ def summarise(history: list[dict[str, Any]], folder: RunFolder, reporter: Report
         reporter.table("Test set, %", ["network", *SCORES], table)
         reporter.line("best was chosen on the test set; the result to report is last")
         _say_skipped(trained[-1], reporter)
+    _say_cost(history, reporter)
     reporter.line(f"run folder: {folder.path}")
 
 
@@ -202,6 +218,17 @@ def _stopped(state: Training, folder: RunFolder, stop: Exception) -> str:
         why = f" ({stop})" if str(stop) else ""
         return f"stopped asking in epoch {state.epoch + 1}{why}, every answer is kept; go on with: {again}"
     return f"stopped in epoch {state.epoch + 1} after batch {state.step}, all saved; go on with: {again}"
+
+
+def _say_cost(history: list[dict[str, Any]], reporter: Reporter) -> None:
+    asked = [r for r in history if "questions" in r]
+    if asked:
+        last, verdicts = asked[-1], (v.name.lower() for v in Verdict)
+        said = ", ".join(f"{sum(r[f'answered_{v}'] for r in asked)} {v.replace('_', ' ')}" for v in verdicts)
+        reporter.line(
+            f"{last['questions_total']} questions ({said}), {100 * last['share_total']:.4f} % of all pairs, "
+            f"{last['answering_seconds_total']:.0f} s of answering, {sum(r['contradictions'] for r in asked)} contradictions"
+        )
 
 
 def _say_skipped(scores: dict[str, Any], reporter: Reporter) -> None:

@@ -145,6 +145,20 @@ def test_medoids_of_points_on_a_grid(seed: int, m: int, k: int, extent: int) -> 
     assert_same_medoids(1 - distances.astype(np.float64), min(k, m))
 
 
+@pytest.mark.parametrize(
+    ("points", "k"),
+    [
+        ("40 11 11 21 24 32 00 23 30", 3),
+        ("24 41 35 21 63 46 37 03 22", 4),
+        ("44 32 01 04 30 14 10 03 04", 3),
+    ],
+)
+def test_of_equal_exchanges_the_one_for_the_lowest_point_is_made(points: str, k: int) -> None:
+    """Rare grids on which two exchanges tie, that for the lower point being at the higher place."""
+    places = np.array([[int(x), int(y)] for x, y in points.split()])
+    assert_same_medoids(1.0 - np.abs(places[:, None] - places[None, :]).sum(2), k)
+
+
 @pytest.mark.parametrize(("m", "k"), [(60, 2), (60, 5), (150, 8), (300, 3), (300, 12)])
 def test_medoids_of_a_cloud(m: int, k: int) -> None:
     features = cloud(np.random.default_rng(m + k), m, centres=k + 2, noise=0.6)
@@ -225,6 +239,15 @@ def test_splits_of_any_clustering(seed: int, sizes: list[int], noise: int, exact
 def test_splits_with_an_image_alone(seed: int, size: int, alone: int) -> None:
     """Images that are like no other make groups of one."""
     rng = np.random.default_rng(seed)
+    features = np.concatenate([cloud(rng, size - alone, 2, 0.3), quantised(rng.normal(size=(alone, 12)))])
+    assert_same_splits(features, np.zeros(size, dtype=np.int64), "root")
+
+
+@pytest.mark.parametrize("seed", [238, 1228, 1272, 1547, 1790, 1800, 1814, 2830])
+def test_a_group_of_one_is_wholly_compact(seed: int) -> None:
+    """Clusters whose best k hangs on what an image alone counts."""
+    rng = np.random.default_rng(seed)
+    size, alone = int(rng.integers(18, 40)), int(rng.integers(1, 5))
     features = np.concatenate([cloud(rng, size - alone, 2, 0.3), quantised(rng.normal(size=(alone, 12)))])
     assert_same_splits(features, np.zeros(size, dtype=np.int64), "root")
 

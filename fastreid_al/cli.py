@@ -26,6 +26,12 @@ from .config import (
 from .errors import UserError
 
 _VALUE = re.compile(r'(?:Parser key|Option) "(?P<key>[\w.]+)".*Got value: (?P<value>[^\n]*)', re.DOTALL)
+_LEDGER_COMMANDS = {
+    "show": "Count the answers, and say what follows from them.",
+    "export": "Write the answers, or what follows from them, as CSV or JSON lines.",
+    "undo": "Take an answer back; it stays in the ledger, and counts no more.",
+    "check": "Look for damage; exits with status 1 when there is some.",
+}
 _CHOICES = re.compile(r"Literal\[(?P<choices>[^]]*)\]")
 
 
@@ -152,6 +158,47 @@ def parse_synthesis(arguments: Sequence[str] | None = None) -> tuple[Path, Synth
     parser.set_defaults(dataclasses.asdict(size))
     found = parser.parse_args(words)
     return Path(found.out), _from_dict(SyntheticConfig(), found.as_dict())
+
+
+def parse_ledger(arguments: Sequence[str] | None = None) -> Namespace:
+    """Parse `python -m fastreid_al.ledger`.
+
+    Returns:
+        `command` (show, export, undo or check), `file`, and the options of the command.
+    """
+    parser = Parser(
+        prog="python -m fastreid_al.ledger",
+        description="Look into a ledger of answers, write it out, take an answer back, or check it.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subcommands(dest="command")
+    for name, describe in _LEDGER_COMMANDS.items():
+        command = Parser(description=describe, allow_abbrev=False)
+        command.add_argument("file", type=str, help="SQLite file or PostgreSQL URL.")
+        if name == "export":
+            _add_export_options(command)
+        if name == "undo":
+            command.add_argument("--event", type=int, required=True, help="Event of the answer.")
+            command.add_argument("--annotator", type=str, default="command line", help="Who takes it back.")
+        commands.add_subcommand(name, command, help=describe)
+        command.prog = f"{parser.prog} {name}"
+    found = parser.parse_args(_words(arguments))
+    return Namespace(command=found.command, **found[found.command].as_dict())
+
+
+def _add_export_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--what",
+        type=Literal["answers", "closure"],
+        default="answers",
+        help="Every event as it was written, or every pair of images that the answers decide.",
+    )
+    parser.add_argument(
+        "--format", type=Literal["csv", "jsonl"], default="csv", help="Comma-separated, or JSON by line."
+    )
+    parser.add_argument("--out", type=str, default="-", help="File to write; standard output when not given.")
+    parser.add_argument("--as_of", type=int, help="Last event that counts.")
+    parser.add_argument("--pair", type=str, nargs=2, help="Paths of two images: the closure of these alone.")
 
 
 def _words(arguments: Sequence[str] | None) -> list[str]:

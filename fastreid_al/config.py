@@ -219,8 +219,8 @@ class RunConfig:
         dataset: The image set.
         data_root: The data root, or the set's own folder; not used by the synthetic set.
         method: ucal, or supervised, its upper bound with true labels.
-        ask: Which questions ucal asks an annotator: none, UCAL's two rules (ucal), those with the best expected gain (gain), the
-            farthest inside and nearest outside each cluster (spal), or random pairs (random).
+        ask: Which questions ucal asks an annotator: none, UCAL's two rules (ucal), those with the best expected gain (gain),
+            the farthest inside and nearest outside each cluster (spal), or random pairs (random).
         annotator: Who answers: an oracle that knows the true identities, a person at the terminal, or another run's ledger.
         model: Backbone.
         weights: imagenet, none, or the path of a weights file.

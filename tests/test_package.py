@@ -38,9 +38,10 @@ ALLOWED = {
     "models": {"config", "errors"},
     "memory": set(),
     "clustering": set(),
+    "active": {"config", "errors", "data", "clustering"},
     "metrics": set(),
     "engine": {"config", "errors", "data", "models", "metrics"},
-    "methods": {"config", "errors", "data", "models", "metrics", "memory", "clustering", "engine"},
+    "methods": {"config", "errors", "data", "models", "metrics", "memory", "clustering", "engine", "active"},
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .closure import Closure, Effect
 from .ledger import Ledger
-from .questions import Answer, Annotator, Question, QuitAsking, UndoLast, Verdict
+from .questions import Annotator, Answer, Question, UndoLast, Verdict
 
 ClosureName = Literal["transitive", "none"]
 #: Gives the labels as the answers so far would leave them.
@@ -76,6 +76,8 @@ class Asker:
         self.current: Current = lambda: torch.zeros(0, dtype=torch.int64)
         self.epoch = 0
         self._limit: int | None = None
+        #: Answers beyond the position, by pair, until the round asks for them.
+        self._ahead: dict[tuple[int, int], Answer] = {}
         self._open_round()
 
     def begin(self, epoch: int, limit: int | None = None) -> None:
@@ -87,7 +89,7 @@ class Asker:
         """End the round: every answer of the ledger is known from here on."""
         for answer in self._ahead.values():
             self.memory.add(answer)
-        self._ahead = {}
+        self._ahead.clear()
         self.position = self.ledger.last_event()
         self.asked += self.spent.questions
         self.seconds += self.spent.seconds
@@ -138,8 +140,7 @@ class Asker:
         self.spent = Spent()
         answers = self.ledger.answers()
         self.memory = Closure.replay((a for a in answers if a.event <= self.position), self.transitive)
-        #: Answers beyond the position, by pair, until the round asks for them.
-        self._ahead: dict[tuple[int, int], Answer] = {}
+        self._ahead.clear()
         for answer in answers:
             if answer.event > self.position:
                 self._ahead.setdefault(_pair(answer.left, answer.right), answer)

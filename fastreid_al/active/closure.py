@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import gc
 from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -62,8 +63,15 @@ class Closure:
     def replay(cls, answers: Iterable[Answer], transitive: bool = True) -> Closure:
         """The closure of answers in the order of their events."""
         closure = cls(transitive)
-        for answer in answers:
-            closure.add(answer)
+        # A replay makes nothing but long-lived objects; looking for garbage among them would take half its time.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            for answer in answers:
+                closure.add(answer)
+        finally:
+            if collecting:
+                gc.enable()
         return closure
 
     def add(self, answer: Answer) -> Effect:
@@ -143,7 +151,9 @@ class Closure:
     def _last_word(self, a: int, b: int) -> Answer | None:
         """Without closure: the pair's latest answer that decides; a "same" that does not count yet decides nothing."""
         for answer in reversed(self._pairs.get(_pair(a, b), [])):
-            if answer.verdict is Verdict.DIFFERENT or (answer.verdict is Verdict.SAME and answer.event in self._counted):
+            if answer.verdict is Verdict.DIFFERENT or (
+                answer.verdict is Verdict.SAME and answer.event in self._counted
+            ):
                 return answer
         return None
 

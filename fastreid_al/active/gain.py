@@ -165,7 +165,9 @@ class _Merges:
         self.shown = [self._representative(i) for i in range(len(self.groups))]
         near = nearest_neighbours(self.units, _NEAR + 1)[:, 1:]
         #: Mean similarity of each group to its nearest groups.
-        self.around = np.array([self._similarity(i, near[i].numpy()).mean() if near.numel() else 0 for i in range(len(near))])
+        self.around = np.array(
+            [self._similarity(i, near[i].numpy()).mean() if near.numel() else 0 for i in range(len(near))]
+        )
         pairs = torch.stack([torch.arange(len(near))[:, None].expand_as(near), near], 2).reshape(-1, 2)
         self.pairs = pairs.sort(1).values.unique(dim=0).numpy()
         self.seen = self._see(self.pairs)
@@ -234,7 +236,11 @@ class _Merges:
         """Offer the most similar groups that may be asked about."""
         similarity = self.units @ self.units[group]
         similarity[group] = -torch.inf
-        order = [j for j in similarity.topk(min(5 * _NEAR, len(similarity))).indices.tolist() if self.groups[j] and j != group]
+        order = [
+            j
+            for j in similarity.topk(min(5 * _NEAR, len(similarity))).indices.tolist()
+            if self.groups[j] and j != group
+        ]
         if order:
             self.around[group] = self._similarity(group, np.array(order[:_NEAR])).mean()
         found = [j for j in order if self._askable(group, j)][:_NEAR]
@@ -252,7 +258,10 @@ class _Merges:
         a, b = pairs.T
         between = np.concatenate(
             [np.zeros(0)]
-            + [(self.sums[x] * self.sums[y]).sum(1).numpy() for x, y in zip(*(torch.from_numpy(side).split(4096) for side in (a, b)), strict=True)]
+            + [
+                (self.sums[x] * self.sums[y]).sum(1).numpy()
+                for x, y in zip(*(torch.from_numpy(side).split(4096) for side in (a, b)), strict=True)
+            ]
         ) / (self.size[a] * self.size[b])
         hubness = (self.around[a] + self.around[b]) / 2
         return np.stack([between - hubness, np.log(np.maximum(self.size[a], self.size[b]))], 1)

@@ -11,6 +11,9 @@ from ..clustering.neighbours import nearest_neighbours
 from .questions import Question
 from .split import by_score, clusters
 
+#: Gaps that differ by less are equal: that is rounding, which Eq. 6 would blow up into a gap of one.
+_EQUAL = 1e-12
+
 
 def propose_merges(features: Tensor, labels: Tensor, l_max: int = 10, delta: float = 0.3) -> list[Question]:
     """The questions of UCAL's Sec. 3.2.2: pairs of similar cluster centroids.
@@ -44,7 +47,9 @@ def propose_merges(features: Tensor, labels: Tensor, l_max: int = 10, delta: flo
     centroids = centroids_of(features, members)
     near = nearest_neighbours(centroids, l_max + 1)[:, 1:]
     similarity = torch.stack([(centroids * centroids[column]).sum(1) for column in near.T], 1).clamp(0, 1)
-    pairs = sorted({_ordered(i, int(near[i, j])) for i, count in enumerate(_counts(similarity, delta)) for j in range(count)})
+    pairs = sorted(
+        {_ordered(i, int(near[i, j])) for i, count in enumerate(_counts(similarity, delta)) for j in range(count)}
+    )
     asked = {i for pair in pairs for i in pair}
     sides = {i: central_first(features, members[i], centroids[i]) for i in asked}
     return sorted((_question(sides, centroids, *pair) for pair in pairs), key=by_score)
@@ -68,7 +73,7 @@ def _counts(similarity: Tensor, delta: float) -> list[int]:
     if gaps.shape[1] == 0:
         return [0] * len(similarity)
     least, greatest = gaps.amin(1, keepdim=True), gaps.amax(1, keepdim=True)
-    wide = (gaps - least) / (greatest - least) > delta  # equal gaps give 0 / 0, which is no number above delta
+    wide = ((gaps - least) / (greatest - least) > delta) & (greatest - least > _EQUAL)
     return torch.where(wide.any(1), wide.int().argmax(1) + 1, 0).tolist()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,7 +118,9 @@ class Split:
         return a, b
 
 
-def settle(count: int, verdicts: Mapping[tuple[int, int], Verdict], similarity: Mapping[tuple[int, int], float]) -> list[int]:
+def settle(
+    count: int, verdicts: Mapping[tuple[int, int], Verdict], similarity: Mapping[tuple[int, int], float]
+) -> list[int]:
     """Which groups of a cluster stay together.
 
     Groups answered "same" are joined first, then those without an answer that decides, the most similar first; two groups
@@ -204,7 +205,7 @@ def _join_by_answers(partition: Partition, closure: Closure) -> None:
     for root, images in closure.components().items():
         for image in images:
             inside[partition.label_of(image)].add(root)
-    for root, images in sorted(closure.components().items(), key=lambda item: (-len(item[1]), item[0])):
+    for _, images in sorted(closure.components().items(), key=lambda item: (-len(item[1]), item[0])):
         shares = Counter(partition.label_of(image) for image in images)
         (home, _), *others = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
         for label, _ in others:

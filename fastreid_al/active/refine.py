@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..config import QuestionConfig

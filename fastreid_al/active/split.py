@@ -80,9 +80,9 @@ def _split(features: Tensor, labels: Tensor, members: Tensor, rule: KMaxRule) ->
     medoids, groups = _best_grouping(similarity, min(k_max, len(looked_at)))
     if len(members) > _MOST:
         groups = _nearest(features, members, looked_at[medoids])
-    else:
-        groups = groups.clone()
-    return _questions(features, members, groups, looked_at[medoids], similarity[medoids][:, medoids], int(labels[members[0]]))
+    return _questions(
+        features, members, groups, looked_at[medoids], similarity[medoids][:, medoids], int(labels[members[0]])
+    )
 
 
 def _best_grouping(similarity: Tensor, k_max: int) -> tuple[Tensor, Tensor]:

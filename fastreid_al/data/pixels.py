@@ -140,6 +140,7 @@ def _allocate(n: int, height: int, width: int, store_gib: float, store_dir: str 
 
 
 def to_rgb(content: bytes) -> Image.Image:
+    """Decode the content of an image file; ValueError or OSError where it is damaged or too large."""
     if not content:
         raise ValueError("the file is empty")
     image = Image.open(io.BytesIO(content))

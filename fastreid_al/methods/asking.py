@@ -19,7 +19,12 @@ SHEET_FILE = "question.png"
 
 @contextmanager
 def open_questions(
-    config: RunConfig, images: ImageSet, records: Sequence[Record], digests: Sequence[str], folder: Path, reporter: Reporter
+    config: RunConfig,
+    images: ImageSet,
+    records: Sequence[Record],
+    digests: Sequence[str],
+    folder: Path,
+    reporter: Reporter,
 ) -> Iterator[Questions | None]:
     """The questions that a run asks, with its ledger held open; None when it asks none.
 
@@ -63,7 +68,9 @@ def check_questions(config: RunConfig, identities_known: bool) -> None:
     if not asks(config):
         return
     if config.annotator == "oracle" and not identities_known:
-        raise UserError("--annotator oracle needs true identities, which this set lacks; answer with --annotator terminal")
+        raise UserError(
+            "--annotator oracle needs true identities, which this set lacks; answer with --annotator terminal"
+        )
     if config.annotator == "replay" and not config.questions.replay:
         raise UserError("--annotator replay needs --questions.replay, the ledger whose answers it gives")
 
@@ -73,7 +80,9 @@ def _annotator(config: RunConfig, records: Sequence[Record], keys: ImageKeys, fo
         return Terminal(records, folder / SHEET_FILE)
     if config.annotator == "replay":
         with Ledger.open(str(config.questions.replay), keys, write=False) as other:
-            return Replay({_pair(a.left, a.right): Verdict(a.verdict) for a in other.answers() if min(a.left, a.right) >= 0})
+            return Replay(
+                {_pair(a.left, a.right): Verdict(a.verdict) for a in other.answers() if min(a.left, a.right) >= 0}
+            )
     o = config.oracle
     try:
         return Oracle(
@@ -93,7 +102,9 @@ def _say_what_is_known(ledger: Ledger, reporter: Reporter) -> None:
     if known:
         reporter.line(f"{known} answers in {ledger.name}")
     if unusable := ledger.unusable():
-        reporter.warn(f"{unusable} of them are about images that are not in this set; they are kept, and of no use here")
+        reporter.warn(
+            f"{unusable} of them are about images that are not in this set; they are kept, and of no use here"
+        )
 
 
 def _pair(a: int, b: int) -> tuple[int, int]:

@@ -85,7 +85,13 @@ class ContrastiveMethod:
         self.memory.begin_epoch(features, classes)
         clustered = int((self.labels >= 0).sum())
         clusters = int(self.labels.max()) + 1
-        return {"clusters": clusters, "clustered": clustered, "alone": len(self.labels) - clustered, "classes": count, **self.facts}
+        return {
+            "clusters": clusters,
+            "clustered": clustered,
+            "alone": len(self.labels) - clustered,
+            "classes": count,
+            **self.facts,
+        }
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """The epoch's batches of image rows, (B,) int64: a function of the seed, the epoch and the classes."""

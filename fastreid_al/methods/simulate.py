@@ -51,7 +51,9 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
     except OSError as error:
         raise UserError(f"cannot write into {out} ({error.strerror}); name another folder with --out") from error
     c = config.cluster
-    labels, _ = self_paced_labels(jaccard_graph(features, c.k1, c.k2, c.eps + c.eps_gap), c.eps, c.eps_gap, c.min_samples)
+    labels, _ = self_paced_labels(
+        jaccard_graph(features, c.k1, c.k2, c.eps + c.eps_gap), c.eps, c.eps_gap, c.min_samples
+    )
     reporter.line(
         f"{len(features)} images of {len(identities.unique())} identities, {int(labels.max()) + 1} clusters, "
         f"{int((labels < 0).sum())} images alone: {_scores(pair_scores(labels, identities))}"
@@ -118,7 +120,9 @@ def read_features(path: Path) -> tuple[Tensor, Tensor]:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ("features", "identities") if name not in file]
             if missing:
-                raise DataError(f"{path} has no array {' and no '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}")
+                raise DataError(
+                    f"{path} has no array {' and no '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}"
+                )
             features, identities = file["features"], file["identities"]
     except (OSError, ValueError, EOFError, AttributeError) as error:
         raise DataError(

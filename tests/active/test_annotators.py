@@ -403,7 +403,6 @@ def test_terminal_does_not_tell_identities(records: list[Record]) -> None:
     assert told[0] == told[1]
 
 
-
 # The terminal, on a pseudo-terminal.
 
 

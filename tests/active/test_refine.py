@@ -312,7 +312,9 @@ def test_an_image_that_would_bring_enemies_together_moves_alone() -> None:
         ({(0, 1): SAME, (1, 2): SAME, (0, 2): DIFFERENT}, [0, 1, 1]),
     ],
 )
-def test_groups_part_only_where_someone_said_different(verdicts: dict[tuple[int, int], Verdict], expected: list[int]) -> None:
+def test_groups_part_only_where_someone_said_different(
+    verdicts: dict[tuple[int, int], Verdict], expected: list[int]
+) -> None:
     assert settle(3, verdicts, {(0, 1): 0.5, (0, 2): 0.6, (1, 2): 0.7}) == expected
 
 

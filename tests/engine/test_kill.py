@@ -1,20 +1,34 @@
-"""SIGKILL at random instants: `--resume` always ends in the weights of the undisturbed run."""
+"""SIGKILL at random instants: `--resume` always ends in the weights of the undisturbed run, and no answer is lost."""
 
 from __future__ import annotations
 
 import multiprocessing
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tiny import tiny_config
 
-from fastreid_al.config import RunConfig
+from fastreid_al.active import Ledger
+from fastreid_al.config import QuestionConfig, RunConfig
 from fastreid_al.engine.checkpoint import load_checkpoint
 from fastreid_al.methods import run_training
 
 KILLS = 20
+
+
+def asking_config(run_dir: Path) -> RunConfig:
+    """A tiny run that asks questions from its second epoch on."""
+    return replace(tiny_config(run_dir), ask="gain", questions=QuestionConfig(start=1, per_epoch=15))
+
+
+def answers(run_dir: Path) -> list[tuple[int, int, str]]:
+    """The pairs that were asked about, in their order."""
+    with Ledger.open(str(run_dir / "answers.sqlite"), write=False) as ledger:
+        assert ledger.integrity() == []
+        return [(e.epoch, e.left, e.right, e.verdict) for e in ledger.events()]
 
 
 def train(config: RunConfig, threads: int) -> None:
@@ -30,7 +44,7 @@ def test_killed_at_twenty_random_instants_the_weights_are_those_of_the_undisturb
     threads = torch.get_num_threads()
 
     def start(run: str) -> multiprocessing.process.BaseProcess:
-        process = context.Process(target=train, args=(tiny_config(tmp_path / run), threads))
+        process = context.Process(target=train, args=(asking_config(tmp_path / run), threads))
         process.start()
         return process
 
@@ -41,6 +55,8 @@ def test_killed_at_twenty_random_instants_the_weights_are_those_of_the_undisturb
     length = time.monotonic() - began
     assert whole.exitcode == 0
     expected = load_checkpoint(tmp_path / "whole" / "last.pt")["model"]
+    asked = answers(tmp_path / "whole")
+    assert len(asked) > 10
 
     instants = random.Random(0)
     landed = 0
@@ -56,4 +72,5 @@ def test_killed_at_twenty_random_instants_the_weights_are_those_of_the_undisturb
         assert resumed.exitcode == 0
         found = load_checkpoint(tmp_path / run / "last.pt")["model"]
         assert all(torch.equal(found[name], expected[name]) for name in expected), f"kill {kill}"
+        assert answers(tmp_path / run) == asked, f"kill {kill}"
     assert landed >= KILLS // 2

@@ -7,8 +7,9 @@ import torch
 from helpers import clustered_features
 from torch import Tensor
 
+from fastreid_al.active import Asker, Oracle, Questions, Verdict
 from fastreid_al.clustering import jaccard_graph, self_paced_labels
-from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig
+from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
 from fastreid_al.errors import TrainingError
 from fastreid_al.methods import UCAL, Supervised
 from fastreid_al.methods.ucal import singleton_classes
@@ -19,9 +20,9 @@ CAMERAS = torch.arange(N) % 4
 BATCH = BatchConfig(size=16, per_identity=4, iterations=3)
 
 
-def ucal(refine=None, memory: MemoryConfig | None = None, **cluster: object) -> UCAL:
+def ucal(questions: Questions | None = None, memory: MemoryConfig | None = None, **cluster: object) -> UCAL:
     settings = ClusterConfig(**{"k1": 15, **cluster})  # type: ignore[arg-type]
-    return UCAL(CAMERAS, settings, BATCH, memory or MemoryConfig(), seed=0, refine=refine, refine_from=2)
+    return UCAL(CAMERAS, settings, BATCH, memory or MemoryConfig(), seed=0, questions=questions)
 
 
 def test_base_clusters_the_features_and_makes_noise_singletons() -> None:
@@ -70,18 +71,25 @@ def test_threshold_is_fixed_at_the_first_clustering() -> None:
 
 
 def test_questions_refine_the_clusters_from_their_epoch_on() -> None:
-    seen: list[int] = []
-
-    def refine(epoch: int, features: Tensor, labels: Tensor) -> Tensor:
-        seen.append(epoch)
-        return torch.where(labels == 1, 0, labels).clamp(max=1)
-
-    method = ucal(refine)
+    identities = torch.arange(N) % 5
+    asker = Asker(Oracle(identities))
+    method = ucal(Questions(asker, "gain", QuestionConfig(start=2, per_epoch=20)))
+    base = ucal()
     for epoch in range(4):
-        method.label_images(epoch, lambda: FEATURES)
-    assert seen == [2, 3]
-    assert int(method.labels.max()) == 1
-    assert torch.equal(method.memory.classes[method.labels >= 0], method.labels[method.labels >= 0])
+        facts = method.label_images(epoch, lambda: FEATURES)
+        base.label_images(epoch, lambda: FEATURES)
+        if epoch < 2:
+            assert torch.equal(method.labels, base.labels)
+            assert method.drafted is None
+            assert "questions" not in facts
+        else:
+            assert torch.equal(method.drafted, base.labels)
+            assert (facts["questions"], facts["questions_total"]) == (20, 20 * (epoch - 1))
+            assert facts["share_total"] == facts["questions_total"] / (N * (N - 1) / 2)
+        assert torch.equal(method.memory.classes[method.labels >= 0], method.labels[method.labels >= 0])
+    for answer in asker.ledger.answers():
+        together = method.labels[answer.left] == method.labels[answer.right] >= 0
+        assert bool(together) == (answer.verdict is Verdict.SAME)
 
 
 def test_supervised_trains_on_true_identities_without_gaps() -> None:

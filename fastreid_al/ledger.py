@@ -1,0 +1,43 @@
+"""`python -m fastreid_al.ledger`: look into a ledger of answers, write it out, take an answer back, check it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from .cli import parse_ledger, run_main
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, do what was asked, print; exits with status 1 when a check finds something."""
+    options = parse_ledger(arguments)
+    from .active import ledger_report as report
+
+    try:
+        if options.command == "show":
+            _print(report.show(options.file))
+        elif options.command == "export":
+            report.export(
+                options.file, options.what, options.format, options.out, as_of=options.as_of, pair=options.pair
+            )
+        elif options.command == "undo":
+            _print([report.undo(options.file, options.event, options.annotator)])
+        elif problems := report.check(options.file):
+            _print(problems)
+            raise SystemExit(1)
+        else:
+            _print(["clean"])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the lines has seen enough; Python would complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def _print(lines: Sequence[str]) -> None:
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_main(main)

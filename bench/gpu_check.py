@@ -27,10 +27,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Fastest first, so that a limit that is too short costs the fewest figures.
-BENCHMARKS = ("bench_train_step.py", "bench_pseudo_labels.py", "bench_ranking.py")
+BENCHMARKS = ("bench_train_step.py", "bench_questions.py", "bench_pseudo_labels.py", "bench_ranking.py")
 PACKAGES = ("fastreid_al", "torch", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "pytest-benchmark")
 #: Packages that only some tests and benchmarks need; these skip without them.
-OPTIONAL = ("sklearn", "rich", "platformdirs", "matplotlib")
+OPTIONAL = ("sklearn", "rich", "platformdirs", "matplotlib", "sqlalchemy", "kmedoids")
 TAIL = 4_000
 
 

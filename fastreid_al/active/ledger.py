@@ -2,90 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import json
-import os
-import socket
-import sqlite3
 import time
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple
-from urllib.parse import quote
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.engine import Connection
 
 from ..errors import LedgerError
 from .questions import Answer, Verdict
+from .store import ASK_CHECK, EVENTS, IMAGES, META, RUNS, Store, read_meta
 
-FORMAT = 1
-#: How long a transaction waits for that of another process.
-BUSY_SECONDS = 5.0
-_CONNECT_SECONDS = 10
 _PAGE = 1000
-_ASK_CHECK = "python -m fastreid_al.ledger check says what is wrong"
-_WORD = 0xFFFFFFFF
-#: Who holds an advisory lock of 64 bits, which the server lists as two halves.
-_HOLDER = """
-    SELECT coalesce(nullif(a.application_name, ''), 'process ' || a.pid) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.classid::bigint = :high AND l.objid::bigint = :low
-"""
 
-_schema = sa.MetaData()
-_meta = sa.Table(
-    "meta", _schema, sa.Column("key", sa.Text, primary_key=True), sa.Column("value", sa.Text, nullable=False)
-)
-_images = sa.Table(
-    "images",
-    _schema,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("path", sa.Text, nullable=False),
-    sa.Column("digest", sa.Text, nullable=False),
-)
-_events = sa.Table(
-    "events",
-    _schema,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("left_id", sa.ForeignKey("images.id")),
-    sa.Column("right_id", sa.ForeignKey("images.id")),
-    sa.Column("verdict", sa.Text),
-    sa.Column("annotator", sa.Text, nullable=False),
-    sa.Column("asked_at", sa.Double, nullable=False),
-    sa.Column("answered_at", sa.Double, nullable=False),
-    sa.Column("epoch", sa.Integer),
-    sa.Column("reason", sa.Text),
-    sa.Column("score", sa.Double),
-    sa.Column("similarity", sa.Double),
-    sa.Column("need", sa.Integer, nullable=False, server_default="1"),
-    sa.Column("confirms", sa.ForeignKey("events.id")),
-    sa.Column("undoes", sa.ForeignKey("events.id")),
-    sa.Column("shown", sa.Text),
-    sqlite_autoincrement=True,
-)
-_runs = sa.Table(
-    "runs",
-    _schema,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("first_event", sa.Integer, nullable=False),
-    sa.Column("started_at", sa.Double, nullable=False),
-)
-
-_is_answer = _events.c.kind == "answer"
-_is_undo = _events.c.kind == "undo"
-_undone = sa.select(_events.c.undoes).where(_is_undo)
-_in_force = _is_answer & _events.c.id.not_in(_undone)
+_is_answer = EVENTS.c.kind == "answer"
+_is_undo = EVENTS.c.kind == "undo"
+_undone = sa.select(EVENTS.c.undoes).where(_is_undo)
+_in_force = _is_answer & EVENTS.c.id.not_in(_undone)
 _VERDICTS = {verdict.value: verdict for verdict in Verdict}
 #: Columns of an event that are fields of `Event` by the same name.
-_EVENT_COLUMNS = [name for name in (column.name for column in _events.c) if name not in ("left_id", "right_id")]
+_EVENT_COLUMNS = [column for column in EVENTS.c if column.name not in ("left_id", "right_id")]
 
 
 class ImageKeys(NamedTuple):
@@ -161,7 +100,7 @@ class Ledger:
     included, without what was shown: 7 MB at 65,000 answers.
     """
 
-    def __init__(self, store: _Store, keys: ImageKeys | None) -> None:
+    def __init__(self, store: Store, keys: ImageKeys | None) -> None:
         self.name, self._store = store.name, store
         self._numbered = keys is None
         self._rows_of = _Rows(keys)
@@ -183,7 +122,7 @@ class Ledger:
         Raises:
             LedgerError: It cannot be opened, has another writer, is not a ledger, or is that of another image set.
         """
-        store = _Store(url, write)
+        store = Store(url, write)
         try:
             ledger = cls(store, keys)
             store.prepare("" if keys is None else keys.dataset)
@@ -231,7 +170,7 @@ class Ledger:
         with self._store.writing() as connection:
             fresh = self._new_images(left, right)
             if fresh:
-                connection.execute(_images.insert(), [i._asdict() for i in fresh.values()])
+                connection.execute(IMAGES.insert(), [i._asdict() for i in fresh.values()])
             values = {
                 "kind": "answer",
                 "left_id": fresh[left].id if left in fresh else self._ids[left],
@@ -261,12 +200,12 @@ class Ledger:
         """
         at = time.time() if at is None else at
         with self._store.writing() as connection:
-            kind = connection.execute(sa.select(_events.c.kind).where(_events.c.id == event)).scalar()
+            kind = connection.execute(sa.select(EVENTS.c.kind).where(EVENTS.c.id == event)).scalar()
             if kind is None:
                 raise LedgerError(f"{self.name} has no event {event}; its last is {_last_event(connection)}")
             if kind != "answer":
                 raise LedgerError(f"event {event} of {self.name} is not an answer; only answers can be undone")
-            by = connection.execute(sa.select(_events.c.id).where(_is_undo & (_events.c.undoes == event))).scalar()
+            by = connection.execute(sa.select(EVENTS.c.id).where(_is_undo & (EVENTS.c.undoes == event))).scalar()
             if by is not None:
                 raise LedgerError(f"event {event} of {self.name} was already undone, by event {by}")
             values = {"kind": "undo", "annotator": annotator, "asked_at": at, "answered_at": at, "undoes": event}
@@ -281,7 +220,7 @@ class Ledger:
         """
         found = _up_to(_is_answer, as_of)
         undone = _up_to(_is_undo, as_of if undone_until is None else undone_until)
-        c = _events.c
+        c = EVENTS.c
         query = sa.select(
             c.id, c.left_id, c.right_id, c.verdict, c.need, c.confirms, c.answered_at - c.asked_at
         ).order_by(c.id)
@@ -297,7 +236,7 @@ class Ledger:
                 ]
             except KeyError as error:
                 raise LedgerError(
-                    f"{self.name} holds an answer with an unknown image or verdict ({error}); {_ASK_CHECK}"
+                    f"{self.name} holds an answer with an unknown image or verdict ({error}); {ASK_CHECK}"
                 ) from error
 
     def last_event(self) -> int:
@@ -308,54 +247,47 @@ class Ledger:
     def last_answer(self) -> int | None:
         """Event of the newest answer in force."""
         with self._store.reading() as connection:
-            return connection.execute(sa.select(sa.func.max(_events.c.id)).where(_in_force)).scalar()
+            return connection.execute(sa.select(sa.func.max(EVENTS.c.id)).where(_in_force)).scalar()
 
     def events(self) -> Iterator[Event]:
         """Every event in order. Events may be appended meanwhile."""
         with self._store.reading() as connection:
             undone_by = {
-                undone: by
-                for by, undone in connection.execute(sa.select(_events.c.id, _events.c.undoes).where(_is_undo))
+                undone: by for by, undone in connection.execute(sa.select(EVENTS.c.id, EVENTS.c.undoes).where(_is_undo))
             }
-        left, right = _images.alias("l"), _images.alias("r")
-        columns = {name: _events.c[name] for name in _EVENT_COLUMNS}
+        left, right = IMAGES.alias("l"), IMAGES.alias("r")
+        paths = left.c.path.label("left"), right.c.path.label("right")
+        digests = left.c.digest.label("left_digest"), right.c.digest.label("right_digest")
         query = (
-            sa.select(*columns.values(), left.c.path, right.c.path, left.c.digest, right.c.digest)
-            .outerjoin_from(_events, left, left.c.id == _events.c.left_id)
-            .outerjoin(right, right.c.id == _events.c.right_id)
-            .order_by(_events.c.id)
+            sa.select(*_EVENT_COLUMNS, *paths, *digests)
+            .outerjoin_from(EVENTS, left, left.c.id == EVENTS.c.left_id)
+            .outerjoin(right, right.c.id == EVENTS.c.right_id)
+            .order_by(EVENTS.c.id)
             .limit(_PAGE)
         )
-        after = 0
+        names, after = query.selected_columns.keys(), 0
         # By pages, so that no transaction stays open while the caller is busy with an event.
         while True:
             with self._store.reading() as connection:
-                page = connection.execute(query.where(_events.c.id > after)).all()
-            for *values, left_path, right_path, left_digest, right_digest in page:
-                fields = dict(zip(columns, values, strict=True))
+                page = connection.execute(query.where(EVENTS.c.id > after)).all()
+            for values in page:
+                fields = dict(zip(names, values, strict=True))
                 after = fields["id"]
                 fields["shown"] = tuple(json.loads(fields["shown"] or "[[], []]"))
-                yield Event(
-                    left=left_path,
-                    right=right_path,
-                    left_digest=left_digest,
-                    right_digest=right_digest,
-                    undone_by=undone_by.get(after),
-                    **fields,
-                )
+                yield Event(undone_by=undone_by.get(after), **fields)
             if len(page) < _PAGE:
                 return
 
     def images(self) -> dict[int, str]:
         """Path of each image that was answered about, by its number in the ledger."""
         with self._store.reading() as connection:
-            found = connection.execute(sa.select(_images.c.id, _images.c.path).order_by(_images.c.id)).all()
+            found = connection.execute(sa.select(IMAGES.c.id, IMAGES.c.path).order_by(IMAGES.c.id)).all()
         return {line.id: line.path for line in found}
 
     def dataset(self) -> str:
         """Name of the image set that the answers are about; empty for a ledger of none."""
         with self._store.reading() as connection:
-            return _read_meta(connection).get("dataset", "")
+            return read_meta(connection).get("dataset", "")
 
     def unusable(self) -> int:
         """Number of answers in force with an image that is not in the set."""
@@ -366,20 +298,19 @@ class Ledger:
 
         A run that was killed before its first checkpoint starts from there again.
         """
-        query = sa.select(_runs.c.first_event).where(_runs.c.name == run)
+        query = sa.select(RUNS.c.first_event).where(RUNS.c.name == run)
         with self._store.reading() as connection:
             first, last = connection.execute(query).scalar(), _last_event(connection)
-        if first is not None or not self._store.write:
-            return last if first is None else first
-        with self._store.writing() as connection:
-            connection.execute(_runs.insert(), {"name": run, "first_event": last, "started_at": time.time()})
-        return last
+        if first is None and self._store.write:
+            with self._store.writing() as connection:
+                connection.execute(RUNS.insert(), {"name": run, "first_event": last, "started_at": time.time()})
+        return last if first is None else first
 
     def seconds(self, after: int = 0) -> float:
         """Time that the answers in force took, of those after an event."""
-        total = sa.func.sum(_events.c.answered_at - _events.c.asked_at)
+        total = sa.func.sum(EVENTS.c.answered_at - EVENTS.c.asked_at)
         with self._store.reading() as connection:
-            return connection.execute(sa.select(total).where(_in_force & (_events.c.id > after))).scalar() or 0.0
+            return connection.execute(sa.select(total).where(_in_force & (EVENTS.c.id > after))).scalar() or 0.0
 
     def integrity(self) -> list[str]:
         """What is wrong with the ledger, a line each; empty when nothing is. Reads all of it."""
@@ -389,7 +320,7 @@ class Ledger:
             return [
                 f"event {event} {what}"
                 for what, wrong in _wrong_events().items()
-                for event in connection.execute(sa.select(_events.c.id).where(wrong).order_by(_events.c.id)).scalars()
+                for event in connection.execute(sa.select(EVENTS.c.id).where(wrong).order_by(EVENTS.c.id)).scalars()
             ]
 
     def _new_images(self, *rows: int) -> dict[int, _Image]:
@@ -414,18 +345,18 @@ class Ledger:
         """Take in the images that the ledger holds by now."""
         # A ledger of no image set numbers images as they come, and not in order.
         known = -1 if self._numbered else self._last_image
-        for number, path, digest in connection.execute(sa.select(_images).where(_images.c.id > known)):
+        for number, path, digest in connection.execute(sa.select(IMAGES).where(IMAGES.c.id > known)):
             self._know(number, number if self._numbered else self._rows_of.row(path, digest))
 
     def _check_images(self, keys: ImageKeys | None) -> None:
         """Refuse a ledger of other images than those of the keys."""
         with self._store.reading() as connection:
-            self._dataset = _read_meta(connection).get("dataset", "")
+            self._dataset = read_meta(connection).get("dataset", "")
             if keys is None and not self._store.write:
                 # A check is to begin where the images cannot be read.
                 return
             self._learn_images(connection)
-            first = connection.execute(sa.select(_images.c.path).order_by(_images.c.id).limit(1)).scalar()
+            first = connection.execute(sa.select(IMAGES.c.path).order_by(IMAGES.c.id).limit(1)).scalar()
         if keys is None:
             return
         if self._dataset not in ("", keys.dataset):
@@ -440,7 +371,7 @@ class Ledger:
             )
         if not self._dataset and self._store.write:
             with self._store.writing() as connection:
-                connection.execute(_meta.update().where(_meta.c.key == "dataset"), {"value": keys.dataset})
+                connection.execute(META.update().where(META.c.key == "dataset"), {"value": keys.dataset})
             self._dataset = keys.dataset
 
 
@@ -481,304 +412,25 @@ class _Rows:
         return self._keys.digests[row] if self._keys.digests else ""
 
 
-class _Store:
-    """The database of a ledger: one connection, one lock, short transactions, and errors of one line.
-
-    Args:
-        url: Path of an SQLite file, or a URL.
-        write: Be its one writer.
-    """
-
-    def __init__(self, url: str, write: bool) -> None:
-        self.write = write
-        place = _place(url)
-        self._path = place if isinstance(place, Path) else None
-        self.name = str(place) if isinstance(place, Path) else place.render_as_string(hide_password=True)
-        self._open = contextlib.ExitStack()
-        try:
-            if self._path is not None:
-                self._take_file(self._path)
-            with self._one_line():
-                engine = _engine(place, write)
-                self._sqlite = engine.dialect.name == "sqlite"
-                self._connection = engine.connect()
-                self._open.callback(self._hang_up)
-                if not self._sqlite and write:
-                    self._take_server()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Close the connection, then let go of the lock."""
-        self._open.close()
-
-    def prepare(self, dataset: str) -> None:
-        """See that the database holds a ledger that this version reads; make one in an empty database."""
-        ours = set(_schema.tables)
-        with self.reading() as connection:
-            if self._sqlite and self.write and connection.exec_driver_sql("PRAGMA quick_check(1)").scalar() != "ok":
-                raise LedgerError(f"{self.name} is damaged; {_ASK_CHECK}; restore a copy")
-            tables = set(sa.inspect(connection).get_table_names())
-            meta = _read_meta(connection) if ours <= tables else {}
-        version = meta.get("format", "")
-        # A server's database may hold other things beside the ledger, a file may not.
-        if not (tables if self._sqlite else tables & ours):
-            self._create(dataset)
-        elif not version.isdecimal():
-            raise LedgerError(f"{self.name} is a database of something else than answers; name another ledger")
-        elif int(version) > FORMAT:
-            raise LedgerError(f"{self.name} was written by a newer fastreid_al (format {version}); update the package")
-        if self._sqlite and self.write:
-            with self._one_line():
-                self._pragma("journal_mode=WAL")
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A transaction that reads."""
-        with self._transaction("BEGIN") as connection:
-            yield connection
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that writes: on the disk when the block ends, undone when it raises."""
-        if not self.write:
-            raise LedgerError(f"{self.name} was opened for reading; open it with write=True to add to it")
-        with self._transaction("BEGIN IMMEDIATE") as connection:
-            yield connection
-
-    @contextlib.contextmanager
-    def _transaction(self, begin: str) -> Iterator[Connection]:
-        # In place of a lost connection a new one would be made, which does not hold the lock.
-        if self._connection.invalidated or self._connection.closed:
-            raise LedgerError(f"{self.name} is closed; go on with --resume")
-        with self._one_line(), self._connection.begin():
-            if self._sqlite:
-                self._connection.exec_driver_sql(begin)
-            yield self._connection
-
-    def damage(self) -> list[str]:
-        """What the database itself finds wrong with its file."""
-        if not self._sqlite:
-            return []
-        try:
-            with self.reading() as connection:
-                found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
-        except LedgerError as error:
-            return [str(error)]
-        return [line for text in found if text != "ok" for line in text.splitlines()]
-
-    def _create(self, dataset: str) -> None:
-        if not self.write:
-            raise LedgerError(f"{self.name} is empty: it holds no ledger")
-        with self.writing() as connection:
-            _schema.create_all(connection)
-            connection.execute(
-                _meta.insert(), [{"key": "format", "value": str(FORMAT)}, {"key": "dataset", "value": dataset}]
-            )
-
-    def _take_file(self, path: Path) -> None:
-        """See that a file can be used as asked, and lock it for writing."""
-        if path.is_dir():
-            raise LedgerError(f"{path} is a folder; name a file in it")
-        if not self.write:
-            if not path.exists():
-                raise LedgerError(f"there is no ledger {path}, seen from {Path.cwd()}")
-            return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # The lock is that of the file, by whatever name it is called.
-            lock = _FileLock(Path(os.path.realpath(path)))
-        except BlockingIOError as error:
-            raise LedgerError(_in_use(self.name, f"process {error.strerror}")) from error
-        except OSError as error:
-            raise LedgerError(_not_writable(self.name, error.strerror)) from error
-        self._open.callback(lock.free)
-        if path.exists() and not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise LedgerError(_not_writable(self.name, "the file is read-only"))
-
-    def _take_server(self) -> None:
-        """Take the lock of the ledger in a server's database; the server frees it when this connection ends.
-
-        It is taken on the connection that writes: who lost the lock cannot write either.
-        """
-        with self._connection.begin():
-            who = f"fastreid_al process {os.getpid()} on {socket.gethostname()}"
-            self._connection.execute(sa.select(sa.func.set_config("application_name", who, False)))
-            place = self._connection.execute(sa.select(sa.func.current_database(), sa.func.current_schema())).one()
-            digest = hashlib.blake2b("/".join(map(str, (*place, _events.name))).encode(), digest_size=8).digest()
-            key = int.from_bytes(digest, "big", signed=True)
-            if self._connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar():
-                return
-            holder = self._connection.execute(
-                sa.text(_HOLDER), {"high": key >> 32 & _WORD, "low": key & _WORD}
-            ).scalar()
-        raise LedgerError(_in_use(self.name, (holder or "another process").removeprefix("fastreid_al ")))
-
-    def _hang_up(self) -> None:
-        # A server that is gone already has let go as well.
-        with contextlib.suppress(SQLAlchemyError):
-            self._connection.close()
-
-    def _pragma(self, setting: str) -> None:
-        """Set what cannot be set within a transaction."""
-        self._connection.exec_driver_sql(f"PRAGMA {setting}")
-        self._connection.rollback()
-
-    @contextlib.contextmanager
-    def _one_line(self) -> Iterator[None]:
-        """Turn what a database says into what a person can do about it."""
-        try:
-            yield
-        except DBAPIError as error:
-            raise LedgerError(self._explain(error)) from error
-        except SQLAlchemyError as error:
-            raise LedgerError(f"{self.name} cannot be used ({_first_line(error)})") from error
-
-    def _explain(self, error: DBAPIError) -> str:
-        text = _first_line(error.orig)
-        said = text.lower()
-        if not self._sqlite:
-            lost = "the connection was lost" if error.connection_invalidated else "the server says"
-            return (
-                f"{self.name}: {lost} ({text}); every acknowledged answer is kept. Mend that, then go on with --resume"
-            )
-        if "not a database" in said:
-            return f"{self.name} is not a ledger: it is no SQLite file; name another"
-        if "malformed" in said or "corrupt" in said:
-            return f"{self.name} is damaged ({text}); {_ASK_CHECK}; restore a copy"
-        if "locked" in said:
-            return (
-                f"{self.name} is locked by a transaction of another process; close the program that has it open, "
-                "then try again"
-            )
-        if "readonly" in said or "unable to open" in said:
-            return _not_writable(self.name, text)
-        return f"{self.name} cannot be used ({text}); every acknowledged answer is kept. Mend that, then go on with --resume"
-
-
-class _FileLock:
-    """An exclusive lock beside a file, freed by the system when the process ends, however it ends.
-
-    Raises:
-        BlockingIOError: Another process holds it; `strerror` is the number of that process.
-        OSError: The lock cannot be made.
-    """
-
-    #: Those of this process: a forked child, such as a worker that loads images, would keep them after its parent's death.
-    held: ClassVar[weakref.WeakSet[_FileLock]] = weakref.WeakSet()
-
-    def __init__(self, path: Path) -> None:
-        place = path.with_name(path.name + ".lock")
-        self._handle: int | None = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(self._handle, 32).decode(errors="replace").strip()
-            self.free()
-            raise BlockingIOError(error.errno, holder or "unknown") from error
-        except OSError:
-            self.free()
-            raise
-        os.ftruncate(self._handle, 0)
-        os.write(self._handle, f"{os.getpid()}\n".encode())
-        self.held.add(self)
-
-    def free(self) -> None:
-        """Let go of the lock."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-
-    @classmethod
-    def free_all(cls) -> None:
-        """Let go of the copies that a forked child has; the parent keeps its own."""
-        for lock in list(cls.held):
-            lock.free()
-
-
-os.register_at_fork(after_in_child=_FileLock.free_all)
-
-
-def _place(url: str) -> Path | URL:
-    """A path for an SQLite file, a URL for everything else."""
-    if "://" not in url:
-        return Path(url)
-    try:
-        found = make_url(url)
-    except ArgumentError as error:
-        raise LedgerError(
-            f"'{url}' is not a URL of a database; try postgresql://user@host/name, or a file's path"
-        ) from error
-    backend = found.get_backend_name()
-    if backend == "sqlite":
-        return found if found.database in (None, "", ":memory:") else Path(found.database)
-    if backend not in ("postgresql", "postgres"):
-        raise LedgerError(f"a ledger is an SQLite file or a PostgreSQL database, not {backend}; name another")
-    # What "postgresql" alone stands for depends on the version of SQLAlchemy.
-    return found if "+" in found.drivername else found.set(drivername="postgresql+psycopg")
-
-
-def _engine(place: Path | URL, write: bool) -> Engine:
-    """Connections are not pooled: a ledger holds one, and an SQLite database in memory lives as long as that."""
-    if isinstance(place, Path) or place.get_backend_name() == "sqlite":
-        file = None if isinstance(place, URL) else place
-        return sa.create_engine("sqlite://", creator=lambda: _connect(file, write), poolclass=NullPool)
-    if "connect_timeout" not in place.query and place.get_driver_name() in ("psycopg", "psycopg2"):
-        place = place.update_query_dict({"connect_timeout": str(_CONNECT_SECONDS)})
-    try:
-        # A transaction sees one state of the ledger, as it does in SQLite.
-        return sa.create_engine(place, poolclass=NullPool, isolation_level="REPEATABLE READ")
-    except (ImportError, NoSuchModuleError) as error:
-        raise LedgerError(
-            f"the driver of PostgreSQL is missing ({_first_line(error)}); pip install 'fastreid_al[postgres]'"
-        ) from error
-
-
-def _connect(file: Path | None, write: bool) -> sqlite3.Connection:
-    # The module begins no transactions of its own: which kind it is to be is said at each.
-    connection = sqlite3.connect(_file_uri(file, write), uri=True, timeout=BUSY_SECONDS, isolation_level=None)
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute(f"PRAGMA query_only={'OFF' if write else 'ON'}")
-    return connection
-
-
-def _file_uri(file: Path | None, write: bool) -> str:
-    if file is None:
-        return "file::memory:"
-    uri = f"file:{quote(os.path.abspath(file))}"
-    if write:
-        return f"{uri}?mode=rwc"
-    # A reader makes two small files beside the ledger. Where it cannot, nobody can write the ledger either, unless they exist.
-    beside = file.with_name(file.name + "-wal")
-    frozen = not os.access(file.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-    return f"{uri}?immutable=1" if frozen and not beside.exists() else f"{uri}?mode=rw"
-
-
 def _insert(connection: Connection, event: dict[str, Any]) -> int:
-    key = connection.execute(_events.insert(), event).inserted_primary_key
+    key = connection.execute(EVENTS.insert(), event).inserted_primary_key
     assert key is not None
     return key[0]
 
 
 def _last_event(connection: Connection) -> int:
-    return connection.execute(sa.select(sa.func.max(_events.c.id))).scalar() or 0
-
-
-def _read_meta(connection: Connection) -> dict[str, str]:
-    return {line.key: line.value for line in connection.execute(sa.select(_meta))}
+    return connection.execute(sa.select(sa.func.max(EVENTS.c.id))).scalar() or 0
 
 
 def _up_to(condition: sa.ColumnElement[bool], event: int | None) -> sa.ColumnElement[bool]:
-    return condition if event is None else condition & (_events.c.id <= event)
+    return condition if event is None else condition & (EVENTS.c.id <= event)
 
 
 def _wrong_events() -> dict[str, sa.ColumnElement[bool]]:
     """What may be wrong with an event, and how to find it."""
-    c = _events.c
-    images = sa.select(_images.c.id)
-    answers = sa.select(_events.alias("a").c.id).where(sa.literal_column("a.kind") == "answer")
+    c = EVENTS.c
+    images = sa.select(IMAGES.c.id)
+    answers = sa.select(EVENTS.alias("a").c.id).where(sa.literal_column("a.kind") == "answer")
     return {
         "is neither an answer nor an undo": c.kind.not_in(("answer", "undo")),
         "is about an image that is not in the ledger": _is_answer
@@ -787,17 +439,3 @@ def _wrong_events() -> dict[str, sa.ColumnElement[bool]]:
         "confirms an answer that is not in the ledger": c.confirms.is_not(None) & c.confirms.not_in(answers),
         "undoes an answer that is not in the ledger": _is_undo & (c.undoes.is_(None) | c.undoes.not_in(answers)),
     }
-
-
-def _in_use(name: str, who: str) -> str:
-    return f"{name} is in use by {who}; wait for it, or name another ledger with --questions.ledger"
-
-
-def _not_writable(name: str, reason: str | None) -> str:
-    return (
-        f"{name} cannot be written ({reason}); make it and its folder writable, or name another with --questions.ledger"
-    )
-
-
-def _first_line(error: object) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

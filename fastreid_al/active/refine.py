@@ -113,7 +113,7 @@ class Questions:
         """
         if epoch < self.config.start:
             return labels, {}
-        refined, spent = refine(features, labels, self.asker, self.strategy, self.config, epoch)
+        refined, spent = refine(features, labels, self.asker, self.strategy, self.config, epoch + 1)
         pairs = len(labels) * (len(labels) - 1) / 2
         return refined, {
             "questions": spent.questions,

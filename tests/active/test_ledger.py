@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from fastreid_al.active import ledger as module
+from fastreid_al.active import store
 from fastreid_al.active.closure import Closure
 from fastreid_al.active.ledger import ImageKeys, Ledger
 from fastreid_al.active.questions import Verdict
@@ -325,7 +325,7 @@ def test_a_ledger_of_other_images_is_refused_and_the_first_is_named(filled: str)
 def test_a_transaction_of_another_process_is_waited_for_and_then_named(
     filled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(store, "BUSY_SECONDS", 0.1)
     with Ledger.open(filled, keys()) as ledger, contextlib.closing(sqlite3.connect(filled)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerError, match="locked by a transaction of another process"):

@@ -289,5 +289,5 @@ def test_feature_files_that_cannot_be_used_are_refused(tmp_path: Path, arrays: d
         simulate_main([f"--features={tmp_path / 'f.npz'}", f"--out={tmp_path}"])
     (tmp_path / "g.npz").write_bytes(b"nonsense")
     for name in ("g.npz", "missing.npz"):
-        with pytest.raises(UserError, match="cannot be read as .npz"):
+        with pytest.raises(UserError, match=r"cannot be read as \.npz"):
             simulate_main([f"--features={tmp_path / name}", f"--out={tmp_path}"])

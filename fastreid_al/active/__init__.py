@@ -5,7 +5,7 @@ from .asker import Asker
 from .closure import Closure
 from .ledger import ImageKeys, Ledger
 from .merge import propose_merges
-from .questions import Annotator, Answer, Question, QuitAsking, UndoLast, Verdict
+from .questions import Annotator, Answer, NoAnswer, Question, QuitAsking, UndoLast, Verdict
 from .refine import Questions, Refined, refine
 from .split import propose_splits
 
@@ -16,6 +16,7 @@ __all__ = [
     "Closure",
     "ImageKeys",
     "Ledger",
+    "NoAnswer",
     "Oracle",
     "Question",
     "Questions",

@@ -10,14 +10,15 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from torch import Tensor
 
 from ..data.records import Record
-from .questions import Annotator, Question, QuitAsking, UndoLast, Verdict
+from .closure import Closure
+from .questions import NoAnswer, Question, QuitAsking, UndoLast, Verdict
 from .sheet import REASONS, camera_name, draw_sheet
 
 _CLOSED = "standard input was closed"
@@ -30,10 +31,6 @@ _VERDICTS = {"s": Verdict.SAME, "d": Verdict.DIFFERENT, "u": Verdict.UNSURE, "x"
 _UNDO, _QUIT, _INTERRUPT, _END = "z", "q", "\x03", "\x04"
 _NAMES = {**{key: verdict.value for key, verdict in _VERDICTS.items()}, _UNDO: "undo", _QUIT: "quit"}
 _KEYS = {name: key for key, name in _NAMES.items()}
-
-
-class NoAnswer(QuitAsking):
-    """The answers of another run do not hold this pair, and there is nobody else to ask."""
 
 
 class Oracle:
@@ -104,30 +101,29 @@ class Oracle:
 
 
 class Replay:
-    """Answers that were given before, in another run.
+    """Answers that were given before, in another run, and what follows from them.
 
     Args:
-        answers: Verdicts by pair of rows, the lower row first.
-        otherwise: Who is asked about the pairs that are not there.
+        memory: The answers of the other run, by row of this one.
     """
 
     name = "replay"
 
-    def __init__(self, answers: Mapping[tuple[int, int], Verdict], otherwise: Annotator | None = None) -> None:
-        self._answers, self._otherwise = answers, otherwise
+    def __init__(self, memory: Closure) -> None:
+        self._memory = memory
 
     def answer(self, question: Question) -> Verdict:
         """Give the answer of the other run.
 
         Raises:
-            NoAnswer: There is none, and nobody else to ask.
+            NoAnswer: It has none.
         """
-        low, high = min(question.images), max(question.images)
-        if (low, high) in self._answers:
-            return self._answers[low, high]
-        if self._otherwise is None:
-            raise NoAnswer(f"the answers that are replayed hold none about images {low} and {high}")
-        return self._otherwise.answer(question)
+        said, implied = self._memory.answer(*question.images), self._memory.verdict(*question.images)
+        if said is not None:
+            return said.verdict
+        if implied is not None:
+            return implied
+        raise NoAnswer(f"the other run has no answer about images {question.images[0]} and {question.images[1]}")
 
 
 class Terminal:

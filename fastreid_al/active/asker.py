@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .closure import Closure, Effect
 from .ledger import Ledger
-from .questions import Annotator, Answer, Question, UndoLast, Verdict
+from .questions import Annotator, Answer, NoAnswer, Question, UndoLast, Verdict
 
 ClosureName = Literal["transitive", "none"]
 #: Gives the labels as the answers so far would leave them.
@@ -78,6 +78,8 @@ class Asker:
         self._limit: int | None = None
         #: Answers beyond the position, by pair, until the round asks for them.
         self._ahead: dict[tuple[int, int], Answer] = {}
+        #: Pairs that the annotator passed on in this round.
+        self._passed: set[tuple[int, int]] = set()
         self._open_round()
 
     def begin(self, epoch: int, limit: int | None = None) -> None:
@@ -102,8 +104,12 @@ class Asker:
         return max(0, min(limits)) if limits else None
 
     def open(self, a: int, b: int) -> bool:
-        """Whether two images can be asked about: the answers so far neither hold the pair nor decide it."""
-        return not self.memory.answered(a, b) and self.memory.verdict(a, b) is None
+        """Whether two images can be asked about: the answers neither hold the pair nor decide it, and nobody passed on it."""
+        return not self.memory.answered(a, b) and self.memory.verdict(a, b) is None and _pair(a, b) not in self._passed
+
+    def constraints(self) -> Closure:
+        """What the labels must agree with: the memory, also where it infers nothing about what to ask."""
+        return self.memory if self.transitive else Closure.replay(self.memory.answers())
 
     def ask(self, question: Question) -> Verdict:
         """What a person says of the two groups of a question, from memory where it is known.
@@ -118,7 +124,7 @@ class Asker:
         need = self._need(question)
         if self.open(*question.images):
             self._put(question, question.images, need, None)
-        else:
+        elif _pair(*question.images) not in self._passed:
             self.spent.remembered += 1
         known, said = self.memory.verdict(*question.images), self.memory.answer(*question.images)
         if known is not None:
@@ -140,6 +146,7 @@ class Asker:
         self.spent = Spent()
         answers = self.ledger.answers()
         self.memory = Closure.replay((a for a in answers if a.event <= self.position), self.transitive)
+        self._passed.clear()
         self._ahead.clear()
         for answer in answers:
             if answer.event > self.position:
@@ -157,18 +164,22 @@ class Asker:
             if agreed >= need:
                 break
             said = self.memory.answer(*pair) or self._put(question, pair, need, merge)
-            agreed += said.verdict is Verdict.SAME
-            if said.verdict is Verdict.DIFFERENT:
+            if said is not None and said.verdict is Verdict.DIFFERENT:
                 return Verdict.UNSURE
+            agreed += said is not None and said.verdict is Verdict.SAME
         return self.memory.verdict(*question.images) or (Verdict.SAME if agreed >= need else Verdict.UNSURE)
 
-    def _put(self, question: Question, pair: tuple[int, int], need: int, confirms: int | None) -> Answer:
-        """Take an answer from the ledger where it lies ahead, else from the annotator, and remember it."""
+    def _put(self, question: Question, pair: tuple[int, int], need: int, confirms: int | None) -> Answer | None:
+        """Take an answer from the ledger where it lies ahead, else from the annotator, and remember it; None for a pass."""
         answer = self._ahead.pop(_pair(*pair), None)
         if answer is None:
             if self.left() == 0:
                 raise OutOfQuestions
-            answer = self._new_answer(question, pair, need, confirms)
+            try:
+                answer = self._new_answer(question, pair, need, confirms)
+            except NoAnswer:
+                self._passed.add(_pair(*pair))
+                return None
         effect = self.memory.add(answer)
         self.spent.questions += 1
         self.spent.seconds += answer.seconds

@@ -103,6 +103,10 @@ class Closure:
             return Verdict.SAME
         return Verdict.DIFFERENT if rb in self._enemies[ra] else None
 
+    def answers(self) -> list[Answer]:
+        """Every answer that was taken in, in the order of events."""
+        return sorted(answer for answers in self._pairs.values() for answer in answers)
+
     def answered(self, a: int, b: int) -> bool:
         """Whether the pair itself was answered, whatever the answer."""
         return _pair(a, b) in self._pairs

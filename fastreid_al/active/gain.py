@@ -178,10 +178,15 @@ class _Merges:
         while len(self.pairs):
             gain = self.same(self.seen) * _size(*self.size[self.pairs.T])
             best = int(gain.argmax())
-            if self._askable(*self.pairs[best].tolist()):
+            i, j = self.pairs[best].tolist()
+            if self._askable(i, j):
                 self._best = best
                 return float(gain[best])
-            self._replace(*self._drop(best))
+            self._drop(best)
+            if self.asker.memory.verdict(self.shown[i], self.shown[j]) is Verdict.SAME:
+                self._merge(i, j)
+            else:
+                self._replace(i, j)
         return 0.0
 
     def ask(self) -> None:

@@ -64,7 +64,7 @@ class Answer(NamedTuple):
 class Annotator(Protocol):
     """Whoever answers questions: an oracle, a person at a terminal, a web page.
 
-    `answer` may raise `QuitAsking` to end the asking for now, and `UndoLast` to take the last answer back.
+    `answer` may raise `QuitAsking` to end the asking for now, `UndoLast` to take the last answer back, and `NoAnswer` to pass.
     """
 
     #: Recorded with each answer.
@@ -76,6 +76,10 @@ class Annotator(Protocol):
 
 class QuitAsking(Exception):  # noqa: N818
     """The annotator leaves; every answer so far is kept, and the question that was open will be asked again."""
+
+
+class NoAnswer(Exception):  # noqa: N818
+    """The annotator passes: nothing is recorded and nothing is spent."""
 
 
 class UndoLast(Exception):  # noqa: N818

@@ -53,7 +53,7 @@ def ask_pairs(features: Tensor, labels: Tensor, asker: Asker, questions: list[Qu
     Raises:
         OutOfQuestions: The budget is spent.
     """
-    asker.current = lambda: apply_memory(features, labels, asker.memory)
+    asker.current = lambda: apply_memory(features, labels, asker.constraints())
     for question in questions:
         if asker.open(*question.images):
             asker.ask(question)

@@ -198,7 +198,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
                 name = key.replace("drafted_pair", "before questions:").replace("_", " ")
                 style = ":" if key.startswith("drafted") else "-"
                 axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3, label=name)
-                axes.legend(frameon=False)
+                axes.legend(frameon=True, framealpha=0.6, edgecolor="none", fontsize="small")
         axes.set_title(title)
         axes.set_xlabel("epochs")
         axes.set_ylim(bottom=0)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..active import Annotator, Asker, ImageKeys, Ledger, Oracle, Questions, Replay, Terminal, Verdict
+from ..active import Annotator, Asker, Closure, ImageKeys, Ledger, Oracle, Questions, Replay, Terminal
 from ..config import RunConfig
 from ..data.records import ImageSet, Record
 from ..engine.extract import identities_and_cameras
@@ -39,6 +39,10 @@ def open_questions(
     settings = config.questions
     with Ledger.open(settings.ledger or str(folder / LEDGER_FILE), keys) as ledger:
         _say_what_is_known(ledger, reporter)
+        if settings.start >= config.epochs:
+            reporter.warn(
+                f"no question will be asked: --questions.start {settings.start} is past the last of {config.epochs} epochs"
+            )
         asker = Asker(
             _annotator(config, records, keys, folder),
             ledger,
@@ -80,9 +84,7 @@ def _annotator(config: RunConfig, records: Sequence[Record], keys: ImageKeys, fo
         return Terminal(records, folder / SHEET_FILE)
     if config.annotator == "replay":
         with Ledger.open(str(config.questions.replay), keys, write=False) as other:
-            return Replay(
-                {_pair(a.left, a.right): Verdict(a.verdict) for a in other.answers() if min(a.left, a.right) >= 0}
-            )
+            return Replay(Closure.replay(other.answers()))
     o = config.oracle
     try:
         return Oracle(
@@ -105,7 +107,3 @@ def _say_what_is_known(ledger: Ledger, reporter: Reporter) -> None:
         reporter.warn(
             f"{unusable} of them are about images that are not in this set; they are kept, and of no use here"
         )
-
-
-def _pair(a: int, b: int) -> tuple[int, int]:
-    return (a, b) if a < b else (b, a)

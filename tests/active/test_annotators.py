@@ -24,8 +24,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastreid_al.active.annotators import NoAnswer, Oracle, Replay, Terminal
-from fastreid_al.active.questions import Annotator, Question, QuitAsking, UndoLast, Verdict
+from fastreid_al.active.annotators import Oracle, Replay, Terminal
+from fastreid_al.active.closure import Closure
+from fastreid_al.active.questions import Annotator, Answer, NoAnswer, Question, QuitAsking, UndoLast, Verdict
 from fastreid_al.active.sheet import MEMBERS, draw_sheet
 from fastreid_al.data.records import Record
 from fastreid_al.errors import UserError
@@ -141,19 +142,18 @@ def test_oracle_needs_true_identities_and_a_name_each() -> None:
         Oracle(torch.tensor([0, 1, 2]), ["a", "b"])
 
 
-def test_replay_gives_the_answers_of_either_order() -> None:
-    replay = Replay({(1, 4): S, (0, 2): X})
+def test_replay_gives_the_answers_of_either_order_and_what_follows_from_them() -> None:
+    replay = Replay(Closure.replay([Answer(1, 1, 4, S), Answer(2, 0, 2, X), Answer(3, 4, 9, D)]))
     assert replay.name == "replay"
     assert replay.answer(question(4, 1)) is S
     assert replay.answer(question(1, 4)) is S
     assert replay.answer(question(2, 0)) is X
+    assert replay.answer(question(9, 1)) is D
 
 
-def test_replay_asks_the_other_or_leaves() -> None:
-    assert Replay({}, Oracle(IDENTITIES)).answer(question(0, 30)) is S
-    with pytest.raises(NoAnswer, match="images 3 and 7") as left:
-        Replay({(0, 1): S}).answer(question(7, 3))
-    assert isinstance(left.value, QuitAsking)
+def test_replay_passes_where_the_other_run_has_no_answer() -> None:
+    with pytest.raises(NoAnswer, match="images 7 and 3"):
+        Replay(Closure.replay([Answer(1, 0, 1, S)])).answer(question(7, 3))
 
 
 # The sheet.

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastreid_al.active import Asker, Closure, Ledger, Oracle, Question, QuitAsking, UndoLast, Verdict, refine
+from fastreid_al.active import Asker, Closure, Ledger, NoAnswer, Oracle, Question, QuitAsking, UndoLast, Verdict, refine
 from fastreid_al.active.asker import OutOfQuestions
 from fastreid_al.active.partition import Partition, apply_memory, settle
 from fastreid_al.active.questions import Answer
@@ -343,3 +343,33 @@ def test_random_pairs_are_the_same_for_a_seed_and_never_an_image_with_itself() -
     assert pairs == [q.images for q in random_pairs(features, labels, 200, seed=3)]
     assert all(a < b for a, b in pairs)
     assert random_pairs(features[:1], labels[:1], 5, 0) == []
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_annotator_may_pass_and_nothing_is_recorded_or_spent(strategy: str) -> None:
+    features, identities, labels = crowded()
+
+    class Passing(Counting):
+        def answer(self, question: Question) -> Verdict:
+            if sum(question.images) % 2:
+                raise NoAnswer
+            return super().answer(question)
+
+    annotator = Passing(identities)
+    asker = Asker(annotator)
+    _, spent = refine(features, labels, asker, strategy, QuestionConfig(per_epoch=30, k_max_rule="root"))
+    assert 0 < spent.questions == len(annotator.asked) == len(asker.ledger.answers()) <= 30
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_papers_memory_changes_the_labels_too_and_asks_no_pair_twice(strategy: str) -> None:
+    features, identities, labels = crowded()
+    annotator = Counting(identities)
+    asker = Asker(annotator, closure="none")
+    for epoch in range(3):
+        refined = refine(
+            features, labels, asker, strategy, QuestionConfig(per_epoch=200, k_max_rule="root"), epoch
+        ).labels
+    assert len(annotator.asked) == len(set(annotator.asked))
+    assert not torch.equal(refined, Partition(labels).labels())
+    assert pair_scores(refined, identities).f1 > pair_scores(labels, identities).f1

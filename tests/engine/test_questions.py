@@ -80,11 +80,14 @@ def test_every_strategy_trains(asking: RunConfig, strategy: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"budget": 0}, {"per_epoch": 0}, {"start": 9}])
-def test_without_a_question_the_run_is_the_base(asking: RunConfig, settings: dict) -> None:
+def test_without_a_question_the_run_is_the_base(
+    asking: RunConfig, settings: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_training(elsewhere(asking, "base", ask="none"))
     run_training(replace(asking, questions=replace(asking.questions, **settings)))
     assert same(weights(asking.run_dir), weights(Path(asking.run_dir).parent / "base"))
     assert answers(asking.run_dir) == []
+    assert ("no question will be asked" in capsys.readouterr().out) == ("start" in settings)
 
 
 def test_someone_who_is_always_unsure_does_not_stop_the_training(asking: RunConfig) -> None:

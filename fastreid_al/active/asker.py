@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from .questions import Annotator, Answer, NoAnswer, Question, UndoLast, Verdict
 ClosureName = Literal["transitive", "none"]
 #: Gives the labels as the answers so far would leave them.
 Current = Callable[[], Tensor]
+#: Further pairs that are asked about for each answer that a merge needs, when some do not decide it.
+_TRIES = 3
 
 
 class OutOfQuestions(Exception):  # noqa: N818
@@ -44,8 +48,9 @@ class Spent:
 class Asker:
     """Puts questions to an annotator, each pair of images once, and never one that the answers so far decide.
 
-    A round (`begin` to `end`) starts from the answers up to its position in the ledger. Answers beyond it, given before a run
-    was killed or stopped, are taken from the ledger when the round asks for them, so that a resumed round is the same round.
+    A round (`begin` to `end`) starts from the answers of this run up to its position in the ledger, and from all answers of
+    other runs. Answers of this run beyond the position, given before it was killed or stopped, are taken from the ledger when
+    the round asks for them, so that a resumed round is the same round.
 
     Args:
         annotator: Answers.
@@ -53,7 +58,8 @@ class Asker:
         closure: "transitive" lets the answers answer what follows from them, "none" is the paper's label memory.
         confirm_merges: Further questions about other images of the two clusters that must agree before a merge counts.
         budget: Questions in all; None is no limit.
-        position: Event of the ledger up to which answers are known at the start; its end when not given.
+        run: Name of the run in the ledger; a resumed run has its old name. A new one when not given.
+        seed: Seed of strategies that draw.
     """
 
     def __init__(
@@ -64,11 +70,14 @@ class Asker:
         closure: ClosureName = "transitive",
         confirm_merges: int = 0,
         budget: int | None = None,
-        position: int | None = None,
+        run: str | None = None,
+        seed: int = 0,
     ) -> None:
         self.annotator, self.ledger = annotator, ledger or Ledger.open("sqlite://")
         self.transitive, self.confirm_merges, self.budget = closure == "transitive", confirm_merges, budget
-        self.position = self.ledger.last_event() if position is None else position
+        self.run, self.seed = uuid.uuid4().hex if run is None else run, seed
+        #: Event of the ledger up to which the answers of this run belong to rounds that ended.
+        self.position = 0
         #: Questions and seconds of the rounds that ended.
         self.asked, self.seconds = 0, 0.0
         #: Called after each answer with the questions so far and what gives the present labels.
@@ -78,8 +87,9 @@ class Asker:
         self._limit: int | None = None
         #: Answers beyond the position, by pair, until the round asks for them.
         self._ahead: dict[tuple[int, int], Answer] = {}
-        #: Pairs that the annotator passed on in this round.
+        #: Pairs of this round that the annotator passed on, and pairs that the memory answered.
         self._passed: set[tuple[int, int]] = set()
+        self._remembered: set[tuple[int, int]] = set()
         self._open_round()
 
     def begin(self, epoch: int, limit: int | None = None) -> None:
@@ -88,24 +98,35 @@ class Asker:
         self._open_round()
 
     def end(self) -> Spent:
-        """End the round: every answer of the ledger is known from here on."""
-        for answer in self._ahead.values():
-            self.memory.add(answer)
-        self._ahead.clear()
+        """End the round: every answer of the ledger is known, and what this run gave is counted."""
+        self._catch_up()
         self.position = self.ledger.last_event()
         self.asked += self.spent.questions
         self.seconds += self.spent.seconds
+        self.spent.remembered = len(self._remembered)
         return self.spent
 
     def left(self) -> int | None:
         """Questions that may still be asked in this round; None is no limit."""
-        limits = [] if self._limit is None else [self._limit - self.spent.questions]
-        limits += [] if self.budget is None else [self.budget - self.asked - self.spent.questions]
+        spent = self.spent.questions + len(self._ahead)
+        limits = [] if self._limit is None else [self._limit - spent]
+        limits += [] if self.budget is None else [self.budget - self.asked - spent]
         return max(0, min(limits)) if limits else None
 
     def open(self, a: int, b: int) -> bool:
         """Whether two images can be asked about: the answers neither hold the pair nor decide it, and nobody passed on it."""
         return not self.memory.answered(a, b) and self.memory.verdict(a, b) is None and _pair(a, b) not in self._passed
+
+    def waits(self, a: int, b: int) -> bool:
+        """Whether a "same" about two images waits for others to confirm it."""
+        said = self.memory.answer(a, b)
+        return (
+            said is not None
+            and said.verdict is Verdict.SAME
+            and self.memory.verdict(a, b) is None
+            and not self.memory.disputed(_merge_of(said))
+            and _pair(a, b) not in self._passed
+        )
 
     def constraints(self) -> Closure:
         """What the labels must agree with: the memory, also where it infers nothing about what to ask."""
@@ -121,57 +142,65 @@ class Asker:
             QuitAsking: The annotator leaves.
             RoundAgain: The annotator took an answer back.
         """
-        need = self._need(question)
-        if self.open(*question.images):
-            self._put(question, question.images, need, None)
-        elif _pair(*question.images) not in self._passed:
-            self.spent.remembered += 1
-        known, said = self.memory.verdict(*question.images), self.memory.answer(*question.images)
-        if known is not None:
-            return known
-        if said is not None and said.verdict is Verdict.SAME and need > 1:
-            return self._confirm(question, said, need)
-        return Verdict.UNSURE
+        pair = _pair(*question.images)
+        if self.open(*pair):
+            self._put(question, question.images, self._need(question), None)
+        elif pair not in self._passed:
+            self._remembered.add(pair)
+        if self.waits(*pair):
+            self._confirm(question)
+        known = self.memory.verdict(*pair)
+        return Verdict.UNSURE if known is None else known
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the ledger, and what was spent."""
         return {"position": self.position, "asked": self.asked, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.position, self.asked, self.seconds = state["position"], state["asked"], state["seconds"]
+        """Restore what `state_dict` gave. A ledger that is behind it (an old copy, or another) is read from its own end."""
+        self.position = min(state["position"], self.ledger.last_event())
+        self.asked, self.seconds = state["asked"], state["seconds"]
         self._open_round()
 
     def _open_round(self) -> None:
         self.spent = Spent()
-        answers = self.ledger.answers()
-        self.memory = Closure.replay((a for a in answers if a.event <= self.position), self.transitive)
         self._passed.clear()
+        self._remembered.clear()
         self._ahead.clear()
-        for answer in answers:
-            if answer.event > self.position:
+        known = []
+        for answer in self.ledger.answers():
+            if answer.run == self.run and answer.event > self.position:
                 self._ahead.setdefault(_pair(answer.left, answer.right), answer)
+            else:
+                known.append(answer)
+        self.memory = Closure.replay(known, self.transitive)
 
     def _need(self, question: Question) -> int:
         pairs = len(question.groups[0]) * len(question.groups[1])
         return min(1 + self.confirm_merges, pairs) if question.reason == "merge" else 1
 
-    def _confirm(self, question: Question, first: Answer, need: int) -> Verdict:
-        """Ask about further images of a merge until enough agree, or one does not."""
-        merge = first.event if first.confirms is None else first.confirms
-        agreed = 1
+    def _confirm(self, question: Question) -> None:
+        """Ask about further images of a merge until it counts, one speaks against it, or too many do not decide it."""
+        first = self.memory.answer(*question.images)
+        assert first is not None
+        tries = _TRIES * first.need
         for pair in _further_pairs(question):
-            if agreed >= need:
+            if tries == 0 or not self.waits(*question.images):
                 break
-            said = self.memory.answer(*pair) or self._put(question, pair, need, merge)
-            if said is not None and said.verdict is Verdict.DIFFERENT:
-                return Verdict.UNSURE
-            agreed += said is not None and said.verdict is Verdict.SAME
-        return self.memory.verdict(*question.images) or (Verdict.SAME if agreed >= need else Verdict.UNSURE)
+            if self.open(*pair):
+                self._put(question, pair, first.need, _merge_of(first))
+                tries -= 1
+        if self.waits(*question.images):
+            self._passed.add(_pair(*question.images))
 
-    def _put(self, question: Question, pair: tuple[int, int], need: int, confirms: int | None) -> Answer | None:
-        """Take an answer from the ledger where it lies ahead, else from the annotator, and remember it; None for a pass."""
+    def _put(self, question: Question, pair: tuple[int, int], need: int, confirms: int | None) -> None:
+        """Take an answer from the ledger where it lies ahead, else from the annotator, and remember it."""
         answer = self._ahead.pop(_pair(*pair), None)
+        if answer is None and self._ahead:
+            # This round is not the one that was broken off (an answer was undone since, or a setting changed).
+            self._catch_up()
+            if not self.open(*pair):
+                return
         if answer is None:
             if self.left() == 0:
                 raise OutOfQuestions
@@ -179,7 +208,10 @@ class Asker:
                 answer = self._new_answer(question, pair, need, confirms)
             except NoAnswer:
                 self._passed.add(_pair(*pair))
-                return None
+                return
+        self._take(answer)
+
+    def _take(self, answer: Answer) -> None:
         effect = self.memory.add(answer)
         self.spent.questions += 1
         self.spent.seconds += answer.seconds
@@ -187,18 +219,18 @@ class Asker:
         self.spent.contradictions += effect is Effect.CONTRADICTION
         if self.watch is not None:
             self.watch(self.asked + self.spent.questions, self.current)
-        return answer
+
+    def _catch_up(self) -> None:
+        """Take every answer that lies ahead, in the order in which they were given."""
+        ahead = list(self._ahead.values())
+        self._ahead.clear()
+        for answer in ahead:
+            self._take(answer)
 
     def _new_answer(self, question: Question, pair: tuple[int, int], need: int, confirms: int | None) -> Answer:
+        shown = dataclasses.replace(question, images=pair)
         asked_at = time.time()
-        shown = Question(pair, question.groups, question.reason, question.similarity, question.score, question.cluster)
-        try:
-            verdict = self.annotator.answer(shown)
-        except UndoLast:
-            last = self.ledger.last_answer()
-            if last is not None:
-                self.ledger.undo(last, self.annotator.name)
-            raise RoundAgain from None
+        verdict = self._answered(shown)
         answered_at = time.time()
         event = self.ledger.append(
             *pair,
@@ -213,8 +245,25 @@ class Asker:
             need=need,
             confirms=confirms,
             shown=getattr(self.annotator, "shown", ((), ())),
+            run=self.run,
         )
-        return Answer(event, *pair, verdict, need, confirms, answered_at - asked_at)
+        return Answer(event, *pair, verdict, need, confirms, answered_at - asked_at, self.run)
+
+    def _answered(self, question: Question) -> Verdict:
+        """The annotator's verdict. Taking back is for answers of this run alone; where there is none it is asked again."""
+        while True:
+            try:
+                return self.annotator.answer(question)
+            except UndoLast:
+                last = self.ledger.last_answer(self.run)
+                if last is not None:
+                    self.ledger.undo(last, self.annotator.name)
+                    raise RoundAgain from None
+
+
+def _merge_of(answer: Answer) -> int:
+    """The merge that an answer speaks for, named by the event of its first answer."""
+    return answer.event if answer.confirms is None else answer.confirms
 
 
 def _further_pairs(question: Question) -> Iterator[tuple[int, int]]:

@@ -58,6 +58,8 @@ class Closure:
         self._different: dict[int, dict[int, int]] = {}
         self._votes: dict[int, list[Answer]] = {}
         self._counted: set[int] = set()
+        #: Merges that an answer which was to confirm them spoke against, by the event of their first answer.
+        self._against: set[int] = set()
 
     @classmethod
     def replay(cls, answers: Iterable[Answer], transitive: bool = True) -> Closure:
@@ -83,6 +85,8 @@ class Closure:
         if answer.verdict not in (Verdict.SAME, Verdict.DIFFERENT):
             return Effect.OPEN
         if answer.verdict is Verdict.DIFFERENT:
+            if answer.confirms is not None:
+                self._against.add(answer.confirms)
             return self._part(a, b, answer.event) if self.transitive else Effect.NEW
         votes = self._vote(answer)
         if not votes:
@@ -131,6 +135,10 @@ class Closure:
     def counted(self, event: int) -> bool:
         """Whether enough answers agree for this "same" to count."""
         return event in self._counted
+
+    def disputed(self, merge: int) -> bool:
+        """Whether an answer that was to confirm a merge, named by the event of its first answer, spoke against it."""
+        return merge in self._against
 
     def chain(self, a: int, b: int) -> list[int]:
         """Events that prove what `verdict` says of two images, in the order of the path from a to b; empty without a verdict.

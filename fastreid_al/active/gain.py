@@ -15,7 +15,7 @@ from .partition import Partition, Split
 from .questions import Question, Verdict
 from .split import clusters, propose_splits
 
-#: A split that is expected to set fewer pairs right (p * (|A| |B|)^0.7) is left to a later round.
+#: A split whose gain, weighted, is expected to be less than this is left to a later round.
 _LEAST_SPLIT = 0.5
 #: Pairs that count like one that a merge brings in, for each that a split takes out: F1 / (2 - F1) at an F1 of 3/4.
 _SPLIT_WEIGHT = 0.6
@@ -25,6 +25,8 @@ _PATIENCE = 1.5
 _CENTRAL = 0.25
 #: Priors, in standard deviations: of p(different) for the similarity of medoids, of p(same) for relative similarity and size.
 _DIFFERENT, _SAME = (-0.5, [-1.0]), (-1.7, [1.2, -0.7])
+#: Least standard deviation, so that a few questions that are alike do not make the next one look certain.
+_LEAST_SCALE = 0.01
 #: Neighbours of a group that are candidates at a time; more are looked up when all of these are decided.
 _NEAR = 10
 
@@ -48,7 +50,7 @@ class Calibration:
     def scale(self, seen: np.ndarray) -> None:
         """Take means and standard deviations from the first questions that there are, (m, d)."""
         if not self._scale.any() and len(seen):
-            self._mean, self._scale = seen.mean(0), np.maximum(seen.std(0), 1e-3)
+            self._mean, self._scale = seen.mean(0), np.maximum(seen.std(0), _LEAST_SCALE if len(seen) > 8 else 0.1)
 
     def __call__(self, seen: np.ndarray) -> np.ndarray:
         """Probability of each question, (m, d) -> (m,)."""
@@ -91,13 +93,13 @@ def ask_gain(features: Tensor, labels: Tensor, asker: Asker) -> None:
     while True:
         splits = _Splits(propose_splits(features, partition.current(), "root"), partition, asker, different)
         merges = _Merges(features, partition, asker, same)
-        asked = 0
+        asked, parted = 0, False
         while (gain := splits.best()) >= max(merges.best(), _LEAST_SPLIT):
-            splits.ask()
+            parted |= splits.ask() is Verdict.DIFFERENT
             asked += 1
-        if asked:
+        if parted:
             merges = _Merges(features, partition, asker, same)
-        while (best := merges.best()) > 0 and gain <= _PATIENCE * best:
+        while (best := merges.best()) > 0 and (gain < _LEAST_SPLIT or gain <= _PATIENCE * best):
             merges.ask()
             asked += 1
         if not asked:
@@ -126,13 +128,14 @@ class _Splits:
             self._drop(best)
         return 0.0
 
-    def ask(self) -> None:
+    def ask(self) -> Verdict:
         """Ask the best question."""
         question = self._drop(self._best)
         verdict = self.asker.ask(question)
         if verdict in (Verdict.SAME, Verdict.DIFFERENT):
             self.different.learn(np.array([question.similarity]), verdict is Verdict.DIFFERENT)
         self.splits[question.cluster].answer(question, verdict, self.partition)
+        return verdict
 
     def _is_open(self, question: Question) -> bool:
         """Whether it can be asked; a known answer is acted on at once."""
@@ -214,7 +217,8 @@ class _Merges:
 
     def _askable(self, i: int, j: int) -> bool:
         """Whether the answers so far leave open what two groups are to each other."""
-        return self.asker.open(self.shown[i], self.shown[j]) and not self._roots(i) & self._enemies(j)
+        a, b = self.shown[i], self.shown[j]
+        return (self.asker.open(a, b) or self.asker.waits(a, b)) and not self._roots(i) & self._enemies(j)
 
     def _roots(self, group: int) -> set[int]:
         return {root for image in self.groups[group] if (root := self.asker.memory.root(image)) is not None}
@@ -229,7 +233,7 @@ class _Merges:
         self.groups[i] += self.groups[j]
         self.groups[j] = []
         self.sums[i] += self.sums[j]
-        self.units[i], self.units[j] = nn.functional.normalize(self.sums[i], dim=0), -torch.inf
+        self.units[i] = nn.functional.normalize(self.sums[i], dim=0)
         self.size[i], self.size[j] = len(self.groups[i]), 0
         touched = ((self.pairs == i) | (self.pairs == j)).any(1)
         left_alone = set(self.pairs[touched].ravel().tolist()) - {i, j}
@@ -241,16 +245,14 @@ class _Merges:
         """Offer the most similar groups that may be asked about."""
         similarity = self.units @ self.units[group]
         similarity[group] = -torch.inf
-        order = [
-            j
-            for j in similarity.topk(min(5 * _NEAR, len(similarity))).indices.tolist()
-            if self.groups[j] and j != group
-        ]
+        similarity[torch.from_numpy(self.size == 0)] = -torch.inf
+        found = similarity.topk(min(5 * _NEAR, len(similarity)))
+        order = found.indices[found.values > -torch.inf].tolist()
         if order:
             self.around[group] = self._similarity(group, np.array(order[:_NEAR])).mean()
-        found = [j for j in order if self._askable(group, j)][:_NEAR]
-        if found:
-            pairs = np.sort([(group, j) for j in found], axis=1)
+        askable = [j for j in order if self._askable(group, j)][:_NEAR]
+        if askable:
+            pairs = np.sort([(group, j) for j in askable], axis=1)
             self.pairs = np.concatenate([self.pairs, pairs])
             self.seen = np.concatenate([self.seen, self._see(pairs)])
 
@@ -286,12 +288,12 @@ class _Merges:
     def _representative(self, group: int) -> int:
         """The image that is shown: one with answers, when it is central enough, because the answers then carry over."""
         rows = self.groups[group]
-        similarity = self.features[rows] @ self.units[group]
-        answered = torch.tensor([self.asker.memory.root(row) is not None for row in rows])
-        central = similarity >= similarity.quantile(_CENTRAL)
-        if (answered & central).any():
-            similarity[~(answered & central)] = -torch.inf
-        return rows[int(similarity.argmax())]
+        if len(rows) == 1:
+            return rows[0]
+        similarity = (self.features[rows] @ self.units[group]).numpy()
+        answered = np.array([self.asker.memory.root(row) is not None for row in rows])
+        central = answered & (similarity >= np.quantile(similarity, _CENTRAL))
+        return rows[int(np.where(central, similarity, -np.inf).argmax() if central.any() else similarity.argmax())]
 
 
 def _size(a: np.ndarray | int, b: np.ndarray | int) -> np.ndarray:

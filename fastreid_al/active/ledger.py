@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from ..errors import LedgerError
 from .questions import Answer, Verdict
-from .store import ASK_CHECK, EVENTS, IMAGES, META, RUNS, Store, read_meta
+from .store import ASK_CHECK, EVENTS, IMAGES, META, Store, read_meta
 
 _PAGE = 1000
 
@@ -64,6 +64,7 @@ class Event:
         confirms: Event that it confirms.
         undoes: Event that it takes back.
         undone_by: Event that took it back.
+        run: Name of the run that asked.
         shown: Paths of the images shown on each side.
     """
 
@@ -85,6 +86,7 @@ class Event:
     confirms: int | None
     undoes: int | None
     undone_by: int | None
+    run: str | None
     shown: tuple[list[str], list[str]]
 
 
@@ -160,6 +162,7 @@ class Ledger:
         need: int = 1,
         confirms: int | None = None,
         shown: tuple[Sequence[str], Sequence[str]] = ((), ()),
+        run: str = "",
     ) -> int:
         """Write one answer and give its event; once this returns, the answer is on the disk.
 
@@ -186,6 +189,7 @@ class Ledger:
                 "need": need,
                 "confirms": confirms,
                 "shown": json.dumps([list(side) for side in shown]),
+                "run": run,
             }
             event = _insert(connection, values)
         for row, image in fresh.items():
@@ -211,18 +215,17 @@ class Ledger:
             values = {"kind": "undo", "annotator": annotator, "asked_at": at, "answered_at": at, "undoes": event}
             return _insert(connection, values)
 
-    def answers(self, as_of: int | None = None, undone_until: int | None = None) -> list[Answer]:
+    def answers(self, as_of: int | None = None) -> list[Answer]:
         """Answers in force, in the order of their events.
 
         Args:
-            as_of: Last event that counts; all when not given.
-            undone_until: Last event whose undoing counts; `as_of` when not given.
+            as_of: Last event that counts, answer or undo; all when not given.
         """
         found = _up_to(_is_answer, as_of)
-        undone = _up_to(_is_undo, as_of if undone_until is None else undone_until)
+        undone = _up_to(_is_undo, as_of)
         c = EVENTS.c
         query = sa.select(
-            c.id, c.left_id, c.right_id, c.verdict, c.need, c.confirms, c.answered_at - c.asked_at
+            c.id, c.left_id, c.right_id, c.verdict, c.need, c.confirms, c.answered_at - c.asked_at, c.run
         ).order_by(c.id)
         with self._store.reading() as connection:
             self._learn_images(connection)
@@ -230,8 +233,10 @@ class Ledger:
             rows = self._rows
             try:
                 return [
-                    Answer(event, rows[left], rows[right], _VERDICTS[verdict], need, confirms, seconds)
-                    for event, left, right, verdict, need, confirms, seconds in connection.execute(query.where(found))
+                    Answer(event, rows[left], rows[right], _VERDICTS[verdict], need, confirms, seconds, run or "")
+                    for event, left, right, verdict, need, confirms, seconds, run in connection.execute(
+                        query.where(found)
+                    )
                     if event not in taken_back
                 ]
             except KeyError as error:
@@ -244,10 +249,11 @@ class Ledger:
         with self._store.reading() as connection:
             return _last_event(connection)
 
-    def last_answer(self) -> int | None:
-        """Event of the newest answer in force."""
+    def last_answer(self, run: str | None = None) -> int | None:
+        """Event of the newest answer in force, of one run where it is named; None when there is none."""
+        wanted = _in_force if run is None else _in_force & (EVENTS.c.run == run)
         with self._store.reading() as connection:
-            return connection.execute(sa.select(sa.func.max(EVENTS.c.id)).where(_in_force)).scalar()
+            return connection.execute(sa.select(sa.func.max(EVENTS.c.id)).where(wanted)).scalar()
 
     def events(self) -> Iterator[Event]:
         """Every event in order. Events may be appended meanwhile."""
@@ -293,24 +299,11 @@ class Ledger:
         """Number of answers in force with an image that is not in the set."""
         return sum(a.left < 0 or a.right < 0 for a in self.answers())
 
-    def start_of(self, run: str) -> int:
-        """The last event at the time when a run first asked for this; remembered, so that it never changes.
-
-        A run that was killed before its first checkpoint starts from there again.
-        """
-        query = sa.select(RUNS.c.first_event).where(RUNS.c.name == run)
-        with self._store.reading() as connection:
-            first, last = connection.execute(query).scalar(), _last_event(connection)
-        if first is None and self._store.write:
-            with self._store.writing() as connection:
-                connection.execute(RUNS.insert(), {"name": run, "first_event": last, "started_at": time.time()})
-        return last if first is None else first
-
-    def seconds(self, after: int = 0) -> float:
-        """Time that the answers in force took, of those after an event."""
+    def seconds(self) -> float:
+        """Time that the answers in force took."""
         total = sa.func.sum(EVENTS.c.answered_at - EVENTS.c.asked_at)
         with self._store.reading() as connection:
-            return connection.execute(sa.select(total).where(_in_force & (EVENTS.c.id > after))).scalar() or 0.0
+            return connection.execute(sa.select(total).where(_in_force)).scalar() or 0.0
 
     def integrity(self) -> list[str]:
         """What is wrong with the ledger, a line each; empty when nothing is. Reads all of it."""

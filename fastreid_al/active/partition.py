@@ -11,6 +11,9 @@ from torch import Tensor
 from .closure import Closure
 from .questions import Question, Verdict
 
+#: Images whose similarity to the answered images of a cluster is looked at together.
+_ROWS = 1024
+
 
 class Partition:
     """A labelling that is split and merged in place.
@@ -190,7 +193,8 @@ def _split_by_answers(features: Tensor, partition: Partition, label: int, closur
             camp.add(root)
     anchors = sorted(known)
     device = features.device
-    nearest = (features[torch.tensor(rows, device=device)] @ features[torch.tensor(anchors, device=device)].T).argmax(1)
+    of_anchors = features[torch.tensor(anchors, device=device)].T
+    nearest = torch.cat([(features[r] @ of_anchors).argmax(1) for r in torch.tensor(rows, device=device).split(_ROWS)])
     camp_of = {root: number for number, camp in enumerate(camps) for root in camp}
     sides: dict[int, list[int]] = defaultdict(list)
     for row, anchor in zip(rows, nearest.tolist(), strict=True):

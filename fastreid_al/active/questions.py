@@ -50,6 +50,7 @@ class Answer(NamedTuple):
         need: Answers that must agree before a "same" counts as a must-link; 1 when it counts at once.
         confirms: Event of the first answer of the merge that this one confirms, None when it is itself the first.
         seconds: Time that it took.
+        run: The run that asked.
     """
 
     event: int
@@ -59,6 +60,7 @@ class Answer(NamedTuple):
     need: int = 1
     confirms: int | None = None
     seconds: float = 0.0
+    run: str = ""
 
 
 class Annotator(Protocol):

@@ -70,7 +70,9 @@ def refine(
         except RoundAgain:
             continue
         refined = asker.current()
-        return Refined(refined, asker.end())
+        spent = asker.end()
+        # A rule looks at the images that it shows; others of the same groups may have answers too.
+        return Refined(apply_memory(features, refined, asker.memory), spent)
 
 
 def _gain(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig) -> None:
@@ -83,7 +85,12 @@ def _spal(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig
 
 def _random(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig) -> None:
     left = asker.left()
-    ask_pairs(features, labels, asker, random_pairs(features, labels, _RANDOM if left is None else left, asker.epoch))
+    ask_pairs(
+        features,
+        labels,
+        asker,
+        random_pairs(features, labels, _RANDOM if left is None else left, 1_000_003 * asker.seed + asker.epoch),
+    )
 
 
 _STRATEGIES: dict[str, Callable[[Tensor, Tensor, Asker, QuestionConfig], None]] = {

@@ -64,14 +64,8 @@ EVENTS = sa.Table(
     sa.Column("confirms", sa.ForeignKey("events.id")),
     sa.Column("undoes", sa.ForeignKey("events.id")),
     sa.Column("shown", sa.Text),
+    sa.Column("run", sa.Text),
     sqlite_autoincrement=True,
-)
-RUNS = sa.Table(
-    "runs",
-    _SCHEMA,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("first_event", sa.Integer, nullable=False),
-    sa.Column("started_at", sa.Double, nullable=False),
 )
 
 
@@ -268,17 +262,22 @@ class _FileLock:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.read(self._handle, 32).decode(errors="replace").strip()
-            self.free()
+            self._close()
             raise BlockingIOError(error.errno, holder or "unknown") from error
         except OSError:
-            self.free()
+            self._close()
             raise
         os.ftruncate(self._handle, 0)
         os.write(self._handle, f"{os.getpid()}\n".encode())
         self.held.add(self)
 
     def free(self) -> None:
-        """Let go of the lock."""
+        """Let go of the lock, also where a forked child has not closed its copy yet."""
+        if self._handle is not None:
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
+            self._close()
+
+    def _close(self) -> None:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -287,7 +286,7 @@ class _FileLock:
     def free_all(cls) -> None:
         """Let go of the copies that a forked child has; the parent keeps its own."""
         for lock in list(cls.held):
-            lock.free()
+            lock._close()
 
 
 os.register_at_fork(after_in_child=_FileLock.free_all)

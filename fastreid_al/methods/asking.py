@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 from ..active import Annotator, Asker, Closure, ImageKeys, Ledger, Oracle, Questions, Replay, Terminal
 from ..config import RunConfig
 from ..data.records import ImageSet, Record
+from ..engine.checkpoint import write_atomically
 from ..engine.extract import identities_and_cameras
 from ..engine.report import Reporter
 from ..errors import UserError
 
 LEDGER_FILE = "answers.sqlite"
+RUN_FILE = "run_name"
 SHEET_FILE = "question.png"
 
 
@@ -49,7 +52,8 @@ def open_questions(
             closure=settings.closure,
             confirm_merges=settings.confirm_merges,
             budget=settings.budget,
-            position=ledger.start_of(str(folder.resolve())),
+            run=_run_name(folder),
+            seed=config.seed,
         )
         # Every answer is on the disk when this is called, so a signal may end the asking there.
         asker.watch = lambda questions, current: reporter.between() if reporter.between is not None else None
@@ -97,6 +101,14 @@ def _annotator(config: RunConfig, records: Sequence[Record], keys: ImageKeys, fo
         )
     except ValueError as error:
         raise UserError(f"--oracle: {error}") from error
+
+
+def _run_name(folder: Path) -> str:
+    """The name under which a run's answers stand in a ledger: one for each run folder, whatever becomes of its path."""
+    file = folder / RUN_FILE
+    if not file.exists():
+        write_atomically(file, lambda out: out.write(uuid.uuid4().hex.encode()))
+    return file.read_text()
 
 
 def _say_what_is_known(ledger: Ledger, reporter: Reporter) -> None:

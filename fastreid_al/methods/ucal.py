@@ -48,6 +48,8 @@ class UCAL(ContrastiveMethod):
                 "a cluster memory has no vector per image to cluster: use --cluster.source extract with it"
             )
         self.cluster, self.questions = cluster, questions
+        #: State of the questions, kept for when a run that is resumed without them asks again.
+        self._asked: dict[str, Any] | None = None
         #: Threshold of the self-paced selection, fixed at the first clustering.
         self.threshold: float | None = None
 
@@ -70,15 +72,16 @@ class UCAL(ContrastiveMethod):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
-        asked = {} if self.questions is None else {"questions": self.questions.state_dict()}
-        return {**super().state_dict(), "threshold": self.threshold, **asked}
+        asked = self._asked if self.questions is None else self.questions.state_dict()
+        return {**super().state_dict(), "threshold": self.threshold, "questions": asked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         super().load_state_dict(state)
         self.threshold = state["threshold"]
-        if self.questions is not None and "questions" in state:
-            self.questions.load_state_dict(state["questions"])
+        self._asked = state.get("questions")
+        if self.questions is not None and self._asked is not None:
+            self.questions.load_state_dict(self._asked)
 
     def _nothing_to_contrast(self, epoch: int, count: int) -> str:
         found = "no cluster (every image is noise)" if count == 0 else "one single cluster"

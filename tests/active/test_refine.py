@@ -163,9 +163,9 @@ def test_a_round_that_was_broken_off_goes_on_where_it_stood_and_ends_in_the_same
 
     first, second = Leaving(identities), Counting(identities)
     with Ledger.open(str(tmp_path / "a.sqlite")) as ledger, pytest.raises(QuitAsking):
-        refine(features, labels, Asker(first, ledger, position=0), "gain", config)
+        refine(features, labels, Asker(first, ledger, run="mine"), "gain", config)
     with Ledger.open(str(tmp_path / "a.sqlite")) as ledger:
-        asker = Asker(second, ledger, position=0)
+        asker = Asker(second, ledger, run="mine")
         refined, spent = refine(features, labels, asker, "gain", config)
     assert torch.equal(refined, whole)
     assert spent.questions == 80 == asker.asked
@@ -373,3 +373,107 @@ def test_the_papers_memory_changes_the_labels_too_and_asks_no_pair_twice(strateg
     assert len(annotator.asked) == len(set(annotator.asked))
     assert not torch.equal(refined, Partition(labels).labels())
     assert pair_scores(refined, identities).f1 > pair_scores(labels, identities).f1
+
+
+def test_answers_that_a_changed_round_does_not_ask_for_are_known_and_counted(tmp_path: Path) -> None:
+    features, identities, labels = crowded()
+    settings = QuestionConfig(k_max_rule="root")
+
+    class Leaving(Counting):
+        def answer(self, question: Question) -> Verdict:
+            if len(self.asked) == 30:
+                raise QuitAsking
+            return super().answer(question)
+
+    with Ledger.open(str(tmp_path / "a.sqlite")) as ledger, pytest.raises(QuitAsking):
+        refine(features, labels, Asker(Leaving(identities), ledger, run="mine", budget=60), "ucal", settings)
+    with Ledger.open(str(tmp_path / "a.sqlite")) as ledger:
+        ledger.undo(5, "somebody")
+        annotator = Counting(identities)
+        asker = Asker(annotator, ledger, run="mine", budget=60)
+        refine(features, labels, asker, "gain", settings)
+        assert len(ledger.answers()) == asker.asked == 60
+        assert len(annotator.asked) == 31
+        given = [frozenset((a.left, a.right)) for a in ledger.answers()]
+        assert len(given) == len(set(given))
+
+
+def test_answers_of_another_run_are_known_at_once_and_not_counted() -> None:
+    features, identities, labels = crowded()
+    settings = QuestionConfig(per_epoch=40, k_max_rule="root")
+    mine = Asker(Oracle(identities), run="mine")
+    refine(features, labels, Asker(Oracle(identities), mine.ledger, run="other"), "gain", settings)
+    spent = refine(features, labels, mine, "gain", settings).spent
+    assert spent.questions == mine.asked == 40
+    assert len(mine.ledger.answers()) == 80
+
+
+def test_a_ledger_that_is_behind_the_checkpoint_is_read_from_its_own_end() -> None:
+    features, identities, labels = crowded()
+    settings = QuestionConfig(per_epoch=20, k_max_rule="root")
+    asker = Asker(Oracle(identities), run="mine", budget=60)
+    asker.load_state_dict({"position": 40, "asked": 40, "seconds": 1.0})
+    assert asker.position == 0
+    assert refine(features, labels, asker, "gain", settings).spent.questions == 20
+    assert asker.asked == 60
+
+
+def test_undo_takes_back_answers_of_this_run_alone() -> None:
+    features, identities, labels = crowded()
+    settings = QuestionConfig(per_epoch=5, k_max_rule="root")
+    other = Asker(Oracle(identities), run="other")
+    refine(features, labels, other, "gain", settings)
+
+    class Slipping(Counting):
+        undone = False
+
+        def answer(self, question: Question) -> Verdict:
+            if not self.undone:
+                self.undone = True
+                raise UndoLast
+            return super().answer(question)
+
+    refine(features, labels, Asker(Slipping(identities), other.ledger, run="mine"), "gain", settings)
+    assert len(other.ledger.answers()) == 10
+
+
+def test_a_confirmation_that_nobody_can_decide_ends() -> None:
+    class Hesitant(Counting):
+        def answer(self, question: Question) -> Verdict:
+            super().answer(question)
+            return SAME if len(self.asked) == 1 else UNSURE
+
+    annotator = Hesitant(torch.zeros(60, dtype=torch.int64))
+    asker = Asker(annotator, confirm_merges=1)
+    asker.begin(0)
+    assert asker.ask(Question((0, 30), (torch.arange(30), torch.arange(30, 60)), "merge", 0.9, 1.0)) is UNSURE
+    assert len(annotator.asked) <= 7
+
+
+def test_gain_goes_on_with_a_confirmation_that_the_budget_broke_off() -> None:
+    features = torch.nn.functional.normalize(
+        torch.tensor([[1.0, 0.1], [1, 0.12], [1, 0.14], [1, -0.1], [1, -0.12]]), dim=1
+    )
+    labels, identities = torch.tensor([0, 0, 0, 1, 1]), torch.zeros(5, dtype=torch.int64)
+    asker = Asker(Oracle(identities), confirm_merges=1)
+    assert refine(features, labels, asker, "gain", QuestionConfig(per_epoch=1)).labels.tolist() == [0, 0, 0, 1, 1]
+    assert refine(features, labels, asker, "gain", QuestionConfig(per_epoch=1)).labels.tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_over_many_rounds_no_answer_contradicts_the_labels(strategy: str) -> None:
+    features, identities, labels = crowded(seed=3)
+    asker = Asker(Oracle(identities))
+    for epoch in range(4):
+        refined = refine(
+            features, labels, asker, strategy, QuestionConfig(per_epoch=60, k_max_rule="root"), epoch
+        ).labels
+        for answer in asker.ledger.answers():
+            assert bool(refined[answer.left] == refined[answer.right] >= 0) == (answer.verdict is SAME)
+
+
+def test_gain_asks_until_no_merge_is_left() -> None:
+    features, identities, labels = crowded(seed=5)
+    asker = Asker(Oracle(identities))
+    refined = refine(features, labels, asker, "gain", QuestionConfig()).labels
+    assert pair_scores(refined, identities).recall > 0.99

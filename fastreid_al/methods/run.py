@@ -87,7 +87,9 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
             )
         except (Interrupted, QuitAsking) as stop:
             reporter.line(_stopped(state, folder, stop))
-            raise Interrupted(0) from stop if isinstance(stop, QuitAsking) else None
+            if isinstance(stop, QuitAsking):
+                raise Interrupted(0) from stop
+            raise
     draw_curves(state.history, folder.figure)
     summarise(state.history, folder, reporter)
     return Finished(folder.path, state.history)

@@ -116,26 +116,24 @@ def parse_training(arguments: Sequence[str] | None = None) -> tuple[RunConfig, N
 
 def parse_evaluation(arguments: Sequence[str] | None = None) -> EvaluationConfig:
     """Parse `python -m fastreid_al.evaluate`."""
-    parser = Parser(
-        prog="python -m fastreid_al.evaluate",
-        description="Score a checkpoint or a bare weights file on an image set.",
-        allow_abbrev=False,
-    )
-    parser.add_class_arguments(EvaluationConfig, None)
-    found = parser.parse_args(_words(arguments))
-    return _from_dict(EvaluationConfig(found.checkpoint), found.as_dict())
+    about = "Score a checkpoint or a bare weights file on an image set."
+    found = _parse_class("evaluate", about, EvaluationConfig, arguments)
+    return _from_dict(EvaluationConfig(found["checkpoint"]), found)
 
 
 def parse_simulation(arguments: Sequence[str] | None = None) -> SimulationConfig:
     """Parse `python -m fastreid_al.simulate`."""
-    parser = Parser(
-        prog="python -m fastreid_al.simulate",
-        description="Ask an oracle with each strategy, on fixed features, and draw cluster quality over questions.",
-        allow_abbrev=False,
-    )
-    parser.add_class_arguments(SimulationConfig, None)
-    found = parser.parse_args(_words(arguments))
-    return _from_dict(SimulationConfig(found.features), found.as_dict())
+    about = "Ask an oracle with each strategy, on fixed features, and draw cluster quality over questions."
+    found = _parse_class("simulate", about, SimulationConfig, arguments)
+    return _from_dict(SimulationConfig(found["features"]), found)
+
+
+def _parse_class(name: str, about: str, settings: type, arguments: Sequence[str] | None) -> dict[str, Any]:
+    """The options of an entry point whose settings are one dataclass."""
+    parser = Parser(prog=f"python -m fastreid_al.{name}", description=about, allow_abbrev=False)
+    parser.add_class_arguments(settings, None)
+    values: dict[str, Any] = parser.parse_args(_words(arguments)).as_dict()
+    return values
 
 
 def parse_synthesis(arguments: Sequence[str] | None = None) -> tuple[Path, SyntheticConfig]:

@@ -106,12 +106,16 @@ class Asker:
         self.spent.remembered = len(self._remembered)
         return self.spent
 
+    def allowed(self) -> int | None:
+        """Questions that this round may ask in all, the same when it is begun again; None is no limit."""
+        limits = [] if self._limit is None else [self._limit]
+        limits += [] if self.budget is None else [self.budget - self.asked]
+        return max(0, min(limits)) if limits else None
+
     def left(self) -> int | None:
         """Questions that may still be asked in this round; None is no limit."""
-        spent = self.spent.questions + len(self._ahead)
-        limits = [] if self._limit is None else [self._limit - spent]
-        limits += [] if self.budget is None else [self.budget - self.asked - spent]
-        return max(0, min(limits)) if limits else None
+        allowed = self.allowed()
+        return None if allowed is None else max(0, allowed - self.spent.questions - len(self._ahead))
 
     def open(self, a: int, b: int) -> bool:
         """Whether two images can be asked about: the answers neither hold the pair nor decide it, and nobody passed on it."""

@@ -186,7 +186,8 @@ class _Merges:
                 self._best = best
                 return float(gain[best])
             self._drop(best)
-            if self.asker.memory.verdict(self.shown[i], self.shown[j]) is Verdict.SAME:
+            known = self.asker.memory.verdict(self.shown[i], self.shown[j])
+            if known is Verdict.SAME and not self._apart(i, j):
                 self._merge(i, j)
             else:
                 self._replace(i, j)
@@ -218,7 +219,11 @@ class _Merges:
     def _askable(self, i: int, j: int) -> bool:
         """Whether the answers so far leave open what two groups are to each other."""
         a, b = self.shown[i], self.shown[j]
-        return (self.asker.open(a, b) or self.asker.waits(a, b)) and not self._roots(i) & self._enemies(j)
+        return (self.asker.open(a, b) or self.asker.waits(a, b)) and not self._apart(i, j)
+
+    def _apart(self, i: int, j: int) -> bool:
+        """Whether two groups hold images that are known to be different."""
+        return bool(self._roots(i) & self._enemies(j))
 
     def _roots(self, group: int) -> set[int]:
         return {root for image in self.groups[group] if (root := self.asker.memory.root(image)) is not None}

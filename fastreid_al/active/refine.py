@@ -49,7 +49,7 @@ def refine(
         strategy: "ucal" is SNPS, then MPPS; "gain" asks about the same kinds of pairs by expected gain; "spal" about the
             farthest image inside and the nearest outside each image's cluster; "random" about random pairs.
         config: Its constants, and the questions of one round; the paper's when not given.
-        epoch: Recorded with the answers; seeds "random".
+        epoch: Recorded with the answers; with the asker's seed it seeds "random".
 
     Returns:
         The refined labels and what the round cost.
@@ -84,13 +84,9 @@ def _spal(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig
 
 
 def _random(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig) -> None:
-    left = asker.left()
-    ask_pairs(
-        features,
-        labels,
-        asker,
-        random_pairs(features, labels, _RANDOM if left is None else left, 1_000_003 * asker.seed + asker.epoch),
-    )
+    allowed = asker.allowed()
+    count = _RANDOM if allowed is None else allowed
+    ask_pairs(features, labels, asker, random_pairs(features, labels, count, 1_000_003 * asker.seed + asker.epoch))
 
 
 _STRATEGIES: dict[str, Callable[[Tensor, Tensor, Asker, QuestionConfig], None]] = {

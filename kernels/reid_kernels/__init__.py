@@ -1,0 +1,10 @@
+"""Operators of person re-identification that stand alone: PyTorch and Triton are all that they need.
+
+Each works on any device and picks its implementation by the device of its arguments: Triton kernels on a GPU, blocked PyTorch on
+a CPU. Each has a plain reference beside it (`*_reference`), any floating dtype. This folder can be installed with the project,
+copied alone into another one, or loaded by path.
+"""
+
+from .topk import similarity_topk, similarity_topk_reference
+
+__all__ = ["similarity_topk", "similarity_topk_reference"]

@@ -1,0 +1,55 @@
+"""Tile sizes of the Triton kernels: the one place where they are chosen.
+
+Nothing is tuned at run time. Sizes that change each epoch (n, classes) are no part of the choice, so nothing is compiled twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Sizes of one kernel.
+
+    Args:
+        rows: Queries or batch rows of a tile, BLOCK_M.
+        columns: Bank rows of a tile, BLOCK_N.
+        depth: Feature width of a step, BLOCK_D.
+        warps: Warps of a program.
+        stages: Steps that are loaded ahead.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+#: By operand: products on tensor cores take large tiles, float32 sums on ordinary units small ones.
+PRODUCT = {
+    torch.bfloat16: Tile(128, 128, 64, 8, 3),
+    torch.float16: Tile(128, 128, 64, 8, 3),
+    "tf32": Tile(64, 128, 32, 4, 3),
+    torch.float32: Tile(64, 64, 32, 4, 2),
+}
+#: The same for batches of 64 rows or fewer.
+SMALL_PRODUCT = {
+    torch.bfloat16: Tile(64, 128, 64, 4, 3),
+    torch.float16: Tile(64, 128, 64, 4, 3),
+    "tf32": Tile(64, 64, 32, 4, 3),
+    torch.float32: Tile(32, 64, 32, 4, 2),
+}
+#: Column group of which `similarity_topk` keeps the maximum.
+GROUP = 16
+#: Rows and width of a step where rows are read once and reduced.
+REDUCE = Tile(16, 0, 256, 4, 2)
+
+
+def product_tile(operand: torch.dtype, precision: str, rows: int) -> Tile:
+    """The tile of a product whose operands are of a dtype, at a precision, over so many rows."""
+    table = SMALL_PRODUCT if rows <= 64 else PRODUCT
+    return table["tf32" if operand == torch.float32 and precision == "tf32" else operand]  # type: ignore[index]

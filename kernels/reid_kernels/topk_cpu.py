@@ -1,0 +1,253 @@
+"""`similarity_topk` by blocks of queries in PyTorch: float32 products, or bfloat16 candidates that are proven complete.
+
+Works on any device; the bfloat16 form is for CPUs with bfloat16 units.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+
+from ._ops import accumulator, check_finite
+
+#: Bytes of similarities that exist at a time.
+_BLOCK = 2**24
+#: Half a unit in the last place of bfloat16, with room for the error of the error.
+_ROUNDING = 2.0**-9 * 1.01
+_LARGEST_GROUP = 16
+_SMALLEST_NORM = 1e-12
+
+
+def topk_blocked(
+    query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
+) -> tuple[Tensor, Tensor]:
+    """`similarity_topk` on checked arguments."""
+    kind = accumulator(query.dtype)
+    values = query.new_full((len(query), k), -torch.inf, dtype=kind)
+    indices = torch.full((len(query), k), -1, dtype=torch.int64, device=query.device)
+    most = min(k, len(bank))
+    if not most or not len(query):
+        return values, indices
+    same = query is bank or (query.data_ptr() == bank.data_ptr() and query.shape == bank.shape)
+    bank = bank.to(kind)
+    query = bank if same else query.to(kind)
+    bank_scale = _inverse_norms(bank) if normalize else None
+    query_scale = bank_scale if same else _inverse_norms(query) if normalize else None
+    worthwhile = precision != "ieee" and _has_bf16_units() and query.is_cpu and kind == torch.float32
+    if worthwhile and bank.shape[1] >= 64 and len(bank) >= max(1024, 8 * k) and len(query) >= 16:
+        _certified(query, bank, query_scale, bank_scale, exclude, values, indices, same)
+    else:
+        rows = max(1, _BLOCK // (4 * len(bank)))
+        for start in range(0, len(query), rows):
+            now = slice(start, start + rows)
+            block = _similarity(query[now], bank, None if query_scale is None else query_scale[now], bank_scale)
+            own = None if exclude is None else exclude[now]
+            _drop(block, own)
+            values[now, :most], indices[now, :most] = select(block, most)
+            if own is not None:
+                indices[now][_dropped(indices[now], own)] = -1
+    if query.is_cpu and not bool((values < torch.inf).all()):
+        check_finite(query=query, bank=bank)
+    return values, indices
+
+
+def select(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The first k places of a stable descending sort of each row, k <= the row's length."""
+    n = similarity.shape[1]
+    values, indices = similarity.topk(min(k + 1, n), dim=1)
+    equal = values[:, 1:] == values[:, :-1]
+    crossing = equal[:, k - 1].nonzero()[:, 0] if n > k else values.new_zeros(0, dtype=torch.int64)
+    values, indices = values[:, :k].contiguous(), indices[:, :k].contiguous()
+    if bool(equal.any()):
+        for some in crossing.split(max(1, _BLOCK // (16 * n))):
+            indices[some] = _first_of_equals(similarity[some], values[some, -1:], k)
+            values[some] = similarity[some].gather(1, indices[some])
+        indices, order = indices.sort(dim=1)
+        values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+        indices = indices.gather(1, order)
+    return values, indices
+
+
+def _first_of_equals(similarity: Tensor, last: Tensor, k: int) -> Tensor:
+    """All columns above the k-th value, and the lowest ones equal to it, ascending: k a row."""
+    above, equal = similarity > last, similarity == last
+    wanted = k - above.sum(1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= wanted))
+    return chosen.nonzero()[:, 1].view(len(similarity), k)
+
+
+def _certified(
+    query: Tensor,
+    bank: Tensor,
+    query_scale: Tensor | None,
+    bank_scale: Tensor | None,
+    exclude: Tensor | None,
+    values: Tensor,
+    indices: Tensor,
+    same: bool,
+) -> None:
+    """Fill values and indices (B, k), k <= n, from bfloat16 products with an error bound.
+
+    The similarities of a block are rounded three times: the query, the bank, the product. The lengths of the first two
+    roundings bound their effect (Cauchy-Schwarz), the third is relative. The k-th largest of the maxima of groups of columns
+    lies under the k-th similarity, so what lies under it by more than the bounds is not among the first k; the rest is
+    computed in float32. A query that keeps too many is computed in float32 whole.
+    """
+    n, k = len(bank), values.shape[1]
+    group = max(1, min(_LARGEST_GROUP, n // (8 * k)))
+    padded = -(-n // group) * group
+    low_bank, bank_error, bank_length = _rounded(bank, bank_scale, padded)
+    longest, worst = float(bank_length.max()), float(bank_error.max())
+    rows = max(16, _BLOCK // (2 * padded))
+    # What is kept stays a small part of the block.
+    most = min(n, max(4 * k, k + 256))
+    block = torch.empty(min(rows, len(query)), padded, dtype=torch.bfloat16)
+    for start in range(0, len(query), rows):
+        now = slice(start, min(start + rows, len(query)))
+        q = query[now]
+        scale = None if query_scale is None else query_scale[now]
+        if same:
+            low, error, length = low_bank[now], bank_error[now], bank_length[now]
+        else:
+            low, error, length = _rounded(q, scale, len(q))
+        similarity = torch.mm(low, low_bank.T, out=block[: len(q)])
+        similarity[:, n:] = -torch.inf
+        own = None if exclude is None else exclude[now]
+        _drop(similarity, own)
+        # Twice the sums' own rounding: bfloat16 products here, float32 ones when they are computed again.
+        slack = bank.shape[1] * 2.0**-22 * length * longest
+        bound = error * longest + length * worst + error * worst + slack + 1e-30
+        grouped = similarity.view(len(q), group, padded // group)
+        maxima = grouped.amax(1) if group > 1 else grouped[:, 0]
+        kth = maxima.topk(k, dim=1).values[:, -1].float()
+        least = kth - kth.abs() * _ROUNDING - 2 * bound
+        threshold = torch.where(least >= 0, least / (1 + _ROUNDING), least / (1 - _ROUNDING))
+        # NaN compares as false: such a query goes the long way, and is named there.
+        near = maxima >= threshold[:, None]
+        groups = near.sum(1)
+        kept = groups <= most
+        near &= kept[:, None]
+        row, column = _members(grouped, near, threshold)
+        counts = torch.bincount(row, minlength=len(q))
+        kept &= (counts <= most) & (counts >= k) & torch.isfinite(kth)
+        inside = kept[row]
+        _rescore(q, bank, scale, bank_scale, row[inside], column[inside], values[now], indices[now], kept)
+        again = (~kept).nonzero()[:, 0]
+        for some in again.split(max(1, _BLOCK // (4 * n))):
+            exact = _similarity(q[some], bank, None if scale is None else scale[some], bank_scale)
+            _drop(exact, None if own is None else own[some])
+            at = some + start
+            values[at], indices[at] = select(exact, k)
+        if own is not None:
+            indices[now][_dropped(indices[now], own)] = -1
+
+
+def _members(grouped: Tensor, near: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of each similarity at its row's threshold or above, in the groups marked, sorted by row."""
+    row, place = near.nonzero(as_tuple=True)
+    members = grouped.shape[1]
+    offsets = torch.arange(members) * grouped.shape[2]
+    flat = (row * (members * grouped.shape[2]) + place)[:, None] + offsets
+    inside = grouped.reshape(-1)[flat] >= threshold[row, None]
+    pair, member = inside.nonzero(as_tuple=True)
+    return row[pair], place[pair] + offsets[member]
+
+
+def _rescore(
+    query: Tensor,
+    bank: Tensor,
+    query_scale: Tensor | None,
+    bank_scale: Tensor | None,
+    row: Tensor,
+    column: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    kept: Tensor,
+) -> None:
+    """Write the first k of each kept row's candidates, by similarities in float32."""
+    k = values.shape[1]
+    similarity = pair_products(query, bank, row, column)
+    if query_scale is not None and bank_scale is not None:
+        similarity *= query_scale[row] * bank_scale[column]
+    keys = pack(similarity, column)
+    counts = torch.bincount(row, minlength=len(query))
+    place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+    table = torch.full((len(query), max(k, int(counts.max()) if len(row) else k)), torch.iinfo(torch.int64).min)
+    table[row, place] = keys
+    best = table[kept].topk(k, dim=1).values
+    values[kept], indices[kept] = unpack(best)
+
+
+def pair_products(query: Tensor, bank: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The dot products of single pairs, rows ascending, without a gathered copy of the rows."""
+    starts = torch.zeros(len(query) + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(row, minlength=len(query)), 0, out=starts[1:])
+    with warnings.catch_warnings():
+        # PyTorch calls its CSR tensors beta, once a process.
+        warnings.simplefilter("ignore", UserWarning)
+        pattern = torch.sparse_csr_tensor(
+            starts, column, query.new_zeros(len(column)), (len(query), len(bank)), check_invariants=False
+        )
+        return torch.sparse.sampled_addmm(pattern, query, bank.T, beta=0.0).values()
+
+
+def pack(similarity: Tensor, column: Tensor) -> Tensor:
+    """One int64 that sorts by float32 similarity, and where that is equal the lower column as the greater."""
+    bits = (similarity + 0.0).view(torch.int32)
+    ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
+    return (ordered.long() << 32) | (0xFFFFFFFF - column)
+
+
+def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarity and column of each key; -inf and -1 for the lowest int64, which is no key."""
+    ordered = (keys >> 32).int()
+    values = torch.where(ordered >= 0, ordered, ordered ^ 0x7FFFFFFF).view(torch.float32)
+    absent = keys == torch.iinfo(torch.int64).min
+    return values.masked_fill(absent, -torch.inf), (0xFFFFFFFF - (keys & 0xFFFFFFFF)).masked_fill(absent, -1)
+
+
+def _rounded(rows: Tensor, scale: Tensor | None, padded: int) -> tuple[Tensor, Tensor, Tensor]:
+    """bfloat16 copy of the rows, scaled, with rows of zeros behind; the length of each row's rounding, and of each row."""
+    copy = torch.zeros(padded, rows.shape[1], dtype=torch.bfloat16)
+    error, length = torch.empty(len(rows)), torch.empty(len(rows))
+    step = max(1, _BLOCK // (8 * rows.shape[1]))
+    for start in range(0, len(rows), step):
+        now = slice(start, start + step)
+        exact = rows[now] if scale is None else rows[now] * scale[now, None]
+        copy[start : start + len(exact)] = exact
+        torch.linalg.vector_norm(exact, dim=1, out=length[now])
+        torch.linalg.vector_norm(exact - copy[start : start + len(exact)].float(), dim=1, out=error[now])
+    # Of the scaling's own rounding, and of the norms'.
+    return copy, error * 1.001 + length * 2.0**-22, length * 1.001
+
+
+def _similarity(query: Tensor, bank: Tensor, query_scale: Tensor | None, bank_scale: Tensor | None) -> Tensor:
+    block = query @ bank.T
+    if query_scale is not None and bank_scale is not None:
+        block.mul_(query_scale[:, None]).mul_(bank_scale)
+    return block
+
+
+def _inverse_norms(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1).clamp_(min=_SMALLEST_NORM).reciprocal_()
+
+
+def _drop(similarity: Tensor, exclude: Tensor | None) -> None:
+    """-inf at the excluded column."""
+    if exclude is not None:
+        inside = ((exclude >= 0) & (exclude < similarity.shape[1])).nonzero()[:, 0]
+        similarity[inside, exclude[inside]] = -torch.inf
+
+
+def _dropped(indices: Tensor, exclude: Tensor) -> Tensor:
+    return indices == exclude[:, None]
+
+
+@functools.cache
+def _has_bf16_units() -> bool:
+    """Whether PyTorch's bfloat16 product runs on units of its own here; without them it is slower than float32's."""
+    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.backends.mkldnn.is_available() and any(bool(ask()) for ask in known if ask is not None)

@@ -1,0 +1,311 @@
+"""`similarity_topk` in Triton.
+
+A selection for every tile would cost several times the product before it. Instead the product leaves the maximum of each group
+of 16 columns; the first k columns lie in the first k groups by (maximum, lower group first), so these groups are computed again
+in float32 and sorted. Values and places travel as one int64 key, so that every sort is stable by construction.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._ops import unit_stride
+from ._triton import operands, packed, product, rounded, sortable
+from .configs import GROUP, REDUCE, product_tile
+from .topk_cpu import unpack
+
+#: Bytes of group keys, and of re-scored keys, that exist at a time.
+_BLOCK = 2**28
+_LOWEST = torch.iinfo(torch.int64).min
+_CHUNK = 32
+
+
+def topk_triton(
+    query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
+) -> tuple[Tensor, Tensor]:
+    """`similarity_topk` on checked arguments, none of them empty."""
+    query, bank = unit_stride(query), unit_stride(bank)
+    if precision != "auto" or query.dtype != torch.float32:
+        return _topk(query, bank, k, normalize, exclude, "ieee" if precision == "auto" else precision)[:2]
+    values, indices, certain = _topk(query, bank, k, normalize, exclude, "bf16")
+    again = (~certain).nonzero()[:, 0]
+    if len(again):
+        own = None if exclude is None else exclude[again]
+        values[again], indices[again] = _topk(query[again], bank, k, normalize, own, "ieee")[:2]
+    return values, indices
+
+
+def _topk(
+    query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, indices, and whether nothing outside the candidates can be among the first k."""
+    n, dim = bank.shape
+    how = operands(query.dtype, precision)
+    q, b = Rounded(query, how, normalize), Rounded(bank, how, normalize)
+    groups = triton.cdiv(n, GROUP)
+    exact = how.dtype == query.dtype and how.precision == "ieee"
+    chosen = min(groups, k if exact else k + max(8, k // 4))
+    rows = max(1, min(_BLOCK // (8 * groups), _BLOCK // (8 * chosen * GROUP)))
+    values = torch.empty(len(query), k, dtype=torch.float32, device=query.device)
+    indices = torch.empty(len(query), k, dtype=torch.int64, device=query.device)
+    certain = torch.empty(len(query), dtype=torch.bool, device=query.device)
+    longest, worst = b.length.max(), b.error.max()
+    for start in range(0, len(query), rows):
+        now = slice(start, start + rows)
+        own = None if exclude is None else exclude[now].contiguous()
+        best = group_maxima(q[now], b, own, how).topk(chosen, dim=1).values
+        keys = rescore(query[now], bank, q.scale[now], b.scale, 0xFFFFFFFF - (best & 0xFFFFFFFF), own)
+        first = keys.topk(min(k, keys.shape[1]), dim=1).values
+        if first.shape[1] < k:
+            first = torch.nn.functional.pad(first, (0, k - first.shape[1]), value=_LOWEST)
+        values[now], indices[now] = unpack(first)
+        # Two roundings of rows (Cauchy-Schwarz), and twice the rounding of the sums.
+        error, length = q.error[now], q.length[now]
+        bound = error * longest + length * worst + error * worst + dim * 2.0**-22 * length * longest
+        outside = unpack(best[:, -1:])[0][:, 0]
+        certain[now] = (outside + bound < values[now][:, -1]) | (chosen == groups)
+    return values, indices, certain
+
+
+class Rounded:
+    """Rows as the product reads them: rounded, with what brings them to length one.
+
+    Args:
+        rows: (n, D), the last stride 1.
+        how: The product's operands.
+        normalize: Whether `scale` is the inverse norm or 1.
+    """
+
+    def __init__(self, rows: Tensor, how: object, normalize: bool) -> None:
+        dtype: torch.dtype = how.dtype  # type: ignore[attr-defined]
+        n, dim = rows.shape
+        self.low = rows if dtype == rows.dtype else torch.empty(n, dim, dtype=dtype, device=rows.device)
+        self.scale, self.error, self.length = torch.empty(3, n, dtype=torch.float32, device=rows.device)
+        grid = (triton.cdiv(n, REDUCE.rows),)
+        round_kernel[grid](
+            rows,
+            self.low,
+            self.scale,
+            self.error,
+            self.length,
+            n,
+            dim,
+            rows.stride(0),
+            self.low.stride(0),
+            NORMALIZE=normalize,
+            COPY=self.low is not rows,
+            BLOCK_M=REDUCE.rows,
+            BLOCK_D=REDUCE.depth,
+            num_warps=REDUCE.warps,
+        )
+        self.low = rounded(self.low, how)  # type: ignore[arg-type]
+
+    def __getitem__(self, some: slice) -> Rounded:
+        part = object.__new__(Rounded)
+        part.low, part.scale, part.error, part.length = (x[some] for x in (self.low, self.scale, self.error, self.length))
+        return part
+
+
+def group_maxima(query: Rounded, bank: Rounded, exclude: Tensor | None, how: object) -> Tensor:
+    """The key of each query's greatest similarity in each group of columns, (B, groups) int64."""
+    (m, dim), n = query.low.shape, len(bank.low)
+    tile = product_tile(how.dtype, how.precision, m)  # type: ignore[attr-defined]
+    groups = triton.cdiv(n, GROUP)
+    keys = torch.empty(m, groups, dtype=torch.int64, device=query.low.device)
+    # The tiles of one piece of the bank run side by side, so that it is read from memory once.
+    group_maxima_kernel[(triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns),)](
+        query.low,
+        bank.low,
+        query.scale,
+        bank.scale,
+        query.scale if exclude is None else exclude,
+        keys,
+        m,
+        n,
+        dim,
+        groups,
+        query.low.stride(0),
+        bank.low.stride(0),
+        EXCLUDE=exclude is not None,
+        OPERAND=how.kernel_dtype,  # type: ignore[attr-defined]
+        PRECISION=how.precision,  # type: ignore[attr-defined]
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        BLOCK_D=tile.depth,
+        GROUP=GROUP,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return keys
+
+
+def rescore(
+    query: Tensor, bank: Tensor, query_scale: Tensor, bank_scale: Tensor, groups: Tensor, exclude: Tensor | None
+) -> Tensor:
+    """The keys of all columns of each query's groups (B, g), by float32 sums: (B, g * GROUP) int64."""
+    m, chosen = groups.shape
+    keys = torch.empty(m, chosen * GROUP, dtype=torch.int64, device=query.device)
+    pieces = triton.cdiv(chosen * GROUP, _CHUNK)
+    rescore_kernel[(m * pieces,)](
+        query,
+        bank,
+        query_scale,
+        bank_scale,
+        groups.contiguous(),
+        groups if exclude is None else exclude,
+        keys,
+        len(bank),
+        query.shape[1],
+        chosen,
+        pieces,
+        query.stride(0),
+        bank.stride(0),
+        EXCLUDE=exclude is not None,
+        BLOCK_N=_CHUNK,
+        BLOCK_D=REDUCE.depth,
+        GROUP=GROUP,
+        num_warps=REDUCE.warps,
+    )
+    return keys
+
+
+@triton.jit
+def round_kernel(
+    rows_ptr,  # (n, D)
+    low_ptr,  # (n, D)
+    scale_ptr,  # (n,)
+    error_ptr,  # (n,)
+    length_ptr,  # (n,)
+    n,
+    dim,
+    stride,
+    low_stride,
+    NORMALIZE: tl.constexpr,
+    COPY: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Round rows to the copy's dtype; the inverse norm, and the scaled lengths of each row and of its rounding."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    square = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    off = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    for start in range(0, dim, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        mask = (row < n)[:, None] & (d < dim)[None, :]
+        x = tl.load(rows_ptr + row[:, None] * stride + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        square += x * x
+        if COPY:
+            low = x.to(low_ptr.dtype.element_ty)
+            tl.store(low_ptr + row[:, None] * low_stride + d[None, :], low, mask=mask)
+            off += (x - low.to(tl.float32)) * (x - low.to(tl.float32))
+    norm = tl.sqrt(tl.sum(square, axis=1))
+    scale = tl.full((BLOCK_M,), 1.0, dtype=tl.float32)
+    if NORMALIZE:
+        scale = 1.0 / tl.maximum(norm, 1e-12)
+    tl.store(scale_ptr + row, scale, mask=row < n)
+    tl.store(length_ptr + row, norm * scale * 1.001, mask=row < n)
+    tl.store(error_ptr + row, tl.sqrt(tl.sum(off, axis=1)) * scale * 1.001, mask=row < n)
+
+
+@triton.jit
+def group_maxima_kernel(
+    query_ptr,  # (m, D)
+    bank_ptr,  # (n, D)
+    query_scale_ptr,  # (m,)
+    bank_scale_ptr,  # (n,)
+    exclude_ptr,  # (m,)
+    keys_ptr,  # (m, groups)
+    m,
+    n,
+    dim,
+    groups,
+    query_stride,
+    bank_stride,
+    EXCLUDE: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Product of a tile of queries and a tile of the bank; the key of the maximum of each group of columns."""
+    tiles = tl.cdiv(m, BLOCK_M)
+    row = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    piece = (tl.program_id(0) // tiles).to(tl.int64)
+    column = piece * BLOCK_N + tl.arange(0, BLOCK_N)
+    similarity = product(
+        query_ptr,
+        bank_ptr,
+        row,
+        column,
+        row < m,
+        column < n,
+        dim,
+        query_stride,
+        bank_stride,
+        OPERAND,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_D,
+    )
+    similarity *= tl.load(query_scale_ptr + row, mask=row < m, other=0.0)[:, None]
+    similarity *= tl.load(bank_scale_ptr + column, mask=column < n, other=0.0)[None, :]
+    order = sortable(similarity)
+    order = tl.where((column < n)[None, :], order, -0x80000000)
+    if EXCLUDE:
+        own = tl.load(exclude_ptr + row, mask=row < m, other=-1)
+        order = tl.where(column[None, :] == own[:, None], -0x80000000, order)
+    best = tl.max(tl.reshape(order, (BLOCK_M, BLOCK_N // GROUP, GROUP)), axis=2)
+    group = piece * (BLOCK_N // GROUP) + tl.arange(0, BLOCK_N // GROUP)
+    tl.store(
+        keys_ptr + row[:, None] * groups + group[None, :],
+        packed(best, group[None, :]),
+        mask=(row < m)[:, None] & (group < groups)[None, :],
+    )
+
+
+@triton.jit
+def rescore_kernel(
+    query_ptr,  # (m, D)
+    bank_ptr,  # (n, D)
+    query_scale_ptr,  # (m,)
+    bank_scale_ptr,  # (n,)
+    groups_ptr,  # (m, chosen)
+    exclude_ptr,  # (m,)
+    keys_ptr,  # (m, chosen * GROUP)
+    n,
+    dim,
+    chosen,
+    pieces,
+    query_stride,
+    bank_stride,
+    EXCLUDE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """One query against the columns of some of its groups, in float32; the lowest int64 where there is no column."""
+    row = (tl.program_id(0) // pieces).to(tl.int64)
+    place = (tl.program_id(0) % pieces) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = place < chosen * GROUP
+    group = tl.load(groups_ptr + row * chosen + place // GROUP, mask=inside, other=0)
+    column = group * GROUP + place % GROUP
+    real = inside & (column < n)
+    if EXCLUDE:
+        real = real & (column != tl.load(exclude_ptr + row))
+    total = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    for start in range(0, dim, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        q = tl.load(query_ptr + row * query_stride + d, mask=d < dim, other=0.0).to(tl.float32)
+        mask = real[:, None] & (d < dim)[None, :]
+        b = tl.load(bank_ptr + column[:, None] * bank_stride + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        total += b * q[None, :]
+    similarity = tl.sum(total, axis=1) * tl.load(query_scale_ptr + row)
+    similarity *= tl.load(bank_scale_ptr + column, mask=real, other=0.0)
+    key = tl.where(real, packed(sortable(similarity), column), -0x8000000000000000)
+    tl.store(keys_ptr + row * (chosen * GROUP) + place, key, mask=inside)

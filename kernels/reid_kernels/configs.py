@@ -53,3 +53,19 @@ def product_tile(operand: torch.dtype, precision: str, rows: int) -> Tile:
     """The tile of a product whose operands are of a dtype, at a precision, over so many rows."""
     table = SMALL_PRODUCT if rows <= 64 else PRODUCT
     return table["tf32" if operand == torch.float32 and precision == "tf32" else operand]  # type: ignore[index]
+
+
+#: Weighted sums of bank rows: batch rows, part of the width, bank rows a step. The last divides every product tile's columns.
+WEIGHTED = {
+    torch.bfloat16: Tile(64, 128, 64, 4, 3),
+    torch.float16: Tile(64, 128, 64, 4, 3),
+    "tf32": Tile(64, 64, 32, 4, 3),
+    torch.float32: Tile(32, 64, 32, 4, 2),
+}
+#: Parts of the bank whose weighted sums are kept apart where the batch alone leaves most of a GPU idle.
+WEIGHTED_SPLITS = 2
+
+
+def weighted_tile(operand: torch.dtype, precision: str, rows: int) -> Tile:
+    """The tile of a weighted sum whose operands are of a dtype, at a precision, over so many batch rows."""
+    return WEIGHTED["tf32" if operand == torch.float32 and precision == "tf32" else operand]  # type: ignore[index]

@@ -1,0 +1,158 @@
+"""`bank_contrast_loss` by blocks of the bank in PyTorch, a running log-sum-exp and a running gradient. Works on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._ops import accumulator, check_finite
+
+#: Values of a block of the bank, and of logits: 8 MiB and 4 MiB of float32.
+_BLOCK = 2**21
+_LOGITS = 2**20
+
+
+def contrast_blocked(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    order: Tensor | None,
+    starts: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (B,), log-sum-exps (B,) and gradients (B, D) or (0, D), on checked arguments."""
+    kind = accumulator(features.dtype)
+    counted = targets != ignore_index
+    scaled = features.to(kind) / temperature
+    top = scaled.new_full((len(scaled), 1), -torch.inf)
+    total, own = torch.zeros_like(top), torch.zeros_like(top)
+    running = torch.zeros_like(scaled) if gradient else scaled.new_zeros(0, scaled.shape[1])
+    for first, rows, empty in _blocks(bank, order, starts, len(features)):
+        logits = scaled @ rows.T
+        if empty is not None:
+            logits.masked_fill_(empty, -torch.inf)
+        here, column = _targets_in(targets, counted, first, len(rows))
+        own[here, 0] = logits[here, column]
+        higher = torch.maximum(top, logits.amax(1, keepdim=True))
+        # A block of empty classes alone leaves -inf, of which no difference is taken.
+        shift = higher.masked_fill(higher == -torch.inf, 0.0)
+        shrink = torch.exp(top - shift)
+        weights = logits.sub_(shift).exp_()
+        total = total * shrink + weights.sum(1, keepdim=True)
+        if gradient:
+            running.mul_(shrink).addmm_(weights, rows)
+            # What the target takes away goes in at the end, when the sum is known.
+        top = higher
+    log_sums = (top + total.log())[:, 0]
+    losses = torch.where(counted, log_sums - own[:, 0], 0.0)
+    if gradient:
+        running /= total
+        for first, rows, _ in _targeted_rows(bank, order, starts, targets, counted):
+            running[first] -= rows
+        running.div_(temperature).masked_fill_(~counted[:, None], 0.0)
+    if features.is_cpu and not bool(torch.isfinite(losses).all() & torch.isfinite(running).all()):
+        if starts is not None and bool((own[counted] == -torch.inf).any()):
+            wrong = int(targets[counted][(own[counted] == -torch.inf)[:, 0]][0])
+            raise ValueError(f"targets: found class {wrong}, which has no rows, wanted classes of `classes`")
+        check_finite(features=features[counted], bank=bank)
+    return losses, log_sums, running
+
+
+def bank_gradient_blocked(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    order: Tensor | None,
+    starts: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    log_sums: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Gradient for the bank of the losses weighted (B,), in its dtype: the logits again, block by block."""
+    kind = accumulator(features.dtype)
+    counted = targets != ignore_index
+    scaled = features.to(kind) / temperature
+    factor = torch.where(counted, weights.to(kind), 0.0)
+    out = torch.zeros_like(bank)
+    for first, rows, empty in _blocks(bank, order, starts, len(features)):
+        share = (scaled @ rows.T).sub_(log_sums[:, None]).exp_()
+        here, column = _targets_in(targets, counted, first, len(rows))
+        share[here, column] -= 1
+        share.mul_(factor[:, None])
+        if empty is not None:
+            share.masked_fill_(empty, 0.0)
+        block = share.T @ scaled
+        if order is None or starts is None:
+            out[first : first + len(rows)] = block
+        else:
+            edges = starts[first : first + len(rows) + 1]
+            sizes = edges.diff()
+            members = order[int(edges[0]) : int(edges[-1])]
+            out[members] = (block / sizes.clamp(min=1)[:, None]).repeat_interleave(sizes, 0).to(out.dtype)
+    return out
+
+
+def means_of_classes(bank: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+    """Mean of the rows of each class, (C, D) float32 or float64; 0 for a class without rows."""
+    kind = accumulator(bank.dtype)
+    sizes = starts.diff()
+    if bank.dtype == kind and bank.is_cpu and len(sizes) and bank.shape[1]:
+        members = order[int(starts[0]) : int(starts[-1])]
+        if not len(members):
+            return bank.new_zeros(len(sizes), bank.shape[1])
+        return F.embedding_bag(members, bank, starts[:-1] - starts[0], mode="mean")
+    out = bank.new_zeros(len(sizes), bank.shape[1], dtype=kind)
+    first, last = (int(starts[0]), int(starts[-1])) if len(starts) else (0, 0)
+    step = max(1, _BLOCK // max(1, bank.shape[1]))
+    owner = torch.repeat_interleave(torch.arange(len(sizes), device=bank.device), sizes)
+    for start in range(first, last, step):
+        stop = min(start + step, last)
+        out.index_add_(0, owner[start - first : stop - first], bank[order[start:stop]].to(kind))
+    return out / sizes.clamp(min=1)[:, None].to(kind)
+
+
+def _blocks(
+    bank: Tensor, order: Tensor | None, starts: Tensor | None, batch: int
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """First number, vectors and which of them do not exist, of each block of bank rows or classes."""
+    kind = accumulator(bank.dtype)
+    count = len(bank) if starts is None else len(starts) - 1
+    step = max(1, min(max(64, _BLOCK // max(1, bank.shape[1])), _LOGITS // max(1, batch)))
+    for first in range(0, count, step):
+        stop = min(first + step, count)
+        if order is None or starts is None:
+            yield first, bank[first:stop].to(kind), None
+        else:
+            edges = starts[first : stop + 1]
+            sizes = edges.diff()
+            yield first, means_of_classes(bank, order, edges), (sizes == 0) if bool((sizes == 0).any()) else None
+
+
+def _targets_in(targets: Tensor, counted: Tensor, first: int, length: int) -> tuple[Tensor, Tensor]:
+    """Features whose target is in the block, and its place there."""
+    here = (counted & (targets >= first) & (targets < first + length)).nonzero()[:, 0]
+    return here, targets[here] - first
+
+
+def _targeted_rows(
+    bank: Tensor, order: Tensor | None, starts: Tensor | None, targets: Tensor, counted: Tensor
+) -> Iterator[tuple[Tensor, Tensor, None]]:
+    """Features that count, and the vector of each one's target."""
+    kind = accumulator(bank.dtype)
+    here = counted.nonzero()[:, 0]
+    if not len(here):
+        return
+    if order is None or starts is None:
+        yield here, bank[targets[here]].to(kind), None
+        return
+    wanted, place = targets[here].unique(return_inverse=True)
+    begin, sizes = starts[wanted], starts[wanted + 1] - starts[wanted]
+    edges = F.pad(sizes.cumsum(0), (1, 0))
+    members = order[torch.arange(int(edges[-1]), device=bank.device) + (begin - edges[:-1]).repeat_interleave(sizes)]
+    yield here, means_of_classes(bank, members, edges)[place], None

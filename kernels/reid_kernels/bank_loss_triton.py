@@ -1,0 +1,413 @@
+"""`bank_contrast_loss` in Triton: attention over the bank with keys and values alike.
+
+A row of 2,048 values is too wide for the registers that one program has for the weighted sum, and splitting the width over
+programs would repeat the logits in each. So a piece of the bank that fits the L2 cache is taken at a time: one launch leaves
+the exponentials of its logits, below each tile's maximum, in a block that stays in L2 as well; the next sums the piece's rows
+with them, one part of the width a program. Maxima and sums of all tiles are combined in a fixed order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._ops import unit_stride
+from ._triton import Operands, operands, product, rounded
+from .configs import WEIGHTED_SPLITS, product_tile, weighted_tile
+
+#: Bytes of class means that exist at a time.
+_MEANS = 2**25
+
+
+def contrast_triton(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    order: Tensor | None,
+    starts: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    gradient: bool,
+    precision: str,
+    piece: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (B,), log-sum-exps (B,) and gradients (B, D) or (0, D), on checked arguments, none of them empty.
+
+    `piece` is the number of bank rows taken at a time, a multiple of every tile.
+    """
+    features, bank = unit_stride(features), unit_stride(bank)
+    batch, dim = features.shape
+    how = operands(features.dtype, precision)
+    tile, sums = product_tile(how.dtype, how.precision, batch), weighted_tile(how.dtype, how.precision, batch)
+    count = len(bank) if starts is None else len(starts) - 1
+    # The block of exponentials takes no more than two gradients do.
+    piece = piece or max(1024, triton.next_power_of_2(8 * dim // how.dtype.itemsize))
+    if starts is not None:
+        piece = min(piece, max(1024, _MEANS // (4 * dim) // 1024 * 1024))
+    piece = min(piece, triton.cdiv(count, tile.columns) * tile.columns)
+    tiles = triton.cdiv(piece, tile.columns)
+    splits = WEIGHTED_SPLITS if batch <= 128 else 1
+    new = {"device": features.device, "dtype": torch.float32}
+    shares = torch.empty(batch if gradient else 0, piece, device=features.device, dtype=rounded_dtype(how))
+    # Maxima and sums of the tiles of a piece; running ones before and after each piece.
+    tile_top, tile_sum = torch.empty(2, batch, tiles, **new)  # type: ignore[call-overload]
+    pieces = triton.cdiv(count, piece)
+    top, total = torch.empty(2, pieces + 1, batch, **new)  # type: ignore[call-overload]
+    top[0], total[0] = -torch.inf, 0.0
+    own = torch.full((batch,), torch.nan, **new)  # type: ignore[call-overload]
+    running = torch.zeros(splits if gradient else 0, batch, dim, **new)  # type: ignore[call-overload]
+    seen = rounded(features, how)
+    for number, first in enumerate(range(0, count, piece)):
+        stop = min(first + piece, count)
+        if order is None or starts is None:
+            rows = bank[first:stop]
+        else:
+            rows = means_of_classes(bank, order, starts[first : stop + 1])
+        rows = rounded(rows, how)
+        here = triton.cdiv(stop - first, tile.columns)
+        shares_kernel[(triton.cdiv(batch, tile.rows) * here,)](
+            seen,
+            rows,
+            targets,
+            targets if starts is None else starts,
+            shares,
+            tile_top,
+            tile_sum,
+            own,
+            batch,
+            first,
+            stop,
+            dim,
+            tiles,
+            piece,
+            seen.stride(0),
+            rows.stride(0),
+            1.0 / temperature,
+            CLASSES=starts is not None,
+            SHARES=gradient,
+            OPERAND=how.kernel_dtype,
+            PRECISION=how.precision,
+            BLOCK_M=tile.rows,
+            BLOCK_N=tile.columns,
+            BLOCK_D=tile.depth,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        running_kernel[(batch,)](
+            tile_top,
+            tile_sum,
+            top,
+            total,
+            batch,
+            here,
+            tiles,
+            number,
+            BLOCK_T=256,
+            num_warps=1,
+        )
+        if gradient:
+            weighted_kernel[(triton.cdiv(batch, sums.rows) * triton.cdiv(dim, sums.columns) * splits,)](
+                shares,
+                rows,
+                tile_top,
+                top,
+                running,
+                batch,
+                stop - first,
+                dim,
+                tiles,
+                piece,
+                rows.stride(0),
+                number,
+                SPLITS=splits,
+                OPERAND=how.kernel_dtype,
+                PRECISION=how.precision,
+                TILE=tile.columns,
+                BLOCK_M=sums.rows,
+                BLOCK_N=sums.columns,
+                BLOCK_K=sums.depth,
+                num_warps=sums.warps,
+                num_stages=sums.stages,
+            )
+    losses, log_sums = torch.empty(2, batch, **new)  # type: ignore[call-overload]
+    # A class is subtracted as the mean of its rows.
+    chosen = bank if order is None or starts is None else _means_of_targets(bank, order, starts, targets)
+    finish_kernel[(batch,)](
+        running,
+        chosen,
+        targets,
+        own,
+        top,
+        total,
+        losses,
+        log_sums,
+        batch,
+        count,
+        dim,
+        pieces,
+        chosen.stride(0),
+        ignore_index,
+        1.0 / temperature,
+        CLASSES=starts is not None,
+        GRADIENT=gradient,
+        SPLITS=splits,
+        BLOCK_D=min(1024, triton.next_power_of_2(dim)),
+        num_warps=4,
+    )
+    return losses, log_sums, running[0] if gradient else running.new_empty(0, dim)
+
+
+def rounded_dtype(how: Operands) -> torch.dtype:
+    """What the exponentials are kept in: what the product takes; never float16, whose range they would leave."""
+    return torch.bfloat16 if how.dtype == torch.float16 else how.dtype
+
+
+def means_of_classes(bank: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+    """Mean of the rows of each class, (C, D) float32; 0 for a class without rows."""
+    bank = unit_stride(bank)
+    count, dim = len(starts) - 1, bank.shape[1]
+    out = torch.empty(count, dim, device=bank.device, dtype=torch.float32)
+    if out.numel():
+        _launch_means(bank, order, starts, starts[1:], out)
+    return out
+
+
+def _means_of_targets(bank: Tensor, order: Tensor, starts: Tensor, targets: Tensor) -> Tensor:
+    """Mean of the rows of each feature's class, (B, D) float32; 0 where the target is no class."""
+    inside = (targets >= 0) & (targets < len(starts) - 1)
+    place = torch.where(inside, targets, 0)
+    begin, end = starts[place], torch.where(inside, starts[place + 1], starts[place])
+    out = torch.empty(len(targets), bank.shape[1], device=bank.device, dtype=torch.float32)
+    _launch_means(bank, order, begin, end, out)
+    return out
+
+
+def _launch_means(bank: Tensor, order: Tensor, begin: Tensor, end: Tensor, out: Tensor) -> None:
+    count, dim = out.shape
+    means_kernel[(count * triton.cdiv(dim, 128),)](
+        bank, order, begin.contiguous(), end.contiguous(), out, dim, bank.stride(0), BLOCK_N=16, BLOCK_D=128, num_warps=4
+    )
+
+
+@triton.jit
+def means_kernel(
+    bank_ptr,  # (n, D)
+    order_ptr,  # (n,)
+    begin_ptr,  # (C,)
+    end_ptr,  # (C,)
+    out_ptr,  # (C, D)
+    dim,
+    stride,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Mean of the rows of one class, a part of the width a program."""
+    parts = tl.cdiv(dim, BLOCK_D)
+    number = (tl.program_id(0) // parts).to(tl.int64)
+    d = (tl.program_id(0) % parts) * BLOCK_D + tl.arange(0, BLOCK_D)
+    begin, end = tl.load(begin_ptr + number), tl.load(end_ptr + number)
+    total = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    for start in range(begin, end, BLOCK_N):
+        place = start + tl.arange(0, BLOCK_N)
+        row = tl.load(order_ptr + place, mask=place < end, other=0)
+        mask = (place < end)[:, None] & (d < dim)[None, :]
+        total += tl.load(bank_ptr + row[:, None] * stride + d[None, :], mask=mask, other=0.0).to(tl.float32)
+    mean = tl.sum(total, axis=0) / tl.maximum(end - begin, 1).to(tl.float32)
+    tl.store(out_ptr + number * dim + d, mean, mask=d < dim)
+
+
+@triton.jit
+def shares_kernel(
+    features_ptr,  # (B, D)
+    rows_ptr,  # (stop - first, D)
+    targets_ptr,  # (B,)
+    starts_ptr,  # (C + 1,)
+    shares_ptr,  # (B, piece)
+    tile_top_ptr,  # (B, tiles)
+    tile_sum_ptr,  # (B, tiles)
+    own_ptr,  # (B,)
+    batch,
+    first,
+    stop,
+    dim,
+    tiles,
+    piece,
+    features_stride,
+    rows_stride,
+    scale,
+    CLASSES: tl.constexpr,
+    SHARES: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A tile of logits: their maximum a feature, the exponentials below it, the sum of these, the target's logit."""
+    blocks = tl.cdiv(batch, BLOCK_M)
+    b = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    number = (tl.program_id(0) // blocks).to(tl.int64)
+    place = number * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = first + place
+    exists = column < stop
+    depth = dim
+    if CLASSES:
+        sizes = tl.load(starts_ptr + column + 1, mask=exists, other=0) - tl.load(starts_ptr + column, mask=exists, other=0)
+        exists = exists & (sizes > 0)
+        # A tile of classes that do not exist takes no product.
+        depth = tl.where(tl.max(sizes, axis=0) > 0, dim, 0)
+    logits = scale * product(
+        features_ptr,
+        rows_ptr,
+        b,
+        place,
+        b < batch,
+        exists,
+        depth,
+        features_stride,
+        rows_stride,
+        OPERAND,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_D,
+    )
+    logits = tl.where(exists[None, :], logits, float("-inf"))
+    target = tl.load(targets_ptr + b, mask=b < batch, other=-1)
+    hit = (column[None, :] == target[:, None]) & exists[None, :]
+    own = tl.sum(tl.where(hit, logits, 0.0), axis=1)
+    tl.store(own_ptr + b, own, mask=(b < batch) & (tl.max(hit.to(tl.int32), axis=1) > 0))
+    top = tl.max(logits, axis=1)
+    share = tl.exp(logits - tl.where(top == float("-inf"), 0.0, top)[:, None])
+    tl.store(tile_top_ptr + b * tiles + number, top, mask=b < batch)
+    tl.store(tile_sum_ptr + b * tiles + number, tl.sum(share, axis=1), mask=b < batch)
+    if SHARES:
+        mask = (b < batch)[:, None] & (place < piece)[None, :]
+        tl.store(shares_ptr + b[:, None] * piece + place[None, :], share.to(shares_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def running_kernel(
+    tile_top_ptr,  # (B, tiles)
+    tile_sum_ptr,  # (B, tiles)
+    top_ptr,  # (pieces + 1, B)
+    total_ptr,  # (pieces + 1, B)
+    batch,
+    here,
+    tiles,
+    number,
+    BLOCK_T: tl.constexpr,
+):
+    """Maximum and sum of exponentials up to this piece, from those before it and from its tiles."""
+    b = tl.program_id(0).to(tl.int64)
+    before = tl.load(top_ptr + number * batch + b)
+    top = before
+    for start in range(0, here, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        top = tl.maximum(top, tl.max(tl.load(tile_top_ptr + b * tiles + t, mask=t < here, other=float("-inf")), axis=0))
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.load(total_ptr + number * batch + b) * tl.exp(before - shift)
+    for start in range(0, here, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        tile_top = tl.load(tile_top_ptr + b * tiles + t, mask=t < here, other=float("-inf"))
+        tile_sum = tl.load(tile_sum_ptr + b * tiles + t, mask=t < here, other=0.0)
+        total += tl.sum(tile_sum * tl.exp(tile_top - shift), axis=0)
+    tl.store(top_ptr + (number + 1) * batch + b, top)
+    tl.store(total_ptr + (number + 1) * batch + b, total)
+
+
+@triton.jit
+def weighted_kernel(
+    shares_ptr,  # (B, piece)
+    rows_ptr,  # (count, D)
+    tile_top_ptr,  # (B, tiles)
+    top_ptr,  # (pieces + 1, B)
+    running_ptr,  # (SPLITS, B, D)
+    batch,
+    count,
+    dim,
+    tiles,
+    piece,
+    rows_stride,
+    number,
+    SPLITS: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Add the piece's rows, weighted with their exponentials, to a part of the running sums."""
+    blocks, parts = tl.cdiv(batch, BLOCK_M), tl.cdiv(dim, BLOCK_N)
+    b = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = (tl.program_id(0) // blocks % parts) * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = (tl.program_id(0) // (blocks * parts)).to(tl.int64)
+    before = tl.load(top_ptr + number * batch + b, mask=b < batch, other=0.0)
+    top = tl.load(top_ptr + (number + 1) * batch + b, mask=b < batch, other=0.0)
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    sums = running_ptr + split * batch * dim + b[:, None] * dim + d[None, :]
+    mask = (b < batch)[:, None] & (d < dim)[None, :]
+    total = tl.load(sums, mask=mask, other=0.0) * tl.exp(before - shift)[:, None]
+    for start in range(split * BLOCK_K, count, SPLITS * BLOCK_K):
+        j = start + tl.arange(0, BLOCK_K).to(tl.int64)
+        share = tl.load(
+            shares_ptr + b[:, None] * piece + j[None, :], mask=(b < batch)[:, None] & (j < count)[None, :], other=0.0
+        )
+        row = tl.load(
+            rows_ptr + j[:, None] * rows_stride + d[None, :], mask=(j < count)[:, None] & (d < dim)[None, :], other=0.0
+        )
+        # BLOCK_K divides TILE: these shares lie below one maximum.
+        tile_top = tl.load(tile_top_ptr + b * tiles + start // TILE, mask=b < batch, other=float("-inf"))
+        part = tl.dot(share.to(OPERAND), row.to(OPERAND), input_precision=PRECISION)
+        total += part * tl.exp(tile_top - shift)[:, None]
+    tl.store(sums, total, mask=mask)
+
+
+@triton.jit
+def finish_kernel(
+    running_ptr,  # (SPLITS, B, D)
+    chosen_ptr,  # (n, D), or (B, D) with CLASSES
+    targets_ptr,  # (B,)
+    own_ptr,  # (B,)
+    top_ptr,  # (pieces + 1, B)
+    total_ptr,  # (pieces + 1, B)
+    losses_ptr,  # (B,)
+    log_sums_ptr,  # (B,)
+    batch,
+    count,
+    dim,
+    pieces,
+    chosen_stride,
+    ignore_index,
+    scale,
+    CLASSES: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Loss and gradient of one feature; 0 where it is ignored, NaN where its target does not exist."""
+    b = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets_ptr + b)
+    counted = target != ignore_index
+    inside = (target >= 0) & (target < count)
+    total = tl.load(total_ptr + pieces * batch + b)
+    log_sum = tl.load(top_ptr + pieces * batch + b) + tl.log(total)
+    own = tl.load(own_ptr + b)
+    tl.store(log_sums_ptr + b, log_sum)
+    tl.store(losses_ptr + b, tl.where(counted, log_sum - own, 0.0))
+    if GRADIENT:
+        place = b
+        if not CLASSES:
+            place = tl.where(inside, target, 0)
+        for start in range(0, dim, BLOCK_D):
+            d = start + tl.arange(0, BLOCK_D)
+            sums = tl.zeros((BLOCK_D,), dtype=tl.float32)
+            for split in tl.static_range(SPLITS):
+                sums += tl.load(running_ptr + split * batch * dim + b * dim + d, mask=d < dim, other=0.0)
+            chosen = tl.load(chosen_ptr + place * chosen_stride + d, mask=d < dim, other=0.0).to(tl.float32)
+            # The target's logit is NaN where no such row exists; so is then the gradient.
+            slope = (sums / total - chosen) * scale + 0.0 * own
+            tl.store(running_ptr + b * dim + d, tl.where(counted, slope, 0.0), mask=d < dim)

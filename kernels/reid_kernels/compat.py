@@ -1,0 +1,275 @@
+"""The memories of public code bases as modules over the operators: the same constructor, the same call, no matrix of logits.
+
+The memory is updated in the backward pass, once the gradient has been taken from the old vectors, one image after the other in
+batch order. Nothing is updated where the inputs require no gradient.
+
+What is alike in all three, and unlike the originals: half inputs are cast to the memory's dtype; nothing is moved to a device; a
+vector is divided by its norm clamped at 1e-12, where the originals divide 0 by 0; ids are int64 and out of range is an error.
+With several processes each one has its own memory, so hand every process the whole batch: gather the inputs with
+`torch.distributed.nn.functional.all_gather`, through which gradients flow, and the ids with `torch.distributed.all_gather`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._ops import check_device, check_ids, check_range, check_rows
+from .bank_loss import ClassIndex, bank_contrast_loss, class_index, class_means
+from .label_prediction import label_prediction
+from .memory import update_bank_
+from .multilabel import multilabel_bank_loss
+
+#: What SpCL adds to the softmax's sum of exponentials, and to the probability before its logarithm.
+_EPSILON = 1e-6
+
+
+class HybridMemory(nn.Module):
+    """SpCL's memory (Ge et al., NeurIPS 2020): one vector an image, a class is the mean of its images.
+
+    The loss is the mean of -log(p + 1e-6), p = exp(l_y) / (sum over classes of exp(l_c) + 1e-6), l_c the mean of f . v over the
+    members of class c, divided by the temperature. The 1e-6 below is the published arithmetic too: it is under float32's rounding
+    where the largest logit is above 2.8, but takes 4 % of p at one class of logit -10.
+
+    Args:
+        num_features: D.
+        num_samples: n, images in the memory.
+        temp: Temperature.
+        momentum: Share of the old vector that is kept.
+        precision: As for `bank_contrast_loss`.
+
+    Attributes:
+        features: (n, D) buffer, zeros at first: fill it with unit vectors. 0.27 GB at n = 32,621, D = 2,048, 8.2 GB at 1e6.
+        labels: (n,) int64 buffer, class of each image, zeros at first; below n, numbers may be left out. Unlike the original, -1
+            is allowed: such an image is in no class and its loss does not count, but its vector is updated.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def __init__(
+        self, num_features: int, num_samples: int, temp: float = 0.05, momentum: float = 0.2, *, precision: str = "auto"
+    ) -> None:
+        super().__init__()
+        self.num_features, self.num_samples = num_features, num_samples
+        self.temp, self.momentum, self.precision = temp, momentum, precision
+        self.register_buffer("features", torch.zeros(num_samples, num_features))
+        self.register_buffer("labels", torch.zeros(num_samples, dtype=torch.int64))
+
+    @torch.compiler.disable
+    def forward(self, inputs: Tensor, indexes: Tensor) -> Tensor:
+        """The loss of a batch; its backward pass updates the memory.
+
+        Args:
+            inputs: (B, D), rows of length one.
+            indexes: (B,) int64, which image of the memory each is.
+
+        Returns:
+            The mean over the images that are in a class, 0 where there is none.
+
+        Raises:
+            ValueError: Wrong shape, dtype or device, or an index or label out of range.
+        """
+        inputs = _updated_in_backward(inputs, self.features, "indexes", indexes, self.momentum)
+        targets = self.labels[indexes]
+        counted = targets >= 0
+        inputs, targets = inputs[counted], targets[counted]
+        index = class_index(self.labels)
+        cross_entropy = bank_contrast_loss(
+            inputs, self.features, targets, self.temp, classes=index, reduction="none", precision=self.precision
+        )
+        # Where the sum of exponentials is small the 1e-6 under the fraction counts: log p = -ce - log(1 + 1e-6 / sum).
+        own = (inputs * _means_of(self.features, index, targets)).sum(1) / self.temp
+        excess = F.softplus(math.log(_EPSILON) - (cross_entropy + own), threshold=50)
+        losses = -torch.log(torch.exp(-cross_entropy - excess) + _EPSILON)
+        return losses.sum() / max(1, len(losses))
+
+
+class ClusterMemory(nn.Module):
+    """Cluster Contrast's memory (Dai et al., ACCV 2022): one vector a cluster, cross-entropy over all of them.
+
+    Args:
+        num_features: D.
+        num_samples: n, clusters.
+        temp: Temperature.
+        momentum: Share of the old vector that is kept.
+        use_hard: Update each cluster once, with the image of the batch least similar to its old vector (the first of equals),
+            not with every image in turn.
+        precision: As for `bank_contrast_loss`.
+
+    Attributes:
+        features: (n, D) buffer, zeros at first: fill it with unit vectors. 0.27 GB at n = 32,621, D = 2,048, 8.2 GB at 1e6.
+    """
+
+    features: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        num_samples: int,
+        temp: float = 0.05,
+        momentum: float = 0.2,
+        use_hard: bool = False,
+        *,
+        precision: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.num_features, self.num_samples = num_features, num_samples
+        self.temp, self.momentum, self.use_hard, self.precision = temp, momentum, use_hard, precision
+        self.register_buffer("features", torch.zeros(num_samples, num_features))
+
+    @torch.compiler.disable
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of a batch; its backward pass updates the memory.
+
+        Args:
+            inputs: (B, D), normalised here.
+            targets: (B,) int64, the cluster of each; unlike the original, -1 is left out of the loss and of the update.
+
+        Returns:
+            The mean over the images that count, 0 where there is none.
+
+        Raises:
+            ValueError: Wrong shape, dtype or device, or a target out of range.
+        """
+        inputs = F.normalize(inputs.to(self.features.dtype))
+        inputs = _updated_in_backward(inputs, self.features, "targets", targets, self.momentum, -1, self.use_hard)
+        return bank_contrast_loss(inputs, self.features, targets, self.temp, precision=self.precision)
+
+
+class MMCLMemory(nn.Module):
+    """MMCL's memory (Wang and Zhang, CVPR 2020) and its loss in one, so that the B x n similarities need not be returned.
+
+    Takes the place of three published modules: the memory (same two arguments first, same buffer name), the loss, and the label
+    prediction (`predict`). The loss of a set of positives is delta times the mean of (1 - s)^2 over them plus the mean of
+    (1 + s)^2 over the most similar share of the rest, at least one image.
+
+    Args:
+        num_features: D.
+        num_samples: n, images in the memory.
+        epochs: The momentum of epoch e is 0.5 e / epochs, so that the first epoch keeps nothing of the old vectors.
+        delta: Weight of the positives.
+        hard_ratio: Share of the negatives that counts.
+        precision: As for `multilabel_bank_loss`.
+
+    Attributes:
+        mem: (n, D) buffer, zeros at first. 0.27 GB at n = 32,621, D = 2,048, 8.2 GB at 1e6.
+    """
+
+    mem: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        num_samples: int,
+        *,
+        epochs: int = 60,
+        delta: float = 5.0,
+        hard_ratio: float = 0.01,
+        precision: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.num_features, self.num_samples, self.epochs = num_features, num_samples, epochs
+        self.delta, self.hard_ratio, self.precision = delta, hard_ratio, precision
+        self.register_buffer("mem", torch.zeros(num_samples, num_features))
+
+    @torch.compiler.disable
+    def forward(
+        self,
+        inputs: Tensor,
+        indexes: Tensor,
+        epoch: int | None = None,
+        positives: tuple[Tensor, Tensor] | None = None,
+        *,
+        alpha: float | None = None,
+    ) -> Tensor:
+        """The loss of a batch; its backward pass updates the memory.
+
+        Args:
+            inputs: (B, D), rows of length one.
+            indexes: (B,) int64, which image of the memory each is.
+            epoch: Sets the momentum, see `epochs`.
+            positives: (indptr, indices) of each image's positives, itself among them, as `predict` gives them. None: only
+                itself, the form of the first epochs.
+            alpha: The momentum itself, in place of the epoch.
+
+        Returns:
+            The mean over the batch.
+
+        Raises:
+            ValueError: Neither or both of epoch and alpha, wrong shape, dtype or device, or an index out of range.
+        """
+        if (epoch is None) == (alpha is None):
+            raise ValueError(f"epoch, alpha: found {epoch} and {alpha}, wanted one of the two")
+        if alpha is None:
+            alpha = 0.5 * epoch / self.epochs
+        inputs = _updated_in_backward(inputs, self.mem, "indexes", indexes, alpha)
+        if positives is None:
+            positives = torch.arange(len(indexes) + 1, device=indexes.device), indexes
+        return multilabel_bank_loss(
+            inputs, self.mem, positives, delta=self.delta, hard_ratio=self.hard_ratio, precision=self.precision
+        )
+
+    @torch.no_grad()
+    def predict(self, indexes: Tensor, threshold: float = 0.6) -> tuple[Tensor, Tensor]:
+        """Positives of images from the memory as it is now: `label_prediction` on its rows."""
+        return label_prediction(self.mem, indexes, threshold=threshold)
+
+
+class _UpdateInBackward(torch.autograd.Function):
+    """The inputs as they are; in the backward pass, which comes after that of the loss, the bank moves towards them."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, bank: Tensor, targets: Tensor, momentum: float, hardest: bool) -> Tensor:
+        ctx.save_for_backward(inputs, targets)
+        # Not among the saved tensors: another batch's backward pass may change it before this one's.
+        ctx.bank, ctx.momentum, ctx.hardest = bank, momentum, hardest
+        return inputs.view_as(inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, targets = ctx.saved_tensors
+        if ctx.hardest:
+            targets = _least_similar(ctx.bank, inputs, targets)
+        update_bank_(ctx.bank, inputs, targets, ctx.momentum)
+        return gradient, None, None, None, None
+
+
+def _updated_in_backward(
+    inputs: Tensor, bank: Tensor, name: str, ids: Tensor, momentum: float, lowest: int = 0, hardest: bool = False
+) -> Tensor:
+    """The inputs in the bank's dtype, tied to its update; checked here, where a mistake can still be traced."""
+    check_rows("inputs", inputs)
+    if inputs.shape[1] != bank.shape[1]:
+        raise ValueError(f"inputs: found rows of width {inputs.shape[1]}, wanted {bank.shape[1]}, the width of the memory")
+    check_device("inputs", inputs, bank, "the memory")
+    check_ids(name, ids, inputs.shape[0], inputs, "inputs", "image")
+    check_range(name, ids, lowest, bank.shape[0])
+    return _UpdateInBackward.apply(inputs.to(bank.dtype), bank, ids, momentum, hardest)
+
+
+def _least_similar(bank: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The targets, -1 but at the image of each target that is least similar to its row; the first of equals."""
+    similarity = (inputs * bank[targets]).sum(1)
+    order = similarity.argsort(stable=True)
+    order = order[targets[order].argsort(stable=True)]
+    ordered = targets[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return torch.empty_like(targets).scatter_(0, order, torch.where(first, ordered, -1))
+
+
+def _means_of(bank: Tensor, index: ClassIndex, targets: Tensor) -> Tensor:
+    """The mean of the rows of each target's class, (B, D), from these classes' rows alone."""
+    wanted, place = targets.unique(return_inverse=True)
+    begin = index.starts[wanted]
+    sizes = index.starts[wanted + 1] - begin
+    edges = F.pad(sizes.cumsum(0), (1, 0))
+    shift = (begin - edges[:-1]).repeat_interleave(sizes)
+    members = index.order[torch.arange(len(shift), device=bank.device) + shift]
+    return class_means(bank, ClassIndex(members, edges), len(wanted))[place]

@@ -1,0 +1,76 @@
+"""`update_bank_` in Triton: one program for each row of the bank that the batch names."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._ops import unit_stride
+
+#: A row of the memory is held whole: 2^16 values in the registers of one program are the most that Triton takes sensibly.
+_WIDEST = 2**16
+
+
+def update_triton(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int) -> None:
+    """`update_bank_` on checked arguments, none of them empty."""
+    batch, dim = features.shape
+    if bank.stride(1) != 1:
+        raise ValueError(f"bank: found strides {bank.stride()}, wanted rows of values side by side")
+    if dim > _WIDEST:
+        raise ValueError(f"bank: found rows of width {dim}, wanted {_WIDEST} at most")
+    features = unit_stride(features)
+    block = triton.next_power_of_2(dim)
+    update_kernel[(batch,)](
+        bank,
+        features,
+        targets.contiguous(),
+        batch,
+        len(bank),
+        dim,
+        bank.stride(0),
+        features.stride(0),
+        momentum,
+        ignore_index,
+        BLOCK_B=256,
+        BLOCK_D=block,
+        num_warps=min(16, max(1, block // 512)),
+    )
+
+
+@triton.jit
+def update_kernel(
+    bank_ptr,  # (n, D)
+    features_ptr,  # (B, D)
+    targets_ptr,  # (B,)
+    batch,
+    n,
+    dim,
+    bank_stride,
+    features_stride,
+    momentum,
+    ignore_index,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The program of a row's first feature applies all features of that row, in batch order."""
+    mine = tl.program_id(0)
+    target = tl.load(targets_ptr + mine)
+    earlier = 0
+    for start in range(0, mine, BLOCK_B):
+        b = start + tl.arange(0, BLOCK_B)
+        others = tl.load(targets_ptr + b, mask=b < mine, other=-1)
+        earlier += tl.sum(((others == target) & (b < mine)).to(tl.int32), axis=0)
+    if (earlier == 0) & (target != ignore_index) & (target >= 0) & (target < n):
+        d = tl.arange(0, BLOCK_D)
+        row = bank_ptr + target * bank_stride + d
+        old = tl.load(row, mask=d < dim, other=0.0)
+        feature = features_ptr + mine.to(tl.int64) * features_stride + d
+        for b in range(mine, batch):
+            if tl.load(targets_ptr + b) == target:
+                f = tl.load(feature, mask=d < dim, other=0.0)
+                moved = momentum * old.to(tl.float32) + (1.0 - momentum) * f.to(tl.float32)
+                norm = tl.sqrt(tl.sum(moved * moved, axis=0))
+                old = (moved / tl.maximum(norm, 1e-12)).to(old.dtype)
+            feature += features_stride
+        tl.store(row, old, mask=d < dim)

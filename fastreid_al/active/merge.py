@@ -63,7 +63,8 @@ def centroids_of(features: Tensor, members: list[Tensor]) -> Tensor:
 
 def central_first(features: Tensor, members: Tensor, centroid: Tensor) -> Tensor:
     """A group by descending similarity to its centroid, ties to the lowest row."""
-    similarity = features[members.to(features.device)].double().cpu() @ centroid
+    # Not a matrix product: there equal rows may differ in the last bit by where they stand.
+    similarity = (features[members.to(features.device)].double().cpu() * centroid).sum(1)
     return members[similarity.argsort(descending=True, stable=True)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from reid_kernels import NotFiniteError
 from torch import Tensor
 
 from ..config import BatchConfig, MemoryConfig
@@ -100,8 +101,17 @@ class ContrastiveMethod:
         return IdentitySampler(classes, self.cameras, size, per_class, self.batch.iterations).batches(self.seed, epoch)
 
     def loss(self, features: Tensor, rows: Tensor) -> Tensor:
-        """Eq. 1 for a batch: features (B, D) with gradient of the images at rows (B,)."""
-        return self.memory.loss(features, rows)
+        """Eq. 1 for a batch: features (B, D) with gradient of the images at rows (B,).
+
+        Raises:
+            TrainingError: The features, or the memory, are not finite. On a GPU the loss is then NaN instead.
+        """
+        try:
+            return self.memory.loss(features, rows)
+        except NotFiniteError as error:
+            raise TrainingError(
+                f"the training diverged ({error}); lower --optimizer.lr and resume from the last checkpoint"
+            ) from None
 
     def update(self, features: Tensor, rows: Tensor) -> None:
         """Update the memory with the batch's features, after the step."""

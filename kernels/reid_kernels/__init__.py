@@ -5,16 +5,19 @@ a CPU. Each has a plain reference beside it (`*_reference`), any floating dtype.
 copied alone into another one, or loaded by path.
 """
 
+from ._ops import NotFiniteError
 from .bank_loss import ClassIndex, bank_contrast_loss, bank_contrast_loss_reference, class_index, class_means
-from .memory import update_bank_, update_bank_reference
+from .memory import hardest_rows, update_bank_, update_bank_reference
 from .topk import similarity_topk, similarity_topk_reference
 
 __all__ = [
     "ClassIndex",
+    "NotFiniteError",
     "bank_contrast_loss",
     "bank_contrast_loss_reference",
     "class_index",
     "class_means",
+    "hardest_rows",
     "similarity_topk",
     "similarity_topk_reference",
     "update_bank_",

@@ -13,6 +13,10 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PRECISIONS = ("auto", "ieee", "tf32", "bf16")
 
 
+class NotFiniteError(ValueError):
+    """Rows that hold a NaN or an infinity, or whose products do."""
+
+
 def qualified(name: str) -> str:
     """The custom op's full name."""
     return f"{NAMESPACE}::{name}"
@@ -72,9 +76,10 @@ def check_finite(**rows: Tensor) -> None:
     for name, x in rows.items():
         bad = (~torch.isfinite(x).all(1)).nonzero()
         if len(bad):
-            raise ValueError(f"{name}: row {int(bad[0, 0])} is not finite ({len(bad)} such rows), wanted finite values")
+            found = f"row {int(bad[0, 0])} is not finite ({len(bad)} such rows)"
+            raise NotFiniteError(f"{name}: found that {found}, wanted finite values")
     names = " and ".join(rows)
-    raise ValueError(f"{names}: a product of their rows is not finite in float32, wanted rows of moderate length")
+    raise NotFiniteError(f"{names}: found rows whose product is not finite, wanted rows of moderate length")
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -63,8 +63,12 @@ def product(
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, dim, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        a = tl.load(a_ptr + a_rows[:, None] * a_stride + d[None, :], mask=a_mask[:, None] & (d < dim)[None, :], other=0.0)
-        b = tl.load(b_ptr + b_rows[None, :] * b_stride + d[:, None], mask=b_mask[None, :] & (d < dim)[:, None], other=0.0)
+        a = tl.load(
+            a_ptr + a_rows[:, None] * a_stride + d[None, :], mask=a_mask[:, None] & (d < dim)[None, :], other=0.0
+        )
+        b = tl.load(
+            b_ptr + b_rows[None, :] * b_stride + d[:, None], mask=b_mask[None, :] & (d < dim)[:, None], other=0.0
+        )
         total = tl.dot(a.to(OPERAND), b.to(OPERAND), total, input_precision=PRECISION)
     return total
 

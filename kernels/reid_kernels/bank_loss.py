@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import PRECISIONS, accumulator, check_choice, check_device, check_ids, check_pair, check_range, check_rows, qualified
+from ._ops import (
+    PRECISIONS,
+    accumulator,
+    check_choice,
+    check_device,
+    check_ids,
+    check_pair,
+    check_range,
+    check_rows,
+    qualified,
+)
 
 REDUCTIONS = ("mean", "sum", "none")
 

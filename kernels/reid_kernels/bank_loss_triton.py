@@ -187,7 +187,16 @@ def _means_of_targets(bank: Tensor, order: Tensor, starts: Tensor, targets: Tens
 def _launch_means(bank: Tensor, order: Tensor, begin: Tensor, end: Tensor, out: Tensor) -> None:
     count, dim = out.shape
     means_kernel[(count * triton.cdiv(dim, 128),)](
-        bank, order, begin.contiguous(), end.contiguous(), out, dim, bank.stride(0), BLOCK_N=16, BLOCK_D=128, num_warps=4
+        bank,
+        order,
+        begin.contiguous(),
+        end.contiguous(),
+        out,
+        dim,
+        bank.stride(0),
+        BLOCK_N=16,
+        BLOCK_D=128,
+        num_warps=4,
     )
 
 
@@ -254,7 +263,9 @@ def shares_kernel(
     exists = column < stop
     depth = dim
     if CLASSES:
-        sizes = tl.load(starts_ptr + column + 1, mask=exists, other=0) - tl.load(starts_ptr + column, mask=exists, other=0)
+        sizes = tl.load(starts_ptr + column + 1, mask=exists, other=0) - tl.load(
+            starts_ptr + column, mask=exists, other=0
+        )
         exists = exists & (sizes > 0)
         # A tile of classes that do not exist takes no product.
         depth = tl.where(tl.max(sizes, axis=0) > 0, dim, 0)

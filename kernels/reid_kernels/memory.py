@@ -79,14 +79,30 @@ def _update_rows(bank: Tensor, features: Tensor, targets: Tensor, momentum: floa
     """Rows do not touch each other, so the first features of all rows go together, then the second ones, and so on."""
     counted = targets != ignore_index
     features, targets = features[counted].to(accumulator(bank.dtype)), targets[counted]
-    turn = occurrence(targets)
+    turn = _occurrence(targets)
     for k in range(int(turn.max()) + 1 if len(turn) else 0):
         now = turn == k
         moved = momentum * bank[targets[now]].to(features.dtype) + (1 - momentum) * features[now]
         bank[targets[now]] = F.normalize(moved, eps=_SMALLEST_NORM).to(bank.dtype)
 
 
-def occurrence(values: Tensor) -> Tensor:
+def hardest_rows(features: Tensor, bank: Tensor, targets: Tensor) -> Tensor:
+    """The features that Cluster Contrast updates its hard memory with: of each class in the batch the least similar one.
+
+    Args:
+        features: (B, D) float.
+        bank: (n, D), dtype and device of the features.
+        targets: (B,) int64 in [0, n).
+
+    Returns:
+        Places in the batch, one for each class in it, int64; the first place at a tie.
+    """
+    similarity = (features * bank[targets]).sum(1)
+    order = similarity.argsort(stable=True)
+    return order[_occurrence(targets[order]) == 0]
+
+
+def _occurrence(values: Tensor) -> Tensor:
     """How often each value stands earlier in the list: (B,) int64."""
     order = values.argsort(stable=True)
     ordered = values[order]

@@ -105,7 +105,9 @@ class Rounded:
 
     def __getitem__(self, some: slice) -> Rounded:
         part = object.__new__(Rounded)
-        part.low, part.scale, part.error, part.length = (x[some] for x in (self.low, self.scale, self.error, self.length))
+        part.low, part.scale, part.error, part.length = (
+            x[some] for x in (self.low, self.scale, self.error, self.length)
+        )
         return part
 
 

@@ -429,7 +429,12 @@ class Pty:
 @pytest.fixture
 def at_terminal(records: list[Record]) -> Iterator[tuple[Pty, Terminal, int]]:
     master, slave = pty.openpty()
-    with open(slave, closefd=False) as stdin, open(slave, "w", closefd=False) as stdout:
+    # Closing flushes what a terminal that is gone did not take.
+    with (
+        contextlib.suppress(OSError),
+        open(slave, closefd=False) as stdin,
+        open(slave, "w", closefd=False) as stdout,
+    ):
         yield Pty(master), Terminal(records, records[0].path.parent / "s.png", stdin=stdin, stdout=stdout), slave
     for fd in (slave, master):
         with contextlib.suppress(OSError):

@@ -60,7 +60,7 @@ def test_neighbours_equal_a_stable_sort_with_the_image_itself_first(name: str, k
 def test_neighbours_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     features = torch.from_numpy(tied_features(200))
     whole = nearest_neighbours(features, 12)
-    monkeypatch.setattr("fastreid_al.clustering.neighbours._BLOCK", 7 * 200)
+    monkeypatch.setattr("reid_kernels.topk_cpu._BLOCK", 7 * 4 * 200)
     assert torch.equal(whole, nearest_neighbours(features, 12))
 
 

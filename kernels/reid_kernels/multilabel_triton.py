@@ -1,0 +1,284 @@
+"""`multilabel_bank_loss` in Triton.
+
+One kernel stores the similarities of some rows, one finds each row's threshold by bisection of integer keys, adds up the loss and
+writes the gradient's weights over the similarities, and a product of weights and bank gives the gradient. The keys of a row are
+read 16 times, from the L2 cache; two bits of the threshold are settled each time. There is no sort and no float atomic.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._ops import unit_stride
+from ._triton import Operands, operands, product, rounded, sortable
+from ._weighted import weighted_rows
+from .configs import Tile, product_tile
+
+#: Bytes of similarities that exist at a time.
+BLOCK = 2**26
+#: Columns and warps of the pass over one row.
+SELECT = Tile(1, 8192, 0, 16, 1)
+#: Positives, or words of bits, that are read at a time.
+_CHUNK = 256
+
+
+def multilabel_triton(
+    features: Tensor,
+    bank: Tensor,
+    positives: Tensor,
+    indices: Tensor | None,
+    delta: float,
+    hard_ratio: float,
+    precision: str,
+    wanted: bool,
+    *,
+    tile: Tile | None = None,
+    select: Tile = SELECT,
+    block: int = BLOCK,
+) -> tuple[Tensor, Tensor]:
+    """`multilabel_bank_loss` on checked arguments, none of them empty."""
+    count, n = len(features), len(bank)
+    features, bank = unit_stride(features), unit_stride(bank)
+    how = operands(features.dtype, precision)
+    # Half floats would lose a weight of one in millions; tf32 holds it, and half floats of the bank exactly.
+    sums = how if features.dtype == torch.float32 else Operands(torch.float32, tl.float32, "tf32")
+    bits = positives.contiguous() if indices is None else bit_rows(positives, indices, n)
+    total = count_bits(bits, n)
+    # As `int(hard_ratio * negatives)` has it, which float32 would not.
+    negatives = n - total.long()
+    hard = (negatives.double() * hard_ratio).long().clamp_(min=1).minimum(negatives).int()
+    losses = torch.empty(count, dtype=torch.float32, device=bank.device)
+    gradient = torch.empty(count if wanted else 0, bank.shape[1], dtype=torch.float32, device=bank.device)
+    rows = max(1, block // (4 * n))
+    for start in range(0, count, rows):
+        now = slice(start, start + rows)
+        similarity = similarities(features[now], bank, how, tile)
+        select_kernel[(len(similarity),)](
+            similarity,
+            bits[now],
+            total[now],
+            hard[now],
+            losses[now],
+            n,
+            bits.shape[1],
+            delta,
+            WEIGHTS=wanted,
+            BLOCK_N=select.columns,
+            num_warps=select.warps,
+            num_stages=select.stages,
+        )
+        if wanted:
+            gradient[now] = weighted_rows(similarity, bank, sums, tile)
+    return losses, gradient
+
+
+def similarities(rows: Tensor, bank: Tensor, how: Operands, tile: Tile | None = None) -> Tensor:
+    """Dot products (B, n) float32."""
+    (m, dim), n = rows.shape, len(bank)
+    tile = tile or product_tile(how.dtype, how.precision, m)
+    rows, bank = rounded(rows, how), rounded(bank, how)
+    result = torch.empty(m, n, dtype=torch.float32, device=bank.device)
+    similarity_kernel[(triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns),)](
+        rows,
+        bank,
+        result,
+        m,
+        n,
+        dim,
+        rows.stride(0),
+        bank.stride(0),
+        OPERAND=how.kernel_dtype,
+        PRECISION=how.precision,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        BLOCK_D=tile.depth,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return result
+
+
+def bit_rows(indptr: Tensor, indices: Tensor, n: int) -> Tensor:
+    """Lists of positives as bit rows (B, ceil(n / 32)) int32. What lies outside [0, n) is left out."""
+    bits = torch.zeros(len(indptr) - 1, triton.cdiv(n, 32), dtype=torch.int32, device=indices.device)
+    bit_rows_kernel[(len(bits),)](
+        indptr.contiguous(), indices.contiguous(), bits, len(indices), n, bits.shape[1], BLOCK=_CHUNK, num_warps=4
+    )
+    return bits
+
+
+def count_bits(bits: Tensor, n: int) -> Tensor:
+    """How many of the first n bits of each row are set, (B,) int32."""
+    total = torch.empty(len(bits), dtype=torch.int32, device=bits.device)
+    count_bits_kernel[(len(bits),)](bits, total, n, bits.shape[1], BLOCK=_CHUNK, num_warps=4)
+    return total
+
+
+@triton.jit
+def similarity_kernel(
+    rows_ptr,  # (m, D)
+    bank_ptr,  # (n, D)
+    similarity_ptr,  # (m, n)
+    m,
+    n,
+    dim,
+    rows_stride,
+    bank_stride,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One tile of the dot products. Programs that read the same piece of the bank run side by side."""
+    tiles = tl.cdiv(m, BLOCK_M)
+    row = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    similarity = product(
+        rows_ptr,
+        bank_ptr,
+        row,
+        column,
+        row < m,
+        column < n,
+        dim,
+        rows_stride,
+        bank_stride,
+        OPERAND,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_D,
+    )
+    tl.store(
+        similarity_ptr + row[:, None] * n + column[None, :], similarity, mask=(row < m)[:, None] & (column < n)[None, :]
+    )
+
+
+@triton.jit
+def bit_rows_kernel(
+    indptr_ptr,  # (m + 1,)
+    indices_ptr,  # (entries,)
+    bits_ptr,  # (m, words) zeros
+    entries,
+    n,
+    words,
+    BLOCK: tl.constexpr,
+):
+    """Set the bits of one list."""
+    row = tl.program_id(0).to(tl.int64)
+    first = tl.maximum(tl.load(indptr_ptr + row), 0)
+    last = tl.minimum(tl.load(indptr_ptr + row + 1), entries)
+    for start in range(first, last, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        j = tl.load(indices_ptr + place, mask=place < last, other=-1)
+        inside = (j >= 0) & (j < n)
+        word = tl.where(inside, j // 32, 0)
+        bit = tl.full((BLOCK,), 1, dtype=tl.int32) << (j % 32).to(tl.int32)
+        tl.atomic_or(bits_ptr + row * words + word, tl.where(inside, bit, 0), mask=inside)
+
+
+@triton.jit
+def count_bits_kernel(
+    bits_ptr,  # (m, words)
+    total_ptr,  # (m,)
+    n,
+    words,
+    BLOCK: tl.constexpr,
+):
+    """Count the bits of one row, those behind the n-th left out."""
+    row = tl.program_id(0).to(tl.int64)
+    total = tl.zeros((BLOCK,), dtype=tl.int32)
+    for start in range(0, words, BLOCK):
+        word = start + tl.arange(0, BLOCK)
+        bits = tl.load(bits_ptr + row * words + word, mask=word < words, other=0)
+        for place in range(32):
+            total += tl.where(word.to(tl.int64) * 32 + place < n, (bits >> place) & 1, 0)
+    tl.store(total_ptr + row, tl.sum(total))
+
+
+@triton.jit
+def is_positive(bits_ptr, row, words, column, inside):
+    """Whether the bits of columns are set."""
+    word = tl.load(bits_ptr + row * words + column // 32, mask=inside, other=0)
+    return ((word >> (column % 32)) & 1) == 1
+
+
+@triton.jit
+def negative_keys(similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N: tl.constexpr):
+    """Similarities of a run of columns, their int32 keys, the lowest int32 where there is no negative; and the positives."""
+    column = start + tl.arange(0, BLOCK_N)
+    inside = column < n
+    similarity = tl.load(similarity_ptr + row * n + column, mask=inside, other=0.0)
+    positive = is_positive(bits_ptr, row, words, column, inside)
+    return similarity, tl.where(inside & (positive == 0), sortable(similarity), -0x80000000), inside & positive
+
+
+@triton.jit
+def select_kernel(
+    similarity_ptr,  # (m, n), gradient weights afterwards
+    bits_ptr,  # (m, words)
+    count_ptr,  # (m,) positives
+    hard_ptr,  # (m,) hard negatives
+    loss_ptr,  # (m,)
+    n,
+    words,
+    delta,
+    WEIGHTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Threshold, loss and gradient weights of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    count, hard = tl.load(count_ptr + row), tl.load(hard_ptr + row)
+    # The greatest key that `hard` negatives reach, from its highest bits to its lowest.
+    least = tl.full((), -0x80000000, dtype=tl.int64)
+    for step in range(16):
+        quarter = tl.full((), 1, dtype=tl.int64) << (30 - 2 * step)
+        one = (least + quarter).to(tl.int32)
+        two = (least + 2 * quarter).to(tl.int32)
+        three = (least + 3 * quarter).to(tl.int32)
+        reach_one = tl.zeros((BLOCK_N,), dtype=tl.int32)
+        reach_two = tl.zeros((BLOCK_N,), dtype=tl.int32)
+        reach_three = tl.zeros((BLOCK_N,), dtype=tl.int32)
+        for start in range(0, n, BLOCK_N):
+            _, key, _ = negative_keys(similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N)
+            reach_one += (key >= one).to(tl.int32)
+            reach_two += (key >= two).to(tl.int32)
+            reach_three += (key >= three).to(tl.int32)
+        quarters = (tl.sum(reach_one) >= hard).to(tl.int64)
+        quarters += (tl.sum(reach_two) >= hard).to(tl.int64)
+        quarters += (tl.sum(reach_three) >= hard).to(tl.int64)
+        least += quarters * quarter
+    key_least = least.to(tl.int32)
+    value = tl.where(key_least >= 0, key_least, key_least ^ 0x7FFFFFFF).to(tl.float32, bitcast=True)
+
+    near = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    far = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    above = tl.zeros((BLOCK_N,), dtype=tl.int32)
+    equal = tl.zeros((BLOCK_N,), dtype=tl.int32)
+    for start in range(0, n, BLOCK_N):
+        similarity, key, positive = negative_keys(similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N)
+        near += tl.where(positive, (1 - similarity) * (1 - similarity), 0.0)
+        far += tl.where(key > key_least, (1 + similarity) * (1 + similarity), 0.0)
+        above += (key > key_least).to(tl.int32)
+        equal += (key == key_least).to(tl.int32)
+    rest = (hard - tl.sum(above)).to(tl.float32)
+    share = rest / tl.maximum(tl.sum(equal), 1).to(tl.float32)
+    positives = tl.maximum(count, 1).to(tl.float32)
+    places = tl.maximum(hard, 1).to(tl.float32)
+    loss = delta * tl.sum(near) / positives
+    # Without negatives there is no threshold.
+    loss += tl.where(hard > 0, (tl.sum(far) + rest * ((1 + value) * (1 + value))) / places, 0.0)
+    tl.store(loss_ptr + row, loss)
+
+    if WEIGHTS:
+        for start in range(0, n, BLOCK_N):
+            similarity, key, positive = negative_keys(similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N)
+            weight = 2 * (1 + similarity) / places * tl.where(key == key_least, share, 1.0)
+            weight = tl.where((key >= key_least) & (hard > 0), weight, 0.0)
+            weight = tl.where(positive, -2 * delta * (1 - similarity) / positives, weight)
+            column = start + tl.arange(0, BLOCK_N)
+            tl.store(similarity_ptr + row * n + column, weight, mask=column < n)

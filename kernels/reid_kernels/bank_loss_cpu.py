@@ -52,8 +52,9 @@ def contrast_blocked(
     losses = torch.where(counted, log_sums - own[:, 0], 0.0)
     if gradient:
         running /= total
-        for first, rows, _ in _targeted_rows(bank, order, starts, targets, counted):
-            running[first] -= rows
+        here = counted.nonzero()[:, 0]
+        if len(here):
+            running[here] -= _rows_of_targets(bank, order, starts, targets[here])
         running.div_(temperature).masked_fill_(~counted[:, None], 0.0)
     if features.is_cpu and not bool(torch.isfinite(losses).all() & torch.isfinite(running).all()):
         if starts is not None and bool((own[counted] == -torch.inf).any()):
@@ -140,19 +141,12 @@ def _targets_in(targets: Tensor, counted: Tensor, first: int, length: int) -> tu
     return here, targets[here] - first
 
 
-def _targeted_rows(
-    bank: Tensor, order: Tensor | None, starts: Tensor | None, targets: Tensor, counted: Tensor
-) -> Iterator[tuple[Tensor, Tensor, None]]:
-    """Features that count, and the vector of each one's target."""
-    kind = accumulator(bank.dtype)
-    here = counted.nonzero()[:, 0]
-    if not len(here):
-        return
+def _rows_of_targets(bank: Tensor, order: Tensor | None, starts: Tensor | None, targets: Tensor) -> Tensor:
+    """The vector of each target: a bank row, or the mean of a class."""
     if order is None or starts is None:
-        yield here, bank[targets[here]].to(kind), None
-        return
-    wanted, place = targets[here].unique(return_inverse=True)
+        return bank[targets].to(accumulator(bank.dtype))
+    wanted, place = targets.unique(return_inverse=True)
     begin, sizes = starts[wanted], starts[wanted + 1] - starts[wanted]
     edges = F.pad(sizes.cumsum(0), (1, 0))
     members = order[torch.arange(int(edges[-1]), device=bank.device) + (begin - edges[:-1]).repeat_interleave(sizes)]
-    yield here, means_of_classes(bank, members, edges)[place], None
+    return means_of_classes(bank, members, edges)[place]

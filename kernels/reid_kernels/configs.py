@@ -52,7 +52,7 @@ REDUCE = Tile(16, 0, 256, 4, 2)
 def product_tile(operand: torch.dtype, precision: str, rows: int) -> Tile:
     """The tile of a product whose operands are of a dtype, at a precision, over so many rows."""
     table = SMALL_PRODUCT if rows <= 64 else PRODUCT
-    return table["tf32" if operand == torch.float32 and precision == "tf32" else operand]  # type: ignore[index]
+    return table["tf32" if operand == torch.float32 and precision == "tf32" else operand]
 
 
 #: Weighted sums of bank rows: batch rows, part of the width, bank rows a step. The last divides every product tile's columns.
@@ -68,4 +68,4 @@ WEIGHTED_SPLITS = 2
 
 def weighted_tile(operand: torch.dtype, precision: str, rows: int) -> Tile:
     """The tile of a weighted sum whose operands are of a dtype, at a precision, over so many batch rows."""
-    return WEIGHTED["tf32" if operand == torch.float32 and precision == "tf32" else operand]  # type: ignore[index]
+    return WEIGHTED["tf32" if operand == torch.float32 and precision == "tf32" else operand]

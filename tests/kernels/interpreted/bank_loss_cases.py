@@ -1,0 +1,73 @@
+"""`bank_contrast_loss`'s and `class_means`' kernels, interpreted."""
+
+from __future__ import annotations
+
+import small
+import torch
+from reid_kernels import bank_contrast_loss_reference, class_index
+from reid_kernels.bank_loss_cpu import means_of_classes as means_blocked
+from reid_kernels.bank_loss_triton import contrast_triton, means_of_classes
+from support import assert_as_good_as_eager, strided, unit_rows
+from torch import Tensor
+
+
+def reference(features: Tensor, bank: Tensor, targets: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Losses and their gradients."""
+    features = features.clone().requires_grad_()
+    losses = bank_contrast_loss_reference(features, bank, targets, 0.1, classes=classes, reduction="none")
+    losses.sum().backward()
+    return losses.detach(), features.grad  # type: ignore[return-value]
+
+
+def main() -> None:
+    """Compare every kernel with the reference in float64."""
+    cases = small.Cases()
+    small.shrink_tiles()
+    for n, batch, dim in ((75, 19, 37), (20, 3, 8), (1, 2, 3)):
+        for dtype in small.DTYPES:
+            bank, features = unit_rows(n, dim, dtype), unit_rows(batch, dim, dtype, seed=1)
+            some = torch.randint(-1, max(n // 2, 1), (n,))
+            some[0] = 0
+            for classes in (None, some):
+                pool = torch.arange(n) if classes is None else classes[classes >= 0]
+                targets = pool[torch.randint(0, len(pool), (batch,))]
+                targets[1] = -1
+                order, starts = (None, None) if classes is None else class_index(classes)
+                exact = reference(features.double(), bank.double(), targets, classes)
+                eager = reference(features, bank, targets, classes)
+                for precision in ("ieee", "tf32", "bf16") if dtype == torch.float32 else ("auto",):
+                    if precision == "bf16":
+                        rough = reference(features.bfloat16(), bank.bfloat16(), targets, classes)
+                    for piece in (None, 32):
+                        arguments = (features, bank, targets, order, starts, 0.1, -1)
+                        losses, _, slopes = contrast_triton(*arguments, True, precision, piece)
+                        for found, plain, best in zip(
+                            (losses, slopes), rough if precision == "bf16" else eager, exact, strict=True
+                        ):
+                            # Rounding features to bfloat16 alone moves a logit by up to 2^-8 / tau.
+                            tiny = 2e-2 if precision == "bf16" else 1e-2 if dtype != torch.float32 else 1e-6
+                            assert_as_good_as_eager(found, plain, best, tiny)
+                            cases.count += 1
+                        again = contrast_triton(*arguments, False, precision, piece)
+                        cases.equal(again[0], losses, n, dtype, precision, piece)
+                        assert again[2].shape == (0, dim)
+    bank, features, targets = unit_rows(40, 21), unit_rows(5, 21, seed=1), torch.tensor([0, 39, 40, -1, -7])
+    for f, b in ((features, bank), (strided(features), strided(bank)), (features, small.far_apart(bank))):
+        losses, _, slopes = contrast_triton(f, b, targets, None, None, 0.1, -1, True, "auto", 16)
+        expected = reference(features.double(), bank.double(), targets.clamp(-1, 39), None)
+        cases.close(losses[[0, 1]], expected[0][[0, 1]], 2e-6)
+        cases.close(slopes[[0, 1]], expected[1][[0, 1]], 2e-6)
+        # Nothing is read where no row is: such a loss is no number, an ignored one is zero.
+        cases.equal(losses.isnan(), torch.tensor([False, False, True, False, True]))
+        cases.equal(slopes.isnan().all(1), losses.isnan())
+        cases.equal(losses[3], torch.tensor(0.0))
+        cases.equal(slopes[3], torch.zeros(21))
+    classes = torch.randint(-1, 9, (40,))
+    order, starts = class_index(classes)
+    for dtype in small.DTYPES:
+        cases.close(means_of_classes(bank.to(dtype), order, starts), means_blocked(bank.to(dtype), order, starts), 1e-6)
+    cases.done()
+
+
+if __name__ == "__main__":
+    main()

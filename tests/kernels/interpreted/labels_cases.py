@@ -1,0 +1,82 @@
+"""Run with TRITON_INTERPRET=1: the kernels of `label_prediction` against the reference, on tiny shapes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from reid_kernels._triton import INTERPRETED, operands
+from reid_kernels.configs import Tile
+from reid_kernels.labels import label_prediction_reference
+from reid_kernels.labels_triton import count_closer, labels_triton
+from torch import Tensor
+
+TILE = Tile(16, 16, 16, 1, 1)
+
+
+def integers(*shape: int) -> Tensor:
+    """Products of such rows are exact in float32, and many are equal."""
+    return torch.randint(-2, 3, shape).float() / 4
+
+
+def counted(similarity: Tensor, candidates: Tensor, own: Tensor) -> Tensor:
+    near = similarity[candidates]
+    return (near > near.gather(1, own[:, None])).sum(1).int()
+
+
+def counts_are_those_of_the_whole_matrix() -> None:
+    bank = integers(70, 20)
+    candidates, own = torch.randint(0, 70, (40,)), torch.randint(0, 70, (40,))
+    wanted = counted(bank @ bank.T, candidates, own)
+    for tile in (TILE, Tile(16, 32, 16, 1, 1), Tile(32, 16, 16, 1, 1)):
+        assert torch.equal(count_closer(bank, candidates, own, operands(torch.float32, "ieee"), tile), wanted)
+    for dtype in (torch.float16, torch.bfloat16):
+        found = count_closer(bank.to(dtype), candidates, own, operands(dtype, "ieee"), TILE)
+        assert torch.equal(found, wanted)
+
+
+def a_copy_of_a_row_is_not_closer_than_the_row() -> None:
+    bank = F.normalize(torch.randn(5, 37)).repeat(8, 1)
+    candidates, own = torch.randint(0, 40, (20,)), torch.randint(0, 40, (20,))
+    found = count_closer(bank, candidates, own, operands(torch.float32, "ieee"), TILE)
+    assert torch.equal(found % 8, torch.zeros_like(found))
+
+
+def positives_agree_with_the_reference() -> None:
+    crowd = torch.cat([integers(4, 20).repeat(9, 1) + integers(36, 20) / 4, torch.zeros(4, 20)])
+    for bank in (crowd, integers(70, 20)):
+        rows = torch.tensor([0, 7, len(bank) - 1, 7, 3])
+        for threshold in (0.3, 0.8):
+            wanted = label_prediction_reference(bank, rows, threshold=threshold)
+            found = labels_triton(bank, rows, threshold, 10, tile=TILE)
+            small = labels_triton(bank, rows, threshold, 10, tile=TILE, block=4 * len(bank))
+            for x, y, z in zip(wanted, found, small, strict=True):
+                assert torch.equal(x, y) and torch.equal(x, z)
+
+
+def rows_that_walk_the_same_candidates_agree_too() -> None:
+    bank = integers(1, 20).repeat(60, 1) + integers(60, 20) / 8
+    bank[:8] = -bank[:8]
+    rows = torch.arange(9, 21)
+    wanted = label_prediction_reference(bank, rows, threshold=0.1)
+    found = labels_triton(bank, rows, 0.1, 10, tile=TILE)
+    assert all(map(torch.equal, wanted, found))
+    assert found[0].diff().max() > 10
+
+
+def an_empty_memory_gives_each_row_itself() -> None:
+    indptr, indices = labels_triton(torch.zeros(33, 20), torch.tensor([4, 30]), 0.6, 10, tile=TILE)
+    assert indptr.tolist() == [0, 1, 2] and indices.tolist() == [4, 30]
+
+
+def main() -> None:
+    assert INTERPRETED, "run with TRITON_INTERPRET=1"
+    torch.manual_seed(0)
+    counts_are_those_of_the_whole_matrix()
+    a_copy_of_a_row_is_not_closer_than_the_row()
+    positives_agree_with_the_reference()
+    rows_that_walk_the_same_candidates_agree_too()
+    an_empty_memory_gives_each_row_itself()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""`update_bank_`'s kernel, interpreted."""
+
+from __future__ import annotations
+
+import small
+import torch
+from reid_kernels import update_bank_reference
+from reid_kernels.memory_triton import update_triton
+from support import strided, unit_rows
+
+TIGHT = {torch.float32: 2e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def main() -> None:
+    """Compare the kernel with the reference."""
+    cases = small.Cases()
+    for dtype in small.DTYPES:
+        for n, batch, dim in ((9, 20, 37), (4, 1, 1), (3, 20, 8)):
+            bank, features = unit_rows(n, dim, dtype), unit_rows(batch, dim, dtype, seed=1)
+            for momentum in (0.0, 0.2, 1.0):
+                targets = torch.randint(-1, n, (batch,))
+                found = bank.clone()
+                update_triton(found, features, targets, momentum, -1)
+                cases.close(found, update_bank_reference(bank, features, targets, momentum), TIGHT[dtype], dtype, n)
+                again = bank.clone()
+                update_triton(again, strided(features), targets, momentum, -1)
+                cases.equal(again, found)
+    # More features than one look at the targets holds.
+    bank, features, targets = unit_rows(2, 4), unit_rows(270, 4, seed=1), torch.arange(270) // 260
+    found = bank.clone()
+    update_triton(found, features, targets, 0.5, -1)
+    cases.close(found, update_bank_reference(bank, features, targets, 0.5), 2e-7)
+    bank, features = unit_rows(5, 6), unit_rows(4, 6, seed=1)
+    # A target that does not exist writes nothing.
+    found = bank.clone()
+    update_triton(found, features, torch.tensor([5, -3, 2, 2**40]), 0.5, -1)
+    cases.close(found, update_bank_reference(bank, features, torch.tensor([-1, -1, 2, -1]), 0.5), 2e-7)
+    far = small.far_apart(bank)
+    update_triton(far, features, torch.tensor([4, 0, 4, 1]), 0.5, -1)
+    cases.close(far, update_bank_reference(bank, features, torch.tensor([4, 0, 4, 1]), 0.5), 2e-7)
+    opposite = torch.tensor([[1.0, 0.0]])
+    update_triton(opposite, torch.tensor([[-1.0, 0.0]]), torch.tensor([0]), 0.5, -1)
+    cases.equal(opposite, torch.zeros(1, 2))
+    cases.done()
+
+
+if __name__ == "__main__":
+    main()

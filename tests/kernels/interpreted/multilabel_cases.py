@@ -1,0 +1,174 @@
+"""Run with TRITON_INTERPRET=1: the kernels of `multilabel_bank_loss` against the reference in float64, on tiny shapes."""
+
+from __future__ import annotations
+
+import torch
+from reid_kernels._triton import INTERPRETED, Operands, operands, tl
+from reid_kernels._weighted import weighted_rows
+from reid_kernels.configs import Tile
+from reid_kernels.multilabel import multilabel_bank_loss_reference
+from reid_kernels.multilabel_cpu import multilabel_blocked
+from reid_kernels.multilabel_triton import bit_rows, count_bits, multilabel_triton, similarities
+from torch import Tensor
+
+TILE = Tile(16, 16, 16, 1, 1)
+SELECT = Tile(1, 32, 0, 1, 1)
+
+
+def lists(*rows: list[int]) -> tuple[Tensor, Tensor]:
+    sizes = torch.tensor([0, *(len(row) for row in rows)])
+    return sizes.cumsum(0), torch.tensor([j for row in rows for j in row], dtype=torch.int64)
+
+
+def integers(*shape: int) -> Tensor:
+    """Products of such rows are exact in float32, and many are equal."""
+    return torch.randint(-2, 3, shape).float() / 4
+
+
+def run(
+    features: Tensor,
+    bank: Tensor,
+    positives: object,
+    delta: float,
+    ratio: float,
+    precision: str = "auto",
+    block: int = 2**26,
+):
+    labels, indices = (positives, None) if isinstance(positives, Tensor) else positives
+    return multilabel_triton(
+        features, bank, labels, indices, delta, ratio, precision, True, tile=TILE, select=SELECT, block=block
+    )
+
+
+def expected(features: Tensor, bank: Tensor, positives: object, delta: float, ratio: float) -> tuple[Tensor, Tensor]:
+    features = features.double().requires_grad_()
+    losses = multilabel_bank_loss_reference(
+        features, bank.double(), positives, delta=delta, hard_ratio=ratio, reduction="none"
+    )
+    return losses.detach(), torch.autograd.grad(losses.sum(), features)[0]
+
+
+def close(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], tolerance: float) -> None:
+    for x, y in zip(found, wanted, strict=True):
+        assert x.dtype == torch.float32 and x.shape == y.shape
+        torch.testing.assert_close(x.double(), y, rtol=tolerance, atol=tolerance)
+
+
+def several_tiles_and_blocks_agree_with_the_reference() -> None:
+    n = 70
+    positives = lists([3, 3, 69, 0], [], list(range(n)))
+    for make in (torch.randn, integers):
+        features, bank = make(3, 20) / 2, make(n, 20) / 2
+        wanted = expected(features, bank, positives, 5.0, 0.11)
+        found = run(features, bank, positives, 5.0, 0.11)
+        close(found, wanted, 2e-6)
+        again = run(features, bank, positives, 5.0, 0.11, block=4 * n)
+        assert all(map(torch.equal, found, again))
+
+
+def ties_at_the_threshold_share_its_places_as_on_a_cpu() -> None:
+    bank = integers(6, 20)[torch.arange(40) % 6]
+    features, positives = integers(4, 20), lists([0, 6], [1], [5], [2, 3, 4])
+    found = run(features, bank, positives, 2.0, 0.2)
+    close(found, expected(features, bank, positives, 2.0, 0.2), 2e-6)
+    shuffled = torch.randperm(40)
+    place = shuffled.argsort()
+    moved = run(features, bank[shuffled], (positives[0], place[positives[1]]), 2.0, 0.2)
+    blocked = multilabel_blocked(features, bank, *positives, 2.0, 0.2, True)
+    for x, y, z in zip(found, moved, blocked, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(x, z, rtol=1e-6, atol=1e-6)
+
+
+def zeros_and_extreme_rows_are_defined() -> None:
+    zero = torch.zeros(2, 20), torch.zeros(33, 20)
+    close(run(*zero, lists([1], [2]), 5.0, 0.5), expected(*zero, lists([1], [2]), 5.0, 0.5), 1e-6)
+    features, bank, positives = torch.ones(2, 20), integers(33, 20), lists([5], [7])
+    for bad in (torch.nan, torch.inf):
+        bank[7] = bad
+        assert not torch.isfinite(run(features, bank, positives, 5.0, 0.2)[0]).any()
+    # Below all others, so no hard negative; a positive in the second row.
+    bank[7] = -1e12
+    losses, _ = run(features, bank, positives, 5.0, 0.2)
+    wanted, _ = expected(features, bank, positives, 5.0, 0.2)
+    torch.testing.assert_close(losses.double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+def half_floats_are_multiplied_exactly() -> None:
+    positives = lists([3, 8], [0], [1])
+    for dtype in (torch.float16, torch.bfloat16):
+        features, bank = (torch.randn(3, 20) / 2).to(dtype), (torch.randn(40, 20) / 2).to(dtype)
+        wanted = expected(features, bank, positives, 5.0, 0.11)
+        # The interpreter's tf32 is float32.
+        close(run(features, bank, positives, 5.0, 0.11), wanted, 5e-6)
+
+
+def lower_precisions_are_as_close_as_their_format() -> None:
+    positives = lists([3, 8], [0], [1])
+    features, bank = torch.randn(3, 20) / 4, torch.randn(40, 20) / 4
+    wanted = expected(features, bank, positives, 5.0, 0.11)
+    close(run(features, bank, positives, 5.0, 0.11, "ieee"), wanted, 2e-6)
+    close(run(features, bank, positives, 5.0, 0.11, "tf32"), wanted, 1e-2)
+    close(run(features, bank, positives, 5.0, 0.11, "bf16"), wanted, 5e-2)
+
+
+def bit_rows_hold_each_positive_once_and_nothing_outside() -> None:
+    positives = lists([0, 31, 32, 31, 69], [], [70, -1, 64], list(range(70)))
+    bits = bit_rows(*positives, 70)
+    assert bits.shape == (4, 3) and bits.dtype == torch.int32
+    places = torch.arange(96)
+    held = (bits[:, places // 32] >> (places % 32)) & 1 == 1
+    assert [row.nonzero()[:, 0].tolist() for row in held] == [[0, 31, 32, 69], [], [64], list(range(70))]
+    assert count_bits(bits, 70).tolist() == [4, 0, 1, 70]
+    assert count_bits(torch.full((2, 3), -1, dtype=torch.int32), 70).tolist() == [70, 70]
+    features, bank = torch.randn(4, 20), torch.randn(70, 20)
+    listed = run(features, bank, positives, 5.0, 0.1)
+    assert all(map(torch.equal, listed, run(features, bank, bits, 5.0, 0.1)))
+
+
+def rows_of_any_stride_are_read() -> None:
+    positives = lists([3], [0], [1])
+    features, bank = torch.randn(20, 3).T / 2, (torch.randn(40, 50) / 2)[:, 7:27]
+    close(run(features, bank, positives, 5.0, 0.11), expected(features, bank, positives, 5.0, 0.11), 2e-6)
+    found = run(features, bank[:, ::2].repeat(1, 2), positives, 5.0, 0.11)
+    close(found, expected(features, bank[:, ::2].repeat(1, 2), positives, 5.0, 0.11), 2e-6)
+
+
+def weighted_rows_splits_the_bank_and_adds_in_order() -> None:
+    weights, bank = torch.randn(3, 150), torch.randn(150, 37)
+    wanted = weights.double() @ bank.double()
+    ieee = operands(torch.float32, "ieee")
+    found = weighted_rows(weights, bank, ieee, TILE)
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-6, atol=2e-5)
+    assert torch.equal(found, weighted_rows(weights, bank, ieee, TILE))
+    strided = weighted_rows(weights.T.contiguous().T, bank.T.contiguous().T, ieee, TILE)
+    assert torch.equal(found, strided)
+    low = bank.bfloat16()
+    exact = weighted_rows(weights, low, Operands(torch.float32, tl.float32, "tf32"), TILE)
+    torch.testing.assert_close(exact.double(), weights.double() @ low.double(), rtol=2e-6, atol=2e-5)
+    rough = weighted_rows(weights, low, operands(torch.bfloat16, "ieee"), TILE)
+    torch.testing.assert_close(rough.double(), weights.bfloat16().double() @ low.double(), rtol=2e-6, atol=2e-5)
+
+
+def similarities_are_the_product() -> None:
+    rows, bank = torch.randn(5, 20), torch.randn(50, 20)
+    found = similarities(rows, bank, operands(torch.float32, "ieee"), TILE)
+    torch.testing.assert_close(found.double(), rows.double() @ bank.double().T, rtol=1e-6, atol=1e-5)
+
+
+def main() -> None:
+    assert INTERPRETED, "run with TRITON_INTERPRET=1"
+    torch.manual_seed(0)
+    several_tiles_and_blocks_agree_with_the_reference()
+    ties_at_the_threshold_share_its_places_as_on_a_cpu()
+    zeros_and_extreme_rows_are_defined()
+    half_floats_are_multiplied_exactly()
+    lower_precisions_are_as_close_as_their_format()
+    bit_rows_hold_each_positive_once_and_nothing_outside()
+    rows_of_any_stride_are_read()
+    weighted_rows_splits_the_bank_and_adds_in_order()
+    similarities_are_the_product()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What the cases that the interpreter runs share: tiles so small that little problems have several, and inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
+
+import torch
+from reid_kernels import configs
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def shrink_tiles() -> None:
+    """Tiles of 16 everywhere. Before the kernels' first launch."""
+    for value in vars(configs).values():
+        if isinstance(value, dict):
+            for key, tile in value.items():
+                if isinstance(tile, configs.Tile):
+                    value[key] = dataclasses.replace(tile, rows=16, columns=16, depth=16)
+
+
+def far_apart(rows: Tensor) -> Tensor:
+    """The same rows, so far apart in memory that the last lies past 2^31 values; pages between them are never touched."""
+    stride = 2**31 // (len(rows) - 1) + 1
+    far = torch.empty((len(rows) - 1) * stride + rows.shape[1], dtype=rows.dtype).as_strided(rows.shape, (stride, 1))
+    far.copy_(rows)
+    assert far.stride(0) * (len(rows) - 1) > 2**31
+    return far
+
+
+class Cases:
+    """Counts what was compared."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def close(self, found: Tensor, expected: Tensor, tolerance: float, *what: Any) -> None:
+        """Within a tolerance, infinities and NaN alike."""
+        torch.testing.assert_close(
+            found.double(), expected.double(), rtol=0, atol=tolerance, equal_nan=True, msg=lambda m: f"{what}: {m}"
+        )
+        self.count += 1
+
+    def equal(self, found: Tensor, expected: Tensor, *what: Any) -> None:
+        """To the bit."""
+        assert torch.equal(found, expected), (what, found, expected)
+        self.count += 1
+
+    def done(self) -> None:
+        """The line that the test looks for."""
+        assert self.count
+        print(f"{self.count} cases")

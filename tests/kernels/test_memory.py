@@ -1,0 +1,117 @@
+"""`update_bank_` on a CPU: the batch in order, one feature after the other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reid_kernels import hardest_rows, update_bank_, update_bank_reference
+from reid_kernels.memory import _update_bank
+from torch import Tensor
+
+from support import FLOATS, compiled_once, run_interpreted, strided, unit_rows
+
+TIGHT = {torch.float64: 1e-14, torch.float32: 2e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    n=st.integers(1, 12),
+    batch=st.integers(0, 20),
+    dim=st.integers(1, 40),
+    momentum=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    dtype=st.sampled_from([*FLOATS, torch.float64]),
+    seed=st.integers(0, 100),
+)
+def test_batch_is_applied_in_order(n: int, batch: int, dim: int, momentum: float, dtype: torch.dtype, seed: int) -> None:
+    bank, features = unit_rows(n, dim, dtype, seed), unit_rows(batch, dim, dtype, seed + 1)
+    targets = torch.randint(-1, n, (batch,), generator=torch.Generator().manual_seed(seed))
+    expected = update_bank_reference(bank, features, targets, momentum)
+    assert update_bank_(bank, features, targets, momentum) is bank
+    torch.testing.assert_close(bank, expected, rtol=0, atol=TIGHT[dtype])
+
+
+def test_a_row_moves_on_from_where_the_one_before_left_it() -> None:
+    bank, features = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    update_bank_(bank, features, torch.tensor([0, 0]), 0.5)
+    first = torch.tensor([0.5, 0.5]) / 0.5**0.5
+    second = 0.5 * first + torch.tensor([0.5, 0.0])
+    torch.testing.assert_close(bank[0], second / second.norm())
+
+
+def test_rows_that_are_not_named_stay_as_they_are_to_the_bit() -> None:
+    bank = torch.randn(5, 7)
+    before = bank.clone()
+    update_bank_(bank, unit_rows(3, 7), torch.tensor([1, -1, 1]), 0.2)
+    assert torch.equal(bank[[0, 2, 3, 4]], before[[0, 2, 3, 4]])
+    assert not torch.equal(bank[1], before[1])
+
+
+def test_ignored_target_is_the_callers_choice() -> None:
+    bank = unit_rows(3, 4)
+    before = bank.clone()
+    update_bank_(bank, unit_rows(2, 4, seed=1), torch.tensor([2, 2]), 0.5, ignore_index=2)
+    assert torch.equal(bank, before)
+
+
+def test_what_cancels_out_stays_zero() -> None:
+    bank = torch.tensor([[1.0, 0.0]])
+    update_bank_(bank, torch.tensor([[-1.0, 0.0]]), torch.tensor([0]), 0.5)
+    assert torch.equal(bank, torch.zeros(1, 2))
+
+
+def test_a_part_of_a_bank_is_changed_in_place() -> None:
+    whole = unit_rows(10, 6)
+    expected = whole.clone()
+    expected[4:8] = update_bank_reference(whole[4:8], unit_rows(2, 6, seed=1), torch.tensor([3, 0]), 0.2)
+    update_bank_(whole[4:8], strided(unit_rows(2, 6, seed=1)), torch.tensor([3, 0]), 0.2)
+    torch.testing.assert_close(whole, expected)
+
+
+def test_no_gradient_is_kept() -> None:
+    bank, features = unit_rows(4, 3), unit_rows(2, 3, seed=1).requires_grad_()
+    update_bank_(bank, features, torch.tensor([0, 1]), 0.5)
+    assert not bank.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("bank", "features", "targets", "momentum", "message"),
+    [
+        (torch.zeros(4), torch.zeros(1, 4), [0], 0.5, r"bank: found shape \(4,\)"),
+        (torch.zeros(4, 3), torch.zeros(1, 4), [0], 0.5, "features: found rows of width 4, wanted 3"),
+        (torch.zeros(4, 3), torch.zeros(1, 3).half(), [0], 0.5, "features: found dtype torch.float16"),
+        (torch.zeros(4, 3), torch.zeros(2, 3), [0], 0.5, r"targets: found shape \(1,\), wanted \(2,\)"),
+        (torch.zeros(4, 3), torch.zeros(1, 3), [4], 0.5, r"targets: found 4 at place 0, wanted values in \[0, 4\)"),
+        (torch.zeros(4, 3), torch.zeros(1, 3), [-2], 0.5, "targets: found -2 at place 0"),
+        (torch.zeros(4, 3), torch.zeros(1, 3), [0], 1.5, r"momentum: found 1.5, wanted a number in \[0, 1\]"),
+        (torch.zeros(4, 3, requires_grad=True), torch.zeros(1, 3), [0], 0.5, "bank: it requires a gradient"),
+    ],
+)
+def test_bad_input_is_named(bank: Tensor, features: Tensor, targets: list[int], momentum: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        update_bank_(bank, features, torch.tensor(targets), momentum)
+
+
+def test_hardest_rows_are_the_least_similar_of_their_class() -> None:
+    bank = torch.eye(3)
+    features = torch.tensor([[1.0, 0, 0], [0.6, 0.8, 0], [0, 0.9, 0], [0, 0.2, 0], [0, 0.2, 1]])
+    assert sorted(hardest_rows(features, bank, torch.tensor([0, 0, 1, 1, 1])).tolist()) == [1, 3]
+
+
+def test_operator_is_registered_as_pytorch_wants_it() -> None:
+    torch.library.opcheck(_update_bank, (unit_rows(5, 4), unit_rows(3, 4, seed=1), torch.tensor([1, 1, -1]), 0.2, -1))
+
+
+def test_it_compiles_once_for_all_sizes_of_the_bank() -> None:
+    def moved(bank: Tensor, features: Tensor, targets: Tensor) -> Tensor:
+        bank = bank.clone()
+        update_bank_(bank, features, targets, 0.3)
+        return bank
+
+    sizes = [(unit_rows(n, 6), unit_rows(4, 6, seed=1), torch.tensor([0, 5, 0, -1])) for n in (9, 17, 30)]
+    compiled_once(moved, sizes, lambda bank, *_: [bank])
+
+
+def test_kernel_equals_the_reference_in_the_interpreter() -> None:
+    run_interpreted("memory_cases")

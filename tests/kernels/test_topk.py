@@ -1,0 +1,213 @@
+"""`similarity_topk` on a CPU: equal to a stable sort of the similarities, by either way, whatever it is given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reid_kernels import NotFiniteError, similarity_topk, similarity_topk_reference, topk_cpu
+from reid_kernels.topk import _similarity_topk
+from torch import Tensor
+
+from support import FLOATS, HALVES, compiled_once, on_grid, run_interpreted, strided, unit_rows
+
+
+@pytest.fixture(params=["bf16 candidates", "float32"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways, whatever units this CPU has: PyTorch multiplies bfloat16 on any, if slowly."""
+    monkeypatch.setattr(topk_cpu, "_has_bf16_units", lambda: request.param != "float32")
+    return str(request.param)
+
+
+def reached(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows that `_certified` saw, filled as it is called."""
+    seen: list[int] = []
+    inner = topk_cpu._certified
+
+    def count(query: Tensor, *rest: object) -> None:
+        seen.append(len(query))
+        inner(query, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(topk_cpu, "_certified", count)
+    return seen
+
+
+@pytest.mark.parametrize("k", [1, 30, 128])
+@pytest.mark.parametrize("n", [1024, 1999])
+@pytest.mark.parametrize("excluded", [True, False])
+def test_ties_go_to_the_lowest_row(way: str, k: int, n: int, excluded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = reached(monkeypatch)
+    bank = on_grid(n, 64)
+    bank[n // 2] = bank[-1] = bank[3]
+    query = torch.cat([bank[:10], on_grid(40, 64, seed=1)])
+    own = torch.cat([torch.arange(10), torch.randint(-1, n, (40,))]) if excluded else None
+    found = similarity_topk(query, bank, k, normalize=False, exclude=own)
+    expected = similarity_topk_reference(query.double(), bank.double(), k, normalize=False, exclude=own)
+    assert torch.equal(found[0], expected[0].float())
+    assert torch.equal(found[1], expected[1])
+    assert bool(seen) == (way != "float32" and 8 * k <= n)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_values_are_those_of_the_rows_returned(way: str, dtype: torch.dtype, normalize: bool) -> None:
+    bank, query = unit_rows(1500, 96, dtype) * 3, unit_rows(50, 96, dtype, seed=1) * 2
+    values, indices = similarity_topk(query, bank, 20, normalize=normalize)
+    exact, order = similarity_topk_reference(query.double(), bank.double(), 20, normalize=normalize)
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values.double(), exact, rtol=0, atol=1e-6 if normalize else 1e-5)
+    q, b = query.double(), bank.double()
+    if normalize:
+        q, b = torch.nn.functional.normalize(q), torch.nn.functional.normalize(b)
+    torch.testing.assert_close((q[:, None] * b[indices]).sum(2), exact, rtol=0, atol=1e-6 if normalize else 1e-5)
+    assert (indices == order).float().mean() > 0.99
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    b=st.integers(0, 40),
+    n=st.integers(0, 60),
+    dim=st.integers(1, 20),
+    k=st.integers(1, 70),
+    dtype=st.sampled_from([*FLOATS, torch.float64]),
+    normalize=st.booleans(),
+    excluded=st.booleans(),
+    seed=st.integers(0, 10),
+)
+def test_any_shape_equals_the_reference(
+    b: int, n: int, dim: int, k: int, dtype: torch.dtype, normalize: bool, excluded: bool, seed: int
+) -> None:
+    query, bank = on_grid(b, dim, seed).to(dtype), on_grid(n, dim, seed + 1).to(dtype)
+    if normalize:
+        # Norms that are powers of two keep the similarities exact.
+        query, bank = (torch.nn.functional.one_hot(x.argmax(1), dim).to(dtype) * 2 for x in (query, bank))
+    own = torch.randint(-1, max(n, 1), (b,)) if excluded else None
+    if n == 0 and own is not None:
+        own.fill_(-1)
+    values, indices = similarity_topk(query, bank, k, normalize=normalize, exclude=own)
+    expected = similarity_topk_reference(query.double(), bank.double(), k, normalize=normalize, exclude=own)
+    assert values.shape == indices.shape == (b, k)
+    assert torch.equal(values.double(), expected[0])
+    assert torch.equal(indices, expected[1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1024, 1400),
+    dim=st.integers(64, 130),
+    k=st.integers(1, 100),
+    crowd=st.sampled_from([0.0, 1e-4, 1e-2, 1.0]),
+    seed=st.integers(0, 100),
+)
+def test_bf16_candidates_lose_nothing_however_rows_crowd(n: int, dim: int, k: int, crowd: float, seed: int) -> None:
+    """Rows that differ by less than bfloat16 can tell, and by more."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.randn(dim, generator=generator)
+    bank = centre + crowd * torch.randn(n, dim, generator=generator)
+    query = centre + crowd * torch.randn(30, dim, generator=generator)
+    values, indices = torch.full((30, k), -torch.inf), torch.full((30, k), -1)
+    scales = [topk_cpu._inverse_norms(x) for x in (query, bank)]
+    topk_cpu._certified(query, bank, *scales, None, values, indices, False)
+    exact, _ = similarity_topk_reference(query.double(), bank.double(), k)
+    torch.testing.assert_close(values.double(), exact, rtol=0, atol=2e-6)
+    assert all(len(row.unique()) == k for row in indices)
+
+
+def test_rows_that_cannot_be_certified_are_computed_in_float32() -> None:
+    bank, query = torch.ones(1100, 64), torch.ones(20, 64)
+    values, indices = torch.zeros(20, 5), torch.zeros(20, 5, dtype=torch.int64)
+    topk_cpu._certified(query, bank, None, None, None, values, indices, False)
+    assert torch.equal(values, torch.full((20, 5), 64.0))
+    assert torch.equal(indices, torch.arange(5).expand(20, 5))
+
+
+def test_a_bank_searched_with_itself_equals_a_copy(way: str) -> None:
+    bank = unit_rows(1100, 64)
+    own = torch.arange(1100)
+    here, there = (similarity_topk(q, bank, 9, exclude=own) for q in (bank, bank.clone()))
+    assert torch.equal(here[0], there[0])
+    assert torch.equal(here[1], there[1])
+    assert not (here[1] == own[:, None]).any()
+
+
+def test_rows_need_not_be_contiguous(way: str) -> None:
+    bank, query = unit_rows(1100, 64), unit_rows(20, 64, seed=1)
+    found, expected = similarity_topk(strided(query), strided(bank), 7), similarity_topk(query, bank, 7)
+    torch.testing.assert_close(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+def test_two_runs_are_equal_to_the_bit(way: str) -> None:
+    bank, query = unit_rows(1500, 100), unit_rows(70, 100, seed=1)
+    first, second = similarity_topk(query, bank, 12), similarity_topk(query, bank, 12)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_zero_rows_have_similarity_zero(way: str) -> None:
+    bank, query = unit_rows(1100, 64), unit_rows(20, 64, seed=1)
+    query[4], bank[17] = 0, 0
+    values, indices = similarity_topk(query, bank, 6)
+    assert torch.equal(values[4], torch.zeros(6))
+    assert torch.equal(indices[4], torch.arange(6))
+    assert not (indices[:4] == 17).any()
+
+
+def test_fewer_rows_than_k_leave_minus_one() -> None:
+    values, indices = similarity_topk(unit_rows(3, 4), unit_rows(5, 4, seed=1), 9, exclude=torch.tensor([0, -1, 4]))
+    assert (indices >= 0).sum(1).tolist() == [4, 5, 4]
+    assert torch.equal(values.isinf(), indices < 0)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", ["query", "bank"])
+def test_rows_that_are_not_finite_are_named(way: str, value: float, where: str) -> None:
+    rows = {"query": unit_rows(20, 64), "bank": unit_rows(1100, 64, seed=1)}
+    rows[where][13, 5] = value
+    with pytest.raises(NotFiniteError, match=rf"{where}: found that row 13 is not finite \(1 such rows\)"):
+        similarity_topk(rows["query"], rows["bank"], 3)
+
+
+@pytest.mark.parametrize(
+    ("query", "bank", "more", "message"),
+    [
+        (torch.zeros(3), torch.zeros(2, 4), {}, r"query: found shape \(3,\), wanted two dimensions"),
+        (torch.zeros(3, 4), torch.zeros(2, 5), {}, "bank: found rows of width 5, wanted 4, the width of query"),
+        (torch.zeros(3, 4), torch.zeros(2, 4).half(), {}, "bank: found dtype torch.float16, wanted torch.float32"),
+        (torch.zeros(3, 4).int(), torch.zeros(2, 4).int(), {}, "query: found dtype torch.int32, wanted float32"),
+        (torch.zeros(3, 4), torch.zeros(2, 4, device="meta"), {}, "bank: found device meta, wanted cpu"),
+        (torch.zeros(3, 4), torch.zeros(2, 4), {"k": 0}, "k: found 0, wanted 1 to 1024"),
+        (torch.zeros(3, 4), torch.zeros(2, 4), {"k": 1025}, "k: found 1025, wanted 1 to 1024"),
+        (torch.zeros(3, 4), torch.zeros(2, 4), {"precision": "fp8"}, "precision: found 'fp8', wanted one of auto, ieee"),
+        (torch.zeros(3, 4), torch.zeros(2, 4), {"exclude": torch.zeros(2, dtype=torch.int64)}, r"exclude: found shape \(2,\)"),
+        (torch.zeros(3, 4), torch.zeros(2, 4), {"exclude": torch.zeros(3)}, "exclude: found dtype torch.float32"),
+        (torch.zeros(3, 4), torch.zeros(2, 4), {"exclude": torch.tensor([0, 2, 0])}, "exclude: found 2 at place 1, wanted"),
+    ],
+)
+def test_bad_input_is_named(query: Tensor, bank: Tensor, more: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        similarity_topk(query, bank, **{"k": 1, **more})  # type: ignore[arg-type]
+
+
+def test_there_is_no_silent_gradient() -> None:
+    query = unit_rows(3, 4).requires_grad_()
+    values, _ = similarity_topk(query, unit_rows(5, 4), 2)
+    with pytest.raises(RuntimeError):
+        values.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("exclude", [None, torch.tensor([0, -1, 3])])
+def test_operator_is_registered_as_pytorch_wants_it(dtype: torch.dtype, exclude: Tensor | None) -> None:
+    arguments = (unit_rows(3, 8, dtype), unit_rows(20, 8, dtype, seed=1), 4, True, exclude, "auto")
+    torch.library.opcheck(_similarity_topk, arguments)
+
+
+def test_it_compiles_once_for_all_sizes_of_the_bank() -> None:
+    sizes = [(unit_rows(6, 8), unit_rows(n, 8, seed=1)) for n in (30, 41, 77)]
+    compiled_once(lambda q, b: similarity_topk(q, b, 5), sizes, lambda q, b: [b])
+
+
+def test_kernels_equal_the_reference_in_the_interpreter() -> None:
+    run_interpreted("topk_cases")

@@ -22,6 +22,11 @@ def qualified(name: str) -> str:
     return f"{NAMESPACE}::{name}"
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """Switch autocast off around an operator's own products, which it would round to half floats."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def check_rows(name: str, x: Tensor) -> None:
     """A matrix of rows, of a dtype that the operators take."""
     if x.ndim != 2:
@@ -89,4 +94,4 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def unit_stride(x: Tensor) -> Tensor:
     """With each row's values side by side, as the kernels read them."""
-    return x if x.stride(1) == 1 or x.shape[1] <= 1 and x.is_contiguous() else x.contiguous()
+    return x if x.stride(1) == 1 or (x.shape[1] <= 1 and x.is_contiguous()) else x.contiguous()

@@ -17,6 +17,7 @@ from ._ops import (
     check_pair,
     check_range,
     check_rows,
+    full_precision,
     qualified,
 )
 
@@ -180,7 +181,8 @@ def _class_means(bank: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     if bank.is_cpu or bank.dtype == torch.float64 or not bank.numel():
         from .bank_loss_cpu import means_of_classes
 
-        return means_of_classes(bank, order, starts).to(bank.dtype)
+        with full_precision(bank):
+            return means_of_classes(bank, order, starts).to(bank.dtype)
     from .bank_loss_triton import means_of_classes as means_triton
 
     return means_triton(bank, order, starts).to(bank.dtype)
@@ -210,7 +212,8 @@ def _bank_contrast(
     if features.is_cpu or features.dtype == torch.float64 or not features.numel() or not len(bank):
         from .bank_loss_cpu import contrast_blocked
 
-        return contrast_blocked(features, bank, targets, order, starts, temperature, ignore_index, gradient)
+        with full_precision(features):
+            return contrast_blocked(features, bank, targets, order, starts, temperature, ignore_index, gradient)
     from .bank_loss_triton import contrast_triton
 
     return contrast_triton(features, bank, targets, order, starts, temperature, ignore_index, gradient, precision)
@@ -248,7 +251,10 @@ def _bank_gradient(
 ) -> Tensor:
     from .bank_loss_cpu import bank_gradient_blocked
 
-    return bank_gradient_blocked(features, bank, targets, order, starts, temperature, ignore_index, log_sums, weights)
+    with full_precision(features):
+        return bank_gradient_blocked(
+            features, bank, targets, order, starts, temperature, ignore_index, log_sums, weights
+        )
 
 
 @_bank_gradient.register_fake

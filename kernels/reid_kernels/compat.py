@@ -3,9 +3,9 @@
 The memory is updated in the backward pass, once the gradient has been taken from the old vectors, one image after the other in
 batch order. Nothing is updated where the inputs require no gradient.
 
-What is alike in all three, and unlike the originals: half inputs are cast to the memory's dtype; nothing is moved to a device; a
-vector is divided by its norm clamped at 1e-12, where the originals divide 0 by 0; ids are int64 and out of range is an error.
-With several processes each one has its own memory, so hand every process the whole batch: gather the inputs with
+In all three, unlike the originals: half inputs are cast to the memory's dtype; nothing is moved to a device; a vector is
+divided by its norm clamped at 1e-12, where the originals divide 0 by 0; ids are int64, and one out of range is an error. With
+several processes each one has its own memory, so hand every process the whole batch: gather the inputs with
 `torch.distributed.nn.functional.all_gather`, through which gradients flow, and the ids with `torch.distributed.all_gather`.
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ._ops import check_device, check_ids, check_range, check_rows
 from .bank_loss import ClassIndex, bank_contrast_loss, class_index, class_means
-from .label_prediction import label_prediction
-from .memory import update_bank_
+from .labels import label_prediction
+from .memory import hardest_rows, update_bank_
 from .multilabel import multilabel_bank_loss
 
 #: What SpCL adds to the softmax's sum of exponentials, and to the probability before its logarithm.
@@ -32,8 +32,8 @@ class HybridMemory(nn.Module):
     """SpCL's memory (Ge et al., NeurIPS 2020): one vector an image, a class is the mean of its images.
 
     The loss is the mean of -log(p + 1e-6), p = exp(l_y) / (sum over classes of exp(l_c) + 1e-6), l_c the mean of f . v over the
-    members of class c, divided by the temperature. The 1e-6 below is the published arithmetic too: it is under float32's rounding
-    where the largest logit is above 2.8, but takes 4 % of p at one class of logit -10.
+    members of class c, divided by the temperature. The 1e-6 in the denominator is below float32's rounding where the largest
+    logit is above 2.9, but takes 2 % of p where one class has a logit of -10 and the others less: it is kept.
 
     Args:
         num_features: D.
@@ -44,8 +44,8 @@ class HybridMemory(nn.Module):
 
     Attributes:
         features: (n, D) buffer, zeros at first: fill it with unit vectors. 0.27 GB at n = 32,621, D = 2,048, 8.2 GB at 1e6.
-        labels: (n,) int64 buffer, class of each image, zeros at first; below n, numbers may be left out. Unlike the original, -1
-            is allowed: such an image is in no class and its loss does not count, but its vector is updated.
+        labels: (n,) int64 buffer, class of each image, zeros at first; below n, numbers may be left out. -1, which the original
+            does not take: in no class, its loss does not count, but its vector is updated.
     """
 
     features: Tensor
@@ -60,7 +60,6 @@ class HybridMemory(nn.Module):
         self.register_buffer("features", torch.zeros(num_samples, num_features))
         self.register_buffer("labels", torch.zeros(num_samples, dtype=torch.int64))
 
-    @torch.compiler.disable
     def forward(self, inputs: Tensor, indexes: Tensor) -> Tensor:
         """The loss of a batch; its backward pass updates the memory.
 
@@ -122,7 +121,6 @@ class ClusterMemory(nn.Module):
         self.temp, self.momentum, self.use_hard, self.precision = temp, momentum, use_hard, precision
         self.register_buffer("features", torch.zeros(num_samples, num_features))
 
-    @torch.compiler.disable
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of a batch; its backward pass updates the memory.
 
@@ -177,7 +175,6 @@ class MMCLMemory(nn.Module):
         self.delta, self.hard_ratio, self.precision = delta, hard_ratio, precision
         self.register_buffer("mem", torch.zeros(num_samples, num_features))
 
-    @torch.compiler.disable
     def forward(
         self,
         inputs: Tensor,
@@ -203,10 +200,10 @@ class MMCLMemory(nn.Module):
         Raises:
             ValueError: Neither or both of epoch and alpha, wrong shape, dtype or device, or an index out of range.
         """
-        if (epoch is None) == (alpha is None):
-            raise ValueError(f"epoch, alpha: found {epoch} and {alpha}, wanted one of the two")
-        if alpha is None:
+        if epoch is not None and alpha is None:
             alpha = 0.5 * epoch / self.epochs
+        elif epoch is not None or alpha is None:
+            raise ValueError(f"epoch, alpha: found {epoch} and {alpha}, wanted one of the two")
         inputs = _updated_in_backward(inputs, self.mem, "indexes", indexes, alpha)
         if positives is None:
             positives = torch.arange(len(indexes) + 1, device=indexes.device), indexes
@@ -235,7 +232,8 @@ class _UpdateInBackward(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, targets = ctx.saved_tensors
         if ctx.hardest:
-            targets = _least_similar(ctx.bank, inputs, targets)
+            places = hardest_rows(inputs, ctx.bank, targets)
+            inputs, targets = inputs[places], targets[places]
         update_bank_(ctx.bank, inputs, targets, ctx.momentum)
         return gradient, None, None, None, None
 
@@ -246,22 +244,13 @@ def _updated_in_backward(
     """The inputs in the bank's dtype, tied to its update; checked here, where a mistake can still be traced."""
     check_rows("inputs", inputs)
     if inputs.shape[1] != bank.shape[1]:
-        raise ValueError(f"inputs: found rows of width {inputs.shape[1]}, wanted {bank.shape[1]}, the width of the memory")
+        raise ValueError(
+            f"inputs: found rows of width {inputs.shape[1]}, wanted {bank.shape[1]}, the width of the memory"
+        )
     check_device("inputs", inputs, bank, "the memory")
     check_ids(name, ids, inputs.shape[0], inputs, "inputs", "image")
     check_range(name, ids, lowest, bank.shape[0])
     return _UpdateInBackward.apply(inputs.to(bank.dtype), bank, ids, momentum, hardest)
-
-
-def _least_similar(bank: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-    """The targets, -1 but at the image of each target that is least similar to its row; the first of equals."""
-    similarity = (inputs * bank[targets]).sum(1)
-    order = similarity.argsort(stable=True)
-    order = order[targets[order].argsort(stable=True)]
-    ordered = targets[order]
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return torch.empty_like(targets).scatter_(0, order, torch.where(first, ordered, -1))
 
 
 def _means_of(bank: Tensor, index: ClassIndex, targets: Tensor) -> Tensor:

@@ -34,14 +34,14 @@ PRODUCT = {
     torch.bfloat16: Tile(128, 128, 64, 8, 3),
     torch.float16: Tile(128, 128, 64, 8, 3),
     "tf32": Tile(64, 128, 32, 4, 3),
-    torch.float32: Tile(64, 64, 32, 4, 2),
+    torch.float32: Tile(64, 64, 32, 8, 3),
 }
 #: The same for batches of 64 rows or fewer.
 SMALL_PRODUCT = {
     torch.bfloat16: Tile(64, 128, 64, 4, 3),
     torch.float16: Tile(64, 128, 64, 4, 3),
     "tf32": Tile(64, 64, 32, 4, 3),
-    torch.float32: Tile(32, 64, 32, 4, 2),
+    torch.float32: Tile(32, 64, 16, 4, 3),
 }
 #: Column group of which `similarity_topk` keeps the maximum.
 GROUP = 16
@@ -60,7 +60,7 @@ WEIGHTED = {
     torch.bfloat16: Tile(64, 128, 64, 4, 3),
     torch.float16: Tile(64, 128, 64, 4, 3),
     "tf32": Tile(64, 64, 32, 4, 3),
-    torch.float32: Tile(32, 64, 32, 4, 2),
+    torch.float32: Tile(32, 64, 16, 4, 3),
 }
 #: Parts of the bank whose weighted sums are kept apart where the batch alone leaves most of a GPU idle.
 WEIGHTED_SPLITS = 2

@@ -79,10 +79,12 @@ def pair_similarity_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Dot products of pairs of rows: the diagonal of the tile that the count computes, so that both round alike."""
-    pair = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    place = tl.arange(0, BLOCK_M)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_M
+    pair = first + place
     candidate = tl.load(candidates_ptr + pair, mask=pair < pairs, other=0)
     for start in range(0, BLOCK_M, BLOCK_N):
-        other = tl.program_id(0).to(tl.int64) * BLOCK_M + start + tl.arange(0, BLOCK_N)
+        other = first + start + tl.arange(0, BLOCK_N)
         own = tl.load(own_ptr + other, mask=other < pairs, other=0)
         tile = product(
             bank_ptr,
@@ -101,8 +103,7 @@ def pair_similarity_kernel(
             BLOCK_D,
         )
         diagonal = tl.sum(tl.where(pair[:, None] == other[None, :], tile, 0.0), axis=1)
-        mine = (pair >= tl.min(other)) & (pair <= tl.max(other))
-        tl.store(similarity_ptr + pair, diagonal, mask=mine & (pair < pairs))
+        tl.store(similarity_ptr + pair, diagonal, mask=(place >= start) & (place < start + BLOCK_N) & (pair < pairs))
 
 
 @triton.jit

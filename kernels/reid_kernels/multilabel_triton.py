@@ -1,8 +1,8 @@
 """`multilabel_bank_loss` in Triton.
 
-One kernel stores the similarities of some rows, one finds each row's threshold by bisection of integer keys, adds up the loss and
-writes the gradient's weights over the similarities, and a product of weights and bank gives the gradient. The keys of a row are
-read 16 times, from the L2 cache; two bits of the threshold are settled each time. There is no sort and no float atomic.
+One kernel stores the similarities of some rows, one finds each row's threshold by bisection of integer keys, adds up the loss
+and writes the gradient's weights over the similarities, and a product of weights and bank gives the gradient. The keys of a row
+are read 16 times, from the L2 cache; two bits of the threshold are settled each time. There is no sort and no float atomic.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ._weighted import weighted_rows
 from .configs import Tile, product_tile
 
 #: Bytes of similarities that exist at a time.
-BLOCK = 2**26
+BLOCK = 2**28
 #: Columns and warps of the pass over one row.
 SELECT = Tile(1, 8192, 0, 16, 1)
 #: Positives, or words of bits, that are read at a time.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import PRECISIONS, accumulator, check_choice, check_ids, check_pair, check_range, qualified
+from ._ops import PRECISIONS, accumulator, check_choice, check_ids, check_pair, check_range, full_precision, qualified
 
 MAX_K = 1024
 
@@ -92,7 +92,8 @@ def _similarity_topk(
     if query.is_cpu or query.dtype == torch.float64 or not query.numel() or not len(bank):
         from .topk_cpu import topk_blocked
 
-        return topk_blocked(query, bank, k, normalize, exclude, precision)
+        with full_precision(query):
+            return topk_blocked(query, bank, k, normalize, exclude, precision)
     from .topk_triton import topk_triton
 
     return topk_triton(query, bank, k, normalize, exclude, precision)

@@ -15,9 +15,8 @@ from reid_kernels import (
     class_means,
 )
 from reid_kernels.bank_loss import _bank_contrast, _bank_gradient, _class_means
-from torch import Tensor
-
 from support import FLOATS, assert_as_good_as_eager, compiled_once, run_interpreted, strided, unit_rows
+from torch import Tensor
 
 CLASSES = torch.tensor([0, 2, 5, -1, 2, 0, 5, 2, -1, 3])
 TARGETS = torch.tensor([0, 5, -1, 3, 2])
@@ -147,6 +146,16 @@ def test_nothing_that_counts_gives_zero(batch: int) -> None:
             assert torch.equal(features.grad, torch.zeros(batch, 4))
 
 
+@pytest.mark.parametrize("instances", [True, False])
+def test_autocast_does_not_round_the_products(instances: bool) -> None:
+    bank, features = unit_rows(300, 64), unit_rows(20, 64, seed=1)
+    classes = torch.arange(300) % 70 if instances else None
+    expected = gradients(bank_contrast_loss, features, bank, torch.arange(20), 0.05, classes=classes)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(bank_contrast_loss, features, bank, torch.arange(20), 0.05, classes=classes)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_zero_rows_and_equal_rows_are_rows_like_others() -> None:
     bank, features = torch.zeros(4, 3), unit_rows(2, 3)
     loss = bank_contrast_loss(features, bank, torch.tensor([0, 3]), 0.05)
@@ -218,7 +227,10 @@ def test_bad_input_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         bank_contrast_loss(
-            features, bank, torch.tensor(targets, device=features.device), **{"temperature": 0.1, **more}  # type: ignore[arg-type]
+            features,
+            bank,
+            torch.tensor(targets, device=features.device),
+            **{"temperature": 0.1, **more},  # type: ignore[arg-type]
         )
 
 

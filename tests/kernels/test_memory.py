@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reid_kernels import hardest_rows, update_bank_, update_bank_reference
 from reid_kernels.memory import _update_bank
-from torch import Tensor
-
 from support import FLOATS, compiled_once, run_interpreted, strided, unit_rows
+from torch import Tensor
 
 TIGHT = {torch.float64: 1e-14, torch.float32: 2e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -24,7 +23,9 @@ TIGHT = {torch.float64: 1e-14, torch.float32: 2e-7, torch.float16: 1e-3, torch.b
     dtype=st.sampled_from([*FLOATS, torch.float64]),
     seed=st.integers(0, 100),
 )
-def test_batch_is_applied_in_order(n: int, batch: int, dim: int, momentum: float, dtype: torch.dtype, seed: int) -> None:
+def test_batch_is_applied_in_order(
+    n: int, batch: int, dim: int, momentum: float, dtype: torch.dtype, seed: int
+) -> None:
     bank, features = unit_rows(n, dim, dtype, seed), unit_rows(batch, dim, dtype, seed + 1)
     targets = torch.randint(-1, n, (batch,), generator=torch.Generator().manual_seed(seed))
     expected = update_bank_reference(bank, features, targets, momentum)

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reid_kernels import NotFiniteError, similarity_topk, similarity_topk_reference, topk_cpu
 from reid_kernels.topk import _similarity_topk
-from torch import Tensor
-
 from support import FLOATS, HALVES, compiled_once, on_grid, run_interpreted, strided, unit_rows
+from torch import Tensor
 
 
 @pytest.fixture(params=["bf16 candidates", "float32"])
@@ -145,6 +144,13 @@ def test_two_runs_are_equal_to_the_bit(way: str) -> None:
     assert torch.equal(first[1], second[1])
 
 
+def test_autocast_does_not_round_the_products() -> None:
+    bank, query = unit_rows(300, 64), unit_rows(20, 64, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = similarity_topk(query, bank, 6)[0]
+    assert torch.equal(found, similarity_topk(query, bank, 6)[0])
+
+
 def test_zero_rows_have_similarity_zero(way: str) -> None:
     bank, query = unit_rows(1100, 64), unit_rows(20, 64, seed=1)
     query[4], bank[17] = 0, 0
@@ -179,10 +185,25 @@ def test_rows_that_are_not_finite_are_named(way: str, value: float, where: str) 
         (torch.zeros(3, 4), torch.zeros(2, 4, device="meta"), {}, "bank: found device meta, wanted cpu"),
         (torch.zeros(3, 4), torch.zeros(2, 4), {"k": 0}, "k: found 0, wanted 1 to 1024"),
         (torch.zeros(3, 4), torch.zeros(2, 4), {"k": 1025}, "k: found 1025, wanted 1 to 1024"),
-        (torch.zeros(3, 4), torch.zeros(2, 4), {"precision": "fp8"}, "precision: found 'fp8', wanted one of auto, ieee"),
-        (torch.zeros(3, 4), torch.zeros(2, 4), {"exclude": torch.zeros(2, dtype=torch.int64)}, r"exclude: found shape \(2,\)"),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(2, 4),
+            {"precision": "fp8"},
+            "precision: found 'fp8', wanted one of auto, ieee",
+        ),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(2, 4),
+            {"exclude": torch.zeros(2, dtype=torch.int64)},
+            r"exclude: found shape \(2,\)",
+        ),
         (torch.zeros(3, 4), torch.zeros(2, 4), {"exclude": torch.zeros(3)}, "exclude: found dtype torch.float32"),
-        (torch.zeros(3, 4), torch.zeros(2, 4), {"exclude": torch.tensor([0, 2, 0])}, "exclude: found 2 at place 1, wanted"),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(2, 4),
+            {"exclude": torch.tensor([0, 2, 0])},
+            "exclude: found 2 at place 1, wanted",
+        ),
     ],
 )
 def test_bad_input_is_named(query: Tensor, bank: Tensor, more: dict[str, object], message: str) -> None:

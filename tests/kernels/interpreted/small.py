@@ -6,11 +6,11 @@ import dataclasses
 import os
 from typing import Any
 
-assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
-
 import torch
 from reid_kernels import configs
 from torch import Tensor
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -1,11 +1,11 @@
-"""Options of the benchmarks: `pytest bench --benchmark-only [--scale small|market|msmt17] [--device cpu|cuda]`."""
+"""Options of the benchmarks: `pytest bench --benchmark-only [--scale SCALE] [--device cpu|cuda]`."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-SCALES = ("small", "market", "msmt17")
+SCALES = ("small", "market", "msmt17", "million")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,10 +20,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A benchmark that asks for `size` runs at each of its module's SIZES of the scale."""
+    """A benchmark that asks for `size` runs at each of its module's SIZES of the scale, one that asks for `dtype` in each."""
     if "size" in metafunc.fixturenames:
-        sizes = metafunc.module.SIZES[metafunc.config.getoption("--scale")]
-        metafunc.parametrize("size", sizes, ids=lambda size: "x".join(map(str, size)))
+        scale = metafunc.config.getoption("--scale")
+        none = pytest.param((), marks=pytest.mark.skip(reason=f"it has no size at scale {scale}"))
+        metafunc.parametrize(
+            "size", metafunc.module.SIZES.get(scale, [none]), ids=lambda size: "x".join(map(str, size))
+        )
+    if "dtype" in metafunc.fixturenames:
+        on_cuda = metafunc.config.getoption("--device") == "cuda"
+        metafunc.parametrize("dtype", ["float32", "bfloat16"] if on_cuda else ["float32"])
 
 
 @pytest.fixture

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import math
 import multiprocessing
+import os
 import resource
+import shutil
 import statistics
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -24,6 +30,20 @@ _MIB = 2**20
 _CENTRE_DIMENSIONS = 16
 _SPREAD = 2.0
 _GRID = np.float32(2**11)
+#: Relative error that passes without comparison, by dtype.
+_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
+#: Calls of an operator that are timed, and seconds that they may take together.
+_ROUNDS, _SECONDS = 100, 1.0
+#: A call of more seconds than this is timed once.
+_SLOW = 5.0
+#: Clock cycles, some two milliseconds, in which the host queues a call before the device comes to it.
+_AHEAD = 2**22
+#: Bytes written between two calls on CUDA: more than any of its caches holds.
+_FLUSH = 2**28
+
+#: Fresh processes at the price of a fork: what they start from has imported PyTorch and done nothing with it.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["numpy", "torch"])
 
 
 class Inputs(NamedTuple):
@@ -34,6 +54,20 @@ class Inputs(NamedTuple):
 
     make: Callable[..., tuple[Any, ...]]
     settings: tuple[Any, ...]
+
+
+class Work(NamedTuple):
+    """The least that a call has to do.
+
+    Args:
+        operations: On floating-point numbers; a multiplication and an addition are two.
+        bytes: Each input read once, each output written once.
+        unit: What does the arithmetic, a key of `peaks`: "float32", "tf32" or "bfloat16".
+    """
+
+    operations: float
+    bytes: float
+    unit: str
 
 
 def planted_features(n: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -59,6 +93,79 @@ def planted_features(n: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(features), torch.from_numpy(identities)
 
 
+def unit_rows(
+    device: str, dtype: str, n: int, dim: int, *, spread: float = _SPREAD, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """`planted_features` for millions of rows: drawn on the device itself, by blocks, in a dtype. Rows and their centres."""
+    generator = torch.Generator(device).manual_seed(seed)
+    draw = functools.partial(torch.randn, generator=generator, device=device)
+    count = max(1, n // 20)
+    centres = F.normalize(draw(count, _CENTRE_DIMENSIONS) @ draw(_CENTRE_DIMENSIONS, dim))
+    identities = torch.randint(count, (n,), generator=generator, device=device)
+    rows = torch.empty(n, dim, dtype=getattr(torch, dtype), device=device)
+    for start in range(0, n, 2**14):
+        block = centres[identities[start : start + 2**14]]
+        block += draw(block.shape) * (spread / math.sqrt(dim))
+        rows[start : start + len(block)] = F.normalize(block).mul_(float(_GRID)).round_().div_(float(_GRID))
+    return rows, identities
+
+
+def near(bank: Tensor, places: Tensor, spread: float = 1.0) -> Tensor:
+    """Features of a batch: rows of the bank, moved by so many lengths, of length one."""
+    generator = torch.Generator(bank.device).manual_seed(1)
+    moved = bank[places].float()
+    noise = torch.randn(moved.shape, generator=generator, device=bank.device)
+    moved += noise * (spread / math.sqrt(bank.shape[1]))
+    return F.normalize(moved).to(bank.dtype)
+
+
+def value_and_gradient(loss: Callable[..., Tensor], features: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """The loss of features and its gradient for them."""
+    leaf = features.detach().requires_grad_()
+    value = loss(leaf, *rest)
+    value.backward()
+    assert leaf.grad is not None
+    return value.detach(), leaf.grad
+
+
+def relative_error(found: Tensor, reference: Tensor) -> float:
+    """The length of the difference over the length of the reference; NaN where one is not a number."""
+    reference = reference.double()
+    return float((found.double() - reference).norm() / reference.norm())
+
+
+def check(
+    benchmark: BenchmarkFixture,
+    error: float,
+    error_of_eager: float,
+    found: Sequence[Tensor],
+    operators: Sequence[Tensor],
+) -> None:
+    """Note the relative errors against float64, and hold them and the results against eager's error and the operator's results.
+
+    Another form's rounding is its own affair in bfloat16, where it is noted alone.
+    """
+    benchmark.extra_info.update(error_vs_float64=error, error_of_eager=error_of_eager)
+    form, dtype = benchmark.extra_info["form"], benchmark.extra_info["dtype"]
+    if form.startswith("ours") or dtype == "float32":
+        assert error <= 2 * error_of_eager + _TOLERANCE[dtype]
+        for part, operators_part in zip(found, operators, strict=True):
+            assert relative_error(part, operators_part) <= 2 * error_of_eager + _TOLERANCE[dtype]
+
+
+@functools.cache
+def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile` of a function, once a process."""
+    return torch.compile(call)
+
+
+def need_compiler(device: str) -> None:
+    """Skip where `torch.compile` has nothing to compile with."""
+    compiler = os.environ.get("CXX", "g++")
+    if device == "cpu" and shutil.which(compiler) is None:
+        pytest.skip(f"torch.compile needs a C++ compiler on a CPU; there is no {compiler}")
+
+
 def measure(
     benchmark: BenchmarkFixture,
     call: Callable[..., Any],
@@ -72,18 +179,127 @@ def measure(
 ) -> Any:
     """Time a call in this process and take its peak memory in a fresh one; gives what the call returns."""
     result, events = _timed(benchmark, call, inputs, device, rounds, warmup)
-    benchmark.extra_info.update(
-        n=n,
-        dim=dim,
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-    )
+    benchmark.extra_info.update(n=n, dim=dim, **_surroundings(device))
     if events:
         benchmark.extra_info["cuda_event_median_ms"] = round(statistics.median(events), 4)
     if not benchmark.disabled:
         benchmark.extra_info.update(peak_memory(call, inputs, device))
     return result
+
+
+def measure_operator(
+    benchmark: BenchmarkFixture,
+    call: Callable[..., Any],
+    inputs: Inputs,
+    device: str,
+    *,
+    operator: str,
+    form: str,
+    size: str,
+    dtype: str,
+    work: Work,
+) -> Any:
+    """`measure` for calls of microseconds to seconds, with their rates; gives what the first call returns.
+
+    The rounds fill a second. On CUDA `cuda_event_median_ms` is the device's time of calls that find its caches without their
+    inputs and the host ahead of it, and the rates are of that time; the benchmark's own median is what a caller waits. On a
+    CPU inputs stay in the caches where they fit, so a share of the roofline may pass 1.
+    """
+    benchmark.group = f"{operator}, {size}, {dtype}"
+    benchmark.extra_info.update(operator=operator, form=form, size=size, dtype=dtype, **_surroundings(device))
+    arguments = inputs.make(device, *inputs.settings)
+    result = _finished(call, arguments, device)
+    seconds = 0.0 if benchmark.disabled else _seconds(call, arguments, device)
+    slow = seconds > _SLOW
+    rounds = 1 if benchmark.disabled or slow else min(_ROUNDS, max(3, int(_SECONDS / seconds)))
+    benchmark.pedantic(_finished, (call, arguments, device), rounds=rounds, iterations=1)
+    if benchmark.disabled:
+        return result
+    seconds = median_seconds(benchmark) or math.nan
+    if device == "cuda":
+        cold = torch.empty(_FLUSH, dtype=torch.int8, device=device)
+        seconds = statistics.median(_seconds(call, arguments, device, cold) for _ in range(rounds))
+        benchmark.extra_info["cuda_event_median_ms"] = round(1e3 * seconds, 5)
+        del cold
+    del arguments
+    _let_go(device)
+    benchmark.extra_info.update(_rates(work, seconds, device))
+    benchmark.extra_info.update(peak_memory(call, inputs, device, warm=not slow))
+    return result
+
+
+def _rates(work: Work, seconds: float, device: str) -> dict[str, Any]:
+    """What a call reached, and the ceilings over it."""
+    ceilings = peaks(device)
+    floor = max(work.bytes / 1e9 / ceilings["copy"], work.operations / 1e12 / ceilings[work.unit])
+    return {
+        "GB_per_s": float(f"{work.bytes / 1e9 / seconds:.4g}"),
+        "TFLOP_per_s": float(f"{work.operations / 1e12 / seconds:.4g}"),
+        "operations_per_byte": float(f"{work.operations / work.bytes:.4g}"),
+        "unit": work.unit,
+        "floor_ms": float(f"{1e3 * floor:.4g}"),
+        "roofline_share": float(f"{floor / seconds:.3g}"),
+        "peaks": ceilings,
+    }
+
+
+@functools.cache
+def peaks(device: str) -> dict[str, float]:
+    """What this machine reaches, measured once: `copy` in GB/s, read and written, and square matrix products in TFLOP/s."""
+    count, size = (2**28, 8192) if device == "cuda" else (2**25, 1024)
+    source = torch.rand(count, device=device)
+    target = torch.empty_like(source)
+    found = {"copy": 2 * source.nbytes / 1e9 / min(_seconds(target.copy_, (source,), device) for _ in range(8))}
+    del source, target
+    precision = torch.get_float32_matmul_precision()
+    for unit in ("float32", "bfloat16", *(("tf32",) if device == "cuda" else ())):
+        kind = torch.bfloat16 if unit == "bfloat16" else torch.float32
+        square = torch.randn(size, size, device=device).to(kind)
+        torch.set_float32_matmul_precision("high" if unit == "tf32" else "highest")
+        fastest = min(_seconds(torch.mm, (square, square), device) for _ in range(8))
+        found[unit] = 2 * size**3 / 1e12 / fastest
+        del square
+    torch.set_float32_matmul_precision(precision)
+    _let_go(device)
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def _seconds(call: Callable[..., Any], arguments: tuple[Any, ...], device: str, cold: Tensor | None = None) -> float:
+    """Of one call; on CUDA between two events, queued while the device is kept busy, behind a write that fills its caches."""
+    if device == "cpu":
+        before = time.perf_counter()
+        call(*arguments)
+        return time.perf_counter() - before
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(_AHEAD)
+    if cold is not None:
+        cold.zero_()
+    start.record()
+    call(*arguments)
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def _finished(call: Callable[..., Any], arguments: tuple[Any, ...], device: str) -> Any:
+    result = call(*arguments)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return result
+
+
+def _let_go(device: str) -> None:
+    """What PyTorch keeps for later is given back: another process measures on the same device."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _surroundings(device: str) -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _timed(
@@ -114,19 +330,27 @@ def median_seconds(benchmark: BenchmarkFixture) -> float | None:
     return float(benchmark.stats.stats.median) if benchmark.stats else None
 
 
-def peak_memory(call: Callable[..., Any], inputs: Inputs, device: str) -> dict[str, float | str]:
+def peak_memory(call: Callable[..., Any], inputs: Inputs, device: str, warm: bool = False) -> dict[str, float | str]:
     """Most memory that a call takes over what its inputs take, in a process that has done nothing else.
+
+    Args:
+        call: What is measured.
+        inputs: What it is given.
+        device: Where it runs.
+        warm: Call it once before, so that what a first call compiles and starts is left out.
 
     Returns:
         On the CPU `peak_extra_MiB`, growth of the resident set, and `peak_from`, how it was read. On CUDA `peak_extra_MiB` is
         growth of the memory that PyTorch has allocated there, and `host_peak_extra_MiB` and `peak_from` are of the process.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_here, call, inputs, device).result()
+    with ProcessPoolExecutor(1, mp_context=_PROCESSES) as pool:
+        return pool.submit(_peak_here, call, inputs, device, warm).result()
 
 
-def _peak_here(call: Callable[..., Any], inputs: Inputs, device: str) -> dict[str, float | str]:
+def _peak_here(call: Callable[..., Any], inputs: Inputs, device: str, warm: bool) -> dict[str, float | str]:
     arguments = inputs.make(device, *inputs.settings)
+    if warm:
+        call(*arguments)
     gc.collect()
     _return_freed_memory()
     reset = _reset_peak()

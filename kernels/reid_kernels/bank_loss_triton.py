@@ -61,8 +61,10 @@ def contrast_triton(
     seen = rounded(features, how)
     for number, first in enumerate(range(0, count, piece)):
         stop = min(first + piece, count)
-        plain = order is None or starts is None
-        rows = rounded(bank[first:stop] if plain else means_of_classes(bank, order, starts[first : stop + 1]), how)
+        rows = bank[first:stop]
+        if order is not None and starts is not None:
+            rows = means_of_classes(bank, order, starts[first : stop + 1])
+        rows = rounded(rows, how)
         here = triton.cdiv(stop - first, tile.columns)
         shares_kernel[(triton.cdiv(batch, tile.rows) * here,)](
             seen,

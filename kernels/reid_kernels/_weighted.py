@@ -31,7 +31,7 @@ def weighted_rows(weights: Tensor, bank: Tensor, how: Operands, tile: Tile | Non
     m, n = weights.shape
     dim = bank.shape[1]
     weights, bank = rounded(unit_stride(weights), how), rounded(unit_stride(bank), how)
-    tile = tile or weighted_tile(how.dtype, how.precision, m)
+    tile = tile or weighted_tile(how.dtype, how.precision, m, bank.dtype)
     tiles = triton.cdiv(m, tile.rows) * triton.cdiv(dim, tile.columns)
     steps = triton.cdiv(n, tile.depth)
     splits = max(1, min(_PROGRAMS // tiles, steps // _STEPS))

@@ -40,7 +40,10 @@ def contrast_triton(
     features, bank = unit_stride(features), unit_stride(bank)
     batch, dim = features.shape
     how = operands(features.dtype, precision)
-    tile, sums = product_tile(how.dtype, how.precision, batch), weighted_tile(how.dtype, how.precision, batch)
+    # Means of classes are float32 whatever the bank is.
+    memory = features.dtype if starts is None else torch.float32
+    tile = product_tile(how.dtype, how.precision, batch, memory)
+    sums = weighted_tile(how.dtype, how.precision, batch, memory)
     count = len(bank) if starts is None else len(starts) - 1
     # The block of exponentials takes no more than two gradients do.
     piece = piece or max(1024, triton.next_power_of_2(8 * dim // how.dtype.itemsize))
@@ -258,23 +261,19 @@ def shares_kernel(
     b = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     number = (tl.program_id(0) // blocks).to(tl.int64)
     place = number * BLOCK_N + tl.arange(0, BLOCK_N)
-    column = first + place
-    exists = column < stop
+    begin = first + number * BLOCK_N
     depth = dim
     if CLASSES:
-        sizes = tl.load(starts_ptr + column + 1, mask=exists, other=0) - tl.load(
-            starts_ptr + column, mask=exists, other=0
-        )
-        exists = exists & (sizes > 0)
         # A tile of classes that do not exist takes no product.
-        depth = tl.where(tl.max(sizes, axis=0) > 0, dim, 0)
+        rows = tl.load(starts_ptr + tl.minimum(begin + BLOCK_N, stop)) - tl.load(starts_ptr + begin)
+        depth = tl.where(rows > 0, dim, 0)
     logits = scale * product(
         features_ptr,
         rows_ptr,
         b,
         place,
         b < batch,
-        exists,
+        first + place < stop,
         depth,
         features_stride,
         rows_stride,
@@ -284,11 +283,19 @@ def shares_kernel(
         BLOCK_N,
         BLOCK_D,
     )
+    # Places in the tile from here on, and one address with offsets: int64 columns would not fit the registers.
+    local = tl.arange(0, BLOCK_N)
+    exists = local < stop - begin
+    if CLASSES:
+        start = starts_ptr + begin + local
+        exists = exists & (tl.load(start + 1, mask=exists, other=0) > tl.load(start, mask=exists, other=0))
     logits = tl.where(exists[None, :], logits, float("-inf"))
-    target = tl.load(targets_ptr + b, mask=b < batch, other=-1)
-    hit = (column[None, :] == target[:, None]) & exists[None, :]
+    target = tl.load(targets_ptr + b, mask=b < batch, other=-1) - begin
+    inside = (target >= 0) & (target < BLOCK_N)
+    hit = local[None, :] == tl.where(inside, target, -1).to(tl.int32)[:, None]
     own = tl.sum(tl.where(hit, logits, 0.0), axis=1)
-    tl.store(own_ptr + b, own, mask=(b < batch) & (tl.max(hit.to(tl.int32), axis=1) > 0))
+    # No such row: -inf here, NaN for who asks.
+    tl.store(own_ptr + b, tl.where(own == float("-inf"), float("nan"), own), mask=(b < batch) & inside)
     top = tl.max(logits, axis=1)
     share = tl.exp(logits - tl.where(top == float("-inf"), 0.0, top)[:, None])
     tl.store(tile_top_ptr + b * tiles + number, top, mask=b < batch)
@@ -298,7 +305,7 @@ def shares_kernel(
         tl.store(shares_ptr + b[:, None] * piece + place[None, :], share.to(shares_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def running_kernel(
     tile_top_ptr,  # (B, tiles)
     tile_sum_ptr,  # (B, tiles)
@@ -328,7 +335,7 @@ def running_kernel(
     tl.store(total_ptr + (number + 1) * batch + b, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def weighted_kernel(
     shares_ptr,  # (B, piece)
     rows_ptr,  # (count, D)

@@ -5,7 +5,7 @@ Nothing is tuned at run time. Sizes that change each epoch (n, classes) are no p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,10 +49,13 @@ GROUP = 16
 REDUCE = Tile(16, 0, 256, 4, 2)
 
 
-def product_tile(operand: torch.dtype, precision: str, rows: int) -> Tile:
-    """The tile of a product whose operands are of a dtype, at a precision, over so many rows."""
+def product_tile(operand: torch.dtype, precision: str, rows: int, memory: torch.dtype | None = None) -> Tile:
+    """The tile of a product whose operands are of a dtype, at a precision, over so many rows.
+
+    `memory` is the widest dtype that rows are read in, the operands' own where it is not given.
+    """
     table = SMALL_PRODUCT if rows <= 64 else PRODUCT
-    return table["tf32" if operand == torch.float32 and precision == "tf32" else operand]
+    return _step(table["tf32" if operand == torch.float32 and precision == "tf32" else operand], operand, memory)
 
 
 #: Weighted sums of bank rows: batch rows, part of the width, bank rows a step. The last divides every product tile's columns.
@@ -66,6 +69,12 @@ WEIGHTED = {
 WEIGHTED_SPLITS = 2
 
 
-def weighted_tile(operand: torch.dtype, precision: str, rows: int) -> Tile:
-    """The tile of a weighted sum whose operands are of a dtype, at a precision, over so many batch rows."""
-    return WEIGHTED["tf32" if operand == torch.float32 and precision == "tf32" else operand]
+def weighted_tile(operand: torch.dtype, precision: str, rows: int, memory: torch.dtype | None = None) -> Tile:
+    """The tile of a weighted sum, chosen as `product_tile` does."""
+    return _step(WEIGHTED["tf32" if operand == torch.float32 and precision == "tf32" else operand], operand, memory)
+
+
+def _step(tile: Tile, operand: torch.dtype, memory: torch.dtype | None) -> Tile:
+    """Rows that are wider in memory than as operands: a step of as many bytes, or 64 KiB of shared memory would not do."""
+    wider = max(1, (memory or operand).itemsize // operand.itemsize)
+    return replace(tile, depth=tile.depth // wider)

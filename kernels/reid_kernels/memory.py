@@ -9,6 +9,8 @@ from torch import Tensor
 from ._ops import accumulator, check_ids, check_pair, check_range, qualified
 
 _SMALLEST_NORM = 1e-12
+#: Values of a row that the kernel holds in the registers of one program.
+_WIDEST = 2**13
 
 
 def update_bank_(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, *, ignore_index: int = -1) -> Tensor:
@@ -19,7 +21,7 @@ def update_bank_(bank: Tensor, features: Tensor, targets: Tensor, momentum: floa
     float64). Bitwise the same from run to run. No gradient.
 
     Args:
-        bank: (n, D) float32, float16, bfloat16 or float64, contiguous rows; changed.
+        bank: (n, D) float32, float16, bfloat16 or float64, changed.
         features: (B, D), dtype and device of the bank.
         targets: (B,) int64 in [0, n); `ignore_index` for features that update nothing.
         momentum: m in [0, 1], the share of the old vector that is kept.
@@ -29,7 +31,8 @@ def update_bank_(bank: Tensor, features: Tensor, targets: Tensor, momentum: floa
         The bank.
 
     Memory:
-        A few arrays of the batch's size, whatever n; one launch on a GPU, which moves 3 B D values.
+        A few arrays of the batch's size, whatever n; one launch on a GPU, which moves 3 B D values (several for rows wider than
+        8,192 or whose values do not lie side by side).
 
     Raises:
         ValueError: Wrong rank, width, dtype or device, a bank that requires a gradient, momentum outside [0, 1], or targets out
@@ -62,7 +65,8 @@ def update_bank_reference(
 def _update_bank(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int) -> None:
     if bank.is_cpu:
         check_range("targets", targets[targets != ignore_index], 0, len(bank))
-    if bank.is_cpu or bank.dtype == torch.float64 or not bank.numel() or not len(features):
+    plain = bank.is_cpu or bank.dtype == torch.float64 or not bank.numel() or not len(features)
+    if plain or bank.shape[1] > _WIDEST or bank.stride(1) != 1:
         _update_rows(bank, features, targets, momentum, ignore_index)
         return
     from .memory_triton import update_triton

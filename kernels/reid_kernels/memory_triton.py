@@ -8,17 +8,10 @@ from torch import Tensor
 
 from ._ops import unit_stride
 
-#: A row of the memory is held whole: 2^16 values in the registers of one program are the most that Triton takes sensibly.
-_WIDEST = 2**16
-
 
 def update_triton(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int) -> None:
-    """`update_bank_` on checked arguments, none of them empty."""
+    """`update_bank_` on checked arguments, none of them empty; the bank's rows narrow enough to be held whole."""
     batch, dim = features.shape
-    if bank.stride(1) != 1:
-        raise ValueError(f"bank: found strides {bank.stride()}, wanted rows of values side by side")
-    if dim > _WIDEST:
-        raise ValueError(f"bank: found rows of width {dim}, wanted {_WIDEST} at most")
     features = unit_stride(features)
     block = triton.next_power_of_2(dim)
     update_kernel[(batch,)](

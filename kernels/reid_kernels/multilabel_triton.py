@@ -78,7 +78,7 @@ def multilabel_triton(
 def similarities(rows: Tensor, bank: Tensor, how: Operands, tile: Tile | None = None) -> Tensor:
     """Dot products (B, n) float32."""
     (m, dim), n = rows.shape, len(bank)
-    tile = tile or product_tile(how.dtype, how.precision, m)
+    tile = tile or product_tile(how.dtype, how.precision, m, bank.dtype)
     rows, bank = rounded(rows, how), rounded(bank, how)
     result = torch.empty(m, n, dtype=torch.float32, device=bank.device)
     similarity_kernel[(triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns),)](

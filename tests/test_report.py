@@ -1,0 +1,93 @@
+"""bench/report.py: results of either kind become a table and a roofline."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+REPORT = Path(__file__).parent.parent / "bench" / "report.py"
+
+
+def operator(form: str, ms: float, **more: Any) -> dict[str, Any]:
+    """A figure of one operator, as the benchmarks note it."""
+    info = {
+        "operator": "similarity_topk",
+        "form": form,
+        "size": "4 x 90 x 8, k = 3",
+        "dtype": "float32",
+        "device": "cpu",
+        "GB_per_s": 12.5,
+        "TFLOP_per_s": 0.0405,
+        "operations_per_byte": 64.0,
+        "roofline_share": 0.456,
+        "peaks": {"copy": 20.0, "float32": 0.08},
+        "peak_extra_MiB": 1234.5,
+        "error_vs_float64": 1.23e-7,
+        "error_of_eager": 2.5e-7,
+        **more,
+    }
+    return {"name": f"test[{form}]", "group": "g", "stats": {"median": ms / 1e3}, "extra_info": info}
+
+
+OTHER = {
+    "name": "test_ranking[500-blocks]",
+    "group": "ranking, 500",
+    "stats": {"median": 0.25},
+    "extra_info": {"device": "cpu", "peak_extra_MiB": 20.0},
+}
+
+
+def report(folder: Path, *contents: Any) -> subprocess.CompletedProcess[str]:
+    paths = []
+    for number, content in enumerate(contents):
+        paths.append(folder / f"{number}.json")
+        paths[-1].write_text(json.dumps(content))
+    command = [sys.executable, str(REPORT), *map(str, paths), "--out", str(folder / "out")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def rows(folder: Path) -> list[list[str]]:
+    """The cells of the report's lines."""
+    lines = (folder / "out" / "report.md").read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+
+
+def test_an_operator_stands_beside_eager_with_its_rates_and_errors(tmp_path: Path) -> None:
+    done = report(tmp_path, {"benchmarks": [operator("eager", 30.0), operator("ours", 12.0), OTHER]})
+    assert done.returncode == 0, done.stderr
+    head, eager, ours, _, other = rows(tmp_path)
+    assert head[3:6] == ["implementation", "median ms", "times eager's speed"]
+    assert eager[3:6] == ["eager", "30.0", "1.00"]
+    assert ours[:6] == ["similarity_topk", "4 x 90 x 8, k = 3", "float32", "ours", "12.0", "2.50"]
+    assert ours[6:] == ["12.5", "0.0405", "46 %", "1,234", "1.2e-07 (2.5e-07)"]
+    assert other == ["ranking, 500", "500-blocks", "250", "20.0"]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "copy 20.0 GB/s, float32 0.0800 TFLOP/s" in text
+    assert "(roofline-cpu.png)" in text
+    assert (tmp_path / "out" / "roofline-cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_of_gpu_check_are_read_by_the_device_s_own_clock(tmp_path: Path) -> None:
+    figures = [operator("eager", 9.0), operator("ours", 9.0, cuda_event_median_ms=3.0, dtype="bfloat16")]
+    for figure in figures:
+        figure["median_s"] = figure.pop("stats")["median"]
+        figure["extra_info"]["device"] = "NVIDIA H200"
+    content = {"device": "NVIDIA H200", "benchmarks": [{"file": "bench_similarity_topk.py", "figures": figures}]}
+    done = report(tmp_path, content, {"benchmarks": [OTHER]})
+    assert done.returncode == 0, done.stderr
+    _, eager, ours, *_ = rows(tmp_path)
+    assert (eager[4], ours[2], ours[4]) == ("9.00", "bfloat16", "3.00")
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["roofline-nvidia-h200.png"]
+
+
+def test_a_group_without_eager_has_no_ratio(tmp_path: Path) -> None:
+    assert report(tmp_path, {"benchmarks": [operator("ours", 2.0)]}).returncode == 0
+    assert rows(tmp_path)[1][5] == "-"
+
+
+def test_what_holds_no_figures_is_refused_by_name(tmp_path: Path) -> None:
+    assert "0.json holds no results" in report(tmp_path, {"runs": 3}).stderr
+    assert "no figures" in report(tmp_path, {"benchmarks": []}).stderr

@@ -94,10 +94,13 @@ def planted_features(n: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def unit_rows(
-    device: str, dtype: str, n: int, dim: int, *, spread: float = _SPREAD, seed: int = 0
+    device: str, dtype: str, n: int, dim: int, *, spread: float = _SPREAD, exact: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`planted_features` for millions of rows: drawn on the device itself, by blocks, in a dtype. Rows and their centres."""
-    generator = torch.Generator(device).manual_seed(seed)
+    """`planted_features` for millions of rows: drawn on the device itself, by blocks, in a dtype. Rows and their centres.
+
+    Only where `exact` is asked for are coordinates multiples of 2^-11: no rounding could be seen in the results.
+    """
+    generator = torch.Generator(device).manual_seed(0)
     draw = functools.partial(torch.randn, generator=generator, device=device)
     count = max(1, n // 20)
     centres = F.normalize(draw(count, _CENTRE_DIMENSIONS) @ draw(_CENTRE_DIMENSIONS, dim))
@@ -106,7 +109,10 @@ def unit_rows(
     for start in range(0, n, 2**14):
         block = centres[identities[start : start + 2**14]]
         block += draw(block.shape) * (spread / math.sqrt(dim))
-        rows[start : start + len(block)] = F.normalize(block).mul_(float(_GRID)).round_().div_(float(_GRID))
+        block = F.normalize(block)
+        if exact:
+            block.mul_(float(_GRID)).round_().div_(float(_GRID))
+        rows[start : start + len(block)] = block
     return rows, identities
 
 

@@ -1,0 +1,139 @@
+"""similarity_topk beside what a user would run instead: a product and a top-k, whole or by blocks; faiss on a CPU."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import harness
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from reid_kernels import similarity_topk, similarity_topk_reference
+from torch import Tensor
+
+#: Queries, bank rows, width, k. As many queries as rows: every row of the bank is one.
+SIZES = {
+    "small": [(2_000, 5_000, 512, 30)],
+    "market": [(12_936, 12_936, 512, 30)],
+    "msmt17": [(32_621, 32_621, 2_048, 30)],
+    "million": [(1_024, 1_000_000, 2_048, 32)],
+}
+CHUNK = 256
+#: Queries that are compared with float64.
+COMPARED = 16
+
+Found = tuple[Tensor, Tensor]
+
+
+def make(device: str, dtype: str, queries: int, n: int, dim: int, k: int) -> tuple[Tensor, Tensor, int]:
+    bank, _ = harness.unit_rows(device, dtype, n, dim)
+    places = torch.arange(queries, device=device) * (n // queries)
+    return bank if queries == n else harness.near(bank, places), bank, k
+
+
+def ours(query: Tensor, bank: Tensor, k: int) -> Found:
+    return similarity_topk(query, bank, k, normalize=False)
+
+
+def ours_ieee(query: Tensor, bank: Tensor, k: int) -> Found:
+    return similarity_topk(query, bank, k, normalize=False, precision="ieee")
+
+
+def eager(query: Tensor, bank: Tensor, k: int) -> Found:
+    values, indices = (query @ bank.T).topk(k)
+    return values, indices
+
+
+def chunked(query: Tensor, bank: Tensor, k: int) -> Found:
+    parts = [eager(some, bank, k) for some in query.split(CHUNK)]
+    return torch.cat([values for values, _ in parts]), torch.cat([indices for _, indices in parts])
+
+
+def chunked_compiled(query: Tensor, bank: Tensor, k: int) -> Found:
+    block = harness.compiled(eager)
+    parts = [block(some, bank, k) for some in query.split(CHUNK)]
+    return torch.cat([values for values, _ in parts]), torch.cat([indices for _, indices in parts])
+
+
+def faiss_flat(query: Tensor, bank: Tensor, k: int) -> Found:
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatIP(bank.shape[1])
+    index.add(bank.numpy())
+    values, indices = index.search(query.numpy(), k)
+    return torch.from_numpy(values), torch.from_numpy(indices)
+
+
+FORMS = {
+    "eager": eager,
+    "eager, chunked": chunked,
+    "compiled, chunked": chunked_compiled,
+    "faiss": faiss_flat,
+    "ours": ours,
+    "ours, ieee": ours_ieee,
+}
+
+
+def work(device: str, dtype: str, form: str, queries: int, n: int, dim: int, k: int) -> harness.Work:
+    """Two operations for each query, row and column; queries and bank in (once, if the same), 12 k bytes a query out."""
+    rows = n if queries == n else queries + n
+    unit = dtype
+    if form == "ours":
+        ceilings = harness.peaks(device)
+        unit = max("float32", "bfloat16", key=lambda name: ceilings[name])
+    return harness.Work(2.0 * queries * n * dim, rows * dim * getattr(torch, dtype).itemsize + 12.0 * queries * k, unit)
+
+
+class Expected(NamedTuple):
+    """Values of all queries by the operator, the first queries' and the bank in float64, eager's error on these."""
+
+    values: Tensor
+    reference: Tensor
+    similarity: Tensor
+    error_of_eager: float
+
+
+@functools.lru_cache(maxsize=1)
+def expected(device: str, dtype: str, size: tuple[int, int, int, int]) -> Expected:
+    query, bank, k = make(device, dtype, *size)
+    some = query[:COMPARED]
+    exact, rows = some.double(), bank.double()
+    reference, _ = similarity_topk_reference(exact, rows, k, normalize=False)
+    similarity = exact @ rows.T
+    return Expected(ours(query, bank, k)[0], reference, similarity, error(eager(some, bank, k), reference, similarity))
+
+
+def error(found: Found, reference: Tensor, similarity: Tensor) -> float:
+    """Of the values, or of the similarities at the indices where that is greater."""
+    values, indices = (part[:COMPARED] for part in found)
+    gathered = similarity.gather(1, indices)
+    return max(harness.relative_error(part, reference) for part in (values, gathered))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_similarity_topk(
+    benchmark: BenchmarkFixture, size: tuple[int, int, int, int], dtype: str, form: str, device: str
+) -> None:
+    if form == "faiss" and device == "cuda":
+        pytest.skip("faiss-cpu is the peer on a CPU alone")
+    if form == "faiss":
+        pytest.importorskip("faiss", reason="faiss is not installed; it is a peer here")
+    if form == "compiled, chunked":
+        harness.need_compiler(device)
+    queries, n, dim, k = size
+    found = harness.measure_operator(
+        benchmark,
+        FORMS[form],
+        harness.Inputs(make, (dtype, *size)),
+        device,
+        operator="similarity_topk",
+        form=form,
+        size=f"{queries:,} x {n:,} x {dim:,}, k = {k}",
+        dtype=dtype,
+        work=work(device, dtype, form, *size),
+    )
+    wanted = expected(device, dtype, size)
+    found_error = error(found, wanted.reference, wanted.similarity)
+    harness.check(benchmark, found_error, wanted.error_of_eager, found[:1], [wanted.values])

@@ -1,0 +1,200 @@
+"""Turn results into a table and a roofline plot: `python bench/report.py RESULT.json [...] --out DIR`.
+
+Takes what `pytest bench --benchmark-json` and `bench/gpu_check.py` write. Writes DIR/report.md, and for each device with
+operators in the results DIR/roofline-DEVICE.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HEADER = (
+    "| operator | size | dtype | implementation | median ms | times eager's speed | GB/s | TFLOP/s | share of roofline "
+    "| peak extra MiB | error (eager's) |\n|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|"
+)
+OTHERS = "| benchmark | form | median ms | peak extra MiB |\n|---|---|--:|--:|"
+MARKERS = "ovsD^P*X<>"
+
+
+class Figure(NamedTuple):
+    """One benchmark: its name and group, milliseconds, and what it says beside them."""
+
+    name: str
+    group: str
+    ms: float
+    info: dict[str, Any]
+
+
+def main() -> None:
+    """Read, write the table, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
+    options = parser.parse_args()
+    devices: dict[str, list[Figure]] = {}
+    for path in options.results:
+        for figure in figures(path):
+            devices.setdefault(figure.info.get("device", "unknown"), []).append(figure)
+    if not devices:
+        sys.exit("there are no figures in the results; run the benchmarks with --benchmark-json FILE")
+    options.out.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for device, found in devices.items():
+        parts.append(f"## {device}\n\n{text(found)}")
+        operators = [figure for figure in found if "operator" in figure.info]
+        if operators:
+            plot = f"roofline-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.png"
+            draw(operators, device, options.out / plot)
+            parts.append(f"![Roofline of {device}]({plot})\n")
+    (options.out / "report.md").write_text("\n".join(parts))
+    print(options.out / "report.md")
+
+
+def figures(path: Path) -> list[Figure]:
+    """The figures of a file of either kind."""
+    try:
+        content = json.loads(path.read_text())
+        found = content["benchmarks"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f"{path} holds no results ({error!r}); give what --benchmark-json or gpu_check.py wrote")
+    # gpu_check.py keeps figures by file, and of the statistics the median alone.
+    rows = [row for part in found for row in part.get("figures", [part])]
+    return [
+        Figure(
+            row["name"],
+            row["group"] or row["name"],
+            row["extra_info"].get("cuda_event_median_ms")
+            or 1e3 * (row["median_s"] if "median_s" in row else row["stats"]["median"]),
+            row["extra_info"],
+        )
+        for row in rows
+    ]
+
+
+def text(found: list[Figure]) -> str:
+    """The table of the operators, and a short one of the other benchmarks."""
+    operators = [figure for figure in found if "operator" in figure.info]
+    others = [figure for figure in found if "operator" not in figure.info]
+    parts = []
+    if operators:
+        peaks = ceilings(operators)
+        rates = ", ".join(f"{unit} {number(rate)} TFLOP/s" for unit, rate in peaks.items() if unit != "copy")
+        lines = "".join(row(figure, speed(figure, operators)) + "\n" for figure in operators)
+        parts.append(
+            f"Measured ceilings: copy {number(peaks['copy'])} GB/s, {rates}. Rates count the least that an operator has to do, "
+            "whatever a form does; the share is of the time in which the ceilings of its own run allow that. Errors are "
+            f"relative, against float64.\n\n{HEADER}\n{lines}"
+        )
+    if others:
+        lines = "".join(
+            f"| {o.group} | {form(o)} | {number(o.ms)} | {number(o.info.get('peak_extra_MiB'))} |\n" for o in others
+        )
+        parts.append(f"{OTHERS}\n{lines}")
+    return "\n".join(parts)
+
+
+def ceilings(operators: list[Figure]) -> dict[str, float]:
+    """The highest that were measured; each run of pytest measures them once."""
+    found: dict[str, float] = {}
+    for figure in operators:
+        for name, rate in figure.info["peaks"].items():
+            found[name] = max(rate, found.get(name, 0))
+    return found
+
+
+def form(figure: Figure) -> str:
+    """What tells a benchmark from the others of its group: the end of its name's brackets."""
+    return figure.name.partition("[")[2].rstrip("]") or figure.name
+
+
+def speed(figure: Figure, operators: list[Figure]) -> float | None:
+    """How many times as fast as the first eager form of its group, None where there is none."""
+    eager = [o.ms for o in operators if o.group == figure.group and o.info["form"].startswith("eager")]
+    return eager[0] / figure.ms if eager else None
+
+
+def row(figure: Figure, faster: float | None) -> str:
+    """One line of the table of operators."""
+    info = figure.info
+    error = f"{number(info.get('error_vs_float64'), 2)} ({number(info.get('error_of_eager'), 2)})"
+    cells = [info["operator"], info["size"], info["dtype"], info["form"], number(figure.ms)]
+    cells += [number(faster), number(info["GB_per_s"]), number(info["TFLOP_per_s"])]
+    cells += [f"{100 * info['roofline_share']:.0f} %", number(info.get("peak_extra_MiB")), error]
+    return "| " + " | ".join(cells) + " |"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """So many significant digits; plain up to a million, and a dash for None."""
+    if value is None:
+        return "-"
+    if 1e-3 <= abs(value) < 10**digits:
+        return f"{value:#.{digits}g}".rstrip(".")
+    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
+
+
+def draw(operators: list[Figure], device: str, path: Path) -> None:
+    """A roofline for each dtype: a colour for each operator and size, a marker for each form, ceilings as lines."""
+    from matplotlib.figure import Figure as Canvas
+
+    dtypes = sorted({o.info["dtype"] for o in operators})
+    # As high as the longest legend.
+    entries = max(len({problem(o) for o in operators if o.info["dtype"] == dtype}) for dtype in dtypes)
+    height = max(6.5, 0.34 * entries + 0.17 * len({o.info["form"] for o in operators}) + 1)
+    canvas = Canvas(figsize=(11, height * len(dtypes)), layout="constrained")
+    peaks = ceilings(operators)
+    for axes, dtype in zip(canvas.subplots(len(dtypes), squeeze=False)[:, 0], dtypes, strict=True):
+        panel(axes, [o for o in operators if o.info["dtype"] == dtype], peaks)
+        axes.set_title(f"{device}, {dtype}")
+    canvas.savefig(path, dpi=130)
+
+
+def panel(axes: Any, operators: list[Figure], peaks: dict[str, float]) -> None:
+    """One roofline. The forms of a problem need as many operations a byte; they stand side by side to be told apart."""
+    import matplotlib
+    from matplotlib.lines import Line2D
+
+    colours = matplotlib.colormaps["tab10" if len({problem(o) for o in operators}) <= 10 else "tab20"]
+    problems = list(dict.fromkeys(problem(o) for o in operators))
+    forms = list(dict.fromkeys(o.info["form"] for o in operators))
+    rates = {unit: rate for unit, rate in peaks.items() if unit != "copy"}
+    copy, highest = peaks["copy"] / 1e3, max(rates.values())
+    densities = [o.info["operations_per_byte"] for o in operators]
+    left, right = min(*densities, highest / copy) / 4, max(*densities, highest / copy) * 20
+    axes.plot([left, highest / copy], [left * copy, highest], color="0.4", linewidth=1)
+    axes.text(left * 1.1, left * copy * 8, f"copy {number(peaks['copy'])} GB/s", color="0.3")
+    for unit, rate in rates.items():
+        axes.plot([rate / copy, right], [rate, rate], color="0.4", linewidth=1)
+        axes.text(right / 1.1, rate * 1.06, f"{unit} {number(rate)} TFLOP/s", color="0.3", ha="right", va="bottom")
+    beside: dict[str, int] = {}
+    for o in operators:
+        turn = beside[o.group] = beside.get(o.group, -1) + 1
+        axes.plot(
+            o.info["operations_per_byte"] * 1.12**turn,
+            o.info["TFLOP_per_s"],
+            MARKERS[forms.index(o.info["form"]) % len(MARKERS)],
+            color=colours(problems.index(problem(o)) % colours.N),
+        )
+    slowest = min(o.info["TFLOP_per_s"] for o in operators)
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(slowest / 3, highest * 3))
+    axes.set(xlabel="operations a byte, at the least", ylabel="TFLOP/s")
+    axes.grid(alpha=0.3)
+    handles = [Line2D([], [], color=colours(i % colours.N), label=name, linewidth=4) for i, name in enumerate(problems)]
+    handles += [
+        Line2D([], [], color="0.3", linestyle="", marker=MARKERS[i % len(MARKERS)], label=name)
+        for i, name in enumerate(forms)
+    ]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, fontsize="small")
+
+
+def problem(figure: Figure) -> str:
+    """Operator and size, over two lines."""
+    return f"{figure.info['operator']}\n  {figure.info['size']}"
+
+
+if __name__ == "__main__":
+    main()

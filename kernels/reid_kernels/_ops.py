@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -22,9 +24,29 @@ def qualified(name: str) -> str:
     return f"{NAMESPACE}::{name}"
 
 
-def full_precision(x: Tensor) -> torch.autocast:
-    """Switch autocast off around an operator's own products, which it would round to half floats."""
-    return torch.autocast(x.device.type, enabled=False)
+@contextlib.contextmanager
+def full_precision(x: Tensor) -> Iterator[None]:
+    """Around an operator's own products: neither autocast nor PyTorch's own choice of precision rounds them."""
+    chosen = torch.get_float32_matmul_precision()
+    with torch.autocast(x.device.type, enabled=False):
+        if chosen == "highest":
+            yield
+            return
+        try:
+            torch.set_float32_matmul_precision("highest")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(chosen)
+
+
+def takes_kernels(*rows: Tensor) -> bool:
+    """Whether Triton's kernels run on these: float32 or less, on a device that is no CPU, none of them empty."""
+    return not rows[0].is_cpu and rows[0].dtype != torch.float64 and all(x.numel() for x in rows)
+
+
+def device_of(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Make the tensor's device the current one: Triton launches there, not where its arguments are."""
+    return contextlib.nullcontext() if x.is_cpu else torch.get_device_module(x.device).device(x.device)
 
 
 def check_rows(name: str, x: Tensor) -> None:
@@ -61,10 +83,11 @@ def check_ids(name: str, x: Tensor, count: int, like: Tensor, like_name: str, pe
     check_device(name, x, like, like_name)
 
 
-def check_range(name: str, x: Tensor, low: int, high: int) -> None:
-    """Values in [low, high). Read on a CPU alone: elsewhere it would wait for the device."""
+def check_range(name: str, x: Tensor, low: int, high: int, ignored: int | None = None) -> None:
+    """Values in [low, high), or `ignored`. Read on a CPU alone: elsewhere it would wait for the device."""
     if x.is_cpu and len(x):
-        bad = ((x < low) | (x >= high)).nonzero()
+        outside = (x < low) | (x >= high)
+        bad = (outside if ignored is None else outside & (x != ignored)).nonzero()
         if len(bad):
             place = int(bad[0, 0])
             raise ValueError(f"{name}: found {int(x[place])} at place {place}, wanted values in [{low}, {high})")

@@ -17,8 +17,10 @@ from ._ops import (
     check_pair,
     check_range,
     check_rows,
+    device_of,
     full_precision,
     qualified,
+    takes_kernels,
 )
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -75,8 +77,9 @@ def bank_contrast_loss(
     al., NeurIPS 2020); the softmax runs over the classes that have rows.
 
     Loss and gradient for the features come from one pass over the bank in the forward call, so the bank may be changed in
-    place before `backward`. A bank that requires a gradient gets one by a second pass; it must then be left alone until
-    `backward`. Sums are float32 (float64 for float64); the result is the same from run to run.
+    place before `backward`. A bank that requires a gradient gets one by a second pass, in float32; it must then be left alone
+    until `backward`. There is no second derivative. Sums are float32 (float64 for float64); the result is the same from run to
+    run.
 
     Args:
         features: (B, D) float32, float16, bfloat16 or float64.
@@ -178,14 +181,15 @@ def class_means(bank: Tensor, classes: Tensor | ClassIndex, count: int) -> Tenso
 
 @torch.library.custom_op(qualified("class_means"), mutates_args=())
 def _class_means(bank: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    if bank.is_cpu or bank.dtype == torch.float64 or not bank.numel():
+    if not takes_kernels(bank):
         from .bank_loss_cpu import means_of_classes
 
         with full_precision(bank):
             return means_of_classes(bank, order, starts).to(bank.dtype)
     from .bank_loss_triton import means_of_classes as means_triton
 
-    return means_triton(bank, order, starts).to(bank.dtype)
+    with device_of(bank):
+        return means_triton(bank, order.contiguous(), starts.contiguous()).to(bank.dtype)
 
 
 @_class_means.register_fake
@@ -208,15 +212,16 @@ def _bank_contrast(
     """Loss of each row (B,), log of its sum of exponentials (B,), gradient of each loss (B, D) or (0, D)."""
     if features.is_cpu:
         count = len(bank) if starts is None else len(starts) - 1
-        check_range("targets", targets[targets != ignore_index], 0, count)
-    if features.is_cpu or features.dtype == torch.float64 or not features.numel() or not len(bank):
+        check_range("targets", targets, 0, count, ignored=ignore_index)
+    if not takes_kernels(features, bank) or (starts is not None and len(starts) == 1):
         from .bank_loss_cpu import contrast_blocked
 
         with full_precision(features):
             return contrast_blocked(features, bank, targets, order, starts, temperature, ignore_index, gradient)
     from .bank_loss_triton import contrast_triton
 
-    return contrast_triton(features, bank, targets, order, starts, temperature, ignore_index, gradient, precision)
+    with device_of(features):
+        return contrast_triton(features, bank, targets, order, starts, temperature, ignore_index, gradient, precision)
 
 
 @_bank_contrast.register_fake
@@ -249,9 +254,13 @@ def _bank_gradient(
     log_sums: Tensor,
     weights: Tensor,
 ) -> Tensor:
-    from .bank_loss_cpu import bank_gradient_blocked
+    from .bank_loss_cpu import bank_gradient_blocked, contrast_blocked
 
     with full_precision(features):
+        if takes_kernels(features):
+            # The kernels' sums are of other roundings than the shares that are computed here.
+            arguments = (features, bank, targets, order, starts, temperature, ignore_index)
+            log_sums = contrast_blocked(*arguments, False)[1]
         return bank_gradient_blocked(
             features, bank, targets, order, starts, temperature, ignore_index, log_sums, weights
         )
@@ -275,19 +284,24 @@ def _(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     features, bank, targets, order, starts, ctx.temperature, ctx.ignore_index, ctx.gradient, _ = inputs
     _, log_sums, gradient = output
+    counted = targets != ctx.ignore_index
     ctx.mark_non_differentiable(log_sums, gradient)
     ctx.set_materialize_grads(False)
     ctx.dtype = features.dtype
     # What only the bank's gradient needs is not kept without it: the bank may then change before the backward call.
     if ctx.needs_input_grad[1]:
-        ctx.save_for_backward(gradient, features, bank, targets, order, starts, log_sums)
+        ctx.save_for_backward(gradient, counted, features, bank, targets, order, starts, log_sums)
     else:
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, counted)
 
 
+@torch.autograd.function.once_differentiable
 def _backward(ctx: Any, weights: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    gradient, *rest = ctx.saved_tensors
+    gradient, counted, *rest = ctx.saved_tensors
     to_features = to_bank = None
+    if weights is not None:
+        # Whatever weight an ignored loss has: it is a constant.
+        weights = weights.masked_fill(~counted, 0.0)
     if weights is not None and ctx.needs_input_grad[0]:
         if not ctx.gradient:
             raise RuntimeError("bank_contrast_loss: the features did not require a gradient when the loss was taken")

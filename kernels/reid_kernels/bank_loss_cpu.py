@@ -32,12 +32,15 @@ def contrast_blocked(
     top = scaled.new_full((len(scaled), 1), -torch.inf)
     total, own = torch.zeros_like(top), torch.zeros_like(top)
     running = torch.zeros_like(scaled) if gradient else scaled.new_zeros(0, scaled.shape[1])
+    chosen = torch.zeros_like(running)
     for first, rows, empty in _blocks(bank, order, starts, len(features)):
         logits = scaled @ rows.T
         if empty is not None:
             logits.masked_fill_(empty, -torch.inf)
         here, column = _targets_in(targets, counted, first, len(rows))
         own[here, 0] = logits[here, column]
+        if gradient:
+            chosen[here] = rows[column]
         higher = torch.maximum(top, logits.amax(1, keepdim=True))
         # A block of empty classes alone leaves -inf, of which no difference is taken.
         shift = higher.masked_fill(higher == -torch.inf, 0.0)
@@ -46,16 +49,12 @@ def contrast_blocked(
         total = total * shrink + weights.sum(1, keepdim=True)
         if gradient:
             running.mul_(shrink).addmm_(weights, rows)
-            # What the target takes away goes in at the end, when the sum is known.
         top = higher
     log_sums = (top + total.log())[:, 0]
-    losses = torch.where(counted, log_sums - own[:, 0], 0.0)
+    # In this order: where the target's logit is all but the sum, what is left is small beside either.
+    losses = torch.where(counted, (total.log() + (top - own))[:, 0], 0.0)
     if gradient:
-        running /= total
-        here = counted.nonzero()[:, 0]
-        if len(here):
-            running[here] -= _rows_of_targets(bank, order, starts, targets[here])
-        running.div_(temperature).masked_fill_(~counted[:, None], 0.0)
+        running.div_(total).sub_(chosen).div_(temperature).masked_fill_(~counted[:, None], 0.0)
     if features.is_cpu and not bool(torch.isfinite(losses).all() & torch.isfinite(running).all()):
         if starts is not None and bool((own[counted] == -torch.inf).any()):
             wrong = int(targets[counted][(own[counted] == -torch.inf)[:, 0]][0])
@@ -78,8 +77,9 @@ def bank_gradient_blocked(
     """Gradient for the bank of the losses weighted (B,), in its dtype: the logits again, block by block."""
     kind = accumulator(features.dtype)
     counted = targets != ignore_index
-    scaled = features.to(kind) / temperature
-    factor = torch.where(counted, weights.to(kind), 0.0)
+    features, targets, log_sums, weights = (x[counted] for x in (features, targets, log_sums, weights))
+    counted = counted[counted]
+    scaled, factor = features.to(kind) / temperature, weights.to(kind)
     out = torch.zeros_like(bank)
     for first, rows, empty in _blocks(bank, order, starts, len(features)):
         share = (scaled @ rows.T).sub_(log_sums[:, None]).exp_()
@@ -139,14 +139,3 @@ def _targets_in(targets: Tensor, counted: Tensor, first: int, length: int) -> tu
     """Features whose target is in the block, and its place there."""
     here = (counted & (targets >= first) & (targets < first + length)).nonzero()[:, 0]
     return here, targets[here] - first
-
-
-def _rows_of_targets(bank: Tensor, order: Tensor | None, starts: Tensor | None, targets: Tensor) -> Tensor:
-    """The vector of each target: a bank row, or the mean of a class."""
-    if order is None or starts is None:
-        return bank[targets].to(accumulator(bank.dtype))
-    wanted, place = targets.unique(return_inverse=True)
-    begin, sizes = starts[wanted], starts[wanted + 1] - starts[wanted]
-    edges = F.pad(sizes.cumsum(0), (1, 0))
-    members = order[torch.arange(int(edges[-1]), device=bank.device) + (begin - edges[:-1]).repeat_interleave(sizes)]
-    return means_of_classes(bank, members, edges)[place]

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._ops import unit_stride
-from ._triton import Operands, operands, product, rounded
+from ._triton import operands, product, rounded
 from .configs import WEIGHTED_SPLITS, product_tile, weighted_tile
 
 #: Bytes of class means that exist at a time.
@@ -37,7 +37,9 @@ def contrast_triton(
 
     `piece` is the number of bank rows taken at a time, a multiple of every tile.
     """
-    features, bank = unit_stride(features), unit_stride(bank)
+    features, bank, targets = unit_stride(features), unit_stride(bank), targets.contiguous()
+    if order is not None and starts is not None:
+        order, starts = order.contiguous(), starts.contiguous()
     batch, dim = features.shape
     how = operands(features.dtype, precision)
     # Means of classes are float32 whatever the bank is.
@@ -53,7 +55,7 @@ def contrast_triton(
     tiles = triton.cdiv(piece, tile.columns)
     splits = WEIGHTED_SPLITS if batch <= 128 else 1
     new = {"device": features.device, "dtype": torch.float32}
-    shares = torch.empty(batch if gradient else 0, piece, device=features.device, dtype=rounded_dtype(how))
+    shares = torch.empty(batch if gradient else 0, piece, device=features.device, dtype=how.dtype)
     # Maxima and sums of the tiles of a piece; running ones before and after each piece.
     tile_top, tile_sum = torch.empty(2, batch, tiles, **new)  # type: ignore[call-overload]
     pieces = triton.cdiv(count, piece)
@@ -133,7 +135,7 @@ def contrast_triton(
                 num_warps=sums.warps,
                 num_stages=sums.stages,
             )
-    losses, log_sums = torch.empty(2, batch, **new)  # type: ignore[call-overload]
+    losses, log_sums = (torch.empty(batch, **new) for _ in range(2))  # type: ignore[call-overload]
     # A class is subtracted as the mean of its rows.
     chosen = bank if order is None or starts is None else _means_of_targets(bank, order, starts, targets)
     finish_kernel[(batch,)](
@@ -159,11 +161,6 @@ def contrast_triton(
         num_warps=4,
     )
     return losses, log_sums, running[0] if gradient else running.new_empty(0, dim)
-
-
-def rounded_dtype(how: Operands) -> torch.dtype:
-    """What the exponentials are kept in: what the product takes; never float16, whose range they would leave."""
-    return torch.bfloat16 if how.dtype == torch.float16 else how.dtype
 
 
 def means_of_classes(bank: Tensor, order: Tensor, starts: Tensor) -> Tensor:
@@ -229,7 +226,7 @@ def means_kernel(
     tl.store(out_ptr + number * dim + d, mean, mask=d < dim)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "stop", "tiles"])
 def shares_kernel(
     features_ptr,  # (B, D)
     rows_ptr,  # (stop - first, D)
@@ -305,7 +302,7 @@ def shares_kernel(
         tl.store(shares_ptr + b[:, None] * piece + place[None, :], share.to(shares_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["number"])
+@triton.jit(do_not_specialize=["number", "here", "tiles"])
 def running_kernel(
     tile_top_ptr,  # (B, tiles)
     tile_sum_ptr,  # (B, tiles)
@@ -335,7 +332,7 @@ def running_kernel(
     tl.store(total_ptr + (number + 1) * batch + b, total)
 
 
-@triton.jit(do_not_specialize=["number"])
+@triton.jit(do_not_specialize=["number", "count", "tiles"])
 def weighted_kernel(
     shares_ptr,  # (B, piece)
     rows_ptr,  # (count, D)
@@ -383,7 +380,7 @@ def weighted_kernel(
     tl.store(sums, total, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "pieces"])
 def finish_kernel(
     running_ptr,  # (SPLITS, B, D)
     chosen_ptr,  # (n, D), or (B, D) with CLASSES
@@ -411,10 +408,11 @@ def finish_kernel(
     counted = target != ignore_index
     inside = (target >= 0) & (target < count)
     total = tl.load(total_ptr + pieces * batch + b)
-    log_sum = tl.load(top_ptr + pieces * batch + b) + tl.log(total)
+    top = tl.load(top_ptr + pieces * batch + b)
     own = tl.load(own_ptr + b)
-    tl.store(log_sums_ptr + b, log_sum)
-    tl.store(losses_ptr + b, tl.where(counted, log_sum - own, 0.0))
+    tl.store(log_sums_ptr + b, top + tl.log(total))
+    # In this order: where the target's logit is all but the sum, what is left is small beside either.
+    tl.store(losses_ptr + b, tl.where(counted, tl.log(total) + (top - own), 0.0))
     if GRADIENT:
         place = b
         if not CLASSES:

@@ -1,6 +1,7 @@
 """Tile sizes of the Triton kernels: the one place where they are chosen.
 
-Nothing is tuned at run time. Sizes that change each epoch (n, classes) are no part of the choice, so nothing is compiled twice.
+Nothing is tuned at run time. Sizes that change each epoch (n, classes) are no part of the choice, so nothing is compiled anew
+but for Triton's own variants (a size that 16 divides, or not).
 """
 
 from __future__ import annotations

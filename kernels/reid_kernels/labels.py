@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._ops import accumulator, check_ids, check_range, check_rows, qualified
+from ._ops import check_ids, check_range, check_rows, device_of, full_precision, qualified, takes_kernels
 
 
 def label_prediction(
@@ -74,13 +74,15 @@ def label_prediction_reference(
 @torch.library.custom_op(qualified("label_prediction"), mutates_args=())
 def _label_prediction(bank: Tensor, rows: Tensor, threshold: float, at_least: int) -> tuple[Tensor, Tensor]:
     check_range("rows", rows, 0, len(bank))
-    if bank.is_cpu or accumulator(bank.dtype) == torch.float64 or not bank.numel() or not len(rows):
+    if not takes_kernels(bank, rows):
         from .labels_cpu import labels_blocked
 
-        return labels_blocked(bank, rows, threshold, at_least)
+        with full_precision(bank):
+            return labels_blocked(bank, rows, threshold, at_least)
     from .labels_triton import labels_triton
 
-    return labels_triton(bank, rows, threshold, at_least)
+    with device_of(bank):
+        return labels_triton(bank, rows, threshold, at_least)
 
 
 @_label_prediction.register_fake

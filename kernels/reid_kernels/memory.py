@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import accumulator, check_ids, check_pair, check_range, qualified
+from ._ops import accumulator, check_ids, check_pair, check_range, device_of, qualified, takes_kernels
 
 _SMALLEST_NORM = 1e-12
 #: Values of a row that the kernel holds in the registers of one program.
@@ -42,6 +42,8 @@ def update_bank_(bank: Tensor, features: Tensor, targets: Tensor, momentum: floa
     check_ids("targets", targets, features.shape[0], features, "features", "feature row")
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum: found {momentum}, wanted a number in [0, 1]")
+    if bank.shape[0] > 1 and bank.stride(0) < bank.shape[1]:
+        raise ValueError(f"bank: found strides {tuple(bank.stride())}, wanted rows that do not overlap in memory")
     if bank.requires_grad and torch.is_grad_enabled():
         raise ValueError("bank: it requires a gradient, wanted a buffer: a memory is updated, not trained")
     _update_bank(bank, features.detach(), targets, momentum, ignore_index)
@@ -64,14 +66,16 @@ def update_bank_reference(
 @torch.library.custom_op(qualified("update_bank_"), mutates_args=("bank",))
 def _update_bank(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int) -> None:
     if bank.is_cpu:
-        check_range("targets", targets[targets != ignore_index], 0, len(bank))
-    plain = bank.is_cpu or bank.dtype == torch.float64 or not bank.numel() or not len(features)
-    if plain or bank.shape[1] > _WIDEST or bank.stride(1) != 1:
+        check_range("targets", targets, 0, len(bank), ignored=ignore_index)
+    if features.untyped_storage().data_ptr() == bank.untyped_storage().data_ptr():
+        features = features.clone()
+    if not takes_kernels(bank, features) or bank.shape[1] > _WIDEST or bank.stride(1) != 1:
         _update_rows(bank, features, targets, momentum, ignore_index)
         return
     from .memory_triton import update_triton
 
-    update_triton(bank, features, targets, momentum, ignore_index)
+    with device_of(bank):
+        update_triton(bank, features, targets, momentum, ignore_index)
 
 
 @_update_bank.register_fake

@@ -7,7 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._ops import PRECISIONS, accumulator, check_choice, check_device, check_ids, check_pair, check_range, qualified
+from ._ops import (
+    PRECISIONS,
+    accumulator,
+    check_choice,
+    check_device,
+    check_ids,
+    check_pair,
+    check_range,
+    device_of,
+    full_precision,
+    qualified,
+    takes_kernels,
+)
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -163,13 +175,15 @@ def _multilabel_bank_loss(
     """Loss of each row, and its gradient (B, D) where it is wanted. Without indices the positives are bit rows."""
     if indices is not None:
         _check_csr(positives, indices, len(bank))
-    if features.is_cpu or features.dtype == torch.float64 or not features.numel() or not len(bank):
+    if not takes_kernels(features, bank):
         from .multilabel_cpu import multilabel_blocked
 
-        return multilabel_blocked(features, bank, positives, indices, delta, hard_ratio, wanted)
+        with full_precision(features):
+            return multilabel_blocked(features, bank, positives, indices, delta, hard_ratio, wanted)
     from .multilabel_triton import multilabel_triton
 
-    return multilabel_triton(features, bank, positives, indices, delta, hard_ratio, precision, wanted)
+    with device_of(features):
+        return multilabel_triton(features, bank, positives, indices, delta, hard_ratio, precision, wanted)
 
 
 @_multilabel_bank_loss.register_fake
@@ -197,6 +211,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.dtype = inputs[0].dtype
 
 
+@torch.autograd.function.once_differentiable
 def _scale(ctx: Any, losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
     return (losses[:, None] * gradient).to(ctx.dtype), None, None, None, None, None, None, None

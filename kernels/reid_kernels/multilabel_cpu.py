@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import accumulator, full_precision
+from ._ops import accumulator
 
 #: Bytes of similarities that exist at a time.
 BLOCK = 2**26
@@ -48,12 +48,11 @@ def row_blocks(count: int, n: int, kind: torch.dtype) -> list[slice]:
 def similarities(rows: Tensor, bank: Tensor, kind: torch.dtype) -> Tensor:
     """Dot products (B, n). A bank of another dtype is converted a block at a time."""
     rows = rows.to(kind)
-    with full_precision(rows):
-        if bank.dtype == kind:
-            return rows @ bank.T
-        result = rows.new_empty(len(rows), len(bank))
-        for now in row_blocks(len(bank), bank.shape[1], kind):
-            torch.mm(rows, bank[now].to(kind).T, out=result[:, now])
+    if bank.dtype == kind:
+        return rows @ bank.T
+    result = rows.new_empty(len(rows), len(bank))
+    for now in row_blocks(len(bank), bank.shape[1], kind):
+        torch.mm(rows, bank[now].to(kind).T, out=result[:, now])
     return result
 
 
@@ -120,9 +119,8 @@ def _weighted_sum(bank: Tensor, starts: Tensor, column: Tensor, weight: Tensor) 
     result = weight.new_zeros(len(starts), bank.shape[1])
     step = max(1, BLOCK // (weight.itemsize * max(1, bank.shape[1])))
     stops = [*starts.tolist()[1:], len(column)]
-    with full_precision(bank):
-        for row, (start, stop) in enumerate(zip(starts.tolist(), stops, strict=True)):
-            for first in range(start, stop, step):
-                some = slice(first, min(first + step, stop))
-                result[row] += weight[some] @ bank[column[some]].to(weight.dtype)
+    for row, (start, stop) in enumerate(zip(starts.tolist(), stops, strict=True)):
+        for first in range(start, stop, step):
+            some = slice(first, min(first + step, stop))
+            result[row] += weight[some] @ bank[column[some]].to(weight.dtype)
     return result

@@ -6,7 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import PRECISIONS, accumulator, check_choice, check_ids, check_pair, check_range, full_precision, qualified
+from ._ops import (
+    PRECISIONS,
+    accumulator,
+    check_choice,
+    check_ids,
+    check_pair,
+    check_range,
+    device_of,
+    full_precision,
+    qualified,
+    takes_kernels,
+)
 
 MAX_K = 1024
 
@@ -33,18 +44,18 @@ def similarity_topk(
         normalize: Divide each row by its norm, clamped at 1e-12 as `torch.nn.functional.normalize` does. Leave it off where the
             rows are of length one already.
         exclude: (B,) int64, one bank row left out for each query (itself, say); -1 for none.
-        precision: How candidates are found. "auto": the fastest way whose result is exact: bfloat16 products with a proven
-            error bound, float32 where the bound does not settle it; on a GPU it waits once for the device. "ieee": float32
-            throughout. "tf32", "bf16": on a GPU, candidates at this precision and no proof: a row whose similarity lies
-            within the format's error of the k-th may be missed; on a CPU exact as well.
+        precision: How candidates are found. "auto": the fastest way whose result is exact up to float32's rounding: bfloat16
+            products with a proven error bound, float32 where the bound does not settle it; on a GPU it waits once for the
+            device. "ieee": float32 throughout. "tf32", "bf16": on a GPU, candidates at this precision and no proof: a row
+            whose similarity lies within the format's error of the k-th may be missed; on a CPU exact as well.
 
     Returns:
         Similarities (B, k) float32, descending, and bank rows (B, k) int64. Where fewer than k rows can be had, the rest are
         -inf and -1. A NaN ranks first.
 
     Memory:
-        B x n never exists. CPU: a block of 16 MiB, and with bfloat16 candidates a copy of the bank at half its size (133 MB at
-        n = 32,621 and 4.1 GB at 1e6, D = 2,048). GPU: the same copy, and at most 256 MiB of group maxima.
+        B x n never exists. CPU: a block of 8 or 16 MiB, and with bfloat16 candidates a copy of the bank at half its size
+        (133 MB at n = 32,621 and 4.1 GB at 1e6, D = 2,048). GPU: the same copy, and at most 256 MiB of group maxima.
 
     Moved:
         On a GPU the bank once for every 128 queries (L2 serves those that run side by side), 8 B n / 16 bytes of group maxima
@@ -52,8 +63,8 @@ def similarity_topk(
         B = 1,024, n = 1e6, D = 2,048 arithmetic takes 5.5 ms, maxima 0.3 ms, the re-score 1.3 ms.
 
     Raises:
-        ValueError: Wrong rank, width, dtype or device, k outside [1, 1024], `exclude` outside [-1, n) or rows that are not
-            finite (both seen on a CPU alone; a GPU leaves nothing out, and returns the NaN).
+        ValueError: Wrong rank, width, dtype or device, k outside [1, 1024], or, on a CPU alone, `exclude` outside [-1, n) or
+            rows whose similarity is NaN or inf. A GPU leaves nothing out for the former, and returns the latter.
     """
     check_pair("query", query, bank)
     if not 1 <= k <= MAX_K:
@@ -89,14 +100,15 @@ def _similarity_topk(
 ) -> tuple[Tensor, Tensor]:
     if exclude is not None:
         check_range("exclude", exclude, -1, len(bank))
-    if query.is_cpu or query.dtype == torch.float64 or not query.numel() or not len(bank):
+    if not takes_kernels(query, bank):
         from .topk_cpu import topk_blocked
 
         with full_precision(query):
             return topk_blocked(query, bank, k, normalize, exclude, precision)
     from .topk_triton import topk_triton
 
-    return topk_triton(query, bank, k, normalize, exclude, precision)
+    with device_of(query):
+        return topk_triton(query, bank, k, normalize, exclude, precision)
 
 
 @_similarity_topk.register_fake

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from ._ops import accumulator, check_finite
 
-#: Bytes of similarities that exist at a time.
+#: Bytes of similarities that exist at a time: in float32, and in bfloat16.
 _BLOCK = 2**24
-#: Half a unit in the last place of bfloat16, with room for the error of the error.
-_ROUNDING = 2.0**-9 * 1.01
+_LOW_BLOCK = 2**23
+#: Below any length whose square float32 can hold, so that no bound is zero because squares were.
+_SHORTEST = 1e-17
+#: A product with fewer rows takes other routes, which may sum equal rows in different orders.
+_FEWEST = 16
 _LARGEST_GROUP = 16
 _SMALLEST_NORM = 1e-12
 
@@ -31,7 +34,9 @@ def topk_blocked(
     most = min(k, len(bank))
     if not most or not len(query):
         return values, indices
-    same = query is bank or (query.data_ptr() == bank.data_ptr() and query.shape == bank.shape)
+    same = query is bank or (
+        query.data_ptr() == bank.data_ptr() and query.shape == bank.shape and query.stride() == bank.stride()
+    )
     bank = bank.to(kind)
     query = bank if same else query.to(kind)
     bank_scale = _inverse_norms(bank) if normalize else None
@@ -40,10 +45,12 @@ def topk_blocked(
     if worthwhile and bank.shape[1] >= 64 and len(bank) >= max(1024, 8 * k) and len(query) >= 16:
         _certified(query, bank, query_scale, bank_scale, exclude, values, indices, same)
     else:
-        rows = max(1, _BLOCK // (4 * len(bank)))
+        rows = max(1, _BLOCK // (kind.itemsize * len(bank)))
+        room = bank.new_empty(min(rows, len(query)), len(bank))
         for start in range(0, len(query), rows):
             now = slice(start, start + rows)
-            block = _similarity(query[now], bank, None if query_scale is None else query_scale[now], bank_scale)
+            scale = None if query_scale is None else query_scale[now]
+            block = _similarity(query[now], bank, scale, bank_scale, room)
             own = None if exclude is None else exclude[now]
             _drop(block, own)
             values[now, :most], indices[now, :most] = select(block, most)
@@ -92,16 +99,17 @@ def _certified(
     """Fill values and indices (B, k), k <= n, from bfloat16 products with an error bound.
 
     The similarities of a block are rounded three times: the query, the bank, the product. The lengths of the first two
-    roundings bound their effect (Cauchy-Schwarz), the third is relative. The k-th largest of the maxima of groups of columns
-    lies under the k-th similarity, so what lies under it by more than the bounds is not among the first k; the rest is
-    computed in float32. A query that keeps too many is computed in float32 whole.
+    roundings bound their effect on the product (Cauchy-Schwarz). At least k rows reach the k-th largest of the maxima of groups
+    of columns, so before its own rounding the product of each was no less than the midpoint below that value; one of the first
+    k is then no less than the midpoint less twice the bound, and, since rounding keeps the order, no less than that when
+    rounded. What reaches this is computed in float32. A query that keeps too many is computed in float32 whole.
     """
     n, k = len(bank), values.shape[1]
     group = max(1, min(_LARGEST_GROUP, n // (8 * k)))
     padded = -(-n // group) * group
     low_bank, bank_error, bank_length = _rounded(bank, bank_scale, padded)
     longest, worst = float(bank_length.max()), float(bank_error.max())
-    rows = max(16, _BLOCK // (2 * padded))
+    rows = max(_FEWEST, _LOW_BLOCK // (2 * padded))
     # What is kept stays a small part of the block.
     most = min(n, max(4 * k, k + 256))
     block = torch.empty(min(rows, len(query)), padded, dtype=torch.bfloat16)
@@ -119,12 +127,12 @@ def _certified(
         _drop(similarity, own)
         # Twice the sums' own rounding: bfloat16 products here, float32 ones when they are computed again.
         slack = bank.shape[1] * 2.0**-22 * length * longest
-        bound = error * longest + length * worst + error * worst + slack + 1e-30
+        bound = (error * longest + length * worst + error * worst + slack) * 1.001
         grouped = similarity.view(len(q), group, padded // group)
         maxima = grouped.amax(1) if group > 1 else grouped[:, 0]
-        kth = maxima.topk(k, dim=1).values[:, -1].float()
-        least = kth - kth.abs() * _ROUNDING - 2 * bound
-        threshold = torch.where(least >= 0, least / (1 + _ROUNDING), least / (1 - _ROUNDING))
+        kth = maxima.topk(k, dim=1).values[:, -1]
+        below = torch.nextafter(kth, torch.full_like(kth, -torch.inf))
+        threshold = (((kth.float() + below.float()) / 2 - 2 * bound).nextafter(torch.tensor(-torch.inf))).bfloat16()
         # NaN compares as false: such a query goes the long way, and is named there.
         near = maxima >= threshold[:, None]
         groups = near.sum(1)
@@ -137,7 +145,7 @@ def _certified(
         _rescore(q, bank, scale, bank_scale, row[inside], column[inside], values[now], indices[now], kept)
         again = (~kept).nonzero()[:, 0]
         for some in again.split(max(1, _BLOCK // (4 * n))):
-            exact = _similarity(q[some], bank, None if scale is None else scale[some], bank_scale)
+            exact = _similarity(q[some], bank, None if scale is None else scale[some], bank_scale, None)
             _drop(exact, None if own is None else own[some])
             at = some + start
             values[at], indices[at] = select(exact, k)
@@ -213,7 +221,7 @@ def _rounded(rows: Tensor, scale: Tensor | None, padded: int) -> tuple[Tensor, T
     """bfloat16 copy of the rows, scaled, with rows of zeros behind; the length of each row's rounding, and of each row."""
     copy = torch.zeros(padded, rows.shape[1], dtype=torch.bfloat16)
     error, length = torch.empty(len(rows)), torch.empty(len(rows))
-    step = max(1, _BLOCK // (8 * rows.shape[1]))
+    step = max(1, _LOW_BLOCK // (8 * rows.shape[1]))
     for start in range(0, len(rows), step):
         now = slice(start, start + step)
         exact = rows[now] if scale is None else rows[now] * scale[now, None]
@@ -221,11 +229,17 @@ def _rounded(rows: Tensor, scale: Tensor | None, padded: int) -> tuple[Tensor, T
         torch.linalg.vector_norm(exact, dim=1, out=length[now])
         torch.linalg.vector_norm(exact - copy[start : start + len(exact)].float(), dim=1, out=error[now])
     # Of the scaling's own rounding, and of the norms'.
-    return copy, error * 1.001 + length * 2.0**-22, length * 1.001
+    return copy, error * 1.001 + length * 2.0**-22 + _SHORTEST, length * 1.001 + _SHORTEST
 
 
-def _similarity(query: Tensor, bank: Tensor, query_scale: Tensor | None, bank_scale: Tensor | None) -> Tensor:
-    block = query @ bank.T
+def _similarity(
+    query: Tensor, bank: Tensor, query_scale: Tensor | None, bank_scale: Tensor | None, room: Tensor | None
+) -> Tensor:
+    """Similarities of some queries, written to the first rows of `room` where it is given."""
+    if len(query) < _FEWEST:
+        block = torch.mm(torch.nn.functional.pad(query, (0, 0, 0, _FEWEST - len(query))), bank.T)[: len(query)]
+    else:
+        block = torch.mm(query, bank.T, out=None if room is None else room[: len(query)])
     if query_scale is not None and bank_scale is not None:
         block.mul_(query_scale[:, None]).mul_(bank_scale)
     return block

@@ -28,6 +28,7 @@ def topk_triton(
 ) -> tuple[Tensor, Tensor]:
     """`similarity_topk` on checked arguments, none of them empty."""
     query, bank = unit_stride(query), unit_stride(bank)
+    exclude = None if exclude is None else exclude.contiguous()
     if precision != "auto" or query.dtype != torch.float32:
         return _topk(query, bank, k, normalize, exclude, "ieee" if precision == "auto" else precision)[:2]
     values, indices, certain = _topk(query, bank, k, normalize, exclude, "bf16")
@@ -46,8 +47,8 @@ def _topk(
     how = operands(query.dtype, precision)
     q, b = Rounded(query, how, normalize), Rounded(bank, how, normalize)
     groups = triton.cdiv(n, GROUP)
-    exact = how.dtype == query.dtype and how.precision == "ieee"
-    chosen = min(groups, k if exact else k + max(8, k // 4))
+    # More than k: the sums of the second look are ordered differently, and candidates may be rounded.
+    chosen = min(groups, k + max(8, k // 4))
     rows = max(1, min(_BLOCK // (8 * groups), _BLOCK // (8 * chosen * GROUP)))
     values = torch.empty(len(query), k, dtype=torch.float32, device=query.device)
     indices = torch.empty(len(query), k, dtype=torch.int64, device=query.device)
@@ -208,8 +209,9 @@ def round_kernel(
     if NORMALIZE:
         scale = 1.0 / tl.maximum(norm, 1e-12)
     tl.store(scale_ptr + row, scale, mask=row < n)
-    tl.store(length_ptr + row, norm * scale * 1.001, mask=row < n)
-    tl.store(error_ptr + row, tl.sqrt(tl.sum(off, axis=1)) * scale * 1.001, mask=row < n)
+    # No bound is zero because squares were: 1e-17 is below any length whose square float32 can hold.
+    tl.store(length_ptr + row, norm * scale * 1.001 + 1e-17, mask=row < n)
+    tl.store(error_ptr + row, tl.sqrt(tl.sum(off, axis=1)) * scale * 1.001 + 1e-17, mask=row < n)
 
 
 @triton.jit

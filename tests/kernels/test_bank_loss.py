@@ -125,6 +125,42 @@ def test_a_bank_with_a_gradient_that_changed_is_refused() -> None:
         loss.backward()
 
 
+def test_loss_of_confident_features_does_not_cancel() -> None:
+    bank = unit_rows(500, 128)
+    for temperature in (0.05, 0.02):
+        found, eager, exact = (
+            call(bank.to(kind), bank.to(kind), torch.arange(500), temperature)
+            for call, kind in (
+                (bank_contrast_loss, torch.float32),
+                (bank_contrast_loss_reference, torch.float32),
+                (bank_contrast_loss_reference, torch.float64),
+            )
+        )
+        assert abs(found.double() - exact) <= 2 * abs(eager.double() - exact) + 1e-12
+
+
+@pytest.mark.parametrize("instances", [True, False])
+def test_what_is_ignored_reaches_no_gradient(instances: bool) -> None:
+    """Neither its values nor the weight of its loss."""
+    features, bank = unit_rows(5, 6), unit_rows(10, 6, seed=1).requires_grad_()
+    features[2] = torch.nan
+    classes = CLASSES if instances else None
+    features.requires_grad_()
+    losses = bank_contrast_loss(features, bank, TARGETS, 0.1, classes=classes, reduction="none")
+    losses.log().sum().backward()
+    assert torch.isfinite(bank.grad).all()
+    assert torch.equal(features.grad[2], torch.zeros(6))
+    assert torch.isfinite(features.grad).all()
+
+
+def test_a_second_derivative_is_refused() -> None:
+    features = unit_rows(5, 6).requires_grad_()
+    losses = bank_contrast_loss(features, unit_rows(10, 6, seed=1), torch.arange(5), 0.1, reduction="none")
+    (slope,) = torch.autograd.grad(losses.square().sum(), features, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
 def test_large_logits_do_not_overflow() -> None:
     bank, features = unit_rows(50, 8) * 100, unit_rows(6, 8, seed=1) * 100
     targets = torch.arange(6)

@@ -70,6 +70,18 @@ def test_a_part_of_a_bank_is_changed_in_place() -> None:
     torch.testing.assert_close(whole, expected)
 
 
+def test_features_may_be_rows_of_the_bank_itself() -> None:
+    bank = unit_rows(6, 5)
+    expected = update_bank_reference(bank, bank[:3].clone(), torch.tensor([1, 2, 0]), 0.3)
+    update_bank_(bank, bank[:3], torch.tensor([1, 2, 0]), 0.3)
+    torch.testing.assert_close(bank, expected)
+
+
+def test_rows_of_a_bank_that_overlap_are_refused() -> None:
+    with pytest.raises(ValueError, match="bank: found strides"):
+        update_bank_(torch.zeros(1, 4).expand(3, 4), torch.ones(1, 4), torch.tensor([0]), 0.5)
+
+
 def test_no_gradient_is_kept() -> None:
     bank, features = unit_rows(4, 3), unit_rows(2, 3, seed=1).requires_grad_()
     update_bank_(bank, features, torch.tensor([0, 1]), 0.5)

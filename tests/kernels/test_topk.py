@@ -121,6 +121,58 @@ def test_rows_that_cannot_be_certified_are_computed_in_float32() -> None:
     assert torch.equal(indices, torch.arange(5).expand(20, 5))
 
 
+@pytest.mark.parametrize("moved", [6, 13, 19, 29])
+def test_products_on_either_side_of_a_rounding_are_not_swapped(way: str, moved: int) -> None:
+    """The worst that three roundings do: the better row loses by each of them, and the other one gains.
+
+    With a query of 1/8 everywhere the products are 1 + u 2^-13, u the sum of the row's steps of 2^-10 above 1/8; bfloat16
+    rounds them at u = 32.
+    """
+    step = 2.0**-10
+
+    def row(steps: int) -> Tensor:
+        return 0.125 + step * (torch.arange(64) < steps)
+
+    bank = torch.zeros(1024, 64)
+    # Less than half a step, so that the row's own rounding takes it away.
+    bank[7], bank[500] = row(31), row(33)
+    bank[7, -moved:] += 0.495 * step
+    bank[500, :moved] -= 0.495 * step
+    assert torch.equal(bank[[7, 500]].bfloat16().float(), torch.stack([row(31), row(33)]))
+    query = torch.full((16, 64), 0.125)
+    exact, order = similarity_topk_reference(query.double(), bank.double(), 1, normalize=False)
+    values, indices = similarity_topk(query, bank, 1, normalize=False)
+    assert torch.equal(indices, order)
+    torch.testing.assert_close(values.double(), exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-23, 1e-24, 1e-26, 1e-10, 1e5, 1e15])
+def test_bounds_hold_for_rows_of_any_length(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank = 1 + 1e-3 * torch.randn(4000, 64, generator=generator)
+    query = scale * (1 + 1e-3 * torch.randn(64, 64, generator=generator))
+    values, indices = torch.full((64, 5), -torch.inf), torch.full((64, 5), -1)
+    topk_cpu._certified(query, bank, None, None, None, values, indices, False)
+    exact, _ = similarity_topk_reference(query.double(), bank.double(), 5, normalize=False)
+    torch.testing.assert_close(values.double(), exact, rtol=2e-6, atol=0)
+
+
+def test_rows_that_share_memory_are_not_taken_for_each_other(way: str) -> None:
+    square = unit_rows(1024, 1024)
+    for query in (square.T, square[:1].expand(1024, 1024)):
+        found, expected = (similarity_topk(q, square, 3) for q in (query, query.clone()))
+        assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 17])
+@pytest.mark.parametrize("n", [511, 2047])
+def test_equal_rows_tie_in_small_batches_too(batch: int, n: int) -> None:
+    bank, query = unit_rows(n, 2048), unit_rows(batch, 2048, seed=1)
+    rows = torch.tensor([3, n // 2, n - 2, n - 1])
+    bank[rows] = query[:1]
+    assert torch.equal(similarity_topk(query, bank, 4, precision="ieee")[1][0], rows)
+
+
 def test_a_bank_searched_with_itself_equals_a_copy(way: str) -> None:
     bank = unit_rows(1100, 64)
     own = torch.arange(1100)

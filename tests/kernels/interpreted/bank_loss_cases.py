@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import small
 import torch
-from reid_kernels import bank_contrast_loss_reference, class_index
+from reid_kernels import bank_contrast_loss, bank_contrast_loss_reference, class_index, class_means
 from reid_kernels.bank_loss_cpu import means_of_classes as means_blocked
 from reid_kernels.bank_loss_triton import contrast_triton, means_of_classes
 from support import assert_as_good_as_eager, strided, unit_rows
@@ -66,7 +66,35 @@ def main() -> None:
     order, starts = class_index(classes)
     for dtype in small.DTYPES:
         cases.close(means_of_classes(bank.to(dtype), order, starts), means_blocked(bank.to(dtype), order, starts), 1e-6)
+    through_operators(cases)
     cases.done()
+
+
+def through_operators(cases: small.Cases) -> None:
+    """Loss and gradients of the registered operator, targets that are no contiguous column, and no class at all."""
+    bank, features, wide = unit_rows(40, 21), unit_rows(5, 21, seed=1), torch.randint(0, 9, (5, 3))
+    classes = torch.arange(80).view(40, 2)[:, 0] % 9
+    for some, targets in ((None, wide[:, 0]), (classes, wide[:, 1]), (None, torch.tensor(3).expand(5))):
+        found, exact = [], []
+        for kept, kind, call in (
+            (found, torch.float32, bank_contrast_loss),
+            (exact, torch.float64, bank_contrast_loss_reference),
+        ):
+            f, b = (x.detach().clone().to(kind).requires_grad_() for x in (features, bank))
+            with small.through_operators():
+                loss = call(f, b, targets, 0.1, classes=some)
+                loss.backward()
+            kept += [loss.detach(), f.grad, b.grad]
+        for a, b in zip(found, exact, strict=True):
+            cases.close(a, b, 2e-6)
+    with small.through_operators():
+        nothing = torch.full((40,), -1)
+        f = features.clone().requires_grad_()
+        loss = bank_contrast_loss(f, bank, nothing[:5], 0.1, classes=nothing)
+        loss.backward()
+        cases.equal(loss.detach(), torch.tensor(0.0))
+        cases.equal(f.grad, torch.zeros(5, 21))
+        cases.close(class_means(bank, classes, 9), means_blocked(bank, *class_index(classes)), 1e-6)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import small
 import torch
-from reid_kernels import update_bank_reference
+from reid_kernels import update_bank_, update_bank_reference
 from reid_kernels.memory_triton import update_triton
 from support import strided, unit_rows
 
@@ -41,6 +41,9 @@ def main() -> None:
     opposite = torch.tensor([[1.0, 0.0]])
     update_triton(opposite, torch.tensor([[-1.0, 0.0]]), torch.tensor([0]), 0.5, -1)
     cases.equal(opposite, torch.zeros(1, 2))
+    with small.through_operators():
+        found = update_bank_(bank.clone(), features, torch.tensor([2, 0, 2, -1]), 0.5)
+    cases.close(found, update_bank_reference(bank, features, torch.tensor([2, 0, 2, -1]), 0.5), 2e-7)
     cases.done()
 
 

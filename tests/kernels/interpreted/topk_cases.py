@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import small
 import torch
-from reid_kernels import similarity_topk_reference
+from reid_kernels import similarity_topk, similarity_topk_reference
 from reid_kernels.topk_triton import topk_triton
 from support import on_grid, strided, unit_rows
 
@@ -42,6 +42,13 @@ def main() -> None:
     cases.equal(indices[:, 0], torch.full((4,), 11))
     cases.equal(indices[:, -1], torch.full((4,), 12))
     cases.close(values, exact[0], 2e-5)
+    with small.through_operators():
+        columns = torch.arange(50).view(25, 2)[:, 0]
+        found = similarity_topk(unit_rows(25, 21), unit_rows(50, 21, seed=4), 9, exclude=columns)
+    exact = similarity_topk_reference(
+        unit_rows(25, 21).double(), unit_rows(50, 21, seed=4).double(), 9, exclude=columns
+    )
+    cases.equal(found[1], exact[1])
     cases.done()
 
 

@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument(
         "--limit",
         type=float,
-        default=450,
+        default=540,
         metavar="SECONDS",
         help="time for all of it; what has not ended then is stopped",
     )

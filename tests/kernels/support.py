@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,6 +61,7 @@ def compiled_once(call: Callable[..., Any], sizes: list[tuple[Any, ...]], dynami
 
 def run_interpreted(name: str) -> None:
     """Run `interpreted/NAME.py` in a process of its own, whose kernels Triton interprets."""
+    pytest.importorskip("triton")
     file = Path(__file__).parent / "interpreted" / f"{name}.py"
     ran = subprocess.run(
         [sys.executable, str(file)],
@@ -69,4 +71,3 @@ def run_interpreted(name: str) -> None:
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stdout.strip().endswith("cases"), ran.stdout

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reid_kernels import labels_cpu, multilabel_cpu
 from reid_kernels.labels import _label_prediction, label_prediction, label_prediction_reference
+from support import run_interpreted
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -199,7 +196,4 @@ def test_wrong_arguments_are_named(change: dict, message: str) -> None:
 
 
 def test_kernels_agree_with_the_reference_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    script = Path(__file__).parent / "interpreted" / "labels_cases.py"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script], env=environment, check=True, timeout=600)
+    run_interpreted("labels_cases")

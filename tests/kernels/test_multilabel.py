@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reid_kernels import multilabel_cpu
 from reid_kernels.multilabel import _multilabel_bank_loss, multilabel_bank_loss, multilabel_bank_loss_reference
+from support import run_interpreted
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -305,7 +301,4 @@ def test_wrong_arguments_are_named(change: dict, message: str) -> None:
 
 
 def test_kernels_agree_with_the_reference_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    script = Path(__file__).parent / "interpreted" / "multilabel_cases.py"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script], env=environment, check=True, timeout=600)
+    run_interpreted("multilabel_cases")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import small
 import torch
 import torch.nn.functional as F
+from reid_kernels import label_prediction
 from reid_kernels._triton import INTERPRETED, operands
 from reid_kernels.configs import Tile
 from reid_kernels.labels import label_prediction_reference
 from reid_kernels.labels_triton import count_closer, labels_triton
+from support import on_grid
 from torch import Tensor
 
 TILE = Tile(16, 16, 16, 1, 1)
@@ -68,6 +71,16 @@ def an_empty_memory_gives_each_row_itself() -> None:
     assert indptr.tolist() == [0, 1, 2] and indices.tolist() == [4, 30]
 
 
+def the_registered_operator_takes_the_kernels() -> None:
+    small.shrink_tiles()
+    bank = on_grid(60, 12)
+    expected = label_prediction(bank, torch.arange(0, 60, 7), threshold=0.2)
+    with small.through_operators():
+        found = label_prediction(bank, torch.arange(0, 60, 7), threshold=0.2)
+    assert len(found[1]) > 9
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def main() -> None:
     assert INTERPRETED, "run with TRITON_INTERPRET=1"
     torch.manual_seed(0)
@@ -76,6 +89,7 @@ def main() -> None:
     positives_agree_with_the_reference()
     rows_that_walk_the_same_candidates_agree_too()
     an_empty_memory_gives_each_row_itself()
+    the_registered_operator_takes_the_kernels()
 
 
 if __name__ == "__main__":

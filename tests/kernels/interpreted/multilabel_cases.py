@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import small
 import torch
+from reid_kernels import multilabel_bank_loss
 from reid_kernels._triton import INTERPRETED, Operands, operands, tl
 from reid_kernels._weighted import weighted_rows
 from reid_kernels.configs import Tile
 from reid_kernels.multilabel import multilabel_bank_loss_reference
 from reid_kernels.multilabel_cpu import multilabel_blocked
 from reid_kernels.multilabel_triton import bit_rows, count_bits, multilabel_triton, similarities
+from support import unit_rows
 from torch import Tensor
 
 TILE = Tile(16, 16, 16, 1, 1)
@@ -156,6 +159,21 @@ def similarities_are_the_product() -> None:
     torch.testing.assert_close(found.double(), rows.double() @ bank.double().T, rtol=1e-6, atol=1e-5)
 
 
+def the_registered_operator_takes_the_kernels() -> None:
+    small.shrink_tiles()
+    bank, features = unit_rows(70, 20), unit_rows(3, 20, seed=1)
+    positives = torch.tensor([0, 2, 2, 3]), torch.tensor([4, 9, 69])
+    found = []
+    for call, kind in ((multilabel_bank_loss, torch.float32), (multilabel_bank_loss_reference, torch.float64)):
+        f = features.to(kind).clone().requires_grad_()
+        with small.through_operators():
+            loss = call(f, bank.to(kind), positives)
+        loss.backward()
+        found.append((loss.detach().double(), f.grad.double()))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
 def main() -> None:
     assert INTERPRETED, "run with TRITON_INTERPRET=1"
     torch.manual_seed(0)
@@ -168,6 +186,7 @@ def main() -> None:
     rows_of_any_stride_are_read()
     weighted_rows_splits_the_bank_and_adds_in_order()
     similarities_are_the_product()
+    the_registered_operator_takes_the_kernels()
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ def _certified(
     # What is kept stays a small part of the block.
     most = min(n, max(4 * k, k + 256))
     block = torch.empty(min(rows, len(query)), padded, dtype=torch.bfloat16)
+    left = []
     for start in range(0, len(query), rows):
         now = slice(start, min(start + rows, len(query)))
         q = query[now]
@@ -143,14 +144,14 @@ def _certified(
         kept &= (counts <= most) & (counts >= k) & torch.isfinite(kth)
         inside = kept[row]
         _rescore(q, bank, scale, bank_scale, row[inside], column[inside], values[now], indices[now], kept)
-        again = (~kept).nonzero()[:, 0]
-        for some in again.split(max(1, _BLOCK // (4 * n))):
-            exact = _similarity(q[some], bank, None if scale is None else scale[some], bank_scale, None)
-            _drop(exact, None if own is None else own[some])
-            at = some + start
-            values[at], indices[at] = select(exact, k)
-        if own is not None:
-            indices[now][_dropped(indices[now], own)] = -1
+        left.append((~kept).nonzero()[:, 0] + start)
+    again = torch.cat(left)
+    for some in again.split(max(1, _BLOCK // (4 * n))) if len(again) else ():
+        exact = _similarity(query[some], bank, None if query_scale is None else query_scale[some], bank_scale, None)
+        _drop(exact, None if exclude is None else exclude[some])
+        values[some], indices[some] = select(exact, k)
+    if exclude is not None:
+        indices[_dropped(indices, exclude)] = -1
 
 
 def _members(grouped: Tensor, near: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .configs import Tile
 
 #: The interpreter multiplies bfloat16 wrongly, so there operands are rounded beforehand and multiplied in float32.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -35,6 +37,19 @@ def operands(dtype: torch.dtype, precision: str) -> Operands:
         dtype = torch.bfloat16
     kernel_dtype = tl.float32 if INTERPRETED else _TL[dtype]
     return Operands(dtype, kernel_dtype, "tf32" if precision == "tf32" else "ieee")
+
+
+def product_options(how: Operands, tile: Tile) -> dict[str, Any]:
+    """The launch options of a kernel that calls `product`."""
+    return {
+        "OPERAND": how.kernel_dtype,
+        "PRECISION": how.precision,
+        "BLOCK_M": tile.rows,
+        "BLOCK_N": tile.columns,
+        "BLOCK_D": tile.depth,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
 
 
 def rounded(x: Tensor, how: Operands) -> Tensor:

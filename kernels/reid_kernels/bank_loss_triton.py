@@ -8,13 +8,16 @@ with them, one part of the width a program. Maxima and sums of all tiles are com
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._ops import unit_stride
-from ._triton import operands, product, rounded
+from ._triton import Operands, operands, product, product_options, rounded
 from .configs import WEIGHTED_SPLITS, product_tile, weighted_tile
 
 #: Bytes of class means that exist at a time.
@@ -38,129 +41,159 @@ def contrast_triton(
     `piece` is the number of bank rows taken at a time, a multiple of every tile.
     """
     features, bank, targets = unit_stride(features), unit_stride(bank), targets.contiguous()
-    if order is not None and starts is not None:
-        order, starts = order.contiguous(), starts.contiguous()
-    batch, dim = features.shape
     how = operands(features.dtype, precision)
-    # Means of classes are float32 whatever the bank is.
-    memory = features.dtype if starts is None else torch.float32
-    tile = product_tile(how.dtype, how.precision, batch, memory)
-    sums = weighted_tile(how.dtype, how.precision, batch, memory)
-    count = len(bank) if starts is None else len(starts) - 1
-    # The block of exponentials takes no more than two gradients do.
-    piece = piece or max(1024, triton.next_power_of_2(8 * dim // how.dtype.itemsize))
-    if starts is not None:
-        piece = min(piece, max(1024, _MEANS // (4 * dim) // 1024 * 1024))
-    piece = min(piece, triton.cdiv(count, tile.columns) * tile.columns)
-    tiles = triton.cdiv(piece, tile.columns)
-    splits = WEIGHTED_SPLITS if batch <= 128 else 1
-    new = {"device": features.device, "dtype": torch.float32}
-    shares = torch.empty(batch if gradient else 0, piece, device=features.device, dtype=how.dtype)
-    # Maxima and sums of the tiles of a piece; running ones before and after each piece.
-    tile_top, tile_sum = torch.empty(2, batch, tiles, **new)  # type: ignore[call-overload]
-    pieces = triton.cdiv(count, piece)
-    top, total = torch.empty(2, pieces + 1, batch, **new)  # type: ignore[call-overload]
-    top[0], total[0] = -torch.inf, 0.0
-    own = torch.full((batch,), torch.nan, **new)  # type: ignore[call-overload]
-    running = torch.zeros(splits if gradient else 0, batch, dim, **new)  # type: ignore[call-overload]
-    seen = rounded(features, how)
-    for number, first in enumerate(range(0, count, piece)):
-        stop = min(first + piece, count)
-        rows = bank[first:stop]
-        if order is not None and starts is not None:
-            rows = means_of_classes(bank, order, starts[first : stop + 1])
-        rows = rounded(rows, how)
-        here = triton.cdiv(stop - first, tile.columns)
-        shares_kernel[(triton.cdiv(batch, tile.rows) * here,)](
-            seen,
+    if order is None or starts is None:
+        work = Contrast(features, targets, None, len(bank), temperature, gradient, how, piece)
+        for number, first, stop in work.pieces():
+            work.take(rounded(bank[first:stop], how), number, first, stop)
+        return work.finish(bank, ignore_index)
+    order, starts = order.contiguous(), starts.contiguous()
+    work = Contrast(features, targets, starts, len(starts) - 1, temperature, gradient, how, piece)
+    for number, first, stop in work.pieces():
+        work.take(rounded(means_of_classes(bank, order, starts[first : stop + 1]), how), number, first, stop)
+    # A class is subtracted as the mean of its rows.
+    return work.finish(_means_of_targets(bank, order, starts, targets), ignore_index)
+
+
+class Contrast:
+    """What the launches over the pieces of a bank leave to each other.
+
+    Args:
+        features: (B, D).
+        targets: (B,) int64.
+        starts: (C + 1,) int64 where the pieces hold means of classes, some without rows.
+        count: Bank rows, or classes.
+        temperature: tau.
+        gradient: Whether the gradient is wanted.
+        how: Precision of the products.
+        piece: Bank rows taken at a time.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        starts: Tensor | None,
+        count: int,
+        temperature: float,
+        gradient: bool,
+        how: Operands,
+        piece: int | None,
+    ) -> None:
+        self.batch, self.dim = features.shape
+        self.targets, self.starts, self.count, self.gradient, self.how = targets, starts, count, gradient, how
+        self.scale = 1.0 / temperature
+        # Means of classes are float32 whatever the bank is.
+        memory = features.dtype if starts is None else torch.float32
+        self.tile = product_tile(how.dtype, how.precision, self.batch, memory)
+        self.sums = weighted_tile(how.dtype, how.precision, self.batch, memory)
+        # The block of exponentials takes no more than two gradients do.
+        piece = piece or max(1024, triton.next_power_of_2(8 * self.dim // how.dtype.itemsize))
+        if starts is not None:
+            piece = min(piece, max(1024, _MEANS // (4 * self.dim) // 1024 * 1024))
+        self.piece = min(piece, triton.cdiv(count, self.tile.columns) * self.tile.columns)
+        self.tiles = triton.cdiv(self.piece, self.tile.columns)
+        self.splits = WEIGHTED_SPLITS if self.batch <= 128 else 1
+        self.features = rounded(features, how)
+
+        rows = self.batch if gradient else 0
+        new = functools.partial(torch.full, dtype=torch.float32, device=features.device)
+        self.shares = torch.empty(rows, self.piece, device=features.device, dtype=how.dtype)
+        # Maxima and sums of the tiles of a piece; running ones before and after each piece.
+        self.tile_top, self.tile_sum = (new((self.batch, self.tiles), torch.nan) for _ in range(2))
+        self.top = new((triton.cdiv(count, self.piece) + 1, self.batch), -torch.inf)
+        self.total = torch.zeros_like(self.top)
+        self.own = new((self.batch,), torch.nan)
+        self.running = new((self.splits, rows, self.dim), 0.0)
+
+    def pieces(self) -> Iterator[tuple[int, int, int]]:
+        """Number, first and last row of each piece."""
+        for number, first in enumerate(range(0, self.count, self.piece)):
+            yield number, first, min(first + self.piece, self.count)
+
+    def take(self, rows: Tensor, number: int, first: int, stop: int) -> None:
+        """Go over one piece, (stop - first, D)."""
+        here = triton.cdiv(stop - first, self.tile.columns)
+        shares_kernel[(triton.cdiv(self.batch, self.tile.rows) * here,)](
+            self.features,
             rows,
-            targets,
-            targets if starts is None else starts,
-            shares,
-            tile_top,
-            tile_sum,
-            own,
-            batch,
+            self.targets,
+            self.targets if self.starts is None else self.starts,
+            self.shares,
+            self.tile_top,
+            self.tile_sum,
+            self.own,
+            self.batch,
             first,
             stop,
-            dim,
-            tiles,
-            piece,
-            seen.stride(0),
+            self.dim,
+            self.tiles,
+            self.piece,
+            self.features.stride(0),
             rows.stride(0),
-            1.0 / temperature,
-            CLASSES=starts is not None,
-            SHARES=gradient,
-            OPERAND=how.kernel_dtype,
-            PRECISION=how.precision,
-            BLOCK_M=tile.rows,
-            BLOCK_N=tile.columns,
-            BLOCK_D=tile.depth,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            self.scale,
+            CLASSES=self.starts is not None,
+            SHARES=self.gradient,
+            **product_options(self.how, self.tile),
         )
-        running_kernel[(batch,)](
-            tile_top,
-            tile_sum,
-            top,
-            total,
-            batch,
-            here,
-            tiles,
+        tops = self.tile_top, self.tile_sum, self.top, self.total
+        running_kernel[(self.batch,)](*tops, self.batch, here, self.tiles, number, BLOCK_T=256, num_warps=1)
+        if self.gradient:
+            self._add(rows, number)
+
+    def _add(self, rows: Tensor, number: int) -> None:
+        """Add the rows of a piece, weighted with their exponentials."""
+        blocks, parts = triton.cdiv(self.batch, self.sums.rows), triton.cdiv(self.dim, self.sums.columns)
+        weighted_kernel[(blocks * parts * self.splits,)](
+            self.shares,
+            rows,
+            self.tile_top,
+            self.top,
+            self.running,
+            self.batch,
+            len(rows),
+            self.dim,
+            self.tiles,
+            self.piece,
+            rows.stride(0),
             number,
-            BLOCK_T=256,
-            num_warps=1,
+            SPLITS=self.splits,
+            OPERAND=self.how.kernel_dtype,
+            PRECISION=self.how.precision,
+            TILE=self.tile.columns,
+            BLOCK_M=self.sums.rows,
+            BLOCK_N=self.sums.columns,
+            BLOCK_K=self.sums.depth,
+            num_warps=self.sums.warps,
+            num_stages=self.sums.stages,
         )
-        if gradient:
-            weighted_kernel[(triton.cdiv(batch, sums.rows) * triton.cdiv(dim, sums.columns) * splits,)](
-                shares,
-                rows,
-                tile_top,
-                top,
-                running,
-                batch,
-                stop - first,
-                dim,
-                tiles,
-                piece,
-                rows.stride(0),
-                number,
-                SPLITS=splits,
-                OPERAND=how.kernel_dtype,
-                PRECISION=how.precision,
-                TILE=tile.columns,
-                BLOCK_M=sums.rows,
-                BLOCK_N=sums.columns,
-                BLOCK_K=sums.depth,
-                num_warps=sums.warps,
-                num_stages=sums.stages,
-            )
-    losses, log_sums = (torch.empty(batch, **new) for _ in range(2))  # type: ignore[call-overload]
-    # A class is subtracted as the mean of its rows.
-    chosen = bank if order is None or starts is None else _means_of_targets(bank, order, starts, targets)
-    finish_kernel[(batch,)](
-        running,
-        chosen,
-        targets,
-        own,
-        top,
-        total,
-        losses,
-        log_sums,
-        batch,
-        count,
-        dim,
-        pieces,
-        chosen.stride(0),
-        ignore_index,
-        1.0 / temperature,
-        CLASSES=starts is not None,
-        GRADIENT=gradient,
-        SPLITS=splits,
-        BLOCK_D=min(1024, triton.next_power_of_2(dim)),
-        num_warps=4,
-    )
-    return losses, log_sums, running[0] if gradient else running.new_empty(0, dim)
+
+    def finish(self, chosen: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses, log-sum-exps and gradients. `chosen` is the bank, or with classes the mean of each feature's (B, D)."""
+        losses, log_sums = (torch.empty_like(self.own) for _ in range(2))
+        finish_kernel[(self.batch,)](
+            self.running,
+            chosen,
+            self.targets,
+            self.own,
+            self.top,
+            self.total,
+            losses,
+            log_sums,
+            self.batch,
+            self.count,
+            self.dim,
+            len(self.top) - 1,
+            chosen.stride(0),
+            ignore_index,
+            self.scale,
+            CLASSES=self.starts is not None,
+            GRADIENT=self.gradient,
+            SPLITS=self.splits,
+            BLOCK_D=min(1024, triton.next_power_of_2(self.dim)),
+            num_warps=4,
+        )
+        return losses, log_sums, self.running[0]
 
 
 def means_of_classes(bank: Tensor, order: Tensor, starts: Tensor) -> Tensor:

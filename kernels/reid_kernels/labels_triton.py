@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._ops import unit_stride
-from ._triton import Operands, operands, product, rounded
+from ._triton import Operands, operands, product, product_options, rounded
 from .configs import Tile, product_tile
 from .labels_cpu import ranks_blocked, walk
 from .multilabel_triton import BLOCK, similarities
@@ -46,15 +46,7 @@ def count_closer(bank: Tensor, candidates: Tensor, own: Tensor, how: Operands, t
     similarity = torch.empty(pairs, dtype=torch.float32, device=bank.device)
     counts = torch.zeros(pairs, dtype=torch.int32, device=bank.device)
     tiles = triton.cdiv(pairs, tile.rows)
-    sizes = {
-        "OPERAND": how.kernel_dtype,
-        "PRECISION": how.precision,
-        "BLOCK_M": tile.rows,
-        "BLOCK_N": tile.columns,
-        "BLOCK_D": tile.depth,
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-    }
+    sizes = product_options(how, tile)
     stride = bank.stride(0)
     pair_similarity_kernel[(tiles,)](bank, candidates, own, similarity, pairs, dim, stride, **sizes)
     count_closer_kernel[(tiles * triton.cdiv(n, tile.columns),)](

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._ops import unit_stride
-from ._triton import Operands, operands, product, rounded, sortable
+from ._triton import Operands, operands, product, product_options, rounded, sortable
 from ._weighted import weighted_rows
 from .configs import Tile, product_tile
 
@@ -90,13 +90,7 @@ def similarities(rows: Tensor, bank: Tensor, how: Operands, tile: Tile | None = 
         dim,
         rows.stride(0),
         bank.stride(0),
-        OPERAND=how.kernel_dtype,
-        PRECISION=how.precision,
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_D=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **product_options(how, tile),
     )
     return result
 

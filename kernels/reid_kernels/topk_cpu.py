@@ -133,7 +133,8 @@ def _certified(
         maxima = grouped.amax(1) if group > 1 else grouped[:, 0]
         kth = maxima.topk(k, dim=1).values[:, -1]
         below = torch.nextafter(kth, torch.full_like(kth, -torch.inf))
-        threshold = (((kth.float() + below.float()) / 2 - 2 * bound).nextafter(torch.tensor(-torch.inf))).bfloat16()
+        lowest = (kth.float() + below.float()) / 2 - 2 * bound
+        threshold = lowest.nextafter(torch.full_like(lowest, -torch.inf)).bfloat16()
         # NaN compares as false: such a query goes the long way, and is named there.
         near = maxima >= threshold[:, None]
         groups = near.sum(1)
@@ -221,7 +222,7 @@ def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
 def _rounded(rows: Tensor, scale: Tensor | None, padded: int) -> tuple[Tensor, Tensor, Tensor]:
     """bfloat16 copy of the rows, scaled, with rows of zeros behind; the length of each row's rounding, and of each row."""
     copy = torch.zeros(padded, rows.shape[1], dtype=torch.bfloat16)
-    error, length = torch.empty(len(rows)), torch.empty(len(rows))
+    error, length = (torch.empty(len(rows), dtype=torch.float32) for _ in range(2))
     step = max(1, _LOW_BLOCK // (8 * rows.shape[1]))
     for start in range(0, len(rows), step):
         now = slice(start, start + step)

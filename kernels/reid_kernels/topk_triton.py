@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._ops import unit_stride
-from ._triton import operands, packed, product, rounded, sortable
+from ._triton import Operands, operands, packed, product, product_options, rounded, sortable
 from .configs import GROUP, REDUCE, product_tile
 from .topk_cpu import unpack
 
@@ -80,8 +80,8 @@ class Rounded:
         normalize: Whether `scale` is the inverse norm or 1.
     """
 
-    def __init__(self, rows: Tensor, how: object, normalize: bool) -> None:
-        dtype: torch.dtype = how.dtype  # type: ignore[attr-defined]
+    def __init__(self, rows: Tensor, how: Operands, normalize: bool) -> None:
+        dtype = how.dtype
         n, dim = rows.shape
         self.low = rows if dtype == rows.dtype else torch.empty(n, dim, dtype=dtype, device=rows.device)
         self.scale, self.error, self.length = torch.empty(3, n, dtype=torch.float32, device=rows.device)
@@ -102,7 +102,7 @@ class Rounded:
             BLOCK_D=REDUCE.depth,
             num_warps=REDUCE.warps,
         )
-        self.low = rounded(self.low, how)  # type: ignore[arg-type]
+        self.low = rounded(self.low, how)
 
     def __getitem__(self, some: slice) -> Rounded:
         part = object.__new__(Rounded)
@@ -112,10 +112,10 @@ class Rounded:
         return part
 
 
-def group_maxima(query: Rounded, bank: Rounded, exclude: Tensor | None, how: object) -> Tensor:
+def group_maxima(query: Rounded, bank: Rounded, exclude: Tensor | None, how: Operands) -> Tensor:
     """The key of each query's greatest similarity in each group of columns, (B, groups) int64."""
     (m, dim), n = query.low.shape, len(bank.low)
-    tile = product_tile(how.dtype, how.precision, m)  # type: ignore[attr-defined]
+    tile = product_tile(how.dtype, how.precision, m)
     groups = triton.cdiv(n, GROUP)
     keys = torch.empty(m, groups, dtype=torch.int64, device=query.low.device)
     # The tiles of one piece of the bank run side by side, so that it is read from memory once.
@@ -133,14 +133,8 @@ def group_maxima(query: Rounded, bank: Rounded, exclude: Tensor | None, how: obj
         query.low.stride(0),
         bank.low.stride(0),
         EXCLUDE=exclude is not None,
-        OPERAND=how.kernel_dtype,  # type: ignore[attr-defined]
-        PRECISION=how.precision,  # type: ignore[attr-defined]
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_D=tile.depth,
         GROUP=GROUP,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **product_options(how, tile),
     )
     return keys
 

@@ -203,6 +203,18 @@ def test_autocast_does_not_round_the_products() -> None:
     assert torch.equal(found, similarity_topk(query, bank, 6)[0])
 
 
+def test_the_default_dtype_is_not_looked_at(way: str) -> None:
+    bank, query = unit_rows(1100, 64), unit_rows(20, 64, seed=1)
+    expected = similarity_topk(query, bank, 6)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = similarity_topk(query, bank, 6)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found[0].dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_zero_rows_have_similarity_zero(way: str) -> None:
     bank, query = unit_rows(1100, 64), unit_rows(20, 64, seed=1)
     query[4], bank[17] = 0, 0

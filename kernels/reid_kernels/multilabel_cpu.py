@@ -114,7 +114,7 @@ def _terms(
 
 def _weighted_sum(bank: Tensor, starts: Tensor, column: Tensor, weight: Tensor) -> Tensor:
     """Sums (B, D) of rows of the bank, times a weight each."""
-    if bank.dtype == weight.dtype:
+    if bank.dtype == weight.dtype and bank.shape[1]:
         return F.embedding_bag(column, bank, starts, mode="sum", per_sample_weights=weight)
     result = weight.new_zeros(len(starts), bank.shape[1])
     step = max(1, BLOCK // (weight.itemsize * max(1, bank.shape[1])))

@@ -71,6 +71,13 @@ def an_empty_memory_gives_each_row_itself() -> None:
     assert indptr.tolist() == [0, 1, 2] and indices.tolist() == [4, 30]
 
 
+def banks_past_two_to_the_31_values_are_read() -> None:
+    bank, rows = on_grid(40, 12), torch.tensor([0, 20, 39])
+    found, expected = (labels_triton(some, rows, 0.2, 3, tile=TILE) for some in (small.far_apart(bank), bank))
+    assert len(found[1]) > 3
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def the_registered_operator_takes_the_kernels() -> None:
     small.shrink_tiles()
     bank = on_grid(60, 12)
@@ -89,6 +96,7 @@ def main() -> None:
     positives_agree_with_the_reference()
     rows_that_walk_the_same_candidates_agree_too()
     an_empty_memory_gives_each_row_itself()
+    banks_past_two_to_the_31_values_are_read()
     the_registered_operator_takes_the_kernels()
 
 

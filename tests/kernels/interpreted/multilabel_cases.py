@@ -159,6 +159,16 @@ def similarities_are_the_product() -> None:
     torch.testing.assert_close(found.double(), rows.double() @ bank.double().T, rtol=1e-6, atol=1e-5)
 
 
+def banks_past_two_to_the_31_values_are_read() -> None:
+    bank, features = unit_rows(40, 20), unit_rows(3, 20, seed=1)
+    positives = torch.tensor([0, 2, 2, 3]), torch.tensor([4, 39, 38])
+    found, expected = (
+        multilabel_triton(features, some, *positives, 5.0, 0.1, "ieee", True, tile=TILE, select=SELECT)
+        for some in (small.far_apart(bank), bank)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def the_registered_operator_takes_the_kernels() -> None:
     small.shrink_tiles()
     bank, features = unit_rows(70, 20), unit_rows(3, 20, seed=1)
@@ -186,6 +196,7 @@ def main() -> None:
     rows_of_any_stride_are_read()
     weighted_rows_splits_the_bank_and_adds_in_order()
     similarities_are_the_product()
+    banks_past_two_to_the_31_values_are_read()
     the_registered_operator_takes_the_kernels()
 
 

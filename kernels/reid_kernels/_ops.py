@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import re
+import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-#: A copy of this folder that is loaded under another name registers its operators under that name.
-NAMESPACE = re.sub(r"\W", "_", __package__ or "reid_kernels")
+
+def _namespace(package: str) -> str:
+    """A name for the operators of a copy of this folder: its own, told apart where two names look alike without dots."""
+    plain = re.sub(r"[^0-9A-Za-z]", "_", package)
+    return plain if package == "reid_kernels" else f"{plain}_{zlib.crc32(package.encode()):08x}"
+
+
+NAMESPACE = _namespace(__package__ or "reid_kernels")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PRECISIONS = ("auto", "ieee", "tf32", "bf16")
 
@@ -49,8 +57,32 @@ def device_of(x: Tensor) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if x.is_cpu else torch.get_device_module(x.device).device(x.device)
 
 
+def once(gradient: Tensor) -> Tensor:
+    """A gradient that says so when it is asked for a gradient of its own, instead of being taken for a constant."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return gradient
+    return _Once.apply(gradient.detach().requires_grad_())
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Tensor:
+        raise RuntimeError("the losses of reid_kernels have no second derivative: they are differentiable once")
+
+
+def check_tensor(name: str, x: Any) -> None:
+    """A tensor, and not what could be made one."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name}: found a {type(x).__name__}, wanted a torch.Tensor")
+
+
 def check_rows(name: str, x: Tensor) -> None:
     """A matrix of rows, of a dtype that the operators take."""
+    check_tensor(name, x)
     if x.ndim != 2:
         raise ValueError(f"{name}: found shape {tuple(x.shape)}, wanted two dimensions, (rows, D)")
     if x.dtype not in DTYPES:
@@ -64,7 +96,9 @@ def check_pair(name: str, x: Tensor, bank: Tensor, bank_name: str = "bank") -> N
     if x.shape[1] != bank.shape[1]:
         raise ValueError(f"{bank_name}: found rows of width {bank.shape[1]}, wanted {x.shape[1]}, the width of {name}")
     if x.dtype != bank.dtype:
-        raise ValueError(f"{bank_name}: found dtype {bank.dtype}, wanted {x.dtype}, the dtype of {name}")
+        raise ValueError(
+            f"{bank_name}: found dtype {bank.dtype}, wanted {x.dtype}, the dtype of {name}; cast one of them"
+        )
     check_device(bank_name, bank, x, name)
 
 
@@ -76,6 +110,7 @@ def check_device(name: str, x: Tensor, like: Tensor, like_name: str) -> None:
 
 def check_ids(name: str, x: Tensor, count: int, like: Tensor, like_name: str, per: str) -> None:
     """One int64 per row of something."""
+    check_tensor(name, x)
     if x.ndim != 1 or x.shape[0] != count:
         raise ValueError(f"{name}: found shape {tuple(x.shape)}, wanted ({count},), one for each {per}")
     if x.dtype != torch.int64:

@@ -19,6 +19,7 @@ from ._ops import (
     check_rows,
     device_of,
     full_precision,
+    once,
     qualified,
     takes_kernels,
 )
@@ -31,7 +32,8 @@ class ClassIndex(NamedTuple):
 
     Args:
         order: (n,) int64, rows by class, those of no class first.
-        starts: (C + 1,) int64, where in `order` the rows of each class start.
+        starts: (C + 1,) int64, where in `order` the rows of each class start. Inside `torch.compile`, where C is not known,
+            (n + 1,).
     """
 
     order: Tensor
@@ -82,15 +84,15 @@ def bank_contrast_loss(
     run.
 
     Args:
-        features: (B, D) float32, float16, bfloat16 or float64.
+        features: (B, D) float32, float16, bfloat16 or float64, of length one as a rule; nothing is normalised here.
         bank: (n, D), dtype and device of the features.
         targets: (B,) int64 in [0, n), or the class of each feature; `ignore_index` for features that do not count.
         temperature: tau, above 0.
         classes: (n,) int64 in [-1, n), the class of each bank row, -1 for none; or what `class_index` makes of it.
         ignore_index: Target of features that are left out of the loss.
         reduction: "mean" over the features that count (0 where there is none), "sum", or "none": (B,), 0 where ignored.
-        precision: Of products on a GPU. "auto": float32 features in IEEE float32, half floats as they are. "tf32", "bf16":
-            float32 features rounded to these. A CPU always takes float32.
+        precision: Of products on a GPU. "auto", "ieee": float32 features in IEEE float32, half floats as they are. "tf32",
+            "bf16": float32 features rounded to these. A CPU always takes float32.
 
     Returns:
         The loss, float32 (float64 for float64).
@@ -110,6 +112,10 @@ def bank_contrast_loss(
     """
     check_pair("features", features, bank)
     check_ids("targets", targets, features.shape[0], features, "features", "feature row")
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise ValueError(
+            "temperature: it requires a gradient, wanted a number; divide the features by it, and give 1.0"
+        )
     if not temperature > 0:
         raise ValueError(f"temperature: found {temperature}, wanted a number above 0")
     check_choice("reduction", reduction, REDUCTIONS)
@@ -119,6 +125,8 @@ def bank_contrast_loss(
         check_ids("classes", classes, bank.shape[0], bank, "bank", "bank row")
         classes = class_index(classes)
     if classes is not None:
+        if not isinstance(classes, tuple) or len(classes) != 2:
+            raise ValueError(f"classes: found a {type(classes).__name__}, wanted a torch.Tensor or a ClassIndex")
         order, starts = classes
         if order.shape[0] != bank.shape[0]:
             raise ValueError(f"classes: found {order.shape[0]} rows, wanted {bank.shape[0]}, the rows of bank")
@@ -173,9 +181,10 @@ def class_means(bank: Tensor, classes: Tensor | ClassIndex, count: int) -> Tenso
     if isinstance(classes, Tensor):
         check_ids("classes", classes, bank.shape[0], bank, "bank", "bank row")
         classes = class_index(classes)
-    if classes.starts.shape[0] - 1 > count:
+    # Traced, the index has a start for each row, and empty classes behind.
+    if not torch.compiler.is_compiling() and classes.starts.shape[0] - 1 > count:
         raise ValueError(f"count: found {count}, wanted {classes.starts.shape[0] - 1} at least, one above every class")
-    means = _class_means(bank, *classes)
+    means = _class_means(bank.detach(), *classes)
     return F.pad(means, (0, 0, 0, count - means.shape[0]))
 
 
@@ -295,9 +304,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
         ctx.save_for_backward(gradient, counted)
 
 
-@torch.autograd.function.once_differentiable
 def _backward(ctx: Any, weights: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     gradient, counted, *rest = ctx.saved_tensors
+    weights = None if weights is None else weights.detach()
     to_features = to_bank = None
     if weights is not None:
         # Whatever weight an ignored loss has: it is a constant.
@@ -305,12 +314,21 @@ def _backward(ctx: Any, weights: Tensor | None, *_: Any) -> tuple[Tensor | None,
     if weights is not None and ctx.needs_input_grad[0]:
         if not ctx.gradient:
             raise RuntimeError("bank_contrast_loss: the features did not require a gradient when the loss was taken")
-        to_features = (gradient * weights[:, None]).to(ctx.dtype)
+        to_features = once((gradient * weights[:, None]).to(ctx.dtype))
     if weights is not None and ctx.needs_input_grad[1]:
         features, bank, targets, order, starts, log_sums = rest
         to_bank = _bank_gradient(
-            features, bank, targets, order, starts, ctx.temperature, ctx.ignore_index, log_sums, weights
+            features.detach(),
+            bank.detach(),
+            targets,
+            order,
+            starts,
+            ctx.temperature,
+            ctx.ignore_index,
+            log_sums,
+            weights,
         )
+        to_bank = once(to_bank)
     return (to_features, to_bank, *[None] * 7)
 
 

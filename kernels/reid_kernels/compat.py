@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._ops import check_device, check_ids, check_range, check_rows
+from ._ops import PRECISIONS, check_choice, check_device, check_ids, check_range, check_rows
 from .bank_loss import ClassIndex, bank_contrast_loss, class_index, class_means
 from .labels import label_prediction
 from .memory import hardest_rows, update_bank_
@@ -55,6 +55,7 @@ class HybridMemory(nn.Module):
         self, num_features: int, num_samples: int, temp: float = 0.05, momentum: float = 0.2, *, precision: str = "auto"
     ) -> None:
         super().__init__()
+        _check_settings(temp, momentum, precision)
         self.num_features, self.num_samples = num_features, num_samples
         self.temp, self.momentum, self.precision = temp, momentum, precision
         self.register_buffer("features", torch.zeros(num_samples, num_features))
@@ -73,16 +74,19 @@ class HybridMemory(nn.Module):
         Raises:
             ValueError: Wrong shape, dtype or device, or an index or label out of range.
         """
-        inputs = _updated_in_backward(inputs, self.features, "indexes", indexes, self.momentum)
+        memory = self.features.detach()
+        check_ids("labels", self.labels, memory.shape[0], memory, "the memory", "image of the memory")
+        check_range("labels", self.labels, -1, memory.shape[0])
+        inputs = _updated_in_backward(inputs, memory, "indexes", indexes, self.momentum)
         targets = self.labels[indexes]
         counted = targets >= 0
         inputs, targets = inputs[counted], targets[counted]
         index = class_index(self.labels)
         cross_entropy = bank_contrast_loss(
-            inputs, self.features, targets, self.temp, classes=index, reduction="none", precision=self.precision
+            inputs, memory, targets, self.temp, classes=index, reduction="none", precision=self.precision
         )
         # Where the sum of exponentials is small the 1e-6 under the fraction counts: log p = -ce - log(1 + 1e-6 / sum).
-        own = (inputs * _means_of(self.features, index, targets)).sum(1) / self.temp
+        own = (inputs * _means_of(memory, index, targets)).sum(1) / self.temp
         excess = F.softplus(math.log(_EPSILON) - (cross_entropy + own), threshold=50)
         losses = -torch.log(torch.exp(-cross_entropy - excess) + _EPSILON)
         return losses.sum() / max(1, len(losses))
@@ -118,6 +122,7 @@ class ClusterMemory(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features, self.num_samples = num_features, num_samples
+        _check_settings(temp, momentum, precision)
         self.temp, self.momentum, self.use_hard, self.precision = temp, momentum, use_hard, precision
         self.register_buffer("features", torch.zeros(num_samples, num_features))
 
@@ -134,9 +139,11 @@ class ClusterMemory(nn.Module):
         Raises:
             ValueError: Wrong shape, dtype or device, or a target out of range.
         """
-        inputs = F.normalize(inputs.to(self.features.dtype))
-        inputs = _updated_in_backward(inputs, self.features, "targets", targets, self.momentum, -1, self.use_hard)
-        return bank_contrast_loss(inputs, self.features, targets, self.temp, precision=self.precision)
+        memory = self.features.detach()
+        check_rows("inputs", inputs)
+        inputs = F.normalize(inputs.to(memory.dtype))
+        inputs = _updated_in_backward(inputs, memory, "targets", targets, self.momentum, -1, self.use_hard)
+        return bank_contrast_loss(inputs, memory, targets, self.temp, precision=self.precision)
 
 
 class MMCLMemory(nn.Module):
@@ -171,6 +178,9 @@ class MMCLMemory(nn.Module):
         precision: str = "auto",
     ) -> None:
         super().__init__()
+        if epochs < 1:
+            raise ValueError(f"epochs: found {epochs}, wanted at least 1")
+        check_choice("precision", precision, PRECISIONS)
         self.num_features, self.num_samples, self.epochs = num_features, num_samples, epochs
         self.delta, self.hard_ratio, self.precision = delta, hard_ratio, precision
         self.register_buffer("mem", torch.zeros(num_samples, num_features))
@@ -204,17 +214,30 @@ class MMCLMemory(nn.Module):
             alpha = 0.5 * epoch / self.epochs
         elif epoch is not None or alpha is None:
             raise ValueError(f"epoch, alpha: found {epoch} and {alpha}, wanted one of the two")
-        inputs = _updated_in_backward(inputs, self.mem, "indexes", indexes, alpha)
+        if not 0 <= alpha <= 1:
+            raise ValueError(
+                f"epoch, alpha: found {epoch}, momentum {alpha}, wanted a momentum in [0, 1] (0.5 epoch / epochs)"
+            )
+        memory = self.mem.detach()
+        inputs = _updated_in_backward(inputs, memory, "indexes", indexes, alpha)
         if positives is None:
             positives = torch.arange(len(indexes) + 1, device=indexes.device), indexes
         return multilabel_bank_loss(
-            inputs, self.mem, positives, delta=self.delta, hard_ratio=self.hard_ratio, precision=self.precision
+            inputs, memory, positives, delta=self.delta, hard_ratio=self.hard_ratio, precision=self.precision
         )
 
     @torch.no_grad()
     def predict(self, indexes: Tensor, threshold: float = 0.6) -> tuple[Tensor, Tensor]:
         """Positives of images from the memory as it is now: `label_prediction` on its rows."""
         return label_prediction(self.mem, indexes, threshold=threshold)
+
+
+def _check_settings(temp: float, momentum: float, precision: str) -> None:
+    if not temp > 0:
+        raise ValueError(f"temp: found {temp}, wanted a number above 0")
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum: found {momentum}, wanted a number in [0, 1]")
+    check_choice("precision", precision, PRECISIONS)
 
 
 class _UpdateInBackward(torch.autograd.Function):

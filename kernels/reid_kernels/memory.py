@@ -6,7 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import accumulator, check_ids, check_pair, check_range, device_of, qualified, takes_kernels
+from ._ops import (
+    accumulator,
+    check_finite,
+    check_ids,
+    check_pair,
+    check_range,
+    device_of,
+    qualified,
+    takes_kernels,
+)
 
 _SMALLEST_NORM = 1e-12
 #: Values of a row that the kernel holds in the registers of one program.
@@ -36,13 +45,14 @@ def update_bank_(bank: Tensor, features: Tensor, targets: Tensor, momentum: floa
 
     Raises:
         ValueError: Wrong rank, width, dtype or device, a bank that requires a gradient, momentum outside [0, 1], or targets out
-            of range (seen on a CPU alone; on a GPU such a feature updates nothing).
+            of range or features that are not finite (seen on a CPU alone; on a GPU the former update nothing, and the latter
+            make their row NaN).
     """
     check_pair("bank", bank, features, "features")
     check_ids("targets", targets, features.shape[0], features, "features", "feature row")
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum: found {momentum}, wanted a number in [0, 1]")
-    if bank.shape[0] > 1 and bank.stride(0) < bank.shape[1]:
+    if (bank.shape[0] > 1 and bank.stride(0) == 0) or (bank.shape[1] > 1 and bank.stride(1) == 0):
         raise ValueError(f"bank: found strides {tuple(bank.stride())}, wanted rows that do not overlap in memory")
     if bank.requires_grad and torch.is_grad_enabled():
         raise ValueError("bank: it requires a gradient, wanted a buffer: a memory is updated, not trained")
@@ -86,6 +96,8 @@ def _(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_i
 def _update_rows(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int) -> None:
     """Rows do not touch each other, so the first features of all rows go together, then the second ones, and so on."""
     counted = targets != ignore_index
+    if features.is_cpu and not bool(torch.isfinite(features[counted]).all()):
+        check_finite(features=features.where(counted[:, None], 0.0))
     features, targets = features[counted].to(accumulator(bank.dtype)), targets[counted]
     turn = _occurrence(targets)
     for k in range(int(turn.max()) + 1 if len(turn) else 0):
@@ -94,19 +106,27 @@ def _update_rows(bank: Tensor, features: Tensor, targets: Tensor, momentum: floa
         bank[targets[now]] = F.normalize(moved, eps=_SMALLEST_NORM).to(bank.dtype)
 
 
-def hardest_rows(features: Tensor, bank: Tensor, targets: Tensor) -> Tensor:
+def hardest_rows(features: Tensor, bank: Tensor, targets: Tensor, *, ignore_index: int = -1) -> Tensor:
     """The features that Cluster Contrast updates its hard memory with: of each class in the batch the least similar one.
 
     Args:
         features: (B, D) float.
         bank: (n, D), dtype and device of the features.
-        targets: (B,) int64 in [0, n).
+        targets: (B,) int64 in [0, n); `ignore_index` for features that are left out.
+        ignore_index: Target of features that are left out.
 
     Returns:
         Places in the batch, one for each class in it, int64; the first place at a tie.
+
+    Raises:
+        ValueError: Wrong rank, width, dtype or device, or, on a CPU, targets out of range.
     """
-    similarity = (features * bank[targets]).sum(1)
-    order = similarity.argsort(stable=True)
+    check_pair("features", features, bank)
+    check_ids("targets", targets, features.shape[0], features, "features", "feature row")
+    check_range("targets", targets, 0, bank.shape[0], ignored=ignore_index)
+    places = (targets != ignore_index).nonzero()[:, 0]
+    similarity = (features[places] * bank[targets[places]]).sum(1)
+    order = places[similarity.argsort(stable=True)]
     return order[_occurrence(targets[order]) == 0]
 
 

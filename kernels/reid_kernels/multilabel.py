@@ -17,6 +17,7 @@ from ._ops import (
     check_range,
     device_of,
     full_precision,
+    once,
     qualified,
     takes_kernels,
 )
@@ -49,7 +50,7 @@ def multilabel_bank_loss(
     updated in place before `backward`. There is no second derivative. Both are the same from run to run.
 
     Args:
-        features: (B, D) float32, float16 or bfloat16 (float64 too, computed in float64).
+        features: (B, D) float32, float16 or bfloat16 (float64 too, computed in float64), of length one; not normalised here.
         bank: (n, D), dtype and device of the features, a buffer.
         positives: A pair (indptr (B + 1,), indices) of int64, the positives of row i at indices[indptr[i]:indptr[i + 1]] in any
             order, each counted once; or bit rows (B, ceil(n / 32)) int32, where bit j % 32 of word j // 32 tells whether j is a
@@ -90,6 +91,8 @@ def multilabel_bank_loss(
         _check_bits(positives, features, len(bank))
         labels, indices = positives, None
     else:
+        if not isinstance(positives, tuple | list) or len(positives) != 2:
+            raise ValueError(f"positives: found a {type(positives).__name__}, wanted (indptr, indices) or bit rows")
         labels, indices = positives
         check_ids("positives[0]", labels, len(features) + 1, features, "features", "row of features, and the end")
         check_ids("positives[1]", indices, indices.numel(), features, "features", "positive")
@@ -140,7 +143,9 @@ def _check_bits(bits: Tensor, features: Tensor, n: int) -> None:
     """Bit rows, one for each row of features."""
     wanted = (features.shape[0], (n + 31) // 32)
     if bits.ndim != 2 or bits.shape[0] != wanted[0] or bits.shape[1] != wanted[1]:
-        raise ValueError(f"positives: found bit rows of shape {tuple(bits.shape)}, wanted {wanted}, (B, ceil(n / 32))")
+        raise ValueError(
+            f"positives: found bit rows of shape {tuple(bits.shape)}, wanted {wanted}, (B, ceil(n / 32)), or (indptr, indices)"
+        )
     if bits.dtype != torch.int32:
         raise ValueError(f"positives: found bit rows of dtype {bits.dtype}, wanted torch.int32")
     check_device("positives", bits, features, "features")
@@ -211,10 +216,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.dtype = inputs[0].dtype
 
 
-@torch.autograd.function.once_differentiable
 def _scale(ctx: Any, losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
-    return (losses[:, None] * gradient).to(ctx.dtype), None, None, None, None, None, None, None
+    return once((losses.detach()[:, None] * gradient).to(ctx.dtype)), None, None, None, None, None, None, None
 
 
 _multilabel_bank_loss.register_autograd(_scale, setup_context=_keep)

@@ -50,12 +50,13 @@ def similarity_topk(
             whose similarity lies within the format's error of the k-th may be missed; on a CPU exact as well.
 
     Returns:
-        Similarities (B, k) float32, descending, and bank rows (B, k) int64. Where fewer than k rows can be had, the rest are
-        -inf and -1. A NaN ranks first.
+        Similarities (B, k) float32 (float64 for float64), descending, and bank rows (B, k) int64. Where fewer than k rows can
+        be had, the rest are -inf and -1. On a GPU a NaN ranks first.
 
     Memory:
-        B x n never exists. CPU: a block of 8 or 16 MiB, and with bfloat16 candidates a copy of the bank at half its size
-        (133 MB at n = 32,621 and 4.1 GB at 1e6, D = 2,048). GPU: the same copy, and at most 256 MiB of group maxima.
+        B x n never exists. CPU: a block of 8 or 16 MiB, some 20 MiB of candidates, and with bfloat16 candidates a copy of the
+        bank at half its size (133 MB at n = 32,621 and 4.1 GB at 1e6, D = 2,048). GPU: the same copy, and at most 256 MiB of
+        group maxima.
 
     Moved:
         On a GPU the bank once for every 128 queries (L2 serves those that run side by side), 8 B n / 16 bytes of group maxima
@@ -67,12 +68,12 @@ def similarity_topk(
             rows whose similarity is NaN or inf. A GPU leaves nothing out for the former, and returns the latter.
     """
     check_pair("query", query, bank)
-    if not 1 <= k <= MAX_K:
+    if not isinstance(k, int | torch.SymInt) or not 1 <= k <= MAX_K:
         raise ValueError(f"k: found {k}, wanted 1 to {MAX_K}")
     if exclude is not None:
         check_ids("exclude", exclude, query.shape[0], query, "query", "query row")
     check_choice("precision", precision, PRECISIONS)
-    return _similarity_topk(query, bank, k, normalize, exclude, precision)
+    return _similarity_topk(query.detach(), bank.detach(), k, normalize, exclude, precision)
 
 
 def similarity_topk_reference(

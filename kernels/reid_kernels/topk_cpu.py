@@ -16,6 +16,8 @@ from ._ops import accumulator, check_finite
 #: Bytes of similarities that exist at a time: in float32, and in bfloat16.
 _BLOCK = 2**24
 _LOW_BLOCK = 2**23
+#: Candidates that exist at a time, some 40 bytes each.
+_CANDIDATES = 2**18
 #: Below any length whose square float32 can hold, so that no bound is zero because squares were.
 _SHORTEST = 1e-17
 #: A product with fewer rows takes other routes, which may sum equal rows in different orders.
@@ -109,9 +111,9 @@ def _certified(
     padded = -(-n // group) * group
     low_bank, bank_error, bank_length = _rounded(bank, bank_scale, padded)
     longest, worst = float(bank_length.max()), float(bank_error.max())
-    rows = max(_FEWEST, _LOW_BLOCK // (2 * padded))
     # What is kept stays a small part of the block.
     most = min(n, max(4 * k, k + 256))
+    rows = max(_FEWEST, min(_LOW_BLOCK // (2 * padded), _CANDIDATES // most))
     block = torch.empty(min(rows, len(query)), padded, dtype=torch.bfloat16)
     left = []
     for start in range(0, len(query), rows):

@@ -154,11 +154,24 @@ def test_what_is_ignored_reaches_no_gradient(instances: bool) -> None:
 
 
 def test_a_second_derivative_is_refused() -> None:
-    features = unit_rows(5, 6).requires_grad_()
-    losses = bank_contrast_loss(features, unit_rows(10, 6, seed=1), torch.arange(5), 0.1, reduction="none")
-    (slope,) = torch.autograd.grad(losses.square().sum(), features, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        slope.sum().backward()
+    for reduction in ("none", "mean"):
+        features, bank = unit_rows(5, 6).requires_grad_(), unit_rows(10, 6, seed=1).requires_grad_()
+        losses = bank_contrast_loss(features, bank, torch.arange(5), 0.1, reduction=reduction)
+        slopes = torch.autograd.grad(losses.square().sum(), (features, bank), create_graph=True)
+        for slope in slopes:
+            with pytest.raises(RuntimeError, match="no second derivative"):
+                slope.sum().backward(retain_graph=True)
+
+
+def test_a_learnable_temperature_is_refused() -> None:
+    with pytest.raises(ValueError, match="temperature: it requires a gradient"):
+        bank_contrast_loss(unit_rows(5, 6), unit_rows(10, 6), torch.arange(5), torch.tensor(0.1, requires_grad=True))
+
+
+def test_class_means_compile() -> None:
+    bank = unit_rows(10, 6)
+    compiled = torch.compile(lambda b: class_means(b, CLASSES, 7), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(bank), class_means(bank, CLASSES, 7))
 
 
 def test_large_logits_do_not_overflow() -> None:

@@ -191,3 +191,13 @@ def test_the_readme_s_cmc_is_that_of_full_ranked_lists():
     assert 0 < len(answers) < len(query)
     torch.testing.assert_close(names["cmc"].double(), torch.from_numpy(np.mean(answers, axis=0)))
     assert bool((names["cmc"].diff() > 0).any())
+
+
+def test_names_that_look_alike_register_apart():
+    from reid_kernels._ops import _namespace
+
+    names = ["mine.ops", "mine_ops", "mine.Ops", "Zwölf.ops", "reid_kernels_", "reid_kernels"]
+    spaces = [_namespace(name) for name in names]
+    assert len(set(spaces)) == len(names)
+    assert spaces[-1] == "reid_kernels"
+    assert all(space.isascii() and space.isidentifier() for space in spaces)

@@ -112,6 +112,23 @@ def test_hardest_rows_are_the_least_similar_of_their_class() -> None:
     assert sorted(hardest_rows(features, bank, torch.tensor([0, 0, 1, 1, 1])).tolist()) == [1, 3]
 
 
+def test_hardest_rows_leave_out_what_is_ignored() -> None:
+    bank, targets = torch.eye(3), torch.tensor([-1, 1, 1, -1])
+    features = torch.tensor([[1.0, 0, 0], [0, 0.5, 0], [0, 0.2, 0], [0, 0, 1]])
+    assert hardest_rows(features, bank, targets).tolist() == [2]
+    with pytest.raises(ValueError, match="targets: found 3 at place 0"):
+        hardest_rows(features, bank, torch.tensor([3, 1, 1, -1]))
+
+
+def test_features_that_are_not_finite_do_not_reach_the_bank() -> None:
+    bank, features = unit_rows(5, 4), unit_rows(3, 4, seed=1)
+    features[1, 2], features[2] = torch.nan, torch.nan
+    before = bank.clone()
+    with pytest.raises(ValueError, match="features: found that row 1 is not finite"):
+        update_bank_(bank, features, torch.tensor([0, 1, -1]), 0.5)
+    assert torch.equal(bank, before)
+
+
 def test_operator_is_registered_as_pytorch_wants_it() -> None:
     torch.library.opcheck(_update_bank, (unit_rows(5, 4), unit_rows(3, 4, seed=1), torch.tensor([1, 1, -1]), 0.2, -1))
 

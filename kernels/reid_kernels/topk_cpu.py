@@ -82,7 +82,8 @@ def select(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _first_of_equals(similarity: Tensor, last: Tensor, k: int) -> Tensor:
     """All columns above the k-th value, and the lowest ones equal to it, ascending: k a row."""
-    above, equal = similarity > last, similarity == last
+    # Written so that a NaN is above.
+    above, equal = ~(similarity <= last), similarity == last
     wanted = k - above.sum(1, keepdim=True)
     chosen = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= wanted))
     return chosen.nonzero()[:, 1].view(len(similarity), k)

@@ -239,6 +239,13 @@ def test_rows_that_are_not_finite_are_named(way: str, value: float, where: str) 
         similarity_topk(rows["query"], rows["bank"], 3)
 
 
+def test_a_row_that_is_not_finite_is_named_among_ties_too(way: str) -> None:
+    bank = torch.ones(1100, 64)
+    bank[5, 3] = torch.nan
+    with pytest.raises(NotFiniteError, match="bank: found that row 5 is not finite"):
+        similarity_topk(torch.ones(20, 64), bank, 1000)
+
+
 @pytest.mark.parametrize(
     ("query", "bank", "more", "message"),
     [

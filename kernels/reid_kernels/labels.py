@@ -27,7 +27,7 @@ def label_prediction(
         bank: (n, D) float32, float16 or bfloat16 (float64 too, computed in float64), rows of length one or zero. Sums are
             float32.
         rows: (B,) int64, rows of the bank, in any order, repeated or not.
-        threshold: t; similarities above it count. NaN is above nothing.
+        threshold: t; similarities above it count.
         at_least: The least K.
 
     Returns:
@@ -40,7 +40,8 @@ def label_prediction(
         where they arise, and not stored.
 
     Raises:
-        ValueError: Wrong rank, dtype or device, `at_least` below 1, or (seen on a CPU alone) rows outside [0, n).
+        ValueError: Wrong rank, dtype or device, `at_least` below 1, or, seen on a CPU alone, rows outside [0, n) or a
+            bank that is not finite. On a GPU a NaN is above nothing.
     """
     check_rows("bank", bank)
     check_ids("rows", rows, rows.numel(), bank, "bank", "image of the batch")

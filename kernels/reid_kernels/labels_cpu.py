@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._ops import accumulator
+from ._ops import accumulator, check_finite
 from .multilabel_cpu import count_rows, row_blocks, similarities
 
 #: Candidates that are judged first, and those after them; from then on four times as many each time.
@@ -17,6 +17,8 @@ _FIRST, _NEXT = 10, 32
 def labels_blocked(bank: Tensor, rows: Tensor, threshold: float, at_least: int) -> tuple[Tensor, Tensor]:
     """`label_prediction` on checked arguments."""
     kind = accumulator(bank.dtype)
+    if bank.is_cpu and not bool(torch.isfinite(torch.linalg.vector_norm(bank, dim=1, dtype=kind)).all()):
+        check_finite(bank=bank)
 
     def similar(some: Tensor) -> Tensor:
         return similarities(bank[some], bank, kind)

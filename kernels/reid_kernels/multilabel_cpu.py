@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import accumulator
+from ._ops import accumulator, check_finite
 
 #: Bytes of similarities that exist at a time.
 BLOCK = 2**26
@@ -36,6 +36,8 @@ def multilabel_blocked(
         losses[now], chosen = _terms(similarities(features[now], bank, kind), positive, delta, hard_ratio, wanted)
         if chosen is not None:
             gradient[now] = _weighted_sum(bank, *chosen)
+    if losses.is_cpu and not bool(torch.isfinite(losses).all()):
+        check_finite(features=features, bank=bank)
     return losses, gradient
 
 

@@ -121,11 +121,12 @@ def test_waves_and_blocks_change_nothing(threshold: float, monkeypatch: pytest.M
     assert_same(label_prediction(bank, rows, threshold=threshold), whole)
 
 
-def test_rows_that_hold_nan_have_no_neighbours() -> None:
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_rows_that_are_not_finite_are_named(bad: float) -> None:
     bank = at(0, 1, 2, 90).float()
-    bank[1] = torch.nan
-    assert positives_of(bank, 0) == [0, 2]
-    assert positives_of(bank, 1) == [1]
+    bank[1, 0] = bad
+    with pytest.raises(ValueError, match="bank: found that row 1 is not finite"):
+        label_prediction(bank, torch.tensor([0]))
 
 
 def test_empty_inputs() -> None:

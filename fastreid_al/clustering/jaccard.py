@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 import torch
+from reid_kernels.topk import MAX_K
 from torch import Tensor
 
 from .neighbours import nearest_neighbours
@@ -59,12 +60,14 @@ def jaccard_graph(features: Tensor, k1: int = 30, k2: int = 6, max_distance: flo
         the features are equal the edges are every pair of these.
 
     Raises:
-        ValueError: Wrong shape, k1 or k2 below 1, max_distance outside [0, 1), or features that are not finite.
+        ValueError: Wrong shape, k1 or k2 below 1, k1 above 1,025, max_distance outside [0, 1), or features that are not finite.
     """
     if features.ndim != 2:
         raise ValueError(f"features: found shape {tuple(features.shape)}, wanted (n, D)")
     if k1 < 1 or k2 < 1:
         raise ValueError(f"k1 and k2: found {k1} and {k2}, wanted at least 1")
+    if min(k1, len(features)) > MAX_K + 1:
+        raise ValueError(f"k1: found {k1}, wanted {MAX_K + 1} at most")
     if not 0 <= max_distance < 1:
         raise ValueError(f"max_distance: found {max_distance}, wanted a number in [0, 1)")
     bad = (~torch.isfinite(features).all(1)).nonzero()[:, 0]

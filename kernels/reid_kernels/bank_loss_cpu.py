@@ -28,6 +28,7 @@ def contrast_blocked(
     """Losses (B,), log-sum-exps (B,) and gradients (B, D) or (0, D), on checked arguments."""
     kind = accumulator(features.dtype)
     counted = targets != ignore_index
+    targets = targets.masked_fill(~counted, -1)
     scaled = features.to(kind) / temperature
     top = scaled.new_full((len(scaled), 1), -torch.inf)
     total, own = torch.zeros_like(top), torch.zeros_like(top)
@@ -37,7 +38,7 @@ def contrast_blocked(
         logits = scaled @ rows.T
         if empty is not None:
             logits.masked_fill_(empty, -torch.inf)
-        here, column = _targets_in(targets, counted, first, len(rows))
+        here, column = _targets_in(targets, first, len(rows))
         own[here, 0] = logits[here, column]
         if gradient:
             chosen[here] = rows[column]
@@ -78,12 +79,11 @@ def bank_gradient_blocked(
     kind = accumulator(features.dtype)
     counted = targets != ignore_index
     features, targets, log_sums, weights = (x[counted] for x in (features, targets, log_sums, weights))
-    counted = counted[counted]
     scaled, factor = features.to(kind) / temperature, weights.to(kind)
     out = torch.zeros_like(bank)
     for first, rows, empty in _blocks(bank, order, starts, len(features)):
         share = (scaled @ rows.T).sub_(log_sums[:, None]).exp_()
-        here, column = _targets_in(targets, counted, first, len(rows))
+        here, column = _targets_in(targets, first, len(rows))
         share[here, column] -= 1
         share.mul_(factor[:, None])
         if empty is not None:
@@ -103,11 +103,14 @@ def means_of_classes(bank: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     """Mean of the rows of each class, (C, D) float32 or float64; 0 for a class without rows."""
     kind = accumulator(bank.dtype)
     sizes = starts.diff()
-    if bank.dtype == kind and bank.is_cpu and len(sizes) and bank.shape[1]:
+    if (bank.dtype == kind or not bank.is_cpu) and len(sizes) and bank.shape[1]:
         members = order[int(starts[0]) : int(starts[-1])]
         if not len(members):
-            return bank.new_zeros(len(sizes), bank.shape[1])
+            return bank.new_zeros(len(sizes), bank.shape[1], dtype=kind)
+        if bank.dtype != kind:
+            bank, members = bank[members].to(kind), torch.arange(len(members), device=bank.device)
         return F.embedding_bag(members, bank, starts[:-1] - starts[0], mode="mean")
+    # Half floats of a CPU, a part at a time; on a GPU this sum would be atomic.
     out = bank.new_zeros(len(sizes), bank.shape[1], dtype=kind)
     first, last = (int(starts[0]), int(starts[-1])) if len(starts) else (0, 0)
     step = max(1, _BLOCK // max(1, bank.shape[1]))
@@ -135,7 +138,7 @@ def _blocks(
             yield first, means_of_classes(bank, order, edges), (sizes == 0) if bool((sizes == 0).any()) else None
 
 
-def _targets_in(targets: Tensor, counted: Tensor, first: int, length: int) -> tuple[Tensor, Tensor]:
+def _targets_in(targets: Tensor, first: int, length: int) -> tuple[Tensor, Tensor]:
     """Features whose target is in the block, and its place there."""
-    here = (counted & (targets >= first) & (targets < first + length)).nonzero()[:, 0]
+    here = ((targets >= first) & (targets < first + length)).nonzero()[:, 0]
     return here, targets[here] - first

@@ -17,7 +17,6 @@ from ._ops import (
     takes_kernels,
 )
 
-_SMALLEST_NORM = 1e-12
 #: Values of a row that the kernel holds in the registers of one program.
 _WIDEST = 2**13
 
@@ -103,7 +102,7 @@ def _update_rows(bank: Tensor, features: Tensor, targets: Tensor, momentum: floa
     for k in range(int(turn.max()) + 1 if len(turn) else 0):
         now = turn == k
         moved = momentum * bank[targets[now]].to(features.dtype) + (1 - momentum) * features[now]
-        bank[targets[now]] = F.normalize(moved, eps=_SMALLEST_NORM).to(bank.dtype)
+        bank[targets[now]] = F.normalize(moved).to(bank.dtype)
 
 
 def hardest_rows(features: Tensor, bank: Tensor, targets: Tensor, *, ignore_index: int = -1) -> Tensor:

@@ -56,7 +56,7 @@ def similarity_topk(
     Memory:
         B x n never exists. CPU: a block of 8 or 16 MiB, some 20 MiB of candidates, and with bfloat16 candidates a copy of the
         bank at half its size (133 MB at n = 32,621 and 4.1 GB at 1e6, D = 2,048). GPU: the same copy, and at most 256 MiB of
-        group maxima.
+        group maxima and as much of what is computed again.
 
     Moved:
         On a GPU the bank once for every 128 queries (L2 serves those that run side by side), 8 B n / 16 bytes of group maxima

@@ -44,7 +44,7 @@ def topk_blocked(
     bank_scale = _inverse_norms(bank) if normalize else None
     query_scale = bank_scale if same else _inverse_norms(query) if normalize else None
     worthwhile = precision != "ieee" and _has_bf16_units() and query.is_cpu and kind == torch.float32
-    if worthwhile and bank.shape[1] >= 64 and len(bank) >= max(1024, 8 * k) and len(query) >= 16:
+    if worthwhile and bank.shape[1] >= 64 and len(bank) >= max(1024, 8 * k) and len(query) >= _FEWEST:
         _certified(query, bank, query_scale, bank_scale, exclude, values, indices, same)
     else:
         rows = max(1, _BLOCK // (kind.itemsize * len(bank)))

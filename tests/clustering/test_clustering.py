@@ -185,3 +185,10 @@ def test_empty_features_give_an_empty_graph() -> None:
     graph = jaccard_graph(torch.zeros(0, 8))
     assert graph.n == 0
     assert len(dbscan(graph, 0.5)) == 0
+
+
+def test_a_list_longer_than_the_search_goes_is_named() -> None:
+    features = torch.from_numpy(random_features(1100))
+    with pytest.raises(ValueError, match="k1: found 1026, wanted 1025 at most"):
+        jaccard_graph(features, k1=1026)
+    assert jaccard_graph(features[:40], k1=1026).n == 40

@@ -5,9 +5,11 @@
 
 #include <cstdint>
 
-#include "parallel.h"
+#include "jaccard.h"
+#include "neighbours.h"
 
 namespace py = pybind11;
+using namespace fastreid_al;
 
 namespace {
 
@@ -17,6 +19,32 @@ using Release = py::call_guard<py::gil_scoped_release>;
 template <class T>
 T* at(Address address) {
     return reinterpret_cast<T*>(address);
+}
+
+Candidates candidates(Address values, Address columns, Address counts, Address thresholds, Address margins, int64_t n,
+                      int32_t capacity, int32_t k) {
+    return {at<float>(values),     at<int32_t>(columns),     at<int32_t>(counts), at<float>(thresholds),
+            at<const float>(margins), n, capacity, k};
+}
+
+template <class T>
+void bind_edges(py::module_& m, const char* name, const char* function) {
+    using Edges = SparseRows<T>;
+    py::class_<Edges>(m, name)
+        .def_property_readonly("count", [](const Edges& e) { return e.columns.size(); })
+        .def(
+            "write",
+            [](const Edges& e, Address starts, Address columns, Address values) {
+                symmetric(e, at<int64_t>(starts), at<int64_t>(columns), at<T>(values));
+            },
+            Release());
+    m.def(
+        function,
+        [](Address ranks, int64_t n, int32_t k1, int32_t half, int32_t k2, Address features, int64_t width, T most, int threads) {
+            return upper_edges<T>({at<const int64_t>(ranks), n, k1, half, k2, width, threads}, at<const T>(features), most);
+        },
+        py::arg("ranks"), py::arg("n"), py::arg("k1"), py::arg("half"), py::arg("k2"), py::arg("features"), py::arg("width"),
+        py::arg("most"), py::arg("threads"), Release());
 }
 
 }  // namespace
@@ -36,4 +64,29 @@ PYBIND11_MODULE(_native, m) {
 #else
     m.attr("openmp") = true;
 #endif
+
+    // Nearest neighbours.
+    py::class_<Candidates>(m, "Candidates")
+        .def(py::init(&candidates), py::arg("values"), py::arg("columns"), py::arg("counts"), py::arg("thresholds"),
+             py::arg("margins"), py::arg("n"), py::arg("capacity"), py::arg("k"));
+    m.def(
+        "take_tile",
+        [](const Candidates& c, Address tile, bool bfloat16, int64_t row, int64_t rows, int64_t column, int64_t columns,
+           int threads) {
+            if (bfloat16)
+                take_tile(c, at<const uint16_t>(tile), row, rows, column, columns, threads);
+            else
+                take_tile(c, at<const float>(tile), row, rows, column, columns, threads);
+        },
+        Release());
+    m.def(
+        "finish",
+        [](const Candidates& c, bool bfloat16, Address features, int64_t width, Address ranks, int threads) {
+            finish(c, bfloat16, at<const float>(features), width, at<int64_t>(ranks), threads);
+        },
+        Release());
+
+    // Jaccard graph.
+    bind_edges<float>(m, "EdgesFloat32", "jaccard_edges_float32");
+    bind_edges<double>(m, "EdgesFloat64", "jaccard_edges_float64");
 }

@@ -43,7 +43,7 @@ def topk_blocked(
     query = bank if same else query.to(kind)
     bank_scale = _inverse_norms(bank) if normalize else None
     query_scale = bank_scale if same else _inverse_norms(query) if normalize else None
-    worthwhile = precision != "ieee" and _has_bf16_units() and query.is_cpu and kind == torch.float32
+    worthwhile = precision != "ieee" and has_bf16_units() and query.is_cpu and kind == torch.float32
     if worthwhile and bank.shape[1] >= 64 and len(bank) >= max(1024, 8 * k) and len(query) >= _FEWEST:
         _certified(query, bank, query_scale, bank_scale, exclude, values, indices, same)
     else:
@@ -266,7 +266,7 @@ def _dropped(indices: Tensor, exclude: Tensor) -> Tensor:
 
 
 @functools.cache
-def _has_bf16_units() -> bool:
+def has_bf16_units() -> bool:
     """Whether PyTorch's bfloat16 product runs on units of its own here; without them it is slower than float32's."""
     known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.backends.mkldnn.is_available() and any(bool(ask()) for ask in known if ask is not None)

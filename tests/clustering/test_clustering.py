@@ -93,10 +93,10 @@ def test_graph_is_symmetric_sorted_and_without_loops() -> None:
 
 
 def test_graph_does_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastreid_al.native.extension", lambda: None)
     features = torch.from_numpy(FEATURES["clustered"])
     whole = jaccard_graph(features)
-    monkeypatch.setattr("fastreid_al.clustering.jaccard._BLOCK", 13 * 500)
-    monkeypatch.setattr("fastreid_al.clustering.jaccard._GATHER", 100 * 24)
+    monkeypatch.setattr("fastreid_al.clustering.jaccard_torch._BLOCK", 13 * 500)
     parts = jaccard_graph(features)
     assert all(torch.equal(a, b) for a, b in zip(whole[:3], parts[:3], strict=True))
 
@@ -165,6 +165,12 @@ def test_self_paced_selection_leaves_out_unreliable_clusters() -> None:
         ({"max_distance": -0.1}, "max_distance"),
         ({"features": torch.zeros(3)}, "shape"),
         ({"features": torch.tensor([[1.0, 0.0], [float("nan"), 0.0]])}, "first is row 1"),
+        ({"features": torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0]])}, "1 of 3 rows are not of length one.*row 1 of length 3"),
+        ({"features": torch.eye(4).half()}, "float16"),
+        ({"ranks": torch.zeros(4, 3, dtype=torch.int64)}, r"wanted \(4, 4\)"),
+        ({"ranks": torch.tensor([[0, 1], [1, 2], [2, 2], [3, 0]]), "k1": 2}, "row 2"),
+        ({"ranks": torch.tensor([[0, 1], [1, 4], [2, 1], [3, 0]]), "k1": 2}, "row 1"),
+        ({"ranks": torch.tensor([[1, 0], [1, 2], [2, 1], [3, 0]]), "k1": 2}, "row 0"),
     ],
 )
 def test_bad_input_is_named(arguments: dict, message: str) -> None:

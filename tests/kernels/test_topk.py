@@ -15,7 +15,7 @@ from torch import Tensor
 @pytest.fixture(params=["bf16 candidates", "float32"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways, whatever units this CPU has: PyTorch multiplies bfloat16 on any, if slowly."""
-    monkeypatch.setattr(topk_cpu, "_has_bf16_units", lambda: request.param != "float32")
+    monkeypatch.setattr(topk_cpu, "has_bf16_units", lambda: request.param != "float32")
     return str(request.param)
 
 

@@ -1,0 +1,189 @@
+#include "neighbours.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "clones.h"
+#include "parallel.h"
+#include "rows.h"
+
+namespace fastreid_al {
+
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Similarities that are compared before one is looked at.
+constexpr int kChunk = 64;
+
+inline float widened(float value) { return value; }
+
+inline float widened(uint16_t upper_half) {
+    const uint32_t bits = static_cast<uint32_t>(upper_half) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Nearest bfloat16, as a float.
+float rounded(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits += 0x7fff + ((bits >> 16) & 1);
+    return widened(static_cast<uint16_t>(bits >> 16));
+}
+
+// The bfloat16 below, as a float; for finite values.
+float below(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    uint16_t upper = static_cast<uint16_t>(bits >> 16);
+    if (value == 0) return widened(static_cast<uint16_t>(0x8001));
+    upper = static_cast<uint16_t>(value > 0 ? upper - 1 : upper + 1);
+    return widened(upper);
+}
+
+// The least approximate similarity that one of the first k may have where the k-th of the approximate ones is `kth`. Its exact
+// value is no less than the k-th exact one, which is no less than kth before its own rounding, less the bound.
+template <class T>
+float least(float kth, float margin) {
+    if (std::is_same<T, float>::value) return std::nextafter(kth - margin, -kInfinity);
+    // Rounding keeps the order, so what was rounded to kth was no less than the midpoint below it.
+    const float lowest = (kth + below(kth)) / 2 - margin;
+    return rounded(std::nextafter(lowest, -kInfinity));
+}
+
+FASTREID_AL_CLONES bool any_reaches(const uint16_t* values, float threshold) {
+    int hits = 0;
+    for (int x = 0; x < kChunk; ++x) hits |= widened(values[x]) >= threshold;
+    return hits != 0;
+}
+
+FASTREID_AL_CLONES bool any_reaches(const float* values, float threshold) {
+    int hits = 0;
+    for (int x = 0; x < kChunk; ++x) hits |= values[x] >= threshold;
+    return hits != 0;
+}
+
+FASTREID_AL_CLONES bool any_reaches(const uint16_t* values, const float* thresholds) {
+    int hits = 0;
+    for (int x = 0; x < kChunk; ++x) hits |= widened(values[x]) >= thresholds[x];
+    return hits != 0;
+}
+
+FASTREID_AL_CLONES bool any_reaches(const float* values, const float* thresholds) {
+    int hits = 0;
+    for (int x = 0; x < kChunk; ++x) hits |= values[x] >= thresholds[x];
+    return hits != 0;
+}
+
+// Raise a row's threshold to what its candidates prove, and drop those below.
+template <class T>
+void tighten(const Candidates& c, int64_t row, std::vector<float>& scratch) {
+    float* values = c.values + row * c.capacity;
+    int32_t* columns = c.columns + row * c.capacity;
+    const int32_t count = c.counts[row];
+    if (count < c.k) return;
+    scratch.assign(values, values + count);
+    std::nth_element(scratch.begin(), scratch.begin() + (c.k - 1), scratch.end(), std::greater<float>());
+    const float threshold = least<T>(scratch[c.k - 1], c.margins[row]);
+    int32_t kept = 0;
+    for (int32_t x = 0; x < count; ++x) {
+        if (!(values[x] >= threshold)) continue;
+        values[kept] = values[x];
+        columns[kept++] = columns[x];
+    }
+    c.counts[row] = kept;
+    c.thresholds[row] = threshold;
+}
+
+template <class T>
+void add(const Candidates& c, int64_t row, int64_t column, float value, std::vector<float>& scratch) {
+    if (row == column || !(value >= c.thresholds[row])) return;
+    if (c.counts[row] == c.capacity) {
+        tighten<T>(c, row, scratch);
+        // Tightening must pay: a row of near equals is left to a search that keeps them all.
+        if (c.counts[row] > c.capacity - c.capacity / 8) {
+            c.counts[row] = -1;
+            c.thresholds[row] = kInfinity;
+        }
+        if (!(value >= c.thresholds[row])) return;
+    }
+    const int64_t place = row * c.capacity + c.counts[row]++;
+    c.values[place] = value;
+    c.columns[place] = static_cast<int32_t>(column);
+}
+
+template <class T>
+void take(const Candidates& c, const T* tile, int64_t row, int64_t rows, int64_t column, int64_t columns, int threads) {
+    auto scratch = [&] { return std::vector<float>(c.capacity); };
+    parallel_for(threads, rows, 16, scratch, [&](std::vector<float>& room, int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+            const T* values = tile + r * columns;
+            const int64_t i = row + r;
+            int64_t x = 0;
+            for (; x + kChunk <= columns; x += kChunk)
+                if (any_reaches(values + x, c.thresholds[i]))
+                    for (int64_t y = x; y < x + kChunk; ++y) add<T>(c, i, column + y, widened(values[y]), room);
+            for (; x < columns; ++x) add<T>(c, i, column + x, widened(values[x]), room);
+        }
+    });
+    // A column belongs to one thread, so the rows reach it in order.
+    const int64_t first = std::max<int64_t>(0, row + rows - column);
+    parallel_for(threads, columns - first, 4 * kChunk, scratch, [&](std::vector<float>& room, int64_t begin, int64_t end) {
+        for (int64_t r = 0; r < rows; ++r) {
+            const T* values = tile + r * columns;
+            int64_t x = first + begin;
+            for (; x + kChunk <= first + end; x += kChunk)
+                if (any_reaches(values + x, c.thresholds + column + x))
+                    for (int64_t y = x; y < x + kChunk; ++y) add<T>(c, column + y, row + r, widened(values[y]), room);
+            for (; x < first + end; ++x) add<T>(c, column + x, row + r, widened(values[x]), room);
+        }
+    });
+}
+
+}  // namespace
+
+void take_tile(const Candidates& c, const float* tile, int64_t row, int64_t rows, int64_t column, int64_t columns, int threads) {
+    take(c, tile, row, rows, column, columns, threads);
+}
+
+void take_tile(const Candidates& c, const uint16_t* tile, int64_t row, int64_t rows, int64_t column, int64_t columns,
+               int threads) {
+    take(c, tile, row, rows, column, columns, threads);
+}
+
+void finish(const Candidates& c, bool bfloat16, const float* features, int64_t width, int64_t* ranks, int threads) {
+    using Found = std::pair<float, int32_t>;
+    struct Scratch {
+        std::vector<float> values;
+        std::vector<Found> found;
+    };
+    auto nearer = [](const Found& a, const Found& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; };
+    parallel_for(threads, c.n, 64, [] { return Scratch(); }, [&](Scratch& scratch, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            int64_t* out = ranks + i * (c.k + 1);
+            out[0] = i;
+            if (c.counts[i] < c.k) {
+                std::fill(out + 1, out + 1 + c.k, -1);
+                continue;
+            }
+            if (bfloat16)
+                tighten<uint16_t>(c, i, scratch.values);
+            else
+                tighten<float>(c, i, scratch.values);
+            const int32_t* columns = c.columns + i * c.capacity;
+            scratch.found.clear();
+            for (int32_t x = 0; x < c.counts[i]; ++x)
+                scratch.found.emplace_back(dot(features + i * width, features + columns[x] * width, width), columns[x]);
+            std::partial_sort(scratch.found.begin(), scratch.found.begin() + c.k, scratch.found.end(), nearer);
+            for (int32_t x = 0; x < c.k; ++x) out[1 + x] = scratch.found[x].second;
+        }
+    });
+}
+
+}  // namespace fastreid_al

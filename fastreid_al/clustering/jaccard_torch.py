@@ -1,0 +1,203 @@
+"""The Jaccard graph in PyTorch, by blocks of images: without the extension, and on a GPU up to the overlaps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Elements of an array that exists at a time: 64 MiB of int64 on a CPU, 1 GiB on a GPU.
+_BLOCK, _BLOCK_GPU = 2**23, 2**27
+#: Bits of the whole numbers that stand for shares of one.
+BITS = {torch.float32: 31, torch.float64: 52}
+
+
+class Shares(NamedTuple):
+    """A sparse matrix of shares of one, in CSR form: (n + 1,) int64, and int64 columns, ascending, and shares."""
+
+    indptr: Tensor
+    columns: Tensor
+    shares: Tensor
+
+
+def jaccard_edges(
+    features: Tensor, ranks: Tensor, half: int, k2: int, max_distance: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """indptr, indices and distances of the graph; arguments as `jaccard_graph` has checked them."""
+    if len(features) == 0:
+        empty = ranks.new_zeros(0)
+        return ranks.new_zeros(1), empty, features.new_empty(0)
+    averaged = averaged_weights(features, ranks, half, k2)
+    return symmetric(*_upper_edges(averaged, features.dtype, max_distance), len(features))
+
+
+def averaged_weights(features: Tensor, ranks: Tensor, half: int, k2: int) -> Shares:
+    """V of ALGORITHMS' steps 2 to 5: softmax weights over the expanded k-reciprocal sets, averaged over k2 neighbours."""
+    return _averaged(_weights(features, ranks, half), ranks[:, :k2])
+
+
+def symmetric(i: Tensor, j: Tensor, distance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """CSR of both directions of edges. Sorted by hand: a distance of zero is an edge."""
+    rows, columns = torch.cat([i, j]), torch.cat([j, i])
+    order = (rows * n + columns).argsort()
+    indptr = _starts(torch.bincount(rows, minlength=n))
+    return indptr, columns[order], torch.cat([distance, distance])[order]
+
+
+def distances(overlap: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 - m / (2 - m), at least 0, of overlaps m in whole numbers."""
+    m = overlap.double() / 2.0 ** BITS[dtype]
+    return (1 - m / (2 - m)).clamp_(min=0).to(dtype)
+
+
+def least_overlap(max_distance: float, dtype: torch.dtype) -> int:
+    """No overlap below this is at most `max_distance` apart; a little less than exact, since distances are rounded."""
+    return max(1, int((2 * (1 - max_distance) / (2 - max_distance) - 1e-6) * 2.0 ** BITS[dtype]))
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+def _blocks(n: int, each: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Ranges of rows with so many elements each that stay below a block; a row at least."""
+    rows = max(1, (_BLOCK if device.type == "cpu" else _BLOCK_GPU) // max(1, each))
+    return ((start, min(n, start + rows)) for start in range(0, n, rows))
+
+
+def _short_lists(ranks: Tensor, half: int) -> Tensor:
+    """R(i, half) in the order of the list, n in the places of those that are not in it: (n, half)."""
+    n = len(ranks)
+    out = ranks[:, :half].clone()
+    for start, stop in _blocks(n, half * half, ranks.device):
+        own = torch.arange(start, stop, device=ranks.device)
+        theirs = ranks[out[start:stop], :half]
+        out[start:stop].masked_fill_(~(theirs == own[:, None, None]).any(2), n)
+    return out
+
+
+def _weights(features: Tensor, ranks: Tensor, half: int) -> Shares:
+    """The softmax of similarities over R(i, k1) and R_half(q) of each q in it that lies in it by more than two thirds."""
+    n, k1 = ranks.shape
+    halves = _short_lists(ranks, half)
+    counts, columns, shares = [], [], []
+    for start, stop in _blocks(n, k1 * (k1 + 4 * half), ranks.device):
+        own = torch.arange(start, stop, device=ranks.device)
+        members = ranks[start:stop]
+        members = members.masked_fill(~(ranks[members] == own[:, None, None]).any(2), n).sort(1).values
+        # A list of its own for what is no member, all of it padding.
+        theirs = torch.nn.functional.pad(halves, (0, 0, 0, 1), value=n)[members].flatten(1)
+        place = torch.searchsorted(members, theirs).clamp_(max=k1 - 1)
+        real = theirs < n
+        inside = (members.gather(1, place) == theirs) & real
+        common, size = (x.view(-1, k1, half).sum(2) for x in (inside, real))
+        # In whole numbers: the test is strict, and 2/3 is not a float.
+        taken = (3 * common > 2 * size).repeat_interleave(half, 1)
+        together = torch.cat([members, theirs.masked_fill_(~taken, n)], 1).sort(1).values
+        fresh = together < n
+        fresh[:, 1:] &= together[:, 1:] != together[:, :-1]
+        count = fresh.sum(1)
+        row, place = fresh.nonzero(as_tuple=True)
+        column = together[row, place]
+        similarity = _pair_products(features, row + start, column)
+        share = torch.exp(2 * similarity.double() - 2)
+        # Row by row: sums by index have no order on a GPU.
+        table = share.new_zeros(fresh.shape)
+        table[row, place] = share
+        whole = (share / table.sum(1)[row] * 2.0 ** BITS[features.dtype]).round().long()
+        counts.append(count - torch.bincount(row[whole == 0], minlength=stop - start))
+        columns.append(column[whole > 0])
+        shares.append(whole[whole > 0])
+    return Shares(_starts(torch.cat(counts)), torch.cat(columns), torch.cat(shares))
+
+
+def _pair_products(features: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Dot products of single pairs, summed in double and rounded to the features' own dtype."""
+    out = features.new_empty(len(rows))
+    for start, stop in _blocks(len(rows), 2 * features.shape[1], features.device):
+        products = features[rows[start:stop]].double() * features[columns[start:stop]].double()
+        out[start:stop] = products.sum(1)
+    return out
+
+
+def _averaged(weights: Shares, lists: Tensor) -> Shares:
+    """The mean of the rows that each list names, rounded half up."""
+    n, k2 = lists.shape
+    lengths = weights.indptr.diff()
+    counts, columns, shares = [], [], []
+    each = k2 * -(-len(weights.columns) // n)
+    for start, stop in _blocks(n, 4 * each, lists.device):
+        named = lists[start:stop].flatten()
+        length = lengths[named]
+        total = int(length.sum())
+        entry = _ranges(weights.indptr[named], length, total)
+        row = torch.arange(stop - start, device=lists.device).repeat_interleave(k2)
+        key = row.repeat_interleave(length, output_size=total) * n + weights.columns[entry]
+        key, order = key.sort()
+        key, which = key.unique_consecutive(return_inverse=True)
+        sums = torch.zeros_like(key).index_add_(0, which, weights.shares[entry[order]])
+        whole = (sums + k2 // 2) // k2
+        key, whole = key[whole > 0], whole[whole > 0]
+        counts.append(torch.bincount(key // n, minlength=stop - start))
+        columns.append(key % n)
+        shares.append(whole)
+    return Shares(_starts(torch.cat(counts)), torch.cat(columns), torch.cat(shares))
+
+
+def _ranges(first: Tensor, length: Tensor, total: int) -> Tensor:
+    """first[0], first[0] + 1, ... (length[0] of them), first[1], ..."""
+    before = length.cumsum(0) - length
+    return (first - before).repeat_interleave(length, output_size=total) + torch.arange(total, device=first.device)
+
+
+def by_column(weights: Shares, n: int) -> tuple[Shares, Tensor]:
+    """The matrix by columns, rows ascending, and the place of each entry in it."""
+    order = weights.columns.argsort(stable=True)
+    rows = torch.arange(n, device=order.device).repeat_interleave(weights.indptr.diff(), output_size=len(order))
+    indptr = _starts(torch.bincount(weights.columns, minlength=n))
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    return Shares(indptr, rows[order], weights.shares[order]), place
+
+
+def _upper_edges(weights: Shares, dtype: torch.dtype, max_distance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges (i, j) with i < j and their distance.
+
+    Every entry (i, t) meets the entries (j, t) that stand below it in column t; the smaller shares are summed by (i, j).
+    """
+    n = len(weights.indptr) - 1
+    columns, place = by_column(weights, n)
+    meetings = columns.indptr[weights.columns + 1] - place - 1
+    total = torch.nn.functional.pad(meetings.cumsum(0), (1, 0))[weights.indptr].tolist()
+    least = least_overlap(max_distance, dtype)
+    device = place.device
+    block = _BLOCK if device.type == "cpu" else _BLOCK_GPU
+    sums = torch.zeros(max(n, block), dtype=torch.int64, device=device)
+    found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    start = 0
+    while start < n:
+        stop = start + 1
+        while stop < n and (stop + 1 - start) * n <= block and total[stop + 1] - total[start] <= block:
+            stop += 1
+        first, last = weights.indptr[[start, stop]].tolist()
+        count = meetings[first:last]
+        number = total[stop] - total[start]
+        partner = _ranges(place[first:last] + 1, count, number)
+        smaller = weights.shares[first:last].repeat_interleave(count, output_size=number)
+        smaller = torch.minimum(smaller, columns.shares[partner])
+        row = torch.arange(stop - start, device=device)
+        row = row.repeat_interleave(weights.indptr[start : stop + 1].diff(), output_size=last - first)
+        key = (row * n).repeat_interleave(count, output_size=number) + columns.columns[partner]
+        some = sums[: (stop - start) * n]
+        some.scatter_add_(0, key, smaller)
+        near = (some >= least).nonzero()[:, 0]
+        distance = distances(some[near], dtype)
+        some.zero_()
+        kept = distance <= max_distance
+        for out, part in zip(found, (start + near // n, near % n, distance), strict=True):
+            out.append(part[kept])
+        start = stop
+    i, j, distance = (torch.cat(parts) for parts in found)
+    return i, j, distance

@@ -27,6 +27,16 @@ Candidates candidates(Address values, Address columns, Address counts, Address t
             at<const float>(margins), n, capacity, k};
 }
 
+#ifdef FASTREID_AL_CUDA
+OverlapArguments overlap_arguments(Address row_starts, Address row_columns, Address row_shares, Address column_starts,
+                                   Address column_rows, Address column_shares, int64_t n, uint32_t least, Address keys,
+                                   Address overlaps, int64_t capacity, Address found) {
+    return {at<const int64_t>(row_starts), at<const int32_t>(row_columns), at<const uint32_t>(row_shares),
+            at<const int64_t>(column_starts), at<const int32_t>(column_rows), at<const uint32_t>(column_shares), n, least,
+            at<int64_t>(keys), at<uint32_t>(overlaps), capacity, at<unsigned long long>(found)};
+}
+#endif
+
 template <class T>
 void bind_edges(py::module_& m, const char* name, const char* function) {
     using Edges = SparseRows<T>;
@@ -89,4 +99,22 @@ PYBIND11_MODULE(_native, m) {
     // Jaccard graph.
     bind_edges<float>(m, "EdgesFloat32", "jaccard_edges_float32");
     bind_edges<double>(m, "EdgesFloat64", "jaccard_edges_float64");
+#ifdef FASTREID_AL_CUDA
+    py::class_<OverlapArguments>(m, "OverlapArguments")
+        .def(py::init(&overlap_arguments), py::arg("row_starts"), py::arg("row_columns"), py::arg("row_shares"),
+             py::arg("column_starts"), py::arg("column_rows"), py::arg("column_shares"), py::arg("n"), py::arg("least"),
+             py::arg("keys"), py::arg("overlaps"), py::arg("capacity"), py::arg("found"));
+    m.def(
+        "overlaps_cuda",
+        [](const OverlapArguments& a, int32_t slots, Address spilled, Address spills, Address stream) {
+            overlaps_cuda(a, slots, at<int32_t>(spilled), at<unsigned long long>(spills), at<void>(stream));
+        },
+        Release());
+    m.def(
+        "spilled_overlaps_cuda",
+        [](const OverlapArguments& a, Address rows, int64_t count, Address sums, int64_t pools, Address stream) {
+            spilled_overlaps_cuda(a, at<const int32_t>(rows), count, at<uint32_t>(sums), pools, at<void>(stream));
+        },
+        Release());
+#endif
 }

@@ -42,7 +42,6 @@ struct SparseRows {
     std::vector<Value> values;
 };
 
-// Edges (i, j) with i < j and a distance of at most `most`, row by row.
 struct JaccardArguments {
     const int64_t* ranks;  // (n, k1), each row's own index first
     int64_t n;
@@ -53,11 +52,37 @@ struct JaccardArguments {
     int threads;
 };
 
+// Edges (i, j) with i < j and a distance of at most `most`, row by row.
 template <class T>
 SparseRows<T> upper_edges(const JaccardArguments& a, const T* features, T most);
 
 // Both directions of upper edges as CSR: starts (n + 1), columns and values as many as twice the edges.
 template <class T>
 void symmetric(const SparseRows<T>& upper, int64_t* starts, int64_t* columns, T* values);
+
+// On a GPU: the overlaps of all pairs i < j that reach `least`, in any order, as keys i * n + j.
+struct OverlapArguments {
+    // Shares by row and by column; columns and rows ascending.
+    const int64_t* row_starts;
+    const int32_t* row_columns;
+    const uint32_t* row_shares;
+    const int64_t* column_starts;
+    const int32_t* column_rows;
+    const uint32_t* column_shares;
+    int64_t n;
+    uint32_t least;
+    int64_t* keys;
+    uint32_t* overlaps;
+    int64_t capacity;           // pairs that fit; what is found beyond is counted alone
+    unsigned long long* found;  // pairs so far
+};
+
+// The pairs of every row whose partners fit the table of `slots` (a power of two, 256 at least) in shared memory; the others' ids
+// go to `spilled` (n) and their number to `spills`.
+void overlaps_cuda(const OverlapArguments& a, int32_t slots, int32_t* spilled, unsigned long long* spills, void* stream);
+
+// The pairs of `rows` (count): `pools` blocks with n sums each, which are zero before and after.
+void spilled_overlaps_cuda(const OverlapArguments& a, const int32_t* rows, int64_t count, uint32_t* sums, int64_t pools,
+                           void* stream);
 
 }  // namespace fastreid_al

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ def build(folder: Path, *, emulated: bool, sanitizer: str | None = None) -> Path
 
     Args:
         folder: An empty folder.
-        emulated: Compile csrc/*.cu too, as C++, with kernels that run on the CPU; their bindings take addresses of NumPy arrays.
+        emulated: Compile csrc/*.cu too, as C++ whose kernels run on the CPU: their bindings take addresses of NumPy arrays.
         sanitizer: "address" (with "undefined") or "thread"; the process that loads it must preload the sanitizer's runtime.
 
     Returns:
@@ -117,3 +118,7 @@ def exercise(path: Path, module: ModuleType) -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     script.run(module)
+
+
+if __name__ == "__main__":
+    exercise(Path(sys.argv[2]), load(Path(sys.argv[1])))

@@ -1,12 +1,13 @@
 // Runs CUDA kernels on the CPU, in tests: csrc/device.h includes this in place of the CUDA runtime (FASTREID_AL_EMULATED).
 //
-// A thread of a block is a fibre with a stack of its own, and blocks run one after another, in an order that a seed draws. A
-// fibre runs until it waits (__syncthreads, __syncwarp, a shuffle, a vote), and gives way to another before an atomic now and
-// then. So results are repeatable, every seed tries another interleaving, and waiting that never ends is an error that says who
-// waits where. ThreadSanitizer takes fibres for threads between which only what CUDA promises is ordered: __syncthreads,
-// __syncwarp, the beginning and the end of a launch. Not shuffles, votes and atomics, which order no memory. Blocks of one launch
-// are ordered here, since they share the arrays that stand for __shared__ memory: a race between blocks shows as a result that
-// hangs on the seed, not as a report.
+// A thread of a block is a fibre with a stack of its own, and blocks run one after another, in an order that a seed draws.
+// A fibre runs until it waits (__syncthreads, __syncwarp, a shuffle, a vote), and gives way to another before an atomic now
+// and then. So results are repeatable, every seed tries another interleaving, and waiting that never ends is an error that
+// says who waits where.
+//
+// ThreadSanitizer takes fibres for threads that only CUDA's promises order: __syncthreads, __syncwarp, a launch's beginning
+// and end; not shuffles, votes and atomics. Blocks are ordered here, since they share the arrays that stand for __shared__
+// memory: a race between blocks shows as a result that hangs on the seed, not as a report.
 //
 // Environment, read at each launch: FASTREID_AL_EMULATED_SEED (1), FASTREID_AL_EMULATED_SHARED_BYTES (101376, of sm_86 and
 // sm_120, the least of those that the extension is built for).
@@ -88,7 +89,7 @@ struct Thread {
 
 struct Warp {
     unsigned lanes;  // that have not returned
-    // Where lanes meet in __syncwarp, by the lowest lane of the mask. Two in turn: who has left must not seem to be who still comes.
+    // Where lanes meet in __syncwarp, by the mask's lowest lane; two in turn, or who comes again would seem to come twice.
     unsigned meetings[32];
     char meeting[32][2][8];
 };
@@ -351,7 +352,8 @@ inline uint64_t setting(const char* name, uint64_t otherwise) {
     return text && *text ? std::strtoull(text, nullptr, 10) : otherwise;
 }
 
-FASTREID_AL_UNSEEN void run(int64_t blocks, int threads, size_t shared_bytes, void (*call)(const void*), const void* arguments) {
+FASTREID_AL_UNSEEN void run(int64_t blocks, int threads, size_t shared_bytes, void (*call)(const void*),
+                            const void* arguments) {
     std::lock_guard<std::mutex> lock(machine.one_launch);
     create(threads);
     machine.size = threads;
@@ -415,6 +417,10 @@ struct Same {
     using type = T;
 };
 
+// A parameter that the type of others decides.
+template <class T>
+using As = typename Same<T>::type;
+
 template <class T, class Change>
 T change(T* target, Change&& make) {
     static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, unsigned long long>,
@@ -438,12 +444,16 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t s
     if (blocks > std::numeric_limits<int32_t>::max() || threads < 1 || threads > emulated::most_threads)
         throw std::runtime_error("kernel launch: " + std::to_string(blocks) + " x " + std::to_string(threads) + " threads");
     if (shared_bytes > most_shared_bytes())
-        throw std::runtime_error("shared memory: " + std::to_string(shared_bytes) + " of " + std::to_string(most_shared_bytes()));
+        throw std::runtime_error("shared memory: " + std::to_string(shared_bytes) + " of " +
+                                 std::to_string(most_shared_bytes()));
     using Call = std::tuple<void (*)(Parameters...), std::tuple<std::decay_t<Parameters>...>>;
     const Call call{kernel, {static_cast<Parameters>(arguments)...}};
     emulated::run(
         blocks, threads, shared_bytes,
-        [](const void* p) { std::apply(std::get<0>(*static_cast<const Call*>(p)), std::get<1>(*static_cast<const Call*>(p))); },
+        [](const void* p) {
+            const auto& [function, values] = *static_cast<const Call*>(p);
+            std::apply(function, values);
+        },
         &call);
 }
 
@@ -498,39 +508,39 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
 }
 
 template <class T>
-T atomicAdd(T* target, typename fastreid_al::emulated::Same<T>::type value) {
+T atomicAdd(T* target, fastreid_al::emulated::As<T> value) {
     // In unsigned numbers, which wrap as CUDA's do.
     return fastreid_al::emulated::change(
         target, [&](T old) { return static_cast<T>(std::make_unsigned_t<T>(old) + std::make_unsigned_t<T>(value)); });
 }
 
 template <class T>
-T atomicAnd(T* target, typename fastreid_al::emulated::Same<T>::type value) {
+T atomicAnd(T* target, fastreid_al::emulated::As<T> value) {
     return fastreid_al::emulated::change(target, [&](T old) { return old & value; });
 }
 
 template <class T>
-T atomicOr(T* target, typename fastreid_al::emulated::Same<T>::type value) {
+T atomicOr(T* target, fastreid_al::emulated::As<T> value) {
     return fastreid_al::emulated::change(target, [&](T old) { return old | value; });
 }
 
 template <class T>
-T atomicMin(T* target, typename fastreid_al::emulated::Same<T>::type value) {
+T atomicMin(T* target, fastreid_al::emulated::As<T> value) {
     return fastreid_al::emulated::change(target, [&](T old) { return std::min(old, value); });
 }
 
 template <class T>
-T atomicMax(T* target, typename fastreid_al::emulated::Same<T>::type value) {
+T atomicMax(T* target, fastreid_al::emulated::As<T> value) {
     return fastreid_al::emulated::change(target, [&](T old) { return std::max(old, value); });
 }
 
 template <class T>
-T atomicExch(T* target, typename fastreid_al::emulated::Same<T>::type value) {
+T atomicExch(T* target, fastreid_al::emulated::As<T> value) {
     return fastreid_al::emulated::change(target, [&](T) { return value; });
 }
 
 template <class T>
-T atomicCAS(T* target, typename fastreid_al::emulated::Same<T>::type expected, typename fastreid_al::emulated::Same<T>::type value) {
+T atomicCAS(T* target, fastreid_al::emulated::As<T> expected, fastreid_al::emulated::As<T> value) {
     return fastreid_al::emulated::change(target, [&](T old) { return old == expected ? value : old; });
 }
 

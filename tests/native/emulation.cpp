@@ -1,5 +1,6 @@
 // Kernels that show that cuda_on_cpu.h behaves like CUDA: `emulation NAME` runs one and says what is wrong.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <numeric>
@@ -11,7 +12,7 @@ using namespace fastreid_al;
 
 namespace {
 
-// Sum of each block's stretch of x by a tree in dynamic shared memory. Without `all_there` the threads do not wait for each other.
+// Sum of each block's stretch of x by a tree in dynamic shared memory. Without `all_there` nobody waits for the others.
 template <bool all_there>
 __global__ void block_sums(const int* __restrict__ x, int n, int* sums) {
     int* partial = dynamic_shared<int>();
@@ -27,7 +28,8 @@ __global__ void block_sums(const int* __restrict__ x, int n, int* sums) {
 int sums(bool all_there) {
     std::vector<int> x(300 * 128 - 57), found(300, -1);
     std::iota(x.begin(), x.end(), 0);
-    launch(all_there ? block_sums<true> : block_sums<false>, 300, 128, 128 * sizeof(int), nullptr, x.data(), x.size(), found.data());
+    launch(all_there ? block_sums<true> : block_sums<false>, 300, 128, 128 * sizeof(int), nullptr, x.data(), x.size(),
+           found.data());
     for (size_t b = 0; b < found.size(); ++b) {
         int wanted = 0;
         for (size_t i = 128 * b; i < std::min(x.size(), 128 * b + 128); ++i) wanted += x[i];
@@ -49,8 +51,9 @@ __global__ void shuffles(long long* out) {
     int neighbour = -1;
     if (lane < 16) neighbour = __shfl_down_sync(0x0000FFFFu, lane, 1, 4);
     const int any = __any_sync(all, lane == 31);
-    out[threadIdx.x] = sum + static_cast<long long>(1e6f * most) + 1000000000LL * (odd == 0xAAAAAAAAu) + 10000000000LL * neighbour +
-                       1000000000000LL * any + 2000000000000LL * __popc(odd) + (__ffs(odd) == 2) + (__clz(1 << lane) == 31 - lane);
+    out[threadIdx.x] = sum + static_cast<long long>(1e6f * most) + 1000000000LL * (odd == 0xAAAAAAAAu) +
+                       10000000000LL * neighbour + 1000000000000LL * any + 2000000000000LL * __popc(odd) +
+                       (__ffs(odd) == 2) + (__clz(1 << lane) == 31 - lane);
 }
 
 int shuffled() {
@@ -66,7 +69,8 @@ int shuffled() {
     return 0;
 }
 
-__global__ void histogram(const int* x, int n, unsigned* counts, unsigned long long* sum, int* least, int* most, unsigned* seen) {
+__global__ void histogram(const int* x, int n, unsigned* counts, unsigned long long* sum, int* least, int* most,
+                          unsigned* seen) {
     __shared__ unsigned local[64];
     for (unsigned i = threadIdx.x; i < 64; i += blockDim.x) local[i] = 0;
     __syncthreads();
@@ -95,8 +99,12 @@ int counted() {
     int least = 1 << 30, most = -1;
     cudaMemsetAsync(found.data(), 0, found.size() * sizeof(unsigned), nullptr);
     launch(histogram, (n + 127) / 128, 128, 0, nullptr, x.data(), n, found.data(), &sum, &least, &most, seen.data());
-    for (int value : x) ++wanted[value % 64], wanted_sum += value, wanted_seen[value / 32] |= 1u << value % 32;
-    const bool same = !memcmp(found.data(), wanted.data(), 64 * sizeof(unsigned)) && sum == wanted_sum && seen == wanted_seen &&
+    for (int value : x) {
+        ++wanted[value % 64];
+        wanted_sum += value;
+        wanted_seen[value / 32] |= 1u << value % 32;
+    }
+    const bool same = std::equal(wanted.begin(), wanted.end(), found.begin()) && sum == wanted_sum && seen == wanted_seen &&
                       least == *std::min_element(x.begin(), x.end()) && most == *std::max_element(x.begin(), x.end());
     return same && found[64] != 0 ? 0 : std::printf("a count differs\n");
 }

@@ -51,3 +51,10 @@ def test_a_missing_wait_is_a_race(watched: Path, kernel: str):
     done = run(watched, kernel)
     assert done.returncode != 0
     assert "data race" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["-DFASTREID_AL_STD_THREADS"]], ids=["OpenMP", "threads"])
+def test_loops_over_threads_do_each_range_once(tmp_path: Path, flags: list[str]):
+    program = build_native.build_program(build_native.HERE / "threads.cpp", tmp_path, flags)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout

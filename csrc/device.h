@@ -45,5 +45,16 @@ __device__ T* dynamic_shared() {
     return reinterpret_cast<T*>(pool);
 }
 
+// Read or write what other threads change with atomics in the same launch.
+template <class T>
+__device__ T relaxed_load(const T* address) {
+    return *static_cast<const volatile T*>(address);
+}
+
+template <class T>
+__device__ void relaxed_store(T* address, T value) {
+    *static_cast<volatile T*>(address) = value;
+}
+
 }  // namespace fastreid_al
 #endif

@@ -1,0 +1,124 @@
+"""Builds of the extension that tests use beside the installed one: CUDA kernels emulated on the CPU, and sanitized builds.
+
+Needs g++ (or CXX), pybind11 and no PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+HERE = Path(__file__).resolve().parent
+SOURCES = HERE.parent.parent / "csrc"
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    # libgomp's synchronisation is invisible to ThreadSanitizer.
+    "thread": ["-fsanitize=thread", "-DFASTREID_AL_STD_THREADS"],
+}
+
+
+def compiler() -> str | None:
+    """The C++ compiler, if there is one."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def build(folder: Path, *, emulated: bool, sanitizer: str | None = None) -> Path:
+    """Build the extension into a folder.
+
+    Args:
+        folder: An empty folder.
+        emulated: Compile csrc/*.cu too, as C++ whose kernels run on the CPU: their bindings take addresses of NumPy arrays.
+        sanitizer: "address" (with "undefined") or "thread"; the process that loads it must preload the sanitizer's runtime.
+
+    Returns:
+        The library's path.
+
+    Raises:
+        subprocess.CalledProcessError: The compiler failed; it has said why.
+    """
+    import pybind11
+
+    flags = [
+        "-O1",
+        "-g",
+        "-fPIC",
+        "-fvisibility=hidden",
+        f"-I{pybind11.get_include()}",
+        f"-I{sysconfig.get_path('include')}",
+    ]
+    sources = sorted(SOURCES.glob("*.cpp"))
+    if emulated:
+        flags += [
+            "-DFASTREID_AL_EMULATED",
+            f"-I{HERE}",
+            "-DFASTREID_AL_CUDA",
+            '-DFASTREID_AL_CUDA_ARCHITECTURES="emulated"',
+        ]
+        sources += sorted(SOURCES.glob("*.cu"))
+    return compile_and_link(
+        sources, folder, f"_native{sysconfig.get_config_var('EXT_SUFFIX')}", ["-shared"], flags, sanitizer
+    )
+
+
+def build_program(source: Path, folder: Path, flags: Sequence[str] = (), sanitizer: str | None = None) -> Path:
+    """Build a program of one file into an empty folder; its path."""
+    flags = ["-O1", "-g", "-DFASTREID_AL_EMULATED", f"-I{HERE}", f"-I{SOURCES}", *flags]
+    return compile_and_link([source], folder, source.stem, [], flags, sanitizer)
+
+
+def compile_and_link(
+    sources: Sequence[Path], folder: Path, name: str, link: Sequence[str], flags: Sequence[str], sanitizer: str | None
+) -> Path:
+    """Compile sources, side by side, and link them; the path of the result."""
+    # Pragmas for nvcc are nothing to g++.
+    common = ["-std=c++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-pthread", "-fopenmp", *flags]
+    common += SANITIZERS[sanitizer] if sanitizer else []
+    command = [str(compiler()), *common]
+
+    def compiled(source: Path) -> Path:
+        out = folder / f"{source.name}.o"
+        subprocess.run([*command, "-x", "c++", "-c", source, "-o", out], check=True)
+        return out
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, sources))
+    subprocess.run([*command, *link, *objects, "-o", folder / name], check=True)
+    return folder / name
+
+
+def load(path: Path) -> ModuleType:
+    """Import a build by its path, beside the installed one."""
+    name = f"fastreid_al_{path.parent.name}._native"
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def exercises() -> list[Path]:
+    """The scripts that call every binding: each has `run(module)`."""
+    return sorted(HERE.glob("exercise_*.py"))
+
+
+def exercise(path: Path, module: ModuleType) -> None:
+    """Run one of them on a build."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.run(module)
+
+
+if __name__ == "__main__":
+    exercise(Path(sys.argv[2]), load(Path(sys.argv[1])))

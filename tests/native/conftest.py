@@ -1,0 +1,34 @@
+"""Builds of the extension, once a session.
+
+`installed` is the extension as users have it; its CUDA functions want a GPU and are hidden here (`cuda` is False). `emulated`
+is a build whose CUDA functions run on the CPU (cuda_on_cpu.h) and take addresses of NumPy arrays or CPU tensors, with stream 0:
+
+    def test_counts_agree(emulated):
+        emulated.count_cuda(x.ctypes.data, x.size, out.ctypes.data, 0)
+
+A file exercise_NAME.py is a script with `run(module)`: it calls bindings with NumPy arrays, `module.*_cuda` too where
+`module.cuda` is true, and compares with a plain NumPy form. It imports neither PyTorch nor pytest, because .ci/sanitize runs it
+under AddressSanitizer and ThreadSanitizer, and bench/gpu_check.py on a GPU under compute-sanitizer, where all data of NumPy
+arrays lies in managed memory. Small arrays and several threads (`threads=4`) show most.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType, SimpleNamespace
+
+import build_native
+import pytest
+
+
+@pytest.fixture(scope="session")
+def installed() -> SimpleNamespace:
+    native = pytest.importorskip("fastreid_al._native", reason="the extension is not built")
+    return SimpleNamespace(**{**vars(native), "cuda": False})
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    if build_native.compiler() is None:
+        pytest.skip("no C++ compiler")
+    pytest.importorskip("pybind11")
+    return build_native.load(build_native.build(tmp_path_factory.mktemp("emulated"), emulated=True))

@@ -1,0 +1,583 @@
+// Runs CUDA kernels on the CPU, in tests: csrc/device.h includes this in place of the CUDA runtime (FASTREID_AL_EMULATED).
+//
+// A thread of a block is a fibre with a stack of its own, and blocks run one after another, in an order that a seed draws.
+// A fibre runs until it waits (__syncthreads, __syncwarp, a shuffle, a vote), and gives way to another before an atomic now
+// and then. So results are repeatable, every seed tries another interleaving, and waiting that never ends is an error that
+// says who waits where.
+//
+// ThreadSanitizer takes fibres for threads that only CUDA's promises order: __syncthreads, __syncwarp, a launch's beginning
+// and end; not shuffles, votes and atomics. Blocks are ordered here, since they share the arrays that stand for __shared__
+// memory: a race between blocks shows as a result that hangs on the seed, not as a report.
+//
+// Environment, read at each launch: FASTREID_AL_EMULATED_SEED (1), FASTREID_AL_EMULATED_SHARED_BYTES (101376, of sm_86 and
+// sm_120, the least of those that the extension is built for).
+#pragma once
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __shared__ static
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+
+// The machinery below is shared by all fibres on purpose, and is no part of what ThreadSanitizer watches.
+#define FASTREID_AL_UNSEEN __attribute__((noinline, no_sanitize("thread"))) inline
+
+struct dim3 {
+    unsigned x, y, z;
+};
+
+inline dim3 threadIdx{0, 0, 0}, blockIdx{0, 0, 0}, blockDim{1, 1, 1}, gridDim{1, 1, 1};
+constexpr int warpSize = 32;
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0 };
+
+namespace fastreid_al {
+
+namespace emulated {
+
+constexpr int most_threads = 1024;
+constexpr size_t stack_bytes = 256 * 1024;
+// Behind the dynamic shared memory, to see what is written there; AddressSanitizer sees it by itself.
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t guard_bytes = 0;
+#else
+constexpr size_t guard_bytes = 1024;
+#endif
+
+enum class Wait : int { nothing, block, warp, shuffle, vote, over };
+
+struct Thread {
+    ucontext_t context;
+    void* stack;
+    void* fibre;       // ThreadSanitizer's handle
+    void* fake_stack;  // AddressSanitizer's
+    Wait wait;
+    unsigned mask;
+    int source;
+    uint64_t value;
+};
+
+struct Warp {
+    unsigned lanes;  // that have not returned
+    // Where lanes meet in __syncwarp, by the mask's lowest lane; two in turn, or who comes again would seem to come twice.
+    unsigned meetings[32];
+    char meeting[32][2][8];
+};
+
+struct Machine {
+    std::mutex one_launch;
+    ucontext_t host;
+    void* host_fibre;
+    void* host_fake_stack;
+    const void* host_stack;
+    size_t host_stack_bytes;
+
+    void (*call)(const void*);
+    const void* arguments;
+    int size, alive, at_barrier, current;
+    uint64_t random;
+    unsigned char* pool;
+
+    const char* failure;
+    int created;
+    int ready_count;
+    unsigned barriers;
+    int ready[most_threads];
+    Warp warps[most_threads / 32];
+    Thread threads[most_threads];
+
+    // Names of meetings for ThreadSanitizer.
+    char begun[8], barrier[2][8], ended[8];
+};
+
+inline Machine machine;
+
+FASTREID_AL_UNSEEN void release([[maybe_unused]] void* meeting) {
+#ifdef __SANITIZE_THREAD__
+    __tsan_release(meeting);
+#endif
+}
+
+FASTREID_AL_UNSEEN void acquire([[maybe_unused]] void* meeting) {
+#ifdef __SANITIZE_THREAD__
+    __tsan_acquire(meeting);
+#endif
+}
+
+// A number below `count`.
+FASTREID_AL_UNSEEN int64_t draw(int64_t count) {
+    uint64_t& x = machine.random;
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^= x << 17;
+    return static_cast<int64_t>((x >> 11) % static_cast<uint64_t>(count));
+}
+
+FASTREID_AL_UNSEEN void make_ready(int thread) {
+    machine.threads[thread].wait = Wait::nothing;
+    machine.ready[machine.ready_count++] = thread;
+}
+
+// From a fibre to the host, until the host chooses this fibre again.
+FASTREID_AL_UNSEEN void suspend() {
+    Thread& self = machine.threads[machine.current];
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(&self.fake_stack, machine.host_stack, machine.host_stack_bytes);
+#endif
+#ifdef __SANITIZE_THREAD__
+    __tsan_switch_to_fiber(machine.host_fibre, __tsan_switch_to_fiber_no_sync);
+#endif
+    swapcontext(&self.context, &machine.host);
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(self.fake_stack, &machine.host_stack, &machine.host_stack_bytes);
+#endif
+}
+
+// From the host to a fibre, until that waits.
+FASTREID_AL_UNSEEN void resume(int thread) {
+    Thread& next = machine.threads[thread];
+    machine.current = thread;
+    threadIdx.x = static_cast<unsigned>(thread);
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(&machine.host_fake_stack, next.stack, stack_bytes);
+#endif
+#ifdef __SANITIZE_THREAD__
+    __tsan_switch_to_fiber(next.fibre, __tsan_switch_to_fiber_no_sync);
+#endif
+    swapcontext(&machine.host, &next.context);
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(machine.host_fake_stack, nullptr, nullptr);
+#endif
+}
+
+FASTREID_AL_UNSEEN void fail(const char* what) {
+    machine.failure = what;
+    suspend();
+}
+
+FASTREID_AL_UNSEEN void open_barrier_if_full() {
+    if (machine.at_barrier == 0 || machine.at_barrier != machine.alive) return;
+    machine.at_barrier = 0;
+    ++machine.barriers;
+    for (int t = 0; t < machine.size; ++t)
+        if (machine.threads[t].wait == Wait::block) make_ready(t);
+}
+
+// Let the lanes of a warp that wait with this mask go on, once all of them are there that have not returned.
+FASTREID_AL_UNSEEN void join_lanes(int warp, unsigned mask) {
+    Warp& w = machine.warps[warp];
+    Thread* lanes = machine.threads + 32 * warp;
+    const unsigned wanted = mask & w.lanes;
+    Wait kind = Wait::nothing;
+    unsigned votes = 0;
+    for (int l = 0; l < 32; ++l) {
+        if (!(wanted >> l & 1)) continue;
+        if (lanes[l].wait != Wait::warp && lanes[l].wait != Wait::shuffle && lanes[l].wait != Wait::vote) return;
+        if (lanes[l].mask != mask) return;
+        if (kind == Wait::nothing) kind = lanes[l].wait;
+        if (lanes[l].wait != kind) {
+            machine.failure = "lanes of one mask are in different warp functions";
+            return;
+        }
+        if (lanes[l].value) votes |= 1u << l;
+    }
+    uint64_t answers[32];
+    for (int l = 0; l < 32; ++l) {
+        if (!(wanted >> l & 1)) continue;
+        const int from = lanes[l].source;
+        // What a lane that takes no part holds is undefined.
+        answers[l] = kind == Wait::vote ? votes : wanted >> from & 1 ? lanes[from].value : 0xA5A5A5A5A5A5A5A5u;
+    }
+    ++w.meetings[__builtin_ctz(mask)];
+    for (int l = 0; l < 32; ++l) {
+        if (!(wanted >> l & 1)) continue;
+        lanes[l].value = answers[l];
+        make_ready(32 * warp + l);
+    }
+}
+
+FASTREID_AL_UNSEEN uint64_t wait_for_lanes(Wait kind, unsigned mask, uint64_t value, int source) {
+    const int warp = machine.current / 32, lane = machine.current % 32;
+    Thread& self = machine.threads[machine.current];
+    if (!(mask >> lane & 1)) fail("a lane calls a warp function with a mask that leaves it out");
+    Warp& w = machine.warps[warp];
+    const int lowest = __builtin_ctz(mask);
+    void* meeting = w.meeting[lowest][w.meetings[lowest] & 1];
+    if (kind == Wait::warp) release(meeting);
+    self.wait = kind;
+    self.mask = mask;
+    self.value = value;
+    self.source = source;
+    join_lanes(warp, mask);
+    suspend();
+    if (kind == Wait::warp) acquire(meeting);
+    return self.value;
+}
+
+FASTREID_AL_UNSEEN void wait_for_block() {
+    void* meeting = machine.barrier[machine.barriers & 1];
+    release(meeting);
+    machine.threads[machine.current].wait = Wait::block;
+    ++machine.at_barrier;
+    open_barrier_if_full();
+    suspend();
+    acquire(meeting);
+}
+
+// Before an atomic: let others in between, now and then.
+FASTREID_AL_UNSEEN void give_way() {
+    if (draw(8)) return;
+    make_ready(machine.current);
+    suspend();
+}
+
+FASTREID_AL_UNSEEN void leave() {
+    const int thread = machine.current;
+    machine.threads[thread].wait = Wait::over;
+    machine.warps[thread / 32].lanes &= ~(1u << thread % 32);
+    --machine.alive;
+    open_barrier_if_full();
+    for (int t = thread / 32 * 32; t < machine.size && t < thread / 32 * 32 + 32; ++t) {
+        const Wait wait = machine.threads[t].wait;
+        if (wait == Wait::warp || wait == Wait::shuffle || wait == Wait::vote) join_lanes(thread / 32, machine.threads[t].mask);
+    }
+}
+
+// The life of a fibre: its thread of every block.
+FASTREID_AL_UNSEEN void live() {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(nullptr, &machine.host_stack, &machine.host_stack_bytes);
+#endif
+    for (;;) {
+        acquire(machine.begun);
+        machine.call(machine.arguments);
+        release(machine.ended);
+        leave();
+        suspend();
+    }
+}
+
+FASTREID_AL_UNSEEN void create(int threads) {
+    for (; machine.created < threads; ++machine.created) {
+        Thread& thread = machine.threads[machine.created];
+        thread.stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (thread.stack == MAP_FAILED) throw std::bad_alloc();
+        // A stack that overflows stops here.
+        mprotect(thread.stack, 4096, PROT_NONE);
+#ifdef __SANITIZE_THREAD__
+        thread.fibre = __tsan_create_fiber(0);
+#endif
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = thread.stack;
+        thread.context.uc_stack.ss_size = stack_bytes;
+        thread.context.uc_link = nullptr;
+        makecontext(&thread.context, live, 0);
+    }
+}
+
+// Fibres that are stuck in the middle of a kernel are no use to the next launch.
+FASTREID_AL_UNSEEN void abandon() {
+    for (; machine.created > 0; --machine.created) {
+        Thread& thread = machine.threads[machine.created - 1];
+#ifdef __SANITIZE_THREAD__
+        __tsan_destroy_fiber(thread.fibre);
+#endif
+#ifdef __SANITIZE_ADDRESS__
+        __asan_unpoison_memory_region(thread.stack, stack_bytes);
+#endif
+        munmap(thread.stack, stack_bytes);
+    }
+}
+
+FASTREID_AL_UNSEEN bool run_block(int64_t block) {
+    machine.alive = machine.size;
+    machine.at_barrier = machine.ready_count = 0;
+    blockIdx.x = static_cast<unsigned>(block);
+    for (int t = 0; t < machine.size; ++t) {
+        machine.warps[t / 32].lanes = (t % 32 ? machine.warps[t / 32].lanes : 0) | 1u << t % 32;
+        make_ready(t);
+    }
+    while (machine.alive) {
+        if (machine.failure || !machine.ready_count) return false;
+        const int64_t choice = draw(machine.ready_count);
+        const int thread = machine.ready[choice];
+        machine.ready[choice] = machine.ready[--machine.ready_count];
+        resume(thread);
+    }
+    return true;
+}
+
+inline std::string who_waits() {
+    static const char* const names[] = {"run", "__syncthreads", "__syncwarp", "a shuffle", "a vote", "have returned"};
+    int counts[6] = {};
+    for (int t = 0; t < machine.size; ++t) ++counts[static_cast<int>(machine.threads[t].wait)];
+    std::string text;
+    for (int k = 0; k < 6; ++k)
+        if (counts[k]) text += (text.empty() ? "" : ", ") + std::to_string(counts[k]) + ": " + names[k];
+    return text;
+}
+
+inline uint64_t setting(const char* name, uint64_t otherwise) {
+    const char* text = std::getenv(name);
+    return text && *text ? std::strtoull(text, nullptr, 10) : otherwise;
+}
+
+FASTREID_AL_UNSEEN void run(int64_t blocks, int threads, size_t shared_bytes, void (*call)(const void*),
+                            const void* arguments) {
+    std::lock_guard<std::mutex> lock(machine.one_launch);
+    create(threads);
+    machine.size = threads;
+    machine.call = call;
+    machine.arguments = arguments;
+    machine.failure = nullptr;
+    machine.random = 0x9E3779B97F4A7C15u * (2 * setting("FASTREID_AL_EMULATED_SEED", 1) + 1);
+    for (int k = 0; k < 8; ++k) draw(2);
+    blockDim.x = static_cast<unsigned>(threads);
+    gridDim.x = static_cast<unsigned>(blocks);
+#ifdef __SANITIZE_THREAD__
+    machine.host_fibre = __tsan_get_current_fiber();
+#endif
+    const std::unique_ptr<unsigned char[]> pool(new unsigned char[shared_bytes + guard_bytes]);
+    machine.pool = pool.get();
+    std::vector<int64_t> order(static_cast<size_t>(blocks));
+    std::iota(order.begin(), order.end(), 0);
+    for (int64_t b = blocks - 1; b > 0; --b) std::swap(order[b], order[draw(b + 1)]);
+    for (const int64_t block : order) {
+        // Shared memory begins with anything but zeros.
+        memset(machine.pool, 0xA5, shared_bytes + guard_bytes);
+        release(machine.begun);
+        const bool over = run_block(block);
+        acquire(machine.ended);
+        if (!over) {
+            const std::string what = machine.failure ? machine.failure : "threads wait for others that do not come";
+            const std::string waiting = who_waits();
+            abandon();
+            throw std::runtime_error("block " + std::to_string(block) + ": " + what + " (" + waiting + ")");
+        }
+        for (size_t i = shared_bytes; i < shared_bytes + guard_bytes; ++i)
+            if (machine.pool[i] != 0xA5)
+                throw std::runtime_error("block " + std::to_string(block) + ": written past its dynamic shared memory");
+    }
+}
+
+template <class T>
+uint64_t bits_of(T value) {
+    static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8, "warp functions move 4 or 8 bytes");
+    uint64_t bits = 0;
+    memcpy(&bits, &value, sizeof(T));
+    return bits;
+}
+
+template <class T>
+T value_of(uint64_t bits) {
+    T value;
+    memcpy(&value, &bits, sizeof(T));
+    return value;
+}
+
+template <class T>
+T shuffle(unsigned mask, T value, int source) {
+    return value_of<T>(wait_for_lanes(Wait::shuffle, mask, bits_of(value), source));
+}
+
+inline int lane() { return static_cast<int>(threadIdx.x % 32); }
+
+template <class T>
+struct Same {
+    using type = T;
+};
+
+// A parameter that the type of others decides.
+template <class T>
+using As = typename Same<T>::type;
+
+template <class T, class Change>
+T change(T* target, Change&& make) {
+    static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, unsigned long long>,
+                  "atomics are on int, unsigned and unsigned long long");
+    give_way();
+    T old = __atomic_load_n(target, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(target, &old, make(old), false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+    return old;
+}
+
+}  // namespace emulated
+
+inline void check(cudaError_t, const char*) {}
+
+inline size_t most_shared_bytes() { return emulated::setting("FASTREID_AL_EMULATED_SHARED_BYTES", 101376); }
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, void*, Arguments... arguments) {
+    if (blocks <= 0) return;
+    if (blocks > std::numeric_limits<int32_t>::max() || threads < 1 || threads > emulated::most_threads)
+        throw std::runtime_error("kernel launch: " + std::to_string(blocks) + " x " + std::to_string(threads) + " threads");
+    if (shared_bytes > most_shared_bytes())
+        throw std::runtime_error("shared memory: " + std::to_string(shared_bytes) + " of " +
+                                 std::to_string(most_shared_bytes()));
+    using Call = std::tuple<void (*)(Parameters...), std::tuple<std::decay_t<Parameters>...>>;
+    const Call call{kernel, {static_cast<Parameters>(arguments)...}};
+    emulated::run(
+        blocks, threads, shared_bytes,
+        [](const void* p) {
+            const auto& [function, values] = *static_cast<const Call*>(p);
+            std::apply(function, values);
+        },
+        &call);
+}
+
+template <class T>
+T* dynamic_shared() {
+    return reinterpret_cast<T*>(emulated::machine.pool);
+}
+
+template <class T>
+T relaxed_load(const T* address) {
+    emulated::give_way();
+    return __atomic_load_n(address, __ATOMIC_RELAXED);
+}
+
+template <class T>
+void relaxed_store(T* address, T value) {
+    emulated::give_way();
+    __atomic_store_n(address, value, __ATOMIC_RELAXED);
+}
+
+}  // namespace fastreid_al
+
+inline void __syncthreads() { fastreid_al::emulated::wait_for_block(); }
+
+inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) {
+    fastreid_al::emulated::wait_for_lanes(fastreid_al::emulated::Wait::warp, mask, 0, fastreid_al::emulated::lane());
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+    using namespace fastreid_al::emulated;
+    return static_cast<unsigned>(wait_for_lanes(Wait::vote, mask, predicate != 0, lane()));
+}
+
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
+    const int lane = fastreid_al::emulated::lane();
+    return fastreid_al::emulated::shuffle(mask, value, (lane & -width) | (source & (width - 1)));
+}
+
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+    const int lane = fastreid_al::emulated::lane(), from = lane + static_cast<int>(delta);
+    return fastreid_al::emulated::shuffle(mask, value, from < (lane & -width) + width ? from : lane);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
+    const int lane = fastreid_al::emulated::lane(), from = lane ^ lanes;
+    return fastreid_al::emulated::shuffle(mask, value, from < (lane & -width) + width ? from : lane);
+}
+
+template <class T>
+T atomicAdd(T* target, fastreid_al::emulated::As<T> value) {
+    // In unsigned numbers, which wrap as CUDA's do.
+    return fastreid_al::emulated::change(
+        target, [&](T old) { return static_cast<T>(std::make_unsigned_t<T>(old) + std::make_unsigned_t<T>(value)); });
+}
+
+template <class T>
+T atomicAnd(T* target, fastreid_al::emulated::As<T> value) {
+    return fastreid_al::emulated::change(target, [&](T old) { return old & value; });
+}
+
+template <class T>
+T atomicOr(T* target, fastreid_al::emulated::As<T> value) {
+    return fastreid_al::emulated::change(target, [&](T old) { return old | value; });
+}
+
+template <class T>
+T atomicMin(T* target, fastreid_al::emulated::As<T> value) {
+    return fastreid_al::emulated::change(target, [&](T old) { return std::min(old, value); });
+}
+
+template <class T>
+T atomicMax(T* target, fastreid_al::emulated::As<T> value) {
+    return fastreid_al::emulated::change(target, [&](T old) { return std::max(old, value); });
+}
+
+template <class T>
+T atomicExch(T* target, fastreid_al::emulated::As<T> value) {
+    return fastreid_al::emulated::change(target, [&](T) { return value; });
+}
+
+template <class T>
+T atomicCAS(T* target, fastreid_al::emulated::As<T> expected, fastreid_al::emulated::As<T> value) {
+    return fastreid_al::emulated::change(target, [&](T old) { return old == expected ? value : old; });
+}
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __ffsll(long long x) { return __builtin_ffsll(x); }
+inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
+inline int __clzll(long long x) { return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64; }
+
+template <class T>
+T __ldg(const T* address) {
+    return *address;
+}
+
+template <class A, class B, class = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>>>
+constexpr std::common_type_t<A, B> min(A a, B b) {
+    using T = std::common_type_t<A, B>;
+    return static_cast<T>(b) < static_cast<T>(a) ? static_cast<T>(b) : static_cast<T>(a);
+}
+
+template <class A, class B, class = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>>>
+constexpr std::common_type_t<A, B> max(A a, B b) {
+    using T = std::common_type_t<A, B>;
+    return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
+}
+
+inline cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t = nullptr) {
+    memset(target, value, bytes);
+    return cudaSuccess;
+}
+
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr) {
+    memcpy(to, from, bytes);
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }

@@ -1,0 +1,60 @@
+"""The emulation of CUDA behaves like CUDA, and a missing wait in a kernel is found."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import build_native
+import pytest
+
+pytestmark = pytest.mark.skipif(build_native.compiler() is None, reason="no C++ compiler")
+KERNELS = ("sums", "shuffles", "histogram", "warps", "stuck", "overflow", "refused")
+
+
+def run(program: Path, kernel: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, kernel], env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_native.build_program(build_native.HERE / "emulation.cpp", tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("watched")
+    return build_native.build_program(build_native.HERE / "emulation.cpp", folder, sanitizer="thread")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("seed", ["1", "7"])
+def test_kernels_compute_on_the_cpu_what_they_would_on_a_gpu(program: Path, kernel: str, seed: str):
+    done = run(program, kernel, FASTREID_AL_EMULATED_SEED=seed)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_dynamic_shared_memory_has_the_size_that_the_environment_says(program: Path):
+    assert run(program, "sums", FASTREID_AL_EMULATED_SHARED_BYTES="512").returncode == 0
+    refused = run(program, "sums", FASTREID_AL_EMULATED_SHARED_BYTES="511")
+    assert refused.returncode != 0 and "512 of 511" in refused.stderr
+
+
+@pytest.mark.parametrize("kernel", ["sums", "shuffles", "histogram", "warps"])
+def test_a_kernel_that_waits_is_no_race(watched: Path, kernel: str):
+    done = run(watched, kernel)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kernel", ["sums-without-waiting", "warps-without-waiting"])
+def test_a_missing_wait_is_a_race(watched: Path, kernel: str):
+    done = run(watched, kernel)
+    assert done.returncode != 0
+    assert "data race" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["-DFASTREID_AL_STD_THREADS"]], ids=["OpenMP", "threads"])
+def test_loops_over_threads_do_each_range_once(tmp_path: Path, flags: list[str]):
+    program = build_native.build_program(build_native.HERE / "threads.cpp", tmp_path, flags)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout

@@ -52,7 +52,9 @@ class BuildNative(build_ext):
         known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
         supported = {int(number) for number in re.findall(r"compute_(\d+)\b", known)}
         chosen = os.environ.get("FASTREID_AL_CUDA_ARCHITECTURES")
-        numbers = [int(n) for n in re.findall(r"\d+", chosen)] if chosen else [a for a in ARCHITECTURES if a in supported]
+        numbers = (
+            [int(n) for n in re.findall(r"\d+", chosen)] if chosen else [a for a in ARCHITECTURES if a in supported]
+        )
         targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
         # Later devices compile this at run time.
         targets.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
@@ -72,7 +74,9 @@ class BuildNative(build_ext):
             ("FASTREID_AL_CUDA_ARCHITECTURES", '"' + " ".join(map(str, numbers)) + '"'),
         ]
         root = nvcc.resolve().parent.parent
-        ext.library_dirs += [str(p) for p in (root / "lib64", root / "lib", root / "targets/x86_64-linux/lib") if p.is_dir()]
+        ext.library_dirs += [
+            str(p) for p in (root / "lib64", root / "lib", root / "targets/x86_64-linux/lib") if p.is_dir()
+        ]
         ext.libraries += ["cudart_static", "rt", "dl", "pthread"]
 
 

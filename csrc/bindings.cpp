@@ -40,7 +40,7 @@ OverlapArguments overlap_arguments(Address row_starts, Address row_columns, Addr
 template <class T>
 void bind_edges(py::module_& m, const char* name, const char* function) {
     using Edges = SparseRows<T>;
-    py::class_<Edges>(m, name)
+    py::class_<Edges>(m, name, py::module_local())
         .def_property_readonly("count", [](const Edges& e) { return e.columns.size(); })
         .def(
             "write",
@@ -76,7 +76,7 @@ PYBIND11_MODULE(_native, m) {
 #endif
 
     // Nearest neighbours.
-    py::class_<Candidates>(m, "Candidates")
+    py::class_<Candidates>(m, "Candidates", py::module_local())
         .def(py::init(&candidates), py::arg("values"), py::arg("columns"), py::arg("counts"), py::arg("thresholds"),
              py::arg("margins"), py::arg("n"), py::arg("capacity"), py::arg("k"));
     m.def(
@@ -100,7 +100,7 @@ PYBIND11_MODULE(_native, m) {
     bind_edges<float>(m, "EdgesFloat32", "jaccard_edges_float32");
     bind_edges<double>(m, "EdgesFloat64", "jaccard_edges_float64");
 #ifdef FASTREID_AL_CUDA
-    py::class_<OverlapArguments>(m, "OverlapArguments")
+    py::class_<OverlapArguments>(m, "OverlapArguments", py::module_local())
         .def(py::init(&overlap_arguments), py::arg("row_starts"), py::arg("row_columns"), py::arg("row_shares"),
              py::arg("column_starts"), py::arg("column_rows"), py::arg("column_shares"), py::arg("n"), py::arg("least"),
              py::arg("keys"), py::arg("overlaps"), py::arg("capacity"), py::arg("found"));

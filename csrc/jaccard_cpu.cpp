@@ -195,28 +195,41 @@ SparseRows<T> upper_edges(const JaccardArguments& a, const T* features, T most) 
         std::vector<Share> overlaps;
         std::vector<int32_t> touched;
     };
-    auto make = [&] { return Scratch{std::vector<Share>(a.n), {}}; };
+    auto make = [&] { return Scratch{std::vector<Share>(a.n), std::vector<int32_t>(a.n + 1)}; };
     return rows_in_parallel<T>(a.n, a.threads, make, [&](Scratch& scratch, int64_t i, auto& columns, auto& values) {
-        auto& overlaps = scratch.overlaps;
-        scratch.touched.clear();
+        Share* overlaps = scratch.overlaps.data();
+        int32_t* touched = scratch.touched.data();
+        int64_t count = 0;
         for (int64_t x = v.starts[i]; x < v.starts[i + 1]; ++x) {
             const int64_t t = v.columns[x];
             const Share share = v.values[x];
             const int32_t* rows = by_column.columns.data();
+            const Share* shares = by_column.values.data();
             const int64_t end = by_column.starts[t + 1];
             int64_t y = std::upper_bound(rows + by_column.starts[t], rows + end, static_cast<int32_t>(i)) - rows;
             for (; y < end; ++y) {
-                Share& overlap = overlaps[rows[y]];
-                if (!overlap) scratch.touched.push_back(rows[y]);
-                overlap += std::min(share, by_column.values[y]);
+                const int32_t j = rows[y];
+                // Without a branch, which would be guessed wrong half of the time.
+                const Share before = overlaps[j];
+                touched[count] = j;
+                count += before == 0;
+                overlaps[j] = before + std::min(share, shares[y]);
             }
         }
         const size_t first = columns.size();
-        for (int32_t j : scratch.touched)
-            if (overlaps[j] >= least && jaccard_distance<T>(overlaps[j]) <= most) columns.push_back(j);
+        for (int64_t x = 0; x < count; ++x) {
+            const int32_t j = touched[x];
+            if (overlaps[j] >= least && jaccard_distance<T>(overlaps[j]) <= most) {
+                columns.push_back(j);
+            } else {
+                overlaps[j] = 0;
+            }
+        }
         std::sort(columns.begin() + first, columns.end());
-        for (size_t x = first; x < columns.size(); ++x) values.push_back(jaccard_distance<T>(overlaps[columns[x]]));
-        for (int32_t j : scratch.touched) overlaps[j] = 0;
+        for (size_t x = first; x < columns.size(); ++x) {
+            values.push_back(jaccard_distance<T>(overlaps[columns[x]]));
+            overlaps[columns[x]] = 0;
+        }
     });
 }
 

@@ -12,6 +12,10 @@
 #include "parallel.h"
 #include "rows.h"
 
+#ifdef FASTREID_AL_AVX512
+#include <immintrin.h>
+#endif
+
 namespace fastreid_al {
 
 namespace {
@@ -57,29 +61,58 @@ float least(float kth, float margin) {
     return rounded(std::nextafter(lowest, -kInfinity));
 }
 
-FASTREID_AL_CLONES bool any_reaches(const uint16_t* values, float threshold) {
-    int hits = 0;
-    for (int x = 0; x < kChunk; ++x) hits |= widened(values[x]) >= threshold;
-    return hits != 0;
+// Which of a chunk of similarities reach a threshold, or a threshold each: bit x for the x-th.
+template <class T, class Threshold>
+uint64_t compared(const T* values, Threshold threshold) {
+    uint64_t hits = 0;
+    for (int x = 0; x < kChunk; ++x) hits |= static_cast<uint64_t>(widened(values[x]) >= threshold(x)) << x;
+    return hits;
 }
 
-FASTREID_AL_CLONES bool any_reaches(const float* values, float threshold) {
-    int hits = 0;
-    for (int x = 0; x < kChunk; ++x) hits |= values[x] >= threshold;
-    return hits != 0;
+FASTREID_AL_OTHERS uint64_t reaching(const float* values, float threshold) {
+    return compared(values, [=](int) { return threshold; });
+}
+FASTREID_AL_OTHERS uint64_t reaching(const uint16_t* values, float threshold) {
+    return compared(values, [=](int) { return threshold; });
+}
+FASTREID_AL_OTHERS uint64_t reaching(const float* values, const float* thresholds) {
+    return compared(values, [=](int x) { return thresholds[x]; });
+}
+FASTREID_AL_OTHERS uint64_t reaching(const uint16_t* values, const float* thresholds) {
+    return compared(values, [=](int x) { return thresholds[x]; });
 }
 
-FASTREID_AL_CLONES bool any_reaches(const uint16_t* values, const float* thresholds) {
-    int hits = 0;
-    for (int x = 0; x < kChunk; ++x) hits |= widened(values[x]) >= thresholds[x];
-    return hits != 0;
+#ifdef FASTREID_AL_AVX512
+FASTREID_AL_AVX512 inline __m512 sixteen(const float* values) { return _mm512_loadu_ps(values); }
+FASTREID_AL_AVX512 inline __m512 sixteen(const uint16_t* values) {
+    const __m256i upper = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+    // The forms without a mask are right too, but GCC 12 warns of them.
+    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, upper), 16));
 }
 
-FASTREID_AL_CLONES bool any_reaches(const float* values, const float* thresholds) {
-    int hits = 0;
-    for (int x = 0; x < kChunk; ++x) hits |= values[x] >= thresholds[x];
-    return hits != 0;
+template <class T>
+FASTREID_AL_AVX512 inline uint64_t compared512(const T* values, float threshold) {
+    const __m512 wanted = _mm512_set1_ps(threshold);
+    uint64_t hits = 0;
+    for (int x = 0; x < kChunk; x += 16)
+        hits |= static_cast<uint64_t>(_mm512_cmp_ps_mask(sixteen(values + x), wanted, _CMP_GE_OQ)) << x;
+    return hits;
 }
+template <class T>
+FASTREID_AL_AVX512 inline uint64_t compared512(const T* values, const float* thresholds) {
+    uint64_t hits = 0;
+    for (int x = 0; x < kChunk; x += 16)
+        hits |= static_cast<uint64_t>(_mm512_cmp_ps_mask(sixteen(values + x), sixteen(thresholds + x), _CMP_GE_OQ)) << x;
+    return hits;
+}
+
+FASTREID_AL_AVX512 uint64_t reaching(const float* values, float threshold) { return compared512(values, threshold); }
+FASTREID_AL_AVX512 uint64_t reaching(const uint16_t* values, float threshold) { return compared512(values, threshold); }
+FASTREID_AL_AVX512 uint64_t reaching(const float* values, const float* thresholds) { return compared512(values, thresholds); }
+FASTREID_AL_AVX512 uint64_t reaching(const uint16_t* values, const float* thresholds) {
+    return compared512(values, thresholds);
+}
+#endif
 
 // Raise a row's threshold to what its candidates prove, and drop those below.
 template <class T>
@@ -127,8 +160,10 @@ void take(const Candidates& c, const T* tile, int64_t row, int64_t rows, int64_t
             const int64_t i = row + r;
             int64_t x = 0;
             for (; x + kChunk <= columns; x += kChunk)
-                if (any_reaches(values + x, c.thresholds[i]))
-                    for (int64_t y = x; y < x + kChunk; ++y) add<T>(c, i, column + y, widened(values[y]), room);
+                for (uint64_t hits = reaching(values + x, c.thresholds[i]); hits; hits &= hits - 1) {
+                    const int64_t y = x + __builtin_ctzll(hits);
+                    add<T>(c, i, column + y, widened(values[y]), room);
+                }
             for (; x < columns; ++x) add<T>(c, i, column + x, widened(values[x]), room);
         }
     });
@@ -139,8 +174,10 @@ void take(const Candidates& c, const T* tile, int64_t row, int64_t rows, int64_t
             const T* values = tile + r * columns;
             int64_t x = first + begin;
             for (; x + kChunk <= first + end; x += kChunk)
-                if (any_reaches(values + x, c.thresholds + column + x))
-                    for (int64_t y = x; y < x + kChunk; ++y) add<T>(c, column + y, row + r, widened(values[y]), room);
+                for (uint64_t hits = reaching(values + x, c.thresholds + column + x); hits; hits &= hits - 1) {
+                    const int64_t y = x + __builtin_ctzll(hits);
+                    add<T>(c, column + y, row + r, widened(values[y]), room);
+                }
             for (; x < first + end; ++x) add<T>(c, column + x, row + r, widened(values[x]), room);
         }
     });

@@ -18,7 +18,7 @@ from reid_kernels.topk import MAX_K
 from torch import Tensor
 
 from .. import native
-from . import jaccard_torch
+from . import jaccard_cuda, jaccard_torch
 from .neighbours import nearest_neighbours
 
 #: The largest set whose rows the compiled forms count in 32 bits.
@@ -82,9 +82,15 @@ def jaccard_graph(
     else:
         _check_ranks(ranks, features, k1)
     half = min(half, ranks.shape[1])
-    extension = native.extension()
-    if n == 0 or extension is None or not features.is_cpu or n > _MOST_ROWS:
+    extension = native.extension() if features.is_cpu else native.cuda_extension() if features.is_cuda else None
+    if n == 0 or n > _MOST_ROWS or extension is None or (features.is_cuda and features.dtype == torch.float64):
         return Graph(*jaccard_torch.jaccard_edges(features, ranks, half, k2, max_distance), max_distance)
+    if features.is_cuda:
+        with torch.cuda.device(features.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            return Graph(
+                *jaccard_cuda.jaccard_edges(extension, features, ranks, half, k2, max_distance, stream), max_distance
+            )
     form = extension.jaccard_edges_float64 if features.dtype == torch.float64 else extension.jaccard_edges_float32
     ranks = ranks.contiguous()
     edges = form(
@@ -133,8 +139,8 @@ def _check_ranks(ranks: Tensor, features: Tensor, k1: int) -> None:
     n = len(features)
     if ranks.shape != (n, min(k1, n)) or ranks.dtype != torch.int64 or ranks.device != features.device:
         raise ValueError(
-            f"ranks: found shape {tuple(ranks.shape)}, {ranks.dtype}, on {ranks.device}, wanted ({n}, {min(k1, n)}), torch.int64, "
-            f"on {features.device}"
+            f"ranks: found shape {tuple(ranks.shape)}, {ranks.dtype}, on {ranks.device}, "
+            f"wanted ({n}, {min(k1, n)}), torch.int64, on {features.device}"
         )
     if n == 0:
         return
@@ -145,6 +151,6 @@ def _check_ranks(ranks: Tensor, features: Tensor, k1: int) -> None:
     bad = (own | outside | twice).nonzero()[:, 0]
     if len(bad):
         raise ValueError(
-            f"ranks: found that row {int(bad[0])} ({len(bad)} such rows) does not begin with its own index and name others of 0 to "
-            f"{n - 1} once each, wanted a neighbour list"
+            f"ranks: found that row {int(bad[0])} ({len(bad)} such rows) does not begin with its own index and name others "
+            f"of 0 to {n - 1} once each, wanted neighbour lists"
         )

@@ -30,11 +30,12 @@ def jaccard_edges(
         empty = ranks.new_zeros(0)
         return ranks.new_zeros(1), empty, features.new_empty(0)
     averaged = averaged_weights(features, ranks, half, k2)
-    return symmetric(*_upper_edges(averaged, features.dtype, max_distance), len(features))
+    columns, place = by_column(averaged, len(features))
+    return symmetric(*_upper_edges(averaged, columns, place, features.dtype, max_distance), len(features))
 
 
 def averaged_weights(features: Tensor, ranks: Tensor, half: int, k2: int) -> Shares:
-    """V of ALGORITHMS' steps 2 to 5: softmax weights over the expanded k-reciprocal sets, averaged over k2 neighbours."""
+    """V: softmax weights over the expanded k-reciprocal sets, averaged over k2 neighbours."""
     return _averaged(_weights(features, ranks, half), ranks[:, :k2])
 
 
@@ -162,13 +163,14 @@ def by_column(weights: Shares, n: int) -> tuple[Shares, Tensor]:
     return Shares(indptr, rows[order], weights.shares[order]), place
 
 
-def _upper_edges(weights: Shares, dtype: torch.dtype, max_distance: float) -> tuple[Tensor, Tensor, Tensor]:
+def _upper_edges(
+    weights: Shares, columns: Shares, place: Tensor, dtype: torch.dtype, max_distance: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Edges (i, j) with i < j and their distance.
 
     Every entry (i, t) meets the entries (j, t) that stand below it in column t; the smaller shares are summed by (i, j).
     """
     n = len(weights.indptr) - 1
-    columns, place = by_column(weights, n)
     meetings = columns.indptr[weights.columns + 1] - place - 1
     total = torch.nn.functional.pad(meetings.cumsum(0), (1, 0))[weights.indptr].tolist()
     least = least_overlap(max_distance, dtype)

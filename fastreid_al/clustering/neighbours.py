@@ -34,8 +34,8 @@ def nearest_neighbours(features: Tensor, k: int) -> Tensor:
 
     Returns:
         (n, min(k, n)) int64, on the device of the features. 7.8 MB at n = 32,621 and 240 MB at 1e6 for k = 30. On a CPU
-        candidates of some 8 (2 k + 64) bytes a row come with it while it runs (32 MB and 1 GB), a bfloat16 copy of the features and
-        two tiles of 8 MB; elsewhere what `similarity_topk` takes.
+        candidates of 8 (2 k + 62) bytes a row come with it while it runs (32 MB and 1 GB), a bfloat16 copy of the features
+        and a tile of 8 MB; elsewhere what `similarity_topk` takes.
 
     Raises:
         ValueError: k above 1,025, or, on a CPU, features that are not finite.
@@ -71,9 +71,7 @@ def _symmetric(features: Tensor, k: int) -> Tensor:
         for column in range(row, n, _TILE // high):
             others = rows[column : column + _TILE // high]
             tile = torch.mm(block, others.T, out=room[: len(block) * len(others)].view(len(block), len(others)))
-            extension.take_tile(
-                candidates, native.address(tile), low, row, len(block), column, len(others), threads
-            )
+            extension.take_tile(candidates, native.address(tile), low, row, len(block), column, len(others), threads)
     ranks = torch.empty(n, k, dtype=torch.int64)
     extension.finish(candidates, low, native.address(features), width, native.address(ranks), threads)
     # Rows with more near equals than there is room for.

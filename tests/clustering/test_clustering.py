@@ -165,7 +165,10 @@ def test_self_paced_selection_leaves_out_unreliable_clusters() -> None:
         ({"max_distance": -0.1}, "max_distance"),
         ({"features": torch.zeros(3)}, "shape"),
         ({"features": torch.tensor([[1.0, 0.0], [float("nan"), 0.0]])}, "first is row 1"),
-        ({"features": torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0]])}, "1 of 3 rows are not of length one.*row 1 of length 3"),
+        (
+            {"features": torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0]])},
+            "1 of 3 rows are not of length one.*row 1 of length 3",
+        ),
         ({"features": torch.eye(4).half()}, "float16"),
         ({"ranks": torch.zeros(4, 3, dtype=torch.int64)}, r"wanted \(4, 4\)"),
         ({"ranks": torch.tensor([[0, 1], [1, 2], [2, 2], [3, 0]]), "k1": 2}, "row 2"),

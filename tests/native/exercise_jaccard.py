@@ -1,0 +1,120 @@
+"""The Jaccard graph in C++, and the overlaps on a GPU, against dense NumPy."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+
+UNIT = 2.0**31
+
+
+def run(module: ModuleType) -> None:
+    """Check the graph of small sets, and pairs of sparse rows."""
+    for n, k1, k2 in ((150, 12, 4), (40, 40, 6), (1, 1, 1)):
+        for kind in (np.float32, np.float64):
+            check_graph(module, n, k1, k2, kind)
+    if module.cuda:
+        # Rows that fit the table, rows that do not, and room for fewer pairs than there are.
+        for seed, per_row in enumerate((6, 40)):
+            for capacity in (200_000, 100):
+                check_overlaps(module, seed, 700, per_row, capacity)
+
+
+def check_graph(module: ModuleType, n: int, k1: int, k2: int, kind: type) -> None:
+    random = np.random.default_rng(n)
+    features = random.normal(size=(10, 9))[random.integers(10, size=n)] + 0.3 * random.normal(size=(n, 9))
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(kind)
+    ranks = np.argsort(-(features @ features.T) - 4 * np.eye(n), axis=1, kind="stable")[:, :k1].copy()
+    half = min(round(k1 / 2) + 1, k1)
+    expected = dense_distance(features.astype(np.float64), ranks, half, k2)
+    np.fill_diagonal(expected, 1)
+    form = module.jaccard_edges_float32 if kind is np.float32 else module.jaccard_edges_float64
+    graphs = []
+    for threads in (1, 4):
+        edges = form(
+            ranks=ranks.ctypes.data,
+            n=n,
+            k1=k1,
+            half=half,
+            k2=k2,
+            features=features.ctypes.data,
+            width=features.shape[1],
+            most=0.7,
+            threads=threads,
+        )
+        indptr, indices = np.empty(n + 1, np.int64), np.empty(2 * edges.count, np.int64)
+        distances = np.empty(2 * edges.count, kind)
+        edges.write(indptr.ctypes.data, indices.ctypes.data, distances.ctypes.data)
+        graphs.append((indptr, indices, distances))
+    assert all(np.array_equal(a, b) for a, b in zip(*graphs, strict=True))
+    rows = np.repeat(np.arange(n), np.diff(indptr))
+    found = np.ones((n, n))
+    found[rows, indices] = distances
+    assert (np.diff(indices)[np.diff(rows) == 0] > 0).all()
+    assert np.abs(np.where(expected <= 0.7, expected, 1) - found).max(initial=0) < (
+        1e-6 if kind is np.float32 else 1e-12
+    )
+
+
+def dense_distance(features: np.ndarray, ranks: np.ndarray, half: int, k2: int) -> np.ndarray:
+    n = len(features)
+    listed = np.zeros((n, n), bool)
+    listed[np.arange(n)[:, None], ranks] = True
+    short = np.zeros((n, n), bool)
+    short[np.arange(n)[:, None], ranks[:, :half]] = True
+    full, short = listed & listed.T, short & short.T
+    weights = np.zeros((n, n))
+    for i in range(n):
+        support = full[i].copy()
+        for q in np.flatnonzero(full[i]):
+            if 3 * (short[q] & full[i]).sum() > 2 * short[q].sum():
+                support |= short[q]
+        weights[i, support] = np.exp(2 * features[support] @ features[i] - 2)
+        weights[i] /= weights[i].sum()
+    weights = weights[ranks[:, :k2]].mean(1)
+    overlap = np.minimum(weights[:, None], weights[None]).sum(2)
+    return np.maximum(1 - overlap / (2 - overlap), 0)
+
+
+def check_overlaps(module: ModuleType, seed: int, n: int, per_row: int, capacity: int) -> None:
+    random = np.random.default_rng(seed)
+    weights = np.zeros((n, n), np.int64)
+    for i in range(n):
+        # Few columns, so that some rows meet hundreds of others.
+        some = random.choice(n if i % 3 else 60, size=random.integers(0, per_row), replace=False)
+        weights[i, some] = random.integers(1, int(UNIT) // (2 * per_row), size=len(some))
+    least = int(0.02 * UNIT)
+    i, j = np.nonzero(np.triu(np.ones((n, n), bool), 1))
+    overlap = np.array([np.minimum(weights[a], weights[b]).sum() for a, b in zip(i, j, strict=True)])
+    keys = (i * n + j)[overlap >= least]
+    overlap = overlap[overlap >= least]
+
+    def sparse(matrix: np.ndarray) -> list[np.ndarray]:
+        rows, columns = np.nonzero(matrix)
+        starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n))]).astype(np.int64)
+        return [starts, columns.astype(np.int32), matrix[rows, columns].astype(np.uint32)]
+
+    parts = sparse(weights) + sparse(weights.T.copy())
+    found_keys, found_overlaps = np.full(capacity, -1, np.int64), np.zeros(capacity, np.uint32)
+    found, spills, spilled = np.zeros(1, np.uint64), np.zeros(1, np.uint64), np.zeros(n, np.int32)
+    places = [x.ctypes.data for x in parts]
+    arguments = module.OverlapArguments(
+        *places, n, least, found_keys.ctypes.data, found_overlaps.ctypes.data, capacity, found.ctypes.data
+    )
+    module.overlaps_cuda(arguments, 512, spilled.ctypes.data, spills.ctypes.data, 0)
+    if per_row == 40:
+        assert 0 < spills[0] < n
+    pools = np.zeros((3, n), np.uint32)
+    module.spilled_overlaps_cuda(arguments, spilled.ctypes.data, int(spills[0]), pools.ctypes.data, 3, 0)
+    assert not pools.any()
+    assert found[0] == len(keys)
+    order = np.argsort(found_keys[: min(capacity, len(keys))])
+    found_keys, found_overlaps = found_keys[order], found_overlaps[order]
+    if capacity >= len(keys):
+        assert np.array_equal(found_keys, keys)
+        assert np.array_equal(found_overlaps, overlap)
+    else:
+        place = np.searchsorted(keys, found_keys)
+        assert np.array_equal(keys[place], found_keys)
+        assert np.array_equal(overlap[place], found_overlaps)

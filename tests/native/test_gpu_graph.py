@@ -1,0 +1,28 @@
+"""The GPU's way to the Jaccard graph, its kernels emulated on the CPU: the same graph to the bit."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from helpers import clustered_features
+
+from fastreid_al.clustering import jaccard_cuda, jaccard_graph, nearest_neighbours
+
+
+@pytest.mark.parametrize(("slots", "pairs"), [(2048, 64), (512, 1)])
+def test_the_graph_is_that_of_the_cpu(
+    emulated: ModuleType, slots: int, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where rows fit no table, and where pairs fit only after a second count."""
+    monkeypatch.setattr(jaccard_cuda, "_SLOTS", slots)
+    monkeypatch.setattr(jaccard_cuda, "_PAIRS_PER_ROW", pairs)
+    features = torch.from_numpy(clustered_features(800, 20, spread=0.5)).float()
+    ranks = nearest_neighbours(features, 30)
+    indptr, indices, distances = jaccard_cuda.jaccard_edges(emulated, features, ranks, 16, 6, 0.62, 0)
+    expected = jaccard_graph(features, max_distance=0.62)
+    assert len(indices) > 10_000
+    assert torch.equal(indptr, expected.indptr)
+    assert torch.equal(indices, expected.indices)
+    assert torch.equal(distances, expected.distances)

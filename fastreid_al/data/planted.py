@@ -49,7 +49,7 @@ def planted_partition(
     """Draw images of identities whose number of images has a heavy tail, seen by several cameras each, in random order.
 
     A row is its identity's centre, a shift that all images of its camera share and noise, lengths 1 : camera_shift : spread,
-    brought to length one.
+    brought to length one. Who is who, and seen by which camera, hangs on n, sizes, cameras, outliers and seed alone.
 
     Args:
         n: Images.

@@ -30,6 +30,12 @@ def test_another_seed_gives_other_rows() -> None:
     assert not torch.equal(planted_partition(50, 16, seed=1).features, planted_partition(50, 16, seed=2).features)
 
 
+def test_who_is_who_does_not_hang_on_the_features() -> None:
+    plain, other = planted_partition(500, 16), planted_partition(500, 1, spread=3, camera_shift=0, exact=True)
+    assert torch.equal(plain.identities, other.identities)
+    assert torch.equal(plain.cameras, other.cameras)
+
+
 def test_blocks_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = planted_partition(300, 20, seed=1)
     monkeypatch.setattr(planted, "_BLOCK", 20 * 7)

@@ -214,6 +214,7 @@ def test_pseudo_labels(benchmark: BenchmarkFixture, size: tuple[int, int], form:
     benchmark.extra_info.update(step="pseudo-labels", form=form, clusters=int(labels.max()) + 1, **scores._asdict())
     if form == "dense":
         differing = int((labels != ours(*make(device, *size)).cpu()).sum())
+        benchmark.extra_info["labels_differing"] = differing
         assert differing == 0, f"{differing} of {n} labels differ from ours"
     elif not benchmark.disabled:
         benchmark.extra_info.update(parts(*make(device, *size)))

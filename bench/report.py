@@ -19,7 +19,7 @@ HEADER = (
 )
 PSEUDO_LABELS = (
     "| images x width | threads | ours s | neighbours + graph + clusters s | dense s | times as fast | ours MiB | dense MiB "
-    "| share of its memory | precision, recall of pairs |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    "| share of its memory | labels that differ | precision, recall of pairs |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
 OTHERS = "| benchmark | form | median ms | peak extra MiB |\n|---|---|--:|--:|"
 MARKERS = "ovsD^P*X<>"
@@ -100,7 +100,7 @@ def text(found: list[Figure]) -> str:
         lines = "".join(beside([o for o in pseudo_labels if o.group == group]) + "\n" for group in groups)
         parts.append(
             "Pseudo-labels of one epoch, ours beside the dense form that is published; memory is that over the features, of a "
-            f"process of its own. Where both ran their labels are equal.\n\n{PSEUDO_LABELS}\n{lines}"
+            f"process of its own.\n\n{PSEUDO_LABELS}\n{lines}"
         )
     if others:
         lines = "".join(
@@ -152,7 +152,11 @@ def beside(forms: list[Figure]) -> str:
     cells += [" + ".join(number(part, 2) for part in parts) if None not in parts else "-"]
     cells += [number(seconds.get("dense")), number(seconds["dense"] / seconds["ours"] if len(seconds) == 2 else None)]
     cells += [number(memory.get("ours")), number(memory.get("dense"))]
-    cells += [f"{100 * share:.1f} %" if share is not None else "-", f"{some['precision']:.2f}, {some['recall']:.2f}"]
+    cells += [
+        f"{100 * share:.1f} %" if share is not None else "-",
+        str(info.get("dense", {}).get("labels_differing", "-")),
+    ]
+    cells += [f"{some['precision']:.2f}, {some['recall']:.2f}"]
     return "| " + " | ".join(cells) + " |"
 
 

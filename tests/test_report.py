@@ -118,12 +118,14 @@ def test_what_holds_no_figures_is_refused_by_name(tmp_path: Path) -> None:
 def test_pseudo_labels_stand_beside_the_dense_form(tmp_path: Path) -> None:
     ours = pseudo_labels("ours", 1.25, 100.0, neighbours_s=0.8, graph_s=0.43, clusters_s=0.0204)
     alone = pseudo_labels("ours", 100.0, 2000.0, n=200_000)
-    done = report(tmp_path, {"benchmarks": [ours, alone, pseudo_labels("dense", 12.0, 1500.0), OTHER]})
+    done = report(
+        tmp_path, {"benchmarks": [ours, alone, pseudo_labels("dense", 12.0, 1500.0, labels_differing=0), OTHER]}
+    )
     assert done.returncode == 0, done.stderr
     _, both, single, _, other = rows(tmp_path)
     assert both[:4] == ["12,936 x 512", "2", "1.25", "0.80 + 0.43 + 0.020"]
-    assert both[4:] == ["12.0", "9.60", "100", "1,500", "6.7 %", "0.97, 0.42"]
-    assert single == ["200,000 x 512", "2", "100", "-", "-", "-", "2,000", "-", "-", "0.97, 0.42"]
+    assert both[4:] == ["12.0", "9.60", "100", "1,500", "6.7 %", "0", "0.97, 0.42"]
+    assert single == ["200,000 x 512", "2", "100", "-", "-", "-", "2,000", "-", "-", "-", "0.97, 0.42"]
     assert other[0] == "ranking, 500"
 
 

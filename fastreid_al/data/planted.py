@@ -65,7 +65,7 @@ def planted_partition(
         seed: Of the random numbers.
 
     Returns:
-        The features, 2 GB at 1e6 x 512, made on the CPU in some ten seconds there; besides them 200 MB at most while it runs.
+        The features, 2 GB at 1e6 x 512, made on the CPU in some ten seconds there; besides them 100 MB at most while it runs.
 
     Raises:
         ValueError: An argument is outside its range.

@@ -36,13 +36,15 @@ BENCHMARKS = (
     "bench_similarity_topk.py",
     "bench_label_prediction.py",
     "bench_questions.py",
+    "bench_neighbours.py",
     "bench_pseudo_labels.py",
+    "bench_cosine_dbscan.py",
     "bench_ranking.py",
 )
 SCALES = ("small", "market", "msmt17", "million")
 PACKAGES = ("fastreid_al", "torch", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "pytest-benchmark")
 #: Packages that only some tests and benchmarks need; these skip without them.
-OPTIONAL = ("sklearn", "rich", "platformdirs", "matplotlib", "sqlalchemy", "kmedoids")
+OPTIONAL = ("sklearn", "rich", "platformdirs", "matplotlib", "sqlalchemy", "kmedoids", "faiss", "cuml")
 TAIL = 4_000
 
 
@@ -58,6 +60,7 @@ def main() -> int:
         metavar="SECONDS",
         help="time for all of it; what has not ended then is stopped",
     )
+    parser.add_argument("--only", choices=BENCHMARKS, nargs="+", default=BENCHMARKS, help="benchmarks to run")
     options = parser.parse_args()
     try:
         import torch
@@ -81,7 +84,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         # Tests get the smaller half at most: one that hangs must not cost all figures.
         report["tests"] = run_tests(Path(scratch), min(deadline, time.monotonic() + 0.4 * options.limit))
-        report["benchmarks"] = [run_benchmarks(name, options.scale, Path(scratch), deadline) for name in BENCHMARKS]
+        report["benchmarks"] = [run_benchmarks(name, options.scale, Path(scratch), deadline) for name in options.only]
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"gpu-{slug}-{now:%Y%m%d}.json"

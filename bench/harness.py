@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
+
+T = TypeVar("T")
 
 _MIB = 2**20
 _CENTRE_DIMENSIONS = 16
@@ -125,6 +127,17 @@ def near(bank: Tensor, places: Tensor, spread: float = 1.0) -> Tensor:
     return F.normalize(moved).to(bank.dtype)
 
 
+def clocked(call: Callable[..., T], *arguments: Any) -> tuple[T, float]:
+    """What a call gives, and the seconds that a caller waits for it and for the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    before = time.perf_counter()
+    result = call(*arguments)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - before
+
+
 def value_and_gradient(loss: Callable[..., Tensor], features: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """The loss of features and its gradient for them."""
     leaf = features.detach().requires_grad_()
@@ -185,7 +198,7 @@ def measure(
 ) -> Any:
     """Time a call in this process and take its peak memory in a fresh one; gives what the call returns."""
     result, events = _timed(benchmark, call, inputs, device, rounds, warmup)
-    benchmark.extra_info.update(n=n, dim=dim, **_surroundings(device))
+    benchmark.extra_info.update(n=n, dim=dim, **surroundings(device))
     if events:
         benchmark.extra_info["cuda_event_median_ms"] = round(statistics.median(events), 4)
     if not benchmark.disabled:
@@ -212,7 +225,7 @@ def measure_operator(
     CPU inputs stay in the caches where they fit, so a share of the roofline may pass 1.
     """
     benchmark.group = f"{operator}, {size}, {dtype}"
-    benchmark.extra_info.update(operator=operator, form=form, size=size, dtype=dtype, **_surroundings(device))
+    benchmark.extra_info.update(operator=operator, form=form, size=size, dtype=dtype, **surroundings(device))
     arguments = inputs.make(device, *inputs.settings)
     result = _finished(call, arguments, device)
     seconds = 0.0 if benchmark.disabled else _seconds(call, arguments, device)
@@ -300,7 +313,8 @@ def _let_go(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def _surroundings(device: str) -> dict[str, Any]:
+def surroundings(device: str) -> dict[str, Any]:
+    """Device, version of PyTorch and threads: what every figure is noted with."""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "torch": torch.__version__,
@@ -349,11 +363,19 @@ def peak_memory(call: Callable[..., Any], inputs: Inputs, device: str, warm: boo
         On the CPU `peak_extra_MiB`, growth of the resident set, and `peak_from`, how it was read. On CUDA `peak_extra_MiB` is
         growth of the memory that PyTorch has allocated there, and `host_peak_extra_MiB` and `peak_from` are of the process.
     """
+    return in_fresh_process(peak_memory_here, call, inputs, device, warm)
+
+
+def in_fresh_process(call: Callable[..., T], *arguments: Any) -> T:
+    """What a call gives in a process that has done nothing else; it and its arguments can be pickled."""
     with ProcessPoolExecutor(1, mp_context=_PROCESSES) as pool:
-        return pool.submit(_peak_here, call, inputs, device, warm).result()
+        return pool.submit(call, *arguments).result()
 
 
-def _peak_here(call: Callable[..., Any], inputs: Inputs, device: str, warm: bool) -> dict[str, float | str]:
+def peak_memory_here(
+    call: Callable[..., Any], inputs: Inputs, device: str, warm: bool = False
+) -> dict[str, float | str]:
+    """`peak_memory` in this process."""
     arguments = inputs.make(device, *inputs.settings)
     if warm:
         call(*arguments)

@@ -17,6 +17,10 @@ HEADER = (
     "| operator | size | dtype | implementation | median ms | times eager's speed | GB/s | TFLOP/s | share of roofline "
     "| peak extra MiB | error (eager's) |\n|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|"
 )
+PSEUDO_LABELS = (
+    "| images x width | threads | ours s | neighbours + graph + clusters s | dense s | times as fast | ours MiB | dense MiB "
+    "| share of its memory | labels that differ | precision, recall of pairs |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+)
 OTHERS = "| benchmark | form | median ms | peak extra MiB |\n|---|---|--:|--:|"
 MARKERS = "ovsD^P*X<>"
 
@@ -77,9 +81,10 @@ def figures(path: Path) -> list[Figure]:
 
 
 def text(found: list[Figure]) -> str:
-    """The table of the operators, and a short one of the other benchmarks."""
+    """The table of the operators, that of pseudo-labels, and a short one of the other benchmarks."""
     operators = [figure for figure in found if "operator" in figure.info]
-    others = [figure for figure in found if "operator" not in figure.info]
+    pseudo_labels = [figure for figure in found if figure.info.get("step") == "pseudo-labels"]
+    others = [figure for figure in found if figure not in operators and figure not in pseudo_labels]
     parts = []
     if operators:
         peaks = ceilings(operators)
@@ -89,6 +94,13 @@ def text(found: list[Figure]) -> str:
             f"Measured ceilings: copy {number(peaks['copy'])} GB/s, {rates}. Rates count the least that an operator has to do, "
             "whatever a form does; the share is of the time in which the ceilings of its own run allow that. Errors are "
             f"relative, against float64.\n\n{HEADER}\n{lines}"
+        )
+    if pseudo_labels:
+        groups = dict.fromkeys(figure.group for figure in pseudo_labels)
+        lines = "".join(beside([o for o in pseudo_labels if o.group == group]) + "\n" for group in groups)
+        parts.append(
+            "Pseudo-labels of one epoch, ours beside the dense form that is published; memory is that over the features, of a "
+            f"process of its own.\n\n{PSEUDO_LABELS}\n{lines}"
         )
     if others:
         lines = "".join(
@@ -125,6 +137,26 @@ def row(figure: Figure, faster: float | None) -> str:
     cells = [info["operator"], info["size"], info["dtype"], info["form"], number(figure.ms)]
     cells += [number(faster), number(info["GB_per_s"]), number(info["TFLOP_per_s"])]
     cells += [f"{100 * info['roofline_share']:.0f} %", number(info.get("peak_extra_MiB")), error]
+    return "| " + " | ".join(cells) + " |"
+
+
+def beside(forms: list[Figure]) -> str:
+    """One line of the table of pseudo-labels: the last figure of each form of a group."""
+    seconds = {o.info["form"]: o.ms / 1e3 for o in forms}
+    memory = {o.info["form"]: o.info["peak_extra_MiB"] for o in forms if o.info.get("peak_extra_MiB")}
+    info = {o.info["form"]: o.info for o in forms}
+    some = info.get("ours", forms[-1].info)
+    parts = [some.get(part) for part in ("neighbours_s", "graph_s", "clusters_s")]
+    share = memory["ours"] / memory["dense"] if len(memory) == 2 else None
+    cells = [f"{some['n']:,} x {some['dim']:,}", str(some["threads"]), number(seconds.get("ours"))]
+    cells += [" + ".join(number(part, 2) for part in parts) if None not in parts else "-"]
+    cells += [number(seconds.get("dense")), number(seconds["dense"] / seconds["ours"] if len(seconds) == 2 else None)]
+    cells += [number(memory.get("ours")), number(memory.get("dense"))]
+    cells += [
+        f"{100 * share:.1f} %" if share is not None else "-",
+        str(info.get("dense", {}).get("labels_differing", "-")),
+    ]
+    cells += [f"{some['precision']:.2f}, {some['recall']:.2f}"]
     return "| " + " | ".join(cells) + " |"
 
 

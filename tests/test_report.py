@@ -1,14 +1,18 @@
-"""bench/report.py: results of either kind become a table and a roofline."""
+"""bench/report.py and bench/growth.py: results of either kind become a table, a roofline, a plot of growth."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-REPORT = Path(__file__).parent.parent / "bench" / "report.py"
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REPORT = ROOT / "bench" / "report.py"
 
 
 def operator(form: str, ms: float, **more: Any) -> dict[str, Any]:
@@ -38,6 +42,24 @@ OTHER = {
     "stats": {"median": 0.25},
     "extra_info": {"device": "cpu", "peak_extra_MiB": 20.0},
 }
+
+
+def pseudo_labels(form: str, seconds: float, mib: float, n: int = 12_936, **more: Any) -> dict[str, Any]:
+    """A figure of the step, as its benchmark notes it."""
+    info = {
+        "step": "pseudo-labels",
+        "form": form,
+        "n": n,
+        "dim": 512,
+        "device": "cpu",
+        "threads": 2,
+        "peak_extra_MiB": mib,
+        "precision": 0.973,
+        "recall": 0.418,
+        **more,
+    }
+    group = f"pseudo-labels, {n:,} x 512"
+    return {"name": f"test[{form}]", "group": group, "stats": {"median": seconds}, "extra_info": info}
 
 
 def report(folder: Path, *contents: Any) -> subprocess.CompletedProcess[str]:
@@ -91,3 +113,41 @@ def test_a_group_without_eager_has_no_ratio(tmp_path: Path) -> None:
 def test_what_holds_no_figures_is_refused_by_name(tmp_path: Path) -> None:
     assert "0.json holds no results" in report(tmp_path, {"runs": 3}).stderr
     assert "no figures" in report(tmp_path, {"benchmarks": []}).stderr
+
+
+def test_pseudo_labels_stand_beside_the_dense_form(tmp_path: Path) -> None:
+    ours = pseudo_labels("ours", 1.25, 100.0, neighbours_s=0.8, graph_s=0.43, clusters_s=0.0204)
+    alone = pseudo_labels("ours", 100.0, 2000.0, n=200_000)
+    done = report(
+        tmp_path, {"benchmarks": [ours, alone, pseudo_labels("dense", 12.0, 1500.0, labels_differing=0), OTHER]}
+    )
+    assert done.returncode == 0, done.stderr
+    _, both, single, _, other = rows(tmp_path)
+    assert both[:4] == ["12,936 x 512", "2", "1.25", "0.80 + 0.43 + 0.020"]
+    assert both[4:] == ["12.0", "9.60", "100", "1,500", "6.7 %", "0", "0.97, 0.42"]
+    assert single == ["200,000 x 512", "2", "100", "-", "-", "-", "2,000", "-", "-", "-", "0.97, 0.42"]
+    assert other[0] == "ranking, 500"
+
+
+def test_growth_is_measured_by_size_and_drawn_and_reported(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark")
+    figures, plot = tmp_path / "growth.json", tmp_path / "growth.png"
+    command = [sys.executable, str(ROOT / "bench" / "growth.py"), "--json", str(figures), "--plot", str(plot)]
+    command += ["--sizes", "90", "60", "--dim", "16", "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(figures.read_text())
+    assert [(b["extra_info"]["n"], b["extra_info"]["form"]) for b in content["benchmarks"]] == [
+        (60, "ours"),
+        (90, "ours"),
+    ]
+    for part in content["benchmarks"]:
+        info = part["extra_info"]
+        assert part["stats"]["median"] > 0
+        assert info["threads"] == 1
+        assert info["peak_extra_MiB"] >= 0
+        assert part["stats"]["median"] >= info["neighbours_s"] + info["clusters_s"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert report(tmp_path, content).returncode == 0
+    assert [row[1] for row in rows(tmp_path)[1:]] == ["60x16-ours", "90x16-ours"]

@@ -39,11 +39,12 @@ struct LabelBatch {
     const float* likeness;
 };
 
-// update: each row's last occurrence in the batch replaces it; what lists have no room for is added to `dropped`, null for bits.
+// update: each row's last occurrence in the batch replaces it; what lists have no room for is added to `dropped` (bits: null).
 // count, list: labels of rows, the latter ascending, those of rows[b] from out[indptr[b]] on. bits: the same as bit rows.
 void plmb_update_cpu(const LabelBank&, const LabelBatch&, int64_t* dropped, int threads);
 void plmb_count_cpu(const LabelBank&, const int64_t* rows, int64_t batch, int64_t* out, int threads);
-void plmb_list_cpu(const LabelBank&, const int64_t* rows, int64_t batch, const int64_t* indptr, int64_t* out, int threads);
+void plmb_list_cpu(const LabelBank&, const int64_t* rows, int64_t batch, const int64_t* indptr, int64_t* out,
+                   int threads);
 void plmb_bits_cpu(const LabelBank&, const int64_t* rows, int64_t batch, uint32_t* out, int threads);
 
 // Rows and labels that lie outside the bank are left out, and give nothing. `scratch`: one for each label, or null where no
@@ -51,7 +52,8 @@ void plmb_bits_cpu(const LabelBank&, const int64_t* rows, int64_t batch, uint32_
 constexpr int PLMB_SHORT = 2048;
 void plmb_update_cuda(const LabelBank&, const LabelBatch&, int64_t* dropped, int32_t* scratch, void* stream);
 void plmb_count_cuda(const LabelBank&, const int64_t* rows, int64_t batch, int64_t* out, void* stream);
-void plmb_list_cuda(const LabelBank&, const int64_t* rows, int64_t batch, const int64_t* indptr, int64_t* out, void* stream);
+void plmb_list_cuda(const LabelBank&, const int64_t* rows, int64_t batch, const int64_t* indptr, int64_t* out,
+                    void* stream);
 void plmb_bits_cuda(const LabelBank&, const int64_t* rows, int64_t batch, uint32_t* out, void* stream);
 
 FASTREID_AL_PORTABLE bool within(int64_t x, int64_t n) { return x >= 0 && x < n; }

@@ -131,14 +131,17 @@ __global__ void bit_rows(Rows bank, const int64_t* rows, uint32_t* out) {
 
 }  // namespace
 
-void plmb_update_cuda(const LabelBank& bank, const LabelBatch& batch, int64_t* dropped, int32_t* scratch, void* stream) {
+void plmb_update_cuda(const LabelBank& bank, const LabelBatch& batch, int64_t* dropped, int32_t* scratch,
+                      void* stream) {
     with_layout(bank, [&](auto rows) {
         launch(update_rows<decltype(rows)>, batch.size, THREADS, 0, stream, rows, batch, dropped, scratch);
     });
 }
 
 void plmb_count_cuda(const LabelBank& bank, const int64_t* rows, int64_t batch, int64_t* out, void* stream) {
-    with_layout(bank, [&](auto from) { launch(count_rows<decltype(from)>, batch, THREADS, 0, stream, from, rows, out); });
+    with_layout(bank, [&](auto from) {
+        launch(count_rows<decltype(from)>, batch, THREADS, 0, stream, from, rows, out);
+    });
 }
 
 void plmb_list_cuda(const LabelBank& bank, const int64_t* rows, int64_t batch, const int64_t* indptr, int64_t* out,
@@ -149,7 +152,9 @@ void plmb_list_cuda(const LabelBank& bank, const int64_t* rows, int64_t batch, c
 }
 
 void plmb_bits_cuda(const LabelBank& bank, const int64_t* rows, int64_t batch, uint32_t* out, void* stream) {
-    with_layout(bank, [&](auto from) { launch(bit_rows<decltype(from)>, batch, THREADS, 0, stream, from, rows, out); });
+    with_layout(bank, [&](auto from) {
+        launch(bit_rows<decltype(from)>, batch, THREADS, 0, stream, from, rows, out);
+    });
 }
 
 }  // namespace fastreid_al

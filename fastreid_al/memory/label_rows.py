@@ -270,7 +270,7 @@ def _last_of_their_row(rows: Tensor, n: int) -> Tensor:
 
 def _labels(n: int, last: Tensor, indptr: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Labels of the places that are last: the place of each, the label, and its own place among all labels."""
-    place = torch.searchsorted(indptr, torch.arange(len(indices), device=indices.device), right=True) - 1
+    place = torch.searchsorted(indptr.contiguous(), torch.arange(len(indices), device=indices.device), right=True) - 1
     inside = (place >= 0) & (place < len(last)) & (indices >= 0) & (indices < n)
     kept = inside.nonzero()[:, 0]
     kept = kept[last[place[kept]]]

@@ -33,6 +33,12 @@ void define_plmb(py::module_& m) {
     using namespace fastreid_al;
     // The bank is (rows, id_bytes, counts, n, capacity).
     m.def(
+        "plmb_fits",
+        [](Address rows, int64_t batch, Address indptr, Address indices, int64_t labels, int64_t n) {
+            return plmb_fits_cpu(label_batch(rows, batch, indptr, indices, labels, 0), n);
+        },
+        Release());
+    m.def(
         "plmb_update",
         [](Address bank, int id_bytes, Address counts, int64_t n, int64_t capacity, Address rows, int64_t batch,
            Address indptr, Address indices, int64_t labels, Address likeness, Address dropped, int threads) {

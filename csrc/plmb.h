@@ -39,6 +39,9 @@ struct LabelBatch {
     const float* likeness;
 };
 
+// Whether all rows and labels lie in [0, n), and indptr goes from 0 to the number of labels without a fall.
+bool plmb_fits_cpu(const LabelBatch&, int64_t n);
+
 // update: each row's last occurrence in the batch replaces it; what lists have no room for is added to `dropped` (bits: null).
 // count, list: labels of rows, the latter ascending, those of rows[b] from out[indptr[b]] on. bits: the same as bit rows.
 void plmb_update_cpu(const LabelBank&, const LabelBatch&, int64_t* dropped, int threads);
@@ -142,15 +145,16 @@ FASTREID_AL_FOR_TEAMS int64_t write_list(const Team& team, Id* row, int32_t* cou
     int mine = 0;
     for (int64_t start = 0; start < length; start += team.size) {
         const int64_t p = start + team.rank;
-        bool kept = p < length && order[p] >= 0;
-        if (kept && p > 0) {
+        const int32_t place = p < length ? order[p] : -1;
+        bool again = false;
+        if (place >= 0 && p > 0) {
             // Left out it may be, but as an equal label.
-            const int32_t last = order[p - 1] < 0 ? ~order[p - 1] : order[p - 1];
-            kept = batch.indices[last] != batch.indices[order[p]];
+            const int32_t last = order[p - 1];
+            again = batch.indices[last < 0 ? ~last : last] == batch.indices[place];
         }
-        mine += kept;
+        mine += place >= 0 && !again;
         team.sync();
-        if (p < length && order[p] >= 0 && !kept) order[p] = ~order[p];
+        if (again) order[p] = ~place;
         team.sync();
     }
     const int64_t distinct = team.sum(mine);
@@ -161,8 +165,11 @@ FASTREID_AL_FOR_TEAMS int64_t write_list(const Team& team, Id* row, int32_t* cou
         team.sync();
     }
     if (kept < length) team.sort(order, length, by_id);
-    for (int64_t c = team.rank; c < bank.capacity; c += team.size)
-        row[c] = c < kept ? static_cast<Id>(batch.indices[order[c]]) : Id{-1};
+    for (int64_t c = team.rank; c < bank.capacity; c += team.size) {
+        // Below 0 where a wrong indptr made rows share their places.
+        const int32_t place = c < kept ? order[c] : -1;
+        row[c] = place < 0 ? Id{-1} : static_cast<Id>(batch.indices[place]);
+    }
     if (team.rank == 0) *count = static_cast<int32_t>(kept);
     return distinct - kept;
 }

@@ -15,7 +15,7 @@ namespace fastreid_al {
 namespace {
 
 // Words or labels that are worth a thread's start.
-constexpr int64_t GRAIN = 1 << 16;
+constexpr int64_t GRAIN = 1 << 18;
 
 // A team of one.
 struct Alone {
@@ -49,6 +49,13 @@ int64_t rows_at_a_time(int64_t steps) { return std::max<int64_t>(1, GRAIN / std:
 int64_t steps_of(const LabelBank& bank) { return bank.id_bytes == 0 ? words_of(bank.n) : bank.capacity; }
 
 }  // namespace
+
+bool plmb_fits_cpu(const LabelBatch& batch, int64_t n) {
+    bool fits = batch.indptr[0] == 0 && batch.indptr[batch.size] == batch.labels;
+    for (int64_t b = 0; b < batch.size; ++b) fits &= within(batch.rows[b], n) && batch.indptr[b] <= batch.indptr[b + 1];
+    for (int64_t p = 0; p < batch.labels; ++p) fits &= within(batch.indices[p], n);
+    return fits;
+}
 
 void plmb_update_cpu(const LabelBank& bank, const LabelBatch& batch, int64_t* dropped, int threads) {
     if (batch.size == 0) return;

@@ -162,10 +162,15 @@ def _(ids: Tensor, counts: Tensor, rows: Tensor) -> Tensor:
 
 def _check_batch(n: int, rows: Tensor, indptr: Tensor, indices: Tensor) -> None:
     """Values are read on a CPU alone: elsewhere it would wait for the device."""
+    if not rows.is_cpu:
+        return
+    module = native.extension()
+    if module is not None and all(x.is_contiguous() for x in (rows, indptr, indices)):
+        addresses = indptr.data_ptr(), indices.data_ptr(), len(indices)
+        if module.plmb_fits(rows.data_ptr(), len(rows), *addresses, n):
+            return
     _check_range("rows", rows, n)
     _check_range("indices", indices, n)
-    if not indptr.is_cpu:
-        return
     if int(indptr[0]) != 0 or int(indptr[-1]) != len(indices):
         raise ValueError(
             f"indptr: found {int(indptr[0])} first and {int(indptr[-1])} last, "

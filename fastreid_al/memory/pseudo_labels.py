@@ -57,7 +57,7 @@ class PseudoLabelMemoryBank:
     @property
     def device(self) -> torch.device:
         """Where the bank is."""
-        return next(iter(self._state.values())).device
+        return self._state["words" if self.layout == "bits" else "ids"].device
 
     @property
     def nbytes(self) -> int:

@@ -38,6 +38,7 @@ class Bank:
         indptr, indices = csr(labels)
         scratch = [np.zeros(max(1, len(indices)), np.int32)] if self.cuda else []
         given = NONE if likeness is None else likeness
+        assert fits(self.module, rows, indptr, indices, self.n)
         self.call(
             "plmb_update", np.array(rows), len(rows), indptr, indices, len(indices), given, self.dropped, *scratch
         )
@@ -55,6 +56,12 @@ class Bank:
         self.call("plmb_bits", rows, len(rows), bits)
         assert (bits[-1] == 7).all()
         return indptr, indices[:-1], bits[:-1]
+
+
+def fits(module: ModuleType, rows: list[int], indptr: np.ndarray, indices: np.ndarray, n: int) -> bool:
+    """Whether a batch is in order."""
+    named = np.array(rows, np.int64)
+    return module.plmb_fits(named.ctypes.data, len(rows), indptr.ctypes.data, indices.ctypes.data, len(indices), n)
 
 
 def csr(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
@@ -110,12 +117,13 @@ def exercise(module: ModuleType, cuda: bool, n: int, kind: type | None, capacity
 def bounded(module: ModuleType, kind: type | None) -> None:
     """A GPU leaves out rows and labels that are outside, and stays inside the batch whatever indptr says."""
     bank = Bank(module, True, 40, kind, 4)
-    bank.update([40, 3, -1, 5], [[1, 2], [40, 7, -1, 2**40, 8], [3], [9, -(2**40)]], None)
+    indptr, indices = csr([[1, 2], [40, 7, -1, 2**40, 8], [3], [9, -(2**40)]])
+    rows, scratch = np.array([40, 3, -1, 5]), np.zeros(len(indices), np.int32)
+    bank.call("plmb_update", rows, 4, indptr, indices, len(indices), NONE, bank.dropped, scratch)
     indptr, indices, bits = bank.lookup(np.array([3, 40, 5, -1, 4]))
     assert indptr.tolist() == [0, 2, 2, 3, 3, 4] and indices.tolist() == [7, 8, 9, 4]
     assert not bits[[1, 3]].any()
     rows, indptr, indices = np.arange(4), np.array([-5, 2, 1, 2**40, 2]), np.array([10, 11, 12])
-    scratch = np.zeros(3, np.int32)
     bank.call("plmb_update", rows, 4, indptr, indices, 3, NONE, bank.dropped, scratch)
     indptr, indices, _ = bank.lookup(np.arange(5))
     assert indptr.tolist() == [0, 2, 2, 4, 4, 5] and indices.tolist() == [10, 11, 11, 12, 4]
@@ -124,6 +132,14 @@ def bounded(module: ModuleType, kind: type | None) -> None:
 def run(module: ModuleType) -> None:
     """All layouts on each device."""
     sizes = [0, 1, 5, 20, 33, 3, 0, 70]
+    indptr, indices = csr([[4], [0, 3]])
+    assert fits(module, [1, 2], indptr, indices, 5)
+    assert not fits(module, [1, 2], indptr, indices, 4)
+    assert not fits(module, [1, -1], indptr, indices, 5)
+    assert not fits(module, [1, 5], indptr, indices, 5)
+    assert not fits(module, [1, 2], np.array([0, 4, 3]), indices, 5)
+    assert not fits(module, [1, 2], np.array([1, 1, 3]), indices, 5)
+    assert not fits(module, [1, 2], np.array([0, 1, 2]), indices, 5)
     for cuda in (False, True) if module.cuda else (False,):
         for kind in (None, np.int32, np.int64):
             exercise(module, cuda, 1, kind, 3, [0, 1, 2])

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Fastest first, so that a limit that is too short costs the fewest figures.
 BENCHMARKS = (
     "bench_update_bank.py",
+    "bench_plmb.py",
     "bench_bank_contrast_loss.py",
     "bench_multilabel_bank_loss.py",
     "bench_train_step.py",

@@ -5,8 +5,11 @@
 
 #include <cstdint>
 
+#include "components.h"
 #include "jaccard.h"
+#include "kmedoids.h"
 #include "neighbours.h"
+#include "plmb.h"
 
 namespace py = pybind11;
 using namespace fastreid_al;
@@ -57,25 +60,7 @@ void bind_edges(py::module_& m, const char* name, const char* function) {
         py::arg("most"), py::arg("threads"), Release());
 }
 
-}  // namespace
-
-PYBIND11_MODULE(_native, m) {
-    m.doc() = "C++ and CUDA parts of fastreid_al.";
-#ifdef FASTREID_AL_CUDA
-    m.attr("cuda") = true;
-    m.attr("cuda_architectures") = FASTREID_AL_CUDA_ARCHITECTURES;
-#else
-    m.attr("cuda") = false;
-    m.attr("cuda_architectures") = "";
-#endif
-    m.attr("compiler") = __VERSION__;
-#ifdef FASTREID_AL_STD_THREADS
-    m.attr("openmp") = false;
-#else
-    m.attr("openmp") = true;
-#endif
-
-    // Nearest neighbours.
+void bind_neighbours(py::module_& m) {
     py::class_<Candidates>(m, "Candidates", py::module_local())
         .def(py::init(&candidates), py::arg("values"), py::arg("columns"), py::arg("counts"), py::arg("thresholds"),
              py::arg("margins"), py::arg("n"), py::arg("capacity"), py::arg("k"));
@@ -95,8 +80,9 @@ PYBIND11_MODULE(_native, m) {
             finish(c, bfloat16, at<const float>(features), width, at<int64_t>(ranks), threads);
         },
         Release());
+}
 
-    // Jaccard graph.
+void bind_jaccard(py::module_& m) {
     bind_edges<float>(m, "EdgesFloat32", "jaccard_edges_float32");
     bind_edges<double>(m, "EdgesFloat64", "jaccard_edges_float64");
 #ifdef FASTREID_AL_CUDA
@@ -117,4 +103,169 @@ PYBIND11_MODULE(_native, m) {
         },
         Release());
 #endif
+}
+
+void bind_components(py::module_& m) {
+    m.def(
+        "dbscan",
+        [](Address indptr, Address indices, Address distances, bool doubles, int64_t n, Address eps, int64_t count,
+           int64_t min_samples, Address labels, int threads) {
+            if (doubles)
+                dbscan(at<const int64_t>(indptr), at<const int64_t>(indices), at<const double>(distances), n,
+                                    at<const double>(eps), count, min_samples, at<int64_t>(labels), threads);
+            else
+                dbscan(at<const int64_t>(indptr), at<const int64_t>(indices), at<const float>(distances), n,
+                                    at<const float>(eps), count, min_samples, at<int64_t>(labels), threads);
+        },
+        Release());
+}
+
+MedoidResults medoid_results(Address k, Address medoids, Address labels, Address totals, Address scores) {
+    return {at<int64_t>(k), at<int64_t>(medoids), at<int64_t>(labels), at<double>(totals), at<double>(scores)};
+}
+
+void bind_kmedoids(py::module_& m) {
+    m.def(
+        "kmedoids",
+        [](Address similarity, Address blocks, int64_t count, int64_t k_min, Address start, Address k, Address medoids,
+           Address labels, Address totals, Address scores, int threads) {
+            kmedoids_cpu(at<const double>(similarity), at<const MedoidBlock>(blocks), count, k_min, at<const int64_t>(start),
+                         medoid_results(k, medoids, labels, totals, scores), threads);
+        },
+        Release());
+    m.def(
+        "dot_products",
+        [](Address features, bool single, int64_t dim, Address members, Address first, Address sizes, Address offsets,
+           int64_t count, Address out, int threads) {
+            const auto run = [&](auto* values) {
+                dot_products_cpu(values, dim, at<const int64_t>(members), at<const int64_t>(first), at<const int64_t>(sizes),
+                                 at<const int64_t>(offsets), count, at<double>(out), threads);
+            };
+            single ? run(at<const float>(features)) : run(at<const double>(features));
+        },
+        Release());
+#ifdef FASTREID_AL_CUDA
+    m.def("kmedoids_cuda_most", &kmedoids_cuda_most);
+    m.def(
+        "kmedoids_cuda",
+        [](Address similarity, Address blocks, int64_t count, int64_t k_min, Address ways, int64_t way_count, int64_t largest,
+           int64_t k_largest, Address every, Address k, Address medoids, Address labels, Address totals, Address scores,
+           Address stream) {
+            kmedoids_cuda(at<const double>(similarity), at<const MedoidBlock>(blocks), count, k_min,
+                          at<const int64_t>(ways), way_count, largest, k_largest, at<int64_t>(every),
+                          medoid_results(k, medoids, labels, totals, scores), at<void>(stream));
+        },
+        Release());
+#endif
+}
+
+LabelBank label_bank(Address rows, int id_bytes, Address counts, int64_t n, int64_t capacity) {
+    return {at<void>(rows), id_bytes, at<int32_t>(counts), n, capacity};
+}
+
+LabelBatch label_batch(Address rows, int64_t size, Address indptr, Address indices, int64_t labels,
+                                    Address likeness) {
+    return {at<int64_t>(rows), size, at<int64_t>(indptr), at<int64_t>(indices), labels, at<float>(likeness)};
+}
+
+void bind_plmb(py::module_& m) {
+    // The bank is (rows, id_bytes, counts, n, capacity).
+    m.def(
+        "plmb_fits",
+        [](Address rows, int64_t batch, Address indptr, Address indices, int64_t labels, int64_t n) {
+            return plmb_fits_cpu(label_batch(rows, batch, indptr, indices, labels, 0), n);
+        },
+        Release());
+    m.def(
+        "plmb_update",
+        [](Address bank, int id_bytes, Address counts, int64_t n, int64_t capacity, Address rows, int64_t batch,
+           Address indptr, Address indices, int64_t labels, Address likeness, Address dropped, int threads) {
+            plmb_update_cpu(label_bank(bank, id_bytes, counts, n, capacity),
+                            label_batch(rows, batch, indptr, indices, labels, likeness), at<int64_t>(dropped), threads);
+        },
+        Release());
+    m.def(
+        "plmb_count",
+        [](Address bank, int id_bytes, Address counts, int64_t n, int64_t capacity, Address rows, int64_t batch,
+           Address out, int threads) {
+            plmb_count_cpu(label_bank(bank, id_bytes, counts, n, capacity), at<int64_t>(rows), batch, at<int64_t>(out),
+                           threads);
+        },
+        Release());
+    m.def(
+        "plmb_list",
+        [](Address bank, int id_bytes, Address counts, int64_t n, int64_t capacity, Address rows, int64_t batch,
+           Address indptr, Address out, int threads) {
+            plmb_list_cpu(label_bank(bank, id_bytes, counts, n, capacity), at<int64_t>(rows), batch,
+                          at<int64_t>(indptr), at<int64_t>(out), threads);
+        },
+        Release());
+    m.def(
+        "plmb_bits",
+        [](Address bank, int id_bytes, Address counts, int64_t n, int64_t capacity, Address rows, int64_t batch,
+           Address out, int threads) {
+            plmb_bits_cpu(label_bank(bank, id_bytes, counts, n, capacity), at<int64_t>(rows), batch, at<uint32_t>(out),
+                          threads);
+        },
+        Release());
+#ifdef FASTREID_AL_CUDA
+    m.def(
+        "plmb_update_cuda",
+        [](Address bank, int id_bytes, Address counts, int64_t n, int64_t capacity, Address rows, int64_t batch,
+           Address indptr, Address indices, int64_t labels, Address likeness, Address dropped, Address scratch,
+           Address stream) {
+            plmb_update_cuda(label_bank(bank, id_bytes, counts, n, capacity),
+                             label_batch(rows, batch, indptr, indices, labels, likeness), at<int64_t>(dropped),
+                             at<int32_t>(scratch), at<void>(stream));
+        },
+        Release());
+    m.def(
+        "plmb_count_cuda",
+        [](Address bank, int id_bytes, Address counts, int64_t n, int64_t capacity, Address rows, int64_t batch,
+           Address out, Address stream) {
+            plmb_count_cuda(label_bank(bank, id_bytes, counts, n, capacity), at<int64_t>(rows), batch, at<int64_t>(out),
+                            at<void>(stream));
+        },
+        Release());
+    m.def(
+        "plmb_list_cuda",
+        [](Address bank, int id_bytes, Address counts, int64_t n, int64_t capacity, Address rows, int64_t batch,
+           Address indptr, Address out, Address stream) {
+            plmb_list_cuda(label_bank(bank, id_bytes, counts, n, capacity), at<int64_t>(rows), batch,
+                           at<int64_t>(indptr), at<int64_t>(out), at<void>(stream));
+        },
+        Release());
+    m.def(
+        "plmb_bits_cuda",
+        [](Address bank, int id_bytes, Address counts, int64_t n, int64_t capacity, Address rows, int64_t batch,
+           Address out, Address stream) {
+            plmb_bits_cuda(label_bank(bank, id_bytes, counts, n, capacity), at<int64_t>(rows), batch, at<uint32_t>(out),
+                           at<void>(stream));
+        },
+        Release());
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+    m.doc() = "C++ and CUDA parts of fastreid_al.";
+#ifdef FASTREID_AL_CUDA
+    m.attr("cuda") = true;
+    m.attr("cuda_architectures") = FASTREID_AL_CUDA_ARCHITECTURES;
+#else
+    m.attr("cuda") = false;
+    m.attr("cuda_architectures") = "";
+#endif
+    m.attr("compiler") = __VERSION__;
+#ifdef FASTREID_AL_STD_THREADS
+    m.attr("openmp") = false;
+#else
+    m.attr("openmp") = true;
+#endif
+    bind_neighbours(m);
+    bind_jaccard(m);
+    bind_components(m);
+    bind_kmedoids(m);
+    bind_plmb(m);
 }

@@ -1,5 +1,6 @@
-"""Feature memories: what the contrastive loss compares a batch with."""
+"""What is remembered of every image: features that the contrastive loss compares a batch with, and NNCT's labels."""
 
 from .features import ClusterMemory, FeatureMemory, InstanceMemory
+from .pseudo_labels import PseudoLabelMemoryBank
 
-__all__ = ["ClusterMemory", "FeatureMemory", "InstanceMemory"]
+__all__ = ["ClusterMemory", "FeatureMemory", "InstanceMemory", "PseudoLabelMemoryBank"]

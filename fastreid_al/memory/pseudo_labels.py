@@ -1,0 +1,234 @@
+"""The pseudo-label memory bank PLMB of NNCT: the latest labels of every image, where one class is one image.
+
+The paper keeps an n x n matrix. Here a row is n bits, or a short list of ids; `label_rows` does the work on rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from . import label_rows
+
+#: Greatest n for which "auto" takes bits: 5 GB.
+BITS_UP_TO = 200_000
+#: Rows and labels of one batch, counted in int32.
+_MOST = 2**31 - 1
+
+LAYOUTS = ("auto", "bits", "sparse")
+
+
+class PseudoLabelMemoryBank:
+    """The labels last predicted for each of n images (PLMB, the matrix B of NNCT); at the start the image itself alone.
+
+    With the layout "bits" a row is a bit for each image: 133 MB at n = 32,621 and 125 GB at 1e6, and no label is ever dropped.
+    With "sparse" it is a list of at most `capacity` ids: at 64 of them 8.5 MB at n = 32,621, 260 MB at 1e6, 1.3 GB at 5e6.
+    Both answer alike as long as no list overflows.
+
+    Args:
+        n: Number of images.
+        layout: "bits", "sparse", or "auto": bits up to n = 200,000.
+        capacity: Labels that a row of "sparse" has room for.
+        device: Where the bank is.
+
+    Raises:
+        ValueError: n or capacity below 1, an unknown layout, or a bank larger than the device's memory.
+    """
+
+    def __init__(self, n: int, layout: str = "auto", capacity: int = 64, device: torch.device | str = "cpu") -> None:
+        if n < 1:
+            raise ValueError(f"n: found {n}, wanted 1 or more")
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout: found {layout!r}, wanted one of {', '.join(LAYOUTS)}")
+        if not 1 <= capacity <= _MOST:
+            raise ValueError(f"capacity: found {capacity}, wanted 1 to {_MOST}")
+        if layout == "auto":
+            layout = "bits" if n <= BITS_UP_TO else "sparse"
+        self.layout, self.capacity = layout, capacity
+        self._n = n
+        self._state = _identity(n, layout, capacity, torch.device(device))
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bank is."""
+        return self._state["words" if self.layout == "bits" else "ids"].device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the bank takes."""
+        return sum(x.nbytes for x in self._state.values())
+
+    @property
+    def dropped(self) -> int:
+        """Labels that lists had no room for, in all updates so far. Reading it waits for the device."""
+        return int(self._state["dropped"]) if self.layout == "sparse" else 0
+
+    def update(self, rows: Tensor, indptr: Tensor, indices: Tensor, similarities: Tensor | None = None) -> None:
+        """Replace the labels of some images, in batch order: of an image that is named twice the last labels stay.
+
+        A label that is listed twice counts once. A list that overflows keeps the labels of greatest similarity, equal ones by
+        their place, and a NaN is the least; without similarities it keeps the first, as `label_prediction` lists the most
+        similar first. One launch on a GPU, which the host does not wait for; finding last occurrences takes B^2 / 256 steps of
+        a block there. Without the extension PyTorch does the same, and waits.
+
+        Args:
+            rows: (B,) int64, the images.
+            indptr: (B + 1,) int64; the labels of rows[b] are indices[indptr[b]:indptr[b + 1]].
+            indices: (labels,) int64.
+            similarities: (labels,) float32, read by "sparse" alone.
+
+        Raises:
+            ValueError: Wrong shape, dtype or device, or, seen on a CPU alone: rows or labels outside [0, n), `indptr` that does
+                not start at 0, never fall and end at the number of labels. On a GPU such rows and labels are left out, and
+                what `indptr` says is bounded: nothing outside the bank and the batch is touched.
+        """
+        self._check("rows", rows, None, "one for each image of the batch")
+        self._check("indptr", indptr, len(rows) + 1, "one for each row, and the end")
+        self._check("indices", indices, None, "one for each label")
+        if similarities is not None:
+            self._check("similarities", similarities, len(indices), "one for each label", torch.float32)
+            similarities = similarities.detach()
+        if self.layout == "bits":
+            label_rows.update_bits(self._state["words"], rows, indptr, indices)
+        else:
+            label_rows.update_sparse(
+                *(self._state[name] for name in ("ids", "counts", "dropped")), rows, indptr, indices, similarities
+            )
+
+    def lookup(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels of some images.
+
+        Args:
+            rows: (B,) int64, in any order, repeated or not.
+
+        Returns:
+            `indptr` (B + 1,) and `indices`, int64: the labels of rows[b], ascending, are indices[indptr[b]:indptr[b + 1]]. On
+            a GPU two launches, between which the host waits for the number of labels.
+
+        Raises:
+            ValueError: Wrong shape, dtype or device, or, seen on a CPU alone, rows outside [0, n); a GPU gives them none.
+        """
+        self._check("rows", rows, None, "one for each image")
+        if self.layout == "bits":
+            return label_rows.lookup_bits(self._state["words"], rows)
+        return label_rows.lookup_sparse(self._state["ids"], self._state["counts"], rows)
+
+    def lookup_bits(self, rows: Tensor) -> Tensor:
+        """The labels of some images as `multilabel_bank_loss` takes them; the host does not wait.
+
+        Args:
+            rows: (B,) int64, in any order, repeated or not.
+
+        Returns:
+            (B, ceil(n / 32)) int32; bit j % 32 of word j // 32 tells whether j is a label. At B = 64 0.26 MB for n = 32,621
+            and 8 MB for 1e6.
+
+        Raises:
+            ValueError: As for `lookup`.
+        """
+        self._check("rows", rows, None, "one for each image")
+        if self.layout == "bits":
+            return label_rows.bit_rows_bits(self._state["words"], rows)
+        return label_rows.bit_rows_sparse(self._state["ids"], self._state["counts"], rows)
+
+    def to(self, device: torch.device | str) -> PseudoLabelMemoryBank:
+        """Move the bank to a device; gives the bank."""
+        self._state = {name: x.to(device) for name, x in self._state.items()}
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The bank's own tensors: `words`, or `ids`, `counts` and `dropped`."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy what `state_dict` gave, on whatever device it is.
+
+        Raises:
+            ValueError: The state of another layout, n or capacity, or values that no bank has.
+        """
+        layout = "bits" if "words" in state else "sparse"
+        if layout != self.layout or set(state) != set(self._state):
+            found = layout if set(state) in ({"words"}, {"ids", "counts", "dropped"}) else ", ".join(sorted(state))
+            raise ValueError(f"state: found {found or 'nothing'}, wanted that of the layout {self.layout}")
+        for name, own in self._state.items():
+            x = state[name]
+            if x.shape != own.shape or x.dtype != own.dtype:
+                raise ValueError(
+                    f"state[{name!r}]: found {tuple(x.shape)} of {x.dtype}, wanted {tuple(own.shape)} of {own.dtype}, "
+                    f"for n = {self._n:,}" + (f" and capacity {self.capacity}" if layout == "sparse" else "")
+                )
+        _check_values(self._n, self.capacity, state)
+        for name, own in self._state.items():
+            own.copy_(state[name])
+
+    def _check(self, name: str, x: Tensor, count: int | None, per: str, dtype: torch.dtype = torch.int64) -> None:
+        """One number for each of something, where the bank is."""
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name}: found a {type(x).__name__}, wanted a torch.Tensor")
+        if x.ndim != 1 or (count is not None and x.shape[0] != count):
+            raise ValueError(
+                f"{name}: found shape {tuple(x.shape)}, wanted ({'B' if count is None else count},), {per}"
+            )
+        if x.dtype != dtype:
+            raise ValueError(f"{name}: found dtype {x.dtype}, wanted {dtype}")
+        if x.device != self.device:
+            raise ValueError(f"{name}: found device {x.device}, wanted {self.device}, the device of the bank")
+        if x.shape[0] > _MOST:
+            raise ValueError(f"{name}: found {x.shape[0]:,} values, wanted {_MOST:,} at most")
+
+
+def _identity(n: int, layout: str, capacity: int, device: torch.device) -> dict[str, Tensor]:
+    """Each image has itself as its only label."""
+    words = (n + 31) // 32
+    # Ids up to n - 1, and -1.
+    kind = torch.int32 if n <= _MOST else torch.int64
+    need = 4 * n * words if layout == "bits" else n * (capacity * kind.itemsize + 4)
+    advice = "layout='sparse'" if layout == "bits" else "fewer images or a smaller capacity"
+    message = f"n: found {n:,}, wanted {advice}: the layout {layout} takes {need / 1e9:,.1f} GB, more than {device} has"
+    if need > _memory(device):
+        raise ValueError(message)
+    try:
+        images = torch.arange(n, device=device)
+        if layout == "bits":
+            flat = torch.zeros(n * words, dtype=torch.int32, device=device)
+            flat[images * words + images // 32] = label_rows.bits_of(images)
+            return {"words": flat.view(n, words)}
+        ids = torch.full((n, capacity), -1, dtype=kind, device=device)
+        ids[:, 0] = images
+    except RuntimeError as error:
+        # PyTorch names an allocation that failed on a CPU by its text alone.
+        if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
+            raise ValueError(message) from error
+        raise
+    return {
+        "ids": ids,
+        "counts": torch.ones(n, dtype=torch.int32, device=device),
+        "dropped": torch.zeros((), dtype=torch.int64, device=device),
+    }
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that the device has; 2^63 where it does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "cpu" and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(os.sysconf_names):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2**63 - 1
+
+
+def _check_values(n: int, capacity: int, state: Mapping[str, Tensor]) -> None:
+    """No label outside the bank: a state may come from a damaged file."""
+    if "words" in state:
+        if n % 32 and bool((state["words"][:, -1] >> n % 32).any()):
+            raise ValueError(f"state['words']: found labels behind the last image, wanted none from {n} on")
+        return
+    for name, low, high in (("counts", 0, capacity), ("ids", -1, n - 1)):
+        least, greatest = (int(x) for x in state[name].aminmax())
+        if least < low or greatest > high:
+            raise ValueError(f"state[{name!r}]: found values from {least} to {greatest}, wanted {low} to {high}")

@@ -1,0 +1,154 @@
+"""The pseudo-label memory bank against a dictionary of lists."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+NONE = 0
+Labels = list[list[int]]
+
+
+class Bank:
+    """A bank in NumPy arrays, `kind` None for bits and the dtype of the ids for lists, and the functions of one device."""
+
+    def __init__(self, module: ModuleType, cuda: bool, n: int, kind: type | None, capacity: int) -> None:
+        self.module, self.cuda, self.n = module, cuda, n
+        self.words = (n + 31) // 32
+        images = np.arange(n)
+        if kind is None:
+            self.rows: np.ndarray = np.zeros((n, self.words), np.uint32)
+            self.rows[images, images // 32] = np.uint32(1) << (images % 32).astype(np.uint32)
+        else:
+            self.rows = np.full((n, capacity), -1, kind)
+            self.rows[:, 0] = images
+        self.counts, self.dropped = np.ones(n, np.int32), np.zeros(1, np.int64)
+        id_bytes = 0 if kind is None else np.dtype(kind).itemsize
+        self.bank = (self.rows.ctypes.data, id_bytes, self.counts.ctypes.data, n, capacity)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """On a GPU the last argument is a stream, else the number of threads."""
+        plain = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
+        getattr(self.module, f"{name}_cuda" if self.cuda else name)(*self.bank, *plain, 0 if self.cuda else 4)
+
+    def update(self, rows: list[int], labels: Labels, likeness: np.ndarray | None) -> None:
+        """Replace rows."""
+        indptr, indices = csr(labels)
+        scratch = [np.zeros(max(1, len(indices)), np.int32)] if self.cuda else []
+        given = NONE if likeness is None else likeness
+        assert fits(self.module, rows, indptr, indices, self.n)
+        self.call(
+            "plmb_update", np.array(rows), len(rows), indptr, indices, len(indices), given, self.dropped, *scratch
+        )
+
+    def lookup(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """CSR and bits of rows."""
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        counts = np.zeros(len(rows), np.int64)
+        self.call("plmb_count", rows, len(rows), counts)
+        np.cumsum(counts, out=indptr[1:])
+        indices = np.full(int(indptr[-1]) + 1, -7, np.int64)
+        self.call("plmb_list", rows, len(rows), indptr, indices)
+        assert indices[-1] == -7
+        bits = np.full((len(rows) + 1, self.words), 7, np.uint32)
+        self.call("plmb_bits", rows, len(rows), bits)
+        assert (bits[-1] == 7).all()
+        return indptr, indices[:-1], bits[:-1]
+
+
+def fits(module: ModuleType, rows: list[int], indptr: np.ndarray, indices: np.ndarray, n: int) -> bool:
+    """Whether a batch is in order."""
+    named = np.array(rows, np.int64)
+    return module.plmb_fits(named.ctypes.data, len(rows), indptr.ctypes.data, indices.ctypes.data, len(indices), n)
+
+
+def csr(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """(indptr, indices)."""
+    indptr = np.concatenate([[0], np.cumsum([len(some) for some in labels], dtype=np.int64)])
+    return indptr.astype(np.int64), np.array([x for some in labels for x in some], np.int64)
+
+
+def kept(labels: list[int], likeness: list[float] | None, capacity: float) -> tuple[list[int], int]:
+    """What a list keeps of labels, ascending, and how many it has no room for."""
+    places = range(len(labels))
+    if likeness is not None:
+        places = sorted(
+            places, key=lambda p: (-np.nan_to_num(likeness[p], nan=-np.inf, posinf=np.inf, neginf=-np.inf), p)
+        )
+    distinct = list(dict.fromkeys(labels[p] for p in places))
+    room = len(distinct) if capacity == np.inf else int(capacity)
+    return sorted(distinct[:room]), len(distinct[room:])
+
+
+def exercise(module: ModuleType, cuda: bool, n: int, kind: type | None, capacity: int, sizes: list[int]) -> None:
+    """Update a bank with rows of so many labels, and compare all of it."""
+    random = np.random.default_rng(n + capacity)
+    bank = Bank(module, cuda, n, kind, capacity)
+    model, dropped = {i: [i] for i in range(n)}, 0
+    named = [0, n // 2, n - 1, 0]
+    for by_likeness in (False, True):
+        rows = random.integers(n, size=len(sizes)).tolist()
+        named += rows
+        labels = [random.integers(n, size=size).tolist() for size in sizes]
+        likeness = random.choice(np.array([0.1, 0.5, 0.9, 0.0, -0.0, np.inf, -np.inf, np.nan], np.float32), sum(sizes))
+        bank.update(rows, labels, likeness if by_likeness else None)
+        start = np.cumsum([0, *sizes])
+        for b, row in enumerate(rows):
+            if row in rows[b + 1 :]:
+                continue
+            own = likeness[start[b] : start[b + 1]].tolist() if by_likeness else None
+            model[row], over = kept(labels[b], own, np.inf if kind is None else capacity)
+            dropped += over
+    asked = np.array(named)
+    indptr, indices, bits = bank.lookup(asked)
+    wanted = csr([model[i] for i in asked])
+    assert np.array_equal(indptr, wanted[0]) and np.array_equal(indices, wanted[1])
+    expected = np.zeros((len(asked), 32 * bank.words), np.uint8)
+    expected[np.repeat(np.arange(len(asked)), np.diff(indptr)), indices] = 1
+    assert np.array_equal(np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little"), expected)
+    assert bank.dropped[0] == dropped
+    if kind is not None:
+        for i, some in model.items():
+            assert bank.rows[i].tolist() == some + [-1] * (capacity - len(some))
+
+
+def bounded(module: ModuleType, kind: type | None) -> None:
+    """A GPU leaves out rows and labels that are outside, and stays inside the batch whatever indptr says."""
+    bank = Bank(module, True, 40, kind, 4)
+    indptr, indices = csr([[1, 2], [40, 7, -1, 2**40, 8], [3], [9, -(2**40)]])
+    rows, scratch = np.array([40, 3, -1, 5]), np.zeros(len(indices), np.int32)
+    bank.call("plmb_update", rows, 4, indptr, indices, len(indices), NONE, bank.dropped, scratch)
+    indptr, indices, bits = bank.lookup(np.array([3, 40, 5, -1, 4]))
+    assert indptr.tolist() == [0, 2, 2, 3, 3, 4] and indices.tolist() == [7, 8, 9, 4]
+    assert not bits[[1, 3]].any()
+    rows, indptr, indices = np.arange(4), np.array([-5, 2, 1, 2**40, 2]), np.array([10, 11, 12])
+    bank.call("plmb_update", rows, 4, indptr, indices, 3, NONE, bank.dropped, scratch)
+    indptr, indices, _ = bank.lookup(np.arange(5))
+    assert indptr.tolist() == [0, 2, 2, 4, 4, 5] and indices.tolist() == [10, 11, 11, 12, 4]
+
+
+def run(module: ModuleType) -> None:
+    """All layouts on each device."""
+    sizes = [0, 1, 5, 20, 33, 3, 0, 70]
+    indptr, indices = csr([[4], [0, 3]])
+    assert fits(module, [1, 2], indptr, indices, 5)
+    assert not fits(module, [1, 2], indptr, indices, 4)
+    assert not fits(module, [1, -1], indptr, indices, 5)
+    assert not fits(module, [1, 5], indptr, indices, 5)
+    assert not fits(module, [1, 2], np.array([0, 4, 3]), indices, 5)
+    assert not fits(module, [1, 2], np.array([1, 1, 3]), indices, 5)
+    assert not fits(module, [1, 2], np.array([0, 1, 2]), indices, 5)
+    for cuda in (False, True) if module.cuda else (False,):
+        for kind in (None, np.int32, np.int64):
+            exercise(module, cuda, 1, kind, 3, [0, 1, 2])
+            exercise(module, cuda, 45, kind, 6, sizes)
+            exercise(module, cuda, 64, kind, 64, sizes)
+            # More labels than a block sorts in shared memory, more words than it has threads.
+            exercise(module, cuda, 9_000 if kind is None else 300, kind, 40, [2_049, 20, 300])
+            if cuda:
+                bounded(module, kind)
+            else:
+                # Enough for several threads.
+                exercise(module, cuda, 20_000, kind, 40, [60] * 400)

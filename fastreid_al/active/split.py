@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..clustering.kmedoids import build, kmedoids
+from ..clustering.kmedoids import Groupings, dot_products, kmedoids_many
 from .questions import Question
 
 KMaxRule = Literal["paper", "root"]
 
-#: k-medoids looks at no more members of a cluster than this: its arrays are quadratic in them (32 MB here).
+#: k-medoids looks at no more members of a cluster than this: its arrays are quadratic in them (16 MB here).
 _MOST = 1000
 
 
@@ -35,19 +37,35 @@ def propose_splits(features: Tensor, labels: Tensor, k_max_rule: KMaxRule = "pap
     Returns:
         One question for every two groups of a cluster, by descending score: (1 - s) * sqrt(|A| |B|) with s the similarity of
         the medoids, an estimate of the pairs gained; ties by the images asked about. Members of each group are listed by
-        descending similarity to its medoid. Some 200 bytes a question; the features of one cluster at a time are copied, and
-        of a cluster beyond 1,000 images only 1,000, evenly spaced, are given to k-medoids, the others going to the most
+        descending similarity to its medoid. Some 200 bytes a question; similarities of 64 MiB of clusters are held at a time,
+        and of a cluster beyond 1,000 images only 1,000, evenly spaced, are given to k-medoids, the others going to the most
         similar medoid.
 
     Raises:
-        ValueError: Shapes disagree, or the rule has another name.
+        ValueError: Shapes disagree, the rule has another name, or a row of a cluster that is split is not finite.
     """
     if len(features) != len(labels):
         raise ValueError(f"labels: found {len(labels)}, wanted one for each of the {len(features)} features")
     if k_max_rule not in ("paper", "root"):
         raise ValueError(f"k_max_rule: found {k_max_rule!r}, wanted 'paper' or 'root'")
-    questions = [q for members in clusters(labels) for q in _split(features, labels, members, k_max_rule)]
-    return sorted(questions, key=by_score)
+    members, sizes = _by_cluster(labels)
+    k_max = torch.tensor([_k_max(size, k_max_rule) for size in sizes.tolist()], dtype=torch.int64)
+    members, sizes, k_max = members[(k_max >= 2).repeat_interleave(sizes)], sizes[k_max >= 2], k_max[k_max >= 2]
+    parts = members.split(sizes.tolist())
+    looked_at = torch.cat([members[:0], *(x if len(x) <= _MOST else _spread(x) for x in parts)])
+    seen = sizes.clamp(max=_MOST)
+    found = kmedoids_many(features, _indptr(seen), looked_at, torch.minimum(k_max, seen))
+    groups, similarity = found.labels, found.similarity
+    if len(looked_at) < len(members):
+        groups, similarity = _of_all(features, parts, found, seen)
+    # Places of groups go on from one cluster to the next.
+    groups = groups + _indptr(found.k)[:-1].repeat_interleave(sizes)
+    similarity = similarity.masked_fill(members == found.medoids[groups], torch.inf)
+    # Stable: equals stay in the order of rows.
+    central_first = torch.from_numpy(np.lexsort((-similarity.numpy(), groups.numpy())))
+    sides = members[central_first].split(groups.bincount(minlength=len(found.medoids)).tolist())
+    names = labels.cpu()[found.medoids[_indptr(found.k)[:-1]]].tolist()
+    return sorted(_questions(features, found, sides, names), key=by_score)
 
 
 def by_score(question: Question) -> tuple[float, int, int]:
@@ -58,77 +76,64 @@ def by_score(question: Question) -> tuple[float, int, int]:
 
 def clusters(labels: Tensor) -> list[Tensor]:
     """Rows of the members of each cluster, ascending, in the order of labels."""
-    order = labels.cpu().argsort(stable=True)
-    ordered = labels.cpu()[order]
-    order, ordered = order[ordered >= 0], ordered[ordered >= 0]
-    return list(order.split(ordered.unique_consecutive(return_counts=True)[1].tolist()))
+    members, sizes = _by_cluster(labels)
+    return list(members.split(sizes.tolist()))
+
+
+def _by_cluster(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in the order of labels, ascending inside each, without those outside every cluster; how many there are of each."""
+    ordered, order = labels.cpu().sort(stable=True)
+    inside = ordered >= 0
+    return order[inside], ordered[inside].unique_consecutive(return_counts=True)[1]
+
+
+def _indptr(sizes: Tensor) -> Tensor:
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
 
 def _k_max(size: int, rule: KMaxRule) -> int:
     return math.floor(math.sqrt(size / 2) / (2 if rule == "paper" else 1))
 
 
-def _split(features: Tensor, labels: Tensor, members: Tensor, rule: KMaxRule) -> list[Question]:
-    k_max = _k_max(len(members), rule)
-    if k_max < 2:
-        return []
-    looked_at = members
-    if len(members) > _MOST:
-        looked_at = members[torch.linspace(0, len(members) - 1, _MOST).round().long()]
-    rows = features[looked_at.to(features.device)].cpu().double()
-    similarity = rows @ rows.T
-    medoids, groups = _best_grouping(similarity, min(k_max, len(looked_at)))
-    if len(members) > _MOST:
-        groups = _nearest(features, members, looked_at[medoids])
-    return _questions(
-        features, members, groups, looked_at[medoids], similarity[medoids][:, medoids], int(labels[members[0]])
+def _spread(members: Tensor) -> Tensor:
+    """`_MOST` of the members, evenly spaced."""
+    return members[torch.linspace(0, len(members) - 1, _MOST).round().long()]
+
+
+def _of_all(features: Tensor, parts: Sequence[Tensor], found: Groupings, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of the most similar medoid, a medoid's own for itself, and the similarity to it, of members not looked at too."""
+    labels, similarities = [], []
+    known = zip(
+        parts,
+        found.medoids.split(found.k.tolist()),
+        found.labels.split(seen.tolist()),
+        found.similarity.split(seen.tolist()),
+        strict=True,
     )
-
-
-def _best_grouping(similarity: Tensor, k_max: int) -> tuple[Tensor, Tensor]:
-    """Medoids and groups of the k with the best score."""
-    start = build(similarity.numpy(), k_max)
-    found = [kmedoids(similarity, k, start[:k]) for k in range(2, k_max + 1)]
-    scores = [_reliability(similarity.numpy(), f.labels.numpy(), len(f.medoids)) for f in found]
-    return found[int(np.argmax(np.round(scores, 12)))]
-
-
-def _reliability(similarity: np.ndarray, groups: np.ndarray, k: int) -> float:
-    """Eq. 4: the sum of comp * indep over groups."""
-    s = similarity.clip(0, 1)
-    total = 0.0
-    for j in range(k):
-        inside = groups == j
-        own = s[inside]
-        compactness = own[:, inside].min() if inside.sum() > 1 else 1.0
-        total += compactness * (1 - own[:, ~inside].max())
-    return total
-
-
-def _nearest(features: Tensor, members: Tensor, medoids: Tensor) -> Tensor:
-    """The place of the most similar medoid for each member, a medoid's own for itself."""
-    device = features.device
-    groups = (features[members.to(device)] @ features[medoids.to(device)].T).argmax(1).cpu()
-    groups[torch.searchsorted(members, medoids)] = torch.arange(len(medoids))
-    return groups
+    for members, medoids, groups, similarity in known:
+        if len(members) > _MOST:
+            products = (features[members.to(features.device)] @ features[medoids.to(features.device)].T).cpu().double()
+            groups = products.argmax(1)
+            groups[torch.searchsorted(members, medoids)] = torch.arange(len(medoids))
+            similarity = products.gather(1, groups[:, None])[:, 0]
+        labels.append(groups)
+        similarities.append(similarity)
+    return torch.cat(labels), torch.cat(similarities)
 
 
 def _questions(
-    features: Tensor, members: Tensor, groups: Tensor, medoids: Tensor, between: Tensor, cluster: int
+    features: Tensor, found: Groupings, sides: Sequence[Tensor], clusters_asked: Sequence[int]
 ) -> list[Question]:
-    sides = [_central_first(features, members[groups == j], int(medoid)) for j, medoid in enumerate(medoids)]
+    """One for every two groups of a cluster."""
+    products, offsets = dot_products(features, _indptr(found.k), found.medoids)
+    between, shown, sizes = products.tolist(), found.medoids.tolist(), [len(side) for side in sides]
     questions = []
-    for i in range(len(sides)):
-        for j in range(i + 1, len(sides)):
-            s = float(between[i, j])
-            score = (1 - min(max(s, 0.0), 1.0)) * math.sqrt(len(sides[i]) * len(sides[j]))
-            images = int(medoids[i]), int(medoids[j])
-            questions.append(Question(images, (sides[i], sides[j]), "split", s, score, cluster))
+    first = 0
+    for k, offset, cluster in zip(found.k.tolist(), offsets.tolist(), clusters_asked, strict=True):
+        for i, j in itertools.combinations(range(k), 2):
+            a, b = first + i, first + j
+            s = between[offset + i * k + j]
+            score = (1 - min(max(s, 0.0), 1.0)) * math.sqrt(sizes[a] * sizes[b])
+            questions.append(Question((shown[a], shown[b]), (sides[a], sides[b]), "split", s, score, cluster))
+        first += k
     return questions
-
-
-def _central_first(features: Tensor, group: Tensor, medoid: int) -> Tensor:
-    """A group by descending similarity to its medoid, which comes first."""
-    similarity = (features[group.to(features.device)] @ features[medoid]).cpu()
-    similarity[group == medoid] = torch.inf
-    return group[similarity.argsort(descending=True, stable=True)]

@@ -2,7 +2,7 @@
 
 from .dbscan import dbscan
 from .jaccard import Graph, jaccard_graph
-from .kmedoids import KMedoids, kmedoids
+from .kmedoids import Groupings, KMedoids, kmedoids, kmedoids_many
 from .neighbours import nearest_neighbours
 from .self_paced import self_paced_labels
 

@@ -101,7 +101,7 @@ def _spread(members: Tensor) -> Tensor:
 
 
 def _of_all(features: Tensor, parts: Sequence[Tensor], found: Groupings, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """The place of the most similar medoid, a medoid's own for itself, and the similarity to it, of members not looked at too."""
+    """Labels and similarities of all members, also of those that were not looked at: a medoid's label is its own."""
     labels, similarities = [], []
     known = zip(
         parts,

@@ -6,4 +6,14 @@ from .kmedoids import Groupings, KMedoids, kmedoids, kmedoids_many
 from .neighbours import nearest_neighbours
 from .self_paced import self_paced_labels
 
-__all__ = ["Graph", "KMedoids", "dbscan", "jaccard_graph", "kmedoids", "nearest_neighbours", "self_paced_labels"]
+__all__ = [
+    "Graph",
+    "Groupings",
+    "KMedoids",
+    "dbscan",
+    "jaccard_graph",
+    "kmedoids",
+    "kmedoids_many",
+    "nearest_neighbours",
+    "self_paced_labels",
+]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -49,23 +47,20 @@ def propose_splits(features: Tensor, labels: Tensor, k_max_rule: KMaxRule = "pap
     if k_max_rule not in ("paper", "root"):
         raise ValueError(f"k_max_rule: found {k_max_rule!r}, wanted 'paper' or 'root'")
     members, sizes = _by_cluster(labels)
-    k_max = torch.tensor([_k_max(size, k_max_rule) for size in sizes.tolist()], dtype=torch.int64)
+    k_max = ((sizes.double() / 2).sqrt() / (2 if k_max_rule == "paper" else 1)).long()
     members, sizes, k_max = members[(k_max >= 2).repeat_interleave(sizes)], sizes[k_max >= 2], k_max[k_max >= 2]
-    parts = members.split(sizes.tolist())
-    looked_at = torch.cat([members[:0], *(x if len(x) <= _MOST else _spread(x) for x in parts)])
-    seen = sizes.clamp(max=_MOST)
+    looked_at, seen = _looked_at(members, sizes)
     found = kmedoids_many(features, _indptr(seen), looked_at, torch.minimum(k_max, seen))
     groups, similarity = found.labels, found.similarity
     if len(looked_at) < len(members):
-        groups, similarity = _of_all(features, parts, found, seen)
+        groups, similarity = _of_all(features, members.split(sizes.tolist()), found, seen)
     # Places of groups go on from one cluster to the next.
     groups = groups + _indptr(found.k)[:-1].repeat_interleave(sizes)
     similarity = similarity.masked_fill(members == found.medoids[groups], torch.inf)
     # Stable: equals stay in the order of rows.
     central_first = torch.from_numpy(np.lexsort((-similarity.numpy(), groups.numpy())))
-    sides = members[central_first].split(groups.bincount(minlength=len(found.medoids)).tolist())
-    names = labels.cpu()[found.medoids[_indptr(found.k)[:-1]]].tolist()
-    return sorted(_questions(features, found, sides, names), key=by_score)
+    names = labels.cpu()[found.medoids[_indptr(found.k)[:-1]]]
+    return _questions(features, found, members[central_first], groups.bincount(minlength=len(found.medoids)), names)
 
 
 def by_score(question: Question) -> tuple[float, int, int]:
@@ -91,13 +86,14 @@ def _indptr(sizes: Tensor) -> Tensor:
     return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
 
-def _k_max(size: int, rule: KMaxRule) -> int:
-    return math.floor(math.sqrt(size / 2) / (2 if rule == "paper" else 1))
-
-
-def _spread(members: Tensor) -> Tensor:
-    """`_MOST` of the members, evenly spaced."""
-    return members[torch.linspace(0, len(members) - 1, _MOST).round().long()]
+def _looked_at(members: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Members that k-medoids looks at, of a large cluster `_MOST`, evenly spaced; how many there are of each cluster."""
+    if not bool((sizes > _MOST).any()):
+        return members, sizes
+    parts = list(members.split(sizes.tolist()))
+    for c in (sizes > _MOST).nonzero()[:, 0].tolist():
+        parts[c] = parts[c][torch.linspace(0, len(parts[c]) - 1, _MOST).round().long()]
+    return torch.cat(parts), sizes.clamp(max=_MOST)
 
 
 def _of_all(features: Tensor, parts: Sequence[Tensor], found: Groupings, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,19 +117,22 @@ def _of_all(features: Tensor, parts: Sequence[Tensor], found: Groupings, seen: T
     return torch.cat(labels), torch.cat(similarities)
 
 
-def _questions(
-    features: Tensor, found: Groupings, sides: Sequence[Tensor], clusters_asked: Sequence[int]
-) -> list[Question]:
-    """One for every two groups of a cluster."""
+def _questions(features: Tensor, found: Groupings, members: Tensor, sizes: Tensor, names: Tensor) -> list[Question]:
+    """One for every two groups of a cluster, in the order of asking: `members` of one group after another, of `sizes` each."""
     products, offsets = dot_products(features, _indptr(found.k), found.medoids)
-    between, shown, sizes = products.tolist(), found.medoids.tolist(), [len(side) for side in sides]
-    questions = []
-    first = 0
-    for k, offset, cluster in zip(found.k.tolist(), offsets.tolist(), clusters_asked, strict=True):
-        for i, j in itertools.combinations(range(k), 2):
-            a, b = first + i, first + j
-            s = between[offset + i * k + j]
-            score = (1 - min(max(s, 0.0), 1.0)) * math.sqrt(sizes[a] * sizes[b])
-            questions.append(Question((shown[a], shown[b]), (sides[a], sides[b]), "split", s, score, cluster))
-        first += k
-    return questions
+    # Each group with those after it in its cluster.
+    groups, owner = torch.arange(len(sizes)), torch.arange(len(found.k)).repeat_interleave(found.k)
+    begin, end = _indptr(found.k)[owner], _indptr(found.k)[owner + 1]
+    left = groups.repeat_interleave(end - groups - 1)
+    right = left + 1 + torch.arange(len(left)) - _indptr(end - groups - 1)[left]
+    similarity = products.cpu()[(offsets[owner] + (groups - begin) * found.k[owner])[left] + (right - begin[left])]
+    score = (1 - similarity.clamp(0, 1)) * (sizes[left] * sizes[right]).double().sqrt()
+    images = torch.stack([found.medoids[left], found.medoids[right]])
+    low, high = images.sort(dim=0).values.numpy()
+    order = torch.from_numpy(np.lexsort((high, low, -score.numpy())))
+    sides = members.split(sizes.tolist())
+    columns = (images[0], images[1], left, right, similarity, score, names[owner[left]])
+    return [
+        Question((x, y), (sides[a], sides[b]), "split", s, worth, name)
+        for x, y, a, b, s, worth, name in zip(*(column[order].tolist() for column in columns), strict=True)
+    ]

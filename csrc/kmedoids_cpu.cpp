@@ -280,6 +280,9 @@ FASTREID_AL_INLINE void one_product_body(const T* features, int64_t dim, const i
             const T* from = features + members[i] * dim + begin;
             double* to = rows.data() + i * chunk;
             for (int64_t d = 0; d < width; ++d) to[d] = static_cast<double>(from[d]);
+            // The next chunk comes in while this one is multiplied.
+            const int64_t next = std::min(chunk, dim - begin - width);
+            for (int64_t d = 0; d < next; d += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(from + width + d);
             for (int64_t d = width; d < padded; ++d) to[d] = 0;
         }
         for (int64_t i = 0; i < m; i += tile_rows)

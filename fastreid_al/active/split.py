@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..clustering.kmedoids import build, kmedoids
+from ..clustering.kmedoids import Groupings, dot_products, kmedoids_many
 from .questions import Question
 
 KMaxRule = Literal["paper", "root"]
 
-#: k-medoids looks at no more members of a cluster than this: its arrays are quadratic in them (32 MB here).
+#: k-medoids looks at no more members of a cluster than this: its arrays are quadratic in them (16 MB here).
 _MOST = 1000
 
 
@@ -35,19 +35,32 @@ def propose_splits(features: Tensor, labels: Tensor, k_max_rule: KMaxRule = "pap
     Returns:
         One question for every two groups of a cluster, by descending score: (1 - s) * sqrt(|A| |B|) with s the similarity of
         the medoids, an estimate of the pairs gained; ties by the images asked about. Members of each group are listed by
-        descending similarity to its medoid. Some 200 bytes a question; the features of one cluster at a time are copied, and
-        of a cluster beyond 1,000 images only 1,000, evenly spaced, are given to k-medoids, the others going to the most
+        descending similarity to its medoid. Some 200 bytes a question; similarities of 64 MiB of clusters are held at a time,
+        and of a cluster beyond 1,000 images only 1,000, evenly spaced, are given to k-medoids, the others going to the most
         similar medoid.
 
     Raises:
-        ValueError: Shapes disagree, or the rule has another name.
+        ValueError: Shapes disagree, the rule has another name, or a row of a cluster that is split is not finite.
     """
     if len(features) != len(labels):
         raise ValueError(f"labels: found {len(labels)}, wanted one for each of the {len(features)} features")
     if k_max_rule not in ("paper", "root"):
         raise ValueError(f"k_max_rule: found {k_max_rule!r}, wanted 'paper' or 'root'")
-    questions = [q for members in clusters(labels) for q in _split(features, labels, members, k_max_rule)]
-    return sorted(questions, key=by_score)
+    members, sizes = _by_cluster(labels)
+    k_max = ((sizes.double() / 2).sqrt() / (2 if k_max_rule == "paper" else 1)).long()
+    members, sizes, k_max = members[(k_max >= 2).repeat_interleave(sizes)], sizes[k_max >= 2], k_max[k_max >= 2]
+    looked_at, seen = _looked_at(members, sizes)
+    found = kmedoids_many(features, _indptr(seen), looked_at, torch.minimum(k_max, seen))
+    groups, similarity = found.labels, found.similarity
+    if len(looked_at) < len(members):
+        groups, similarity = _of_all(features, members.split(sizes.tolist()), found, seen)
+    # Places of groups go on from one cluster to the next.
+    groups = groups + _indptr(found.k)[:-1].repeat_interleave(sizes)
+    similarity = similarity.masked_fill(members == found.medoids[groups], torch.inf)
+    # Stable: equals stay in the order of rows.
+    central_first = torch.from_numpy(np.lexsort((-similarity.numpy(), groups.numpy())))
+    names = labels.cpu()[found.medoids[_indptr(found.k)[:-1]]]
+    return _questions(features, found, members[central_first], groups.bincount(minlength=len(found.medoids)), names)
 
 
 def by_score(question: Question) -> tuple[float, int, int]:
@@ -58,77 +71,68 @@ def by_score(question: Question) -> tuple[float, int, int]:
 
 def clusters(labels: Tensor) -> list[Tensor]:
     """Rows of the members of each cluster, ascending, in the order of labels."""
-    order = labels.cpu().argsort(stable=True)
-    ordered = labels.cpu()[order]
-    order, ordered = order[ordered >= 0], ordered[ordered >= 0]
-    return list(order.split(ordered.unique_consecutive(return_counts=True)[1].tolist()))
+    members, sizes = _by_cluster(labels)
+    return list(members.split(sizes.tolist()))
 
 
-def _k_max(size: int, rule: KMaxRule) -> int:
-    return math.floor(math.sqrt(size / 2) / (2 if rule == "paper" else 1))
+def _by_cluster(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in the order of labels, ascending inside each, without those outside every cluster; how many there are of each."""
+    ordered, order = labels.cpu().sort(stable=True)
+    inside = ordered >= 0
+    return order[inside], ordered[inside].unique_consecutive(return_counts=True)[1]
 
 
-def _split(features: Tensor, labels: Tensor, members: Tensor, rule: KMaxRule) -> list[Question]:
-    k_max = _k_max(len(members), rule)
-    if k_max < 2:
-        return []
-    looked_at = members
-    if len(members) > _MOST:
-        looked_at = members[torch.linspace(0, len(members) - 1, _MOST).round().long()]
-    rows = features[looked_at.to(features.device)].cpu().double()
-    similarity = rows @ rows.T
-    medoids, groups = _best_grouping(similarity, min(k_max, len(looked_at)))
-    if len(members) > _MOST:
-        groups = _nearest(features, members, looked_at[medoids])
-    return _questions(
-        features, members, groups, looked_at[medoids], similarity[medoids][:, medoids], int(labels[members[0]])
+def _indptr(sizes: Tensor) -> Tensor:
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+
+
+def _looked_at(members: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Members that k-medoids looks at, of a large cluster `_MOST`, evenly spaced; how many there are of each cluster."""
+    if not bool((sizes > _MOST).any()):
+        return members, sizes
+    parts = list(members.split(sizes.tolist()))
+    for c in (sizes > _MOST).nonzero()[:, 0].tolist():
+        parts[c] = parts[c][torch.linspace(0, len(parts[c]) - 1, _MOST).round().long()]
+    return torch.cat(parts), sizes.clamp(max=_MOST)
+
+
+def _of_all(features: Tensor, parts: Sequence[Tensor], found: Groupings, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and similarities of all members, also of those that were not looked at: a medoid's label is its own."""
+    labels, similarities = [], []
+    known = zip(
+        parts,
+        found.medoids.split(found.k.tolist()),
+        found.labels.split(seen.tolist()),
+        found.similarity.split(seen.tolist()),
+        strict=True,
     )
+    for members, medoids, groups, similarity in known:
+        if len(members) > _MOST:
+            products = (features[members.to(features.device)] @ features[medoids.to(features.device)].T).cpu().double()
+            groups = products.argmax(1)
+            groups[torch.searchsorted(members, medoids)] = torch.arange(len(medoids))
+            similarity = products.gather(1, groups[:, None])[:, 0]
+        labels.append(groups)
+        similarities.append(similarity)
+    return torch.cat(labels), torch.cat(similarities)
 
 
-def _best_grouping(similarity: Tensor, k_max: int) -> tuple[Tensor, Tensor]:
-    """Medoids and groups of the k with the best score."""
-    start = build(similarity.numpy(), k_max)
-    found = [kmedoids(similarity, k, start[:k]) for k in range(2, k_max + 1)]
-    scores = [_reliability(similarity.numpy(), f.labels.numpy(), len(f.medoids)) for f in found]
-    return found[int(np.argmax(np.round(scores, 12)))]
-
-
-def _reliability(similarity: np.ndarray, groups: np.ndarray, k: int) -> float:
-    """Eq. 4: the sum of comp * indep over groups."""
-    s = similarity.clip(0, 1)
-    total = 0.0
-    for j in range(k):
-        inside = groups == j
-        own = s[inside]
-        compactness = own[:, inside].min() if inside.sum() > 1 else 1.0
-        total += compactness * (1 - own[:, ~inside].max())
-    return total
-
-
-def _nearest(features: Tensor, members: Tensor, medoids: Tensor) -> Tensor:
-    """The place of the most similar medoid for each member, a medoid's own for itself."""
-    device = features.device
-    groups = (features[members.to(device)] @ features[medoids.to(device)].T).argmax(1).cpu()
-    groups[torch.searchsorted(members, medoids)] = torch.arange(len(medoids))
-    return groups
-
-
-def _questions(
-    features: Tensor, members: Tensor, groups: Tensor, medoids: Tensor, between: Tensor, cluster: int
-) -> list[Question]:
-    sides = [_central_first(features, members[groups == j], int(medoid)) for j, medoid in enumerate(medoids)]
-    questions = []
-    for i in range(len(sides)):
-        for j in range(i + 1, len(sides)):
-            s = float(between[i, j])
-            score = (1 - min(max(s, 0.0), 1.0)) * math.sqrt(len(sides[i]) * len(sides[j]))
-            images = int(medoids[i]), int(medoids[j])
-            questions.append(Question(images, (sides[i], sides[j]), "split", s, score, cluster))
-    return questions
-
-
-def _central_first(features: Tensor, group: Tensor, medoid: int) -> Tensor:
-    """A group by descending similarity to its medoid, which comes first."""
-    similarity = (features[group.to(features.device)] @ features[medoid]).cpu()
-    similarity[group == medoid] = torch.inf
-    return group[similarity.argsort(descending=True, stable=True)]
+def _questions(features: Tensor, found: Groupings, members: Tensor, sizes: Tensor, names: Tensor) -> list[Question]:
+    """One for every two groups of a cluster, in the order of asking: `members` of one group after another, of `sizes` each."""
+    products, offsets = dot_products(features, _indptr(found.k), found.medoids)
+    # Each group with those after it in its cluster.
+    groups, owner = torch.arange(len(sizes)), torch.arange(len(found.k)).repeat_interleave(found.k)
+    begin, end = _indptr(found.k)[owner], _indptr(found.k)[owner + 1]
+    left = groups.repeat_interleave(end - groups - 1)
+    right = left + 1 + torch.arange(len(left)) - _indptr(end - groups - 1)[left]
+    similarity = products.cpu()[(offsets[owner] + (groups - begin) * found.k[owner])[left] + (right - begin[left])]
+    score = (1 - similarity.clamp(0, 1)) * (sizes[left] * sizes[right]).double().sqrt()
+    images = torch.stack([found.medoids[left], found.medoids[right]])
+    low, high = images.sort(dim=0).values.numpy()
+    order = torch.from_numpy(np.lexsort((high, low, -score.numpy())))
+    sides = members.split(sizes.tolist())
+    columns = (images[0], images[1], left, right, similarity, score, names[owner[left]])
+    return [
+        Question((x, y), (sides[a], sides[b]), "split", s, worth, name)
+        for x, y, a, b, s, worth, name in zip(*(column[order].tolist() for column in columns), strict=True)
+    ]

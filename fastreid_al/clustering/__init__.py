@@ -2,8 +2,18 @@
 
 from .dbscan import dbscan
 from .jaccard import Graph, jaccard_graph
-from .kmedoids import KMedoids, kmedoids
+from .kmedoids import Groupings, KMedoids, kmedoids, kmedoids_many
 from .neighbours import nearest_neighbours
 from .self_paced import self_paced_labels
 
-__all__ = ["Graph", "KMedoids", "dbscan", "jaccard_graph", "kmedoids", "nearest_neighbours", "self_paced_labels"]
+__all__ = [
+    "Graph",
+    "Groupings",
+    "KMedoids",
+    "dbscan",
+    "jaccard_graph",
+    "kmedoids",
+    "kmedoids_many",
+    "nearest_neighbours",
+    "self_paced_labels",
+]

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "components.h"
 #include "parallel.h"
 
 namespace py = pybind11;
@@ -36,4 +37,16 @@ PYBIND11_MODULE(_native, m) {
 #else
     m.attr("openmp") = true;
 #endif
+    m.def(
+        "dbscan",
+        [](Address indptr, Address indices, Address distances, bool doubles, int64_t n, Address eps, int64_t count,
+           int64_t min_samples, Address labels, int threads) {
+            if (doubles)
+                fastreid_al::dbscan(at<const int64_t>(indptr), at<const int64_t>(indices), at<const double>(distances), n,
+                                    at<const double>(eps), count, min_samples, at<int64_t>(labels), threads);
+            else
+                fastreid_al::dbscan(at<const int64_t>(indptr), at<const int64_t>(indices), at<const float>(distances), n,
+                                    at<const float>(eps), count, min_samples, at<int64_t>(labels), threads);
+        },
+        Release());
 }

@@ -37,7 +37,7 @@ ALLOWED = {
     "data": {"config", "errors"},
     "models": {"config", "errors"},
     "memory": set(),
-    "clustering": set(),
+    "clustering": {"native"},
     "active": {"config", "errors", "data", "clustering"},
     "metrics": set(),
     "engine": {"config", "errors", "data", "models", "metrics"},

@@ -1,9 +1,22 @@
 """From features to pseudo-labels: neighbours, Jaccard graph, DBSCAN, self-paced selection, k-medoids. Arrays in, arrays out."""
 
+from .approximate import ivf_neighbours
+from .cosine import cosine_dbscan, radius_graph
 from .dbscan import dbscan
 from .jaccard import Graph, jaccard_graph
 from .kmedoids import KMedoids, kmedoids
 from .neighbours import nearest_neighbours
 from .self_paced import self_paced_labels
 
-__all__ = ["Graph", "KMedoids", "dbscan", "jaccard_graph", "kmedoids", "nearest_neighbours", "self_paced_labels"]
+__all__ = [
+    "Graph",
+    "KMedoids",
+    "cosine_dbscan",
+    "dbscan",
+    "ivf_neighbours",
+    "jaccard_graph",
+    "kmedoids",
+    "nearest_neighbours",
+    "radius_graph",
+    "self_paced_labels",
+]

@@ -73,8 +73,14 @@ def check_graph(graph: Graph) -> None:
     indptr, indices, distances = graph[:3]
     if any(x.ndim != 1 for x in graph[:3]) or len(indptr) == 0 or len(indices) != len(distances):
         shapes = ", ".join(str(tuple(x.shape)) for x in graph[:3])
-        raise ValueError(f"graph: found shapes {shapes}, wanted indptr (n + 1,), indices (edges,) and distances (edges,)")
-    if indptr.dtype != torch.int64 or indices.dtype != torch.int64 or distances.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"graph: found shapes {shapes}, wanted indptr (n + 1,), indices (edges,) and distances (edges,)"
+        )
+    if (
+        indptr.dtype != torch.int64
+        or indices.dtype != torch.int64
+        or distances.dtype not in (torch.float32, torch.float64)
+    ):
         dtypes = ", ".join(str(x.dtype).removeprefix("torch.") for x in graph[:3])
         raise ValueError(f"graph: found {dtypes}, wanted int64, int64 and float32 or float64")
     if len({x.device for x in graph[:3]}) != 1:

@@ -31,7 +31,9 @@ def check_backend(backend: str) -> None:
     if backend not in get_args(Backend):
         raise ValueError(f"backend: found {backend!r}, wanted one of {', '.join(get_args(Backend))}")
     if backend in _MODULES and importlib.util.find_spec(_MODULES[backend]) is None:
-        raise ValueError(f"backend: {backend!r} is not installed; {_HOW[backend]}, or take 'graph', which needs neither")
+        raise ValueError(
+            f"backend: {backend!r} is not installed; {_HOW[backend]}, or take 'graph', which needs neither"
+        )
     if backend == "cuml" and not torch.cuda.is_available():
         raise ValueError("backend: 'cuml' runs on an NVIDIA GPU, and there is none here; take 'graph' or 'sklearn'")
 
@@ -39,17 +41,17 @@ def check_backend(backend: str) -> None:
 def sklearn_labels(x: np.ndarray | sp.csr_array, eps: Sequence[float], min_samples: int, metric: str) -> np.ndarray:
     """scikit-learn's labels (len(eps), n) int64 of rows, or of a precomputed graph whose zeros are edges."""
     cluster = importlib.import_module("sklearn.cluster")
-    if x.shape[0] == 0:
-        return np.empty((len(eps), 0), dtype=np.int64)
-    found = []
-    for radius in eps:
+    found = np.empty((len(eps), x.shape[0]), dtype=np.int64)
+    for labels, radius in zip(found, eps, strict=True) if x.shape[0] else ():
         # It takes no radius of zero; the least number above it lets the same pairs in.
-        model = cluster.DBSCAN(eps=max(radius, np.nextafter(0.0, 1.0)), min_samples=min_samples, metric=metric, n_jobs=-1)
+        model = cluster.DBSCAN(
+            eps=max(radius, np.nextafter(0.0, 1.0)), min_samples=min_samples, metric=metric, n_jobs=-1
+        )
         with warnings.catch_warnings():
             # Changing the diagonal of a sparse graph, and sorting it by distance, is said to be slow.
             warnings.simplefilter("ignore")
-            found.append(model.fit(x).labels_.astype(np.int64))
-    return np.stack(found)
+            labels[:] = model.fit(x).labels_
+    return found
 
 
 def cuml_labels(x: Tensor, eps: Sequence[float], min_samples: int, metric: str) -> Tensor:

@@ -43,7 +43,9 @@ def self_paced_labels(
     Raises:
         ValueError: The radii are outside [0, 1) or above the graph's max_distance, or what `dbscan` refuses.
     """
-    labels, tight, loose = map(_with_singletons, dbscan(graph, (eps, eps - eps_gap, eps + eps_gap), min_samples, backend))
+    labels, tight, loose = map(
+        _with_singletons, dbscan(graph, (eps, eps - eps_gap, eps + eps_gap), min_samples, backend)
+    )
     sizes = torch.bincount(labels)
     independence, compactness = 1 - _overlap(labels, loose), 1 - _overlap(labels, tight)
     least_independence, least_compactness = (_least(r, labels, len(sizes)) for r in (independence, compactness))

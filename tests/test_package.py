@@ -62,6 +62,8 @@ def test_imports_point_down_the_house(room: str) -> None:
         (["--zzz"], "unknown option --zzz; see --help"),
         (["--model", "osnet_x0_2"], "--model: there is no 'osnet_x0_2'; did you mean osnet_x0_25?"),
         (["--dataset", "market"], "--dataset: there is no 'market'; did you mean market1501?"),
+        (["--cluster.dbscan", "gpu"], "--cluster.dbscan: there is no 'gpu'"),
+        (["--cluster.neighbours", "iv"], "--cluster.neighbours: there is no 'iv'; did you mean ivf?"),
         (["--epochs", "many"], "--epochs: 'many' is not a value that it takes"),
         (["--resume"], "--resume needs --run-dir"),
         (["--run-dir"], "expected one argument"),

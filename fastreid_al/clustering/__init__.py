@@ -6,11 +6,13 @@ from .dbscan import dbscan
 from .jaccard import Graph, jaccard_graph
 from .kmedoids import KMedoids, kmedoids
 from .neighbours import nearest_neighbours
+from .peers import check_backend
 from .self_paced import self_paced_labels
 
 __all__ = [
     "Graph",
     "KMedoids",
+    "check_backend",
     "cosine_dbscan",
     "dbscan",
     "ivf_neighbours",

@@ -12,9 +12,6 @@ from .. import native
 from .jaccard import Graph
 from .peers import Backend, check_backend, cuml_labels, sklearn_labels
 
-#: cuML's "precomputed" takes a dense matrix: up to this many nodes, 6.4 GB in float32 and twice that in float64.
-CUML_UP_TO = 40_000
-
 
 def dbscan(graph: Graph, eps: float | Sequence[float], min_samples: int = 4, backend: Backend = "auto") -> Tensor:
     """Density-based clusters (Ester et al., KDD 1996), numbered as scikit-learn numbers them.
@@ -48,7 +45,7 @@ def dbscan(graph: Graph, eps: float | Sequence[float], min_samples: int = 4, bac
             raise ValueError(f"eps: found {e}, wanted {graph.max_distance} at most, the reach of the graph")
     if min_samples < 1:
         raise ValueError(f"min_samples: found {min_samples}, wanted at least 1")
-    check_backend(backend)
+    check_backend(backend, graph.n)
     check_graph(graph)
     # Every backend compares in the dtype of the graph.
     rounded = torch.tensor(radii, dtype=graph.distances.dtype)
@@ -163,12 +160,6 @@ def _by_sklearn(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
 
 def _by_cuml(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
     n, distances = graph.n, graph.distances
-    if n > CUML_UP_TO:
-        size = n * n * distances.element_size() / 1e9
-        raise ValueError(
-            f"backend: 'cuml' takes distances as a dense array, {size:.0f} GB at n = {n}, and is refused past n = "
-            f"{CUML_UP_TO}; take 'graph', which runs on the GPU too"
-        )
     device = distances.device if distances.is_cuda else torch.device("cuda")
     rows = torch.repeat_interleave(torch.arange(n, device=distances.device), graph.indptr.diff())
     # Further apart than any radius that is taken.

@@ -15,27 +15,36 @@ from torch import Tensor
 
 Backend = Literal["auto", "graph", "cuml", "sklearn"]
 
-_MODULES = {"cuml": "cuml", "sklearn": "sklearn"}
+#: cuML's "precomputed" takes a dense matrix: up to this many nodes, 6.4 GB in float32 and twice that in float64.
+CUML_UP_TO = 40_000
 _HOW = {
     "cuml": "pip install cuml-cu12 (or cuml-cu13, as the CUDA of the driver is)",
     "sklearn": "pip install scikit-learn",
 }
 
 
-def check_backend(backend: str) -> None:
-    """Refuse a backend that is unknown, that is not installed, or, for cuML, that has no GPU to run on.
+def check_backend(backend: str, nodes: int = 0, name: str = "backend") -> None:
+    """Refuse a backend that is unknown or not installed, or cuML without a GPU or with more nodes than it can take.
+
+    Args:
+        backend: The backend.
+        nodes: Nodes of a graph; 0 where rows are clustered.
+        name: What the message calls it.
 
     Raises:
         ValueError: One line that says what to do.
     """
     if backend not in get_args(Backend):
-        raise ValueError(f"backend: found {backend!r}, wanted one of {', '.join(get_args(Backend))}")
-    if backend in _MODULES and importlib.util.find_spec(_MODULES[backend]) is None:
-        raise ValueError(
-            f"backend: {backend!r} is not installed; {_HOW[backend]}, or take 'graph', which needs neither"
-        )
+        raise ValueError(f"{name}: found {backend!r}, wanted one of {', '.join(get_args(Backend))}")
+    if backend in _HOW and importlib.util.find_spec(backend) is None:
+        raise ValueError(f"{name}: {backend!r} is not installed; {_HOW[backend]}, or take 'graph', which needs neither")
     if backend == "cuml" and not torch.cuda.is_available():
-        raise ValueError("backend: 'cuml' runs on an NVIDIA GPU, and there is none here; take 'graph' or 'sklearn'")
+        raise ValueError(f"{name}: 'cuml' runs on an NVIDIA GPU, and there is none here; take 'graph' or 'sklearn'")
+    if backend == "cuml" and nodes > CUML_UP_TO:
+        raise ValueError(
+            f"{name}: 'cuml' takes distances as a dense array, {4e-9 * nodes**2:.0f} GB in float32 for {nodes} nodes, and is "
+            f"refused past {CUML_UP_TO}; take 'graph', which runs on a GPU too"
+        )
 
 
 def sklearn_labels(x: np.ndarray | sp.csr_array, eps: Sequence[float], min_samples: int, metric: str) -> np.ndarray:
@@ -70,12 +79,17 @@ def cuml_labels(x: Tensor, eps: Sequence[float], min_samples: int, metric: str) 
             model.fit(x, out_dtype="int64")
         labels = torch.from_numpy(np.asarray(model.labels_).astype(np.int64))
         core = torch.from_numpy(np.asarray(model.core_sample_indices_).astype(np.int64))
-        # Older versions fill up the core indices with -1.
-        core = core[core >= 0]
-        if len(core) == 0:
-            continue
-        first = torch.full((int(labels.max()) + 1,), len(x)).scatter_reduce_(0, labels[core], core, "amin")
-        number = torch.empty_like(first)
-        number[first.argsort()] = torch.arange(len(first))
-        row[labels >= 0] = number[labels[labels >= 0]]
+        row.copy_(numbered_by_core(labels, core))
     return found
+
+
+def numbered_by_core(labels: Tensor, core: Tensor) -> Tensor:
+    """Labels (n,), -1 for noise, numbered by the lowest core row of each cluster.
+
+    `core` holds the core rows; places that are -1, as some versions fill it up, are none.
+    """
+    core = core[core >= 0]
+    first = torch.full((int(labels.max()) + 1,), len(labels)).scatter_reduce_(0, labels[core], core, "amin")
+    number = torch.empty_like(first)
+    number[first.argsort()] = torch.arange(len(first))
+    return torch.where(labels < 0, labels, number[labels]) if len(core) else labels

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..active import Questions
-from ..clustering import jaccard_graph, self_paced_labels
+from ..clustering import check_backend, jaccard_graph, self_paced_labels
 from ..config import BatchConfig, ClusterConfig, MemoryConfig
 from .contrastive import ContrastiveMethod, Extract
 
@@ -30,7 +30,8 @@ class UCAL(ContrastiveMethod):
         questions: Splits and merges clusters with the answers of an annotator (Sec. 3.2), from its first epoch on.
 
     Raises:
-        ValueError: A cluster memory is asked to be clustered: it holds no vector per image.
+        ValueError: A cluster memory is asked to be clustered: it holds no vector per image. Or what shall run DBSCAN is not
+            installed, or cannot take so many images.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class UCAL(ContrastiveMethod):
             raise ValueError(
                 "a cluster memory has no vector per image to cluster: use --cluster.source extract with it"
             )
+        check_backend(cluster.dbscan, len(cameras), "--cluster.dbscan")
         self.cluster, self.questions = cluster, questions
         #: State of the questions, kept for when a run that is resumed without them asks again.
         self._asked: dict[str, Any] | None = None
@@ -63,7 +65,8 @@ class UCAL(ContrastiveMethod):
         """Sec. 3.1 and 3.2: cluster, select, refine."""
         c = self.cluster
         graph = jaccard_graph(features, c.k1, c.k2, max_distance=c.eps + c.eps_gap)
-        labels, self.threshold = self_paced_labels(graph, c.eps, c.eps_gap, c.min_samples, self.threshold)
+        found, self.threshold = self_paced_labels(graph, c.eps, c.eps_gap, c.min_samples, self.threshold, c.dbscan)
+        labels = found.cpu()
         if self.questions is not None:
             drafted = labels
             labels, self.facts = self.questions.refine(epoch, features, labels)

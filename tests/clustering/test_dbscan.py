@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastreid_al import native
 from fastreid_al.clustering import Graph, cosine_dbscan, dbscan, radius_graph, self_paced_labels
+from fastreid_al.clustering.peers import numbered_by_core
 
 BACKENDS = ["extension", "PyTorch", "sklearn"]
 EPS = (0.3, 0.1, 0.0, 0.6)
@@ -231,9 +232,23 @@ def test_cuml_is_refused_where_its_dense_array_would_not_fit(monkeypatch: pytest
     n = 50_000
     graph = Graph(torch.zeros(n + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0), 0.62)
     with pytest.raises(
-        ValueError, match=r"dense array, 10 GB at n = 50000, and is refused past n = 40000; take 'graph'"
+        ValueError, match="dense array, 10 GB in float32 for 50000 nodes, and is refused past 40000; take 'graph'"
     ):
         dbscan(graph, 0.5, backend="cuml")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clusters_of_another_library_are_numbered_by_their_lowest_core(seed: int) -> None:
+    distance = random_distances(80, seed, share=0.02)
+    expected = dbscan(graph_of(distance), 0.5, 2)
+    core = torch.from_numpy(np.flatnonzero((distance <= 0.5).sum(1) >= 2))
+    shuffled = torch.randperm(int(expected.max()) + 1)
+    assert len(shuffled) > 2
+    given = torch.where(expected < 0, expected, shuffled[expected])
+    filled_up = torch.cat([core[torch.randperm(len(core))], torch.tensor([-1, -1])])
+    assert torch.equal(numbered_by_core(given, filled_up), expected)
+    noise = torch.full((4,), -1)
+    assert torch.equal(numbered_by_core(noise, noise), noise)
 
 
 def cosine_distances(features: Tensor) -> np.ndarray:

@@ -156,6 +156,21 @@ def test_a_cluster_memory_cannot_be_clustered() -> None:
         ucal(memory=MemoryConfig(kind="cluster"))
 
 
+def test_dbscan_of_another_library_gives_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, found = ucal(), ucal(dbscan="sklearn")
+    expected.label_images(0, lambda: FEATURES)
+    monkeypatch.setattr("fastreid_al.native.extension", lambda: pytest.fail("scikit-learn was asked for"))
+    found.label_images(0, lambda: FEATURES)
+    assert torch.equal(found.labels, expected.labels)
+
+
+def test_dbscan_that_cannot_run_is_refused_before_the_first_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for backend in ("cuml", "sklearn"):
+        with pytest.raises(ValueError, match=f"--cluster.dbscan: '{backend}' is not installed; pip install"):
+            ucal(dbscan=backend)
+
+
 def test_singletons_are_numbered_after_the_clusters() -> None:
     assert singleton_classes(torch.tensor([1, -1, 0, -1])).tolist() == [1, 2, 0, 3]
     assert singleton_classes(torch.tensor([-1, -1])).tolist() == [0, 1]

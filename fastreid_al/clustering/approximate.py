@@ -42,6 +42,13 @@ def ivf_neighbours(
     nearest k-means centre, and a row looks into the lists of the centres nearest to it alone. FAISS does it on the CPU, cuVS
     where the features are on a GPU.
 
+    How many lists must be probed depends on how well the features cluster. Measured with k = 30 on planted clusters of 20 rows
+    with noise as long as their centres (similarity 0.5 in a cluster): 0.92, 0.96, 0.98 and 0.99 of the neighbours at 4, 8, 16
+    and 32 probes of 722 lists (n = 32,621, D = 512), in 26 s where the exact search took 70 s on the same two busy cores. With
+    noise twice as long it took 256 probes, and longer than the exact search. Lists shorter than the clusters are easier: 0.99
+    at 4 probes for k = 15 (n = 100,000, noise 0.7), where k = 30 took 256. Four lists for each sqrt(n) were searched twice as
+    fast as two at the same recall.
+
     Args:
         features: (n, D) float32 or float64 unit rows, on the CPU or a GPU; searched in float32.
         k: Neighbours wanted, itself counted, 1,025 at most; n when there are fewer rows.

@@ -87,13 +87,10 @@ def _first_threshold(independence: Tensor) -> float | None:
 
 def _renumber(labels: Tensor, kept: Tensor, clusters: int) -> Tensor:
     """Labels of the kept images, numbered by the lowest of them; a cluster of which one image is left is none."""
-    kept = kept & (torch.bincount(labels[kept], minlength=clusters)[labels] > 1)
-    nodes = torch.arange(len(labels), device=labels.device)
-    lowest = torch.full((clusters,), len(labels), device=labels.device)
-    lowest.scatter_reduce_(0, labels[kept], nodes[kept], "amin")
-    leads = torch.zeros_like(kept)
-    leads[lowest[lowest < len(labels)]] = True
-    numbers = leads.cumsum(0) - 1
-    out = torch.full_like(labels, -1)
-    out[kept] = numbers[lowest[labels[kept]]]
-    return out
+    n, nodes = len(labels), torch.arange(len(labels), device=labels.device)
+    left = torch.zeros(clusters, dtype=torch.int64, device=labels.device).scatter_add_(0, labels, kept.long())
+    kept = kept & (left[labels] > 1)
+    lowest = torch.full_like(left, n).scatter_reduce_(0, labels, torch.where(kept, nodes, n), "amin")
+    leads = lowest[labels]
+    numbers = (leads == nodes).cumsum(0) - 1
+    return torch.where(kept, numbers[leads.clamp(max=n - 1)], -1)

@@ -118,6 +118,10 @@ class ClusterConfig:
         min_samples: Images within eps that make a core point, itself counted.
         noise: Images outside every cluster: classes of one image (SpCL), or left out of the epoch (Cluster Contrast).
         source: Cluster the feature memory (SpCL), or features freshly extracted at each epoch (Cluster Contrast).
+        dbscan: What runs DBSCAN; the labels are the same. graph (auto) is this package, on the CPU and on GPUs; sklearn is
+            scikit-learn; cuml is cuML, up to 40,000 images, because it takes a dense n x n array.
+        neighbours: Neighbour lists of an exact search, or of an approximate one (ivf: FAISS, or cuVS on a GPU), whose recall
+            goes into the log.
     """
 
     k1: int = 30
@@ -127,6 +131,8 @@ class ClusterConfig:
     min_samples: int = 4
     noise: Literal["singleton", "drop"] = "singleton"
     source: Literal["memory", "extract"] = "memory"
+    dbscan: Literal["auto", "graph", "cuml", "sklearn"] = "auto"
+    neighbours: Literal["exact", "ivf"] = "exact"
 
 
 @dataclass(frozen=True)

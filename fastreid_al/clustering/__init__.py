@@ -1,19 +1,26 @@
 """From features to pseudo-labels: neighbours, Jaccard graph, DBSCAN, self-paced selection, k-medoids. Arrays in, arrays out."""
 
+from .approximate import ivf_neighbours
+from .cosine import cosine_dbscan, radius_graph
 from .dbscan import dbscan
 from .jaccard import Graph, jaccard_graph
 from .kmedoids import Groupings, KMedoids, kmedoids, kmedoids_many
 from .neighbours import nearest_neighbours
+from .peers import check_backend
 from .self_paced import self_paced_labels
 
 __all__ = [
     "Graph",
     "Groupings",
     "KMedoids",
+    "check_backend",
+    "cosine_dbscan",
     "dbscan",
+    "ivf_neighbours",
     "jaccard_graph",
     "kmedoids",
     "kmedoids_many",
     "nearest_neighbours",
+    "radius_graph",
     "self_paced_labels",
 ]

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..active import Asker, Oracle, refine
 from ..active.refine import StrategyName
-from ..clustering import jaccard_graph, self_paced_labels
-from ..config import SimulationConfig
+from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
+from ..config import ClusterConfig, SimulationConfig
 from ..engine.checkpoint import write_atomically
 from ..engine.report import Reporter, percent
 from ..errors import DataError, UserError
@@ -50,10 +50,7 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {out} ({error.strerror}); name another folder with --out") from error
-    c = config.cluster
-    labels, _ = self_paced_labels(
-        jaccard_graph(features, c.k1, c.k2, c.eps + c.eps_gap), c.eps, c.eps_gap, c.min_samples
-    )
+    labels = _first_labels(features, config.cluster, reporter)
     reporter.line(
         f"{len(features)} images of {len(identities.unique())} identities, {int(labels.max()) + 1} clusters, "
         f"{int((labels < 0).sum())} images alone: {_scores(pair_scores(labels, identities))}"
@@ -71,6 +68,19 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
     draw(points, out / "curves.png")
     reporter.line(f"wrote {out / 'curves.csv'} and {out / 'curves.png'}")
     return points
+
+
+def _first_labels(features: Tensor, c: ClusterConfig, reporter: Reporter) -> Tensor:
+    neighbours: Tensor | Literal["exact"] = "exact"
+    try:
+        check_backend(c.dbscan, len(features), "--cluster.dbscan")
+        if c.neighbours == "ivf":
+            neighbours, recall = ivf_neighbours(features, c.k1)
+            reporter.line(f"approximate neighbours: {percent(recall)} % of the true ones, on a sample")
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    graph = jaccard_graph(features, c.k1, c.k2, c.eps + c.eps_gap, neighbours=neighbours)
+    return self_paced_labels(graph, c.eps, c.eps_gap, c.min_samples, backend=c.dbscan)[0].cpu()
 
 
 def simulate(

@@ -294,3 +294,12 @@ def test_feature_files_that_cannot_be_used_are_refused(tmp_path: Path, arrays: d
     for name in ("g.npz", "missing.npz"):
         with pytest.raises(UserError, match=r"cannot be read as \.npz"):
             simulate_main([f"--features={tmp_path / name}", f"--out={tmp_path}"])
+
+
+def test_a_simulation_whose_clustering_is_not_installed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "f.npz", features=np.eye(5), identities=np.arange(5))
+    monkeypatch.setattr("fastreid_al.clustering.peers.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--cluster.dbscan: 'cuml' is not installed"):
+        simulate_main([f"--features={tmp_path / 'f.npz'}", f"--out={tmp_path}", "--cluster.dbscan=cuml"])

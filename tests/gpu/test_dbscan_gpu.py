@@ -1,0 +1,139 @@
+"""DBSCAN on CUDA, and cuML's where it is installed, against the CPU, label by label."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from helpers import clustered_features
+from torch import Tensor
+
+from fastreid_al.clustering import (
+    Graph,
+    cosine_dbscan,
+    dbscan,
+    ivf_neighbours,
+    jaccard_graph,
+    nearest_neighbours,
+    radius_graph,
+    self_paced_labels,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+needs_cuml = pytest.mark.skipif(importlib.util.find_spec("cuml") is None, reason="cuML is not installed")
+needs_cuvs = pytest.mark.skipif(importlib.util.find_spec("cuvs") is None, reason="cuVS is not installed")
+EPS = (0.6, 0.58, 0.62, 0.3)
+
+
+def there(graph: Graph) -> Graph:
+    return Graph(*(x.cuda() for x in graph[:3]), graph.max_distance)
+
+
+def here(graph: Graph) -> Graph:
+    return Graph(*(x.cpu() for x in graph[:3]), graph.max_distance)
+
+
+def jaccard(dtype: torch.dtype, spread: float = 0.9) -> Graph:
+    return here(jaccard_graph(torch.from_numpy(clustered_features(2000, 120, spread=spread)).to(dtype), k1=20))
+
+
+def signs(n: int, seed: int = 0) -> Tensor:
+    """Unit rows whose similarities are multiples of 1/8, exactly; many are equal."""
+    random = np.random.default_rng(seed)
+    centres = random.choice([-0.25, 0.25], (60, 16))
+    rows = centres[random.integers(60, size=n)] * random.choice([-1, 1], (n, 16), p=[0.06, 0.94])
+    return torch.from_numpy(rows).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("min_samples", [1, 4, 10])
+def test_labels_equal_those_of_the_cpu(dtype: torch.dtype, min_samples: int) -> None:
+    graph = jaccard(dtype)
+    expected = dbscan(graph, EPS, min_samples)
+    found = dbscan(there(graph), EPS, min_samples)
+    assert found.is_cuda
+    assert torch.equal(found.cpu(), expected)
+
+
+def test_a_long_chain_is_one_cluster() -> None:
+    n = 300_000
+    names = torch.from_numpy(np.random.default_rng(0).permutation(n))
+    rows, columns = torch.cat([names[:-1], names[1:]]), torch.cat([names[1:], names[:-1]])
+    order = (rows * n + columns).argsort()
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=n).cumsum(0)])
+    graph = Graph(indptr, columns[order], torch.full((len(rows),), 0.5), 0.62)
+    assert (dbscan(there(graph), 0.5, 2) == 0).all()
+
+
+def test_self_paced_labels_equal_those_of_the_cpu() -> None:
+    graph = jaccard(torch.float32)
+    labels, threshold = self_paced_labels(graph)
+    found, other = self_paced_labels(there(graph))
+    assert found.is_cuda
+    assert torch.equal(found.cpu(), labels)
+    assert other == threshold
+    assert int(labels.max()) > 10
+
+
+def test_a_malformed_graph_on_cuda_is_refused() -> None:
+    graph = there(jaccard(torch.float32))
+    beyond = graph.indices.clone()
+    beyond[5] = 2000
+    with pytest.raises(ValueError, match="found an index 2000"):
+        dbscan(graph._replace(indices=beyond), 0.5)
+    with pytest.raises(ValueError, match="wanted one device"):
+        dbscan(graph._replace(indptr=graph.indptr.cpu()), 0.5)
+
+
+def test_radius_graph_and_cosine_labels_equal_those_of_the_cpu() -> None:
+    rows = signs(3000)
+    expected, found = radius_graph(rows, 0.3), radius_graph(rows.cuda(), 0.3)
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(expected[:3], found[:3], strict=True))
+    labels = cosine_dbscan(rows.cuda(), (0.06, 0.2, 0.3), 4)
+    assert labels.is_cuda
+    assert torch.equal(labels.cpu(), cosine_dbscan(rows, (0.06, 0.2, 0.3), 4))
+
+
+@needs_cuml
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("min_samples", [2, 4, 10])
+def test_cuml_labels_a_graph_alike(dtype: torch.dtype, min_samples: int) -> None:
+    graph = jaccard(dtype)
+    expected = dbscan(graph, EPS, min_samples)
+    assert torch.equal(dbscan(graph, EPS, min_samples, "cuml"), expected)
+    assert torch.equal(dbscan(there(graph), EPS, min_samples, "cuml").cpu(), expected)
+    assert torch.equal(self_paced_labels(graph, backend="cuml")[0], self_paced_labels(graph)[0])
+
+
+@needs_cuml
+@pytest.mark.parametrize("seed", range(3))
+def test_cuml_labels_cosine_distances_alike(seed: int) -> None:
+    rows = signs(3000, seed)
+    for eps in (0.06, 0.2, 0.3):
+        expected = cosine_dbscan(rows, eps, 4)
+        assert torch.equal(cosine_dbscan(rows, eps, 4, "cuml"), expected)
+        assert torch.equal(cosine_dbscan(rows.cuda(), eps, 4, "cuml").cpu(), expected)
+
+
+@needs_cuml
+def test_cuml_leaves_the_rows_as_they_are() -> None:
+    rows = signs(500).cuda()
+    before = rows.clone()
+    cosine_dbscan(rows, 0.2, backend="cuml")
+    assert torch.equal(rows, before)
+
+
+@needs_cuvs
+def test_approximate_neighbours_on_cuda_hold_the_share_that_is_named() -> None:
+    rows = torch.from_numpy(clustered_features(5000, 250)).float().cuda()
+    found, exact = ivf_neighbours(rows, 30), nearest_neighbours(rows, 30)
+    assert found.ranks.is_cuda
+    assert found.recall >= 0.98
+    share = np.mean([np.isin(a, b).mean() for a, b in zip(exact[:, 1:].cpu(), found.ranks[:, 1:].cpu(), strict=True)])
+    assert found.recall == pytest.approx(share, abs=0.01)
+    assert torch.equal(found.ranks, ivf_neighbours(rows, 30).ranks)

@@ -36,8 +36,8 @@ class BuildNative(build_ext):
         wanted = os.environ.get("FASTREID_AL_CUDA") or "auto"
         if wanted not in ("auto", "0", "1"):
             raise SystemExit(f"FASTREID_AL_CUDA: found {wanted!r}, wanted auto, 0 or 1")
-        # Asked for by name, it is no longer optional.
-        ext.optional = wanted != "1"
+        # Asked for by name (the CUDA part, or `setup.py build_ext`), it is no longer optional.
+        ext.optional = wanted != "1" and "build_ext" not in self.distribution.commands
         nvcc = _nvcc()
         if wanted == "1" and nvcc is None:
             raise CompileError("FASTREID_AL_CUDA=1, but nvcc was not found in CUDA_HOME, in /usr/local/cuda or on PATH")
@@ -57,10 +57,13 @@ class BuildNative(build_ext):
         except (BaseError, CCompilerError):
             self.warn(
                 "fastreid_al._native was not built: the package works without it, in Python, and clustering is slower. "
-                "Install a C++17 compiler (Debian, Ubuntu: g++) and install the package again"
+                "With a C++17 compiler and Python's headers (Debian, Ubuntu: g++, python3-dev) install it again"
             )
             # A library of an earlier build would be taken for this one's.
-            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+            library = Path(self.get_ext_fullpath(ext.name))
+            library.unlink(missing_ok=True)
+            if self.editable_mode:
+                (Path(*ext.name.split(".")[:-1]) / library.name).unlink(missing_ok=True)
             raise
 
     def _add_cuda(self, ext: Extension, nvcc: Path) -> None:

@@ -11,11 +11,12 @@ import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError
+from setuptools.errors import BaseError, CCompilerError, CompileError
 
 SOURCES = Path("csrc")
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
@@ -30,54 +31,100 @@ class BuildNative(build_ext):
         import pybind11
 
         ext.include_dirs.append(pybind11.get_include())
-        wanted = os.environ.get("FASTREID_AL_CUDA", "auto")
+        # What an earlier build left may have been made with other settings.
+        self.force = True
+        wanted = os.environ.get("FASTREID_AL_CUDA") or "auto"
         if wanted not in ("auto", "0", "1"):
             raise SystemExit(f"FASTREID_AL_CUDA: found {wanted!r}, wanted auto, 0 or 1")
-        if wanted == "1":
-            # Asked for by name, it is no longer optional.
-            ext.optional = False
+        # Asked for by name (the CUDA part, or `setup.py build_ext`), it is no longer optional.
+        ext.optional = wanted != "1" and "build_ext" not in self.distribution.commands
         nvcc = _nvcc()
+        if wanted == "1" and nvcc is None:
+            raise CompileError("FASTREID_AL_CUDA=1, but nvcc was not found in CUDA_HOME, in /usr/local/cuda or on PATH")
+        plain = list(ext.extra_objects), list(ext.define_macros), list(ext.library_dirs), list(ext.libraries)
         if wanted != "0" and nvcc is not None:
             try:
                 self._add_cuda(ext, nvcc)
-            except (subprocess.CalledProcessError, OSError) as error:
+                super().build_extension(ext)
+                return
+            except (BaseError, CCompilerError, subprocess.CalledProcessError, OSError) as error:
                 if wanted == "1":
-                    raise CompileError(f"nvcc failed: {error}") from error
-                self.warn(f"nvcc failed, so the CUDA part is left out (FASTREID_AL_CUDA=0 does not try): {error}")
-        elif wanted == "1":
-            raise CompileError("FASTREID_AL_CUDA=1, but nvcc was not found on PATH, in CUDA_HOME or in /usr/local/cuda")
-        super().build_extension(ext)
+                    raise CompileError(f"the CUDA part failed, and FASTREID_AL_CUDA=1: {error}") from error
+                self.warn(f"the CUDA part failed and is left out (FASTREID_AL_CUDA=0 does not try): {error}")
+                ext.extra_objects, ext.define_macros, ext.library_dirs, ext.libraries = plain
+        try:
+            super().build_extension(ext)
+        except (BaseError, CCompilerError):
+            self.warn(
+                "fastreid_al._native was not built: the package works without it, in Python, and clustering is slower. "
+                "With a C++17 compiler and Python's headers (Debian, Ubuntu: g++, python3-dev) install it again"
+            )
+            # A library of an earlier build would be taken for this one's.
+            library = Path(self.get_ext_fullpath(ext.name))
+            library.unlink(missing_ok=True)
+            if self.editable_mode:
+                (Path(*ext.name.split(".")[:-1]) / library.name).unlink(missing_ok=True)
+            raise
 
     def _add_cuda(self, ext: Extension, nvcc: Path) -> None:
-        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-        supported = {int(number) for number in re.findall(r"compute_(\d+)\b", known)}
-        chosen = os.environ.get("FASTREID_AL_CUDA_ARCHITECTURES")
-        numbers = (
-            [int(n) for n in re.findall(r"\d+", chosen)] if chosen else [a for a in ARCHITECTURES if a in supported]
-        )
+        sources = sorted(SOURCES.glob("*.cu"))
+        if not sources:
+            return
+        numbers = _architectures(nvcc)
         targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
         # Later devices compile this at run time.
         targets.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
+        threads = max(1, (os.cpu_count() or 1) // len(sources))
+        flags = ["-std=c++17", "-O3", f"--threads={threads}", "-Xcompiler=-fPIC,-fvisibility=hidden", *targets]
         folder = Path(self.build_temp) / "cuda"
         folder.mkdir(parents=True, exist_ok=True)
-        objects = []
-        for source in sorted(SOURCES.glob("*.cu")):
-            out = folder / f"{source.stem}.o"
-            flags = ["-std=c++17", "-O3", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden", *targets]
-            subprocess.run([nvcc, "-c", source, "-o", out, *flags], check=True)
-            objects.append(str(out))
-        if not objects:
-            return
-        ext.extra_objects += objects
-        ext.define_macros += [
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda source: _compile(nvcc, source, folder / f"{source.stem}.o", flags), sources))
+        ext.extra_objects = [*ext.extra_objects, *map(str, objects)]
+        ext.define_macros = [
+            *ext.define_macros,
             ("FASTREID_AL_CUDA", "1"),
             ("FASTREID_AL_CUDA_ARCHITECTURES", '"' + " ".join(map(str, numbers)) + '"'),
         ]
-        root = nvcc.resolve().parent.parent
-        ext.library_dirs += [
-            str(p) for p in (root / "lib64", root / "lib", root / "targets/x86_64-linux/lib") if p.is_dir()
-        ]
-        ext.libraries += ["cudart_static", "rt", "dl", "pthread"]
+        ext.library_dirs = [*ext.library_dirs, *_library_dirs(nvcc)]
+        ext.libraries = [*ext.libraries, "cudart_static", "rt", "dl", "pthread"]
+
+
+def _compile(nvcc: Path, source: Path, out: Path, flags: list[str]) -> Path:
+    """Compile one source, unless that was done with this command since anything in csrc/ changed."""
+    command = [str(nvcc), "-c", str(source), "-o", str(out), *flags]
+    done = out.with_suffix(".command")
+    changed = max(p.stat().st_mtime for p in SOURCES.iterdir())
+    if not (out.exists() and out.stat().st_mtime > changed and done.exists() and done.read_text() == repr(command)):
+        print(*command, flush=True)
+        subprocess.run(command, check=True)
+        done.write_text(repr(command))
+    return out
+
+
+def _architectures(nvcc: Path) -> list[int]:
+    """Numbers such as 80 and 90, ascending."""
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    supported = sorted({int(number) for number in re.findall(r"compute_(\d+)\b", known)})
+    if not supported:
+        raise OSError(f"{nvcc} --list-gpu-arch names no architecture")
+    chosen = re.split(r"[;,\s]+", os.environ.get("FASTREID_AL_CUDA_ARCHITECTURES", "").strip("; ,"))
+    if chosen == [""]:
+        return [a for a in ARCHITECTURES if a in supported] or supported
+    if any(not re.fullmatch(r"\d+\.?\d", word) or int(word.replace(".", "")) not in supported for word in chosen):
+        found = os.environ["FASTREID_AL_CUDA_ARCHITECTURES"]
+        raise SystemExit(
+            f"FASTREID_AL_CUDA_ARCHITECTURES: found {found!r}, wanted numbers of {supported} with ';' between"
+        )
+    return sorted({int(word.replace(".", "")) for word in chosen})
+
+
+def _library_dirs(nvcc: Path) -> list[str]:
+    """Where this nvcc has its libraries: it may be a script that stands for one elsewhere."""
+    told = subprocess.run([nvcc, "--dryrun", "-c", "none.cu"], capture_output=True, text=True)
+    line = next((line for line in (told.stdout + told.stderr).splitlines() if "LIBRARIES=" in line), "")
+    root = nvcc.resolve().parent.parent
+    return [*re.findall(r'"-L([^"]+)"', line), *(str(p) for p in (root / "lib64", root / "lib") if p.is_dir())]
 
 
 def _nvcc() -> Path | None:

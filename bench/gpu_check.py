@@ -2,7 +2,8 @@
 
 Sizes are MSMT17's; --scale takes others, and benchmarks without a size there are skipped. Writes one file,
 DIR/gpu-DEVICE-DATE.json, and exits with 1 where a test or a benchmark failed, did not end in time, or could not run. Without a
-CUDA device nothing is run and nothing is written.
+CUDA device nothing is run and nothing is written. An extension without its CUDA part is built first, in place, where nvcc is;
+its CUDA functions run under compute-sanitizer, where that is.
 """
 
 from __future__ import annotations
@@ -83,8 +84,11 @@ def main() -> int:
         "scale": options.scale,
     }
     with tempfile.TemporaryDirectory() as scratch:
+        report["extension"] = build_extension(min(deadline, time.monotonic() + 0.25 * options.limit))
         # Tests get the smaller half at most: one that hangs must not cost all figures.
         report["tests"] = run_tests(Path(scratch), min(deadline, time.monotonic() + 0.4 * options.limit))
+        end = min(deadline, time.monotonic() + 0.15 * options.limit)
+        report["sanitizers"] = run_sanitizers(report["extension"]["library"], end)
         report["benchmarks"] = [run_benchmarks(name, options.scale, Path(scratch), deadline) for name in options.only]
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -92,7 +96,7 @@ def main() -> int:
     path.write_text(json.dumps(report, indent=2) + "\n")
     print_summary(report)
     print(path)
-    return int(any(not part["ok"] for part in (report["tests"], *report["benchmarks"])))
+    return int(any(not part["ok"] for part in parts(report)))
 
 
 def run_tests(scratch: Path, deadline: float) -> dict[str, Any]:
@@ -141,14 +145,79 @@ def run_benchmarks(name: str, scale: str, scratch: Path, deadline: float) -> dic
     return {"ok": ok, "file": name, **ran, "figures": figures}
 
 
+def build_extension(deadline: float) -> dict[str, Any]:
+    """Build the extension with its CUDA part for this device, if it is not here; where it is, or why it is not."""
+    library = cuda_library()
+    if library is not None:
+        return {"ok": True, "file": "extension", "library": library, "built": False}
+    missing = [name for name in ("nvcc", "g++") if tool(name) is None]
+    missing += [name for name in ("setuptools", "pybind11") if importlib.util.find_spec(name) is None]
+    if missing:
+        return {"ok": True, "file": "extension", "library": None, "not_run": f"missing: {', '.join(missing)}"}
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    settings = {"FASTREID_AL_CUDA": "1", "FASTREID_AL_CUDA_ARCHITECTURES": f"{major}{minor}"}
+    ran = run_command([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], deadline, settings)
+    library = cuda_library()
+    ok = ran["exit"] == 0 and library is not None
+    return {"ok": ok, "file": "extension", "library": library, "built": True, **ran}
+
+
+def cuda_library() -> str | None:
+    """The extension's file, if it is here and has a CUDA part for this device."""
+    code = "from fastreid_al import native as n; m = n.cuda_extension(); print(m.__file__ if m else '')"
+    said = output_of(sys.executable, "-W", "ignore", "-c", code)
+    return said.splitlines()[-1] if said else None
+
+
+def run_sanitizers(library: str | None, deadline: float) -> list[dict[str, Any]]:
+    """Run the extension's CUDA functions on small arrays: as they are, and under compute-sanitizer's memcheck and racecheck."""
+    native = ROOT / "tests" / "native"
+    scripts = [str(path) for path in sorted(native.glob("exercise_*.py"))]
+    if library is None:
+        return [{"ok": True, "file": "exercises", "not_run": "no extension with a CUDA part"}]
+    command = [sys.executable, str(native / "on_gpu.py"), library, *scripts]
+    found = [{"file": "exercises", **run_command(command, deadline)}]
+    sanitizer = tool("compute-sanitizer")
+    for check in ("memcheck", "racecheck"):
+        if sanitizer is None:
+            found.append({"file": check, "not_run": "no compute-sanitizer"})
+        else:
+            before = [sanitizer, "--tool", check, "--error-exitcode", "86"]
+            found.append({"file": check, **run_command([*before, *command], deadline)})
+    return [{"ok": part.get("exit", 0) == 0, **part} for part in found]
+
+
+def tool(name: str) -> str | None:
+    """Where a program is: on PATH or with CUDA."""
+    folders = [
+        os.environ.get("PATH", ""),
+        *(f"{os.environ[v]}/bin" for v in ("CUDA_HOME", "CUDA_PATH") if v in os.environ),
+    ]
+    return shutil.which(name, path=os.pathsep.join([*folders, "/usr/local/cuda/bin"]))
+
+
+def parts(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was run, in order."""
+    return [report["extension"], report["tests"], *report["sanitizers"], *report["benchmarks"]]
+
+
 def run_pytest(arguments: list[str], deadline: float) -> dict[str, Any]:
-    """Run pytest until the deadline; its exit status (None: stopped), seconds and last output."""
-    start = time.monotonic()
+    """Run pytest until the deadline."""
     # The project's own options name pytest-benchmark's, which may not be installed.
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", *arguments]
+    return run_command([sys.executable, "-m", "pytest", "-o", "addopts=", "-q", *arguments], deadline)
+
+
+def run_command(command: list[str], deadline: float, settings: dict[str, str] | None = None) -> dict[str, Any]:
+    """Run a command until the deadline; its exit status (None: stopped), seconds and last output."""
+    start = time.monotonic()
+    environment = {**os.environ, **(settings or {})}
     with tempfile.TemporaryFile("w+") as log:
         # A session of its own, so that the processes that measure memory are stopped with it.
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             status: int | None = process.wait(max(1.0, deadline - start))
         except BaseException as error:
@@ -199,9 +268,11 @@ def print_summary(report: dict[str, Any]) -> None:
             memory = figure["extra_info"].get("peak_extra_MiB")
             ms = figure["extra_info"].get("cuda_event_median_ms", 1e3 * figure["median_s"])
             print(f"  {figure['name']}: {ms:.4g} ms, {memory} MiB")
-    for part in (tests, *report["benchmarks"]):
+    for part in parts(report):
         if not part["ok"]:
             print(f"failed: {part.get('file', 'tests')}\n{part['output']}")
+        elif "not_run" in part:
+            print(f"not run: {part['file']}: {part['not_run']}")
 
 
 if __name__ == "__main__":

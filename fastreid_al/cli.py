@@ -136,6 +136,16 @@ def _parse_class(name: str, about: str, settings: type, arguments: Sequence[str]
     return values
 
 
+def parse_diagnosis(arguments: Sequence[str] | None = None) -> None:
+    """Parse `python -m fastreid_al.doctor`, which takes no option but --help."""
+    parser = Parser(
+        prog="python -m fastreid_al.doctor",
+        description="Say what is installed, what runs, and what to do about the rest; status 1 when something must be mended.",
+        allow_abbrev=False,
+    )
+    parser.parse_args(_words(arguments))
+
+
 def parse_synthesis(arguments: Sequence[str] | None = None) -> tuple[Path, SyntheticConfig]:
     """Parse `python -m fastreid_al.synthesize`."""
     parser = Parser(

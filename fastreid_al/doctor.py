@@ -1,0 +1,26 @@
+"""`python -m fastreid_al.doctor`: what is installed, what runs, and what to do about the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .cli import parse_diagnosis, run_main
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Look, print; exits with status 1 when something essential does not work."""
+    parse_diagnosis(arguments)
+    from .diagnosis import diagnose
+
+    broken = 0
+    for line in diagnose():
+        broken += line.broken
+        print(f"{'!' if line.broken else ' '} {line.topic:<13} {line.text}", flush=True)
+    if broken:
+        print(f"{broken} of these, marked with '!', must be mended")
+        raise SystemExit(1)
+    print("everything essential works")
+
+
+if __name__ == "__main__":
+    run_main(main)

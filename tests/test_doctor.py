@@ -1,0 +1,186 @@
+"""The doctor names what is wrong and what to do, and its status says whether the package can do its work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastreid_al import diagnosis, doctor, native
+from fastreid_al.diagnosis import Line
+
+PACKAGE = Path(native.__file__).parent
+FACTS = {"path": "x.so", "compiler": "12", "openmp": True, "cuda": True, "cuda_architectures": "80 90"}
+
+
+def finished(returncode: int = 0, stdout: str = "", stderr: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.CompletedProcess([], returncode, stdout, stderr)
+
+
+def diagnosed(monkeypatch: pytest.MonkeyPatch, load: subprocess.CompletedProcess[str]) -> dict[str, Line]:
+    monkeypatch.delenv("FASTREID_AL_NATIVE", raising=False)
+    monkeypatch.setattr(diagnosis, "_in_python", lambda function, *_: load if function == "load" else finished())
+    return {line.topic: line for line in diagnosis.diagnose()}
+
+
+def package_with(library: str, content: bytes, tmp_path: Path) -> Path:
+    """A copy of the package with another library of the extension; the folder that holds it."""
+    shutil.copytree(PACKAGE, tmp_path / "fastreid_al", ignore=shutil.ignore_patterns("_native*", "__pycache__"))
+    (tmp_path / "fastreid_al" / library).write_bytes(content)
+    return tmp_path
+
+
+def load_in(folder: Path) -> subprocess.CompletedProcess[str]:
+    code = "from fastreid_al import diagnosis; diagnosis.load()"
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_small_problem_comes_out_right_on_this_machine():
+    diagnosis.self_test("cpu")
+
+
+def test_every_part_of_the_installation_is_named(monkeypatch: pytest.MonkeyPatch):
+    found = diagnosed(monkeypatch, finished(stdout="a warning\n" + json.dumps(FACTS) + "\n"))
+    topics = {"python", "fastreid_al", "torch", "numpy", "triton", "scikit-learn", "cuml", "cuvs", "faiss", "pybind11"}
+    assert topics | {"extension", "devices", "self-test", "threads", "bfloat16"} <= found.keys()
+    assert found["torch"].text.startswith(torch.__version__.split("+")[0])
+    assert "CUDA for sm_80, sm_90" in found["extension"].text and "OpenMP" in found["extension"].text
+    assert not any(line.broken for line in found.values())
+
+
+def test_extension_that_was_never_built_is_no_fault(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(native, "libraries", list)
+    line = diagnosed(monkeypatch, finished(1, stderr="it was not built"))["extension"]
+    assert line == Line("extension", "it was not built")
+
+
+def test_library_that_is_there_and_does_not_load_is_a_fault(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(native, "libraries", lambda: [Path("_native.so")])
+    assert diagnosed(monkeypatch, finished(1, stderr="no good"))["extension"] == Line("extension", "no good", True)
+    crashed = diagnosed(monkeypatch, finished(-4))["extension"]
+    assert crashed.broken and "killed by signal 4" in crashed.text
+
+
+def test_extension_that_is_left_out_on_purpose_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FASTREID_AL_NATIVE", "0")
+    monkeypatch.setattr(diagnosis, "_in_python", lambda *_: finished())
+    line = next(line for line in diagnosis.diagnose() if line.topic == "extension")
+    assert "FASTREID_AL_NATIVE=0" in line.text and not line.broken
+
+
+def test_self_test_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FASTREID_AL_NATIVE", "0")
+    monkeypatch.setattr(
+        diagnosis, "_in_python", lambda *_: finished(1, stderr="Traceback\nRuntimeError: no kernel image")
+    )
+    line = next(line for line in diagnosis.diagnose() if line.topic == "self-test")
+    assert line.broken and line.text == "cpu: failed: RuntimeError: no kernel image"
+
+
+def test_library_for_another_python_says_for_which(tmp_path: Path):
+    folder = package_with("_native.cpython-27-x86_64-linux-gnu.so", b"", tmp_path)
+    done = load_in(folder)
+    assert done.returncode == 1
+    assert "built for cpython-27-x86_64-linux-gnu" in done.stderr
+    assert f"this Python is {sysconfig.get_config_var('SOABI')}" in done.stderr
+    assert "pip install --force-reinstall --no-deps -e ." in done.stderr
+
+
+def test_library_that_cannot_be_loaded_shows_the_error_of_the_loader(tmp_path: Path):
+    done = load_in(package_with(f"_native{sysconfig.get_config_var('EXT_SUFFIX')}", b"not a library", tmp_path))
+    assert done.returncode == 1
+    assert "_native" in done.stderr and "pip install --force-reinstall" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("libgomp.so.1: cannot open shared object file: No such file or directory", "libgomp1"),
+        ("/lib/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by _native.so)", "built on a newer system"),
+        ("/lib/libc.so.6: version `GLIBC_2.38' not found", "built on a newer system"),
+        ("undefined symbol: omp_frobnicate", "builds it again"),
+    ],
+)
+def test_errors_of_the_loader_come_with_advice(tmp_path: Path, error: str, advice: str):
+    (tmp_path / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}").touch()
+    said = native.explain(ImportError(error), tmp_path)
+    assert said.startswith(error) and advice in said
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "covered"),
+    [
+        ("80 86 90", (9, 0), True),
+        ("80 86 90", (8, 0), True),
+        ("80 86 90", (8, 7), True),
+        ("80 86 90", (8, 9), True),
+        ("86 90", (8, 0), False),
+        ("80 86 90", (7, 5), False),
+        ("80 90", (10, 0), True),
+        ("80 90 100 120", (10, 3), True),
+        ("80 90 100 120", (11, 0), False),
+        ("80 90 100 120", (12, 1), True),
+    ],
+)
+def test_built_architectures_cover_a_device_or_not(architectures: str, capability: tuple[int, int], covered: bool):
+    assert native.covers(architectures, capability) == covered
+
+
+def test_cuda_part_that_does_not_run_on_the_device_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    module = SimpleNamespace(cuda=True, cuda_architectures="90")
+    monkeypatch.setattr(native, "extension", lambda: module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    capability = (9, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    native._runs_on.cache_clear()
+    assert native.cuda_extension() is module
+    native._runs_on.cache_clear()
+    capability = (8, 0)
+    with pytest.warns(RuntimeWarning, match="built for sm_90, not for device 0 \\(sm_80\\)"):
+        assert native.cuda_extension() is None
+    native._runs_on.cache_clear()
+
+
+def test_device_that_the_extension_does_not_cover_is_told_what_to_build(monkeypatch: pytest.MonkeyPatch):
+    properties = SimpleNamespace(name="Turing", major=7, minor=5, total_memory=2**34)
+    fake = SimpleNamespace(cuda=SimpleNamespace(get_device_properties=lambda _: properties))
+    (line,) = diagnosis._devices(fake, 1, FACTS)
+    assert line.text.startswith("cuda:0: Turing, sm_75, 16 GiB") and "FASTREID_AL_CUDA_ARCHITECTURES=75" in line.text
+    (line,) = diagnosis._devices(fake, 1, {**FACTS, "cuda": False, "cuda_architectures": ""})
+    assert "no CUDA part" in line.text
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_status_says_whether_something_must_be_mended(broken: bool, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(diagnosis, "diagnose", lambda: iter([Line("python", "3"), Line("torch", "missing", broken)]))
+    if broken:
+        with pytest.raises(SystemExit) as stopped:
+            doctor.main([])
+        assert stopped.value.code == 1
+        assert "! torch" in capsys.readouterr().out
+    else:
+        doctor.main([])
+        assert "everything essential works" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("version", "broken"), [("2.8.0", False), ("2.10.1+cu128", False), ("2.7.1", True), (None, True)]
+)
+def test_requirement_that_is_old_or_missing_is_a_fault(
+    version: str | None, broken: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(diagnosis.metadata, "requires", lambda _: ["torch>=2.8", 'pytest>=8; extra == "test"'])
+    monkeypatch.setattr(diagnosis.metadata, "version", lambda _: "1")
+    monkeypatch.setattr(diagnosis, "_version", lambda _: version)
+    own, torch_line = diagnosis._requirements()
+    assert own.topic == "fastreid_al" and torch_line.broken == broken
+    assert ("pip install 'torch>=2.8'" in torch_line.text) == broken

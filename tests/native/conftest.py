@@ -19,11 +19,16 @@ from types import ModuleType, SimpleNamespace
 import build_native
 import pytest
 
+from fastreid_al import native
+
 
 @pytest.fixture(scope="session")
 def installed() -> SimpleNamespace:
-    native = pytest.importorskip("fastreid_al._native", reason="the extension is not built")
-    return SimpleNamespace(**{**vars(native), "cuda": False})
+    try:
+        module = native.load()
+    except ImportError as error:
+        pytest.skip(native.explain(error))
+    return SimpleNamespace(**{**vars(module), "cuda": False})
 
 
 @pytest.fixture(scope="session")

@@ -131,6 +131,37 @@ int in_warps(bool all_there) {
     return found[0] == 496 && found[1] == 1520 ? 0 : std::printf("found %d, %d\n", found[0], found[1]);
 }
 
+__global__ void link_neighbours(int* parents, int n) {
+    const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i + 1 >= n) return;
+    int a = i, b = i + 1;
+    while (a != b) {
+        if (a > b) {
+            const int lower = b;
+            b = a;
+            a = lower;
+        }
+        const int above = atomicMin(&parents[b], a);
+        b = above == b ? a : above;
+    }
+}
+
+__global__ void follow(int* parents, int n) {
+    const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= n) return;
+    int root = i;
+    for (int up; (up = relaxed_load(parents + root)) != root;) root = up;
+    relaxed_store(parents + i, root);
+}
+
+int linked() {
+    std::vector<int> parents(1000);
+    std::iota(parents.begin(), parents.end(), 0);
+    launch(link_neighbours, 10, 100, 0, nullptr, parents.data(), 1000);
+    launch(follow, 10, 100, 0, nullptr, parents.data(), 1000);
+    return parents == std::vector<int>(1000, 0) ? 0 : std::printf("not all are linked\n");
+}
+
 __global__ void half_waits(int* out) {
     if (threadIdx.x < 16) __syncwarp(0xFFFFFFFFu);
     if (threadIdx.x >= 16) __syncthreads();
@@ -186,6 +217,7 @@ int main(int, char** arguments) {
     if (name == "histogram") return counted() != 0;
     if (name == "warps") return in_warps(true) != 0;
     if (name == "warps-without-waiting") return in_warps(false) != 0;
+    if (name == "links") return linked() != 0;
     if (name == "stuck") return stuck() != 0;
     if (name == "overflow") return overflow() != 0;
     if (name == "refused") return refused() != 0;

@@ -9,7 +9,7 @@ import build_native
 import pytest
 
 pytestmark = pytest.mark.skipif(build_native.compiler() is None, reason="no C++ compiler")
-KERNELS = ("sums", "shuffles", "histogram", "warps", "stuck", "overflow", "refused")
+KERNELS = ("sums", "shuffles", "histogram", "warps", "links", "stuck", "overflow", "refused")
 
 
 def run(program: Path, kernel: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def test_dynamic_shared_memory_has_the_size_that_the_environment_says(program: P
     assert refused.returncode != 0 and "512 of 511" in refused.stderr
 
 
-@pytest.mark.parametrize("kernel", ["sums", "shuffles", "histogram", "warps"])
+@pytest.mark.parametrize("kernel", ["sums", "shuffles", "histogram", "warps", "links"])
 def test_a_kernel_that_waits_is_no_race(watched: Path, kernel: str):
     done = run(watched, kernel)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..active import Asker, Oracle, refine
 from ..active.refine import StrategyName
-from ..clustering import check_backend, jaccard_graph, self_paced_labels
+from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
 from ..config import ClusterConfig, SimulationConfig
 from ..engine.checkpoint import write_atomically
 from ..engine.report import Reporter, percent
@@ -50,7 +50,7 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {out} ({error.strerror}); name another folder with --out") from error
-    labels = _first_labels(features, config.cluster)
+    labels = _first_labels(features, config.cluster, reporter)
     reporter.line(
         f"{len(features)} images of {len(identities.unique())} identities, {int(labels.max()) + 1} clusters, "
         f"{int((labels < 0).sum())} images alone: {_scores(pair_scores(labels, identities))}"
@@ -70,12 +70,16 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
     return points
 
 
-def _first_labels(features: Tensor, c: ClusterConfig) -> Tensor:
+def _first_labels(features: Tensor, c: ClusterConfig, reporter: Reporter) -> Tensor:
+    neighbours: Tensor | Literal["exact"] = "exact"
     try:
         check_backend(c.dbscan, len(features), "--cluster.dbscan")
+        if c.neighbours == "ivf":
+            neighbours, recall = ivf_neighbours(features, c.k1)
+            reporter.line(f"approximate neighbours: {percent(recall)} % of the true ones, on a sample")
     except ValueError as error:
         raise UserError(str(error)) from error
-    graph = jaccard_graph(features, c.k1, c.k2, c.eps + c.eps_gap)
+    graph = jaccard_graph(features, c.k1, c.k2, c.eps + c.eps_gap, neighbours=neighbours)
     return self_paced_labels(graph, c.eps, c.eps_gap, c.min_samples, backend=c.dbscan)[0].cpu()
 
 

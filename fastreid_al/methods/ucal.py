@@ -7,14 +7,15 @@ clusters between these two steps with the answers of a person: `fastreid_al.acti
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..active import Questions
-from ..clustering import check_backend, jaccard_graph, self_paced_labels
+from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
 from ..config import BatchConfig, ClusterConfig, MemoryConfig
+from ..errors import TrainingError
 from .contrastive import ContrastiveMethod, Extract
 
 
@@ -64,14 +65,26 @@ class UCAL(ContrastiveMethod):
     def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """Sec. 3.1 and 3.2: cluster, select, refine."""
         c = self.cluster
-        graph = jaccard_graph(features, c.k1, c.k2, max_distance=c.eps + c.eps_gap)
+        neighbours, self.facts = self._neighbours(epoch, features)
+        graph = jaccard_graph(features, c.k1, c.k2, max_distance=c.eps + c.eps_gap, neighbours=neighbours)
         found, self.threshold = self_paced_labels(graph, c.eps, c.eps_gap, c.min_samples, self.threshold, c.dbscan)
         labels = found.cpu()
         if self.questions is not None:
             drafted = labels
-            labels, self.facts = self.questions.refine(epoch, features, labels)
-            self.drafted = drafted if self.facts else None
+            labels, asked = self.questions.refine(epoch, features, labels)
+            self.drafted = drafted if asked else None
+            self.facts |= asked
         return labels, singleton_classes(labels) if c.noise == "singleton" else labels
+
+    def _neighbours(self, epoch: int, features: Tensor) -> tuple[Tensor | Literal["exact"], dict[str, float]]:
+        """What `jaccard_graph` takes for neighbours, and what the log says of them."""
+        if self.cluster.neighbours == "exact":
+            return "exact", {}
+        try:
+            ranks, recall = ivf_neighbours(features, self.cluster.k1)
+        except ValueError as error:
+            raise TrainingError(f"epoch {epoch + 1}: --cluster.neighbours ivf: {error}") from error
+        return ranks, {"neighbours_recall": recall}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""

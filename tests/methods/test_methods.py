@@ -8,7 +8,7 @@ from helpers import clustered_features
 from torch import Tensor
 
 from fastreid_al.active import Asker, Oracle, Questions, Verdict
-from fastreid_al.clustering import jaccard_graph, self_paced_labels
+from fastreid_al.clustering import ivf_neighbours, jaccard_graph, self_paced_labels
 from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
 from fastreid_al.errors import TrainingError
 from fastreid_al.methods import UCAL, Supervised
@@ -169,6 +169,23 @@ def test_dbscan_that_cannot_run_is_refused_before_the_first_epoch(monkeypatch: p
     for backend in ("cuml", "sklearn"):
         with pytest.raises(ValueError, match=f"--cluster.dbscan: '{backend}' is not installed; pip install"):
             ucal(dbscan=backend)
+
+
+def test_approximate_neighbours_are_clustered_and_their_recall_is_said() -> None:
+    pytest.importorskip("faiss")
+    method = ucal(neighbours="ivf")
+    facts = method.label_images(0, lambda: FEATURES)
+    ranks, recall = ivf_neighbours(FEATURES, 15)
+    assert facts["neighbours_recall"] == recall >= 0.98
+    graph = jaccard_graph(FEATURES, 15, neighbours=ranks)
+    assert torch.equal(method.labels, self_paced_labels(graph)[0])
+    assert "neighbours_recall" not in ucal().label_images(0, lambda: FEATURES)
+
+
+def test_an_approximate_search_that_is_not_installed_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(TrainingError, match=r"epoch 1: --cluster.neighbours ivf: .*pip install 'fastreid_al\[ivf\]'"):
+        ucal(neighbours="ivf").label_images(0, lambda: FEATURES)
 
 
 def test_singletons_are_numbered_after_the_clusters() -> None:

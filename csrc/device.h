@@ -38,9 +38,6 @@ inline size_t most_shared_bytes() {
     return static_cast<size_t>(bytes);
 }
 
-// A count that other threads raise meanwhile, as it is now or was a moment ago.
-__device__ inline unsigned glance(const unsigned* count) { return *static_cast<const volatile unsigned*>(count); }
-
 // The block's dynamic shared memory.
 template <class T>
 __device__ T* dynamic_shared() {

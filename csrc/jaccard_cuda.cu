@@ -58,7 +58,7 @@ __global__ void hashed_rows(OverlapArguments a, int32_t slots, int32_t* spilled,
     // Every thread may be one past the limit at the same time, and still finds a free slot.
     const unsigned limit = slots - slots / 4;
     meetings(a, i, [&](int32_t j, uint32_t share) {
-        if (glance(&taken) > limit) return;
+        if (relaxed_load(&taken) > limit) return;
         unsigned slot = (static_cast<unsigned>(j) * 2654435769u) >> 7;
         for (;; ++slot) {
             const int32_t before = atomicCAS(&partners[slot & (slots - 1)], kEmpty, j);

@@ -11,7 +11,7 @@ the PyTorch form give the same edges.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from reid_kernels.topk import MAX_K
@@ -49,7 +49,12 @@ class Graph(NamedTuple):
 
 
 def jaccard_graph(
-    features: Tensor, k1: int = 30, k2: int = 6, max_distance: float = 0.62, *, ranks: Tensor | None = None
+    features: Tensor,
+    k1: int = 30,
+    k2: int = 6,
+    max_distance: float = 0.62,
+    *,
+    neighbours: Tensor | Literal["exact"] = "exact",
 ) -> Graph:
     """Jaccard distances between images, from their k-reciprocal neighbours.
 
@@ -58,7 +63,7 @@ def jaccard_graph(
         k1: Length of a neighbour list, the image itself at place 0.
         k2: The weights of an image are averaged over the first k2 of its list.
         max_distance: Pairs further apart are left out; below 1.
-        ranks: (n, min(k1, n)) int64 neighbour lists in place of the exact ones, such as `ivf_neighbours` gives; each row
+        neighbours: "exact", or (n, min(k1, n)) int64 lists in place of the exact ones, such as `ivf_neighbours` gives; each
             begins with its own index and names no row twice.
 
     Returns:
@@ -72,15 +77,20 @@ def jaccard_graph(
 
     Raises:
         ValueError: Wrong shape, k1 or k2 below 1, k1 above 1,025, max_distance outside [0, 1), features that are not finite or
-            far from unit length (the row is named), or `ranks` that are no such lists.
+            far from unit length (the row is named), or `neighbours` that are no such lists.
     """
     _check(features, k1, k2, max_distance)
     n, half = len(features), min(round(k1 / 2) + 1, k1)
     features = features.detach().contiguous()
-    if ranks is None:
+    if isinstance(neighbours, Tensor):
+        _check_lists(neighbours, features, k1)
+        ranks = neighbours.contiguous()
+    elif neighbours == "exact":
         ranks = nearest_neighbours(features, k1)
     else:
-        _check_ranks(ranks, features, k1)
+        raise ValueError(
+            f"neighbours: found {neighbours!r}, wanted 'exact' or lists of neighbours, as ivf_neighbours gives"
+        )
     half = min(half, ranks.shape[1])
     extension = native.extension() if features.is_cpu else native.cuda_extension() if features.is_cuda else None
     if n == 0 or n > _MOST_ROWS or extension is None or (features.is_cuda and features.dtype == torch.float64):
@@ -92,7 +102,6 @@ def jaccard_graph(
                 *jaccard_cuda.jaccard_edges(extension, features, ranks, half, k2, max_distance, stream), max_distance
             )
     form = extension.jaccard_edges_float64 if features.dtype == torch.float64 else extension.jaccard_edges_float32
-    ranks = ranks.contiguous()
     edges = form(
         ranks=native.address(ranks),
         n=n,
@@ -135,22 +144,22 @@ def _check(features: Tensor, k1: int, k2: int, max_distance: float) -> None:
         )
 
 
-def _check_ranks(ranks: Tensor, features: Tensor, k1: int) -> None:
+def _check_lists(lists: Tensor, features: Tensor, k1: int) -> None:
     n = len(features)
-    if ranks.shape != (n, min(k1, n)) or ranks.dtype != torch.int64 or ranks.device != features.device:
+    if lists.shape != (n, min(k1, n)) or lists.dtype != torch.int64 or lists.device != features.device:
         raise ValueError(
-            f"ranks: found shape {tuple(ranks.shape)}, {ranks.dtype}, on {ranks.device}, "
+            f"neighbours: found shape {tuple(lists.shape)}, {lists.dtype}, on {lists.device}, "
             f"wanted ({n}, {min(k1, n)}), torch.int64, on {features.device}"
         )
     if n == 0:
         return
-    own = ranks[:, 0] != torch.arange(n, device=ranks.device)
-    outside = ((ranks < 0) | (ranks >= n)).any(1)
-    ordered = ranks.sort(1).values
+    own = lists[:, 0] != torch.arange(n, device=lists.device)
+    outside = ((lists < 0) | (lists >= n)).any(1)
+    ordered = lists.sort(1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]).any(1)
     bad = (own | outside | twice).nonzero()[:, 0]
     if len(bad):
         raise ValueError(
-            f"ranks: found that row {int(bad[0])} ({len(bad)} such rows) does not begin with its own index and name others "
-            f"of 0 to {n - 1} once each, wanted neighbour lists"
+            f"neighbours: found that row {int(bad[0])} ({len(bad)} such rows) does not begin with its own index and name "
+            f"others of 0 to {n - 1} once each, wanted neighbour lists"
         )

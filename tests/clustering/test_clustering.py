@@ -170,10 +170,10 @@ def test_self_paced_selection_leaves_out_unreliable_clusters() -> None:
             "1 of 3 rows are not of length one.*row 1 of length 3",
         ),
         ({"features": torch.eye(4).half()}, "float16"),
-        ({"ranks": torch.zeros(4, 3, dtype=torch.int64)}, r"wanted \(4, 4\)"),
-        ({"ranks": torch.tensor([[0, 1], [1, 2], [2, 2], [3, 0]]), "k1": 2}, "row 2"),
-        ({"ranks": torch.tensor([[0, 1], [1, 4], [2, 1], [3, 0]]), "k1": 2}, "row 1"),
-        ({"ranks": torch.tensor([[1, 0], [1, 2], [2, 1], [3, 0]]), "k1": 2}, "row 0"),
+        ({"neighbours": torch.zeros(4, 3, dtype=torch.int64)}, r"wanted \(4, 4\)"),
+        ({"neighbours": torch.tensor([[0, 1], [1, 2], [2, 2], [3, 0]]), "k1": 2}, "row 2"),
+        ({"neighbours": torch.tensor([[0, 1], [1, 4], [2, 1], [3, 0]]), "k1": 2}, "row 1"),
+        ({"neighbours": torch.tensor([[1, 0], [1, 2], [2, 1], [3, 0]]), "k1": 2}, "row 0"),
     ],
 )
 def test_bad_input_is_named(arguments: dict, message: str) -> None:

@@ -125,12 +125,12 @@ def test_compiled_and_pytorch_graphs_are_bit_equal(
 ) -> None:
     features = GRAPHS[name]
     ranks = nearest_neighbours(features, k1)
-    compiled = [jaccard_graph(features, k1, k2, 0.7, ranks=ranks)]
+    compiled = [jaccard_graph(features, k1, k2, 0.7, neighbours=ranks)]
     for threads in (1, 3):
         monkeypatch.setattr(native, "threads", lambda threads=threads: threads)
-        compiled.append(jaccard_graph(features, k1, k2, 0.7, ranks=ranks))
+        compiled.append(jaccard_graph(features, k1, k2, 0.7, neighbours=ranks))
     monkeypatch.setattr(native, "extension", lambda: None)
-    plain = jaccard_graph(features, k1, k2, 0.7, ranks=ranks)
+    plain = jaccard_graph(features, k1, k2, 0.7, neighbours=ranks)
     assert all(same(found, plain) for found in compiled)
 
 
@@ -157,6 +157,6 @@ def test_float32_distances_are_within_rounding_of_the_reference() -> None:
 def test_given_lists_are_used_as_they_are() -> None:
     features = GRAPHS["clustered"]
     ranks = nearest_neighbours(features, 30)
-    assert same(jaccard_graph(features, ranks=ranks), jaccard_graph(features))
+    assert same(jaccard_graph(features, neighbours=ranks), jaccard_graph(features))
     shifted = (torch.arange(900)[:, None] + torch.arange(30)) % 900
-    assert not same(jaccard_graph(features, ranks=shifted), jaccard_graph(features))
+    assert not same(jaccard_graph(features, neighbours=shifted), jaccard_graph(features))

@@ -487,8 +487,6 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t s
         &call);
 }
 
-FASTREID_AL_UNSEEN unsigned glance(const unsigned* count) { return *static_cast<const volatile unsigned*>(count); }
-
 template <class T>
 T* dynamic_shared() {
     return reinterpret_cast<T*>(emulated::machine.pool);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 from dataclasses import replace
@@ -13,7 +14,8 @@ import torch
 from helpers import clustered_features, unit
 from torch import Tensor
 
-from fastreid_al.clustering import jaccard_graph, nearest_neighbours, self_paced_labels
+from fastreid_al import native
+from fastreid_al.clustering import jaccard_cuda, jaccard_graph, nearest_neighbours, self_paced_labels
 from fastreid_al.config import (
     BatchConfig,
     ClusterConfig,
@@ -37,26 +39,51 @@ DEVICE = "cuda"
 
 
 def on_grid(n: int, clusters: int, dim: int = 64, seed: int = 0) -> Tensor:
-    """float32 rows whose dot products are exact in any order of summing, on any device; many of them are equal."""
-    return torch.from_numpy(np.round(clustered_features(n, clusters, dim, seed=seed) * 32) / 32).float()
+    """Unit float32 rows of +-1 / 8 whose dot products are exact in any order of summing, on any device; many are equal."""
+    random = np.random.default_rng(seed)
+    rows = random.choice([-1.0, 1.0], (clusters, dim))[random.integers(clusters, size=n)]
+    rows[random.random((n, dim)) < 0.08] *= -1
+    return torch.from_numpy(rows / math.sqrt(dim)).float()
 
 
 def double(n: int, clusters: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(clustered_features(n, clusters, seed=seed, spread=0.6))
 
 
+def test_the_extension_has_a_cuda_part_for_this_device() -> None:
+    assert native.cuda_extension() is not None
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["extension", "PyTorch"])
 @pytest.mark.parametrize("features", [double(1500, 80), on_grid(1500, 80)], ids=["float64", "float32 with ties"])
-def test_graph_and_labels_equal_those_of_the_cpu(features: Tensor) -> None:
-    assert torch.equal(nearest_neighbours(features.to(DEVICE), 30).cpu(), nearest_neighbours(features, 30))
-    here, there = jaccard_graph(features), jaccard_graph(features.to(DEVICE))
-    assert there.distances.device.type == "cpu"
-    assert torch.equal(here.indptr, there.indptr)
-    assert torch.equal(here.indices, there.indices)
-    torch.testing.assert_close(here.distances, there.distances, rtol=0, atol=1e-6)
+def test_graph_and_labels_equal_those_of_the_cpu(
+    features: Tensor, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = jaccard_graph(features)
     labels, threshold = self_paced_labels(here)
     assert int(labels.max()) > 10
-    assert torch.equal(labels, self_paced_labels(there)[0])
-    assert threshold == self_paced_labels(there)[1]
+    if not compiled:
+        monkeypatch.setattr(native, "extension", lambda: None)
+    assert torch.equal(nearest_neighbours(features.to(DEVICE), 30).cpu(), nearest_neighbours(features, 30))
+    there = jaccard_graph(features.to(DEVICE))
+    assert all(x.device.type == DEVICE for x in there[:3])
+    assert torch.equal(here.indptr, there.indptr.cpu())
+    assert torch.equal(here.indices, there.indices.cpu())
+    # Whole numbers are summed: what may differ is the rounding of single weights, which follow each device's exponential.
+    torch.testing.assert_close(here.distances, there.distances.cpu(), rtol=0, atol=1e-7)
+    found, found_threshold = self_paced_labels(there)
+    assert torch.equal(labels, found.cpu())
+    assert threshold == pytest.approx(found_threshold, abs=1e-12)
+
+
+def test_rows_whose_partners_fit_no_table_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = on_grid(3000, 12)
+    expected = jaccard_graph(features)
+    monkeypatch.setattr(jaccard_cuda, "_SLOTS", 512)
+    monkeypatch.setattr(jaccard_cuda, "_PAIRS_PER_ROW", 1)
+    found = jaccard_graph(features.to(DEVICE))
+    assert torch.equal(expected.indices, found.indices.cpu())
+    torch.testing.assert_close(expected.distances, found.distances.cpu(), rtol=0, atol=1e-7)
 
 
 def test_features_that_are_not_finite_are_named_on_cuda() -> None:

@@ -38,6 +38,7 @@ BENCHMARKS = (
     "bench_similarity_topk.py",
     "bench_label_prediction.py",
     "bench_questions.py",
+    "bench_kmedoids.py",
     "bench_neighbours.py",
     "bench_pseudo_labels.py",
     "bench_cosine_dbscan.py",
@@ -104,7 +105,8 @@ def run_tests(scratch: Path, deadline: float) -> dict[str, Any]:
     # Only the files that have such tests: others import packages that this machine may lack.
     files = [str(p) for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in p.read_text()]
     results = scratch / "tests.xml"
-    ran = run_pytest([*files, "-m", "gpu", "-rs", f"--junitxml={results}"], deadline)
+    # A file that cannot be imported costs its own tests alone.
+    ran = run_pytest([*files, "-m", "gpu", "-rs", "--continue-on-collection-errors", f"--junitxml={results}"], deadline)
     counts: dict[str, int] = {}
     if results.exists():
         suite = next(ElementTree.parse(results).iter("testsuite"))
@@ -185,7 +187,12 @@ def run_sanitizers(library: str | None, deadline: float) -> list[dict[str, Any]]
             found.append({"file": check, "not_run": "no compute-sanitizer"})
         else:
             before = [sanitizer, "--tool", check, "--error-exitcode", "86"]
-            found.append({"file": check, **run_command([*before, *command], deadline)})
+            ran = run_command([*before, *command], deadline)
+            # Some virtual machines hide what it needs.
+            refused = "Device not supported" in ran["output"]
+            found.append(
+                {"file": check, **({"not_run": "compute-sanitizer: device not supported"} if refused else ran)}
+            )
     return [{"ok": part.get("exit", 0) == 0, **part} for part in found]
 
 

@@ -77,7 +77,7 @@ struct OverlapArguments {
     unsigned long long* found;  // pairs so far
 };
 
-// The pairs of every row whose partners fit the table of `slots` (a power of two, 256 at least) in shared memory; the others' ids
+// The pairs of every row whose partners fit the table of `slots` (a power of two, 512 at least) in shared memory; the others' ids
 // go to `spilled` (n) and their number to `spills`.
 void overlaps_cuda(const OverlapArguments& a, int32_t slots, int32_t* spilled, unsigned long long* spills, void* stream);
 

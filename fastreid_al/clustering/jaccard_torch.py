@@ -30,7 +30,9 @@ def jaccard_edges(
         empty = ranks.new_zeros(0)
         return ranks.new_zeros(1), empty, features.new_empty(0)
     averaged = averaged_weights(features, ranks, half, k2)
-    columns, place = by_column(averaged, len(features))
+    columns, order = by_column(averaged, len(features))
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
     return symmetric(*_upper_edges(averaged, columns, place, features.dtype, max_distance), len(features))
 
 
@@ -154,13 +156,11 @@ def _ranges(first: Tensor, length: Tensor, total: int) -> Tensor:
 
 
 def by_column(weights: Shares, n: int) -> tuple[Shares, Tensor]:
-    """The matrix by columns, rows ascending, and the place of each entry in it."""
+    """The matrix by columns, rows ascending, and which entry each of its own is."""
     order = weights.columns.argsort(stable=True)
     rows = torch.arange(n, device=order.device).repeat_interleave(weights.indptr.diff(), output_size=len(order))
     indptr = _starts(torch.bincount(weights.columns, minlength=n))
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device)
-    return Shares(indptr, rows[order], weights.shares[order]), place
+    return Shares(indptr, rows[order], weights.shares[order]), order
 
 
 def _upper_edges(

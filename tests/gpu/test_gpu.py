@@ -182,8 +182,8 @@ def test_memory_and_loss_equal_those_of_the_cpu(build) -> None:
 
 @pytest.fixture
 def small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    pytest.importorskip("rich")
-    pytest.importorskip("matplotlib")
+    for package in ("rich", "matplotlib", "sqlalchemy"):
+        pytest.importorskip(package)
     monkeypatch.setenv("FASTREID_AL_CACHE", str(tmp_path / "cache"))
     try:
         import platformdirs  # noqa: F401

@@ -86,7 +86,7 @@ def check_overlaps(module: ModuleType, seed: int, n: int, per_row: int, capacity
         weights[i, some] = random.integers(1, int(UNIT) // (2 * per_row), size=len(some))
     least = int(0.02 * UNIT)
     i, j = np.nonzero(np.triu(np.ones((n, n), bool), 1))
-    overlap = np.array([np.minimum(weights[a], weights[b]).sum() for a, b in zip(i, j, strict=True)])
+    overlap = np.concatenate([np.minimum(weights[a], weights[a + 1 :]).sum(1) for a in range(n)])
     keys = (i * n + j)[overlap >= least]
     overlap = overlap[overlap >= least]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any
 
@@ -74,9 +75,7 @@ def kept(labels: list[int], likeness: list[float] | None, capacity: float) -> tu
     """What a list keeps of labels, ascending, and how many it has no room for."""
     places = range(len(labels))
     if likeness is not None:
-        places = sorted(
-            places, key=lambda p: (-np.nan_to_num(likeness[p], nan=-np.inf, posinf=np.inf, neginf=-np.inf), p)
-        )
+        places = sorted(places, key=lambda p: (np.inf if math.isnan(likeness[p]) else -likeness[p], p))
     distinct = list(dict.fromkeys(labels[p] for p in places))
     room = len(distinct) if capacity == np.inf else int(capacity)
     return sorted(distinct[:room]), len(distinct[room:])

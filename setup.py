@@ -28,8 +28,10 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link, with the CUDA part where it is wanted and can be had."""
-        import pybind11
-
+        try:
+            import pybind11
+        except ImportError:
+            raise SystemExit("building in place wants pybind11: pip install pybind11") from None
         ext.include_dirs.append(pybind11.get_include())
         # What an earlier build left may have been made with other settings.
         self.force = True

@@ -25,7 +25,7 @@ SIZES = {
     "msmt17": [(32_668, 512), (32_621, 2_048)],
     "million": [(200_000, 256), (1_000_000, 512)],
 }
-#: The most images on a CPU; a million take hours.
+#: The most images on a CPU; a million take too long.
 ON_CPU_UP_TO = 200_000
 EPS, MIN_SAMPLES = 0.35, 4
 #: F1 over pairs of images that two forms must have in common: a distance may round to either side of the radius.
@@ -80,7 +80,7 @@ def test_cosine_dbscan(benchmark: BenchmarkFixture, size: tuple[int, int], form:
         if device != ("cuda" if form == "cuml" else "cpu"):
             pytest.skip(f"{form} does not run on {device}")
     if device == "cpu" and n > ON_CPU_UP_TO:
-        pytest.skip(f"distances of {n:,} images take hours on a CPU")
+        pytest.skip(f"distances of {n:,} images take too long on a CPU")
     benchmark.group = f"cosine_dbscan, {n:,} x {dim:,}"
     labels = harness.measure(benchmark, FORMS[form], harness.Inputs(make, size), device, n=n, dim=dim, rounds=rounds)
     benchmark.extra_info["clusters"] = int(labels.max()) + 1

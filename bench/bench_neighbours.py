@@ -22,7 +22,7 @@ SIZES = {
     "million": [(200_000, 256), (1_000_000, 512)],
 }
 K = 30
-#: The most images for exact neighbours on a CPU; at a million they take hours.
+#: The most images for exact neighbours on a CPU; at a million they take too long.
 EXACT_ON_CPU_UP_TO = 200_000
 #: Images whose neighbours are compared with the exact ones.
 COMPARED = 256
@@ -77,7 +77,7 @@ def test_neighbours(benchmark: BenchmarkFixture, size: tuple[int, int], form: st
     if form == "ivf":
         pytest.importorskip("fastreid_al.clustering.approximate", reason="there are no approximate neighbours here")
     elif device == "cpu" and n > EXACT_ON_CPU_UP_TO:
-        pytest.skip(f"exact neighbours of {n:,} images take hours on a CPU")
+        pytest.skip(f"exact neighbours of {n:,} images take too long on a CPU")
     benchmark.group = f"neighbours, {n:,} x {dim:,}, k = {K}"
     found: tuple[Any, ...] = harness.measure(
         benchmark, FORMS[form], harness.Inputs(make, size), device, n=n, dim=dim, rounds=rounds

@@ -37,7 +37,7 @@ SIZES = {
 DENSE_UP_TO = {"cpu": 33_000, "cuda": 13_000}
 #: Arrays n x n in float32 that the machine's memory must hold for it: its two, and one for what else there is.
 DENSE_ARRAYS = 3
-#: The most images for exact neighbours on a CPU; at a million they take hours.
+#: The most images for exact neighbours on a CPU; at a million they take too long.
 EXACT_ON_CPU_UP_TO = 200_000
 #: Past so many images one round is enough.
 ONE_ROUND_FROM = 100_000
@@ -186,7 +186,7 @@ def overlap(labels: Tensor, others: Tensor, rows: slice) -> Tensor:
 def skip_what_cannot_run(form: str, device: str, n: int) -> None:
     if form == "ours":
         if device == "cpu" and n > EXACT_ON_CPU_UP_TO:
-            pytest.skip(f"exact neighbours of {n:,} images take hours on a CPU")
+            pytest.skip(f"exact neighbours of {n:,} images take too long on a CPU")
         return
     if DBSCAN is None:
         pytest.skip("scikit-learn is not installed; the dense form needs its DBSCAN")

@@ -1,7 +1,7 @@
 // The k-reciprocal Jaccard distance in sparse form.
 //
 // Weights are whole numbers, shares of one in units of 2^-31 (float32 features) or 2^-52 (float64): sums of them are exact, so
-// neither the order nor the number of threads can be seen in the result, and no device computes another graph.
+// neither the order nor the number of threads can be seen in the result. What devices may round differently is a single share.
 #pragma once
 
 #include <cmath>

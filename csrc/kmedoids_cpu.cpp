@@ -173,7 +173,8 @@ FASTREID_AL_INLINE void build(Scratch& x, int64_t k) {
 
 // Exchange medoids until nothing is gained; the sum that is reached. Places are left in x.place.
 FASTREID_AL_INLINE double swap(Scratch& x, int64_t k) {
-    for (;;) {
+    double reached = -infinite;
+    for (int64_t place = 0, left = -1;;) {
         double total = 0;
         for (int64_t j = 0; j < x.m; ++j) {
             const Nearest near = nearest_medoids(x.s.data(), x.stride, x.medoids.data(), k, j);
@@ -183,6 +184,14 @@ FASTREID_AL_INLINE double swap(Scratch& x, int64_t k) {
             x.top[j] = near.second;
             total += near.best;
         }
+        // Where sums are large, what their rounding promised is no gain: without this it could go round for ever.
+        if (left >= 0 && !(total > reached)) {
+            x.medoids[place] = left;
+            for (int64_t j = 0; j < x.m; ++j)
+                x.place[j] = nearest_medoids(x.s.data(), x.stride, x.medoids.data(), k, j).place;
+            return reached;
+        }
+        reached = total;
         x.sort(k);
         for (int64_t t = 0; t < x.m; ++t) {
             x.best[t] = x.sums[x.order[t]];
@@ -195,10 +204,11 @@ FASTREID_AL_INLINE double swap(Scratch& x, int64_t k) {
         for (int64_t p = 0; p < k; ++p) x.top[x.medoids[p]] = -infinite;
         const int64_t point = first_greatest(x.top.data(), x.m);
         const double greatest = rounded(x.top[point], sum_decimals);
-        int64_t place = 0;
+        place = 0;
         while (place + 1 < k && rounded(x.sums[point] + x.changes[place * x.stride + point], sum_decimals) != greatest) ++place;
-        const double reached = x.top[point] == -infinite ? -infinite : x.sums[point] + x.changes[place * x.stride + point];
-        if (!(reached > total + least_gain)) return total;
+        const double promised = x.top[point] == -infinite ? -infinite : x.sums[point] + x.changes[place * x.stride + point];
+        if (!(promised > total + least_gain)) return total;
+        left = x.medoids[place];
         x.medoids[place] = point;
     }
 }

@@ -139,7 +139,8 @@ __device__ void sort_points(const Work& x, int32_t m, int32_t k) {
 }
 
 __device__ double swap(const double* s, const Work& x, int64_t m, int64_t k) {
-    for (;;) {
+    double reached = -INFINITY;
+    for (int64_t place = 0, left = -1;;) {
         double mine = 0;
         for (int64_t j = threadIdx.x; j < m; j += threads) {
             const Nearest near = nearest_medoids(s, m, x.medoids, k, j);
@@ -149,6 +150,16 @@ __device__ double swap(const double* s, const Work& x, int64_t m, int64_t k) {
             mine += near.best;
         }
         const double total = block_sum(mine);
+        // Where sums are large, what their rounding promised is no gain: without this it could go round for ever.
+        if (left >= 0 && !(total > reached)) {
+            if (threadIdx.x == 0) x.medoids[place] = left;
+            __syncthreads();
+            for (int64_t j = threadIdx.x; j < m; j += threads)
+                x.place[j] = static_cast<int32_t>(nearest_medoids(s, m, x.medoids, k, j).place);
+            __syncthreads();
+            return reached;
+        }
+        reached = total;
         sort_points(x, static_cast<int32_t>(m), static_cast<int32_t>(k));
         Top top = none();
         for (int64_t i = threadIdx.x; i < m; i += threads) {
@@ -170,7 +181,10 @@ __device__ double swap(const double* s, const Work& x, int64_t m, int64_t k) {
         }
         top = block_top(top);
         if (!(top.exact > total + least_gain)) return total;
-        if (threadIdx.x == 0) x.medoids[top.at % k] = top.at / k;
+        place = top.at % k;
+        left = x.medoids[place];
+        __syncthreads();
+        if (threadIdx.x == 0) x.medoids[place] = top.at / k;
         __syncthreads();
     }
 }

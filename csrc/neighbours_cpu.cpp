@@ -136,7 +136,7 @@ void tighten(const Candidates& c, int64_t row, std::vector<float>& scratch) {
 
 template <class T>
 void add(const Candidates& c, int64_t row, int64_t column, float value, std::vector<float>& scratch) {
-    if (row == column || !(value >= c.thresholds[row])) return;
+    if (row == column || !(value >= c.thresholds[row]) || c.counts[row] < 0) return;
     if (c.counts[row] == c.capacity) {
         tighten<T>(c, row, scratch);
         // Tightening must pay: a row of near equals is left to a search that keeps them all.
@@ -205,14 +205,14 @@ void finish(const Candidates& c, bool bfloat16, const float* features, int64_t w
         for (int64_t i = begin; i < end; ++i) {
             int64_t* out = ranks + i * (c.k + 1);
             out[0] = i;
-            if (c.counts[i] < c.k) {
-                std::fill(out + 1, out + 1 + c.k, -1);
-                continue;
-            }
             if (bfloat16)
                 tighten<uint16_t>(c, i, scratch.values);
             else
                 tighten<float>(c, i, scratch.values);
+            if (c.counts[i] < c.k) {
+                std::fill(out + 1, out + 1 + c.k, -1);
+                continue;
+            }
             const int32_t* columns = c.columns + i * c.capacity;
             scratch.found.clear();
             for (int32_t x = 0; x < c.counts[i]; ++x)

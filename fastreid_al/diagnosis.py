@@ -20,8 +20,8 @@ OPTIONAL = {
     "triton": (("triton",), "the kernels on a GPU; it comes with PyTorch for CUDA"),
     "scikit-learn": (("scikit-learn",), "comparing with its clustering: pip install scikit-learn"),
     "cuml": (("cuml-cu13", "cuml-cu12", "cuml"), "comparing with its clustering on a GPU: docs.rapids.ai/install"),
-    "cuvs": (("cuvs-cu13", "cuvs-cu12", "cuvs"), "comparing with its neighbours on a GPU: docs.rapids.ai/install"),
-    "faiss": (("faiss-gpu", "faiss-cpu", "faiss"), "comparing with its neighbours: pip install faiss-cpu"),
+    "cuvs": (("cuvs-cu13", "cuvs-cu12", "cuvs"), "--cluster.neighbours ivf on a GPU: docs.rapids.ai/install"),
+    "faiss": (("faiss-gpu", "faiss-cpu", "faiss"), "--cluster.neighbours ivf: pip install faiss-cpu"),
     "pybind11": (("pybind11",), "building the extension in place: pip install pybind11"),
 }
 BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512", "avx_ne_convert": "AVX-NE-CONVERT", "bf16": "Arm"}

@@ -109,6 +109,9 @@ def _of_all(features: Tensor, parts: Sequence[Tensor], found: Groupings, seen: T
     for members, medoids, groups, similarity in known:
         if len(members) > _MOST:
             products = (features[members.to(features.device)] @ features[medoids.to(features.device)].T).cpu().double()
+            bad = (~torch.isfinite(products).all(1)).nonzero()[:, 0]
+            if len(bad):
+                raise ValueError(f"features: found a value in row {int(members[bad[0]])} that is not finite")
             groups = products.argmax(1)
             groups[torch.searchsorted(members, medoids)] = torch.arange(len(medoids))
             similarity = products.gather(1, groups[:, None])[:, 0]

@@ -114,11 +114,12 @@ def check_library(device: str) -> None:
     """
     if device == "cuda" and importlib.util.find_spec("cuvs") is None:
         raise ValueError(
-            "neighbours: an approximate search on a GPU needs cuVS; pip install cuvs-cu12 (or cuvs-cu13), or search exactly"
+            "--cluster.neighbours ivf: an approximate search on a GPU needs cuVS; pip install cuvs-cu12 (or cuvs-cu13), "
+            "or search exactly"
         )
     if device != "cuda" and importlib.util.find_spec("faiss") is None:
         raise ValueError(
-            "neighbours: an approximate search needs FAISS; pip install 'fastreid_al[ivf]', or search exactly"
+            "--cluster.neighbours ivf: an approximate search needs FAISS; pip install 'fastreid_al[ivf]', or search exactly"
         )
 
 

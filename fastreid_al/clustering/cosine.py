@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from reid_kernels._ops import full_precision
 from torch import Tensor
 
 from .dbscan import dbscan
@@ -45,7 +46,7 @@ def cosine_dbscan(
         ValueError: Wrong shape or dtype, a row that is not finite or not of length one, what `dbscan` refuses, or more than
             2^28 edges within the greatest radius.
     """
-    radii = [float(eps)] if isinstance(eps, int | float) else [float(e) for e in eps]
+    radii = [float(e) for e in np.atleast_1d(eps)]
     for e in radii:
         if not 0 <= e < 1:
             raise ValueError(f"eps: found {e}, wanted a number in [0, 1)")
@@ -62,7 +63,7 @@ def cosine_dbscan(
         labels = cuml_labels(rows, euclidean, min_samples, "euclidean").to(features.device)
     else:
         labels = dbscan(radius_graph(features, max(radii, default=0.0)), radii, min_samples)
-    return labels[0] if isinstance(eps, int | float) else labels
+    return labels[0] if np.ndim(eps) == 0 else labels
 
 
 def radius_graph(features: Tensor, max_distance: float, most_edges: int = MOST_EDGES) -> Graph:
@@ -90,7 +91,7 @@ def radius_graph(features: Tensor, max_distance: float, most_edges: int = MOST_E
     reach = torch.tensor(max_distance, dtype=features.dtype, device=features.device)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     edges = 0
-    with _full_precision(features):
+    with full_precision(features):
         for start in range(0, n, _ROWS):
             tiles = []
             for tile in _upper_tiles(features, start, reach):
@@ -168,15 +169,3 @@ def _both_directions(i: Tensor, j: Tensor, d: Tensor, n: int, max_distance: floa
 def _no_edges(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     none = torch.zeros(0, dtype=torch.int64, device=features.device)
     return none, none, features.new_zeros(0)
-
-
-@contextlib.contextmanager
-def _full_precision(x: Tensor) -> Iterator[None]:
-    """Neither autocast nor TF32 rounds the similarities."""
-    chosen = torch.get_float32_matmul_precision()
-    with torch.autocast(x.device.type, enabled=False):
-        try:
-            torch.set_float32_matmul_precision("highest")
-            yield
-        finally:
-            torch.set_float32_matmul_precision(chosen)

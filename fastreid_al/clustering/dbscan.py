@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def dbscan(graph: Graph, eps: float | Sequence[float], min_samples: int = 4, bac
         ValueError: eps is outside [0, 1) or above the graph's max_distance, min_samples is below 1, the backend is unknown, not
             installed or given too many nodes, or the graph is malformed.
     """
-    radii = [float(eps)] if isinstance(eps, int | float) else [float(e) for e in eps]
+    radii = [float(e) for e in np.atleast_1d(eps)]
     for e in radii:
         if not 0 <= e < 1:
             raise ValueError(f"eps: found {e}, wanted a number in [0, 1)")
@@ -57,7 +58,7 @@ def dbscan(graph: Graph, eps: float | Sequence[float], min_samples: int = 4, bac
         labels = _by_union_find(graph, rounded, min_samples)
     else:
         labels = _by_pointer_jumping(graph, rounded, min_samples)
-    return labels[0] if isinstance(eps, int | float) else labels
+    return labels[0] if np.ndim(eps) == 0 else labels
 
 
 def check_graph(graph: Graph) -> None:
@@ -106,7 +107,7 @@ def _by_union_find(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
         graph.n,
         native.address(eps),
         len(eps),
-        min(min_samples, graph.n + 1),
+        min(min_samples, len(indices) + 2),
         native.address(labels),
         native.threads(),
     )

@@ -5,8 +5,9 @@ whose weights share no support have distance 1 exactly, so the pairs below any m
 n x n.
 
 Weights are rounded to whole numbers (shares of one in units of 2^-31, 2^-52 for float64 features). Sums of these are exact, so
-neither the order of a sum nor the number of threads nor the device can be seen in the graph: the C++ form, the CUDA form and
-the PyTorch form give the same edges.
+neither the order of a sum nor the number of threads can be seen in the graph, and for float32 features the C++ form, the CUDA
+form and the PyTorch form give the same edges: all that their exponentials can change is the last unit of a rare share. In
+float64 that unit shows, in the last digits of distances.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ def jaccard_graph(
     *,
     neighbours: Tensor | Literal["exact"] = "exact",
 ) -> Graph:
-    """Jaccard distances between images, from their k-reciprocal neighbours.
+    """Jaccard distances between images, from their k-reciprocal neighbours (Zhong et al., CVPR 2017, as SpCL uses it).
 
     Args:
         features: (n, D) float32 or float64, unit rows, on any device.
         k1: Length of a neighbour list, the image itself at place 0.
-        k2: The weights of an image are averaged over the first k2 of its list.
+        k2: The weights of an image are averaged over the first k2 of its list, all of it where k2 is greater.
         max_distance: Pairs further apart are left out; below 1.
         neighbours: "exact", or (n, min(k1, n)) int64 lists in place of the exact ones, such as `ivf_neighbours` gives; each
             begins with its own index and names no row twice.
@@ -71,13 +72,13 @@ def jaccard_graph(
         part of the features are equal the edges are every pair of these.
 
     Memory:
-        Over the features, while it runs with the extension: some 2.5 kB an image besides the neighbour lists, so 80 MB at
-        n = 32,621 and 2.5 GB at 1e6, and on a CPU 12 bytes an image and thread. Without it, blocks of 64 MiB on a CPU and of
+        Over the features, while it runs with the extension: some 2.8 kB an image besides the neighbour lists, so 90 MB at
+        n = 32,621 and 2.8 GB at 1e6, and on a CPU 12 bytes an image and thread. Without it, blocks of 64 MiB on a CPU and of
         1 GiB on a GPU come on top.
 
     Raises:
-        ValueError: Wrong shape, k1 or k2 below 1, k1 above 1,025, max_distance outside [0, 1), features that are not finite or
-            far from unit length (the row is named), or `neighbours` that are no such lists.
+        ValueError: Wrong shape or dtype, k1 or k2 below 1, k1 above 1,025, max_distance outside [0, 1), features that are not
+            finite or far from unit length (the row is named), or `neighbours` that are no such lists.
     """
     _check(features, k1, k2, max_distance)
     n, half = len(features), min(round(k1 / 2) + 1, k1)
@@ -85,13 +86,14 @@ def jaccard_graph(
     if isinstance(neighbours, Tensor):
         _check_lists(neighbours, features, k1)
         ranks = neighbours.contiguous()
-    elif neighbours == "exact":
+    elif isinstance(neighbours, str) and neighbours == "exact":
         ranks = nearest_neighbours(features, k1)
     else:
+        found = repr(neighbours) if isinstance(neighbours, str) else f"a {type(neighbours).__name__}"
         raise ValueError(
-            f"neighbours: found {neighbours!r}, wanted 'exact' or lists of neighbours, as ivf_neighbours gives"
+            f"neighbours: found {found}, wanted 'exact' or a tensor of lists, such as ivf_neighbours(...).ranks"
         )
-    half = min(half, ranks.shape[1])
+    half, k2 = min(half, ranks.shape[1]), min(k2, k1)
     extension = native.extension() if features.is_cpu else native.cuda_extension() if features.is_cuda else None
     if n == 0 or n > _MOST_ROWS or extension is None or (features.is_cuda and features.dtype == torch.float64):
         return Graph(*jaccard_torch.jaccard_edges(features, ranks, half, k2, max_distance), max_distance)
@@ -121,6 +123,8 @@ def jaccard_graph(
 
 
 def _check(features: Tensor, k1: int, k2: int, max_distance: float) -> None:
+    if not isinstance(features, Tensor):
+        raise ValueError(f"features: found a {type(features).__name__}, wanted a torch.Tensor")
     if features.ndim != 2:
         raise ValueError(f"features: found shape {tuple(features.shape)}, wanted (n, D)")
     if features.dtype not in (torch.float32, torch.float64):

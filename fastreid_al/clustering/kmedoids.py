@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from .. import native
 _DECIMALS = 9
 #: Scores likewise.
 _SCORE_DECIMALS = 12
+#: How far a matrix may be from symmetric, by its greatest value: products of rows are, by their rounding.
+_SYMMETRIC = 1e-4
 #: Bytes of similarities, and of rows in float64, that are held at a time; more only for one cluster that needs more.
 _BLOCK = 2**26
 
@@ -47,7 +50,7 @@ class Groupings(NamedTuple):
 
 
 def kmedoids(similarity: Tensor, k: int, start: Sequence[int] | None = None) -> KMedoids:
-    """Choose k points such that the sum of each point's similarity to its nearest of them is a local maximum.
+    """Choose k points such that the sum of each point's similarity to its nearest of them is a local maximum (PAM).
 
     BUILD adds one medoid after the other, each the one that lifts the sum most; SWAP exchanges a medoid for another point, the
     best exchange first, until none helps. Ties go to the lowest index.
@@ -59,11 +62,11 @@ def kmedoids(similarity: Tensor, k: int, start: Sequence[int] | None = None) -> 
 
     Returns:
         The medoids, and each point's most similar one (ties to the first found; a medoid is its own).
-        Two arrays (m, m) in float64 while it runs, four without the extension: 16 and 32 MB at m = 1,000. O(k m²) time for
-        BUILD and O(m²) for a swap.
+        Some four arrays (m, m) in float64 while it runs: 32 MB at m = 1,000. O(k m²) time for BUILD and O(m²) for a swap.
 
     Raises:
-        ValueError: k is outside [1, m], the matrix is not square or not finite, or `start` does not name k different points.
+        ValueError: k is outside [1, m], the matrix is not square, not symmetric or not finite, or `start` does not name k
+            different points.
     """
     s = similarity.detach().to("cpu", torch.float64).contiguous()
     if s.ndim != 2 or s.shape[0] != s.shape[1]:
@@ -71,13 +74,20 @@ def kmedoids(similarity: Tensor, k: int, start: Sequence[int] | None = None) -> 
     m = len(s)
     if not 1 <= k <= m:
         raise ValueError(f"k: found {k}, wanted 1 to {m}, the number of points")
-    if start is not None and (len(start) != k or len(set(start)) != k or not all(0 <= i < m for i in start)):
-        raise ValueError(f"start: found {list(start)}, wanted {k} different points")
     if not bool(torch.isfinite(s.sum())) and not bool(torch.isfinite(s).all()):
         raise ValueError(f"similarity: found a value in row {_first(~torch.isfinite(s).all(1))} that is not finite")
+    lower, upper = s.tril(-1).mT, s.triu(1)
+    off = float((lower - upper).abs().max()) if m else 0.0
+    if off > _SYMMETRIC * max(1.0, float(s.abs().max())):
+        raise ValueError(
+            f"similarity: found values that differ by {off:.3g} from those across, wanted a symmetric matrix"
+        )
+    start = None if start is None else [operator.index(i) for i in start]
+    if start is not None and (len(start) != k or len(set(start)) != k or not all(0 <= i < m for i in start)):
+        raise ValueError(f"start: found {start}, wanted {k} different points")
     found = _Found.of(1, k, m, 1, "cpu")
     table = torch.tensor([[0, m, k, 0, 0, 0, 0, 0]])
-    _group(s.view(-1), table, k, found, None if start is None else torch.tensor(list(start)))
+    _group(s.view(-1), table, k, found, None if start is None else torch.tensor(start))
     return KMedoids(found.medoids, found.labels)
 
 
@@ -323,9 +333,14 @@ def _build(s: np.ndarray, k: int) -> list[int]:
 
 
 def _swap(s: np.ndarray, start: list[int]) -> list[int]:
-    medoids = list(start)
+    medoids, before, reached = list(start), list(start), -np.inf
     while True:
         to_medoids = s[medoids]
+        total_now = to_medoids.max(0).sum()
+        # Where sums are large, what their rounding promised is no gain: without this it could go round for ever.
+        if not total_now > reached:
+            return before
+        before, reached = list(medoids), total_now
         nearest = to_medoids.argmax(0)
         best = to_medoids.max(0)
         # Without its nearest medoid a point falls back to the second.
@@ -336,7 +351,7 @@ def _swap(s: np.ndarray, start: list[int]) -> list[int]:
         total = kept.sum(1)[:, None] + lost @ np.eye(len(medoids))[nearest]
         total[medoids] = -np.inf
         point, place = divmod(_first_max(total.ravel()), len(medoids))
-        if not total[point, place] > best.sum() + 10.0**-_DECIMALS:
+        if not total[point, place] > total_now + 10.0**-_DECIMALS:
             return medoids
         medoids[place] = point
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from reid_kernels import similarity_topk
+from reid_kernels._ops import full_precision
 from reid_kernels.topk_cpu import has_bf16_units, select
 from torch import Tensor
 
@@ -17,6 +18,8 @@ _TILE = 2**22
 _ROWS = 1024
 #: Below any length whose square float32 can hold, so that no bound is zero because squares were.
 _SHORTEST = 1e-17
+#: Rows as long as this have products that float32 and bfloat16 cannot hold.
+_TOO_LONG = 1e19
 
 
 def nearest_neighbours(features: Tensor, k: int) -> Tensor:
@@ -38,14 +41,20 @@ def nearest_neighbours(features: Tensor, k: int) -> Tensor:
         and a tile of 8 MB; elsewhere what `similarity_topk` takes.
 
     Raises:
-        ValueError: k above 1,025, or, on a CPU, features that are not finite.
+        ValueError: Wrong shape or dtype, k below 1 or above 1,025, or, on a CPU, features that are not finite.
     """
+    if not isinstance(features, Tensor) or features.ndim != 2 or features.dtype not in (torch.float32, torch.float64):
+        found = f"{tuple(features.shape)} {features.dtype}" if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"features: found {found}, wanted a tensor (n, D) of float32 or float64")
+    if k < 1:
+        raise ValueError(f"k: found {k}, wanted 1 or more, the row itself counted")
     k = min(k, len(features))
     own = torch.arange(len(features), device=features.device)
     if k <= 1:
         return own[:, None][:, :k]
     if features.is_cpu and features.dtype == torch.float32 and k <= _LONGEST and native.extension() is not None:
-        return _symmetric(features.detach().contiguous(), k)
+        with full_precision(features):
+            return _symmetric(features.detach().contiguous(), k)
     others = similarity_topk(features, features, k - 1, normalize=False, exclude=own)[1]
     return torch.cat([own[:, None], others], dim=1)
 
@@ -58,21 +67,21 @@ def _symmetric(features: Tensor, k: int) -> Tensor:
     low = has_bf16_units() and width >= 64
     rows, margins = _operand(features, low)
     capacity = 2 * (k - 1) + 64
-    values = torch.empty(n, capacity)
-    columns = torch.empty(n, capacity, dtype=torch.int32)
-    counts = torch.zeros(n, dtype=torch.int32)
-    thresholds = torch.full((n,), -torch.inf)
+    values = features.new_empty(n, capacity)
+    columns = features.new_empty((n, capacity), dtype=torch.int32)
+    counts = features.new_zeros(n, dtype=torch.int32)
+    thresholds = features.new_full((n,), -torch.inf)
     places = (native.address(x) for x in (values, columns, counts, thresholds, margins))
     candidates = extension.Candidates(*places, n, capacity, k - 1)
     high = min(_ROWS, max(64, n // 16))
-    room = torch.empty(_TILE, dtype=rows.dtype)
+    room = rows.new_empty(_TILE)
     for row in range(0, n, high):
         block = rows[row : row + high]
         for column in range(row, n, _TILE // high):
             others = rows[column : column + _TILE // high]
             tile = torch.mm(block, others.T, out=room[: len(block) * len(others)].view(len(block), len(others)))
             extension.take_tile(candidates, native.address(tile), low, row, len(block), column, len(others), threads)
-    ranks = torch.empty(n, k, dtype=torch.int64)
+    ranks = features.new_empty((n, k), dtype=torch.int64)
     extension.finish(candidates, low, native.address(features), width, native.address(ranks), threads)
     # Rows with more near equals than there is room for.
     for left in (ranks[:, 1] < 0).nonzero()[:, 0].split(max(16, _TILE // n)):
@@ -83,7 +92,7 @@ def _symmetric(features: Tensor, k: int) -> Tensor:
 def _similarities(features: Tensor, rows: Tensor) -> Tensor:
     """All similarities of some rows, each the float32 nearest to the exact one; -inf to themselves."""
     some = features[rows].double()
-    out = torch.empty(len(rows), len(features))
+    out = features.new_empty(len(rows), len(features))
     for start in range(0, len(features), _ROWS):
         out[:, start : start + _ROWS] = some @ features[start : start + _ROWS].double().T
     out[torch.arange(len(rows)), rows] = -torch.inf
@@ -97,8 +106,8 @@ def _operand(features: Tensor, low: bool) -> tuple[Tensor, Tensor]:
     their own.
     """
     n, width = features.shape
-    rows = torch.empty(n, width, dtype=torch.bfloat16) if low else features
-    length, error = torch.empty(n), torch.zeros(n)
+    rows = features.new_empty((n, width), dtype=torch.bfloat16) if low else features
+    length, error = features.new_empty(n), features.new_zeros(n)
     step = max(1, _TILE // max(1, width))
     for start in range(0, n, step):
         now = slice(start, start + step)
@@ -106,7 +115,7 @@ def _operand(features: Tensor, low: bool) -> tuple[Tensor, Tensor]:
         if low:
             rows[now] = features[now]
             torch.linalg.vector_norm(features[now] - rows[now].float(), dim=1, out=error[now])
-    bad = (~torch.isfinite(length)).nonzero()[:, 0]
+    bad = (~(length < _TOO_LONG)).nonzero()[:, 0]
     if len(bad):
         raise ValueError(
             f"features: found that row {int(bad[0])} is not finite or far too long ({len(bad)} such rows), wanted unit rows"

@@ -37,7 +37,9 @@ def check_backend(backend: str, nodes: int = 0, name: str = "backend") -> None:
     if backend not in get_args(Backend):
         raise ValueError(f"{name}: found {backend!r}, wanted one of {', '.join(get_args(Backend))}")
     if backend in _HOW and importlib.util.find_spec(backend) is None:
-        raise ValueError(f"{name}: {backend!r} is not installed; {_HOW[backend]}, or take 'graph', which needs neither")
+        raise ValueError(
+            f"{name}: {backend!r} is not installed; {_HOW[backend]}, or take 'graph', which needs nothing more"
+        )
     if backend == "cuml" and not torch.cuda.is_available():
         raise ValueError(f"{name}: 'cuml' runs on an NVIDIA GPU, and there is none here; take 'graph' or 'sklearn'")
     if backend == "cuml" and nodes > CUML_UP_TO:

@@ -41,8 +41,11 @@ def self_paced_labels(
         sort of n numbers: some 150 bytes an image, 5 MB at n = 32,621 and 150 MB at 1e6.
 
     Raises:
-        ValueError: The radii are outside [0, 1) or above the graph's max_distance, or what `dbscan` refuses.
+        ValueError: eps_gap is negative, the radii are outside [0, 1) or above the graph's max_distance, or what `dbscan`
+            refuses.
     """
+    if eps_gap < 0:
+        raise ValueError(f"eps_gap: found {eps_gap}, wanted 0 or more")
     labels, tight, loose = map(
         _with_singletons, dbscan(graph, (eps, eps - eps_gap, eps + eps_gap), min_samples, backend)
     )

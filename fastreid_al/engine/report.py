@@ -25,7 +25,7 @@ from ..metrics import Ranking
 from .checkpoint import write_atomically, write_json
 
 T = TypeVar("T")
-_PACKAGES = ("fastreid_al", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow")
+_PACKAGES = ("fastreid_al", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "faiss-cpu")
 _BAD_SHOWN = 10
 _QUIET_SECONDS = 60
 

@@ -18,6 +18,9 @@ BITS_UP_TO = 200_000
 #: Rows and labels of one batch, counted in int32.
 _MOST = 2**31 - 1
 
+#: Rows of a state that are looked at together.
+_CHECKED = 2**20
+
 LAYOUTS = ("auto", "bits", "sparse")
 
 
@@ -232,3 +235,6 @@ def _check_values(n: int, capacity: int, state: Mapping[str, Tensor]) -> None:
         least, greatest = (int(x) for x in state[name].aminmax())
         if least < low or greatest > high:
             raise ValueError(f"state[{name!r}]: found values from {least} to {greatest}, wanted {low} to {high}")
+    for ids, counts in zip(state["ids"].split(_CHECKED), state["counts"].split(_CHECKED), strict=True):
+        if not torch.equal((ids >= 0).sum(1), counts.long()):
+            raise ValueError("state['counts']: found other numbers than those of the ids, wanted the state of one bank")

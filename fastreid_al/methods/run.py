@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ..active import Questions, QuitAsking, Verdict
+from ..clustering import check_backend
+from ..clustering.approximate import check_library
 from ..config import EvaluationConfig, ImageConfig, RunConfig
 from ..data import ImageSet, describe, load
 from ..data.augment import Augment
@@ -285,6 +287,13 @@ def _check(config: RunConfig) -> None:
     wrong = [option for option, fine in wanted.items() if not fine]
     if wrong:
         raise UserError(f"{wrong[0]} is out of range; see its meaning with --help")
+    if config.method == "ucal":
+        try:
+            check_backend(config.cluster.dbscan, name="--cluster.dbscan")
+            if config.cluster.neighbours == "ivf":
+                check_library(pick_device(config.device).type)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def _load(config: RunConfig | EvaluationConfig, reporter: Reporter) -> ImageSet:

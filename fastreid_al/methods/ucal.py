@@ -83,7 +83,7 @@ class UCAL(ContrastiveMethod):
         try:
             ranks, recall = ivf_neighbours(features, self.cluster.k1)
         except ValueError as error:
-            raise TrainingError(f"epoch {epoch + 1}: --cluster.neighbours ivf: {error}") from error
+            raise TrainingError(f"epoch {epoch + 1}: {error}") from error
         return ranks, {"neighbours_recall": recall}
 
     def state_dict(self) -> dict[str, Any]:

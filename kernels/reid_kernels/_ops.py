@@ -35,16 +35,26 @@ def qualified(name: str) -> str:
 @contextlib.contextmanager
 def full_precision(x: Tensor) -> Iterator[None]:
     """Around an operator's own products: neither autocast nor PyTorch's own choice of precision rounds them."""
-    chosen = torch.get_float32_matmul_precision()
+    # Once these have been set, PyTorch 2.9 refuses to read the older setting, which is all that 2.8 has.
+    backends: list[Any] = [getattr(torch.backends.mkldnn, "matmul", None), torch.backends.cuda.matmul]
+    newer = [backend for backend in backends if hasattr(backend, "fp32_precision")]
+    chosen = [backend.fp32_precision for backend in newer]
+    older = None if newer else torch.get_float32_matmul_precision()
     with torch.autocast(x.device.type, enabled=False):
-        if chosen == "highest":
-            yield
-            return
         try:
-            torch.set_float32_matmul_precision("highest")
+            _choose(newer, ["ieee"] * len(newer), older and "highest")
             yield
         finally:
-            torch.set_float32_matmul_precision(chosen)
+            _choose(newer, chosen, older)
+
+
+def _choose(backends: list[Any], precisions: list[str], older: str | None) -> None:
+    """Only what differs: some builds warn when it is set at all."""
+    for backend, precision in zip(backends, precisions, strict=True):
+        if backend.fp32_precision != precision:
+            backend.fp32_precision = precision
+    if older is not None and torch.get_float32_matmul_precision() != older:
+        torch.set_float32_matmul_precision(older)
 
 
 def takes_kernels(*rows: Tensor) -> bool:

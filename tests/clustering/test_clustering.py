@@ -170,6 +170,9 @@ def test_self_paced_selection_leaves_out_unreliable_clusters() -> None:
             "1 of 3 rows are not of length one.*row 1 of length 3",
         ),
         ({"features": torch.eye(4).half()}, "float16"),
+        ({"features": np.eye(4)}, "found a ndarray, wanted a torch.Tensor"),
+        ({"neighbours": "all"}, "found 'all', wanted 'exact' or"),
+        ({"neighbours": (torch.zeros(4, 4), 1.0)}, "found a tuple, wanted 'exact' or"),
         ({"neighbours": torch.zeros(4, 3, dtype=torch.int64)}, r"wanted \(4, 4\)"),
         ({"neighbours": torch.tensor([[0, 1], [1, 2], [2, 2], [3, 0]]), "k1": 2}, "row 2"),
         ({"neighbours": torch.tensor([[0, 1], [1, 4], [2, 1], [3, 0]]), "k1": 2}, "row 1"),
@@ -201,3 +204,22 @@ def test_a_list_longer_than_the_search_goes_is_named() -> None:
     with pytest.raises(ValueError, match="k1: found 1026, wanted 1025 at most"):
         jaccard_graph(features, k1=1026)
     assert jaccard_graph(features[:40], k1=1026).n == 40
+
+
+@pytest.mark.parametrize(
+    ("features", "k", "message"),
+    [
+        (torch.eye(4), 0, "k: found 0, wanted 1 or more"),
+        (torch.ones(4), 2, r"found \(4,\) torch.float32, wanted a tensor \(n, D\)"),
+        (torch.eye(4).half(), 2, "float16"),
+        (np.eye(4), 2, "found ndarray"),
+    ],
+)
+def test_neighbours_of_what_are_no_rows_are_refused(features: object, k: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nearest_neighbours(features, k)
+
+
+def test_a_negative_gap_is_refused() -> None:
+    with pytest.raises(ValueError, match="eps_gap: found -0.1"):
+        self_paced_labels(jaccard_graph(torch.eye(4)), 0.4, -0.1)

@@ -104,6 +104,28 @@ def test_features_that_are_not_finite_are_named(product: str) -> None:
         nearest_neighbours(features, 5)
 
 
+def test_rows_too_long_for_products_are_named(product: str) -> None:
+    features = rows(5, 300, 64)
+    features[7] *= 1.9e19
+    with pytest.raises(ValueError, match="row 7 is not finite or far too long"):
+        nearest_neighbours(features, 5)
+
+
+def test_callers_settings_of_precision_dtype_and_device_do_not_matter(product: str) -> None:
+    features = rows(9, 400, 80)
+    expected = nearest_neighbours(features, 10)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.set_default_dtype(torch.float64)
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"):
+            assert torch.equal(nearest_neighbours(features, 10), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision(before)
+
+
 GRAPHS = {
     "clustered": rows(6, 900, 48, 0.35, 30),
     "ties": signs(7, 500, 16),

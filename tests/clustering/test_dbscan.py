@@ -340,3 +340,10 @@ def test_similarities_are_not_rounded_where_lower_precision_is_chosen() -> None:
         torch.set_float32_matmul_precision(chosen)
     assert torch.equal(found.indices, expected.indices)
     assert torch.equal(found.distances, expected.distances)
+
+
+def test_radii_may_be_any_numbers() -> None:
+    graph = Graph(torch.tensor([0, 1, 2]), torch.tensor([1, 0]), torch.tensor([0.25, 0.25]), 0.5)
+    assert dbscan(graph, np.float32(0.25), 2).tolist() == [0, 0]
+    assert dbscan(graph, torch.tensor(0.25), 2).tolist() == [0, 0]
+    assert dbscan(graph, np.array([0.1, 0.3]), 2).tolist() == [[-1, -1], [0, 0]]

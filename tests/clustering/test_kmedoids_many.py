@@ -325,3 +325,31 @@ def test_similarities_that_are_not_finite_are_refused() -> None:
         kmedoids(similarity, 2)
     with pytest.raises(ValueError, match="start"):
         kmedoids(torch.eye(5), 2, [1, 1])
+
+
+@pytest.mark.parametrize("extension", [True, False], ids=["extension", "Python"])
+@pytest.mark.parametrize("scale", [1e4, 1e10])
+def test_exchanges_end_where_sums_are_large(extension: bool, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal points, and gains that are rounding: these were exchanged for ever."""
+    if not extension:
+        monkeypatch.setattr(native, "extension", lambda: None)
+    points = torch.randn(100, 3, generator=torch.Generator().manual_seed(2)).repeat(2, 1)
+    found = kmedoids(-torch.cdist(points, points) * scale, 5)
+    assert len(set(found.medoids.tolist())) == 5
+    assert found.labels[found.medoids].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_start_is_whole_numbers() -> None:
+    with pytest.raises(TypeError):
+        kmedoids(torch.eye(5), 2, start=[0.5, 1])
+    with pytest.raises(ValueError, match="2 different points"):
+        kmedoids(torch.eye(5), 2, start=torch.tensor([1, 1]))
+
+
+def test_a_matrix_that_is_not_symmetric_is_refused_and_one_that_is_but_for_rounding_is_not() -> None:
+    with pytest.raises(ValueError, match="wanted a symmetric matrix"):
+        kmedoids(torch.rand(9, 9, generator=torch.Generator().manual_seed(0)), 3)
+    rows = torch.randn(60, 8, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    similarity = rows @ rows.T
+    similarity[3, 70] = similarity[3, 70].nextafter(torch.tensor(9.0))
+    assert len(kmedoids(similarity, 4).medoids) == 4

@@ -419,3 +419,11 @@ def test_a_bank_moves_to_a_device() -> None:
     bank = PseudoLabelMemoryBank(40, "sparse", 3)
     assert bank.to("meta") is bank
     assert bank.device == torch.device("meta") and bank.nbytes == 40 * 16 + 8
+
+
+def test_a_state_whose_counts_are_not_those_of_its_ids_is_refused() -> None:
+    bank = PseudoLabelMemoryBank(5, "sparse", 4)
+    state = {name: x.clone() for name, x in bank.state_dict().items()}
+    state["counts"][3] = 2
+    with pytest.raises(ValueError, match=r"state\['counts'\]"):
+        bank.load_state_dict(state)

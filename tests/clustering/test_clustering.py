@@ -221,5 +221,5 @@ def test_neighbours_of_what_are_no_rows_are_refused(features: object, k: int, me
 
 
 def test_a_negative_gap_is_refused() -> None:
-    with pytest.raises(ValueError, match="eps_gap: found -0.1"):
+    with pytest.raises(ValueError, match=r"eps_gap: found -0\.1"):
         self_paced_labels(jaccard_graph(torch.eye(4)), 0.4, -0.1)

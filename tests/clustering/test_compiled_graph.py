@@ -141,7 +141,7 @@ def same(a: Graph, b: Graph) -> bool:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize(("k1", "k2"), [(30, 6), (15, 6), (20, 1), (7, 9), (1, 1), (200, 50)])
+@pytest.mark.parametrize(("k1", "k2"), [(30, 6), (15, 6), (20, 1), (7, 9), (1, 1), (90, 20)])
 def test_compiled_and_pytorch_graphs_are_bit_equal(
     name: str, k1: int, k2: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

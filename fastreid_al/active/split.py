@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..clustering.csr import indptr_of
 from ..clustering.kmedoids import Groupings, dot_products, kmedoids_many
 from .questions import Question
 
@@ -50,16 +51,16 @@ def propose_splits(features: Tensor, labels: Tensor, k_max_rule: KMaxRule = "pap
     k_max = ((sizes.double() / 2).sqrt() / (2 if k_max_rule == "paper" else 1)).long()
     members, sizes, k_max = members[(k_max >= 2).repeat_interleave(sizes)], sizes[k_max >= 2], k_max[k_max >= 2]
     looked_at, seen = _looked_at(members, sizes)
-    found = kmedoids_many(features, _indptr(seen), looked_at, torch.minimum(k_max, seen))
+    found = kmedoids_many(features, indptr_of(seen), looked_at, torch.minimum(k_max, seen))
     groups, similarity = found.labels, found.similarity
     if len(looked_at) < len(members):
         groups, similarity = _of_all(features, members.split(sizes.tolist()), found, seen)
     # Places of groups go on from one cluster to the next.
-    groups = groups + _indptr(found.k)[:-1].repeat_interleave(sizes)
+    groups = groups + indptr_of(found.k)[:-1].repeat_interleave(sizes)
     similarity = similarity.masked_fill(members == found.medoids[groups], torch.inf)
     # Stable: equals stay in the order of rows.
     central_first = torch.from_numpy(np.lexsort((-similarity.numpy(), groups.numpy())))
-    names = labels.cpu()[found.medoids[_indptr(found.k)[:-1]]]
+    names = labels.cpu()[found.medoids[indptr_of(found.k)[:-1]]]
     return _questions(features, found, members[central_first], groups.bincount(minlength=len(found.medoids)), names)
 
 
@@ -80,10 +81,6 @@ def _by_cluster(labels: Tensor) -> tuple[Tensor, Tensor]:
     ordered, order = labels.cpu().sort(stable=True)
     inside = ordered >= 0
     return order[inside], ordered[inside].unique_consecutive(return_counts=True)[1]
-
-
-def _indptr(sizes: Tensor) -> Tensor:
-    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
 
 def _looked_at(members: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,12 +119,12 @@ def _of_all(features: Tensor, parts: Sequence[Tensor], found: Groupings, seen: T
 
 def _questions(features: Tensor, found: Groupings, members: Tensor, sizes: Tensor, names: Tensor) -> list[Question]:
     """One for every two groups of a cluster, in the order of asking: `members` of one group after another, of `sizes` each."""
-    products, offsets = dot_products(features, _indptr(found.k), found.medoids)
+    products, offsets = dot_products(features, indptr_of(found.k), found.medoids)
     # Each group with those after it in its cluster.
     groups, owner = torch.arange(len(sizes)), torch.arange(len(found.k)).repeat_interleave(found.k)
-    begin, end = _indptr(found.k)[owner], _indptr(found.k)[owner + 1]
+    begin, end = indptr_of(found.k)[owner], indptr_of(found.k)[owner + 1]
     left = groups.repeat_interleave(end - groups - 1)
-    right = left + 1 + torch.arange(len(left)) - _indptr(end - groups - 1)[left]
+    right = left + 1 + torch.arange(len(left)) - indptr_of(end - groups - 1)[left]
     similarity = products.cpu()[(offsets[owner] + (groups - begin) * found.k[owner])[left] + (right - begin[left])]
     score = (1 - similarity.clamp(0, 1)) * (sizes[left] * sizes[right]).double().sqrt()
     images = torch.stack([found.medoids[left], found.medoids[right]])

@@ -10,6 +10,7 @@ import torch
 from reid_kernels._ops import full_precision
 from torch import Tensor
 
+from .csr import both_directions
 from .dbscan import dbscan
 from .jaccard import Graph
 from .peers import Backend, check_backend, cuml_labels, sklearn_labels
@@ -105,7 +106,7 @@ def radius_graph(features: Tensor, max_distance: float, most_edges: int = MOST_E
             parts.append(_sorted_rows(tiles))
     i, j, d = (torch.cat(x) for x in zip(*parts, strict=True)) if parts else _no_edges(features)
     parts.clear()
-    return _both_directions(i, j, d, n, max_distance)
+    return Graph(*both_directions(i, j, d, n), max_distance)
 
 
 def check_unit_rows(features: Tensor) -> None:
@@ -146,24 +147,6 @@ def _sorted_rows(tiles: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Te
     i, j, d = (torch.cat(x) for x in zip(*tiles, strict=True))
     i, order = i.sort(stable=True)
     return i, j[order], d[order]
-
-
-def _both_directions(i: Tensor, j: Tensor, d: Tensor, n: int, max_distance: float) -> Graph:
-    """CSR of edges i < j in the order of (i, j): in each row first the lower neighbours, then the higher ones."""
-    higher, lower = torch.bincount(i, minlength=n), torch.bincount(j, minlength=n)
-    indptr = torch.zeros(n + 1, dtype=torch.int64, device=i.device)
-    torch.cumsum(higher + lower, 0, out=indptr[1:])
-    indices = torch.empty(2 * len(i), dtype=torch.int64, device=i.device)
-    distances = torch.empty(2 * len(i), dtype=d.dtype, device=i.device)
-    # What a row's first entry on this side must be moved by to stand in its place.
-    shift = indptr[:-1] + lower - (higher.cumsum(0) - higher)
-    places = torch.arange(len(i), device=i.device) + shift[i]
-    indices[places], distances[places] = j, d
-    order = j.argsort(stable=True)
-    shift = indptr[:-1] - (lower.cumsum(0) - lower)
-    places = torch.arange(len(i), device=i.device) + shift[j[order]]
-    indices[places], distances[places] = i[order], d[order]
-    return Graph(indptr, indices, distances, max_distance)
 
 
 def _no_edges(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

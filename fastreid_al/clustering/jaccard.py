@@ -73,7 +73,7 @@ def jaccard_graph(
 
     Memory:
         Over the features, while it runs with the extension: some 2.8 kB an image besides the neighbour lists, so 90 MB at
-        n = 32,621 and 2.8 GB at 1e6, and on a CPU 12 bytes an image and thread. Without it, blocks of 64 MiB on a CPU and of
+        n = 32,621 and 2.8 GB at 1e6, on a CPU also 8 bytes an image and thread. Without it, blocks of 64 MiB on a CPU and of
         1 GiB on a GPU come on top.
 
     Raises:

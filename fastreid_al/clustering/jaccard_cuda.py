@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import native
-from .jaccard_torch import Shares, averaged_weights, by_column, distances, least_overlap, symmetric
+from .csr import both_directions
+from .jaccard_torch import Shares, averaged_weights, by_column, distances, least_overlap
 
 #: Places of a row's table in shared memory, 8 bytes each: partners of a row are some hundreds.
 _SLOTS = 2048
@@ -28,7 +29,7 @@ def jaccard_edges(
     i, j, overlap = overlapping_pairs(extension, weights, columns, least_overlap(max_distance, features.dtype), stream)
     distance = distances(overlap, features.dtype)
     near = distance <= max_distance
-    return symmetric(i[near], j[near], distance[near], n)
+    return both_directions(i[near], j[near], distance[near], n)
 
 
 def overlapping_pairs(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .csr import both_directions, indptr_of, ranges
+
 #: Elements of an array that exists at a time: 64 MiB of int64 on a CPU, 1 GiB on a GPU.
 _BLOCK, _BLOCK_GPU = 2**23, 2**27
 #: Bits of the whole numbers that stand for shares of one.
@@ -33,20 +35,12 @@ def jaccard_edges(
     columns, order = by_column(averaged, len(features))
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
-    return symmetric(*_upper_edges(averaged, columns, place, features.dtype, max_distance), len(features))
+    return both_directions(*_upper_edges(averaged, columns, place, features.dtype, max_distance), len(features))
 
 
 def averaged_weights(features: Tensor, ranks: Tensor, half: int, k2: int) -> Shares:
     """V: softmax weights over the expanded k-reciprocal sets, averaged over k2 neighbours."""
     return _averaged(_weights(features, ranks, half), ranks[:, :k2])
-
-
-def symmetric(i: Tensor, j: Tensor, distance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """CSR of both directions of edges. Sorted by hand: a distance of zero is an edge."""
-    rows, columns = torch.cat([i, j]), torch.cat([j, i])
-    order = (rows * n + columns).argsort()
-    indptr = _starts(torch.bincount(rows, minlength=n))
-    return indptr, columns[order], torch.cat([distance, distance])[order]
 
 
 def distances(overlap: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,10 +52,6 @@ def distances(overlap: Tensor, dtype: torch.dtype) -> Tensor:
 def least_overlap(max_distance: float, dtype: torch.dtype) -> int:
     """No overlap below this is at most `max_distance` apart; a little less than exact, since distances are rounded."""
     return max(1, int((2 * (1 - max_distance) / (2 - max_distance) - 1e-6) * 2.0 ** BITS[dtype]))
-
-
-def _starts(counts: Tensor) -> Tensor:
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
 def _blocks(n: int, each: int, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -113,7 +103,7 @@ def _weights(features: Tensor, ranks: Tensor, half: int) -> Shares:
         counts.append(count - torch.bincount(row[whole == 0], minlength=stop - start))
         columns.append(column[whole > 0])
         shares.append(whole[whole > 0])
-    return Shares(_starts(torch.cat(counts)), torch.cat(columns), torch.cat(shares))
+    return Shares(indptr_of(torch.cat(counts)), torch.cat(columns), torch.cat(shares))
 
 
 def _pair_products(features: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -135,7 +125,7 @@ def _averaged(weights: Shares, lists: Tensor) -> Shares:
         named = lists[start:stop].flatten()
         length = lengths[named]
         total = int(length.sum())
-        entry = _ranges(weights.indptr[named], length, total)
+        entry = ranges(weights.indptr[named], length, total)
         row = torch.arange(stop - start, device=lists.device).repeat_interleave(k2)
         key = row.repeat_interleave(length, output_size=total) * n + weights.columns[entry]
         key, order = key.sort()
@@ -146,20 +136,14 @@ def _averaged(weights: Shares, lists: Tensor) -> Shares:
         counts.append(torch.bincount(key // n, minlength=stop - start))
         columns.append(key % n)
         shares.append(whole)
-    return Shares(_starts(torch.cat(counts)), torch.cat(columns), torch.cat(shares))
-
-
-def _ranges(first: Tensor, length: Tensor, total: int) -> Tensor:
-    """first[0], first[0] + 1, ... (length[0] of them), first[1], ..."""
-    before = length.cumsum(0) - length
-    return (first - before).repeat_interleave(length, output_size=total) + torch.arange(total, device=first.device)
+    return Shares(indptr_of(torch.cat(counts)), torch.cat(columns), torch.cat(shares))
 
 
 def by_column(weights: Shares, n: int) -> tuple[Shares, Tensor]:
     """The matrix by columns, rows ascending, and which entry each of its own is."""
     order = weights.columns.argsort(stable=True)
     rows = torch.arange(n, device=order.device).repeat_interleave(weights.indptr.diff(), output_size=len(order))
-    indptr = _starts(torch.bincount(weights.columns, minlength=n))
+    indptr = indptr_of(torch.bincount(weights.columns, minlength=n))
     return Shares(indptr, rows[order], weights.shares[order]), order
 
 
@@ -186,7 +170,7 @@ def _upper_edges(
         first, last = weights.indptr[[start, stop]].tolist()
         count = meetings[first:last]
         number = total[stop] - total[start]
-        partner = _ranges(place[first:last] + 1, count, number)
+        partner = ranges(place[first:last] + 1, count, number)
         smaller = weights.shares[first:last].repeat_interleave(count, output_size=number)
         smaller = torch.minimum(smaller, columns.shares[partner])
         row = torch.arange(stop - start, device=device)

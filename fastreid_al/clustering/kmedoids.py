@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from .csr import ranges
 
 #: Sums that differ by less are ties: they are rounding, and ties go to the lowest index on every machine.
 _DECIMALS = 9
@@ -132,12 +133,12 @@ def kmedoids_many(features: Tensor, indptr: Tensor, members: Tensor, k_max: Tens
         part[:, 7] = _starts(every[some])
         blocks = blocks.to(device)
         owner = torch.arange(len(some), device=device).repeat_interleave(sizes[some])
-        points = _ranges(first[some], sizes[some])
+        points = ranges(first[some], sizes[some])
         offset, size, inside = part[owner, 0], part[owner, 1], points - part[owner, 4]
         _must_be_finite(blocks[offset + inside * (size + 1)], members[points])
         _group(blocks, part, k_min, found)
         similarity[points] = blocks[offset + found.medoids[part[owner, 5] + found.labels[points]] * size + inside]
-    rows = members[first.repeat_interleave(found.k) + found.medoids[_ranges(medoid, found.k)]]
+    rows = members[first.repeat_interleave(found.k) + found.medoids[ranges(medoid, found.k)]]
     return Groupings(*(x.cpu() for x in (found.k, rows, found.labels, similarity, found.scores, found.totals)))
 
 
@@ -210,11 +211,6 @@ def _starts(counts: Tensor) -> Tensor:
     return counts.cumsum(0) - counts
 
 
-def _ranges(starts: Tensor, counts: Tensor) -> Tensor:
-    """The places of all ranges that begin at `starts` and are `counts` long."""
-    return (starts - _starts(counts)).repeat_interleave(counts) + torch.arange(int(counts.sum()), device=starts.device)
-
-
 def _groups(sizes: Tensor) -> Iterator[Tensor]:
     """Clusters by falling size, as many at a time as `_BLOCK` bytes hold."""
     order = sizes.argsort(descending=True, stable=True)
@@ -285,7 +281,7 @@ def _group(blocks: Tensor, table: Tensor, k_min: int, found: _Found, start: Tens
     else:
         k_max = table[:, 2]
         numbers = torch.arange(len(table), device=table.device).repeat_interleave(k_max - k_min + 1)
-        ways = torch.stack([numbers, _ranges(torch.full_like(k_max, k_min), k_max - k_min + 1)], dim=1)
+        ways = torch.stack([numbers, ranges(torch.full_like(k_max, k_min), k_max - k_min + 1)], dim=1)
         every = torch.empty(int(ways[:, 1].sum()), dtype=torch.int64, device=table.device)
         largest, most = int(table[:, 1].max()), int(k_max.max())
         with torch.cuda.device_of(blocks):

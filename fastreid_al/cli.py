@@ -17,6 +17,7 @@ from .config import (
     MSMT17_SIZE,
     Dataset,
     EvaluationConfig,
+    MethodName,
     Recipe,
     RunConfig,
     SimulationConfig,
@@ -215,16 +216,17 @@ def _words(arguments: Sequence[str] | None) -> list[str]:
 
 def _defaults(words: list[str]) -> RunConfig:
     """The defaults hang on a few options, which are read ahead of the others."""
-    found = _ahead(words, "--config", "--dataset", "--recipe", "--run_dir")
+    found = _ahead(words, "--config", "--dataset", "--recipe", "--method", "--run_dir")
     file = _read_settings(Path(found.config)) if found.config else {}
     run_dir = found.run_dir or file.get("run_dir")
     if found.resume and run_dir and (saved := Path(run_dir) / "config.json").is_file():
         return _from_dict(RunConfig(), {**_read_settings(saved), "run_dir": run_dir})
     dataset: Any = found.dataset or file.get("dataset") or "synthetic"
     chosen: Any = found.recipe or file.get("recipe") or "auto"
+    method: Any = found.method or file.get("method") or "ucal"
     # Wrong names are left to the parser, which says what exists.
-    known = dataset in get_args(Dataset) and chosen in get_args(Recipe)
-    return recipe(dataset, chosen) if known else RunConfig()
+    known = dataset in get_args(Dataset) and chosen in get_args(Recipe) and method in get_args(MethodName)
+    return recipe(dataset, chosen, method) if known else RunConfig()
 
 
 def _ahead(words: list[str], *options: str) -> argparse.Namespace:

@@ -2,7 +2,7 @@
 
 Library code takes these objects (or plain arguments) and never sees a parser; `fastreid_al.cli` turns a command line or a
 YAML file into one `RunConfig`. The defaults are the settings of the UCAL paper (Sec. 4.2) and, where the paper is silent, of
-SpCL, on which its base stands. `recipe` gives the defaults of one image set.
+SpCL, on which its base stands. `recipe` gives the defaults of one image set and one method.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Dataset = Literal["synthetic", "market1501", "dukemtmcreid", "msmt17", "folder"]
-MethodName = Literal["ucal", "supervised"]
+MethodName = Literal["ucal", "nnct", "supervised"]
 Strategy = Literal["none", "ucal", "gain", "spal", "random"]
 AnnotatorName = Literal["oracle", "terminal", "replay"]
 Recipe = Literal["auto", "paper", "small"]
+StyleName = Literal["none", "colour", "fourier", "files"]
+TestFeatures = Literal["bn", "pool5"]
 ModelName = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25"
 ]
@@ -33,6 +35,7 @@ class SyntheticConfig:
         cameras: Number of cameras.
         height: Height of a drawn crop in pixels; the width is about half of it.
         seed: Seed of the whole set. The same seed draws the same set on every machine.
+        cast: Strength of the cameras' colour casts; 1 is mild, 4 is strong.
     """
 
     train_identities: int = 64
@@ -43,6 +46,7 @@ class SyntheticConfig:
     cameras: int = 6
     height: int = 128
     seed: int = 0
+    cast: float = 1.0
 
 
 #: MSMT17's own counts: 1,041 + 3,060 identities, 15 cameras, 126,441 images.
@@ -58,7 +62,11 @@ class ImageConfig:
         width: Width that every image is resized to.
         store_gib: Decoded pixels of a split stay in memory up to this many GiB; a larger one goes to a memory-mapped file.
         store_dir: Folder of that file; the run directory when not given.
+        crop_area: Least and greatest share of the image's area that a random crop keeps, which is then enlarged to the whole;
+            1 and 1 leave it out.
+        crop_aspect: Least and greatest height / width of that crop.
         flip: Probability of a horizontal flip.
+        rotate: Greatest angle of a random rotation, in degrees; 0 leaves it out.
         pad: Pixels of black border from which a crop of the original size is drawn; 0 leaves it out.
         erase: Probability of random erasing.
         erase_area: Least and greatest share of the image that is erased.
@@ -70,7 +78,10 @@ class ImageConfig:
     width: int = 128
     store_gib: float = 4.0
     store_dir: str | None = None
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    crop_aspect: tuple[float, float] = (2.0, 3.0)
     flip: float = 0.5
+    rotate: float = 0.0
     pad: int = 10
     erase: float = 0.5
     erase_area: tuple[float, float] = (0.02, 0.4)
@@ -84,21 +95,39 @@ class NetworkConfig:
 
     Args:
         pool: Pooling of the last feature map of a ResNet: average, or generalised mean.
-        bn_group: Images that one BatchNorm sees in training; 0 is the whole batch. The published numbers were made with 16.
+        bn_group: Images that one BatchNorm sees in training; 0 is the whole batch. UCAL's published numbers were made with 16.
+        domain_bn: With a labelled source, normalise its images by BatchNorms of their own (SpCL); without, nothing changes.
+        test_features: Features that are ranked: after the last BatchNorm (bn), or pooled ones before it (pool5, as NNCT does).
     """
 
     pool: Literal["avg", "gem"] = "avg"
     bn_group: int = 16
+    domain_bn: bool = True
+    test_features: TestFeatures = "bn"
+
+
+@dataclass(frozen=True)
+class StyleConfig:
+    """Camera styles drawn in training (`--camstyle`).
+
+    Args:
+        probability: Probability that an image is drawn in the style of another camera; when not given, each camera of the set is
+            as probable as the image's own.
+        band: Share of the frequencies, from the lowest on, that fourier changes.
+    """
+
+    probability: float | None = None
+    band: float = 0.02
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """Batches of P identities x K images.
+    """Batches: P identities x K images, or images at random.
 
     Args:
-        size: Images in a batch.
-        per_identity: K, the images drawn of one identity.
-        iterations: Batches in an epoch.
+        size: Images in a batch; with a labelled source as many again of the source.
+        per_identity: K, the images drawn of one identity; nnct draws images at random.
+        iterations: Batches in an epoch; 0 is one pass over the images.
     """
 
     size: int = 64
@@ -154,19 +183,65 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam and its schedule.
+    """The optimizer and its schedule.
 
     Args:
-        lr: Learning rate.
+        name: adam, or sgd with Nesterov momentum.
+        lr: Learning rate of new layers: the last BatchNorm, the source's classifier.
+        backbone_lr: Learning rate of the backbone; lr when not given.
+        momentum: Momentum of sgd.
         weight_decay: Weight decay.
-        step: Epochs after which the learning rate is multiplied by gamma, again and again.
+        step: Epochs after which the learning rates are multiplied by gamma, again and again.
         gamma: That factor.
     """
 
+    name: Literal["adam", "sgd"] = "adam"
     lr: float = 3.5e-4
+    backbone_lr: float | None = None
+    momentum: float = 0.9
     weight_decay: float = 5e-4
     step: int = 20
     gamma: float = 0.1
+
+
+@dataclass(frozen=True)
+class NNCTConfig:
+    """NNCT: label prediction (MPLP), loss (MMCL), label memory (PLMB).
+
+    Args:
+        threshold: t of MPLP: similarities above it count.
+        at_least: Least number of candidates of an image.
+        lambda_n: Weight of the neighbours' loss, lambda^n of Eq. 2.
+        delta: Weight of the positives in MMCL.
+        hard_ratio: Share of the negatives that is hard.
+        single_label: Epochs at the start in which an image has itself as its only label, and no neighbours.
+        momentum: Share of an old vector that an update of the feature memory keeps, at the end of the run; it grows from 0.
+        layout: The label memory: bits (n x n bits), sparse (short lists), auto by the number of images.
+        capacity: Labels that a list of the sparse layout has room for.
+    """
+
+    threshold: float = 0.6
+    at_least: int = 10
+    lambda_n: float = 0.5
+    delta: float = 5.0
+    hard_ratio: float = 0.01
+    single_label: int = 6
+    momentum: float = 0.5
+    layout: Literal["auto", "bits", "sparse"] = "auto"
+    capacity: int = 64
+
+
+@dataclass(frozen=True)
+class AdaptationConfig:
+    """Training with a labelled source as well (`--source`).
+
+    Args:
+        weight: w of nnct, whose loss is (1 - w) x the source's cross-entropy + w x the target's. ucal adds the two as they are.
+        synthetic: The drawn set, where it is the source.
+    """
+
+    weight: float = 0.3
+    synthetic: SyntheticConfig = field(default_factory=lambda: SyntheticConfig(seed=1))
 
 
 @dataclass(frozen=True)
@@ -224,7 +299,12 @@ class RunConfig:
     Args:
         dataset: The image set.
         data_root: The data root, or the set's own folder; not used by the synthetic set.
-        method: ucal, or supervised, its upper bound with true labels.
+        method: ucal; nnct; or supervised, ucal's upper bound with true labels.
+        neighbours_k: Nearest images whose labels train an image as well, in nnct; 0 is the paper's "w/o NNCT".
+        source: A labelled image set to train with as well (unsupervised domain adaptation); none when not given.
+        source_root: The source's data root, or its own folder.
+        camstyle: Draw training images in the style of other cameras: by colour statistics (colour), by low-frequency amplitudes
+            (fourier), from CamStyle's files beside the training images (files), or never (none).
         ask: Which questions ucal asks an annotator: none, UCAL's two rules (ucal), those with the best expected gain (gain),
             the farthest inside and nearest outside each cluster (spal), or random pairs (random).
         annotator: Who answers: an oracle that knows the true identities, a person at the terminal, or another run's ledger.
@@ -238,10 +318,13 @@ class RunConfig:
         run_dir: Folder of the run; runs/DATASET-METHOD-TIME when not given.
         synthetic: The drawn image set.
         image: Pixels and augmentation.
-        network: Pooling and BatchNorm groups.
+        style: Camera styles.
+        network: Pooling, BatchNorm, features that are ranked.
         batch: Batches.
-        cluster: Pseudo-labels.
-        memory: Feature memory and loss.
+        cluster: ucal's pseudo-labels.
+        memory: ucal's feature memory and loss.
+        nnct: nnct's labels, memories and loss.
+        adaptation: Training with a labelled source.
         optimizer: Optimizer and schedule.
         questions: Questions.
         oracle: The oracle.
@@ -250,6 +333,10 @@ class RunConfig:
     dataset: Dataset = "synthetic"
     data_root: str = "data"
     method: MethodName = "ucal"
+    neighbours_k: int = 1
+    source: Dataset | None = None
+    source_root: str = "data"
+    camstyle: StyleName = "none"
     ask: Strategy = "none"
     annotator: AnnotatorName = "oracle"
     model: ModelName = "resnet50"
@@ -262,10 +349,13 @@ class RunConfig:
     run_dir: str | None = None
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
+    style: StyleConfig = field(default_factory=StyleConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    nnct: NNCTConfig = field(default_factory=NNCTConfig)
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     questions: QuestionConfig = field(default_factory=QuestionConfig)
     oracle: OracleConfig = field(default_factory=OracleConfig)
@@ -281,6 +371,7 @@ class EvaluationConfig:
         data_root: The data root, or the set's own folder; not used by the synthetic set.
         model: Backbone of a bare weights file; a checkpoint knows its own.
         pool: Pooling of a bare weights file: avg or gem.
+        test_features: Features that are ranked; the checkpoint's own, or bn, when not given.
         height: Height of the images; the checkpoint's own, or 256, when not given.
         width: Width of the images; the checkpoint's own, or 128, when not given.
         store_gib: Decoded pixels of a split stay in memory up to this many GiB; a larger one goes to a memory-mapped file.
@@ -295,6 +386,7 @@ class EvaluationConfig:
     data_root: str = "data"
     model: ModelName | None = None
     pool: Literal["avg", "gem"] = "avg"
+    test_features: TestFeatures | None = None
     height: int | None = None
     width: int | None = None
     store_gib: float = 4.0
@@ -329,34 +421,77 @@ class SimulationConfig:
     oracle: OracleConfig = field(default_factory=OracleConfig)
 
 
-def recipe(dataset: Dataset = "synthetic", name: Recipe = "auto") -> RunConfig:
-    """Default settings for one image set.
+def recipe(dataset: Dataset = "synthetic", name: Recipe = "auto", method: MethodName = "ucal") -> RunConfig:
+    """Default settings for one image set and one method.
 
     Args:
         dataset: The image set.
-        name: "paper" is Sec. 4.2 of UCAL; "small" trains a small network from random weights on a laptop's CPU in minutes;
-            "auto" is "small" for the synthetic set and "paper" for every other.
+        name: "paper" is Sec. 4.2 of UCAL, or Sec. 3.2 of NNCT; "small" trains a small network from random weights on a laptop's
+            CPU in minutes; "auto" is "small" for the synthetic set and "paper" for every other.
+        method: The method.
 
     Returns:
         A complete configuration.
     """
-    if name == "small" or (name == "auto" and dataset == "synthetic"):
-        # Random weights, not ImageNet's, decide these values: one BatchNorm over the batch, because statistics of 16 images
-        # swing too far from the running ones; fresh features at each epoch, because the memory's age too fast; short lists,
-        # because the first features are right about near neighbours alone.
-        return RunConfig(
-            dataset=dataset,
-            model="resnet18",
-            weights="none",
-            epochs=8,
-            evaluate_every=4,
-            image=ImageConfig(height=96, width=48, pad=5, jitter=0.4),
-            network=NetworkConfig(bn_group=0),
-            batch=BatchConfig(iterations=40),
-            cluster=ClusterConfig(k1=12, k2=3, eps=0.5, noise="drop", source="extract"),
-            memory=MemoryConfig(kind="cluster", temperature=0.1),
-            optimizer=OptimizerConfig(lr=4e-4, step=7),
-            questions=QuestionConfig(start=2, k_max_rule="root"),
-        )
-    paper = RunConfig(dataset=dataset)
+    small = name == "small" or (name == "auto" and dataset == "synthetic")
+    if method == "nnct":
+        return _small_nnct(dataset) if small else _paper_nnct(dataset)
+    return _small(dataset, method) if small else _paper(dataset, method)
+
+
+def _paper(dataset: Dataset, method: MethodName) -> RunConfig:
+    """UCAL Sec. 4.2."""
+    paper = RunConfig(dataset=dataset, method=method)
     return replace(paper, batch=BatchConfig(iterations=800)) if dataset == "msmt17" else paper
+
+
+def _small(dataset: Dataset, method: MethodName) -> RunConfig:
+    # Random weights, not ImageNet's, decide these values: one BatchNorm over the batch, because statistics of 16 images
+    # swing too far from the running ones; fresh features at each epoch, because the memory's age too fast; short lists,
+    # because the first features are right about near neighbours alone.
+    return RunConfig(
+        dataset=dataset,
+        method=method,
+        model="resnet18",
+        weights="none",
+        epochs=8,
+        evaluate_every=4,
+        image=ImageConfig(height=96, width=48, pad=5, jitter=0.4),
+        network=NetworkConfig(bn_group=0),
+        batch=BatchConfig(iterations=40),
+        cluster=ClusterConfig(k1=12, k2=3, eps=0.5, noise="drop", source="extract"),
+        memory=MemoryConfig(kind="cluster", temperature=0.1),
+        optimizer=OptimizerConfig(lr=4e-4, step=7),
+        questions=QuestionConfig(start=2, k_max_rule="root"),
+    )
+
+
+def _paper_nnct(dataset: Dataset) -> RunConfig:
+    """NNCT Sec. 3.2 and, where it is silent, MMCL, on which it stands."""
+    return RunConfig(
+        dataset=dataset,
+        method="nnct",
+        epochs=60,
+        camstyle="files",
+        image=ImageConfig(
+            crop_area=(0.64, 1.0), rotate=10, pad=0, jitter=0.2, erase_area=(0.02, 0.2), erase_aspect=(0.3, 3.33)
+        ),
+        network=NetworkConfig(bn_group=0, domain_bn=False, test_features="pool5"),
+        batch=BatchConfig(iterations=0),
+        optimizer=OptimizerConfig(name="sgd", lr=0.1, backbone_lr=0.01, step=40),
+    )
+
+
+def _small_nnct(dataset: Dataset) -> RunConfig:
+    paper = _paper_nnct(dataset)
+    return replace(
+        paper,
+        model="resnet18",
+        weights="none",
+        epochs=12,
+        evaluate_every=4,
+        image=replace(paper.image, height=96, width=48, jitter=0.4),
+        camstyle="none",
+        nnct=NNCTConfig(single_label=2),
+        optimizer=OptimizerConfig(lr=4e-4, step=10),
+    )

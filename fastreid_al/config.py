@@ -111,8 +111,8 @@ class StyleConfig:
     """Camera styles drawn in training (`--camstyle`).
 
     Args:
-        probability: Probability that an image is drawn in the style of another camera; when not given, each camera of the set is
-            as probable as the image's own.
+        probability: Probability that an image is drawn in the style of another camera; when not given, each camera of the set
+            is as probable as the image's own.
         band: Share of the frequencies, from the lowest on, that fourier changes.
     """
 

@@ -1,4 +1,4 @@
-"""Batches of P identities x K images, other cameras first."""
+"""Batches: P identities x K images, other cameras first; or images at random."""
 
 from __future__ import annotations
 
@@ -63,3 +63,33 @@ class IdentitySampler:
             pool = members[members != first]
         wanted = self._per_class - 1
         return [first, *random.choice(pool, wanted, replace=len(pool) < wanted).tolist()]
+
+
+class PassSampler:
+    """Draw images in random order, each once before any is drawn again.
+
+    The images left over at the end of a pass, fewer than a batch, open no batch of their own: a new pass begins.
+
+    Args:
+        n: Number of images.
+        size: Images in a batch, n at most.
+        iterations: Batches in an epoch.
+    """
+
+    def __init__(self, n: int, size: int, iterations: int) -> None:
+        self._n, self._size, self._iterations = n, size, iterations
+
+    def batches(self, seed: int, epoch: int) -> Iterator[Tensor]:
+        """The epoch's batches, (size,) int64 each: a function of seed and epoch alone, so that resuming can skip."""
+        random = np.random.default_rng([seed, epoch])
+        in_pass = self._n // self._size
+        for batch in range(self._iterations):
+            if batch % in_pass == 0:
+                order = torch.from_numpy(random.permutation(self._n))
+            start = batch % in_pass * self._size
+            yield order[start : start + self._size]
+
+
+def iterations_of(wanted: int, n: int, size: int) -> int:
+    """Batches in an epoch: as many as wanted or, for 0, one pass over n images, the last incomplete batch left out."""
+    return wanted or max(1, n // size)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..config import RunConfig
+from ..config import OptimizerConfig, RunConfig
 from ..data.augment import Augment
 from ..data.pixels import PixelStore
 from ..errors import CheckpointError, TrainingError
@@ -30,12 +30,12 @@ class Method(Protocol):
     """What the loop asks of a method."""
 
     @property
-    def labels(self) -> Tensor:
-        """(n,) int64: the cluster of each training image in this epoch, -1 outside every cluster."""
+    def iterations(self) -> int:
+        """Batches in an epoch."""
 
     @property
     def drafted(self) -> Tensor | None:
-        """(n,) int64: the clusters that `labels` were refined from in this epoch; None when they were not."""
+        """(n,) int64: the clusters that the epoch's were refined from; None when they were not."""
 
     def label_images(self, epoch: int, extract: Callable[[], Tensor]) -> dict[str, float]:
         """Label the images for the epoch; gives facts for the log."""
@@ -43,11 +43,14 @@ class Method(Protocol):
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Rows of the images of each batch; the same again when asked again for the same epoch."""
 
-    def loss(self, features: Tensor, rows: Tensor) -> Tensor:
-        """The loss of a batch."""
+    def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
+        """The loss of a batch: embeddings (B, D) with gradient, of any length, of the images at rows (B,)."""
 
-    def update(self, features: Tensor, rows: Tensor) -> None:
-        """Take notice of the batch's features, after the step."""
+    def update(self, embeddings: Tensor, rows: Tensor) -> None:
+        """Take notice of the batch's embeddings, after the step."""
+
+    def review(self, identities: Tensor | None) -> dict[str, float]:
+        """What the log says of the labels at the end of an epoch, against the true identities (n,) where they are known."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
@@ -124,13 +127,19 @@ class Training:
         """Continue from a checkpoint.
 
         Raises:
-            CheckpointError: It belongs to other images.
+            CheckpointError: It belongs to other images, or its memories do not fit.
         """
         check_same_data(state["data"], self.data)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.method.load_state_dict(_moved(state["method"], next(self.model.parameters()).device))
+        try:
+            self.method.load_state_dict(_moved(state["method"], next(self.model.parameters()).device))
+        except ValueError as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit the run: {error}; resume with the images and settings that it was made with, or "
+                "start a new run with another --run-dir"
+            ) from error
         self.augment.generator.set_state(state["random"]["augment"])
         torch.set_rng_state(state["random"]["torch"])
         self.epoch, self.step, self.loss = state["epoch"], state["step"], state["loss"]
@@ -141,11 +150,14 @@ class Training:
     def _apply_optimizer_settings(self) -> None:
         """Go on with other settings than the checkpoint's, as if they had always held."""
         settings = self.config.optimizer
-        self.scheduler.base_lrs = [settings.lr for _ in self.scheduler.base_lrs]
+        rates = learning_rates(settings)
+        self.scheduler.base_lrs = [*rates]
         self.scheduler.step_size, self.scheduler.gamma = settings.step, settings.gamma  # type: ignore[attr-defined]
-        for group in self.optimizer.param_groups:
-            group["initial_lr"], group["weight_decay"] = settings.lr, settings.weight_decay
-            group["lr"] = settings.lr * settings.gamma ** (self.epoch // settings.step)
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
+            group["initial_lr"], group["weight_decay"] = lr, settings.weight_decay
+            group["lr"] = lr * settings.gamma ** (self.epoch // settings.step)
+            if settings.name == "sgd":
+                group["momentum"] = settings.momentum
         self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def save(self, path: Path) -> None:
@@ -165,6 +177,23 @@ class Training:
         save_checkpoint(path, self.state_dict())
 
 
+def learning_rates(settings: OptimizerConfig) -> list[float]:
+    """Of the two groups of parameters: new layers, backbone."""
+    return [settings.lr, settings.lr if settings.backbone_lr is None else settings.backbone_lr]
+
+
+def make_optimizer(model: ReIdNet, settings: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer over all parameters of a network that are trained: new layers first, then the backbone."""
+    backbone = {id(p) for p in model.backbone.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    parts = [p for p in trained if id(p) not in backbone], [p for p in trained if id(p) in backbone]
+    groups = [{"params": part, "lr": lr} for part, lr in zip(parts, learning_rates(settings), strict=True)]
+    if settings.name == "sgd":
+        decay, momentum = settings.weight_decay, settings.momentum
+        return torch.optim.SGD(groups, weight_decay=decay, momentum=momentum, nesterov=momentum > 0)
+    return torch.optim.Adam(groups, weight_decay=settings.weight_decay)
+
+
 def _moved(state: Any, device: torch.device) -> Any:
     """Nested dictionaries with their tensors on a device."""
     if isinstance(state, dict):
@@ -174,8 +203,14 @@ def _moved(state: Any, device: torch.device) -> Any:
 
 def network_of(config: RunConfig) -> dict[str, Any]:
     """What decides the shape of the network and of its input."""
-    image = config.image
-    return {"name": config.model, "pool": config.network.pool, "height": image.height, "width": image.width}
+    network, image = config.network, config.image
+    return {
+        "name": config.model,
+        "pool": network.pool,
+        "test_features": network.test_features,
+        "height": image.height,
+        "width": image.width,
+    }
 
 
 #: What may change on resume without making the checkpoint's state meaningless.
@@ -188,7 +223,12 @@ _MAY_CHANGE = (
     "weights",
     "image.store_",
     "cluster.",
-    "optimizer.",
+    "optimizer.lr",
+    "optimizer.backbone_lr",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "optimizer.step",
+    "optimizer.gamma",
     "ask",
     "annotator",
     "questions.",
@@ -266,7 +306,8 @@ def train(
             if state.step == 0:
                 state.facts = state.method.label_images(epoch, extract)
                 if state.method.drafted is not None and identities is not None:
-                    state.facts |= _pair_record("drafted_pair", state.method.drafted, identities)
+                    scores = pair_scores(state.method.drafted, identities)
+                    state.facts |= {f"drafted_pair_{k}": v for k, v in scores._asdict().items()}
             labelled = time.perf_counter()
             _train_epoch(state, store, device, reporter, stop, folder)
             state.pending = _epoch_record(state, identities)
@@ -308,20 +349,20 @@ def _train_epoch(
     state: Training, store: PixelStore, device: torch.device, reporter: Reporter, stop: _Stop, folder: RunFolder
 ) -> None:
     model, method = state.model.train(), state.method
-    total = state.config.batch.iterations
+    total = method.iterations
     what = f"epoch {state.epoch + 1}/{state.config.epochs}"
     batches = method.batches(state.epoch)
     for _ in range(state.step):
         next(batches)
     for rows in reporter.track(what, batches, total, state.step):
         images = to_device(store.read(rows), device, state.augment)
-        features = model(images)
+        embeddings = model(images, "raw")
         rows = rows.to(device)
-        loss = method.loss(features, rows)
+        loss = method.loss(embeddings, rows)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         state.optimizer.step()
-        method.update(features.detach(), rows)
+        method.update(embeddings.detach(), rows)
         state.loss = state.loss.to(device) + loss.detach()
         state.step += 1
         if stop.signum and state.step < total:
@@ -337,13 +378,7 @@ def _epoch_record(state: Training, identities: Tensor | None) -> dict[str, Any]:
         "lr": state.scheduler.get_last_lr()[0],
         **state.facts,
     }
-    if identities is not None:
-        record |= _pair_record("pair", state.method.labels, identities)
-    return record
-
-
-def _pair_record(name: str, labels: Tensor, identities: Tensor) -> dict[str, float]:
-    return {f"{name}_{k}": v for k, v in pair_scores(labels, identities)._asdict().items()}
+    return record | state.method.review(identities)
 
 
 def _evaluates(config: RunConfig, epoch: int) -> bool:
@@ -370,6 +405,11 @@ def _record(state: Training, folder: RunFolder, reporter: Reporter, record: dict
         text += f", {record['questions']} questions ({record['questions_total']} in all)"
     if "pair_precision" in record:
         text += f", pair precision {_change(record, 'precision')} % recall {_change(record, 'recall')} %"
+    if "labels_per_image" in record:
+        text += f", {record['labels_per_image']:.1f} labels an image"
+    if "label_precision" in record:
+        precision, recall = percent(record["label_precision"]), percent(record["label_recall"])
+        text += f", precision {precision} % recall {recall} %"
     if "mAP" in record:
         text += f", mAP {percent(record['mAP'])} %, rank-1 {percent(record['rank1'])} %"
     reporter.line(f"{text} ({seconds['labels']:.1f} s labels, {seconds['training']:.1f} s training)")

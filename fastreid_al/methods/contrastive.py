@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from reid_kernels import NotFiniteError
 from torch import Tensor
 
 from ..config import BatchConfig, MemoryConfig
-from ..data.samplers import IdentitySampler
+from ..data.samplers import IdentitySampler, iterations_of
 from ..errors import TrainingError
 from ..memory import ClusterMemory, FeatureMemory, InstanceMemory
+from ..metrics import pair_scores
 
 Extract = Callable[[], Tensor]
 
@@ -34,6 +36,7 @@ class ContrastiveMethod:
 
     def __init__(self, cameras: Tensor, batch: BatchConfig, memory: MemoryConfig, seed: int) -> None:
         self.cameras, self.batch, self.seed = cameras, batch, seed
+        self.iterations = iterations_of(batch.iterations, len(cameras), batch.size)
         self.memory = build_memory(memory)
         #: (n,) int64: the cluster of each image in this epoch, -1 outside every cluster.
         self.labels = torch.zeros(0, dtype=torch.int64)
@@ -98,24 +101,30 @@ class ContrastiveMethod:
         """The epoch's batches of image rows, (B,) int64: a function of the seed, the epoch and the classes."""
         size, per_class = self.batch.size, self.batch.per_identity
         classes = self.memory.classes.cpu()
-        return IdentitySampler(classes, self.cameras, size, per_class, self.batch.iterations).batches(self.seed, epoch)
+        return IdentitySampler(classes, self.cameras, size, per_class, self.iterations).batches(self.seed, epoch)
 
-    def loss(self, features: Tensor, rows: Tensor) -> Tensor:
-        """Eq. 1 for a batch: features (B, D) with gradient of the images at rows (B,).
+    def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
+        """Eq. 1 for a batch: embeddings (B, D) with gradient, of any length, of the images at rows (B,).
 
         Raises:
             TrainingError: The features, or the memory, are not finite. On a GPU the loss is then NaN instead.
         """
         try:
-            return self.memory.loss(features, rows)
+            return self.memory.loss(F.normalize(embeddings), rows)
         except NotFiniteError as error:
             raise TrainingError(
                 f"the training diverged ({error}); lower --optimizer.lr and resume from the last checkpoint"
             ) from None
 
-    def update(self, features: Tensor, rows: Tensor) -> None:
+    def update(self, embeddings: Tensor, rows: Tensor) -> None:
         """Update the memory with the batch's features, after the step."""
-        self.memory.update(features, rows)
+        self.memory.update(F.normalize(embeddings), rows)
+
+    def review(self, identities: Tensor | None) -> dict[str, float]:
+        """Precision, recall and F1 of the epoch's clusters over pairs of images, where the identities are known."""
+        if identities is None:
+            return {}
+        return {f"pair_{k}": v for k, v in pair_scores(self.labels, identities)._asdict().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""

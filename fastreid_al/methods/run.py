@@ -16,20 +16,22 @@ from torch import Tensor
 from ..active import Questions, QuitAsking, Verdict
 from ..clustering import check_backend
 from ..clustering.approximate import check_library
-from ..config import EvaluationConfig, ImageConfig, RunConfig
+from ..config import EvaluationConfig, ImageConfig, RunConfig, TestFeatures
 from ..data import ImageSet, describe, load
 from ..data.augment import Augment
 from ..data.pixels import PixelStore
 from ..data.records import UNKNOWN, Record
+from ..data.samplers import iterations_of
 from ..engine.checkpoint import data_fingerprint, load_checkpoint, write_atomically
 from ..engine.extract import Evaluator, decode_records, extract_features, identities_and_cameras
-from ..engine.loop import Interrupted, Method, Training, check_resumable, train
+from ..engine.loop import Interrupted, Method, Training, check_resumable, make_optimizer, train
 from ..engine.report import Reporter, RunFolder, draw_curves, percent, ranking_metrics
 from ..errors import CheckpointError, DataError, UserError
 from ..metrics import Ranking
 from ..models import ReIdNet, build_model
 from ..models.weights import read_tensors
 from .asking import check_questions, open_questions
+from .nnct import NNCT
 from .supervised import Supervised
 from .ucal import UCAL
 
@@ -84,7 +86,9 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
                 device,
                 folder,
                 reporter,
-                Evaluator(images, config.image, device, folder.path, reporter) if images.query else None,
+                Evaluator(images, config.image, device, folder.path, reporter, config.network.test_features)
+                if images.query
+                else None,
                 identities if (identities != UNKNOWN).all() else None,
             )
         except (Interrupted, QuitAsking) as stop:
@@ -115,15 +119,22 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
     reporter.line(
         f"{config.method} with {model.name}, {parameters / 1e6:.2f} M parameters, {model.features} features, {device}"
     )
+    iterations = iterations_of(config.batch.iterations, n, config.batch.size)
     reporter.line(
-        f"{config.epochs} epochs of {config.batch.iterations} batches of {config.batch.size} images "
-        f"at {image.height} x {image.width}"
+        f"{config.epochs} epochs of {iterations} batches of {config.batch.size} images at {image.height} x {image.width}"
     )
     in_memory = n * pixels <= image.store_gib * 2**30
     reporter.line(
         f"training pixels {n * pixels / 2**30:.2f} GiB in {'memory' if in_memory else 'a memory-mapped file'}, "
         f"feature memory {4 * n * model.features / 2**30:.2f} GiB"
     )
+    if config.method == "nnct":
+        labels = _nnct(config, n).label_memory
+        single = min(config.nnct.single_label, config.epochs)
+        reporter.line(
+            f"label memory {labels.nbytes / 2**30:.2f} GiB as {labels.layout}; {single} epochs of single labels, then "
+            f"labels above {config.nnct.threshold:g} and those of {config.neighbours_k} nearest images"
+        )
     reporter.line(f"a run would write into {_run_path(config)}; none was started")
 
 
@@ -135,14 +146,14 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
     """
     reporter = reporter or Reporter()
     device = pick_device(options.device)
-    model, size = _load_network(options)
+    model, size, stage = _load_network(options)
     images = _load(options, reporter)
     if not images.query:
         raise DataError(f"{images.root} has no query and gallery images: nothing to evaluate on")
     model.to(device).to(memory_format=torch.channels_last)
     if options.save_features is not None:
-        _save_features(Path(options.save_features), model, images, size, device, reporter)
-    ranking = Evaluator(images, size, device, Path(tempfile.gettempdir()), reporter)(model)
+        _save_features(Path(options.save_features), model, images, size, stage, device, reporter)
+    ranking = Evaluator(images, size, device, Path(tempfile.gettempdir()), reporter, stage)(model)
     scores = ranking_metrics(ranking)
     reporter.table(f"Test set, %: {options.checkpoint}", ["", *SCORES], [["", *(percent(scores[k]) for k in SCORES)]])
     _say_skipped(scores, reporter)
@@ -150,19 +161,25 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
 
 
 def _save_features(
-    path: Path, model: ReIdNet, images: ImageSet, size: ImageConfig, device: torch.device, reporter: Reporter
+    path: Path,
+    model: ReIdNet,
+    images: ImageSet,
+    size: ImageConfig,
+    stage: TestFeatures,
+    device: torch.device,
+    reporter: Reporter,
 ) -> None:
-    """Write features, identities and cameras of the training images."""
+    """Write the features that are ranked, identities and cameras of the training images."""
     store, records = decode_records(images.train, "train", size, Path(tempfile.gettempdir()), reporter)
     with reporter.progress("extracting train", len(store)) as update:
-        features = extract_features(model, store, device, on_progress=update).cpu().numpy()
+        features = extract_features(model, store, device, on_progress=update, stage=stage).cpu().numpy()
     identities, cameras = (t.numpy() for t in identities_and_cameras(records))
     write_atomically(path, lambda f: np.savez(f, features=features, identities=identities, cameras=cameras))
     reporter.line(f"{len(records)} training features in {path}")
 
 
-def _load_network(options: EvaluationConfig) -> tuple[ReIdNet, ImageConfig]:
-    """The network of a file and the size of its images."""
+def _load_network(options: EvaluationConfig) -> tuple[ReIdNet, ImageConfig, TestFeatures]:
+    """The network of a file, the size of its images, and which of its features are ranked."""
     content = read_tensors(Path(options.checkpoint))
     network = content.get("network", {}) if isinstance(content, dict) else {}
     name = options.model or network.get("name")
@@ -176,7 +193,8 @@ def _load_network(options: EvaluationConfig) -> tuple[ReIdNet, ImageConfig]:
     height, width = options.height or network.get("height", 256), options.width or network.get("width", 128)
     if min(height, width) < 16:
         raise UserError(f"--height {height} --width {width}: images of 16 x 16 pixels and more can be scored")
-    return model, ImageConfig(height, width, store_gib=options.store_gib, store_dir=options.store_dir)
+    stage = options.test_features or network.get("test_features", "bn")
+    return model, ImageConfig(height, width, store_gib=options.store_gib, store_dir=options.store_dir), stage
 
 
 def pick_device(name: str) -> torch.device:
@@ -251,7 +269,7 @@ def _check(config: RunConfig) -> None:
         "--epochs": config.epochs >= 1,
         "--batch.size": config.batch.size >= 2,
         "--batch.per-identity": 1 <= config.batch.per_identity <= config.batch.size,
-        "--batch.iterations": config.batch.iterations >= 1,
+        "--batch.iterations": config.batch.iterations >= 0,
         "--image.height": config.image.height >= 16,
         "--image.width": config.image.width >= 16,
         "--network.bn-group": config.network.bn_group == 0 or config.network.bn_group >= 2,
@@ -262,6 +280,11 @@ def _check(config: RunConfig) -> None:
         "--image.erase": 0 <= config.image.erase <= 1,
         "--image.erase-area": 0 < config.image.erase_area[0] <= config.image.erase_area[1] <= 1,
         "--image.erase-aspect": 0 < config.image.erase_aspect[0] <= config.image.erase_aspect[1],
+        "--image.crop-area": 0 < config.image.crop_area[0] <= config.image.crop_area[1] <= 1,
+        "--image.crop-aspect": 0 < config.image.crop_aspect[0] <= config.image.crop_aspect[1],
+        "--image.rotate": 0 <= config.image.rotate <= 180,
+        "--style.probability": config.style.probability is None or 0 <= config.style.probability <= 1,
+        "--style.band": 0 < config.style.band <= 0.5,
         "--image.jitter": 0 <= config.image.jitter <= 1,
         "--image.store-gib": config.image.store_gib >= 0,
         "--cluster.k1": config.cluster.k1 >= 1,
@@ -279,6 +302,18 @@ def _check(config: RunConfig) -> None:
         "--questions.delta": 0 <= config.questions.delta <= 1,
         "--questions.merge-share": 0 <= config.questions.merge_share <= 1,
         "--questions.confirm-merges": config.questions.confirm_merges >= 0,
+        "--nnct.threshold": -1 < config.nnct.threshold < 1,
+        "--nnct.at-least": config.nnct.at_least >= 1,
+        "--nnct.lambda-n": config.nnct.lambda_n >= 0,
+        "--nnct.delta": config.nnct.delta >= 0,
+        "--nnct.hard-ratio": 0 <= config.nnct.hard_ratio <= 1,
+        "--nnct.single-label": config.nnct.single_label >= 0,
+        "--nnct.momentum": 0 <= config.nnct.momentum <= 1,
+        "--nnct.capacity": config.nnct.capacity >= 1,
+        "--neighbours-k": 0 <= config.neighbours_k <= 1024,
+        "--adaptation.weight": 0 <= config.adaptation.weight <= 1,
+        "--optimizer.momentum": 0 <= config.optimizer.momentum < 1,
+        "--optimizer.backbone-lr": config.optimizer.backbone_lr is None or config.optimizer.backbone_lr > 0,
         "--optimizer.lr": config.optimizer.lr > 0,
         "--optimizer.step": config.optimizer.step >= 1,
         "--optimizer.gamma": config.optimizer.gamma > 0,
@@ -325,7 +360,7 @@ def _decode(
         reporter.warn(
             f"{len(records)} images are fewer than --cluster.k1 {config.cluster.k1}: lists are as long as the set"
         )
-    if len(records) < config.batch.size:
+    if len(records) < config.batch.size and config.method != "nnct":
         reporter.warn(f"{len(records)} images are fewer than a batch of {config.batch.size}: batches repeat images")
     return store, records
 
@@ -338,9 +373,8 @@ def _training(
     records: list[Record],
     questions: Questions | None,
 ) -> Training:
-    parameters = [p for p in model.parameters() if p.requires_grad]
     settings = config.optimizer
-    optimizer = torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = make_optimizer(model, settings)
     return Training(
         config,
         model,
@@ -353,9 +387,18 @@ def _training(
 
 
 def _method(config: RunConfig, identities: Tensor, cameras: Tensor, questions: Questions | None) -> Method:
+    if config.method == "nnct":
+        return _nnct(config, len(identities))
     try:
         if config.method == "supervised":
             return Supervised(identities, cameras, config.batch, config.memory, config.seed)
         return UCAL(cameras, config.cluster, config.batch, config.memory, config.seed, questions)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _nnct(config: RunConfig, n: int) -> NNCT:
+    try:
+        return NNCT(n, config.neighbours_k, config.nnct, config.batch, config.epochs, config.seed)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Stage = Literal["bn", "raw", "pool5"]
 
 
 class GeM(nn.Module):
@@ -35,6 +39,16 @@ class ReIdNet(nn.Module):
         self.neck = nn.BatchNorm1d(features)
         self.neck.bias.requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) float32 -> unit features (B, D)."""
-        return F.normalize(self.neck(self.backbone(images)))
+    def forward(self, images: Tensor, stage: Stage = "bn") -> Tensor:
+        """Features (B, D) of normalised images (B, 3, H, W) float32.
+
+        Args:
+            images: The images.
+            stage: Which features: unit vectors after the last BatchNorm (bn), the same before they are brought to length one
+                (raw), or unit vectors before that BatchNorm (pool5, which NNCT tests with).
+        """
+        pooled = self.backbone(images)
+        if stage == "pool5":
+            return F.normalize(pooled)
+        raw = self.neck(pooled)
+        return raw if stage == "raw" else F.normalize(raw)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from fastreid_al.data.augment import (
     rotate,
 )
 from fastreid_al.data.camstyle import CameraStyle
+from fastreid_al.data.records import Record
 
 #: Off but for what a test sets.
 NOTHING = ImageConfig(flip=0, pad=0, erase=0)
@@ -168,13 +170,11 @@ def test_drawn_boxes_are_the_pinned_ones() -> None:
 
 
 class Darker(CameraStyle):
-    """Halves every image and remembers what it was asked."""
+    """Halves every image."""
 
-    def __init__(self) -> None:
-        self.asked: list[torch.Tensor] = []
-
-    def __call__(self, pixels: torch.Tensor, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        self.asked += [rows, torch.rand(1, generator=generator)]
+    def _restyle(
+        self, pixels: torch.Tensor, rows: torch.Tensor, own: torch.Tensor, drawn: torch.Tensor
+    ) -> torch.Tensor:
         return pixels.float() / 2
 
     def describe(self) -> str:
@@ -182,11 +182,15 @@ class Darker(CameraStyle):
 
 
 def test_styles_are_drawn_first_and_from_the_same_generator() -> None:
-    images, style = batch(), Darker()
+    images, style = batch(), Darker([Record(Path(f"{i}.jpg"), 0, i % 2) for i in range(20)], 0.5)
     augment = Augment(NOTHING, 4, style)
-    assert torch.equal(augment(images, torch.arange(9)), normalize(images.float() / 2))
-    assert torch.equal(style.asked[0], torch.arange(9))
-    assert torch.equal(style.asked[1], torch.rand(1, generator=torch.Generator().manual_seed(4)))
+    rows = torch.arange(19, 10, -1)
+    draws = torch.Generator().manual_seed(4)
+    styled = style(images, rows, draws)
+    assert 0 < (styled == images).all((1, 2, 3)).sum() < 9
+    torch.rand(9, generator=draws)  # whether to flip
+    assert torch.equal(augment(images, rows), normalize(styled))
+    assert torch.equal(augment.generator.get_state(), draws.get_state())
     with pytest.raises(ValueError, match="rows: found None"):
         augment(images)
 

@@ -104,7 +104,7 @@ class ColourStyle(CameraStyle):
     The map is Monge and Kantorovich's, the one that moves colours least (Pitie and Kokaram, CVMP 2007): with covariances S of
     the image's own camera and D of the drawn one, S^-1/2 (S^1/2 D S^1/2)^1/2 S^-1/2. Both get a little variance more, because
     cameras also differ in what they look at. On drawn people under simulated casts (mean distance in CIELAB between an image
-    moved from camera a to b and the same scene under b's cast; other people and places in the statistics):
+    moved from camera a to b and the same scene under b's cast; each camera's statistics are of its own people and place):
 
         cast                              none moved    this    in CIELAB    means and deviations: RGB    CIELAB
         drawn set's, strength 1                 10.3     4.2          4.6                          3.9       5.2
@@ -113,7 +113,10 @@ class ColourStyle(CameraStyle):
         these, saturation, channels mixed       15.8     5.9          5.7                          7.9       6.6
 
     Means and deviations (Reinhard et al., 2001) are as good where a cast acts on each channel alone, and worse where channels
-    mix. CIELAB gains nothing over the pixels' own RGB and costs two powers a pixel.
+    mix. CIELAB gains little over the pixels' own RGB, loses where gains differ much, and costs two powers a value.
+
+    MSMT17's 15 cameras are sampled in about 1 s of one core (6,000 of 32,621 images, every 2nd row and column); maps and means take 36
+    bytes for each pair of cameras.
 
     Args:
         records: The n training images.
@@ -179,6 +182,7 @@ class FourierStyle(CameraStyle):
     camera shows another person, whose clothes would come along; what cameras differ in on the average is their own. The
     frequencies are those of a box about 0, which is part of it: |row| <= band x H, |column| <= band x W. There are few of
     them, so that they are computed by two small matrix products each way rather than by a transform of the whole.
+    MSMT17's 15 cameras are sampled in about 1.5 s of one core (6,000 of 32,621 images).
 
     Args:
         records: The n training images.

@@ -115,8 +115,8 @@ class ColourStyle(CameraStyle):
     Means and deviations (Reinhard et al., 2001) are as good where a cast acts on each channel alone, and worse where channels
     mix. CIELAB gains little over the pixels' own RGB, loses where gains differ much, and costs two powers a value.
 
-    MSMT17's 15 cameras are sampled in about 1 s of one core (6,000 of 32,621 images, every 2nd row and column); maps and means take 36
-    bytes for each pair of cameras.
+    MSMT17's 15 cameras are sampled in about 1 s of one core (6,000 of 32,621 images, every 2nd row and column); the maps take
+    36 bytes for each pair of cameras.
 
     Args:
         records: The n training images.

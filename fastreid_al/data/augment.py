@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..config import ImageConfig
+from .camstyle import CameraStyle
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _GREY = (0.2989, 0.587, 0.114)
-_ERASE_TRIES = 10
+_TRIES = 10
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -29,6 +30,43 @@ def normalize(images: Tensor) -> Tensor:
 def flip(images: Tensor, flipped: Tensor) -> Tensor:
     """Mirror the images whose entry of `flipped` (B,) bool is set."""
     return torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
+    """Enlarge a box (top, left, height, width), (B, 4) int64, of each image to the whole, bilinearly: float32.
+
+    Pixels outside the box have no part in the result: at its border the last row or column is repeated, as where an image is
+    cut out first and resized after. Rows are mixed before columns, because each is one weighted sum of two.
+    """
+    top, left, height, width = boxes.unbind(1)
+    batch = torch.arange(len(images), device=images.device)[:, None]
+    first, second, weight = _between(top, height, images.shape[-2])
+    # Advanced indices around a slice put the channel axis last but one: (B, H, 3, W).
+    images = torch.lerp(images[batch, :, first].float(), images[batch, :, second].float(), weight[:, :, None, None])
+    first, second, weight = (x[:, None, None].expand_as(images) for x in _between(left, width, images.shape[-1]))
+    return torch.lerp(images.gather(-1, first), images.gather(-1, second), weight).movedim(2, 1)
+
+
+def _between(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where `size` pixels lie on lines [start, start + length): the two neighbours and the weight of the second, (B, size)."""
+    centres = torch.arange(size, device=start.device) + 0.5
+    last = (length - 1)[:, None]
+    places = (centres * (length / size)[:, None] - 0.5).clamp_min(0).minimum(last)
+    first = places.long()
+    return start[:, None] + first, start[:, None] + (first + 1).minimum(last), places - first
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turn each image about its centre, counter-clockwise by `degrees` (B,), bilinearly, black beyond the border: float32."""
+    height, width = images.shape[-2:]
+    angles = torch.deg2rad(degrees.float())
+    cos, sin, none = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    # grid_sample measures both axes in half-lengths, hence the ratio of the two.
+    rows = cos, -sin * (height / width), none, sin * (width / height), cos, none
+    grid = torch.nn.functional.affine_grid(
+        torch.stack(rows, 1).view(-1, 2, 3), [len(images), 3, height, width], align_corners=False
+    )
+    return torch.nn.functional.grid_sample(images.float(), grid, "bilinear", "zeros", align_corners=False)
 
 
 def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
@@ -61,16 +99,39 @@ def erase(images: Tensor, boxes: Tensor, value: float = 0.0) -> Tensor:
 
 
 class Augment:
-    """UCAL's augmentation: flip, pad and crop, normalise, random erasing; colour jitter when set."""
+    """Camera style, resized crop, flip, rotation, pad and crop, jitter, normalise, random erasing: what the settings leave in.
 
-    def __init__(self, config: ImageConfig, seed: int) -> None:
+    What is left out draws nothing, so that it does not change the draws of the rest.
+
+    Args:
+        config: The settings.
+        seed: Seed of the draws.
+        style: Camera styles drawn first; none when not given.
+    """
+
+    def __init__(self, config: ImageConfig, seed: int, style: CameraStyle | None = None) -> None:
         self.config = config
         self.generator = torch.Generator().manual_seed(seed)
+        self.style = style
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Augment uint8 (B, 3, H, W) into normalised float32 of the same shape."""
+    def __call__(self, pixels: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Augment uint8 (B, 3, H, W) into normalised float32 of the same shape.
+
+        Args:
+            pixels: The images.
+            rows: (B,) int64, their rows in the training store; camera styles need them.
+        """
         config, n, device = self.config, len(pixels), pixels.device
-        images = flip(pixels, (self._uniform(n) < config.flip).to(device))
+        images = pixels
+        if self.style is not None:
+            if rows is None:
+                raise ValueError("rows: found None, wanted the images' rows, by which their cameras are known")
+            images = self.style(images, rows, self.generator)
+        if config.crop_area != (1.0, 1.0):
+            images = resized_crop(images, self._crops(n, *images.shape[-2:]).to(device))
+        images = flip(images, (self._uniform(n) < config.flip).to(device))
+        if config.rotate:
+            images = rotate(images, (config.rotate * (2 * self._uniform(n) - 1)).to(device))
         if config.pad:
             offsets = torch.randint(2 * config.pad + 1, (2, n), generator=self.generator).to(device)
             images = pad_crop(images, offsets[0], offsets[1], config.pad)
@@ -82,23 +143,40 @@ class Augment:
             images = erase(images, self._boxes(n, *images.shape[-2:]).to(device))
         return images
 
+    def _crops(self, n: int, height: int, width: int) -> Tensor:
+        """Boxes of the resized crop: area and aspect, both uniform, until one fits; the whole image where none does."""
+        (low, high), (flat, steep) = self.config.crop_area, self.config.crop_aspect
+        area = height * width * (low + (high - low) * self._uniform(n, _TRIES))
+        aspect = flat + (steep - flat) * self._uniform(n, _TRIES)
+        h, w = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+        h, w, some = _first(h, w, (h <= height) & (w <= width) & (h > 0) & (w > 0))
+        return self._placed(h.where(some, height), w.where(some, width), height, width)
+
     def _boxes(self, n: int, height: int, width: int) -> Tensor:
         """Boxes as random erasing draws them: area and log aspect until one fits; an empty box where none is erased."""
         low, high = self.config.erase_area
-        area = height * width * (low + (high - low) * self._uniform(n, _ERASE_TRIES))
+        area = height * width * (low + (high - low) * self._uniform(n, _TRIES))
         log_aspect = [math.log(a) for a in self.config.erase_aspect]
-        aspect = torch.exp(log_aspect[0] + (log_aspect[1] - log_aspect[0]) * self._uniform(n, _ERASE_TRIES))
+        aspect = torch.exp(log_aspect[0] + (log_aspect[1] - log_aspect[0]) * self._uniform(n, _TRIES))
         h, w = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-        fits = (h < height) & (w < width)
-        first = fits.long().argmax(1, keepdim=True)
-        h, w = h.gather(1, first)[:, 0], w.gather(1, first)[:, 0]
-        keep = (self._uniform(n) < self.config.erase) & fits.any(1)
-        top = (self._uniform(n) * (height - h + 1)).long()
-        left = (self._uniform(n) * (width - w + 1)).long()
-        return torch.stack([top, left, h, w], 1) * keep[:, None]
+        h, w, some = _first(h, w, (h < height) & (w < width))
+        keep = (self._uniform(n) < self.config.erase) & some
+        return self._placed(h, w, height, width) * keep[:, None]
+
+    def _placed(self, h: Tensor, w: Tensor, height: int, width: int) -> Tensor:
+        """Boxes (top, left, h, w) at uniform places of the image."""
+        top = (self._uniform(len(h)) * (height - h + 1)).long()
+        left = (self._uniform(len(w)) * (width - w + 1)).long()
+        return torch.stack([top, left, h, w], 1)
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self.generator)
+
+
+def _first(h: Tensor, w: Tensor, fits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first of the tries (n, tries) that fits, and whether one does: three (n,) tensors."""
+    first = fits.long().argmax(1, keepdim=True)
+    return h.gather(1, first)[:, 0], w.gather(1, first)[:, 0], fits.any(1)
 
 
 def _grey(images: Tensor) -> Tensor:

@@ -572,14 +572,14 @@ class _Camera(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _camera(seed: int, camera: int, height: int) -> _Camera:
+def _camera(seed: int, camera: int, height: int, cast: float) -> _Camera:
     stream = Stream(seed, "camera", camera)
     wall = WALLS[(camera + seed) % len(WALLS)]
     floor = FLOORS[(2 * camera + camera // len(WALLS) + seed) % len(FLOORS)]
     grey = stream.below(64)
     return _Camera(
         scene=np.clip(_fade(_scene(wall, floor, stream, height), grey), 0, 255).astype(np.uint8),
-        curve=_curve(stream),
+        curve=_curve(stream, cast),
         grey=grey,
         yaw=stream.pick((0.0, math.pi, math.pi / 2, -math.pi / 2, 0.7, math.pi - 0.7)),
         turn=stream.between(0.3, 0.9),
@@ -590,10 +590,10 @@ def _camera(seed: int, camera: int, height: int) -> _Camera:
     )
 
 
-def _curve(stream: Stream) -> Array:
+def _curve(stream: Stream, cast: float) -> Array:
     """A camera's response: (3, 256) uint8, from its tint, contrast and gamma."""
-    warm, green = stream.between(-0.1, 0.1), stream.between(-0.04, 0.04)
-    gains = (1 + warm, 1 + green, 1 - warm)
+    warm, green = cast * stream.between(-0.1, 0.1), cast * stream.between(-0.04, 0.04)
+    gains = (max(0.1, gain) for gain in (1 + warm, 1 + green, 1 - warm))
     gamma, contrast, black = stream.between(0.75, 1.05), stream.between(0.9, 1.1), stream.between(0.0, 0.06)
     curve = np.zeros((3, 256), np.uint8)
     for channel, gain in enumerate(gains):
@@ -702,7 +702,7 @@ def draw_image(config: SyntheticConfig, split: Split, identity: int, camera: int
     """Draw one image, as it is before JPEG.
 
     Args:
-        config: The set; of it only the seed and the height matter here.
+        config: The set; of it only the seed, the height and the cast matter here.
         split: "train", or "test" for query and gallery.
         identity: Person, from 0 in each split.
         camera: Camera, from 1.
@@ -714,7 +714,7 @@ def draw_image(config: SyntheticConfig, split: Split, identity: int, camera: int
     """
     track = Stream(config.seed, split, identity, camera, "track")
     stream = Stream(config.seed, split, identity, camera, index, "image")
-    view = _camera(config.seed, camera, config.height)
+    view = _camera(config.seed, camera, config.height, config.cast)
     height = config.height
     width = int(height * stream.between(0.4, 0.52))
     head, foot = stream.between(-0.03, 0.1), stream.between(0.91, 1.03)

@@ -24,7 +24,7 @@ def read_folder(root: Path) -> ImageSet:
         DataError: No image is found, labelled and unlabelled images are mixed, or only one of query and gallery is there.
     """
     if not (root / "train").is_dir():
-        records = [Record(path, UNKNOWN, _camera(path)) for path in _images(root)]
+        records = [Record(path, UNKNOWN, _camera(path)) for path in images_below(root)]
         if not records:
             raise DataError(
                 f"{root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth; name another folder"
@@ -49,7 +49,7 @@ def _read_split(folder: Path, numbers: dict[str, int]) -> list[Record]:
     labelled = [
         Record(path, numbers[identity.name], _camera(path))
         for identity in sorted(d for d in folder.iterdir() if d.is_dir())
-        for path in _images(identity)
+        for path in images_below(identity)
     ]
     if loose and labelled:
         raise DataError(
@@ -63,7 +63,7 @@ def _read_split(folder: Path, numbers: dict[str, int]) -> list[Record]:
     return loose or labelled
 
 
-def _images(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
     """Images at any depth, through links too; a broken link is kept, to be named when it cannot be read."""
     found: list[Path] = []
     for parent, folders, files in os.walk(folder, followlinks=True):

@@ -6,6 +6,7 @@ Which identity is seen when by which camera is planned here, from the seed alone
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
 import os
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +55,8 @@ def _check(config: SyntheticConfig) -> None:
         raise ValueError(f"cameras must be 2 or more to match identities across them, got {config.cameras}")
     if config.height < 32:
         raise ValueError(f"height must be 32 or more, got {config.height}")
+    if not 0 <= config.cast < math.inf:
+        raise ValueError(f"cast must be 0 or more, got {config.cast}")
     if min(config.train_identities, config.test_identities) < 1:
         raise ValueError("train_identities and test_identities must be 1 or more")
     for name, images, identities, least in (
@@ -211,7 +214,8 @@ def cached_synthetic(
         from platformdirs import user_cache_dir
 
         cache = Path(os.environ.get("FASTREID_AL_CACHE") or user_cache_dir("fastreid_al"))
-    values = astuple(config)
+    # The usual cast has no part in the name, so that sets drawn before there was a choice are still found.
+    values = tuple(value for name, value in asdict(config).items() if name != "cast" or value != SyntheticConfig.cast)
     digest = hashlib.blake2b(repr((DRAWING_VERSION, values)).encode(), digest_size=4).hexdigest()
     name = "-".join(["synthetic", f"v{DRAWING_VERSION}", *map(str, values), digest])
     folder = cache / name / "MSMT17_V1"

@@ -98,6 +98,28 @@ def test_pixels_are_the_pinned_ones(key: tuple[synthetic.Split, int, int, int]) 
     assert hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest() == PINNED[key]
 
 
+def test_a_stronger_cast_moves_the_cameras_apart_and_nothing_else() -> None:
+    def tint(cast: float, camera: int) -> np.ndarray:
+        drawn = [draw_image(replace(SMALL, cast=cast), "train", who, camera, 0) for who in range(6)]
+        assert all(0 < image.mean() < 250 for image in drawn)
+        means = np.mean([image.mean((0, 1)) for image in drawn], axis=0)
+        return means / means.sum()
+
+    spread = [np.std([tint(cast, camera) for camera in range(1, 5)], axis=0).sum() for cast in (0.0, 1.0, 4.0)]
+    assert 2 * spread[0] < spread[1] and 2.5 * spread[1] < spread[2]
+    assert (drawing._camera(0, 1, 48, 50.0).curve.max(1) > 10).all()
+    plain, strong = (draw_image(replace(SMALL, cast=cast), "train", 0, 1, 0) for cast in (1.0, 4.0))
+    assert plain.shape == strong.shape
+    assert np.array_equal(drawing._camera(0, 1, 48, 1.0).scene, drawing._camera(0, 1, 48, 4.0).scene)
+
+
+def test_the_usual_cast_keeps_the_name_of_the_cached_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "write_synthetic", lambda *_, **__: None)
+    usual, strong = (cached_synthetic(replace(SMALL, cast=cast), tmp_path).parent.name for cast in (1.0, 4.0))
+    assert usual == "synthetic-v1-10-120-9-30-80-4-48-0-0943d606"
+    assert strong.startswith("synthetic-v1-10-120-9-30-80-4-48-0-4.0-")
+
+
 def test_an_image_does_not_depend_on_what_was_drawn_before() -> None:
     keys = [(identity, camera, 5) for identity in range(3) for camera in (1, 2)]
     forwards = [draw_image(SMALL, "test", *key) for key in keys]
@@ -182,13 +204,15 @@ def test_a_folder_with_contents_is_refused(tmp_path: Path) -> None:
     [
         ({"cameras": 1}, "cameras must be 2 or more"),
         ({"height": 16}, "height must be 32 or more"),
+        ({"cast": -1.0}, "cast must be 0 or more, got -1.0"),
+        ({"cast": float("nan")}, "cast must be 0 or more"),
         ({"train_identities": 0}, "1 or more"),
         ({"train_images": 19}, "train_images must be 2 or more for each of 10"),
         ({"query_images": 8}, "query_images must be 1 or more for each of 9"),
         ({"gallery_images": 17}, "gallery_images must be 2 or more for each of 9"),
     ],
 )
-def test_an_impossible_set_is_refused_in_one_line(change: dict[str, int], message: str, tmp_path: Path) -> None:
+def test_an_impossible_set_is_refused_in_one_line(change: dict[str, float], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as error:
         cached_synthetic(replace(SMALL, **change), tmp_path)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []

@@ -113,10 +113,12 @@ class StyleConfig:
     Args:
         probability: Probability that an image is drawn in the style of another camera; when not given, each camera of the set
             is as probable as the image's own.
+        space: Colour space in which colour matches the cameras: CIELAB, or the pixels' own RGB.
         band: Share of the frequencies, from the lowest on, that fourier changes.
     """
 
     probability: float | None = None
+    space: Literal["lab", "rgb"] = "lab"
     band: float = 0.02
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -355,7 +356,7 @@ def _train_epoch(
     for _ in range(state.step):
         next(batches)
     for rows in reporter.track(what, batches, total, state.step):
-        images = to_device(store.read(rows), device, state.augment)
+        images = to_device(store.read(rows), device, partial(state.augment, rows=rows))
         embeddings = model(images, "raw")
         rows = rows.to(device)
         loss = method.loss(embeddings, rows)

@@ -19,6 +19,7 @@ from ..clustering.approximate import check_library
 from ..config import EvaluationConfig, ImageConfig, RunConfig, TestFeatures
 from ..data import ImageSet, describe, load
 from ..data.augment import Augment
+from ..data.camstyle import CameraStyle, camera_style
 from ..data.pixels import PixelStore
 from ..data.records import UNKNOWN, Record
 from ..data.samplers import iterations_of
@@ -74,7 +75,8 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
     store, records = _decode(images, config, folder, reporter)
     identities = identities_and_cameras(records)[0]
     with open_questions(config, images, records, store.digests, folder.path, reporter) as questions:
-        state = _training(config, model, images, store, records, questions)
+        style = _style(config, images, records, store, folder, reporter)
+        state = _training(config, model, images, store, records, questions, style)
         if saved is not None:
             state.load_state_dict(saved)
             reporter.line(f"resuming {folder.path} after epoch {state.epoch}, batch {state.step}")
@@ -372,6 +374,7 @@ def _training(
     store: PixelStore,
     records: list[Record],
     questions: Questions | None,
+    style: CameraStyle | None,
 ) -> Training:
     settings = config.optimizer
     optimizer = make_optimizer(model, settings)
@@ -381,9 +384,27 @@ def _training(
         _method(config, *identities_and_cameras(records), questions),
         optimizer,
         torch.optim.lr_scheduler.StepLR(optimizer, settings.step, settings.gamma),
-        Augment(config.image, config.seed),
-        data_fingerprint(images, records, store.digests),
+        Augment(config.image, config.seed, style),
+        data_fingerprint(images, records, store.digests) | (style.digests if style is not None else {}),
     )
+
+
+def _style(
+    config: RunConfig,
+    images: ImageSet,
+    records: list[Record],
+    store: PixelStore,
+    folder: RunFolder,
+    reporter: Reporter,
+) -> CameraStyle | None:
+    """The camera styles that training images are drawn in."""
+    with reporter.progress("camera styles", len(records)) as update:
+        style = camera_style(
+            config.camstyle, images, records, store, config.style, config.image, folder.path, reporter.warn, update
+        )
+    if style is not None:
+        reporter.line(style.describe())
+    return style
 
 
 def _method(config: RunConfig, identities: Tensor, cameras: Tensor, questions: Questions | None) -> Method:

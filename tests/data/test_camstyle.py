@@ -123,7 +123,21 @@ def test_the_state_of_the_generator_repeats_the_styles(kind: int) -> None:
     assert not torch.equal(first, second)
 
 
-def test_colours_of_a_planted_cast_are_recovered() -> None:
+SPACES = pytest.mark.parametrize("space", ["lab", "rgb"])
+
+
+def test_colours_go_to_cielab_and_back() -> None:
+    known = torch.tensor([[255.0, 255, 255], [0, 0, 0], [255, 0, 0], [0, 255, 0], [119, 119, 119]]).T[None]
+    expected = torch.tensor([[100.0, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20], [87.74, -86.18, 83.18], [50.03, 0, 0]])
+    assert torch.allclose(camstyle.rgb_to_lab(known)[0].T, expected, atol=0.02)
+    images = torch.randint(256, (4, 3, 40, 10), dtype=torch.uint8)
+    found = camstyle.rgb_to_lab(images.flatten(2).double())
+    assert torch.allclose(found.view(images.shape), lab(images).double(), atol=2e-3)
+    assert torch.allclose(camstyle.lab_to_rgb(found), images.flatten(2).double(), atol=1e-3)
+
+
+@SPACES
+def test_colours_of_a_planted_cast_are_recovered(space: str) -> None:
     """Cameras that see the same kind of people, each through a colour matrix of its own."""
     mixes = torch.eye(3) + torch.tensor([0.0, 0.12, 0.2])[:, None, None] * (2 * torch.rand(3, 3, 3) - 1)
     shifts = torch.tensor([[0.0, 0, 0], [25, -5, -20], [-20, 10, 15]])
@@ -133,7 +147,7 @@ def test_colours_of_a_planted_cast_are_recovered() -> None:
         return (cast + shifts[camera].view(3, 1, 1)).round().clamp(0, 255).to(torch.uint8)
 
     train = torch.cat([seen(smooth(100), camera) for camera in range(3)])
-    style = ColourStyle(records_of([1] * 100 + [4] * 100 + [7] * 100), stored(train), 1.0)
+    style = ColourStyle(records_of([1] * 100 + [4] * 100 + [7] * 100), stored(train), 1.0, space)
     people = smooth(20)
     for a, b in ((0, 1), (1, 2), (2, 0), (2, 1)):
         source, wanted = seen(people, a), seen(people, b)
@@ -144,7 +158,8 @@ def test_colours_of_a_planted_cast_are_recovered() -> None:
         assert colour_distance(back, source) < 0.1 * colour_distance(found, source)
 
 
-def test_colours_of_drawn_cameras_come_closer_though_people_and_places_differ() -> None:
+@SPACES
+def test_colours_of_drawn_cameras_come_closer_though_people_and_places_differ(space: str) -> None:
     config = SyntheticConfig(height=64, cast=3.0)
 
     def seen(who: int, camera: int, like: int) -> Tensor:
@@ -157,7 +172,9 @@ def test_colours_of_drawn_cameras_come_closer_though_people_and_places_differ() 
 
     cameras = (1, 2, 3)
     train = torch.stack([seen(who, camera, camera) for camera in cameras for who in range(camera, 60, 4)])
-    style = ColourStyle(records_of([camera for camera in cameras for _ in range(camera, 60, 4)]), stored(train))
+    style = ColourStyle(
+        records_of([camera for camera in cameras for _ in range(camera, 60, 4)]), stored(train), space=space
+    )
     before, after = [], []
     for a, b in ((1, 2), (2, 3), (3, 1)):
         source, wanted = (torch.stack([seen(who, a, like) for who in range(60, 66)]) for like in (a, b))
@@ -167,18 +184,21 @@ def test_colours_of_drawn_cameras_come_closer_though_people_and_places_differ() 
     assert np.mean(after) < 0.4 * np.mean(before)
 
 
-def test_cameras_of_a_single_colour_have_a_finite_map() -> None:
+@SPACES
+def test_cameras_of_a_single_colour_have_a_finite_map(space: str) -> None:
     pixels = torch.tensor([10, 10, 200, 200], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 8, 4).contiguous()
-    style = ColourStyle(records_of([1, 1, 2, 2]), stored(pixels), 1.0)
+    style = ColourStyle(records_of([1, 1, 2, 2]), stored(pixels), 1.0, space)
     found = style(pixels, torch.arange(4), torch.Generator())
-    assert torch.allclose(found, pixels.flip(0).float(), atol=1e-3)
+    assert torch.allclose(found, pixels.flip(0).float(), atol=1e-2)
 
 
 def test_statistics_are_those_of_the_sample_of_each_camera(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(camstyle, "SAMPLE", 5)
     pixels, seen = smooth(30), []
     records = records_of([1, 2, 2] * 10)
-    style = ColourStyle(records, stored(pixels), on_progress=lambda done, total: seen.append((done, total)))
+    style = ColourStyle(
+        records, stored(pixels), space="rgb", on_progress=lambda done, total: seen.append((done, total))
+    )
     assert style.read == 10 and seen[-1] == (10, 10)
     first, second = pixels[[0, 6, 12, 18, 24]], pixels[[1, 7, 13, 19, 25]]
     expected = torch.stack([x[:, :, ::2, ::2].double().mean((0, 2, 3)) for x in (first, second)])

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from fastreid_al.config import MemoryConfig, RunConfig
+from fastreid_al.config import MemoryConfig, NNCTConfig, RunConfig
 from fastreid_al.data.synthetic import cached_synthetic
 from fastreid_al.engine import Interrupted, checkpoint, loop
 from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -45,6 +46,7 @@ VARIANTS = {
     "instance memory": {},
     "cluster memory": {"memory": MemoryConfig(kind="cluster", hardest=True)},
     "supervised": {"method": "supervised"},
+    "nnct": {"method": "nnct", "nnct": NNCTConfig(threshold=0.3, single_label=1)},
 }
 
 
@@ -60,7 +62,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, signum: int = signal
 
     def counting(*args: object) -> torch.Tensor:
         # Extraction passes another preparation than augmentation, so only training steps are counted.
-        done[0] += type(args[2]).__name__ == "Augment"
+        done[0] += isinstance(args[2], partial)
         if done[0] == steps:
             done[0] += 1
             os.kill(os.getpid(), signum)

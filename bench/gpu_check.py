@@ -35,6 +35,7 @@ BENCHMARKS = (
     "bench_bank_contrast_loss.py",
     "bench_multilabel_bank_loss.py",
     "bench_train_step.py",
+    "bench_nnct_step.py",
     "bench_similarity_topk.py",
     "bench_label_prediction.py",
     "bench_questions.py",

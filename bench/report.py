@@ -21,7 +21,13 @@ PSEUDO_LABELS = (
     "| images x width | threads | ours s | neighbours + graph + clusters s | dense s | times as fast | ours MiB | dense MiB "
     "| share of its memory | labels that differ | precision, recall of pairs |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
+NNCT = (
+    "| network, batch of images | threads | labels + neighbours + losses + updates s | as published s | ours s | published s "
+    "| times as fast | network s | whole step, ours, published s | ours MiB | published MiB | label memory MB "
+    "| labels an image |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+)
 OTHERS = "| benchmark | form | median ms | peak extra MiB |\n|---|---|--:|--:|"
+PUBLISHED = "eager, as published"
 MARKERS = "ovsD^P*X<>"
 
 
@@ -81,10 +87,11 @@ def figures(path: Path) -> list[Figure]:
 
 
 def text(found: list[Figure]) -> str:
-    """The table of the operators, that of pseudo-labels, and a short one of the other benchmarks."""
+    """The table of the operators, those of pseudo-labels and of NNCT, and a short one of the other benchmarks."""
     operators = [figure for figure in found if "operator" in figure.info]
     pseudo_labels = [figure for figure in found if figure.info.get("step") == "pseudo-labels"]
-    others = [figure for figure in found if figure not in operators and figure not in pseudo_labels]
+    nnct = [figure for figure in found if figure.info.get("step") == "NNCT"]
+    others = [figure for figure in found if figure not in [*operators, *pseudo_labels, *nnct]]
     parts = []
     if operators:
         peaks = ceilings(operators)
@@ -101,6 +108,14 @@ def text(found: list[Figure]) -> str:
         parts.append(
             "Pseudo-labels of one epoch, ours beside the dense form that is published; memory is that over the features, of a "
             f"process of its own.\n\n{PSEUDO_LABELS}\n{lines}"
+        )
+    if nnct:
+        groups = dict.fromkeys(figure.group for figure in nnct)
+        lines = "".join(beside_network([o for o in nnct if o.group == group]) + "\n" for group in groups)
+        parts.append(
+            "One step of NNCT with one neighbour: what it does over its memories, ours beside the published form, and the "
+            "network (forward, backward, optimizer), which both share; the whole step is the sum. Memory is that over the "
+            f"memories themselves, of which the labels' is listed, ours and as published.\n\n{NNCT}\n{lines}"
         )
     if others:
         lines = "".join(
@@ -157,6 +172,28 @@ def beside(forms: list[Figure]) -> str:
         str(info.get("dense", {}).get("labels_differing", "-")),
     ]
     cells += [f"{some['precision']:.2f}, {some['recall']:.2f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def beside_network(forms: list[Figure]) -> str:
+    """One line of the table of NNCT: the last figure of each form of a group."""
+    info = {o.info["form"]: o.info for o in forms}
+    some = forms[-1].info
+    seconds, parts, memory, labels = {}, {}, {}, {}
+    for o in forms:
+        form = o.info["form"]
+        seconds[form], memory[form] = o.ms / 1e3, o.info.get("peak_extra_MiB")
+        labels[form] = o.info.get("label_memory_MB")
+        taken = [o.info.get(part) for part in ("labels_s", "neighbours_s", "losses_s", "updates_s")]
+        parts[form] = " + ".join(number(part, 2) for part in taken) if None not in taken else "-"
+    network, ours, published = (seconds.get(form) for form in ("network", "ours", PUBLISHED))
+    whole = [number(network + form if network and form else None) for form in (ours, published)]
+    cells = [some["problem"], str(some["threads"]), parts.get("ours", "-"), parts.get(PUBLISHED, "-")]
+    cells += [number(ours), number(published), number(published / ours if ours and published else None)]
+    cells += [number(network), ", ".join(whole)]
+    cells += [number(memory.get("ours")), number(memory.get(PUBLISHED))]
+    cells += [", ".join(number(labels.get(form)) for form in ("ours", PUBLISHED))]
+    cells += [number(info.get("ours", some).get("labels_per_image"))]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -129,6 +129,48 @@ def test_pseudo_labels_stand_beside_the_dense_form(tmp_path: Path) -> None:
     assert other[0] == "ranking, 500"
 
 
+def nnct(form: str, seconds: float, mib: float, **more: Any) -> dict[str, Any]:
+    """A figure of one of the forms of NNCT's step, or of its network, as the benchmark notes it."""
+    problem = "resnet50 256 x 128, 64 of 32,621"
+    info = {
+        "step": "NNCT",
+        "form": form,
+        "problem": problem,
+        "device": "cpu",
+        "threads": 1,
+        "peak_extra_MiB": mib,
+        **more,
+    }
+    return {"name": f"test[{form}]", "group": f"NNCT step, {problem}", "stats": {"median": seconds}, "extra_info": info}
+
+
+PARTS = {"labels_s": 0.5, "neighbours_s": 0.25, "losses_s": 0.2, "updates_s": 0.05, "labels_per_image": 21.2}
+
+
+def test_the_parts_of_an_nnct_step_stand_beside_the_published_ones_and_the_network(tmp_path: Path) -> None:
+    figures = [
+        nnct("ours", 1.0, 150.0, label_memory_MB=133.0, **PARTS),
+        nnct("eager, as published", 8.0, 90.0, label_memory_MB=4257.0, **(PARTS | {"labels_s": 7.5})),
+        nnct("network", 20.0, 6000.0),
+    ]
+    done = report(tmp_path, {"benchmarks": figures})
+    assert done.returncode == 0, done.stderr
+    _, line = rows(tmp_path)
+    assert line[:4] == [
+        "resnet50 256 x 128, 64 of 32,621",
+        "1",
+        "0.50 + 0.25 + 0.20 + 0.050",
+        "7.5 + 0.25 + 0.20 + 0.050",
+    ]
+    assert line[4:9] == ["1.00", "8.00", "8.00", "20.0", "21.0, 28.0"]
+    assert line[9:] == ["150", "90.0", "133, 4,257", "21.2"]
+
+
+def test_an_nnct_step_without_the_published_form_or_the_network_has_dashes(tmp_path: Path) -> None:
+    assert report(tmp_path, {"benchmarks": [nnct("ours", 1.0, 150.0)]}).returncode == 0
+    assert rows(tmp_path)[1][2:] == ["-", "-", "1.00", "-", "-", "-", "-, -", "150", "-", "-, -", "-"]
+
+
 def test_growth_is_measured_by_size_and_drawn_and_reported(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark")
     figures, plot = tmp_path / "growth.json", tmp_path / "growth.png"

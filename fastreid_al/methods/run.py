@@ -151,7 +151,8 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
             f"{where}; {m * pixels / 2**30:.2f} GiB of pixels"
         )
     if config.method == "nnct":
-        labels = _nnct(config, n).label_memory
+        known = None if source is None else _source(source.train)
+        labels = _nnct(config, n, known, model.features).label_memory
         single = min(config.nnct.single_label, config.epochs)
         reporter.line(
             f"label memory {labels.nbytes / 2**30:.2f} GiB as {labels.layout}; {single} epochs of single labels, then "
@@ -464,9 +465,7 @@ def _method(
     config: RunConfig, records: list[Record], questions: Questions | None, source: Source | None, features: int
 ) -> Method:
     if config.method == "nnct":
-        weight = config.adaptation.weight
-        beside = None if source is None else SourceClassifier(source, features, weight, config.seed)
-        return _nnct(config, len(records), beside)
+        return _nnct(config, len(records), source, features)
     identities, cameras = identities_and_cameras(records)
     try:
         if config.method == "supervised":
@@ -476,8 +475,10 @@ def _method(
         raise UserError(str(error)) from error
 
 
-def _nnct(config: RunConfig, n: int, source: SourceClassifier | None = None) -> NNCT:
+def _nnct(config: RunConfig, n: int, source: Source | None, features: int) -> NNCT:
+    weight = config.adaptation.weight
+    classifier = None if source is None else SourceClassifier(source, features, weight, config.seed)
     try:
-        return NNCT(n, config.neighbours_k, config.nnct, config.batch, config.epochs, config.seed, source)
+        return NNCT(n, config.neighbours_k, config.nnct, config.batch, config.epochs, config.seed, classifier)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -119,13 +119,12 @@ class Augment:
 
         Args:
             pixels: The images.
-            rows: (B,) int64, their rows in the training store; camera styles need them.
+            rows: (B,) int64, their rows in the training store, by which their cameras are known. Images of another set have
+                none, and keep their own camera's style.
         """
         config, n, device = self.config, len(pixels), pixels.device
         images = pixels
-        if self.style is not None:
-            if rows is None:
-                raise ValueError("rows: found None, wanted the images' rows, by which their cameras are known")
+        if self.style is not None and rows is not None:
             images = self.style(images, rows, self.generator)
         if config.crop_area != (1.0, 1.0):
             images = resized_crop(images, self._crops(n, *images.shape[-2:]).to(device))

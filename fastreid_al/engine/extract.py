@@ -14,7 +14,7 @@ from ..data.pixels import PixelStore, decode
 from ..data.records import ImageSet, Record
 from ..errors import DataError, TrainingError
 from ..metrics import Ranking, rank_gallery
-from ..models import ReIdNet, Stage
+from ..models import Domain, ReIdNet, Stage
 from .report import Reporter
 
 
@@ -25,6 +25,7 @@ def extract_features(
     batch: int = 256,
     on_progress: Callable[[int, int], None] | None = None,
     stage: Stage = "bn",
+    domain: Domain = "target",
 ) -> Tensor:
     """Features of all images under the present weights, in evaluation mode.
 
@@ -35,6 +36,7 @@ def extract_features(
         batch: Images at a time.
         on_progress: Called with (images done, images in all).
         stage: Which features.
+        domain: Whose images they are, where each domain has BatchNorms of its own.
 
     Returns:
         (n, D) float32 on the device: 267 MB at n = 32,621 and 8.2 GB at 1e6 for D = 2,048, twice that while it is put
@@ -45,7 +47,7 @@ def extract_features(
     parts: list[Tensor] = []
     with torch.inference_mode():
         for rows in torch.arange(len(store)).split(batch):
-            parts.append(model(to_device(store.read(rows), device, normalize), stage))
+            parts.append(model(to_device(store.read(rows), device, normalize), stage, domain))
             if on_progress is not None:
                 on_progress(int(rows[-1]) + 1, len(store))
     model.train(training)

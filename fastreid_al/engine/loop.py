@@ -14,14 +14,14 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import OptimizerConfig, RunConfig
 from ..data.augment import Augment
 from ..data.pixels import PixelStore
 from ..errors import CheckpointError, TrainingError
 from ..metrics import Ranking, pair_scores
-from ..models import ReIdNet
+from ..models import Domain, ReIdNet, without_source
 from .checkpoint import check_same_data, save_checkpoint
 from .extract import extract_features, to_device
 from .report import Reporter, RunFolder, percent, ranking_metrics
@@ -38,11 +38,17 @@ class Method(Protocol):
     def drafted(self) -> Tensor | None:
         """(n,) int64: the clusters that the epoch's were refined from; None when they were not."""
 
-    def label_images(self, epoch: int, extract: Callable[[], Tensor]) -> dict[str, float]:
-        """Label the images for the epoch; gives facts for the log."""
+    def layers(self) -> nn.ModuleList:
+        """The layers that are trained beside the network, as new ones; a part of `state_dict`."""
+
+    def label_images(self, epoch: int, extract: Callable[..., Tensor]) -> dict[str, float]:
+        """Label the images for the epoch; gives facts for the log. `extract("source")` gives the source's features."""
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
-        """Rows of the images of each batch; the same again when asked again for the same epoch."""
+        """Rows of the images of each batch; the same again when asked again for the same epoch.
+
+        Rows of the target's images first; those of the source's are numbered after them.
+        """
 
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """The loss of a batch: embeddings (B, D) with gradient, of any length, of the images at rows (B,)."""
@@ -106,6 +112,7 @@ class Training:
         """The state as tensors and plain values."""
         return {
             **self.weights(),
+            "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "method": self.method.state_dict(),
@@ -122,7 +129,11 @@ class Training:
 
     def weights(self) -> dict[str, Any]:
         """The part that evaluation needs."""
-        return {"model": self.model.state_dict(), "network": network_of(self.config), "epoch": self.epoch}
+        return {
+            "model": without_source(self.model.state_dict()),
+            "network": network_of(self.config),
+            "epoch": self.epoch,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint.
@@ -168,7 +179,8 @@ class Training:
             TrainingError: A weight, or the loss, is not finite; the checkpoint on disk is left as it is.
             CheckpointError: The file could not be written; the one before it is intact.
         """
-        weights = (v for v in self.model.state_dict().values() if v.is_floating_point())
+        modules = (self.model, self.method.layers())
+        weights = (v for module in modules for v in module.state_dict().values() if v.is_floating_point())
         if not torch.isfinite(self.loss) or not all(torch.isfinite(v).all() for v in weights):
             kept = "the last checkpoint is intact" if path.exists() else "no checkpoint was written yet"
             raise TrainingError(
@@ -183,10 +195,10 @@ def learning_rates(settings: OptimizerConfig) -> list[float]:
     return [settings.lr, settings.lr if settings.backbone_lr is None else settings.backbone_lr]
 
 
-def make_optimizer(model: ReIdNet, settings: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer over all parameters of a network that are trained: new layers first, then the backbone."""
+def make_optimizer(model: ReIdNet, settings: OptimizerConfig, layers: nn.Module | None = None) -> torch.optim.Optimizer:
+    """The optimizer over all parameters of a network that are trained: new layers, `layers` too, then the backbone."""
     backbone = {id(p) for p in model.backbone.parameters()}
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for module in (model, layers or nn.ModuleList()) for p in module.parameters() if p.requires_grad]
     parts = [p for p in trained if id(p) not in backbone], [p for p in trained if id(p) in backbone]
     groups = [{"params": part, "lr": lr} for part, lr in zip(parts, learning_rates(settings), strict=True)]
     if settings.name == "sgd":
@@ -220,6 +232,7 @@ _MAY_CHANGE = (
     "evaluate_",
     "device",
     "data_root",
+    "source_root",
     "run_dir",
     "weights",
     "image.store_",
@@ -273,6 +286,7 @@ def train(
     reporter: Reporter,
     evaluate: Callable[[ReIdNet], Ranking] | None = None,
     identities: Tensor | None = None,
+    source: PixelStore | None = None,
 ) -> None:
     """Train from wherever the state stands to the last epoch.
 
@@ -284,6 +298,7 @@ def train(
         reporter: Says how it goes.
         evaluate: Scores the network; None when the set has nothing to evaluate on.
         identities: (n,) true identities, for the log alone; None when unknown.
+        source: Pixels of the source's training images, where the method trains with a source.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the state after the step under way, or before the extraction, is saved.
@@ -293,9 +308,11 @@ def train(
     config = state.config
     folder.rewrite_metrics(state.history)
 
-    def extract() -> Tensor:
-        with reporter.progress("extracting", len(store)) as update:
-            return extract_features(state.model, store, device, on_progress=update)
+    def extract(domain: Domain = "target") -> Tensor:
+        pixels, what = (source, "extracting the source") if domain == "source" else (store, "extracting")
+        assert pixels is not None
+        with reporter.progress(what, len(pixels)) as update:
+            return extract_features(state.model, pixels, device, on_progress=update, domain=domain)
 
     with _stop_signals(reporter) as stop:
         if evaluate is not None and config.evaluate_untrained and not state.history and not state.pending:
@@ -310,7 +327,7 @@ def train(
                     scores = pair_scores(state.method.drafted, identities)
                     state.facts |= {f"drafted_pair_{k}": v for k, v in scores._asdict().items()}
             labelled = time.perf_counter()
-            _train_epoch(state, store, device, reporter, stop, folder)
+            _train_epoch(state, store, source, device, reporter, stop, folder)
             state.pending = _epoch_record(state, identities)
             state.pending["seconds"] = {
                 "labels": round(labelled - start, 3),
@@ -347,17 +364,23 @@ def _scores(evaluate: Callable[[ReIdNet], Ranking], state: Training, reporter: R
 
 
 def _train_epoch(
-    state: Training, store: PixelStore, device: torch.device, reporter: Reporter, stop: _Stop, folder: RunFolder
+    state: Training,
+    store: PixelStore,
+    source: PixelStore | None,
+    device: torch.device,
+    reporter: Reporter,
+    stop: _Stop,
+    folder: RunFolder,
 ) -> None:
-    model, method = state.model.train(), state.method
+    state.model.train()
+    method = state.method
     total = method.iterations
     what = f"epoch {state.epoch + 1}/{state.config.epochs}"
     batches = method.batches(state.epoch)
     for _ in range(state.step):
         next(batches)
     for rows in reporter.track(what, batches, total, state.step):
-        images = to_device(store.read(rows), device, partial(state.augment, rows=rows))
-        embeddings = model(images, "raw")
+        embeddings = _embed(state, store, source, rows, device)
         rows = rows.to(device)
         loss = method.loss(embeddings, rows)
         state.optimizer.zero_grad(set_to_none=True)
@@ -369,6 +392,18 @@ def _train_epoch(
         if stop.signum and state.step < total:
             state.save(folder.last)
             raise Interrupted(stop.signum)
+
+
+def _embed(state: Training, store: PixelStore, source: PixelStore | None, rows: Tensor, device: torch.device) -> Tensor:
+    """Embeddings (B, D) of the images at rows (B,) on the CPU, each domain forwarded by itself."""
+    target = rows[rows < len(store)]
+    # Camera styles are the target's; its images are known to them by their rows.
+    images = to_device(store.read(target), device, partial(state.augment, rows=target))
+    embeddings: Tensor = state.model(images, "raw")
+    if source is None:
+        return embeddings
+    images = to_device(source.read(rows[len(target) :] - len(store)), device, state.augment)
+    return torch.cat([embeddings, state.model(images, "raw", "source")])
 
 
 def _epoch_record(state: Training, identities: Tensor | None) -> dict[str, Any]:

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from reid_kernels import NotFiniteError
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import BatchConfig, MemoryConfig
 from ..data.samplers import IdentitySampler, iterations_of
 from ..errors import TrainingError
 from ..memory import ClusterMemory, FeatureMemory, InstanceMemory
 from ..metrics import pair_scores
+from .adaptation import Source, both_batches, source_seed
 
-Extract = Callable[[], Tensor]
+Extract = Callable[..., Tensor]
 
 #: Features that differ by less are equal: their graph would hold every pair of images.
 _COLLAPSED = 1e-6
@@ -25,25 +26,33 @@ _COLLAPSED = 1e-6
 class ContrastiveMethod:
     """Give each image a class at each epoch, then contrast its feature with the class centroids.
 
-    A subclass says which classes (`assign`). The state is the memory, the labels and what the subclass adds.
+    A subclass says which classes (`assign`). The state is the memory, the labels and what the subclass adds. With a source, its
+    identities are classes too, of a centroid each in the memory (SpCL).
 
     Args:
         cameras: (n,) int64 camera of each training image, -1 where unknown.
         batch: Batches.
         memory: Feature memory and temperature.
         seed: Seed of the batches.
+        source: The labelled source to train with as well.
     """
 
-    def __init__(self, cameras: Tensor, batch: BatchConfig, memory: MemoryConfig, seed: int) -> None:
-        self.cameras, self.batch, self.seed = cameras, batch, seed
+    def __init__(
+        self, cameras: Tensor, batch: BatchConfig, memory: MemoryConfig, seed: int, source: Source | None = None
+    ) -> None:
+        self.cameras, self.batch, self.seed, self.source = cameras, batch, seed, source
         self.iterations = iterations_of(batch.iterations, len(cameras), batch.size)
-        self.memory = build_memory(memory)
+        self.memory = build_memory(memory, None if source is None else source.identities)
         #: (n,) int64: the cluster of each image in this epoch, -1 outside every cluster.
         self.labels = torch.zeros(0, dtype=torch.int64)
         #: (n,) int64: the clusters that the epoch's were refined from; None when they were not.
         self.drafted: Tensor | None = None
         #: What a subclass says of the epoch, for the log.
         self.facts: dict[str, float] = {}
+
+    def layers(self) -> nn.ModuleList:
+        """None: the classes are told apart by the memory."""
+        return nn.ModuleList()
 
     def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and classes of this epoch from the features, (n,) int64 both; -1 is no cluster, no class."""
@@ -54,7 +63,7 @@ class ContrastiveMethod:
         if isinstance(self.memory, InstanceMemory):
             if epoch == 0:
                 self.memory.start(extract())
-            return self.memory.bank
+            return self.memory.bank[: len(self.cameras)]
         return extract()
 
     def label_images(self, epoch: int, extract: Extract) -> dict[str, float]:
@@ -62,7 +71,8 @@ class ContrastiveMethod:
 
         Args:
             epoch: Epochs completed.
-            extract: Gives the features (n, D) of all training images under the present weights.
+            extract: Gives the features (n, D) of all training images under the present weights, or those (m, D) of the
+                "source".
 
         Returns:
             Facts for the log.
@@ -84,8 +94,10 @@ class ContrastiveMethod:
             )
         self.labels, classes = self.assign(epoch, features)
         count = int(classes.max()) + 1 if len(classes) else 0
-        if count < 2:
+        if count == 0 or count + self.memory.source_count < 2:
             raise TrainingError(self._nothing_to_contrast(epoch, count))
+        if epoch == 0 and self.source is not None:
+            self.memory.start_source(extract("source"))
         self.memory.begin_epoch(features, classes)
         clustered = int((self.labels >= 0).sum())
         clusters = int(self.labels.max()) + 1
@@ -98,19 +110,29 @@ class ContrastiveMethod:
         }
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
-        """The epoch's batches of image rows, (B,) int64: a function of the seed, the epoch and the classes."""
-        size, per_class = self.batch.size, self.batch.per_identity
-        classes = self.memory.classes.cpu()
-        return IdentitySampler(classes, self.cameras, size, per_class, self.iterations).batches(self.seed, epoch)
+        """The epoch's batches of image rows, (B,) int64, or (2B,) with a source: a function of seed, epoch and classes."""
+        n = len(self.cameras)
+        batches = self._sampler(self.memory.classes[:n].cpu(), self.cameras).batches(self.seed, epoch)
+        if self.source is None:
+            return batches
+        sampler = self._sampler(self.source.identities, self.source.cameras)
+        return both_batches(batches, sampler.batches(source_seed(self.seed), epoch), n)
+
+    def _sampler(self, classes: Tensor, cameras: Tensor) -> IdentitySampler:
+        return IdentitySampler(classes, cameras, self.batch.size, self.batch.per_identity, self.iterations)
 
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """Eq. 1 for a batch: embeddings (B, D) with gradient, of any length, of the images at rows (B,).
+
+        With a source the sum of the target's mean and the source's.
 
         Raises:
             TrainingError: The features, or the memory, are not finite. On a GPU the loss is then NaN instead.
         """
         try:
-            return self.memory.loss(F.normalize(embeddings), rows)
+            loss = self.memory.loss(F.normalize(embeddings), rows)
+            # Both halves are of one size, and all drawn images have a class: the sum of two means, in one pass over the bank.
+            return loss if self.source is None else 2 * loss
         except NotFiniteError as error:
             raise TrainingError(
                 f"the training diverged ({error}); lower --optimizer.lr and resume from the last checkpoint"
@@ -140,8 +162,9 @@ class ContrastiveMethod:
         return f"epoch {epoch + 1}: {found} among {len(self.labels)} images, nothing to contrast; the set needs two at least"
 
 
-def build_memory(config: MemoryConfig) -> FeatureMemory:
-    """The memory that a configuration names."""
+def build_memory(config: MemoryConfig, source: Tensor | None = None) -> FeatureMemory:
+    """The memory that a configuration names, with the identities (m,) of a source's images."""
     if config.kind == "instance":
-        return InstanceMemory(0.2 if config.momentum is None else config.momentum, config.temperature)
-    return ClusterMemory(0.1 if config.momentum is None else config.momentum, config.temperature, config.hardest)
+        return InstanceMemory(0.2 if config.momentum is None else config.momentum, config.temperature, source)
+    momentum = 0.1 if config.momentum is None else config.momentum
+    return ClusterMemory(momentum, config.temperature, config.hardest, source)

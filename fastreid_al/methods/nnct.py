@@ -6,6 +6,8 @@ flow, regresses them to the labels of the nearest images as well, which the pseu
 
 The paper is silent about the neighbour flow in the epochs of single labels. Its premise, that an image and its neighbour are
 likely of one identity, does not hold there, so it begins with the predicted labels.
+
+With a labelled source (Sec. 3.3's domain adaptation, as ECN trains it) a classifier of its identities is trained beside.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from reid_kernels import NotFiniteError, label_prediction, multilabel_bank_loss, similarity_topk, update_bank_
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import BatchConfig, NNCTConfig
 from ..data.samplers import PassSampler, iterations_of
 from ..errors import TrainingError
 from ..memory import PseudoLabelMemoryBank
 from ..metrics import list_scores
+from .adaptation import SourceClassifier, both_batches, source_seed
 
 
 class NNCT:
@@ -38,24 +41,39 @@ class NNCT:
         batch: Batches.
         epochs: Epochs of the run, over which the momentum of the memory grows.
         seed: Seed of the batches.
+        source: The labelled source to train with as well.
 
     Raises:
-        ValueError: There are fewer images than a batch takes, or than neighbours are wanted.
+        ValueError: There are fewer images, or images of the source, than a batch takes, or than neighbours are wanted.
     """
 
     def __init__(
-        self, n: int, neighbours_k: int, settings: NNCTConfig, batch: BatchConfig, epochs: int, seed: int
+        self,
+        n: int,
+        neighbours_k: int,
+        settings: NNCTConfig,
+        batch: BatchConfig,
+        epochs: int,
+        seed: int,
+        source: SourceClassifier | None = None,
     ) -> None:
         if batch.size > n:
             raise ValueError(
                 f"--batch.size {batch.size} is more than the {n} training images; nnct draws each once in a pass: "
                 f"give {n} or less"
             )
+        if source is not None and batch.size > len(source):
+            raise ValueError(
+                f"--batch.size {batch.size} is more than the {len(source)} training images of the source; nnct draws each once "
+                f"in a pass: give {len(source)} or less"
+            )
         if not 0 <= neighbours_k < n:
             raise ValueError(f"--neighbours-k {neighbours_k} is out of range; {n} images have 0 to {n - 1} neighbours")
         self.n, self.neighbours_k, self.settings, self.epochs, self.seed = n, neighbours_k, settings, epochs, seed
+        self._size = batch.size
         self.iterations = iterations_of(batch.iterations, n, batch.size)
         self._sampler = PassSampler(n, batch.size, self.iterations)
+        self.source = source
         #: M: (n, D), zero until an image is first seen; made with the first batch.
         self.bank = torch.zeros(0, 0)
         #: B of Eq. 4 and 5.
@@ -67,7 +85,11 @@ class NNCT:
         #: Share of the old vector that an update of the memory keeps in the epoch under way.
         self.momentum = 0.0
 
-    def label_images(self, epoch: int, extract: Callable[[], Tensor]) -> dict[str, float]:
+    def layers(self) -> nn.ModuleList:
+        """The classifier of the source's identities, where there is a source."""
+        return nn.ModuleList([] if self.source is None else [self.source])
+
+    def label_images(self, epoch: int, extract: Callable[..., Tensor]) -> dict[str, float]:
         """Begin an epoch: labels are predicted batch by batch.
 
         Args:
@@ -82,11 +104,31 @@ class NNCT:
         return {"memory_momentum": self.momentum}
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
-        """The epoch's batches of image rows, (B,) int64: a function of the seed and the epoch."""
-        return self._sampler.batches(self.seed, epoch)
+        """The epoch's batches of image rows, (B,) int64, or (2B,) with a source: a function of the seed and the epoch."""
+        batches = self._sampler.batches(self.seed, epoch)
+        if self.source is None:
+            return batches
+        sampler = PassSampler(len(self.source), self._size, self.iterations)
+        return both_batches(batches, sampler.batches(source_seed(self.seed), epoch), self.n)
 
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
-        """Eq. 2 for a batch, mean over its images: L = L_C + lambda^n L_N.
+        """The loss of a batch: that of the target's images and, with a source, the weighted sum of both.
+
+        Args:
+            embeddings: (B, D) with gradient, of the images at `rows`, of any length; (2B, D) with a source.
+            rows: (B,) int64, or (2B,).
+
+        Raises:
+            TrainingError: The features, or the memory, are not finite. On a GPU the loss is then NaN instead.
+        """
+        if self.source is None:
+            return self.target_loss(embeddings, rows)
+        (target, source), (target_rows, source_rows) = embeddings.chunk(2), rows.chunk(2)
+        loss: Tensor = self.source(source, source_rows - self.n, self.target_loss(target, target_rows))
+        return loss
+
+    def target_loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
+        """Eq. 2 for images of the target, mean over them: L = L_C + lambda^n L_N.
 
         Args:
             embeddings: (B, D) with gradient, of the images at `rows`, of any length.
@@ -128,6 +170,8 @@ class NNCT:
 
     def update(self, embeddings: Tensor, rows: Tensor) -> None:
         """Move the memory towards the batch's features, after the step."""
+        if self.source is not None:
+            embeddings, rows = embeddings.chunk(2)[0], rows.chunk(2)[0]
         update_bank_(self.bank, F.normalize(embeddings), rows, self.momentum)
 
     def label_lists(self) -> tuple[Tensor, Tensor]:
@@ -156,6 +200,7 @@ class NNCT:
             "label_memory": self.label_memory.state_dict(),
             "predicts": self.predicts,
             "momentum": self.momentum,
+            "layers": self.layers().state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -169,6 +214,7 @@ class NNCT:
             raise ValueError(f"the feature memory is of {len(bank):,} images, the set has {self.n:,}")
         self.label_memory.to(bank.device).load_state_dict(state["label_memory"])
         self.bank, self.predicts, self.momentum = bank, state["predicts"], state["momentum"]
+        self.layers().load_state_dict(state.get("layers", {}))
 
 
 def _own_labels(rows: Tensor) -> tuple[Tensor, Tensor]:

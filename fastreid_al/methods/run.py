@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..active import Questions, QuitAsking, Verdict
 from ..clustering import check_backend
@@ -21,7 +20,7 @@ from ..data import ImageSet, describe, load
 from ..data.augment import Augment
 from ..data.camstyle import CameraStyle, camera_style
 from ..data.pixels import PixelStore
-from ..data.records import UNKNOWN, Record
+from ..data.records import UNKNOWN, Record, count
 from ..data.samplers import iterations_of
 from ..engine.checkpoint import data_fingerprint, load_checkpoint, write_atomically
 from ..engine.extract import Evaluator, decode_records, extract_features, identities_and_cameras
@@ -31,6 +30,7 @@ from ..errors import CheckpointError, DataError, UserError
 from ..metrics import Ranking
 from ..models import ReIdNet, build_model
 from ..models.weights import read_tensors
+from .adaptation import Source, SourceClassifier
 from .asking import check_questions, open_questions
 from .nnct import NNCT
 from .supervised import Supervised
@@ -45,6 +45,16 @@ class Finished:
 
     folder: Path
     history: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """The training images of a source: their set, pixels, records, and what is known of them."""
+
+    images: ImageSet
+    store: PixelStore
+    records: list[Record]
+    source: Source
 
 
 def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = None) -> Finished:
@@ -70,13 +80,15 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
     device = pick_device(config.device)
     images = _load(config, reporter)
     check_questions(config, all(r.identity != UNKNOWN for r in images.train))
+    source_images = _load_source(config, images, reporter)
     model = _model(config, device, fresh=saved is None)
     folder.prepare()
     store, records = _decode(images, config, folder, reporter)
+    source = None if source_images is None else _decode_source(source_images, config, folder, reporter)
     identities = identities_and_cameras(records)[0]
     with open_questions(config, images, records, store.digests, folder.path, reporter) as questions:
         style = _style(config, images, records, store, folder, reporter)
-        state = _training(config, model, images, store, records, questions, style)
+        state = _training(config, model, images, store, records, questions, source, style)
         if saved is not None:
             state.load_state_dict(saved)
             reporter.line(f"resuming {folder.path} after epoch {state.epoch}, batch {state.step}")
@@ -92,6 +104,7 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
                 if images.query
                 else None,
                 identities if (identities != UNKNOWN).all() else None,
+                None if source is None else source.store,
             )
         except (Interrupted, QuitAsking) as stop:
             reporter.line(_stopped(state, folder, stop))
@@ -114,6 +127,7 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
     device = pick_device(config.device)
     images = _load(config, reporter)
     check_questions(config, all(r.identity != UNKNOWN for r in images.train))
+    source = _load_source(config, images, reporter)
     model = _model(config, device)
     image, n = config.image, len(images.train)
     parameters = sum(p.numel() for p in model.parameters())
@@ -130,8 +144,17 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
         f"training pixels {n * pixels / 2**30:.2f} GiB in {'memory' if in_memory else 'a memory-mapped file'}, "
         f"feature memory {4 * n * model.features / 2**30:.2f} GiB"
     )
+    if source is not None:
+        m = len(source.train)
+        beside = f"a classifier, weight {1 - config.adaptation.weight:g}" if config.method == "nnct" else "classes"
+        where = "BatchNorms of their own" if model.switch is not None else "the same BatchNorms"
+        reporter.line(
+            f"beside them as many images of {source.name}, {count(source.train).identities} identities as {beside}, through "
+            f"{where}; {m * pixels / 2**30:.2f} GiB of pixels"
+        )
     if config.method == "nnct":
-        labels = _nnct(config, n).label_memory
+        known = None if source is None else _source(source.train)
+        labels = _nnct(config, n, known, model.features).label_memory
         single = min(config.nnct.single_label, config.epochs)
         reporter.line(
             f"label memory {labels.nbytes / 2**30:.2f} GiB as {labels.layout}; {single} epochs of single labels, then "
@@ -324,6 +347,8 @@ def _check(config: RunConfig) -> None:
     wrong = [option for option, fine in wanted.items() if not fine]
     if wrong:
         raise UserError(f"{wrong[0]} is out of range; see its meaning with --help")
+    if config.source is not None and config.method == "supervised":
+        raise UserError("--source is for --method ucal and nnct; leave it out with supervised")
     if config.method == "ucal":
         try:
             check_backend(config.cluster.dbscan, name="--cluster.dbscan")
@@ -341,12 +366,55 @@ def _load(config: RunConfig | EvaluationConfig, reporter: Reporter) -> ImageSet:
     return images
 
 
+def _load_source(config: RunConfig, images: ImageSet, reporter: Reporter) -> ImageSet | None:
+    """The labelled source without its test images, which nothing reads; None where the run has no source."""
+    if config.source is None:
+        return None
+    options = {"--data-root": "--source-root", "--synthetic": "--adaptation.synthetic"}
+    try:
+        with reporter.progress("drawing the source", 0) as update:
+            drawn = config.adaptation.synthetic
+            found = load(config.source, config.source_root, synthetic=drawn, verbose=False, on_progress=update)
+    except DataError as error:
+        text = str(error)
+        for target, source in options.items():
+            text = text.replace(target, source)
+        raise DataError(f"--source {config.source}: {text}") from error
+    first, *counts = describe(found)
+    for line in (f"source: {first}", *counts):
+        reporter.line(line)
+    if found.root.resolve() == images.root.resolve():
+        other = "--adaptation.synthetic.seed" if config.source == "synthetic" else "--source or --source-root"
+        raise DataError(f"the source is the set that is trained on, {found.root}; name another with {other}")
+    _source(found.train)
+    return replace(found, query=[], gallery=[])
+
+
+def _source(records: list[Record]) -> Source:
+    try:
+        return Source(*identities_and_cameras(records))
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _decode_source(images: ImageSet, config: RunConfig, folder: RunFolder, reporter: Reporter) -> _Decoded:
+    store, records = decode_records(images.train, "source", config.image, folder.path, reporter)
+    source = _source(records)
+    if len(source) < config.batch.size and config.method != "nnct":
+        reporter.warn(
+            f"{len(source)} images of the source are fewer than a batch of {config.batch.size}: batches repeat images"
+        )
+    return _Decoded(images, store, records, source)
+
+
 def _model(config: RunConfig, device: torch.device, fresh: bool = True) -> ReIdNet:
     torch.manual_seed(config.seed)
     # A resumed run takes its weights from the checkpoint, wherever it first got them.
     weights = config.weights if fresh else "none"
     try:
-        model = build_model(config.model, weights, pool=config.network.pool, bn_group=config.network.bn_group)
+        network = config.network
+        domain_bn = network.domain_bn and config.source is not None
+        model = build_model(config.model, weights, pool=network.pool, bn_group=network.bn_group, domain_bn=domain_bn)
     except ValueError as error:
         raise UserError(f"--network: {error}") from error
     return model.to(device).to(memory_format=torch.channels_last)
@@ -374,18 +442,27 @@ def _training(
     store: PixelStore,
     records: list[Record],
     questions: Questions | None,
+    source: _Decoded | None,
     style: CameraStyle | None,
 ) -> Training:
     settings = config.optimizer
-    optimizer = make_optimizer(model, settings)
+    method = _method(config, records, questions, None if source is None else source.source, model.features)
+    layers = method.layers().to(next(model.parameters()).device)
+    optimizer = make_optimizer(model, settings, layers)
+    data = data_fingerprint(images, records, store.digests)
+    if source is not None:
+        beside = data_fingerprint(source.images, source.records, source.store.digests)
+        data |= {f"source: {name}": what for name, what in beside.items()}
+    if style is not None:
+        data |= style.digests
     return Training(
         config,
         model,
-        _method(config, *identities_and_cameras(records), questions),
+        method,
         optimizer,
         torch.optim.lr_scheduler.StepLR(optimizer, settings.step, settings.gamma),
         Augment(config.image, config.seed, style),
-        data_fingerprint(images, records, store.digests) | (style.digests if style is not None else {}),
+        data,
     )
 
 
@@ -407,19 +484,24 @@ def _style(
     return style
 
 
-def _method(config: RunConfig, identities: Tensor, cameras: Tensor, questions: Questions | None) -> Method:
+def _method(
+    config: RunConfig, records: list[Record], questions: Questions | None, source: Source | None, features: int
+) -> Method:
     if config.method == "nnct":
-        return _nnct(config, len(identities))
+        return _nnct(config, len(records), source, features)
+    identities, cameras = identities_and_cameras(records)
     try:
         if config.method == "supervised":
             return Supervised(identities, cameras, config.batch, config.memory, config.seed)
-        return UCAL(cameras, config.cluster, config.batch, config.memory, config.seed, questions)
+        return UCAL(cameras, config.cluster, config.batch, config.memory, config.seed, questions, source)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def _nnct(config: RunConfig, n: int) -> NNCT:
+def _nnct(config: RunConfig, n: int, source: Source | None, features: int) -> NNCT:
+    weight = config.adaptation.weight
+    classifier = None if source is None else SourceClassifier(source, features, weight, config.seed)
     try:
-        return NNCT(n, config.neighbours_k, config.nnct, config.batch, config.epochs, config.seed)
+        return NNCT(n, config.neighbours_k, config.nnct, config.batch, config.epochs, config.seed, classifier)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -16,6 +16,7 @@ from ..active import Questions
 from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
 from ..config import BatchConfig, ClusterConfig, MemoryConfig
 from ..errors import TrainingError
+from .adaptation import Source
 from .contrastive import ContrastiveMethod, Extract
 
 
@@ -29,6 +30,7 @@ class UCAL(ContrastiveMethod):
         memory: Feature memory and temperature.
         seed: Seed of the batches.
         questions: Splits and merges clusters with the answers of an annotator (Sec. 3.2), from its first epoch on.
+        source: The labelled source to train with as well; only the target is clustered.
 
     Raises:
         ValueError: A cluster memory is asked to be clustered: it holds no vector per image. Or what shall run DBSCAN is not
@@ -43,8 +45,9 @@ class UCAL(ContrastiveMethod):
         memory: MemoryConfig,
         seed: int,
         questions: Questions | None = None,
+        source: Source | None = None,
     ) -> None:
-        super().__init__(cameras, batch, memory, seed)
+        super().__init__(cameras, batch, memory, seed, source)
         if cluster.source == "memory" and memory.kind == "cluster":
             raise ValueError(
                 "a cluster memory has no vector per image to cluster: use --cluster.source extract with it"

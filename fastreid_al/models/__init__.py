@@ -1,7 +1,16 @@
-"""Backbones and the embedding head; BatchNorm over groups."""
+"""Backbones and the embedding head; BatchNorm over groups and by domain."""
 
 from .build import MODELS, build_model
 from .head import ReIdNet, Stage
-from .norm import group_batchnorm
+from .norm import Domain, group_batchnorm, split_batchnorm, without_source
 
-__all__ = ["MODELS", "ReIdNet", "Stage", "build_model", "group_batchnorm"]
+__all__ = [
+    "MODELS",
+    "Domain",
+    "ReIdNet",
+    "Stage",
+    "build_model",
+    "group_batchnorm",
+    "split_batchnorm",
+    "without_source",
+]

@@ -11,14 +11,21 @@ from torch import nn
 
 from ..config import ModelName
 from .head import GeM, ReIdNet
-from .norm import group_batchnorm
+from .norm import group_batchnorm, split_batchnorm
 from .osnet import FEATURES, WIDTHS, OSNet
 from .weights import load_imagenet, load_weights_file
 
 MODELS: tuple[str, ...] = get_args(ModelName)
 
 
-def build_model(name: str, weights: str | Path = "imagenet", *, pool: str = "avg", bn_group: int = 16) -> ReIdNet:
+def build_model(
+    name: str,
+    weights: str | Path = "imagenet",
+    *,
+    pool: str = "avg",
+    bn_group: int = 16,
+    domain_bn: bool = False,
+) -> ReIdNet:
     """Build a network.
 
     Args:
@@ -27,6 +34,7 @@ def build_model(name: str, weights: str | Path = "imagenet", *, pool: str = "avg
             weights or a checkpoint of this library.
         pool: "avg" or "gem", for a ResNet.
         bn_group: Images that one BatchNorm sees in training; 0 is the whole batch.
+        domain_bn: Give the images of a source BatchNorms of their own, which begin as copies.
 
     Returns:
         The network in training mode; D = 512 for resnet18/34 and OSNet, 2,048 for resnet50/101.
@@ -48,7 +56,10 @@ def build_model(name: str, weights: str | Path = "imagenet", *, pool: str = "avg
         load_imagenet(model)
     elif weights != "none":
         load_weights_file(model, Path(weights))
-    return group_batchnorm(model, bn_group)  # type: ignore[return-value]
+    group_batchnorm(model, bn_group)
+    if domain_bn:
+        model.switch = split_batchnorm(model)
+    return model
 
 
 def _resnet(name: str, pool: str) -> tuple[nn.Module, int]:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .norm import Domain, DomainSwitch
+
 Stage = Literal["bn", "raw", "pool5"]
 
 
@@ -38,15 +40,20 @@ class ReIdNet(nn.Module):
         self.backbone = backbone
         self.neck = nn.BatchNorm1d(features)
         self.neck.bias.requires_grad_(False)
+        #: Of `split_batchnorm`; None where both domains share the BatchNorms.
+        self.switch: DomainSwitch | None = None
 
-    def forward(self, images: Tensor, stage: Stage = "bn") -> Tensor:
+    def forward(self, images: Tensor, stage: Stage = "bn", domain: Domain = "target") -> Tensor:
         """Features (B, D) of normalised images (B, 3, H, W) float32.
 
         Args:
             images: The images.
             stage: Which features: unit vectors after the last BatchNorm (bn), the same before they are brought to length one
                 (raw), or unit vectors before that BatchNorm (pool5, which NNCT tests with).
+            domain: Whose images they are, where each domain has BatchNorms of its own.
         """
+        if self.switch is not None:
+            self.switch.domain = domain
         pooled = self.backbone(images)
         if stage == "pool5":
             return F.normalize(pooled)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from .head import ReIdNet
+from .norm import without_source
 from .osnet import WIDTHS
 
 # Published checkpoints carry a NumPy scalar (their rank-1) beside the tensors.
@@ -76,6 +77,8 @@ def load_imagenet(model: ReIdNet) -> None:
 def load_weights_file(model: ReIdNet, path: Path) -> None:
     """Load a file strictly: the whole network when the file is this library's, else the backbone without its classifier.
 
+    Of a run with a source it is the target's part.
+
     Raises:
         WeightsError: The file cannot be read, or its tensors do not fit the network.
     """
@@ -85,7 +88,7 @@ def load_weights_file(model: ReIdNet, path: Path) -> None:
             content = content[key]
     if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
         raise WeightsError(f"{path} holds no state_dict; save one with torch.save(model.state_dict(), PATH)")
-    state = {str(k).removeprefix("module."): v for k, v in content.items()}
+    state = without_source({str(k).removeprefix("module."): v for k, v in content.items()})
     if any(k.startswith("backbone.") for k in state):
         _load(model, state, path, model.name)
     else:

@@ -443,7 +443,7 @@ def _record(state: Training, folder: RunFolder, reporter: Reporter, record: dict
         text += f", pair precision {_change(record, 'precision')} % recall {_change(record, 'recall')} %"
     if "labels_per_image" in record:
         text += f", {record['labels_per_image']:.1f} labels an image"
-    if "label_precision" in record:
+    if record.get("labels_per_image") and "label_precision" in record:
         precision, recall = percent(record["label_precision"]), percent(record["label_recall"])
         text += f", precision {precision} % recall {recall} %"
     if "mAP" in record:

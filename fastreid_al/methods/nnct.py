@@ -1,4 +1,4 @@
-"""NNCT, nearest-neighbour collaborative training (Tang and Jo, ICIP 2022), to be read beside the paper.
+"""NNCT, nearest-neighbour collaborative training (Tang and Jo, ICIP 2021), to be read beside the paper.
 
 Each image is a class of its own. Sec. 2.1, the current image flow, is MMCL (Wang and Zhang, CVPR 2020): predict which other
 images show the same person from a memory of all features, and regress the similarities to these labels. Sec. 2.2, the neighbour

@@ -162,9 +162,9 @@ class NNCT:
         if self.neighbours_k == 0:
             return rows.new_zeros(len(rows), 0)
         # Without a proof of candidates the host does not wait, and a batch is too small for the proof to pay.
-        return similarity_topk(
-            features, self.bank, self.neighbours_k, normalize=False, exclude=rows, precision="ieee"
-        )[1]
+        return similarity_topk(features, self.bank, self.neighbours_k, normalize=False, exclude=rows, precision="ieee")[
+            1
+        ]
 
     def _mmcl(self, features: Tensor, labels: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         """Eq. 3 and 6 in MMCL's form: the similarities s of Eq. 1 against one set of labels each."""

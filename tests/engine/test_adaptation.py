@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import SYNTHETIC, tiny_config
+from tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
 
 from fastreid_al.cli import parse_training
 from fastreid_al.config import (
@@ -95,36 +93,19 @@ def copied(short: RunConfig, tmp_path: Path) -> tuple[RunConfig, Path]:
     return replace(short, source="msmt17", source_root=str(tmp_path / "source")), tmp_path / "source/MSMT17_V1/train"
 
 
-def equal(a: object, b: object) -> bool:
-    """Nested dictionaries and lists of tensors and values, bit for bit."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k not in ("seconds", "config"))
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-
-
 def test_a_stopped_run_resumes_to_a_bit_identical_state(
     whole: tuple[str, Finished], config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, finished = whole
     config = adapted(config, name)
-    update, done = CLASS[name].update, [0]
-
-    def stopping(*args: object) -> None:
-        done[0] += 1
-        if done[0] == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        update(*args)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patch:
-        patch.setattr(CLASS[name], "update", stopping)
+        stop_in_step(patch, CLASS[name], 3)
         with pytest.raises(Interrupted):
             run_training(config)
     assert load_checkpoint(Path(str(config.run_dir)) / "last.pt")["step"] == 1
     resumed = run_training(config, resume=True)
     a, b = (load_checkpoint(run.folder / "last.pt") for run in (finished, resumed))
-    assert equal(a, b)
+    assert same_state(a, b)
 
 
 def test_what_is_evaluated_is_the_network_of_the_target(whole: tuple[str, Finished]) -> None:
@@ -132,7 +113,7 @@ def test_what_is_evaluated_is_the_network_of_the_target(whole: tuple[str, Finish
     last, best = (load_checkpoint(finished.folder / file) for file in ("last.pt", "best.pt"))
     assert any("source_norm" in k for k in last["model"]) == (name != "instance memory")
     assert not any("source_norm" in k for k in best["model"])
-    assert equal(without_source(last["model"]), best["model"])
+    assert same_state(without_source(last["model"]), best["model"])
     for file in ("last.pt", "best.pt"):
         ranking = runner.evaluate_file(EvaluationConfig(str(finished.folder / file), synthetic=SYNTHETIC))
         assert ranking.mAP == finished.history[-1]["mAP"]

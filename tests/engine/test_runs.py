@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastreid_al.config import MemoryConfig, NNCTConfig, RunConfig
+from fastreid_al.config import MemoryConfig, RunConfig
 from fastreid_al.data.synthetic import cached_synthetic
 from fastreid_al.engine import Interrupted, checkpoint, loop
 from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -46,7 +46,6 @@ VARIANTS = {
     "instance memory": {},
     "cluster memory": {"memory": MemoryConfig(kind="cluster", hardest=True)},
     "supervised": {"method": "supervised"},
-    "nnct": {"method": "nnct", "nnct": NNCTConfig(threshold=0.3, single_label=1)},
 }
 
 

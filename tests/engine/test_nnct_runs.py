@@ -1,0 +1,188 @@
+"""Whole runs of NNCT and in camera styles: what they log, how they go on, and what they refuse."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
+
+from fastreid_al.config import EvaluationConfig, ImageConfig, NNCTConfig, RunConfig, StyleConfig
+from fastreid_al.data.camstyle import COPIES
+from fastreid_al.data.synthetic import cached_synthetic
+from fastreid_al.engine import Interrupted
+from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
+from fastreid_al.errors import CheckpointError, DataError, UserError
+from fastreid_al.methods import NNCT, dry_run, run_training
+from fastreid_al.methods import run as runner
+
+
+@pytest.fixture(autouse=True)
+def _no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure of a run is not what is tested here, and takes longer than its training."""
+    monkeypatch.setattr(runner, "draw_curves", lambda *_: None)
+
+
+def nnct_config(run_dir: Path) -> RunConfig:
+    """Three passes over the tiny set, the first with single labels, in camera styles, ranked before the last BatchNorm."""
+    config = tiny_config(run_dir)
+    return replace(
+        config,
+        method="nnct",
+        evaluate_every=0,
+        evaluate_untrained=False,
+        camstyle="colour",
+        image=ImageConfig(height=32, width=16, crop_area=(0.64, 1.0), rotate=10, pad=0),
+        network=replace(config.network, bn_group=0, test_features="pool5"),
+        batch=replace(config.batch, iterations=0),
+        nnct=NNCTConfig(threshold=0.3, single_label=1),
+        optimizer=replace(config.optimizer, name="sgd", lr=0.02, backbone_lr=0.01),
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A run of its own."""
+    return nnct_config(tmp_path / "run")
+
+
+def test_a_run_counts_its_labels_and_holds_them_against_the_truth(config: RunConfig) -> None:
+    first, *predicted = run_training(config).history
+    assert (first["labels_per_image"], first["label_precision"], first["label_recall"]) == (0, 1, 0)
+    for record in predicted:
+        assert record["labels_per_image"] > 0
+        assert 0 < record["label_precision"] <= 1
+        assert 0 < record["label_recall"] <= 1
+    assert [r["memory_momentum"] for r in (first, *predicted)] == pytest.approx([0, 0.5 / 3, 1 / 3])
+    assert [r["lr"] for r in (first, *predicted)] == pytest.approx([0.02, 0.02, 0.002])
+
+
+@pytest.mark.parametrize("style", ["colour", "fourier"])
+def test_a_stopped_run_resumes_to_a_bit_identical_state(
+    config: RunConfig, style: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = "sparse" if style == "fourier" else "bits"
+    config = replace(config, camstyle=style, nnct=replace(config.nnct, layout=layout, capacity=4))  # type: ignore[arg-type]
+    whole = run_training(replace(config, run_dir=f"{config.run_dir}-whole"))
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, NNCT, 10)
+        with pytest.raises(Interrupted):
+            run_training(config)
+    assert load_checkpoint(Path(str(config.run_dir)) / "last.pt")["step"] == 2
+    resumed = run_training(config, resume=True)
+    a, b = (load_checkpoint(run.folder / "last.pt") for run in (whole, resumed))
+    assert set(a["method"]["label_memory"]) == ({"ids", "counts", "dropped"} if layout == "sparse" else {"words"})
+    assert same_state(a, b)
+
+
+def test_learning_rates_of_both_groups_follow_their_settings_on_resume(config: RunConfig) -> None:
+    run_training(replace(config, epochs=1))
+    changed = replace(config, optimizer=replace(config.optimizer, lr=0.01, backbone_lr=0.001, momentum=0.5))
+    run = run_training(replace(changed, epochs=2), resume=True)
+    groups = load_checkpoint(run.folder / "last.pt")["optimizer"]["param_groups"]
+    assert [g["lr"] for g in groups] == pytest.approx([0.001, 0.0001])
+    assert [(g["momentum"], g["nesterov"]) for g in groups] == [(0.5, True)] * 2
+    # Of the first group is the last BatchNorm's scale alone: its bias is not trained.
+    assert len(groups[0]["params"]) == 1 < len(groups[1]["params"])
+
+
+def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: RunConfig) -> None:
+    finished = run_training(config)
+    last = str(finished.folder / "last.pt")
+    assert runner.evaluate_file(EvaluationConfig(last, synthetic=SYNTHETIC)).mAP == finished.history[-1]["mAP"]
+    other = EvaluationConfig(last, synthetic=SYNTHETIC, test_features="bn")
+    assert runner.evaluate_file(other).mAP != finished.history[-1]["mAP"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nnct": NNCTConfig(threshold=1.0)}, r"--nnct.threshold is out of range"),
+        ({"nnct": NNCTConfig(threshold=-1.0)}, r"--nnct.threshold is out of range"),
+        ({"nnct": NNCTConfig(lambda_n=-0.1)}, r"--nnct.lambda-n is out of range"),
+        ({"neighbours_k": -1}, r"--neighbours-k is out of range"),
+        ({"neighbours_k": 64}, r"--neighbours-k 64 is out of range; 64 images have 0 to 63 neighbours"),
+        (
+            {"batch": replace(tiny_config(Path()).batch, size=65)},
+            r"--batch.size 65 is more than the 64 training images",
+        ),
+        ({"style": StyleConfig(probability=1.5)}, r"--style.probability is out of range"),
+        ({"style": StyleConfig(band=0.0)}, r"--style.band is out of range"),
+        ({"ask": "gain"}, r"--method nnct has no questions to ask"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line_by_a_dry_run_too(
+    config: RunConfig, change: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        dry_run(replace(config, **change))
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match=message):
+        run_training(replace(config, **change))
+    assert not (Path(str(config.run_dir)) / "last.pt").exists()
+
+
+def test_a_dry_run_says_what_the_labels_take(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run(config)
+    printed = capsys.readouterr().out
+    assert "3 epochs of 4 batches of 16 images" in printed
+    assert "label memory 0.00 GiB as bits; 1 epochs of single labels, then labels above 0.3" in printed
+
+
+@pytest.mark.parametrize("part", ["bank", "label_memory"])
+def test_memories_of_another_number_of_images_are_refused_on_resume(config: RunConfig, part: str) -> None:
+    file = run_training(replace(config, epochs=1)).folder / "last.pt"
+    state = load_checkpoint(file)
+    other = NNCT(60, 1, config.nnct, config.batch, 3, 0)
+    other.bank = torch.zeros(60, 512)
+    state["method"][part] = other.state_dict()[part]
+    save_checkpoint(file, {k: v for k, v in state.items() if k != "format"})
+    with pytest.raises(
+        CheckpointError, match=r"the checkpoint does not fit the run: .*64.*; resume with the images"
+    ) as no:
+        run_training(config, resume=True)
+    assert "\n" not in str(no.value)
+
+
+@pytest.fixture
+def with_copies(config: RunConfig, tmp_path: Path) -> tuple[RunConfig, Path]:
+    """The tiny set on disk, and a copy of its first image in the style of each other camera."""
+    root = tmp_path / "MSMT17_V1"
+    shutil.copytree(cached_synthetic(SYNTHETIC), root)
+    (root / COPIES).mkdir()
+    first = sorted((root / "train").rglob("*.jpg"))[0]
+    own = int(first.stem.split("_")[2])
+    for camera in {1, 2, 3} - {own}:
+        Image.new("RGB", (20, 40), (80 * camera, 0, 0)).save(root / COPIES / f"{first.stem}_fake_{camera}.jpg")
+    return replace(config, dataset="msmt17", data_root=str(tmp_path), camstyle="files"), root / COPIES
+
+
+def test_copies_that_changed_are_refused_on_resume(
+    with_copies: tuple[RunConfig, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = with_copies
+    run_training(replace(config, epochs=1))
+    printed = capsys.readouterr().out
+    assert "126 of 128 copies in other cameras' styles are missing" in printed
+    assert "camera styles: 2 copies in the styles of 3 cameras" in printed
+    copy = sorted(folder.iterdir())[0]
+    copy.write_bytes(copy.read_bytes() + b" ")
+    with pytest.raises(CheckpointError, match=rf"1 changed \(first: {COPIES}/{copy.name}\)"):
+        run_training(config, resume=True)
+
+
+def test_copies_for_other_cameras_are_refused(with_copies: tuple[RunConfig, Path]) -> None:
+    config, folder = with_copies
+    copy = sorted(folder.iterdir())[0]
+    copy.rename(copy.with_name(copy.name.rsplit("_", 1)[0] + "_9.jpg"))
+    with pytest.raises(DataError, match=r"is for camera 9; the training images' cameras are 1, 2, 3"):
+        run_training(config)
+
+
+def test_absent_copies_are_said_once_and_the_run_goes_on(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    run_training(replace(config, epochs=1, camstyle="files"))
+    assert capsys.readouterr().out.count("training goes on without camera styles") == 1

@@ -28,6 +28,7 @@ from fastreid_al.engine.checkpoint import load_checkpoint
 from fastreid_al.errors import CheckpointError, DataError, UserError
 from fastreid_al.methods import NNCT, UCAL, Finished, dry_run, run_training
 from fastreid_al.methods import run as runner
+from fastreid_al.methods.score import evaluate_file
 from fastreid_al.models import without_source
 
 SOURCE = SyntheticConfig(
@@ -115,7 +116,7 @@ def test_what_is_evaluated_is_the_network_of_the_target(whole: tuple[str, Finish
     assert not any("source_norm" in k for k in best["model"])
     assert same_state(without_source(last["model"]), best["model"])
     for file in ("last.pt", "best.pt"):
-        ranking = runner.evaluate_file(EvaluationConfig(str(finished.folder / file), synthetic=SYNTHETIC))
+        ranking = evaluate_file(EvaluationConfig(str(finished.folder / file), synthetic=SYNTHETIC))
         assert ranking.mAP == finished.history[-1]["mAP"]
 
 

@@ -19,6 +19,7 @@ from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
 from fastreid_al.errors import CheckpointError, DataError, UserError
 from fastreid_al.methods import NNCT, dry_run, run_training
 from fastreid_al.methods import run as runner
+from fastreid_al.methods.score import evaluate_file
 
 
 @pytest.fixture(autouse=True)
@@ -93,9 +94,9 @@ def test_learning_rates_of_both_groups_follow_their_settings_on_resume(config: R
 def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: RunConfig) -> None:
     finished = run_training(config)
     last = str(finished.folder / "last.pt")
-    assert runner.evaluate_file(EvaluationConfig(last, synthetic=SYNTHETIC)).mAP == finished.history[-1]["mAP"]
+    assert evaluate_file(EvaluationConfig(last, synthetic=SYNTHETIC)).mAP == finished.history[-1]["mAP"]
     other = EvaluationConfig(last, synthetic=SYNTHETIC, test_features="bn")
-    assert runner.evaluate_file(other).mAP != finished.history[-1]["mAP"]
+    assert evaluate_file(other).mAP != finished.history[-1]["mAP"]
 
 
 @pytest.mark.parametrize(

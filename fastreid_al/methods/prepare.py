@@ -1,0 +1,116 @@
+"""What is looked at before anything slow is done: settings, device, image set."""
+
+from __future__ import annotations
+
+import torch
+
+from ..clustering import check_backend
+from ..clustering.approximate import check_library
+from ..config import EvaluationConfig, RunConfig
+from ..data import ImageSet, describe, load
+from ..engine.report import Reporter
+from ..errors import UserError
+
+
+def check_settings(config: RunConfig) -> None:
+    """Refuse settings that cannot work.
+
+    Raises:
+        UserError: In one line.
+    """
+    wanted = {
+        "--epochs": config.epochs >= 1,
+        "--batch.size": config.batch.size >= 2,
+        "--batch.per-identity": 1 <= config.batch.per_identity <= config.batch.size,
+        "--batch.iterations": config.batch.iterations >= 0,
+        "--image.height": config.image.height >= 16,
+        "--image.width": config.image.width >= 16,
+        "--network.bn-group": config.network.bn_group == 0 or config.network.bn_group >= 2,
+        "--seed": config.seed >= 0,
+        "--evaluate-every": config.evaluate_every >= 0,
+        "--image.pad": 0 <= config.image.pad <= 64,
+        "--image.flip": 0 <= config.image.flip <= 1,
+        "--image.erase": 0 <= config.image.erase <= 1,
+        "--image.erase-area": 0 < config.image.erase_area[0] <= config.image.erase_area[1] <= 1,
+        "--image.erase-aspect": 0 < config.image.erase_aspect[0] <= config.image.erase_aspect[1],
+        "--image.crop-area": 0 < config.image.crop_area[0] <= config.image.crop_area[1] <= 1,
+        "--image.crop-aspect": 0 < config.image.crop_aspect[0] <= config.image.crop_aspect[1],
+        "--image.rotate": 0 <= config.image.rotate <= 180,
+        "--style.probability": config.style.probability is None or 0 <= config.style.probability <= 1,
+        "--style.band": 0 < config.style.band <= 0.5,
+        "--image.jitter": 0 <= config.image.jitter <= 1,
+        "--image.store-gib": config.image.store_gib >= 0,
+        "--cluster.k1": config.cluster.k1 >= 1,
+        "--cluster.k2": 1 <= config.cluster.k2 <= config.cluster.k1,
+        "--cluster.min-samples": config.cluster.min_samples >= 1,
+        "--cluster.eps-gap": config.cluster.eps_gap >= 0,
+        "--cluster.eps": config.cluster.eps - config.cluster.eps_gap >= 0
+        and config.cluster.eps + config.cluster.eps_gap < 1,
+        "--memory.temperature": config.memory.temperature > 0,
+        "--memory.momentum": config.memory.momentum is None or 0 <= config.memory.momentum <= 1,
+        "--questions.start": config.questions.start >= 0,
+        "--questions.budget": (config.questions.budget or 0) >= 0,
+        "--questions.per-epoch": (config.questions.per_epoch or 0) >= 0,
+        "--questions.l-max": config.questions.l_max >= 1,
+        "--questions.delta": 0 <= config.questions.delta <= 1,
+        "--questions.merge-share": 0 <= config.questions.merge_share <= 1,
+        "--questions.confirm-merges": config.questions.confirm_merges >= 0,
+        "--nnct.threshold": -1 < config.nnct.threshold < 1,
+        "--nnct.at-least": config.nnct.at_least >= 1,
+        "--nnct.lambda-n": config.nnct.lambda_n >= 0,
+        "--nnct.delta": config.nnct.delta >= 0,
+        "--nnct.hard-ratio": 0 <= config.nnct.hard_ratio <= 1,
+        "--nnct.single-label": config.nnct.single_label >= 0,
+        "--nnct.momentum": 0 <= config.nnct.momentum <= 1,
+        "--nnct.capacity": config.nnct.capacity >= 1,
+        "--neighbours-k": 0 <= config.neighbours_k <= 1024,
+        "--adaptation.weight": 0 <= config.adaptation.weight <= 1,
+        "--optimizer.momentum": 0 <= config.optimizer.momentum < 1,
+        "--optimizer.backbone-lr": config.optimizer.backbone_lr is None or config.optimizer.backbone_lr > 0,
+        "--optimizer.lr": config.optimizer.lr > 0,
+        "--optimizer.step": config.optimizer.step >= 1,
+        "--optimizer.gamma": config.optimizer.gamma > 0,
+        "--optimizer.weight-decay": config.optimizer.weight_decay >= 0,
+    }
+    wrong = [option for option, fine in wanted.items() if not fine]
+    if wrong:
+        raise UserError(f"{wrong[0]} is out of range; see its meaning with --help")
+    if config.source is not None and config.method == "supervised":
+        raise UserError("--source is for --method ucal and nnct; leave it out with supervised")
+    if config.method == "ucal":
+        try:
+            check_backend(config.cluster.dbscan, name="--cluster.dbscan")
+            if config.cluster.neighbours == "ivf":
+                check_library(pick_device(config.device).type)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a setting names; auto is CUDA where there is one.
+
+    Raises:
+        UserError: No such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is not a device; give auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name} is not supported; give auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(
+            f"--device {name}: {torch.cuda.device_count()} CUDA devices are here; give --device cpu or auto"
+        )
+    return device
+
+
+def load_images(config: RunConfig | EvaluationConfig, reporter: Reporter) -> ImageSet:
+    """Read the image set of a run, and print its counts."""
+    with reporter.progress("drawing", 0) as update:
+        images = load(config.dataset, config.data_root, synthetic=config.synthetic, verbose=False, on_progress=update)
+    for line in describe(images):
+        reporter.line(line)
+    return images

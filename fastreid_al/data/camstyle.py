@@ -455,20 +455,24 @@ def camera_style(
     """
     if kind == "none":
         return None
-    cameras = known_cameras(records)
-    if len(cameras) < 2:
-        warn(
-            f"--camstyle {kind}: the training images are known to be of {len(cameras)} camera(s); there are no other styles"
-        )
+    if missing := nothing_to_draw(kind, images, records):
+        warn(missing)
         return None
     if kind == "colour":
         return ColourStyle(records, store, config.probability, config.space, on_progress)
     if kind == "fourier":
         return FourierStyle(records, store, config.band, config.probability, on_progress)
-    if not (images.root / COPIES).is_dir():
-        warn(f"--camstyle files: {images.root / COPIES} does not exist; training goes on without camera styles")
-        return None
     return FileStyle(images, records, image, store_dir, warn, config.probability, on_progress)
+
+
+def nothing_to_draw(kind: StyleName, images: ImageSet, records: Sequence[Record]) -> str | None:
+    """Why a set has no styles of a kind, in one line; None when it has."""
+    cameras = known_cameras(records)
+    if len(cameras) < 2:
+        return f"--camstyle {kind}: the training images are known to be of {len(cameras)} camera(s); there are no other styles"
+    if kind == "files" and not (images.root / COPIES).is_dir():
+        return f"--camstyle files: {images.root / COPIES} does not exist; training goes on without camera styles"
+    return None
 
 
 def known_cameras(records: Sequence[Record]) -> list[int]:

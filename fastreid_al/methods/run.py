@@ -14,7 +14,7 @@ from ..active import Questions, QuitAsking
 from ..config import RunConfig
 from ..data import ImageSet, describe, load
 from ..data.augment import Augment
-from ..data.camstyle import CameraStyle, camera_style
+from ..data.camstyle import CameraStyle, camera_style, nothing_to_draw
 from ..data.pixels import PixelStore
 from ..data.records import UNKNOWN, Record, count
 from ..data.samplers import iterations_of
@@ -146,6 +146,9 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
             f"beside them as many images of {source.name}, {count(source.train).identities} identities as {beside}, through "
             f"{where}; {m * pixels / 2**30:.2f} GiB of pixels"
         )
+    if config.camstyle != "none":
+        missing = nothing_to_draw(config.camstyle, images, images.train)
+        reporter.line(missing or f"images are drawn in camera styles ({config.camstyle})")
     if config.method == "nnct":
         known = None if source is None else _source(source.train)
         labels = _nnct(config, n, known, model.features).label_memory

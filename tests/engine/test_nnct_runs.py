@@ -131,6 +131,7 @@ def test_a_dry_run_says_what_the_labels_take(config: RunConfig, capsys: pytest.C
     dry_run(config)
     printed = capsys.readouterr().out
     assert "3 epochs of 4 batches of 16 images" in printed
+    assert "images are drawn in camera styles (colour)" in printed
     assert "label memory 0.00 GiB as bits; 1 epochs of single labels, then labels above 0.3" in printed
 
 

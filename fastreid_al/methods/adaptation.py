@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: The source's batches are drawn from a stream of their own.
-_STREAM = 2**32
+#: The source's batches are drawn from a stream of their own: past the words that seed and epoch fill in NumPy's seed sequence.
+_STREAM = 2**96
 
 
 class Source:
@@ -78,5 +78,5 @@ def both_batches(target: Iterator[Tensor], source: Iterator[Tensor], n: int) -> 
 
 
 def source_seed(seed: int) -> int:
-    """Seed of the source's batches, that of no run's own."""
+    """Seed of the source's batches, whose stream is that of no run and epoch."""
     return seed + _STREAM

@@ -26,7 +26,7 @@ from .config import (
 )
 from .errors import UserError
 
-_VALUE = re.compile(r'(?:Parser key|Option) "(?P<key>[\w.]+)".*Got value: (?P<value>[^\n]*)', re.DOTALL)
+_VALUE = re.compile(r'(?:Parser key|Option) "(?P<key>[\w.]+)".*?(?:Got|Given) value: (?P<value>[^\n]*)', re.DOTALL)
 _LEDGER_COMMANDS = {
     "show": "Count the answers, and say what follows from them.",
     "export": "Write the answers, or what follows from them, as CSV or JSON lines.",
@@ -47,7 +47,8 @@ class Parser(ArgumentParser):
         if unknown := re.search(r"unrecognized arguments: (?P<arguments>.*)", message, re.DOTALL):
             text = self._unknown(unknown["arguments"].split())
         elif value := _VALUE.search(message):
-            text = _wrong_value(value["key"], value["value"], _CHOICES.search(message))
+            pair = "<class 'tuple'>" in message or "uple[float, float]" in message
+            text = _wrong_value(value["key"], value["value"], _CHOICES.search(message), pair)
         else:
             text = " ".join(message.split())
         print(f"{self.prog}: {text}", file=sys.stderr)
@@ -63,8 +64,10 @@ class Parser(ArgumentParser):
         return f"unknown option {option}; " + (f"did you mean {name}?" if near else "see --help")
 
 
-def _wrong_value(key: str, value: str, choices: re.Match[str] | None) -> str:
+def _wrong_value(key: str, value: str, choices: re.Match[str] | None, pair: bool) -> str:
     option = "--" + key.replace("_", "-")
+    if pair:
+        return f"{option}: '{value}' is not two numbers; write {option} '[0.3,0.9]'"
     if choices is None:
         return f"{option}: '{value}' is not a value that it takes; see --help"
     names = re.findall(r"'([^']*)'", choices["choices"])

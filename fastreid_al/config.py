@@ -98,12 +98,14 @@ class NetworkConfig:
         bn_group: Images that one BatchNorm sees in training; 0 is the whole batch. UCAL's published numbers were made with 16.
         domain_bn: With a labelled source, normalise its images by BatchNorms of their own (SpCL); without, nothing changes.
         test_features: Features that are ranked: after the last BatchNorm (bn), or pooled ones before it (pool5, as NNCT does).
+        osnet_fc: Keep OSNet's fully connected layer above its pooling; NNCT removes it.
     """
 
     pool: Literal["avg", "gem"] = "avg"
     bn_group: int = 16
     domain_bn: bool = True
     test_features: TestFeatures = "bn"
+    osnet_fc: bool = True
 
 
 @dataclass(frozen=True)
@@ -478,7 +480,7 @@ def _paper_nnct(dataset: Dataset) -> RunConfig:
         image=ImageConfig(
             crop_area=(0.64, 1.0), rotate=10, pad=0, jitter=0.2, erase_area=(0.02, 0.2), erase_aspect=(0.3, 3.33)
         ),
-        network=NetworkConfig(bn_group=0, domain_bn=False, test_features="pool5"),
+        network=NetworkConfig(bn_group=0, domain_bn=False, test_features="pool5", osnet_fc=False),
         batch=BatchConfig(iterations=0),
         optimizer=OptimizerConfig(name="sgd", lr=0.1, backbone_lr=0.01, step=40),
     )

@@ -65,6 +65,12 @@ def test_imports_point_down_the_house(room: str) -> None:
         (["--cluster.dbscan", "gpu"], "--cluster.dbscan: there is no 'gpu'"),
         (["--cluster.neighbours", "iv"], "--cluster.neighbours: there is no 'iv'; did you mean ivf?"),
         (["--epochs", "many"], "--epochs: 'many' is not a value that it takes"),
+        (["--source", "foldr"], "--source: there is no 'foldr'; did you mean folder?"),
+        (["--style.probability", "abc"], "--style.probability: 'abc' is not a value that it takes"),
+        (
+            ["--image.crop-area", "0.5"],
+            "--image.crop-area: '0.5' is not two numbers; write --image.crop-area '[0.3,0.9]'",
+        ),
         (["--resume"], "--resume needs --run-dir"),
         (["--run-dir"], "expected one argument"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml cannot be read"),

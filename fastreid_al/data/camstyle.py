@@ -6,6 +6,7 @@ Three ways to a style: `ColourStyle` and `FourierStyle` compute it from statisti
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from abc import ABC, abstractmethod
@@ -20,10 +21,7 @@ from ..config import ImageConfig, StyleConfig, StyleName
 from ..errors import DataError
 from .folder import images_below
 from .pixels import PixelStore, decode
-from .records import UNKNOWN, ImageSet, Record
-
-#: Folder of CamStyle's copies below a set's own folder.
-COPIES = "bounding_box_train_camstyle"
+from .records import STYLE_COPIES, UNKNOWN, ImageSet, Record
 
 #: Images of a camera that its statistics are taken from.
 SAMPLE = 400
@@ -56,7 +54,7 @@ class CameraStyle(ABC):
         place = {camera: index for index, camera in enumerate(self.numbers)}
         self.cameras = torch.tensor([place.get(r.camera, UNKNOWN) for r in records])
         self.probability = probability
-        #: Relative path -> digest of every file that the styles are made from beside the training images.
+        #: Name -> digest of what the styles are made from beside the training images.
         self.digests: dict[str, str] = {}
 
     def __call__(self, pixels: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -336,8 +334,8 @@ class FileStyle(CameraStyle):
         on_progress: Progress | None = None,
     ) -> None:
         super().__init__(records, probability)
-        folder = images.root / COPIES
-        paths, self.table = self._match(folder, records)
+        folder = images.root / STYLE_COPIES
+        paths, self.table = match_copies(folder, records)
         self._store = decode(
             paths,
             image.height,
@@ -360,56 +358,17 @@ class FileStyle(CameraStyle):
         rows[self._store.slots] = torch.arange(len(self._store), dtype=torch.int32)
         self.table = rows[self.table.long()]
         found = (paths[place] for place in self._store.slots.tolist())
-        names = (path.relative_to(images.root).as_posix() for path in found)
-        self.digests = dict(zip(names, self._store.digests, strict=True))
+        # One digest for them all: there are many times as many as images.
+        whole = hashlib.blake2b(digest_size=16)
+        for path, digest in zip(found, self._store.digests, strict=True):
+            whole.update(f"{path.relative_to(images.root).as_posix()} {digest}\n".encode())
+        self.digests = {STYLE_COPIES: f"{len(self._store)} copies {whole.hexdigest()}"}
         wanted = int((self.cameras != UNKNOWN).sum()) * (len(self.numbers) - 1)
         if len(self._store) < wanted:
             warn(
                 f"{wanted - len(self._store):,} of {wanted:,} copies in other cameras' styles are missing from {folder}; "
                 "these images stay as they are"
             )
-
-    def _match(self, folder: Path, records: Sequence[Record]) -> tuple[list[Path], Tensor]:
-        """The copies to read, and the place of each in this list by image and camera: (n, C) int32, -1 where there is none."""
-        row_of: dict[str, int] = {}
-        shared = set()
-        for number, record in enumerate(records):
-            if row_of.setdefault(record.path.stem, number) != number:
-                shared.add(record.path.stem)
-        place = {camera: index for index, camera in enumerate(self.numbers)}
-        table = torch.full((len(records), len(self.numbers)), -1, dtype=torch.int32).numpy()
-        paths: list[Path] = []
-        matched = False
-        for path in images_below(folder):
-            name = _COPY.fullmatch(path.stem)
-            row = row_of.get(name["image"]) if name else None
-            if name is None or row is None:
-                continue
-            matched = True
-            if name["image"] in shared:
-                raise DataError(
-                    f"{path} is the copy of more than one training image: copies are matched by name, "
-                    f"and {name['image']} is not the only one; rename them, or train with --camstyle none"
-                )
-            own, source, target = records[row].camera, name["source"], int(name["target"])
-            if target not in place or (source and int(source) != own):
-                wrong = (
-                    f"for camera {target}" if target not in place else f"from camera {source}, not the image's {own}"
-                )
-                raise DataError(
-                    f"{path} is {wrong}; the training images' cameras are {_listed(self.numbers)}. "
-                    f"Put this set's own copies into {folder}, or train with --camstyle none"
-                )
-            if own not in (target, UNKNOWN) and table[row, place[target]] < 0:
-                table[row, place[target]] = len(paths)
-                paths.append(path)
-        if not matched:
-            raise DataError(
-                f"no file in {folder} is the copy of a training image; wanted names like "
-                f"{records[0].path.stem}_fake_{self.numbers[-1]}.jpg. Unpack this set's copies there, "
-                "or train with --camstyle none"
-            )
-        return paths, torch.from_numpy(table)
 
     def _restyle(self, pixels: Tensor, rows: Tensor, own: Tensor, drawn: Tensor) -> Tensor:
         places = self.table[rows, drawn].long()
@@ -420,6 +379,54 @@ class FileStyle(CameraStyle):
     def describe(self) -> str:
         """One line for the log."""
         return f"camera styles: {len(self._store):,} copies in the styles of {len(self.numbers)} cameras"
+
+
+def match_copies(folder: Path, records: Sequence[Record]) -> tuple[list[Path], Tensor]:
+    """The copies to read, and the place of each in this list by image and camera: (n, C) int32, -1 where there is none.
+
+    Raises:
+        DataError: As `FileStyle`, by the names alone.
+    """
+    numbers = known_cameras(records)
+    row_of: dict[str, int] = {}
+    shared = set()
+    for number, record in enumerate(records):
+        if row_of.setdefault(record.path.stem, number) != number:
+            shared.add(record.path.stem)
+    place = {camera: index for index, camera in enumerate(numbers)}
+    table = torch.full((len(records), len(numbers)), -1, dtype=torch.int32).numpy()
+    paths: list[Path] = []
+    matched = False
+    for path in images_below(folder):
+        name = _COPY.fullmatch(path.stem)
+        row = row_of.get(name["image"]) if name else None
+        if name is None or row is None:
+            continue
+        matched = True
+        if name["image"] in shared:
+            raise DataError(
+                f"{path} is the copy of more than one training image: copies are matched by name, "
+                f"and {name['image']} is not the only one; rename them, or train with --camstyle none"
+            )
+        own, source, target = records[row].camera, name["source"], int(name["target"])
+        if own == UNKNOWN:
+            continue
+        if target not in place or (source and int(source) != own):
+            wrong = f"for camera {target}" if target not in place else f"from camera {source}, not the image's {own}"
+            raise DataError(
+                f"{path} is {wrong}; the training images' cameras are {_listed(numbers)}. "
+                f"Put this set's own copies, for these cameras alone, into {folder}, or train with --camstyle none"
+            )
+        if own != target and table[row, place[target]] < 0:
+            table[row, place[target]] = len(paths)
+            paths.append(path)
+    if not matched:
+        raise DataError(
+            f"no file in {folder} is the copy of a training image; wanted names like "
+            f"{records[0].path.stem}_fake_{numbers[-1]}.jpg. Unpack this set's copies there, "
+            "or train with --camstyle none"
+        )
+    return paths, torch.from_numpy(table)
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -470,8 +477,8 @@ def nothing_to_draw(kind: StyleName, images: ImageSet, records: Sequence[Record]
     cameras = known_cameras(records)
     if len(cameras) < 2:
         return f"--camstyle {kind}: the training images are known to be of {len(cameras)} camera(s); there are no other styles"
-    if kind == "files" and not (images.root / COPIES).is_dir():
-        return f"--camstyle files: {images.root / COPIES} does not exist; training goes on without camera styles"
+    if kind == "files" and not (images.root / STYLE_COPIES).is_dir():
+        return f"--camstyle files: {images.root / STYLE_COPIES} does not exist; training goes on without camera styles"
     return None
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ..errors import DataError
-from .records import IMAGE_SUFFIXES, UNKNOWN, ImageSet, Record, keep_test_apart, renumber
+from .records import IMAGE_SUFFIXES, STYLE_COPIES, UNKNOWN, ImageSet, Record, keep_test_apart, renumber
 
 _RUN_FILES = {"config.json", "versions.json"}
 _CAMERA = re.compile(r"_c(\d+)")
@@ -17,14 +17,16 @@ def read_folder(root: Path) -> ImageSet:
     """Read `root/{train,query,gallery}/IDENTITY/*`, or a plain unlabelled folder of crops.
 
     Without a `train` folder every image below root, at any depth, is an unlabelled training image, and query and gallery
-    are empty: such a set trains, with nothing to evaluate on. Images directly in `train`, not in an identity's folder, are
-    unlabelled as well. The camera is parsed from `_c(digits)` in the file name, unknown (-1) otherwise.
+    are empty: such a set trains, with nothing to evaluate on. CamStyle's copies are left out. Images directly in `train`,
+    not in an identity's folder, are unlabelled as well. The camera is parsed from `_c(digits)` in the file name, unknown
+    (-1) otherwise.
 
     Raises:
         DataError: No image is found, labelled and unlabelled images are mixed, or only one of query and gallery is there.
     """
     if not (root / "train").is_dir():
-        records = [Record(path, UNKNOWN, _camera(path)) for path in images_below(root)]
+        found = (path for path in images_below(root) if STYLE_COPIES not in path.relative_to(root).parts)
+        records = [Record(path, UNKNOWN, _camera(path)) for path in found]
         if not records:
             raise DataError(
                 f"{root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth; name another folder"

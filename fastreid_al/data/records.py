@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 UNKNOWN = -1
+#: Folder of CamStyle's copies below a set's own folder.
+STYLE_COPIES = "bounding_box_train_camstyle"
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -169,7 +169,7 @@ class Training:
             group["initial_lr"], group["weight_decay"] = lr, settings.weight_decay
             group["lr"] = lr * settings.gamma ** (self.epoch // settings.step)
             if settings.name == "sgd":
-                group["momentum"] = settings.momentum
+                group["momentum"], group["nesterov"] = settings.momentum, settings.momentum > 0
         self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def save(self, path: Path) -> None:
@@ -221,6 +221,7 @@ def network_of(config: RunConfig) -> dict[str, Any]:
         "name": config.model,
         "pool": network.pool,
         "test_features": network.test_features,
+        "osnet_fc": network.osnet_fc,
         "height": image.height,
         "width": image.width,
     }
@@ -380,8 +381,9 @@ def _train_epoch(
     for _ in range(state.step):
         next(batches)
     for rows in reporter.track(what, batches, total, state.step):
+        on_device = rows.to(device)
         embeddings = _embed(state, store, source, rows, device)
-        rows = rows.to(device)
+        rows = on_device
         loss = method.loss(embeddings, rows)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -399,11 +401,11 @@ def _embed(state: Training, store: PixelStore, source: PixelStore | None, rows: 
     target = rows[rows < len(store)]
     # Camera styles are the target's; its images are known to them by their rows.
     images = to_device(store.read(target), device, partial(state.augment, rows=target))
-    embeddings: Tensor = state.model(images, "raw")
     if source is None:
-        return embeddings
-    images = to_device(source.read(rows[len(target) :] - len(store)), device, state.augment)
-    return torch.cat([embeddings, state.model(images, "raw", "source")])
+        return cast(Tensor, state.model(images, "raw"))
+    # Both are on the device before either is forwarded: a copy waits for what runs there.
+    beside = to_device(source.read(rows[len(target) :] - len(store)), device, state.augment)
+    return torch.cat([state.model(images, "raw"), state.model(beside, "raw", "source")])
 
 
 def _epoch_record(state: Training, identities: Tensor | None) -> dict[str, Any]:
@@ -446,6 +448,8 @@ def _record(state: Training, folder: RunFolder, reporter: Reporter, record: dict
     if record.get("labels_per_image") and "label_precision" in record:
         precision, recall = percent(record["label_precision"]), percent(record["label_recall"])
         text += f", precision {precision} % recall {recall} %"
+    if record.get("labels_dropped"):
+        text += f", {record['labels_dropped']} labels dropped in all (a larger --nnct.capacity keeps them)"
     if "mAP" in record:
         text += f", mAP {percent(record['mAP'])} %, rank-1 {percent(record['rank1'])} %"
     reporter.line(f"{text} ({seconds['labels']:.1f} s labels, {seconds['training']:.1f} s training)")

@@ -7,6 +7,9 @@ flow, regresses them to the labels of the nearest images as well, which the pseu
 The paper is silent about the neighbour flow in the epochs of single labels. Its premise, that an image and its neighbour are
 likely of one identity, does not hold there, so it begins with the predicted labels.
 
+The paper removes what stands above the last pooling of ResNet-50 and OSNet and adds a BatchNorm: the recipe has
+`--network.osnet-fc false`.
+
 With a labelled source (Sec. 3.3's domain adaptation, as ECN trains it) a classifier of its identities is trained beside.
 """
 
@@ -183,9 +186,15 @@ class NNCT:
         return indptr.cpu(), indices.cpu()
 
     def review(self, identities: Tensor | None) -> dict[str, float]:
-        """Labels of an image, itself left aside; their precision and recall where the identities are known."""
+        """What the log says of the labels.
+
+        Labels of an image, itself left aside; those that short lists had no room for, in the run so far; precision and recall
+        of the labels, where the identities are known.
+        """
         indptr, indices = self.label_lists()
-        facts = {"labels_per_image": len(indices) / self.n - 1}
+        facts: dict[str, float] = {"labels_per_image": len(indices) / self.n - 1}
+        if self.label_memory.layout == "sparse":
+            facts["labels_dropped"] = self.label_memory.dropped
         if identities is not None:
             facts |= {f"label_{k}": v for k, v in list_scores(indptr, indices, identities)._asdict().items()}
         return facts

@@ -6,7 +6,7 @@ import torch
 
 from ..clustering import check_backend
 from ..clustering.approximate import check_library
-from ..config import EvaluationConfig, RunConfig
+from ..config import AdaptationConfig, EvaluationConfig, RunConfig
 from ..data import ImageSet, describe, load
 from ..engine.report import Reporter
 from ..errors import UserError
@@ -21,7 +21,7 @@ def check_settings(config: RunConfig) -> None:
     wanted = {
         "--epochs": config.epochs >= 1,
         "--batch.size": config.batch.size >= 2,
-        "--batch.per-identity": 1 <= config.batch.per_identity <= config.batch.size,
+        "--batch.per-identity": config.method == "nnct" or 1 <= config.batch.per_identity <= config.batch.size,
         "--batch.iterations": config.batch.iterations >= 0,
         "--image.height": config.image.height >= 16,
         "--image.width": config.image.width >= 16,
@@ -84,6 +84,18 @@ def check_settings(config: RunConfig) -> None:
                 check_library(pick_device(config.device).type)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def warn_of_settings(config: RunConfig, reporter: Reporter) -> None:
+    """Name settings that do nothing, without being wrong."""
+    image = config.image
+    if image.crop_area != (1.0, 1.0) and image.crop_area[0] * image.crop_aspect[0] > image.height / image.width:
+        reporter.warn(
+            f"no random crop will be made: at {image.height} x {image.width} none has "
+            f"--image.crop-area {list(image.crop_area)} and --image.crop-aspect {list(image.crop_aspect)}"
+        )
+    if config.source is None and (config.source_root != "data" or config.adaptation != AdaptationConfig()):
+        reporter.warn("--source-root and --adaptation.* do nothing without --source")
 
 
 def pick_device(name: str) -> torch.device:

@@ -14,9 +14,9 @@ from ..active import Questions, QuitAsking
 from ..config import RunConfig
 from ..data import ImageSet, describe, load
 from ..data.augment import Augment
-from ..data.camstyle import CameraStyle, camera_style, nothing_to_draw
+from ..data.camstyle import CameraStyle, camera_style, match_copies, nothing_to_draw
 from ..data.pixels import PixelStore
-from ..data.records import UNKNOWN, Record, count
+from ..data.records import STYLE_COPIES, UNKNOWN, Record, count
 from ..data.samplers import iterations_of
 from ..engine.checkpoint import data_fingerprint, load_checkpoint
 from ..engine.extract import Evaluator, decode_records, identities_and_cameras
@@ -27,7 +27,7 @@ from ..models import ReIdNet, build_model
 from .adaptation import Source, SourceClassifier
 from .asking import check_questions, open_questions
 from .nnct import NNCT
-from .prepare import check_settings, load_images, pick_device
+from .prepare import check_settings, load_images, pick_device, warn_of_settings
 from .score import summarise
 from .supervised import Supervised
 from .ucal import UCAL
@@ -71,11 +71,16 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
     saved = load_checkpoint(folder.last) if resume and folder.last.exists() else None
     if saved is not None:
         check_resumable(saved, config)
+    warn_of_settings(config, reporter)
     device = pick_device(config.device)
     images = load_images(config, reporter)
     check_questions(config, all(r.identity != UNKNOWN for r in images.train))
     source_images = _load_source(config, images, reporter)
     model = _model(config, device, fresh=saved is None)
+    if config.method == "nnct":
+        # Refuse what the whole set cannot have before it is decoded; the method itself is made of what can be read.
+        known = None if source_images is None else _source(source_images.train)
+        _nnct(config, len(images.train), known, model.features)
     folder.prepare()
     store, records = _decode(images, config, folder, reporter)
     source = None if source_images is None else _decode_source(source_images, config, folder, reporter)
@@ -118,6 +123,7 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
     """
     reporter = reporter or Reporter()
     check_settings(config)
+    warn_of_settings(config, reporter)
     device = pick_device(config.device)
     images = load_images(config, reporter)
     check_questions(config, all(r.identity != UNKNOWN for r in images.train))
@@ -147,17 +153,30 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
             f"{where}; {m * pixels / 2**30:.2f} GiB of pixels"
         )
     if config.camstyle != "none":
-        missing = nothing_to_draw(config.camstyle, images, images.train)
-        reporter.line(missing or f"images are drawn in camera styles ({config.camstyle})")
+        reporter.line(_styles(config, images))
     if config.method == "nnct":
         known = None if source is None else _source(source.train)
         labels = _nnct(config, n, known, model.features).label_memory
-        single = min(config.nnct.single_label, config.epochs)
+        single, more = config.nnct.single_label, config.epochs - config.nnct.single_label
         reporter.line(
-            f"label memory {labels.nbytes / 2**30:.2f} GiB as {labels.layout}; {single} epochs of single labels, then "
+            f"label memory {labels.nbytes / 2**30:.2f} GiB as {labels.layout}; single labels in epochs 1 to {single}, then "
             f"labels above {config.nnct.threshold:g} and those of {config.neighbours_k} nearest images"
+            if more > 0
+            else f"single labels in all epochs: --nnct.single-label {single} is not less than --epochs {config.epochs}"
         )
     reporter.line(f"a run would write into {_run_path(config)}; none was started")
+
+
+def _styles(config: RunConfig, images: ImageSet) -> str:
+    """What a dry run says of camera styles."""
+    if missing := nothing_to_draw(config.camstyle, images, images.train):
+        return missing
+    if config.camstyle != "files":
+        return f"images are drawn in camera styles ({config.camstyle})"
+    copies = len(match_copies(images.root / STYLE_COPIES, images.train)[0])
+    size = 3 * config.image.height * config.image.width * copies / 2**30
+    place = "memory" if size <= config.image.store_gib else "a memory-mapped file"
+    return f"images are drawn in camera styles, from {copies:,} copies: {size:.2f} GiB in {place}"
 
 
 def _stopped(state: Training, folder: RunFolder, stop: Exception) -> str:
@@ -193,6 +212,17 @@ def _load_source(config: RunConfig, images: ImageSet, reporter: Reporter) -> Ima
     if found.root.resolve() == images.root.resolve():
         other = "--adaptation.synthetic.seed" if config.source == "synthetic" else "--source or --source-root"
         raise DataError(f"the source is the set that is trained on, {found.root}; name another with {other}")
+    if config.source == config.dataset == "synthetic" and drawn.seed == config.synthetic.seed:
+        raise DataError(
+            f"the source and the set that is trained on show the same people: both are drawn with seed {drawn.seed}; "
+            "give another --adaptation.synthetic.seed"
+        )
+    shared = {r.path.resolve() for r in found.train} & {r.path.resolve() for r in images.train}
+    if shared:
+        raise DataError(
+            f"{len(shared)} training images of the source are those that are trained on (first: {min(shared)}); "
+            "name another with --source or --source-root"
+        )
     _source(found.train)
     return replace(found, query=[], gallery=[])
 
@@ -221,7 +251,14 @@ def _model(config: RunConfig, device: torch.device, fresh: bool = True) -> ReIdN
     try:
         network = config.network
         domain_bn = network.domain_bn and config.source is not None
-        model = build_model(config.model, weights, pool=network.pool, bn_group=network.bn_group, domain_bn=domain_bn)
+        model = build_model(
+            config.model,
+            weights,
+            pool=network.pool,
+            bn_group=network.bn_group,
+            domain_bn=domain_bn,
+            osnet_fc=network.osnet_fc,
+        )
     except ValueError as error:
         raise UserError(f"--network: {error}") from error
     return model.to(device).to(memory_format=torch.channels_last)
@@ -311,4 +348,5 @@ def _nnct(config: RunConfig, n: int, source: Source | None, features: int) -> NN
     try:
         return NNCT(n, config.neighbours_k, config.nnct, config.batch, config.epochs, config.seed, classifier)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        text = str(error)
+        raise UserError(text if text.startswith("--") else f"--nnct.layout and --nnct.capacity: {text}") from error

@@ -75,7 +75,13 @@ def _load_network(options: EvaluationConfig) -> tuple[ReIdNet, ImageConfig, Test
         raise CheckpointError(
             f"{options.checkpoint} was trained with --model {network['name']}, not {name}; leave --model out"
         )
-    model = build_model(name, options.checkpoint, pool=network.get("pool", options.pool), bn_group=0)
+    model = build_model(
+        name,
+        options.checkpoint,
+        pool=network.get("pool", options.pool),
+        bn_group=0,
+        osnet_fc=network.get("osnet_fc", True),
+    )
     height, width = options.height or network.get("height", 256), options.width or network.get("width", 128)
     if min(height, width) < 16:
         raise UserError(f"--height {height} --width {width}: images of 16 x 16 pixels and more can be scored")

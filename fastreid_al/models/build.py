@@ -12,7 +12,7 @@ from torch import nn
 from ..config import ModelName
 from .head import GeM, ReIdNet
 from .norm import group_batchnorm, split_batchnorm
-from .osnet import FEATURES, WIDTHS, OSNet
+from .osnet import WIDTHS, OSNet
 from .weights import load_imagenet, load_weights_file
 
 MODELS: tuple[str, ...] = get_args(ModelName)
@@ -25,6 +25,7 @@ def build_model(
     pool: str = "avg",
     bn_group: int = 16,
     domain_bn: bool = False,
+    osnet_fc: bool = True,
 ) -> ReIdNet:
     """Build a network.
 
@@ -35,9 +36,11 @@ def build_model(
         pool: "avg" or "gem", for a ResNet.
         bn_group: Images that one BatchNorm sees in training; 0 is the whole batch.
         domain_bn: Give the images of a source BatchNorms of their own, which begin as copies.
+        osnet_fc: Keep OSNet's fully connected layer above the pooling.
 
     Returns:
-        The network in training mode; D = 512 for resnet18/34 and OSNet, 2,048 for resnet50/101.
+        The network in training mode; D = 512 for resnet18/34 and OSNet (without its fully connected layer 512, 384, 256, 128 by
+        its width), 2,048 for resnet50/101.
 
     Raises:
         ValueError: No such model or pooling, or a pooling that the model does not have.
@@ -50,7 +53,7 @@ def build_model(
         raise ValueError(f"pool: found '{pool}', wanted avg or gem")
     if pool == "gem" and name in WIDTHS:
         raise ValueError(f"pool: gem is for a ResNet, {name} has a pooling of its own; leave it at avg")
-    backbone, features = (OSNet(WIDTHS[name]), FEATURES) if name in WIDTHS else _resnet(name, pool)
+    backbone, features = _osnet(name, osnet_fc) if name in WIDTHS else _resnet(name, pool)
     model = ReIdNet(name, backbone, features)
     if weights == "imagenet":
         load_imagenet(model)
@@ -60,6 +63,11 @@ def build_model(
     if domain_bn:
         model.switch = split_batchnorm(model)
     return model
+
+
+def _osnet(name: str, fc: bool) -> tuple[nn.Module, int]:
+    osnet = OSNet(WIDTHS[name], fc)
+    return osnet, osnet.features
 
 
 def _resnet(name: str, pool: str) -> tuple[nn.Module, int]:

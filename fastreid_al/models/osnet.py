@@ -92,9 +92,10 @@ class OSNet(nn.Module):
 
     Args:
         widths: Channels of the stem and of the three stages.
+        fc: Keep the fully connected layer above the pooling.
     """
 
-    def __init__(self, widths: tuple[int, int, int, int]) -> None:
+    def __init__(self, widths: tuple[int, int, int, int], fc: bool = True) -> None:
         super().__init__()
         stem, first, second, third = widths
         self.conv1 = ConvLayer(3, stem, kernel=7, stride=2)
@@ -104,14 +105,17 @@ class OSNet(nn.Module):
         self.conv4 = _stage(second, third, shrink=False)
         self.conv5 = ConvLayer(third, third)
         self.global_avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Sequential(nn.Linear(third, FEATURES), nn.BatchNorm1d(FEATURES), nn.ReLU())
+        self.features = FEATURES if fc else third
+        if fc:
+            self.fc = nn.Sequential(nn.Linear(third, FEATURES), nn.BatchNorm1d(FEATURES), nn.ReLU())
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 512)."""
+        """(B, 3, H, W) -> (B, features)."""
         x = self.maxpool(self.conv1(x))
         x = self.conv5(self.conv4(self.conv3(self.conv2(x))))
-        return self.fc(self.global_avgpool(x).flatten(1))
+        pooled: Tensor = self.global_avgpool(x).flatten(1)
+        return self.fc(pooled) if hasattr(self, "fc") else pooled
 
 
 def _stage(inputs: int, outputs: int, shrink: bool) -> nn.Sequential:

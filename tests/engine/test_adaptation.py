@@ -175,6 +175,16 @@ def test_the_source_must_be_another_set(config: RunConfig, tmp_path: Path) -> No
     (tmp_path / "link").symlink_to(cached_synthetic(SYNTHETIC), target_is_directory=True)
     with pytest.raises(DataError, match=r"the source is the set that is trained on, .*--source-root"):
         dry_run(replace(config, source="msmt17", source_root=str(tmp_path / "link")))
+    larger = AdaptationConfig(synthetic=replace(SYNTHETIC, train_images=80))
+    with pytest.raises(
+        DataError, match=r"show the same people: both are drawn with seed 0; .*--adaptation.synthetic.seed"
+    ):
+        dry_run(replace(same, adaptation=larger))
+    root = tmp_path / "tree"
+    shutil.copytree(cached_synthetic(SYNTHETIC) / "train", root / "train")
+    crops = replace(config, dataset="folder", data_root=str(root / "train"), source="folder", source_root=str(root))
+    with pytest.raises(DataError, match=r"64 training images of the source are those that are trained on \(first: "):
+        dry_run(crops)
     assert not Path(str(config.run_dir)).exists()
 
 

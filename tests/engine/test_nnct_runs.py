@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 from tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
 
-from fastreid_al.config import EvaluationConfig, ImageConfig, NNCTConfig, RunConfig, StyleConfig
-from fastreid_al.data.camstyle import COPIES
+from fastreid_al.config import AdaptationConfig, EvaluationConfig, ImageConfig, NNCTConfig, RunConfig, StyleConfig
+from fastreid_al.data import load
+from fastreid_al.data.camstyle import ColourStyle
+from fastreid_al.data.pixels import decode
+from fastreid_al.data.records import STYLE_COPIES
 from fastreid_al.data.synthetic import cached_synthetic
 from fastreid_al.engine import Interrupted
 from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -62,6 +65,37 @@ def test_a_run_counts_its_labels_and_holds_them_against_the_truth(config: RunCon
     assert [r["lr"] for r in (first, *predicted)] == pytest.approx([0.02, 0.02, 0.002])
 
 
+def test_styles_are_given_the_pixels_and_rows_of_the_target_alone(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, seen = ColourStyle.__call__, []
+
+    def recording(
+        style: ColourStyle, pixels: torch.Tensor, rows: torch.Tensor, random: torch.Generator
+    ) -> torch.Tensor:
+        seen.append((pixels, rows))
+        return draw(style, pixels, rows, random)
+
+    monkeypatch.setattr(ColourStyle, "__call__", recording)
+    source = AdaptationConfig(synthetic=replace(SYNTHETIC, seed=1))
+    run_training(replace(config, epochs=1, source="synthetic", adaptation=source))
+    records = load("synthetic", synthetic=SYNTHETIC, verbose=False).train
+    pixels = decode([r.path for r in records], 32, 16).pixels
+    assert len(seen) == 4
+    assert sorted(torch.cat([rows for _, rows in seen]).tolist()) == list(range(64))
+    assert all(torch.equal(given, pixels[rows]) for given, rows in seen)
+
+
+def test_a_style_changes_what_is_learnt(config: RunConfig) -> None:
+    losses = {
+        style: run_training(replace(config, epochs=1, camstyle=style, run_dir=f"{config.run_dir}-{style}")).history[0][
+            "loss"
+        ]
+        for style in ("none", "colour")
+    }
+    assert losses["none"] != losses["colour"]
+
+
 @pytest.mark.parametrize("style", ["colour", "fourier"])
 def test_a_stopped_run_resumes_to_a_bit_identical_state(
     config: RunConfig, style: str, monkeypatch: pytest.MonkeyPatch
@@ -81,7 +115,10 @@ def test_a_stopped_run_resumes_to_a_bit_identical_state(
 
 
 def test_learning_rates_of_both_groups_follow_their_settings_on_resume(config: RunConfig) -> None:
-    run_training(replace(config, epochs=1))
+    begun = replace(config, optimizer=replace(config.optimizer, momentum=0.0))
+    file = run_training(replace(begun, epochs=1)).folder / "last.pt"
+    groups = load_checkpoint(file)["optimizer"]["param_groups"]
+    assert [(g["lr"], g["nesterov"]) for g in groups] == [(0.02, False), (0.01, False)]
     changed = replace(config, optimizer=replace(config.optimizer, lr=0.01, backbone_lr=0.001, momentum=0.5))
     run = run_training(replace(changed, epochs=2), resume=True)
     groups = load_checkpoint(run.folder / "last.pt")["optimizer"]["param_groups"]
@@ -113,6 +150,7 @@ def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: Ru
         ),
         ({"style": StyleConfig(probability=1.5)}, r"--style.probability is out of range"),
         ({"style": StyleConfig(band=0.0)}, r"--style.band is out of range"),
+        ({"nnct": NNCTConfig(layout="sparse", capacity=2**40)}, r"--nnct.layout and --nnct.capacity: capacity: found"),
         ({"ask": "gain"}, r"--method nnct has no questions to ask"),
     ],
 )
@@ -124,7 +162,7 @@ def test_what_cannot_work_is_refused_in_one_line_by_a_dry_run_too(
     assert "\n" not in str(refused.value)
     with pytest.raises(UserError, match=message):
         run_training(replace(config, **change))
-    assert not (Path(str(config.run_dir)) / "last.pt").exists()
+    assert not Path(str(config.run_dir)).exists()
 
 
 def test_a_dry_run_says_what_the_labels_take(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +170,36 @@ def test_a_dry_run_says_what_the_labels_take(config: RunConfig, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "3 epochs of 4 batches of 16 images" in printed
     assert "images are drawn in camera styles (colour)" in printed
-    assert "label memory 0.00 GiB as bits; 1 epochs of single labels, then labels above 0.3" in printed
+    assert "label memory 0.00 GiB as bits; single labels in epochs 1 to 1, then labels above 0.3" in printed
+    dry_run(replace(config, nnct=replace(config.nnct, single_label=3)))
+    assert "single labels in all epochs: --nnct.single-label 3 is not less than --epochs 3" in capsys.readouterr().out
+
+
+def test_settings_that_do_nothing_are_named(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run(replace(config, source_root="elsewhere", image=replace(config.image, height=32, width=32)))
+    printed = capsys.readouterr().out
+    assert "warning: --source-root and --adaptation.* do nothing without --source" in printed
+    assert "warning: no random crop will be made: at 32 x 32" in printed
+    dry_run(replace(config, batch=replace(config.batch, size=2)))
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_labels_that_short_lists_had_no_room_for_are_counted(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = replace(config, epochs=2, nnct=NNCTConfig(threshold=-0.5, single_label=1, layout="sparse", capacity=2))
+    history = run_training(few).history
+    assert history[0]["labels_dropped"] == 0 < history[1]["labels_dropped"]
+    assert "labels dropped in all (a larger --nnct.capacity keeps them)" in capsys.readouterr().out
+
+
+def test_osnet_is_scored_as_it_was_trained_without_its_fully_connected_layer(config: RunConfig) -> None:
+    finished = run_training(replace(config, epochs=1, network=replace(config.network, osnet_fc=False)))
+    last = finished.folder / "last.pt"
+    state = load_checkpoint(last)
+    assert not any(".fc." in name for name in state["model"] if "gate" not in name)
+    assert state["method"]["bank"].shape == (64, 128)
+    assert evaluate_file(EvaluationConfig(str(last), synthetic=SYNTHETIC)).mAP == finished.history[-1]["mAP"]
 
 
 @pytest.mark.parametrize("part", ["bank", "label_memory"])
@@ -150,30 +217,40 @@ def test_memories_of_another_number_of_images_are_refused_on_resume(config: RunC
     assert "\n" not in str(no.value)
 
 
+def test_copies_beside_unlabelled_crops_are_no_training_images(with_copies: tuple[RunConfig, Path]) -> None:
+    config, folder = with_copies
+    crops = folder.parent / "crops"
+    shutil.copytree(folder.parent / "train", crops)
+    shutil.move(folder, crops / folder.name)
+    assert len(load("folder", crops, verbose=False).train) == 64
+
+
 @pytest.fixture
 def with_copies(config: RunConfig, tmp_path: Path) -> tuple[RunConfig, Path]:
     """The tiny set on disk, and a copy of its first image in the style of each other camera."""
     root = tmp_path / "MSMT17_V1"
     shutil.copytree(cached_synthetic(SYNTHETIC), root)
-    (root / COPIES).mkdir()
+    (root / STYLE_COPIES).mkdir()
     first = sorted((root / "train").rglob("*.jpg"))[0]
     own = int(first.stem.split("_")[2])
     for camera in {1, 2, 3} - {own}:
-        Image.new("RGB", (20, 40), (80 * camera, 0, 0)).save(root / COPIES / f"{first.stem}_fake_{camera}.jpg")
-    return replace(config, dataset="msmt17", data_root=str(tmp_path), camstyle="files"), root / COPIES
+        Image.new("RGB", (20, 40), (80 * camera, 0, 0)).save(root / STYLE_COPIES / f"{first.stem}_fake_{camera}.jpg")
+    return replace(config, dataset="msmt17", data_root=str(tmp_path), camstyle="files"), root / STYLE_COPIES
 
 
 def test_copies_that_changed_are_refused_on_resume(
     with_copies: tuple[RunConfig, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, folder = with_copies
+    dry_run(config)
+    assert "in camera styles, from 2 copies: 0.00 GiB in memory" in capsys.readouterr().out
     run_training(replace(config, epochs=1))
     printed = capsys.readouterr().out
     assert "126 of 128 copies in other cameras' styles are missing" in printed
     assert "camera styles: 2 copies in the styles of 3 cameras" in printed
     copy = sorted(folder.iterdir())[0]
     copy.write_bytes(copy.read_bytes() + b" ")
-    with pytest.raises(CheckpointError, match=rf"1 changed \(first: {COPIES}/{copy.name}\)"):
+    with pytest.raises(CheckpointError, match=rf"1 changed \(first: {STYLE_COPIES}\)"):
         run_training(config, resume=True)
 
 
@@ -181,8 +258,9 @@ def test_copies_for_other_cameras_are_refused(with_copies: tuple[RunConfig, Path
     config, folder = with_copies
     copy = sorted(folder.iterdir())[0]
     copy.rename(copy.with_name(copy.name.rsplit("_", 1)[0] + "_9.jpg"))
-    with pytest.raises(DataError, match=r"is for camera 9; the training images' cameras are 1, 2, 3"):
-        run_training(config)
+    for begin in (dry_run, run_training):
+        with pytest.raises(DataError, match=r"is for camera 9; the training images' cameras are 1, 2, 3"):
+            begin(config)
 
 
 def test_absent_copies_are_said_once_and_the_run_goes_on(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:

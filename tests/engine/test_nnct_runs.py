@@ -218,7 +218,7 @@ def test_memories_of_another_number_of_images_are_refused_on_resume(config: RunC
 
 
 def test_copies_beside_unlabelled_crops_are_no_training_images(with_copies: tuple[RunConfig, Path]) -> None:
-    config, folder = with_copies
+    folder = with_copies[1]
     crops = folder.parent / "crops"
     shutil.copytree(folder.parent / "train", crops)
     shutil.move(folder, crops / folder.name)

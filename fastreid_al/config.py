@@ -96,7 +96,7 @@ class NetworkConfig:
     Args:
         pool: Pooling of the last feature map of a ResNet: average, or generalised mean.
         bn_group: Images that one BatchNorm sees in training; 0 is the whole batch. UCAL's published numbers were made with 16.
-        domain_bn: With a labelled source, normalise its images by BatchNorms of their own (SpCL); without, nothing changes.
+        domain_bn: Normalise the images of a labelled source by BatchNorms of their own (SpCL); no effect without --source.
         test_features: Features that are ranked: after the last BatchNorm (bn), or pooled ones before it (pool5, as NNCT does).
         osnet_fc: Keep OSNet's fully connected layer above its pooling; NNCT removes it.
     """
@@ -113,10 +113,11 @@ class StyleConfig:
     """Camera styles drawn in training (`--camstyle`).
 
     Args:
-        probability: Probability that an image is drawn in the style of another camera; when not given, each camera of the set
-            is as probable as the image's own.
+        probability: Probability that an image is drawn in the style of another camera; when not given, one of all cameras is
+            drawn uniformly, the image's own (which changes nothing) included.
         space: Colour space in which colour matches the cameras: CIELAB, or the pixels' own RGB.
-        band: Share of the frequencies, from the lowest on, that fourier changes.
+        band: Share of the frequencies in either direction, from the lowest on, that fourier changes, up to 0.5; the mean alone
+            where that is less than one.
     """
 
     probability: float | None = None
@@ -210,17 +211,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class NNCTConfig:
-    """NNCT: label prediction (MPLP), loss (MMCL), label memory (PLMB).
+    """NNCT: memory-based positive label prediction (MPLP), multi-label loss (MMCL), pseudo-label memory bank (PLMB).
 
     Args:
         threshold: t of MPLP: similarities above it count.
-        at_least: Least number of candidates of an image.
+        at_least: Most similar images that are candidates for a label of an image, when fewer are above the threshold.
         lambda_n: Weight of the neighbours' loss, lambda^n of Eq. 2.
         delta: Weight of the positives in MMCL.
-        hard_ratio: Share of the negatives that is hard.
+        hard_ratio: Share of the negatives, the most similar ones, that enter the loss.
         single_label: Epochs at the start in which an image has itself as its only label, and no neighbours.
-        momentum: Share of an old vector that an update of the feature memory keeps, at the end of the run; it grows from 0.
-        layout: The label memory: bits (n x n bits), sparse (short lists), auto by the number of images.
+        momentum: Share of an old vector that an update of the feature memory keeps, times epochs done over epochs of the run.
+        layout: The pseudo-label memory bank (PLMB): bits (n x n bits), sparse (short lists), auto by the number of images.
         capacity: Labels that a list of the sparse layout has room for.
     """
 
@@ -371,7 +372,7 @@ class EvaluationConfig:
 
     Args:
         checkpoint: last.pt or best.pt of a run, or a bare weights file.
-        dataset: The image set.
+        dataset: The image set; when not given that of the run whose folder holds the checkpoint, or synthetic.
         data_root: The data root, or the set's own folder; not used by the synthetic set.
         model: Backbone of a bare weights file; a checkpoint knows its own.
         pool: Pooling of a bare weights file: avg or gem.
@@ -386,7 +387,7 @@ class EvaluationConfig:
     """
 
     checkpoint: str
-    dataset: Dataset = "synthetic"
+    dataset: Dataset | None = None
     data_root: str = "data"
     model: ModelName | None = None
     pool: Literal["avg", "gem"] = "avg"

@@ -305,7 +305,7 @@ class FileStyle(CameraStyle):
     """Reads CamStyle's copies: `STEM_fake_1to2.jpg` (Market-1501, DukeMTMC-reID) or `STEM_fake_2.jpg` (MSMT17).
 
     The copies are decoded once, into a store of their own with the training images' size and budget: 6.4 GB for Market's
-    64,680 copies at 256 x 128, 12 GB for Duke's, 45 GB for MSMT17's 456,694, in memory or memory-mapped. The table of copies
+    64,680 copies at 256 x 128, 11 GB for Duke's, 45 GB for MSMT17's 456,694, in memory or memory-mapped. The table of copies
     takes 4 bytes an image and camera (60 MB at a million images and 15 cameras). Where a copy is missing, the image stays as
     it is. Copies of other images than `records`, of images whose camera is unknown, and in an image's own camera are not read.
 
@@ -476,9 +476,15 @@ def nothing_to_draw(kind: StyleName, images: ImageSet, records: Sequence[Record]
     """Why a set has no styles of a kind, in one line; None when it has."""
     cameras = known_cameras(records)
     if len(cameras) < 2:
-        return f"--camstyle {kind}: the training images are known to be of {len(cameras)} camera(s); there are no other styles"
+        return (
+            f"--camstyle {kind} does nothing: the training images are known to be of {len(cameras)} camera(s); put _c3 and "
+            "the like into the names of a folder's images, or give --camstyle none"
+        )
     if kind == "files" and not (images.root / STYLE_COPIES).is_dir():
-        return f"--camstyle files: {images.root / STYLE_COPIES} does not exist; training goes on without camera styles"
+        return (
+            f"--camstyle files: {images.root / STYLE_COPIES} does not exist; training goes on without camera styles. "
+            "Unpack CamStyle's copies there, or give --camstyle colour"
+        )
     return None
 
 

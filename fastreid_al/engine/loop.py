@@ -444,7 +444,8 @@ def _record(state: Training, folder: RunFolder, reporter: Reporter, record: dict
     if "pair_precision" in record:
         text += f", pair precision {_change(record, 'precision')} % recall {_change(record, 'recall')} %"
     if "labels_per_image" in record:
-        text += f", {record['labels_per_image']:.1f} labels an image"
+        found = record["labels_per_image"]
+        text += f", {found:.{1 if found >= 1 else 2}f} other images labelled for each" if found else ", single labels"
     if record.get("labels_per_image") and "label_precision" in record:
         precision, recall = percent(record["label_precision"]), percent(record["label_recall"])
         text += f", precision {precision} % recall {recall} %"

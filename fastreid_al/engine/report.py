@@ -178,18 +178,21 @@ def percent(value: float | None) -> str:
 
 
 def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
-    """Draw mAP, number of clusters, pair precision and recall, and the questions asked over epochs."""
+    """Draw mAP, clusters or labels, their precision and recall, and the questions asked over epochs; what there is of them."""
     from matplotlib.figure import Figure
 
     groups: list[tuple[str, list[str]]] = [
         ("mAP and rank-1 (%)", ["mAP", "rank1"]),
         ("clusters", ["clusters"]),
         ("pairs (%)", ["pair_precision", "pair_recall", "drafted_pair_precision", "drafted_pair_recall"]),
+        ("labels an image", ["labels_per_image"]),
+        ("labels (%)", ["label_precision", "label_recall"]),
+        ("questions in all", ["questions_total"]),
     ]
-    if any("questions_total" in r for r in history):
-        groups.append(("questions in all", ["questions_total"]))
+    there = {key for record in history for key, value in record.items() if value is not None}
+    groups = [(title, keys) for title, keys in groups if there & set(keys)] or groups[:1]
     figure = Figure(figsize=(3.7 * len(groups), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(groups))
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, (title, keys) in zip(panels, groups, strict=True):
         scale = 100 if "%" in title else 1
         for key in keys:

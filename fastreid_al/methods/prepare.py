@@ -6,7 +6,7 @@ import torch
 
 from ..clustering import check_backend
 from ..clustering.approximate import check_library
-from ..config import AdaptationConfig, EvaluationConfig, RunConfig
+from ..config import AdaptationConfig, EvaluationConfig, NNCTConfig, RunConfig, StyleConfig
 from ..data import ImageSet, describe, load
 from ..engine.report import Reporter
 from ..errors import UserError
@@ -19,62 +19,79 @@ def check_settings(config: RunConfig) -> None:
         UserError: In one line.
     """
     wanted = {
-        "--epochs": config.epochs >= 1,
-        "--batch.size": config.batch.size >= 2,
-        "--batch.per-identity": config.method == "nnct" or 1 <= config.batch.per_identity <= config.batch.size,
-        "--batch.iterations": config.batch.iterations >= 0,
-        "--image.height": config.image.height >= 16,
-        "--image.width": config.image.width >= 16,
-        "--network.bn-group": config.network.bn_group == 0 or config.network.bn_group >= 2,
-        "--seed": config.seed >= 0,
-        "--evaluate-every": config.evaluate_every >= 0,
-        "--image.pad": 0 <= config.image.pad <= 64,
-        "--image.flip": 0 <= config.image.flip <= 1,
-        "--image.erase": 0 <= config.image.erase <= 1,
-        "--image.erase-area": 0 < config.image.erase_area[0] <= config.image.erase_area[1] <= 1,
-        "--image.erase-aspect": 0 < config.image.erase_aspect[0] <= config.image.erase_aspect[1],
-        "--image.crop-area": 0 < config.image.crop_area[0] <= config.image.crop_area[1] <= 1,
-        "--image.crop-aspect": 0 < config.image.crop_aspect[0] <= config.image.crop_aspect[1],
-        "--image.rotate": 0 <= config.image.rotate <= 180,
-        "--style.probability": config.style.probability is None or 0 <= config.style.probability <= 1,
-        "--style.band": 0 < config.style.band <= 0.5,
-        "--image.jitter": 0 <= config.image.jitter <= 1,
-        "--image.store-gib": config.image.store_gib >= 0,
-        "--cluster.k1": config.cluster.k1 >= 1,
-        "--cluster.k2": 1 <= config.cluster.k2 <= config.cluster.k1,
-        "--cluster.min-samples": config.cluster.min_samples >= 1,
-        "--cluster.eps-gap": config.cluster.eps_gap >= 0,
-        "--cluster.eps": config.cluster.eps - config.cluster.eps_gap >= 0
-        and config.cluster.eps + config.cluster.eps_gap < 1,
-        "--memory.temperature": config.memory.temperature > 0,
-        "--memory.momentum": config.memory.momentum is None or 0 <= config.memory.momentum <= 1,
-        "--questions.start": config.questions.start >= 0,
-        "--questions.budget": (config.questions.budget or 0) >= 0,
-        "--questions.per-epoch": (config.questions.per_epoch or 0) >= 0,
-        "--questions.l-max": config.questions.l_max >= 1,
-        "--questions.delta": 0 <= config.questions.delta <= 1,
-        "--questions.merge-share": 0 <= config.questions.merge_share <= 1,
-        "--questions.confirm-merges": config.questions.confirm_merges >= 0,
-        "--nnct.threshold": -1 < config.nnct.threshold < 1,
-        "--nnct.at-least": config.nnct.at_least >= 1,
-        "--nnct.lambda-n": config.nnct.lambda_n >= 0,
-        "--nnct.delta": config.nnct.delta >= 0,
-        "--nnct.hard-ratio": 0 <= config.nnct.hard_ratio <= 1,
-        "--nnct.single-label": config.nnct.single_label >= 0,
-        "--nnct.momentum": 0 <= config.nnct.momentum <= 1,
-        "--nnct.capacity": config.nnct.capacity >= 1,
-        "--neighbours-k": 0 <= config.neighbours_k <= 1024,
-        "--adaptation.weight": 0 <= config.adaptation.weight <= 1,
-        "--optimizer.momentum": 0 <= config.optimizer.momentum < 1,
-        "--optimizer.backbone-lr": config.optimizer.backbone_lr is None or config.optimizer.backbone_lr > 0,
-        "--optimizer.lr": config.optimizer.lr > 0,
-        "--optimizer.step": config.optimizer.step >= 1,
-        "--optimizer.gamma": config.optimizer.gamma > 0,
-        "--optimizer.weight-decay": config.optimizer.weight_decay >= 0,
+        "--epochs": (config.epochs >= 1, "1 or more"),
+        "--batch.size": (config.batch.size >= 2, "2 or more"),
+        "--batch.per-identity": (
+            config.method == "nnct" or 1 <= config.batch.per_identity <= config.batch.size,
+            "1 to --batch.size",
+        ),
+        "--batch.iterations": (config.batch.iterations >= 0, "0 or more"),
+        "--image.height": (config.image.height >= 16, "16 or more"),
+        "--image.width": (config.image.width >= 16, "16 or more"),
+        "--network.bn-group": (config.network.bn_group == 0 or config.network.bn_group >= 2, "0, or 2 and more"),
+        "--seed": (config.seed >= 0, "0 or more"),
+        "--evaluate-every": (config.evaluate_every >= 0, "0 or more"),
+        "--image.pad": (0 <= config.image.pad <= 64, "0 to 64"),
+        "--image.flip": (0 <= config.image.flip <= 1, "0 to 1"),
+        "--image.erase": (0 <= config.image.erase <= 1, "0 to 1"),
+        "--image.erase-area": (
+            0 < config.image.erase_area[0] <= config.image.erase_area[1] <= 1,
+            "[low,high] above 0, up to 1",
+        ),
+        "--image.erase-aspect": (
+            0 < config.image.erase_aspect[0] <= config.image.erase_aspect[1],
+            "[low,high] above 0",
+        ),
+        "--image.crop-area": (
+            0 < config.image.crop_area[0] <= config.image.crop_area[1] <= 1,
+            "[low,high] above 0, up to 1",
+        ),
+        "--image.crop-aspect": (0 < config.image.crop_aspect[0] <= config.image.crop_aspect[1], "[low,high] above 0"),
+        "--image.rotate": (0 <= config.image.rotate <= 180, "0 to 180"),
+        "--style.probability": (config.style.probability is None or 0 <= config.style.probability <= 1, "0 to 1"),
+        "--style.band": (0 < config.style.band <= 0.5, "above 0, up to 0.5"),
+        "--image.jitter": (0 <= config.image.jitter <= 1, "0 to 1"),
+        "--image.store-gib": (config.image.store_gib >= 0, "0 or more"),
+        "--cluster.k1": (config.cluster.k1 >= 1, "1 or more"),
+        "--cluster.k2": (1 <= config.cluster.k2 <= config.cluster.k1, "1 to --cluster.k1"),
+        "--cluster.min-samples": (config.cluster.min_samples >= 1, "1 or more"),
+        "--cluster.eps-gap": (config.cluster.eps_gap >= 0, "0 or more"),
+        "--cluster.eps": (
+            config.cluster.eps - config.cluster.eps_gap >= 0 and config.cluster.eps + config.cluster.eps_gap < 1,
+            "--cluster.eps-gap to less than 1 - --cluster.eps-gap",
+        ),
+        "--memory.temperature": (config.memory.temperature > 0, "above 0"),
+        "--memory.momentum": (config.memory.momentum is None or 0 <= config.memory.momentum <= 1, "0 to 1"),
+        "--questions.start": (config.questions.start >= 0, "0 or more"),
+        "--questions.budget": ((config.questions.budget or 0) >= 0, "0 or more"),
+        "--questions.per-epoch": ((config.questions.per_epoch or 0) >= 0, "0 or more"),
+        "--questions.l-max": (config.questions.l_max >= 1, "1 or more"),
+        "--questions.delta": (0 <= config.questions.delta <= 1, "0 to 1"),
+        "--questions.merge-share": (0 <= config.questions.merge_share <= 1, "0 to 1"),
+        "--questions.confirm-merges": (config.questions.confirm_merges >= 0, "0 or more"),
+        "--nnct.threshold": (-1 < config.nnct.threshold < 1, "between -1 and 1"),
+        "--nnct.at-least": (config.nnct.at_least >= 1, "1 or more"),
+        "--nnct.lambda-n": (config.nnct.lambda_n >= 0, "0 or more"),
+        "--nnct.delta": (config.nnct.delta >= 0, "0 or more"),
+        "--nnct.hard-ratio": (0 <= config.nnct.hard_ratio <= 1, "0 to 1"),
+        "--nnct.single-label": (config.nnct.single_label >= 0, "0 or more"),
+        "--nnct.momentum": (0 <= config.nnct.momentum <= 1, "0 to 1"),
+        "--nnct.capacity": (config.nnct.capacity >= 1, "1 or more"),
+        "--neighbours-k": (0 <= config.neighbours_k <= 1024, "0 to 1024, and less than the training images"),
+        "--adaptation.weight": (0 <= config.adaptation.weight <= 1, "0 to 1"),
+        "--optimizer.momentum": (0 <= config.optimizer.momentum < 1, "0 to less than 1"),
+        "--optimizer.backbone-lr": (
+            config.optimizer.backbone_lr is None or config.optimizer.backbone_lr > 0,
+            "above 0",
+        ),
+        "--optimizer.lr": (config.optimizer.lr > 0, "above 0"),
+        "--optimizer.step": (config.optimizer.step >= 1, "1 or more"),
+        "--optimizer.gamma": (config.optimizer.gamma > 0, "above 0"),
+        "--optimizer.weight-decay": (config.optimizer.weight_decay >= 0, "0 or more"),
     }
-    wrong = [option for option, fine in wanted.items() if not fine]
-    if wrong:
-        raise UserError(f"{wrong[0]} is out of range; see its meaning with --help")
+    for option, (fine, range_) in wanted.items():
+        if not fine:
+            raise UserError(f"{option} is out of range: wanted {range_}")
     if config.source is not None and config.method == "supervised":
         raise UserError("--source is for --method ucal and nnct; leave it out with supervised")
     if config.method == "ucal":
@@ -94,8 +111,16 @@ def warn_of_settings(config: RunConfig, reporter: Reporter) -> None:
             f"no random crop will be made: at {image.height} x {image.width} none has "
             f"--image.crop-area {list(image.crop_area)} and --image.crop-aspect {list(image.crop_aspect)}"
         )
-    if config.source is None and (config.source_root != "data" or config.adaptation != AdaptationConfig()):
-        reporter.warn("--source-root and --adaptation.* do nothing without --source")
+    idle = {
+        "--source-root and --adaptation.* do nothing without --source": config.source is None
+        and (config.source_root != "data" or config.adaptation != AdaptationConfig()),
+        "--neighbours-k and --nnct.* do nothing without --method nnct": config.method != "nnct"
+        and (config.neighbours_k != 1 or config.nnct != NNCTConfig()),
+        "--style.* does nothing without --camstyle": config.camstyle == "none" and config.style != StyleConfig(),
+    }
+    for text, said in idle.items():
+        if said:
+            reporter.warn(text)
 
 
 def pick_device(name: str) -> torch.device:
@@ -122,7 +147,13 @@ def pick_device(name: str) -> torch.device:
 def load_images(config: RunConfig | EvaluationConfig, reporter: Reporter) -> ImageSet:
     """Read the image set of a run, and print its counts."""
     with reporter.progress("drawing", 0) as update:
-        images = load(config.dataset, config.data_root, synthetic=config.synthetic, verbose=False, on_progress=update)
+        images = load(
+            config.dataset or "synthetic",
+            config.data_root,
+            synthetic=config.synthetic,
+            verbose=False,
+            on_progress=update,
+        )
     for line in describe(images):
         reporter.line(line)
     return images

@@ -146,11 +146,14 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
     )
     if source is not None:
         m = len(source.train)
-        beside = f"a classifier, weight {1 - config.adaptation.weight:g}" if config.method == "nnct" else "classes"
-        where = "BatchNorms of their own" if model.switch is not None else "the same BatchNorms"
+        w = config.adaptation.weight
+        beside = (
+            f"loss {1 - w:g} x source + {w:g} x target" if config.method == "nnct" else "their identities are classes"
+        )
+        where = "BatchNorms of their own" if model.switch is not None else "shared BatchNorms"
         reporter.line(
-            f"beside them as many images of {source.name}, {count(source.train).identities} identities as {beside}, through "
-            f"{where}; {m * pixels / 2**30:.2f} GiB of pixels"
+            f"each batch has as many images of the source {source.name} again ({count(source.train).identities} identities): "
+            f"{beside}, {where}; {m * pixels / 2**30:.2f} GiB of pixels"
         )
     if config.camstyle != "none":
         reporter.line(_styles(config, images))
@@ -159,8 +162,8 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
         labels = _nnct(config, n, known, model.features).label_memory
         single, more = config.nnct.single_label, config.epochs - config.nnct.single_label
         reporter.line(
-            f"label memory {labels.nbytes / 2**30:.2f} GiB as {labels.layout}; single labels in epochs 1 to {single}, then "
-            f"labels above {config.nnct.threshold:g} and those of {config.neighbours_k} nearest images"
+            f"label memory (PLMB) {labels.nbytes / 1e6:.1f} MB as {labels.layout}; single labels in the first {single} epochs, "
+            f"then labels above {config.nnct.threshold:g}, and those of the {config.neighbours_k} nearest"
             if more > 0
             else f"single labels in all epochs: --nnct.single-label {single} is not less than --epochs {config.epochs}"
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 
 from ..active import Verdict
-from ..config import EvaluationConfig, ImageConfig, TestFeatures
+from ..config import EvaluationConfig, ImageConfig, SyntheticConfig, TestFeatures
 from ..data import ImageSet
 from ..engine.checkpoint import write_atomically
 from ..engine.extract import Evaluator, decode_records, extract_features, identities_and_cameras
@@ -31,6 +33,7 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
         UserError: The file or the image set cannot be used, in one line.
     """
     reporter = reporter or Reporter()
+    options = _set_of_run(options)
     device = pick_device(options.device)
     model, size, stage = _load_network(options)
     images = load_images(options, reporter)
@@ -44,6 +47,24 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
     reporter.table(f"Test set, %: {options.checkpoint}", ["", *SCORES], [["", *(percent(scores[k]) for k in SCORES)]])
     _say_skipped(scores, reporter)
     return ranking
+
+
+def _set_of_run(options: EvaluationConfig) -> EvaluationConfig:
+    """The image set that a checkpoint's run was trained on, where none is named."""
+    file = Path(options.checkpoint).parent / "config.json"
+    if options.dataset is not None or not file.is_file():
+        return options
+    try:
+        run = json.loads(file.read_text())
+        dataset, root, drawn = run["dataset"], run["data_root"], SyntheticConfig(**run["synthetic"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not the configuration of a run; name the image set with --dataset") from error
+    return replace(
+        options,
+        dataset=dataset,
+        data_root=root if options.data_root == EvaluationConfig.data_root else options.data_root,
+        synthetic=drawn if options.synthetic == SyntheticConfig() else options.synthetic,
+    )
 
 
 def _save_features(

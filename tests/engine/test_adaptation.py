@@ -238,14 +238,14 @@ def test_a_source_smaller_than_a_batch_is_refused_or_warned_of(
     assert "36 images of the source are fewer than a batch of 48" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "said"), [("nnct", "a classifier, weight 0.7"), ("instance memory", "as classes")])
+@pytest.mark.parametrize(("name", "said"), [("nnct", "loss 0.7 x source + 0.3 x target"), ("instance memory", "their identities are classes")])
 def test_dry_run_says_what_the_source_is(
     config: RunConfig, name: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dry_run(adapted(config, name))
     printed = capsys.readouterr().out
     assert "source: synthetic in" in printed
-    assert "as many images of synthetic, 6 identities" in printed
+    assert "as many images of the source synthetic again (6 identities)" in printed
     assert said in printed
     assert not Path(str(config.run_dir)).exists()
 

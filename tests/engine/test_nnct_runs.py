@@ -132,6 +132,7 @@ def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: Ru
     finished = run_training(config)
     last = str(finished.folder / "last.pt")
     assert evaluate_file(EvaluationConfig(last, synthetic=SYNTHETIC)).mAP == finished.history[-1]["mAP"]
+    assert evaluate_file(EvaluationConfig(last)).mAP == finished.history[-1]["mAP"]
     other = EvaluationConfig(last, synthetic=SYNTHETIC, test_features="bn")
     assert evaluate_file(other).mAP != finished.history[-1]["mAP"]
 
@@ -170,7 +171,7 @@ def test_a_dry_run_says_what_the_labels_take(config: RunConfig, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "3 epochs of 4 batches of 16 images" in printed
     assert "images are drawn in camera styles (colour)" in printed
-    assert "label memory 0.00 GiB as bits; single labels in epochs 1 to 1, then labels above 0.3" in printed
+    assert "label memory (PLMB) 0.0 MB as bits; single labels in the first 1 epochs, then labels above 0.3" in printed
     dry_run(replace(config, nnct=replace(config.nnct, single_label=3)))
     assert "single labels in all epochs: --nnct.single-label 3 is not less than --epochs 3" in capsys.readouterr().out
 
@@ -180,6 +181,10 @@ def test_settings_that_do_nothing_are_named(config: RunConfig, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "warning: --source-root and --adaptation.* do nothing without --source" in printed
     assert "warning: no random crop will be made: at 32 x 32" in printed
+    dry_run(replace(config, method="ucal", camstyle="none", style=StyleConfig(probability=0.5)))
+    printed = capsys.readouterr().out
+    assert "warning: --neighbours-k and --nnct.* do nothing without --method nnct" in printed
+    assert "warning: --style.* does nothing without --camstyle" in printed
     dry_run(replace(config, batch=replace(config.batch, size=2)))
     assert "warning" not in capsys.readouterr().out
 

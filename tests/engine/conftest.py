@@ -10,6 +10,7 @@ from tiny import SYNTHETIC, tiny_config
 
 from fastreid_al.config import RunConfig
 from fastreid_al.data.synthetic import cached_synthetic
+from fastreid_al.methods import run
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,6 +19,13 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("FASTREID_AL_CACHE", str(tmp_path_factory.mktemp("cache")))
         cached_synthetic(SYNTHETIC)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_figure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's figure takes longer than its training: it is drawn where a test is about it."""
+    if "figure" not in request.node.name:
+        monkeypatch.setattr(run, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture

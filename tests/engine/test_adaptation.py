@@ -238,7 +238,10 @@ def test_a_source_smaller_than_a_batch_is_refused_or_warned_of(
     assert "36 images of the source are fewer than a batch of 48" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "said"), [("nnct", "loss 0.7 x source + 0.3 x target"), ("instance memory", "their identities are classes")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("nnct", "loss 0.7 x source + 0.3 x target"), ("instance memory", "their identities are classes")],
+)
 def test_dry_run_says_what_the_source_is(
     config: RunConfig, name: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,14 +21,7 @@ from fastreid_al.engine import Interrupted
 from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
 from fastreid_al.errors import CheckpointError, DataError, UserError
 from fastreid_al.methods import NNCT, dry_run, run_training
-from fastreid_al.methods import run as runner
 from fastreid_al.methods.score import evaluate_file
-
-
-@pytest.fixture(autouse=True)
-def _no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The figure of a run is not what is tested here, and takes longer than its training."""
-    monkeypatch.setattr(runner, "draw_curves", lambda *_: None)
 
 
 def nnct_config(run_dir: Path) -> RunConfig:

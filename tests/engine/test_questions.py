@@ -50,7 +50,7 @@ def answers(run: str | Path) -> list[tuple[object, ...]]:
         return [(e.epoch, e.left, e.right, e.verdict) for e in ledger.events()]
 
 
-def test_cost_and_cluster_quality_before_and_after_are_recorded(
+def test_cost_and_cluster_quality_before_and_after_are_recorded_and_drawn_in_the_figure(
     asking: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     history = run_training(asking).history

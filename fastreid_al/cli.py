@@ -47,7 +47,7 @@ class Parser(ArgumentParser):
         if unknown := re.search(r"unrecognized arguments: (?P<arguments>.*)", message, re.DOTALL):
             text = self._unknown(unknown["arguments"].split())
         elif value := _VALUE.search(message):
-            pair = "<class 'tuple'>" in message or "uple[float, float]" in message
+            pair = "Expected a <class 'tuple'>" in message or "Expected a tuple with 2" in message
             text = _wrong_value(value["key"], value["value"], _CHOICES.search(message), pair)
         else:
             text = " ".join(message.split())

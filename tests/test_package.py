@@ -71,6 +71,8 @@ def test_imports_point_down_the_house(room: str) -> None:
             ["--image.crop-area", "0.5"],
             "--image.crop-area: '0.5' is not two numbers; write --image.crop-area '[0.3,0.9]'",
         ),
+        (["--image.crop-area", "[0.5]"], "--image.crop-area: '[0.5]' is not two numbers"),
+        (["--nnct.threshold", "abc"], "--nnct.threshold: 'abc' is not a value that it takes"),
         (["--resume"], "--resume needs --run-dir"),
         (["--run-dir"], "expected one argument"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml cannot be read"),

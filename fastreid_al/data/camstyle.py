@@ -105,14 +105,13 @@ class ColourStyle(CameraStyle):
     cameras also differ in what they look at. On drawn people under simulated casts (mean distance in CIELAB between an image
     moved from camera a to b and the same scene under b's cast; each camera's statistics are of its own people and place):
 
-        cast                              none moved    CIELAB     RGB    means and deviations: CIELAB     RGB
-        drawn set's, strength 1                 10.3       4.6     4.2                             5.2     3.9
-        drawn set's, strength 4                 33.5       7.5     5.1                             9.6     4.5
-        white balance, exposure, gamma          12.4       5.2     4.9                             5.9     4.6
-        these, saturation, channels mixed       15.8       5.7     5.9                             6.6     7.9
+        cast                                        none moved    CIELAB    RGB
+        drawn set's, strength 1                            8.3       3.9    3.5
+        drawn set's, strength 4                           26.4       5.7    4.3
+        strength 1, channels mixed by up to 0.15           9.6       4.3    4.3
+        strength 1, channels mixed by up to 0.3           11.0       4.8    4.6
 
-    Means and deviations (Reinhard et al., 2001) are as good where a cast acts on each channel alone, and worse where channels
-    mix, as they do in a camera's own processing. The pixels' own RGB costs less and is nearer where gains differ much.
+    The pixels' own RGB costs less, and is nearer where the drawn gains differ much.
 
     Up to 400 images of a camera are sampled, every 2nd row and column; the maps take 36 bytes for each pair of cameras.
 

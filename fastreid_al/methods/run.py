@@ -212,9 +212,6 @@ def _load_source(config: RunConfig, images: ImageSet, reporter: Reporter) -> Ima
     first, *counts = describe(found)
     for line in (f"source: {first}", *counts):
         reporter.line(line)
-    if found.root.resolve() == images.root.resolve():
-        other = "--adaptation.synthetic.seed" if config.source == "synthetic" else "--source or --source-root"
-        raise DataError(f"the source is the set that is trained on, {found.root}; name another with {other}")
     if config.source == config.dataset == "synthetic" and drawn.seed == config.synthetic.seed:
         raise DataError(
             f"the source and the set that is trained on show the same people: both are drawn with seed {drawn.seed}; "

@@ -170,10 +170,14 @@ def test_a_source_may_move_but_not_change_on_resume(copied: tuple[RunConfig, Pat
 
 def test_the_source_must_be_another_set(config: RunConfig, tmp_path: Path) -> None:
     same = replace(config, source="synthetic", adaptation=AdaptationConfig(synthetic=SYNTHETIC))
-    with pytest.raises(DataError, match=r"the source is the set that is trained on, .*--adaptation.synthetic.seed"):
+    with pytest.raises(
+        DataError, match=r"show the same people: both are drawn with seed 0; .*--adaptation.synthetic.seed"
+    ):
         run_training(same)
     (tmp_path / "link").symlink_to(cached_synthetic(SYNTHETIC), target_is_directory=True)
-    with pytest.raises(DataError, match=r"the source is the set that is trained on, .*--source-root"):
+    with pytest.raises(
+        DataError, match=r"64 training images of the source are those that are trained on .*--source-root"
+    ):
         dry_run(replace(config, source="msmt17", source_root=str(tmp_path / "link")))
     larger = AdaptationConfig(synthetic=replace(SYNTHETIC, train_images=80))
     with pytest.raises(

@@ -62,6 +62,10 @@ class ImageConfig:
         width: Width that every image is resized to.
         store_gib: Decoded pixels of a split stay in memory up to this many GiB; a larger one goes to a memory-mapped file.
         store_dir: Folder of that file; the run directory when not given.
+        cache: Decoded pixels are kept for later runs, by the content of the images: in this folder, nowhere (none), or in the
+            user's cache folder (auto).
+        place: Where batches are read from: the device (device), memory that it copies from beside the step (host), or the
+            first of the two that has room (auto).
         crop_area: Least and greatest share of the image's area that a random crop keeps, which is then enlarged to the whole;
             1 and 1 leave it out.
         crop_aspect: Least and greatest height / width of that crop.
@@ -78,6 +82,8 @@ class ImageConfig:
     width: int = 128
     store_gib: float = 4.0
     store_dir: str | None = None
+    cache: str = "auto"
+    place: Literal["auto", "device", "host"] = "auto"
     crop_area: tuple[float, float] = (1.0, 1.0)
     crop_aspect: tuple[float, float] = (2.0, 3.0)
     flip: float = 0.5
@@ -210,6 +216,27 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """How the work is done; none of it changes what is computed but for rounding.
+
+    Args:
+        precision: Of the network's products: bfloat16 (bf16), float32, or by the device (auto: bf16 on a GPU). Losses, memories
+            and weights are float32.
+        compile: torch.compile of the network: never (none), kernels fused (default), these replayed as CUDA graphs (graphs), or
+            by the device (auto: default on a GPU).
+        deterministic: The same bits from run to run on a GPU as well, at some cost in speed.
+        extract_batch: Images that are extracted at a time.
+        flip_features: A feature is the mean of those of the image and of its mirror image, at twice the cost.
+    """
+
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    compile: Literal["auto", "none", "default", "graphs"] = "auto"
+    deterministic: bool = False
+    extract_batch: int = 256
+    flip_features: bool = False
+
+
+@dataclass(frozen=True)
 class NNCTConfig:
     """NNCT: memory-based positive label prediction (MPLP), multi-label loss (MMCL), pseudo-label memory bank (PLMB).
 
@@ -333,6 +360,9 @@ class RunConfig:
         optimizer: Optimizer and schedule.
         questions: Questions.
         oracle: The oracle.
+        engine: How the work is done.
+        tensorboard: Also write the metrics for TensorBoard, into the run's folder.
+        profile: Write a trace of some steps, and a table of the phases, into the run's folder.
     """
 
     dataset: Dataset = "synthetic"
@@ -364,6 +394,9 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     questions: QuestionConfig = field(default_factory=QuestionConfig)
     oracle: OracleConfig = field(default_factory=OracleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tensorboard: bool = False
+    profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -384,6 +417,8 @@ class EvaluationConfig:
         device: auto, cpu, cuda or cuda:N.
         synthetic: The drawn image set.
         save_features: Also write features, identities and cameras of the training images into this .npz file.
+        rerank: Rank by k-reciprocal re-ranking (Zhong et al., CVPR 2017) as well.
+        engine: How the work is done.
     """
 
     checkpoint: str
@@ -399,6 +434,8 @@ class EvaluationConfig:
     device: str = "auto"
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     save_features: str | None = None
+    rerank: bool = False
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 @dataclass(frozen=True)

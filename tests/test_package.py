@@ -32,16 +32,16 @@ def test_importing_is_light() -> None:
     assert run(code=used.format(("matplotlib", "jsonargparse", "yaml"))).stdout.strip() == "[]"
 
 
-#: Who may import whom: entry points -> methods -> the rooms; errors, config and records are everybody's.
+#: Who may import whom: entry points -> methods -> the rooms; errors, config, ranks and records are everybody's.
 ALLOWED = {
-    "data": {"config", "errors"},
-    "models": {"config", "errors"},
-    "memory": {"native"},
-    "clustering": {"native"},
+    "data": {"config", "errors", "ranks"},
+    "models": {"config", "errors", "ranks"},
+    "memory": {"native", "ranks"},
+    "clustering": {"native", "ranks"},
     "active": {"config", "errors", "data", "clustering"},
-    "metrics": set(),
-    "engine": {"config", "errors", "data", "models", "metrics"},
-    "methods": {"config", "errors", "data", "models", "metrics", "memory", "clustering", "engine", "active"},
+    "metrics": {"clustering", "ranks"},
+    "engine": {"config", "errors", "data", "models", "metrics", "ranks"},
+    "methods": {"config", "errors", "data", "models", "metrics", "memory", "clustering", "engine", "active", "ranks"},
 }
 
 

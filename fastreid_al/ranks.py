@@ -1,0 +1,232 @@
+"""The processes of a run (ranks), and what they tell each other. A process alone is one rank, to which nothing is sent.
+
+Tensors of n rows are sharded like `torch.chunk` cuts them: ceil(n / W) rows to each of W ranks, fewer or none to the last. What
+sends is collective: all ranks call it, in the same order.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+#: How long a rank waits for what a person does on the first before it looks whether it shall stop.
+_LOOK = datetime.timedelta(seconds=1)
+
+
+class Sharded(NamedTuple):
+    """This rank's rows of a tensor of n rows, in a state dictionary."""
+
+    rows: Tensor
+    n: int
+
+
+class Ranks:
+    """The ranks of a run.
+
+    Args:
+        group: Their process group; None for a process alone.
+        store: Key-value store that the ranks share, for what may take hours; needed by `share`.
+        control: A group of gloo over the same ranks, for signals that must not wait for a device; `group` when not given.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        store: dist.Store | None = None,
+        control: dist.ProcessGroup | None = None,
+    ) -> None:
+        self._group, self._store, self._control = group, store, control or group
+        self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        self._shared = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes files, prints and asks."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The process group; None for a process alone."""
+        return self._group
+
+    def own(self, n: int, rank: int | None = None) -> slice:
+        """The rows of n that lie on a rank, on this one when none is named."""
+        step = -(-n // self.size)
+        start = min(n, step * (self.rank if rank is None else rank))
+        return slice(start, min(n, start + step))
+
+    def owner(self, rows: Tensor, n: int) -> Tensor:
+        """The ranks on which rows (R,) int64 of n lie."""
+        return rows // max(1, -(-n // self.size))
+
+    def local(self, value: Tensor | Sharded) -> Tensor:
+        """This rank's rows of what a state dictionary holds, whole or sharded."""
+        return value.rows if isinstance(value, Sharded) else value[self.own(len(value))]
+
+    def shard(self, rows: Tensor, n: int) -> Tensor | Sharded:
+        """This rank's rows of n, as a state dictionary takes them: the tensor itself where it is whole."""
+        return rows if self.size == 1 else Sharded(rows, n)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of a tensor of one shape over the ranks; the same bits on all of them."""
+        return self._reduced(x, dist.ReduceOp.SUM)
+
+    def greatest(self, x: Tensor) -> Tensor:
+        """Likewise the greatest."""
+        return self._reduced(x, dist.ReduceOp.MAX)
+
+    def least(self, x: Tensor) -> Tensor:
+        """Likewise the least."""
+        return self._reduced(x, dist.ReduceOp.MIN)
+
+    def _reduced(self, x: Tensor, how: Any) -> Tensor:
+        if self.size == 1:
+            return x
+        x = x.contiguous().clone()
+        dist.all_reduce(x, how, group=self._group)
+        return x
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows (any number, ...) of all ranks, one rank's after the other's."""
+        if self.size == 1:
+            return rows
+        counts = self.counts(len(rows))
+        most = max(counts)
+        padded = rows.new_empty((most, *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        out = rows.new_empty((self.size * most, *rows.shape[1:]))
+        dist.all_gather_into_tensor(_plain(out), _plain(padded), group=self._group)
+        if min(counts) == most:
+            return out
+        return torch.cat([part[:count] for part, count in zip(out.split(most), counts, strict=True)])
+
+    def counts(self, count: int) -> list[int]:
+        """One number of each rank. Waits for the device."""
+        if self.size == 1:
+            return [count]
+        out: list[Any] = [None] * self.size
+        dist.all_gather_object(out, count, group=self._control)
+        return out
+
+    def exchange(self, rows: Tensor, counts: list[int]) -> tuple[Tensor, list[int]]:
+        """Send the first counts[0] rows to rank 0, the next counts[1] to rank 1, and so on.
+
+        Returns:
+            What came: rows, one rank's after the other's, and how many of each.
+        """
+        if self.size == 1:
+            return rows, counts
+        table: list[Any] = [None] * self.size
+        dist.all_gather_object(table, counts, group=self._control)
+        came = [row[self.rank] for row in table]
+        out = rows.new_empty((sum(came), *rows.shape[1:]))
+        dist.all_to_all_single(_plain(out), _plain(rows.contiguous()), came, counts, group=self._group)
+        return out, came
+
+    def fetch(self, shard: Tensor, rows: Tensor, n: int) -> Tensor:
+        """Rows (R,) int64, of any ranks and in any order, of a tensor of n rows of which each rank holds its own."""
+        if self.size == 1:
+            return shard[rows]
+        owner, order = self.owner(rows, n).sort(stable=True)
+        counts = torch.bincount(owner, minlength=self.size).tolist()
+        wanted, came = self.exchange(rows[order], counts)
+        answer, _ = self.exchange(shard[wanted - self.own(n).start], came)
+        out = torch.empty_like(answer)
+        out[order] = answer
+        return out
+
+    def circulate(self, shard: Tensor, n: int) -> Iterator[tuple[slice, Tensor]]:
+        """Every rank's rows of a tensor of n rows, one rank after the other: which rows, and they. One shard at a time."""
+        if self.size == 1:
+            yield slice(0, n), shard
+            return
+        for rank in range(self.size):
+            where = self.own(n, rank)
+            shape = (where.stop - where.start, *shard.shape[1:])
+            rows = shard.contiguous() if rank == self.rank else shard.new_empty(shape)
+            if len(rows):
+                dist.broadcast(_plain(rows), group=self._group, group_src=rank)
+            yield where, rows
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so. The device is not waited for."""
+        if self.size == 1:
+            return flag
+        said = torch.tensor([int(flag)])
+        dist.all_reduce(said, dist.ReduceOp.MAX, group=self._control)
+        return bool(said)
+
+    def all_objects(self, own: T) -> list[T]:
+        """One picklable object of each rank."""
+        if self.size == 1:
+            return [own]
+        out: list[Any] = [None] * self.size
+        dist.all_gather_object(out, own, group=self._control)
+        return out
+
+    def share(self, make: Callable[[], T], watch: Callable[[], None] | None = None) -> T:
+        """What the first rank makes, however long it takes; the others wait at the store, idle. What it raises, all raise.
+
+        Args:
+            make: Called on the first rank; gives a picklable object.
+            watch: Called once a second on the others; what it raises ends the waiting.
+        """
+        if self.size == 1:
+            return make()
+        assert self._store is not None
+        self._shared += 1
+        key = f"shared-{self._shared}"
+        if not self.is_first:
+            return self._waited(key, watch)
+        try:
+            made = make()
+        except BaseException as error:
+            self._store.set(key, _pickled((None, error)))  # type: ignore[arg-type]  # bytes are taken as they are
+            raise
+        self._store.set(key, _pickled((made, None)))  # type: ignore[arg-type]
+        return made
+
+    def _waited(self, key: str, watch: Callable[[], None] | None) -> Any:
+        assert self._store is not None
+        while True:
+            try:
+                self._store.wait([key], _LOOK)
+                break
+            except (RuntimeError, dist.DistStoreError) as error:
+                if "imeout" not in str(error) and "imed out" not in str(error):
+                    raise
+            if watch is not None:
+                watch()
+        made, raised = pickle.loads(self._store.get(key))
+        if raised is not None:
+            raise raised
+        return made
+
+
+#: A process alone.
+ALONE = Ranks()
+
+
+def _plain(x: Tensor) -> Tensor:
+    """The same bytes as numbers that every backend sends."""
+    if x.dtype in (torch.bool, torch.float16, torch.bfloat16, torch.int16):
+        return (x[:, None] if x.ndim == 1 else x).view(torch.uint8)
+    return x
+
+
+def _pickled(what: tuple[Any, BaseException | None]) -> bytes:
+    file = io.BytesIO()
+    try:
+        pickle.dump(what, file)
+    except Exception:
+        return pickle.dumps((None, RuntimeError(f"the first rank failed: {what[1]!r}")))
+    return file.getvalue()

@@ -58,6 +58,11 @@ class Ranks:
         """The process group; None for a process alone."""
         return self._group
 
+    @property
+    def control(self) -> dist.ProcessGroup | None:
+        """The group for what must not wait for a device."""
+        return self._control
+
     def own(self, n: int, rank: int | None = None) -> slice:
         """The rows of n that lie on a rank, on this one when none is named."""
         step = -(-n // self.size)
@@ -70,7 +75,10 @@ class Ranks:
 
     def local(self, value: Tensor | Sharded) -> Tensor:
         """This rank's rows of what a state dictionary holds, whole or sharded."""
-        return value.rows if isinstance(value, Sharded) else value[self.own(len(value))]
+        if isinstance(value, Sharded):
+            return value.rows
+        # A copy, so that the whole can be freed.
+        return value if self.size == 1 else value[self.own(len(value))].clone()
 
     def shard(self, rows: Tensor, n: int) -> Tensor | Sharded:
         """This rank's rows of n, as a state dictionary takes them: the tensor itself where it is whole."""

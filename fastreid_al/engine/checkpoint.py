@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,16 +111,20 @@ def check_same_data(saved: dict[str, str], found: dict[str, str]) -> None:
     Raises:
         CheckpointError: Naming how many images are missing, new or changed, and the first of them.
     """
-    missing = [name for name in saved if name not in found]
-    new = [name for name in found if name not in saved]
-    changed = [name for name in saved if name in found and saved[name] != found[name]]
-    differences = [
+    if differences := different_images(saved, found):
+        raise CheckpointError(
+            f"the images are not those the run began with: {differences}; "
+            "restore them, or start a new run with another --run-dir"
+        )
+
+
+def different_images(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """How many images are missing, new or changed, and the first of them; empty where they are the same."""
+    missing = [name for name in before if name not in now]
+    new = [name for name in now if name not in before]
+    changed = [name for name in before if name in now and before[name] != now[name]]
+    return ", ".join(
         f"{len(names)} {what} (first: {names[0]})"
         for what, names in (("missing", missing), ("new", new), ("changed", changed))
         if names
-    ]
-    if differences:
-        raise CheckpointError(
-            f"the images are not those the run began with: {', '.join(differences)}; "
-            "restore them, or start a new run with another --run-dir"
-        )
+    )

@@ -23,6 +23,7 @@ from ..errors import CheckpointError, TrainingError
 from ..metrics import Ranking, pair_scores
 from ..models import Domain, ReIdNet, without_source
 from .checkpoint import check_same_data, save_checkpoint
+from .distributed import flat
 from .extract import extract_features, to_device
 from .report import Reporter, RunFolder, percent, ranking_metrics
 
@@ -259,7 +260,7 @@ def check_resumable(state: dict[str, Any], config: RunConfig) -> None:
     """
     if "optimizer" not in state:
         raise CheckpointError("the checkpoint holds weights alone; resume from last.pt of a run, not best.pt")
-    have, want = _flat(state["config"]), _flat(dataclasses.asdict(config))
+    have, want = flat(state["config"]), flat(dataclasses.asdict(config))
     different = [k for k in want if have.get(k) != want[k] and not k.startswith(_MAY_CHANGE)]
     if different:
         trained, asked = (
@@ -269,14 +270,6 @@ def check_resumable(state: dict[str, Any], config: RunConfig) -> None:
             f"the checkpoint was trained with {trained}, the run asks for {asked}; "
             "resume with the former, or start a new run with another --run-dir"
         )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `group.name` -> value."""
-    out: dict[str, Any] = {}
-    for key, value in settings.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
 
 
 def train(

@@ -203,6 +203,12 @@ class Ranks:
         self._store.set(key, _pickled((made, None)))  # type: ignore[arg-type]
         return made
 
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """What each rank makes for itself, the others after the first, so that they find what it has put on the disk."""
+        made: list[T] = []
+        self.share(lambda: made.append(make()))
+        return made[0] if made else make()
+
     def _waited(self, key: str, watch: Callable[[], None] | None) -> Any:
         assert self._store is not None
         while True:

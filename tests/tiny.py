@@ -42,9 +42,11 @@ def tiny_config(run_dir: Path) -> RunConfig:
 
 
 def same_state(a: object, b: object) -> bool:
-    """Nested dictionaries and lists of tensors and values, bit for bit; seconds and settings left aside."""
+    """Nested dictionaries and lists of tensors and values, bit for bit; seconds, speed and settings left aside."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a if k not in ("seconds", "config"))
+        return a.keys() == b.keys() and all(
+            same_state(a[k], b[k]) for k in a if k not in ("seconds", "speed", "config")
+        )
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(same_state, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -20,8 +22,9 @@ from rich.text import Text
 
 from ..config import RunConfig
 from ..data.pixels import BadImage
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UserError
 from ..metrics import Ranking
+from ..ranks import Ranks
 from .checkpoint import write_atomically, write_json
 
 T = TypeVar("T")
@@ -36,6 +39,8 @@ class Reporter:
     def __init__(self, console: Console | None = None) -> None:
         #: Called at every sign of progress of a long phase; what it raises ends the phase.
         self.between: Callable[[], None] | None = None
+        #: Whether it is called in a phase that shows its progress.
+        self.breaks = True
         self.console = console or Console(highlight=False, soft_wrap=True, emoji=False)
 
     def line(self, text: str) -> None:
@@ -62,7 +67,7 @@ class Reporter:
 
             def update_and_check(done: int, total: int) -> None:
                 update(done, total)
-                if self.between is not None:
+                if self.between is not None and self.breaks:
                     self.between()
 
             yield update_and_check
@@ -107,10 +112,17 @@ class Reporter:
 
 
 class RunFolder:
-    """The folder of a run: config.json, versions.json, metrics.jsonl, last.pt, best.pt, curves.png."""
+    """The folder of a run: config.json, versions.json, metrics.jsonl, last.pt, best.pt, curves.png.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: The folder.
+        writes: Whether this process writes into it, as one of a run's ranks does.
+        tensorboard: Also write the metrics for TensorBoard.
+    """
+
+    def __init__(self, path: Path, writes: bool = True, tensorboard: bool = False) -> None:
+        self.path, self.writes, self._tensorboard = path, writes, tensorboard
+        self._board: Any = None
         self.config, self.versions = path / "config.json", path / "versions.json"
         self.metrics, self.figure = path / "metrics.jsonl", path / "curves.png"
         self.last, self.best = path / "last.pt", path / "best.pt"
@@ -132,16 +144,33 @@ class RunFolder:
 
     def describe(self, config: RunConfig) -> None:
         """Write the resolved configuration and the versions of what runs."""
+        if not self.writes:
+            return
         write_json(self.config, dataclasses.asdict(config))
         write_json(self.versions, versions())
 
     def rewrite_metrics(self, history: list[dict[str, Any]]) -> None:
         """Start metrics.jsonl with what a checkpoint remembers: a killed run may have left half a line."""
+        if not self.writes:
+            return
+        if self._tensorboard:
+            self._board = open_board(self.path / "tensorboard", len(history))
         lines = "".join(json.dumps(record) + "\n" for record in history)
         write_atomically(self.metrics, lambda file: file.write(lines.encode()))
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the folder."""
+        if self.writes:
+            write_atomically(self.path / name, lambda file: file.write(text.encode()))
+
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line."""
+        if not self.writes:
+            return
+        if self._board is not None:
+            for name, value in _scalars(record):
+                self._board.add_scalar(name, value, record["epoch"])
+            self._board.flush()
         try:
             with open(self.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -149,6 +178,36 @@ class RunFolder:
             raise CheckpointError(
                 f"could not write {self.metrics} ({error.strerror}); the last checkpoint is intact. Make room, then --resume"
             ) from error
+
+
+def open_board(path: Path, epoch: int) -> Any:
+    """A writer for TensorBoard that goes on at an epoch.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard needs TensorBoard: pip install 'fastreid_al[tensorboard]'") from error
+    return SummaryWriter(str(path), purge_step=epoch)
+
+
+def _scalars(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a record, groups by `group/name`."""
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and key != "epoch":
+            yield prefix + key, float(value)
+
+
+def memory_in_use(device: torch.device, ranks: Ranks) -> dict[str, float]:
+    """The most memory that a rank has held so far, in GB of 1e9 bytes: of its GPU, or of its process."""
+    if device.type == "cuda":
+        return {"device_memory_gb": round(max(ranks.all_objects(torch.cuda.max_memory_allocated(device))) / 1e9, 3)}
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"memory_gb": round(max(ranks.all_objects(kilobytes)) * 1024 / 1e9, 3)}
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..clustering import check_backend
@@ -101,6 +103,31 @@ def check_settings(config: RunConfig) -> None:
                 check_library(pick_device(config.device).type)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def check_parts(config: RunConfig, ranks: int) -> None:
+    """Refuse batches that do not divide into what they are cut into: identities, the parts of ranks, groups of BatchNorm.
+
+    Raises:
+        UserError: In one line, with sizes that do.
+    """
+    size, group = config.batch.size, config.network.bn_group
+    each = 1 if config.method == "nnct" else config.batch.per_identity
+    if size % each:
+        raise UserError(
+            f"--batch.size {size} is no multiple of --batch.per-identity {each}: give {size - size % each} or "
+            f"{size - size % each + each}"
+        )
+    if group > size and ranks == 1:
+        return
+    step = ranks * max(group, 1)
+    if size % step:
+        parts = f"{ranks} ranks" + (f" of groups of --network.bn-group {group}" if group else "")
+        what = parts if ranks > 1 else f"groups of --network.bn-group {group}"
+        wanted = math.lcm(step, each)
+        below, above = size - size % wanted, size - size % wanted + wanted
+        near = f"{below} or {above}" if below else f"{above}"
+        raise UserError(f"--batch.size {size} does not divide into {what}: give {near}")
 
 
 def warn_of_settings(config: RunConfig, reporter: Reporter) -> None:

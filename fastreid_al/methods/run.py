@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from ..active import Questions, QuitAsking
 from ..config import RunConfig
@@ -18,16 +19,28 @@ from ..data.camstyle import CameraStyle, camera_style, match_copies, nothing_to_
 from ..data.pixels import PixelStore
 from ..data.records import STYLE_COPIES, UNKNOWN, Record, count
 from ..data.samplers import iterations_of
-from ..engine.checkpoint import data_fingerprint, load_checkpoint
+from ..engine.checkpoint import data_fingerprint
+from ..engine.distributed import (
+    check_same_images,
+    check_same_settings,
+    device_of_rank,
+    joined,
+    may_restart,
+    restarted,
+)
 from ..engine.extract import Evaluator, decode_records, identities_and_cameras
-from ..engine.loop import Interrupted, Method, Training, check_resumable, make_optimizer, train
+from ..engine.loop import Interrupted, train
 from ..engine.report import Reporter, RunFolder, draw_curves
+from ..engine.shards import has_shards
+from ..engine.state import Method, Training, check_resumable, last_state, make_optimizer
+from ..engine.step import Network, be_deterministic
 from ..errors import DataError, UserError
-from ..models import ReIdNet, build_model
+from ..models import ReIdNet, build_model, join_ranks
+from ..ranks import ALONE, Ranks
 from .adaptation import Source, SourceClassifier
 from .asking import check_questions, open_questions
 from .nnct import NNCT
-from .prepare import check_settings, load_images, pick_device, warn_of_settings
+from .prepare import check_parts, check_settings, load_images, pick_device, warn_of_settings
 from .score import summarise
 from .supervised import Supervised
 from .ucal import UCAL
@@ -51,55 +64,84 @@ class _Decoded:
     source: Source
 
 
-def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = None) -> Finished:
+def run_training(
+    config: RunConfig, *, resume: bool = False, reporter: Reporter | None = None, ranks: Ranks | None = None
+) -> Finished:
     """Train as configured, from the beginning or from the run folder's last checkpoint.
 
     Args:
         config: The configuration.
         resume: Continue the run in `config.run_dir`; where it has no checkpoint yet, begin.
         reporter: Says how it goes.
+        ranks: The ranks of the run; those that torchrun started, or this process alone, when not given.
 
     Raises:
         UserError: What stands in the way, in one line.
         Interrupted: A signal asked the run to stop; it can be resumed.
     """
     reporter = reporter or Reporter()
-    folder = RunFolder(_run_path(config))
     check_settings(config)
-    if folder.last.exists() and not resume:
+    device = pick_device(config.device if ranks else device_of_rank(config.device))
+    if ranks is not None:
+        return _run(config, resume, reporter, ranks, device)
+    if may_restart() and not config.run_dir:
+        raise UserError("--max-restarts: name the run's folder with --run-dir, where a restart finds its checkpoint")
+    with joined(device) as (ranks, how):
+        if how is not None and ranks.is_first:
+            reporter.line(how)
+        return _run(config, resume or restarted(), reporter, ranks, device)
+
+
+def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, device: torch.device) -> Finished:
+    reporter = reporter if ranks.is_first else Reporter(Console(quiet=True))
+    check_same_settings(ranks, config)
+    check_parts(config, ranks.size)
+    folder = RunFolder(ranks.all_objects(_run_path(config))[0], ranks.is_first, config.tensorboard)
+    if ranks.any((folder.last.exists() or has_shards(folder.path)) and not resume):
         raise UserError(f"{folder.path} already holds a run: continue it with --resume, or name another with --run-dir")
-    saved = load_checkpoint(folder.last) if resume and folder.last.exists() else None
+    saved = last_state(folder, ranks) if resume else None
     if saved is not None:
         check_resumable(saved, config)
     warn_of_settings(config, reporter)
-    device = pick_device(config.device)
-    images = load_images(config, reporter)
+    if config.engine.deterministic:
+        be_deterministic()
+    images = ranks.in_turn(lambda: load_images(config, reporter))
     check_questions(config, all(r.identity != UNKNOWN for r in images.train))
-    source_images = _load_source(config, images, reporter)
+    source_images = ranks.in_turn(lambda: _load_source(config, images, reporter))
     model = _model(config, device, fresh=saved is None)
+    join_ranks(model, ranks)
     if config.method == "nnct":
         # Refuse what the whole set cannot have before it is decoded; the method itself is made of what can be read.
         known = None if source_images is None else _source(source_images.train)
-        _nnct(config, len(images.train), known, model.features)
+        _nnct(config, len(images.train), known, model.features, ranks)
     folder.prepare()
     store, records = _decode(images, config, folder, reporter)
+    if len(records) < ranks.size:
+        raise UserError(
+            f"{ranks.size} ranks are more than the {len(records)} training images: start torchrun with fewer processes"
+        )
     source = None if source_images is None else _decode_source(source_images, config, folder, reporter)
     identities = identities_and_cameras(records)[0]
     with open_questions(config, images, records, store.digests, folder.path, reporter) as questions:
         style = _style(config, images, records, store, folder, reporter)
-        state = _training(config, model, images, store, records, questions, source, style)
+        state = _training(config, model, images, store, records, questions, source, style, ranks)
+        check_same_images(ranks, state.data)
         if saved is not None:
             state.load_state_dict(saved)
             reporter.line(f"resuming {folder.path} after epoch {state.epoch}, batch {state.step}")
+            del saved
         folder.describe(config)
+        network = Network(model, config.engine, device, ranks, reporter.warn)
         try:
             train(
                 state,
+                network,
                 store,
-                device,
                 folder,
                 reporter,
-                Evaluator(images, config.image, device, folder.path, reporter, config.network.test_features)
+                Evaluator(
+                    images, config.image, folder.path, reporter, config.network.test_features, config.engine, ranks
+                )
                 if images.query
                 else None,
                 identities if (identities != UNKNOWN).all() else None,
@@ -110,8 +152,9 @@ def run_training(config: RunConfig, *, resume: bool = False, reporter: Reporter 
             if isinstance(stop, QuitAsking):
                 raise Interrupted(0) from stop
             raise
-    draw_curves(state.history, folder.figure)
-    summarise(state.history, folder, reporter)
+    if ranks.is_first:
+        draw_curves(state.history, folder.figure)
+        summarise(state.history, folder, reporter)
     return Finished(folder.path, state.history)
 
 
@@ -288,9 +331,11 @@ def _training(
     questions: Questions | None,
     source: _Decoded | None,
     style: CameraStyle | None,
+    ranks: Ranks,
 ) -> Training:
     settings = config.optimizer
-    method = _method(config, records, questions, None if source is None else source.source, model.features)
+    known = None if source is None else source.source
+    method = _method(config, records, questions, known, model.features, ranks)
     layers = method.layers().to(next(model.parameters()).device)
     optimizer = make_optimizer(model, settings, layers)
     data = data_fingerprint(images, records, store.digests)
@@ -307,6 +352,7 @@ def _training(
         torch.optim.lr_scheduler.StepLR(optimizer, settings.step, settings.gamma),
         Augment(config.image, config.seed, style),
         data,
+        ranks,
     )
 
 
@@ -329,10 +375,15 @@ def _style(
 
 
 def _method(
-    config: RunConfig, records: list[Record], questions: Questions | None, source: Source | None, features: int
+    config: RunConfig,
+    records: list[Record],
+    questions: Questions | None,
+    source: Source | None,
+    features: int,
+    ranks: Ranks,
 ) -> Method:
     if config.method == "nnct":
-        return _nnct(config, len(records), source, features)
+        return _nnct(config, len(records), source, features, ranks)
     identities, cameras = identities_and_cameras(records)
     try:
         if config.method == "supervised":
@@ -342,7 +393,7 @@ def _method(
         raise UserError(str(error)) from error
 
 
-def _nnct(config: RunConfig, n: int, source: Source | None, features: int) -> NNCT:
+def _nnct(config: RunConfig, n: int, source: Source | None, features: int, ranks: Ranks = ALONE) -> NNCT:
     weight = config.adaptation.weight
     classifier = None if source is None else SourceClassifier(source, features, weight, config.seed)
     try:

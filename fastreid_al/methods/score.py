@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from ..active import Verdict
-from ..config import EvaluationConfig, ImageConfig, SyntheticConfig, TestFeatures
+from ..config import EngineConfig, EvaluationConfig, ImageConfig, SyntheticConfig, TestFeatures
 from ..data import ImageSet
 from ..engine.checkpoint import write_atomically
 from ..engine.extract import Evaluator, decode_records, extract_features, identities_and_cameras
 from ..engine.report import Reporter, RunFolder, percent, ranking_metrics
+from ..engine.step import Network
 from ..errors import CheckpointError, DataError, UserError
 from ..metrics import Ranking
 from ..models import ReIdNet, build_model
@@ -40,9 +41,10 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
     if not images.query:
         raise DataError(f"{images.root} has no query and gallery images: nothing to evaluate on")
     model.to(device).to(memory_format=torch.channels_last)
+    network = Network(model, options.engine, device, warn=reporter.warn)
     if options.save_features is not None:
-        _save_features(Path(options.save_features), model, images, size, stage, device, reporter)
-    ranking = Evaluator(images, size, device, Path(tempfile.gettempdir()), reporter, stage)(model)
+        _save_features(Path(options.save_features), network, images, size, stage, options.engine, reporter)
+    ranking = Evaluator(images, size, Path(tempfile.gettempdir()), reporter, stage, options.engine)(network)
     scores = ranking_metrics(ranking)
     reporter.table(f"Test set, %: {options.checkpoint}", ["", *SCORES], [["", *(percent(scores[k]) for k in SCORES)]])
     _say_skipped(scores, reporter)
@@ -69,17 +71,17 @@ def _set_of_run(options: EvaluationConfig) -> EvaluationConfig:
 
 def _save_features(
     path: Path,
-    model: ReIdNet,
+    network: Network,
     images: ImageSet,
     size: ImageConfig,
     stage: TestFeatures,
-    device: torch.device,
+    settings: EngineConfig,
     reporter: Reporter,
 ) -> None:
     """Write the features that are ranked, identities and cameras of the training images."""
     store, records = decode_records(images.train, "train", size, Path(tempfile.gettempdir()), reporter)
     with reporter.progress("extracting train", len(store)) as update:
-        features = extract_features(model, store, device, on_progress=update, stage=stage).cpu().numpy()
+        features = extract_features(network, store, settings, update, stage).cpu().numpy()
     identities, cameras = (t.numpy() for t in identities_and_cameras(records))
     write_atomically(path, lambda f: np.savez(f, features=features, identities=identities, cameras=cameras))
     reporter.line(f"{len(records)} training features in {path}")

@@ -1,5 +1,6 @@
 """Backbones and the embedding head; BatchNorm over groups and by domain."""
 
+from ._temp import join_ranks, update_running
 from .build import MODELS, build_model
 from .head import ReIdNet, Stage
 from .norm import Domain, group_batchnorm, split_batchnorm, without_source
@@ -11,6 +12,8 @@ __all__ = [
     "Stage",
     "build_model",
     "group_batchnorm",
+    "join_ranks",
     "split_batchnorm",
+    "update_running",
     "without_source",
 ]

@@ -55,6 +55,9 @@ class ReIdNet(nn.Module):
         if self.switch is not None:
             self.switch.domain = domain
         pooled = self.backbone(images)
+        if pooled.dtype in (torch.bfloat16, torch.float16):
+            # What is compared is compared in float32.
+            pooled = pooled.float()
         if stage == "pool5":
             return F.normalize(pooled)
         raw = self.neck(pooled)

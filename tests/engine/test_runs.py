@@ -35,7 +35,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def metrics(run: str | Path) -> list[dict]:
     lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "speed")} for line in lines]
 
 
 def elsewhere(config: RunConfig, name: str, **changes: object) -> RunConfig:

@@ -1,0 +1,64 @@
+"""`--profile`: a trace of some training steps, and a table of where the run's time went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .report import RunFolder
+
+#: Steps that are let pass, that warm the tracing up, and that are traced.
+_WAIT, _WARM, _TRACED = 2, 2, 6
+#: Rows of the table of operators.
+_ROWS = 40
+
+
+class Profile:
+    """Traces steps of the first epoch that this process trains.
+
+    Args:
+        folder: Takes trace.json and profile.txt.
+        wanted: Whether anything is traced.
+        device: Where the work is done.
+    """
+
+    def __init__(self, folder: RunFolder, wanted: bool, device: torch.device) -> None:
+        self._folder, self._wanted, self._device = folder, wanted and folder.writes, device
+        self._operators = ""
+        self._traced = False
+
+    @contextmanager
+    def steps(self, epoch: int) -> Iterator[Callable[[], None]]:
+        """Trace an epoch's steps; gives what is called after each of them."""
+        if not self._wanted or self._traced:
+            yield lambda: None
+            return
+        self._traced = True
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if self._device.type == "cuda":
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        schedule = torch.profiler.schedule(wait=_WAIT, warmup=_WARM, active=_TRACED, repeat=1)
+        with torch.profiler.profile(activities=kinds, schedule=schedule, on_trace_ready=self._keep) as profiler:
+            yield profiler.step
+
+    def _keep(self, profiler: torch.profiler.profile) -> None:
+        profiler.export_chrome_trace(str(self._folder.path / "trace.json"))
+        by = "self_cuda_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
+        self._operators = profiler.key_averages().table(sort_by=by, row_limit=_ROWS)
+
+    def table(self, history: list[dict[str, Any]]) -> None:
+        """Write profile.txt: seconds of each phase by epoch, and the operators of the traced steps."""
+        if not self._wanted:
+            return
+        trained = [record for record in history if record.get("seconds")]
+        names = list(dict.fromkeys(name for record in trained for name in record["seconds"]))
+        width = max((len(name) for name in names), default=0) + 2
+        lines = ["Seconds of each phase by epoch; labels and training hold the phases below them.", ""]
+        lines.append(f"{'epoch':<{width}}" + "".join(f"{record['epoch']:>10}" for record in trained) + "     in all")
+        for name in names:
+            values = [record["seconds"].get(name, 0.0) for record in trained]
+            lines.append(f"{name:<{width}}" + "".join(f"{v:>10.3f}" for v in values) + f"{sum(values):>11.3f}")
+        self._folder.write_text("profile.txt", "\n".join([*lines, "", self._operators]) + "\n")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import EngineConfig
+from ..errors import TrainingError
 from ..models import Domain, ReIdNet, Stage
 from ..ranks import ALONE, Ranks
 
@@ -37,7 +38,7 @@ class Network:
         ranks: Ranks = ALONE,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.model, self.device = model, device
+        self.model, self.device, self._ranks = model, device, ranks.size
         self.bf16 = precision_of(settings, device) == "bf16"
         mode = compile_of(settings, device)
         self.compiled, self.graphs = mode != "none", mode == "graphs"
@@ -53,6 +54,57 @@ class Network:
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
             )
+
+    def prove(self, batch: int, height: int, width: int, step: int = 1, spare: str = "") -> None:
+        """Run a training step on noise, where compiling or the device's memory may fail, before anything slow is done.
+
+        The network is left as it was.
+
+        Args:
+            batch: Images that are forwarded together.
+            height: Their height.
+            width: Their width.
+            step: What a batch is a multiple of.
+            spare: What else would make room, for the message.
+
+        Raises:
+            TrainingError: The device has no room; what would fit is named.
+        """
+        if not self.compiled and self.device.type != "cuda":
+            return
+        if self._fits(batch, height, width):
+            return
+        less = batch // 2 // step * step
+        while less and not self._fits(less, height, width):
+            less = less // 2 // step * step
+        fits = (
+            f"--batch.size {less * self._ranks} would fit"
+            if less
+            else "no batch would fit: take a smaller --model or image"
+        )
+        images = f"{batch} images of {height} x {width}" + (" on each rank" if self._ranks > 1 else "")
+        raise TrainingError(f"{self.device} has no room for a batch of {images} ({self.model.name}); {fits}{spare}")
+
+    def _fits(self, batch: int, height: int, width: int) -> bool:
+        kept = [b.clone() for b in self.model.buffers()]
+        self.model.train()
+        try:
+            for domain in ("target",) if self.model.switch is None else ("target", "source"):
+                self.begin_step()
+                images = torch.randn(batch, 3, height, width, device=self.device)
+                images = images.contiguous(memory_format=torch.channels_last)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                    out = self.model(images, "raw", domain)
+                out.float().square().mean().backward()
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            self.model.zero_grad(set_to_none=True)
+            for buffer, before in zip(self.model.buffers(), kept, strict=True):
+                buffer.copy_(before)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return True
 
     def begin_step(self) -> None:
         """Say that what earlier steps gave is no longer needed."""

@@ -132,6 +132,8 @@ def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, devi
             del saved
         folder.describe(config)
         network = Network(model, config.engine, device, ranks, reporter.warn)
+        part, step = config.batch.size // ranks.size, max(config.network.bn_group, 2)
+        network.prove(part, config.image.height, config.image.width, step)
         try:
             train(
                 state,

@@ -22,6 +22,7 @@ OPTIONAL = {
     "cuml": (("cuml-cu13", "cuml-cu12", "cuml"), "comparing with its clustering on a GPU: docs.rapids.ai/install"),
     "cuvs": (("cuvs-cu13", "cuvs-cu12", "cuvs"), "--cluster.neighbours ivf on a GPU: docs.rapids.ai/install"),
     "faiss": (("faiss-gpu", "faiss-cpu", "faiss"), "--cluster.neighbours ivf: pip install faiss-cpu"),
+    "tensorboard": (("tensorboard",), "--tensorboard: pip install tensorboard"),
     "pybind11": (("pybind11",), "building the extension in place: pip install pybind11"),
 }
 BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512", "avx_ne_convert": "AVX-NE-CONVERT", "bf16": "Arm"}
@@ -65,6 +66,7 @@ def diagnose() -> Iterator[Line]:
         done = _in_python("self_test", device)
         what = "small problem clustered as it should be" if done.returncode == 0 else "failed: " + _failure(done)
         yield Line("self-test", f"{device}: {what}", broken=done.returncode != 0)
+    yield _ranks(torch)
     yield _threads(native.threads())
     yield _bf16()
 
@@ -150,6 +152,18 @@ def _devices(torch: Any, count: int, facts: dict[str, Any]) -> Iterator[Line]:
         elif facts and not native.covers(facts["cuda_architectures"], (properties.major, properties.minor)):
             text += f"; the extension does not run on it: with FASTREID_AL_CUDA_ARCHITECTURES={number}, {native.AGAIN}"
         yield Line("devices", text)
+
+
+def _ranks(torch: Any) -> Line:
+    distributed = torch.distributed
+    if not distributed.is_available():
+        return Line("ranks", "this PyTorch has no torch.distributed: one process trains alone")
+    nccl = (
+        "NCCL on GPUs"
+        if distributed.is_nccl_available()
+        else "no NCCL: GPUs exchange through the host, which is slower"
+    )
+    return Line("ranks", f"torchrun: {nccl}, gloo on CPUs")
 
 
 def _threads(threads: int) -> Line:

@@ -49,7 +49,7 @@ def test_small_problem_comes_out_right_on_this_machine():
 def test_every_part_of_the_installation_is_named(monkeypatch: pytest.MonkeyPatch):
     found = diagnosed(monkeypatch, finished(stdout="a warning\n" + json.dumps(FACTS) + "\n"))
     topics = {"python", "fastreid_al", "torch", "numpy", "triton", "scikit-learn", "cuml", "cuvs", "faiss", "pybind11"}
-    assert topics | {"extension", "devices", "self-test", "threads", "bfloat16"} <= found.keys()
+    assert topics | {"extension", "devices", "self-test", "ranks", "threads", "bfloat16"} <= found.keys()
     assert found["torch"].text.startswith(torch.__version__.split("+")[0])
     assert "CUDA for sm_80, sm_90" in found["extension"].text and "OpenMP" in found["extension"].text
     assert not any(line.broken for line in found.values())

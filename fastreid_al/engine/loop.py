@@ -136,7 +136,7 @@ def train(
             _finish_epoch(run)
             if state.ranks.any(bool(stop.signum)) and epoch + 1 < config.epochs:
                 raise Interrupted(stop.signum or signal.SIGTERM)
-    profile.table(state.history)
+    profile.write(state.history)
 
 
 def _seconds(record: dict[str, Any], clock: Clock, labels: float, training: float) -> dict[str, float]:

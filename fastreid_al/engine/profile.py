@@ -27,7 +27,7 @@ class Profile:
 
     def __init__(self, folder: RunFolder, wanted: bool, device: torch.device) -> None:
         self._folder, self._wanted, self._device = folder, wanted and folder.writes, device
-        self._operators = ""
+        self._profiler: torch.profiler.profile | None = None
         self._traced = False
 
     @contextmanager
@@ -41,18 +41,19 @@ class Profile:
         if self._device.type == "cuda":
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
         schedule = torch.profiler.schedule(wait=_WAIT, warmup=_WARM, active=_TRACED, repeat=1)
-        with torch.profiler.profile(activities=kinds, schedule=schedule, on_trace_ready=self._keep) as profiler:
+        with torch.profiler.profile(activities=kinds, schedule=schedule) as profiler:
             yield profiler.step
+        self._profiler = profiler
 
-    def _keep(self, profiler: torch.profiler.profile) -> None:
-        profiler.export_chrome_trace(str(self._folder.path / "trace.json"))
-        by = "self_cuda_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
-        self._operators = profiler.key_averages().table(sort_by=by, row_limit=_ROWS)
-
-    def table(self, history: list[dict[str, Any]]) -> None:
-        """Write profile.txt: seconds of each phase by epoch, and the operators of the traced steps."""
+    def write(self, history: list[dict[str, Any]]) -> None:
+        """Write trace.json, and profile.txt: seconds of each phase by epoch, and the operators of the traced steps."""
         if not self._wanted:
             return
+        operators = ""
+        if self._profiler is not None:
+            self._profiler.export_chrome_trace(str(self._folder.path / "trace.json"))
+            by = "self_cuda_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
+            operators = self._profiler.key_averages().table(sort_by=by, row_limit=_ROWS)
         trained = [record for record in history if record.get("seconds")]
         names = list(dict.fromkeys(name for record in trained for name in record["seconds"]))
         width = max((len(name) for name in names), default=0) + 2
@@ -61,4 +62,4 @@ class Profile:
         for name in names:
             values = [record["seconds"].get(name, 0.0) for record in trained]
             lines.append(f"{name:<{width}}" + "".join(f"{v:>10.3f}" for v in values) + f"{sum(values):>11.3f}")
-        self._folder.write_text("profile.txt", "\n".join([*lines, "", self._operators]) + "\n")
+        self._folder.write_text("profile.txt", "\n".join([*lines, "", operators]) + "\n")

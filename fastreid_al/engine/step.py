@@ -142,11 +142,14 @@ def compile_of(settings: EngineConfig, device: torch.device) -> str:
     return "default" if settings.compile == "graphs" and device.type != "cuda" else settings.compile
 
 
-def be_deterministic() -> None:
-    """Have PyTorch take only algorithms that give the same bits from run to run."""
+def choose_algorithms(deterministic: bool) -> None:
+    """Have PyTorch take the fastest algorithms for a run's shapes, or only those that give the same bits from run to run."""
+    # Shapes are few and fixed, so trying out convolutions pays.
+    torch.backends.cudnn.benchmark = not deterministic
+    if not deterministic:
+        return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
 
 
 def _with_fallback(model: ReIdNet, mode: str, warn: Callable[[str], None]) -> Callable[..., Any]:

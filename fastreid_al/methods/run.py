@@ -33,7 +33,7 @@ from ..engine.loop import Interrupted, train
 from ..engine.report import Reporter, RunFolder, draw_curves
 from ..engine.shards import has_shards
 from ..engine.state import Method, Training, check_resumable, last_state, make_optimizer
-from ..engine.step import Network, be_deterministic
+from ..engine.step import Network, choose_algorithms
 from ..errors import DataError, UserError
 from ..models import ReIdNet, build_model, join_ranks
 from ..ranks import ALONE, Ranks
@@ -103,8 +103,7 @@ def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, devi
     if saved is not None:
         check_resumable(saved, config)
     warn_of_settings(config, reporter)
-    if config.engine.deterministic:
-        be_deterministic()
+    choose_algorithms(config.engine.deterministic)
     images = ranks.in_turn(lambda: load_images(config, reporter))
     check_questions(config, all(r.identity != UNKNOWN for r in images.train))
     source_images = ranks.in_turn(lambda: _load_source(config, images, reporter))

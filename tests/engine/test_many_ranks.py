@@ -1,0 +1,136 @@
+"""Runs of several ranks: the labels, the losses and the end of one process's; they go on after a kill, in any number."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranked import Pool
+from tiny import SYNTHETIC, tiny_config
+
+from fastreid_al.config import MemoryConfig, NetworkConfig, QuestionConfig, RunConfig
+from fastreid_al.engine.checkpoint import load_checkpoint
+from fastreid_al.errors import UserError
+from fastreid_al.methods import run, run_training
+from fastreid_al.ranks import Ranks
+
+#: What is counted, or compared with a tolerance; scores follow from features that differ by rounding.
+EXACT = ("clusters", "clustered", "alone", "classes", "questions", "labels_per_image", "drafted_pair_f1", "pair_f1")
+
+
+def configured(run_dir: Path, name: str) -> RunConfig:
+    """Two epochs in which four images are what a rank of four is given."""
+    config = replace(tiny_config(run_dir), epochs=2, evaluate_every=2, network=NetworkConfig(bn_group=4))
+    if name == "cluster memory, questions":
+        asked = QuestionConfig(start=1, per_epoch=10)
+        config = replace(config, ask="gain", questions=asked, memory=MemoryConfig(kind="cluster", hardest=True))
+        return replace(config, cluster=replace(config.cluster, source="extract"))
+    if name == "source":
+        return replace(
+            config, source="synthetic", adaptation=replace(config.adaptation, synthetic=replace(SYNTHETIC, seed=1))
+        )
+    if name == "nnct":
+        nnct = replace(config.nnct, single_label=1, threshold=0.3)
+        return replace(config, method="nnct", nnct=nnct, network=NetworkConfig(bn_group=0, test_features="pool5"))
+    return config
+
+
+def trained(ranks: Ranks, config: RunConfig, cache: str) -> list[dict[str, Any]]:
+    """The history of a run."""
+    os.environ["FASTREID_AL_CACHE"] = cache
+    run.draw_curves = lambda *_: None  # type: ignore[assignment]
+    return run_training(config, resume=True, ranks=ranks).history
+
+
+def assert_alike(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    assert [r["epoch"] for r in one] == [r["epoch"] for r in other]
+    for a, b in zip(one, other, strict=True):
+        assert {k: a[k] for k in EXACT if k in a} == {k: b[k] for k in EXACT if k in b}
+        for name in ("loss", "mAP"):
+            if name in a:
+                assert b[name] == pytest.approx(a[name], rel=2e-3), (name, a["epoch"])
+
+
+@pytest.mark.parametrize("name", ["instance memory", "cluster memory, questions", "source", "nnct"])
+def test_several_ranks_train_as_one_process_does(pool: Pool, tmp_path: Path, name: str) -> None:
+    cache = os.environ["FASTREID_AL_CACHE"]
+    [one] = pool.run(trained, 1, configured(tmp_path / "one", name), cache)
+    for size in (2, 4):
+        histories = pool.run(trained, size, configured(tmp_path / str(size), name), cache)
+        assert_alike(one, histories[0])
+        for other in histories[1:]:
+            assert [r.get("loss") for r in other] == [r.get("loss") for r in histories[0]]
+    weights = [load_checkpoint(tmp_path / folder / "last.pt")["model"] for folder in ("one", "2", "4")]
+    for other in weights[1:]:
+        for key, value in weights[0].items():
+            assert torch.allclose(value, other[key], rtol=5e-2, atol=5e-3), key
+
+
+def test_a_run_of_two_ranks_goes_on_alone_and_on_four(pool: Pool, tmp_path: Path) -> None:
+    cache = os.environ["FASTREID_AL_CACHE"]
+    config = configured(tmp_path / "run", "instance memory")
+    [whole] = pool.run(trained, 1, replace(config, run_dir=str(tmp_path / "whole"), epochs=3), cache)
+    for size, epochs in ((2, 1), (4, 2), (1, 3)):
+        history = pool.run(trained, size, replace(config, epochs=epochs, evaluate_every=0), cache)[0]
+    assert_alike([{k: v for k, v in r.items() if k != "mAP"} for r in whole], history)
+    assert not (tmp_path / "run" / "last.json").exists()
+
+
+def refused(ranks: Ranks, config: RunConfig, change: dict[str, Any]) -> str:
+    try:
+        run_training(replace(config, **change) if ranks.rank == 1 else config, ranks=ranks)
+    except UserError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_ranks_of_different_settings_or_images_are_refused_by_all_and_the_difference_is_named(
+    pool: Pool, tmp_path: Path
+) -> None:
+    config = configured(tmp_path / "run", "instance memory")
+    for said in pool.run(refused, 2, config, {"seed": 5}):
+        assert "rank 1 was started with --seed 5, rank 0 with --seed 0" in said
+    for said in pool.run(refused, 4, replace(config, batch=replace(config.batch, size=24)), {}):
+        assert "--batch.size 24 does not divide into 4 ranks of groups of --network.bn-group 4: give 16 or 32" in said
+
+
+def test_a_rank_that_is_killed_is_started_again_and_the_run_ends_as_it_would_have(tmp_path: Path) -> None:
+    def command(folder: str) -> list[str]:
+        torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1", "--master-port", "0"]
+        tiny = tiny_config(tmp_path / folder)
+        options = ["--run-dir", str(tmp_path / folder), "--config", str(tmp_path / "tiny.json"), "--device", "cpu"]
+        (tmp_path / "tiny.json").write_text(json.dumps(json.loads(dumped(replace(tiny, run_dir=None)))))
+        return [sys.executable, "-m", *torchrun, "-m", "fastreid_al.train", *options]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = subprocess.run(command("whole"), env=environment, capture_output=True, text=True, timeout=300)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    with subprocess.Popen(
+        command("killed"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        pointer = tmp_path / "killed" / "last.json"
+        while not pointer.exists() and process.poll() is None:
+            time.sleep(0.05)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        said = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == 0, said[-2000:]
+    assert "resuming" in said
+    first, second = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "killed"))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def dumped(config: RunConfig) -> str:
+    """The configuration as a file of settings."""
+    from dataclasses import asdict
+
+    return json.dumps(asdict(config))

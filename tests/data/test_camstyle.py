@@ -20,7 +20,7 @@ from fastreid_al.data.records import STYLE_COPIES as COPIES
 from fastreid_al.data.records import ImageSet, Record
 from fastreid_al.errors import DataError
 
-SIZE = ImageConfig(height=32, width=16)
+SIZE = ImageConfig(height=32, width=16, cache="none")
 
 
 def stored(pixels: Tensor) -> PixelStore:

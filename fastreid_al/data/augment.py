@@ -187,6 +187,8 @@ class Augment:
         On the device it reads and writes some 5 MB an image of 256 x 128 with UCAL's settings, 60 MB with NNCT's and colour
         styles: on a GPU with 3 TB/s 2 and 20 microseconds.
         """
+        if not len(pixels):
+            return normalize(pixels)
         images = pixels
         if draws.styles is not None:
             assert self.style is not None

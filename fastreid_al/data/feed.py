@@ -95,7 +95,7 @@ class Feed:
         """The images of the store in the order of its rows, on the device."""
         out = torch.empty((len(self.store), *self.store.pixels.shape[1:]), dtype=torch.uint8, device=self.device)
         for rows in torch.arange(len(self.store)).split(_BLOCK):
-            out[rows[0] : rows[0] + len(rows)].copy_(self._gathered(rows), non_blocking=True)
+            out[int(rows[0]) : int(rows[-1]) + 1].copy_(self._gathered(rows), non_blocking=True)
         return out
 
     def _gathered(self, rows: Tensor) -> Tensor:

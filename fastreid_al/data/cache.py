@@ -7,8 +7,8 @@
 
 The key is made of the digests of the files' contents in their order, of the size, and of the library that decodes, so that
 files may be moved or touched. Files of pixels are renamed into place when they are complete and never changed; they may be
-mapped by any number of processes, and removed at any time: on Linux a mapping outlives its name. A cache that cannot be
-written is done without.
+mapped by any number of processes, and removed at any time: on Linux a mapping outlives its name. Who opens one reads all of it
+once, for its checksums. A cache that cannot be written is done without.
 
 An entry of the index holds as long as the file's size, inode, time of modification and time of change of its inode, which no
 program can set, are what they were when it was read; it is kept only of files that had not been changed in the two seconds
@@ -198,8 +198,8 @@ class PixelCache:
                 tail = source.read()
                 content = _content(tail)
                 pixels: np.ndarray = np.memmap(source, np.uint8, "r", shape=shape) if content else np.empty(0)
-        except (FileNotFoundError, ValueError):  # removed since it was made; shorter than its pixels
-            content, number = None, None
+        except FileNotFoundError:  # it was removed since
+            return None
         if content is not None:
             out = pixels if mapped else np.empty(shape, np.uint8)
             with threads() as pool:
@@ -213,7 +213,7 @@ class PixelCache:
                     ]
                     return Kept(out, seen)
         with contextlib.suppress(FileNotFoundError):
-            if number is None or file.stat().st_ino == number:
+            if file.stat().st_ino == number:  # unless another process has mended it
                 self._warn(f"{file} is damaged and is made again")
                 file.unlink()
         return None

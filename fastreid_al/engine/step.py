@@ -38,7 +38,7 @@ class Network:
         ranks: Ranks = ALONE,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.model, self.device, self._ranks = model, device, ranks.size
+        self.model, self.device, self._ranks = model, device, ranks
         self.bf16 = precision_of(settings, device) == "bf16"
         mode = compile_of(settings, device)
         self.compiled, self.graphs = mode != "none", mode == "graphs"
@@ -72,18 +72,21 @@ class Network:
         """
         if not self.compiled and self.device.type != "cuda":
             return
-        if self._fits(batch, height, width):
+        if self._all_fit(batch, height, width):
             return
         less = batch // 2 // step * step
-        while less and not self._fits(less, height, width):
+        while less and not self._all_fit(less, height, width):
             less = less // 2 // step * step
         fits = (
-            f"--batch.size {less * self._ranks} would fit"
+            f"--batch.size {less * self._ranks.size} would fit"
             if less
             else "no batch would fit: take a smaller --model or image"
         )
-        images = f"{batch} images of {height} x {width}" + (" on each rank" if self._ranks > 1 else "")
+        images = f"{batch} images of {height} x {width}" + (" on each rank" if self._ranks.size > 1 else "")
         raise TrainingError(f"{self.device} has no room for a batch of {images} ({self.model.name}); {fits}{spare}")
+
+    def _all_fit(self, batch: int, height: int, width: int) -> bool:
+        return not self._ranks.any(not self._fits(batch, height, width))
 
     def _fits(self, batch: int, height: int, width: int) -> bool:
         kept = [b.clone() for b in self.model.buffers()]
@@ -100,6 +103,7 @@ class Network:
             return False
         finally:
             self.model.zero_grad(set_to_none=True)
+            forget_running(self.model)
             for buffer, before in zip(self.model.buffers(), kept, strict=True):
                 buffer.copy_(before)
             if self.device.type == "cuda":

@@ -14,6 +14,7 @@ import torch
 from ..active import Verdict
 from ..config import EngineConfig, EvaluationConfig, ImageConfig, SyntheticConfig, TestFeatures
 from ..data import ImageSet
+from ..data.feed import Feed
 from ..engine.checkpoint import write_atomically
 from ..engine.extract import Evaluator, decode_records, extract_features, identities_and_cameras
 from ..engine.report import Reporter, RunFolder, percent, ranking_metrics
@@ -81,7 +82,7 @@ def _save_features(
     """Write the features that are ranked, identities and cameras of the training images."""
     store, records = decode_records(images.train, "train", size, Path(tempfile.gettempdir()), reporter)
     with reporter.progress("extracting train", len(store)) as update:
-        features = extract_features(network, store, settings, update, stage).cpu().numpy()
+        features = extract_features(network, Feed(store, network.device, "host"), settings, update, stage).cpu().numpy()
     identities, cameras = (t.numpy() for t in identities_and_cameras(records))
     write_atomically(path, lambda f: np.savez(f, features=features, identities=identities, cameras=cameras))
     reporter.line(f"{len(records)} training features in {path}")

@@ -292,7 +292,7 @@ def _before(scores: Tensor, value: Tensor, local: Tensor, pairs: Tensor) -> Tens
     for start, first, last in zip(starts, cuts[:-1], cuts[1:], strict=True):
         some = scores[:, start : start + width]
         # Left of a match all that is not less stands before it.
-        out += _above(some, torch.where(local >= start + width, lower, value))
+        out += _above(some, torch.where(local >= start + some.shape[1], lower, value))
         index = torch.arange(start, start + some.shape[1], device=scores.device)
         for row, place, column in (part.unbind() for part in pairs[:, first:last].split(max(1, counted // width), 1)):
             tied = (some[row] == value[row, place][:, None]) & (index < column[:, None])

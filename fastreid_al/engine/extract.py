@@ -13,7 +13,7 @@ from ..data.augment import normalize
 from ..data.pixels import PixelStore, decode
 from ..data.records import ImageSet, Record
 from ..errors import DataError, TrainingError
-from ..metrics import Ranking, rank_gallery
+from ..metrics import Ranking, rank_gallery, rerank_gallery
 from ..models import Domain, ReIdNet, Stage
 from .report import Reporter
 
@@ -92,6 +92,15 @@ class Evaluator:
             DataError: The set has no query or no gallery image that can be read.
             TrainingError: The network gives features that are not finite.
         """
+        return rank_gallery(*self._sides(model))
+
+    def with_reranking(self, model: ReIdNet) -> tuple[Ranking, Ranking]:
+        """The ranking and that after k-reciprocal re-ranking, of the same features; raises as a call does."""
+        sides = self._sides(model)
+        return rank_gallery(*sides), rerank_gallery(*sides)
+
+    def _sides(self, model: ReIdNet) -> list[Tensor]:
+        """Features, identities and cameras of the queries, then of the gallery."""
         sides = []
         for split in ("query", "gallery"):
             store, ids, cameras = self._decoded(split)
@@ -102,7 +111,7 @@ class Evaluator:
                     f"the {split} features are not finite: the network has diverged, there is nothing to rank"
                 )
             sides += [features, ids, cameras]
-        return rank_gallery(*sides)
+        return sides
 
     def _decoded(self, split: str) -> tuple[PixelStore, Tensor, Tensor]:
         if split not in self._splits:

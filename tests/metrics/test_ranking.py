@@ -30,7 +30,9 @@ def coarse(n: int, seed: int) -> Tensor:
 
 def case(queries: int, gallery: int, identities: int, seed: int = 0, tied: bool = False) -> Case:
     random = np.random.default_rng(seed)
-    rows = coarse(queries + gallery, seed) if tied else torch.from_numpy(clustered_features(queries + gallery, 20)).float()
+    rows = (
+        coarse(queries + gallery, seed) if tied else torch.from_numpy(clustered_features(queries + gallery, 20)).float()
+    )
     first, second = (labels(random, n, identities, 3) for n in (queries, gallery))
     return rows[:queries], *first, rows[queries:], *second
 
@@ -112,7 +114,14 @@ def among(ranks: Ranks, given: Case, block: int) -> tuple[float, float, list[flo
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize(
     ("queries", "gallery", "identities", "tied"),
-    [(50, 400, 12, False), (50, 401, 12, True), (2, 5, 2, True), (1, 1, 1, False), (3, 2, 4, False), (7, 300, 1, False)],
+    [
+        (50, 400, 12, False),
+        (50, 401, 12, True),
+        (2, 5, 2, True),
+        (1, 1, 1, False),
+        (3, 2, 4, False),
+        (7, 300, 1, False),
+    ],
 )
 def test_all_ranks_give_the_numbers_of_one_process(
     pool: Pool, size: int, queries: int, gallery: int, identities: int, tied: bool

@@ -67,7 +67,13 @@ def dense_scores(given: Case, *settings: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("queries", "gallery", "identities", "k1", "k2", "original"),
-    [(30, 150, 20, 20, 6, 0.3), (40, 90, 12, 6, 3, 0.3), (25, 60, 9, 7, 1, 0.0), (3, 8, 3, 20, 6, 0.5), (1, 1, 1, 2, 2, 0.3)],
+    [
+        (30, 150, 20, 20, 6, 0.3),
+        (40, 90, 12, 6, 3, 0.3),
+        (25, 60, 9, 7, 1, 0.0),
+        (3, 8, 3, 20, 6, 0.5),
+        (1, 1, 1, 2, 2, 0.3),
+    ],
 )
 def test_final_distances_are_those_of_the_definition(
     queries: int, gallery: int, identities: int, k1: int, k2: int, original: float, monkeypatch: pytest.MonkeyPatch
@@ -129,12 +135,14 @@ def test_wrong_settings_and_rows_are_named() -> None:
     for settings in ({"k1": 0}, {"k2": 0}):
         with pytest.raises(ValueError, match="wanted at least 1"):
             rerank_gallery(query, *facts, **settings)
-    with pytest.raises(ValueError, match="original: found 1.5"):
+    with pytest.raises(ValueError, match=r"original: found 1\.5"):
         rerank_gallery(query, *facts, original=1.5)
     with pytest.raises(ValueError, match="wanted unit rows"):
         rerank_gallery(2 * query, *facts)
     with pytest.raises(ValueError, match="wanted float32 or float64, both alike"):
         rerank_gallery(query.float(), *facts)
+    with pytest.raises(ValueError, match="wanted float32 or float64, both alike"):
+        rerank_gallery(query, *facts[:2], facts[2].float(), *facts[3:])
 
 
 def test_nothing_to_rank_again_scores_zero() -> None:

@@ -80,8 +80,8 @@ def rank_gallery(
 
     Memory:
         Over the features a block of similarities, 32 MiB on a CPU and 512 MiB on a GPU, and what is counted of it at a time;
-        among ranks also one rank's queries, 95 MB over W for MSMT17's 11,659 x 82,161 at D = 2,048. That takes 50 MB on a CPU
-        (measured, D = 256) and some 0.7 GB on a GPU (reckoned), where all similarities are 3.8 GB.
+        among ranks also one rank's queries. MSMT17's 11,659 x 82,161 takes 50 MB on a CPU (measured, D = 256) and some 0.7 GB
+        on a GPU (reckoned), where all similarities are 3.8 GB.
 
     Time:
         Each similarity is compared with each match of its query, up to 128 of them. Some 30 matches a query, as image sets

@@ -14,7 +14,7 @@ from ..data.feed import Feed, Place, ahead
 from ..data.pixels import PixelStore, cache_folder, decode
 from ..data.records import ImageSet, Record
 from ..errors import DataError, TrainingError
-from ..metrics import Ranking, rank_gallery
+from ..metrics import Ranking, rank_gallery, rerank_gallery
 from ..models import Domain, Stage
 from ..ranks import ALONE, Ranks
 from .report import Reporter
@@ -106,6 +106,15 @@ class Evaluator:
             DataError: The set has no query or no gallery image that can be read.
             TrainingError: The network gives features that are not finite.
         """
+        return rank_gallery(*self._sides(network), ranks=self._ranks)
+
+    def with_reranking(self, network: Network) -> tuple[Ranking, Ranking]:
+        """The ranking and that after k-reciprocal re-ranking, of the same features; raises as a call does."""
+        sides = self._sides(network)
+        return rank_gallery(*sides, ranks=self._ranks), rerank_gallery(*sides, ranks=self._ranks)
+
+    def _sides(self, network: Network) -> list[Tensor]:
+        """Features, identities and cameras of the queries, then of the gallery."""
         sides = []
         for split in ("query", "gallery"):
             feed, ids, cameras = self._decoded(split, network.device)
@@ -116,7 +125,7 @@ class Evaluator:
                     f"the {split} features are not finite: the network has diverged, there is nothing to rank"
                 )
             sides += [features, ids, cameras]
-        return rank_gallery(*sides)
+        return sides
 
     def _decoded(self, split: str, device: torch.device) -> tuple[Feed, Tensor, Tensor]:
         if split not in self._splits:

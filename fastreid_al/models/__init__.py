@@ -2,7 +2,7 @@
 
 from .build import MODELS, build_model
 from .head import ReIdNet, Stage
-from .norm import Domain, group_batchnorm, split_batchnorm, without_source
+from .norm import Domain, group_batchnorm, join_ranks, split_batchnorm, update_running, without_source
 
 __all__ = [
     "MODELS",
@@ -11,6 +11,8 @@ __all__ = [
     "Stage",
     "build_model",
     "group_batchnorm",
+    "join_ranks",
     "split_batchnorm",
+    "update_running",
     "without_source",
 ]

@@ -279,6 +279,9 @@ class _OverRanks(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks
     ) -> tuple[Tensor, Tensor, Tensor]:
+        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        ctx.layout = torch.channels_last if last else torch.contiguous_format
+        x = x.contiguous(memory_format=ctx.layout)
         kind = torch.promote_types(x.dtype, torch.float32)
         count = torch.full((1,), x.numel() // x.shape[1], dtype=kind, device=x.device)
         own = torch.batch_norm_update_stats(x, None, None, 0.0) if len(x) else x.new_zeros(2, x.shape[1], dtype=kind)
@@ -300,13 +303,12 @@ class _OverRanks(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd, total = ctx.saved_tensors
-        like = torch.channels_last if x.ndim == 4 and not x.is_contiguous() else torch.contiguous_format
-        gradient = gradient.contiguous(memory_format=like)
+        gradient = gradient.contiguous(memory_format=ctx.layout)
         arguments = gradient, x, weight, None, None, mean, rstd, True, ctx.eps
-        sums = torch.ops.aten.native_batch_norm_backward
-        # Without images it divides by zero.
-        none = None, torch.zeros_like(mean), torch.zeros_like(mean)
-        _, to_weight, to_bias = sums(*arguments, [False, True, True]) if len(x) else none
+        if len(x):
+            _, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(*arguments, [False, True, True])
+        else:
+            to_weight, to_bias = torch.zeros_like(mean), torch.zeros_like(mean)
         both = ctx.ranks.total(torch.stack((to_weight, to_bias)).to(mean.dtype)) / total
         factor = rstd if weight is None else weight * rstd
         # gradient factor - (x - mean) rstd both[0] factor - both[1] factor: an affine map of x, and of the gradient.

@@ -102,6 +102,9 @@ def _traced(x: Tensor) -> bool:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images normalised, means, variances with Bessel's correction, and 1 / sqrt(variance + eps)."""
     x = _dense(x)
+    if not x.numel():
+        mean, var, rstd = (weight.new_zeros(x.shape[0] // group, x.shape[1]) for _ in range(3))
+        return torch.empty_like(x), mean, var, rstd
     if takes_kernels(x):
         from .grouped_norm_triton import forward_triton
 
@@ -109,7 +112,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float) ->
             return forward_triton(x, weight.contiguous(), bias.contiguous(), group, eps)
     from .grouped_norm_cpu import forward_native, forward_plain
 
-    return (forward_native if x.is_cpu and x.numel() else forward_plain)(x, weight, bias, group, eps)
+    return (forward_native if x.is_cpu else forward_plain)(x, weight, bias, group, eps)
 
 
 def _gradients(
@@ -117,6 +120,8 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the images, of weight and of bias."""
     x = _dense(x)
+    if not x.numel():
+        return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
     # In the memory format of the images.
     gradient = gradient.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last(x) else gradient.contiguous()
     if takes_kernels(x):
@@ -126,7 +131,7 @@ def _gradients(
             return backward_triton(gradient, x, weight.contiguous(), mean, rstd, group)
     from .grouped_norm_cpu import backward_native, backward_plain
 
-    return (backward_native if x.is_cpu and x.numel() else backward_plain)(gradient, x, weight, mean, rstd, group)
+    return (backward_native if x.is_cpu else backward_plain)(gradient, x, weight, mean, rstd, group)
 
 
 _grouped_batch_norm = torch.library.custom_op(qualified("grouped_batch_norm"), _forward, mutates_args=())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def forward_native(
     y = torch.empty_like(x)
     # Moving averages that keep nothing of what they held are the statistics themselves.
     mean, var, again, rstd = (weight.new_zeros(x.shape[0] // group, x.shape[1]) for _ in range(4))
-    each = zip(x.split(group), y.split(group), mean, var, again, rstd, strict=True)
+    each = zip(_images(x).split(group), _images(y).split(group), mean, var, again, rstd, strict=True)
     for part, out, m, v, a, r in each:
         _forward(part, weight, bias, m, v, True, 1.0, eps, out=out, save_mean=a, save_invstd=r)
     return y, mean, var, rstd
@@ -37,15 +39,16 @@ def backward_native(
     PyTorch's own gradient cannot be told where to go, and a copy of it costs more than the second pass, but for small batches.
     Half floats would be rounded between the two and are copied.
     """
-    out = torch.empty_like(x)
+    whole = torch.empty_like(x)
+    gradient, x, out = (_images(y) for y in (gradient, x, whole))
     copied = x.dtype.itemsize < 4 or x.numel() < _SMALL
     groups = zip(gradient.split(group), x.split(group), out.split(group), mean, rstd, strict=True)
     sums = []
     for own, part, to, m, r in groups:
-        whole, *of_group = _sums(own, part, weight, None, None, m, r, True, 0.0, [copied, True, True])
+        found, *of_group = _sums(own, part, weight, None, None, m, r, True, 0.0, [copied, True, True])
         sums.append(of_group)
         if copied:
-            to.copy_(whole)
+            to.copy_(found)
     to_weight, to_bias = (torch.stack(list(x)) for x in zip(*sums, strict=True))
     if not copied:
         count = x.numel() // mean.numel()
@@ -56,7 +59,17 @@ def backward_native(
         for part, to, a, b, m in each:
             _forward(part, a, b, m, one, False, 0.0, 0.0, out=to, save_mean=none, save_invstd=nothing)
         _add_product(out, gradient, factor)
-    return out, to_weight.sum(0), to_bias.sum(0)
+    return whole, to_weight.sum(0), to_bias.sum(0)
+
+
+def _images(x: Tensor) -> Tensor:
+    """The same memory as images: PyTorch knows their two formats, and not those of a row of places."""
+    if x.ndim in (2, 4):
+        return x
+    places = math.prod(x.shape[2:])
+    if channels_last(x):
+        return x.movedim(1, -1).view(len(x), places, 1, x.shape[1]).permute(0, 3, 1, 2)
+    return x.view(len(x), x.shape[1], places, 1)
 
 
 def _add_product(out: Tensor, gradient: Tensor, factor: Tensor) -> None:
@@ -75,23 +88,23 @@ def _add_product(out: Tensor, gradient: Tensor, factor: Tensor) -> None:
 def forward_plain(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`forward_native` on any device, of images that may be none."""
+    """`forward_native` on any device."""
     parts = _parts(x, group).to(weight.dtype)
     count = group * parts.shape[3]
     var, mean = torch.var_mean(parts, (1, 3), correction=0)
     rstd = (var + eps).rsqrt()
     y = (parts - mean[:, None, :, None]) * (weight * rstd)[:, None, :, None] + bias[:, None]
     out = torch.empty_like(x).copy_(y.reshape(x.shape))
-    return out, mean, var * (count / max(1, count - 1)), rstd
+    return out, mean, var * (count / (count - 1)), rstd
 
 
 def backward_plain(
     gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`backward_native` on any device, of images that may be none."""
+    """`backward_native` on any device."""
     own, parts = (_parts(y, group).to(weight.dtype) for y in (gradient, x))
     normal = (parts - mean[:, None, :, None]) * rstd[:, None, :, None]
-    count = max(1, group * parts.shape[3])
+    count = group * parts.shape[3]
     to_bias, to_weight = own.sum((1, 3)), (own * normal).sum((1, 3))
     centred = own - (to_bias[:, None, :, None] + normal * to_weight[:, None, :, None]) / count
     out = torch.empty_like(x).copy_((centred * (weight * rstd)[:, None, :, None]).reshape(x.shape))

@@ -117,6 +117,14 @@ class Ranks:
             return out
         return torch.cat([part[:count] for part, count in zip(out.split(most), counts, strict=True)])
 
+    def stack(self, x: Tensor) -> Tensor:
+        """(W, ...) the tensors of one shape of all ranks; nobody asks for counts, so no device is waited for."""
+        if self.size == 1:
+            return x[None]
+        out = x.new_empty((self.size, *x.shape))
+        dist.all_gather_into_tensor(_plain(out.view(-1)), _plain(x.contiguous().view(-1)), group=self._group)
+        return out
+
     def counts(self, count: int) -> list[int]:
         """One number of each rank. Waits for the device."""
         if self.size == 1:

@@ -3,7 +3,7 @@
 from ._temp import join_ranks, update_running
 from .build import MODELS, build_model
 from .head import ReIdNet, Stage
-from .norm import Domain, group_batchnorm, split_batchnorm, without_source
+from .norm import Domain, group_batchnorm, join_ranks, split_batchnorm, update_running, without_source
 
 __all__ = [
     "MODELS",

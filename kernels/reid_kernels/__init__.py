@@ -8,6 +8,7 @@ project, copied alone into another one, or loaded by path.
 from . import compat
 from ._ops import NotFiniteError
 from .bank_loss import ClassIndex, bank_contrast_loss, bank_contrast_loss_reference, class_index, class_means
+from .grouped_norm import grouped_batch_norm, grouped_batch_norm_reference
 from .labels import label_prediction, label_prediction_reference
 from .memory import hardest_rows, update_bank_, update_bank_reference
 from .multilabel import multilabel_bank_loss, multilabel_bank_loss_reference
@@ -21,6 +22,8 @@ __all__ = [
     "class_index",
     "class_means",
     "compat",
+    "grouped_batch_norm",
+    "grouped_batch_norm_reference",
     "hardest_rows",
     "label_prediction",
     "label_prediction_reference",

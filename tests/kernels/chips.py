@@ -217,6 +217,18 @@ def launch_labels() -> None:
         count_closer(_rows(BANK, dtype), _ids(pairs), _ids(pairs), operands(dtype, "ieee"))
 
 
+def launch_grouped_norm() -> None:
+    """Both memory formats, each in one dtype, of which neither changes a tile; forward is a part of backward."""
+    from reid_kernels.grouped_norm_triton import backward_triton, forward_triton
+
+    weight, of_groups = torch.ones(64), torch.ones(2, 64)
+    x = torch.ones(4, 64, 24, 12)
+    backward_triton(x, x, weight, of_groups, of_groups, 2)
+    x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+    forward_triton(x, weight, weight, 2, 1e-5)
+    backward_triton(x, x, weight, of_groups, of_groups, 2)
+
+
 #: Each calls one operator's launcher in every way that picks another tile, dtype or flag.
 LAUNCHERS: tuple[Callable[[], None], ...] = (
     launch_topk,
@@ -224,6 +236,7 @@ LAUNCHERS: tuple[Callable[[], None], ...] = (
     launch_update,
     launch_multilabel,
     launch_labels,
+    launch_grouped_norm,
 )
 
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import EngineConfig
 from ..errors import TrainingError
-from ..models import Domain, ReIdNet, Stage
+from ..models import Domain, ReIdNet, Stage, forget_running
 from ..ranks import ALONE, Ranks
 
 #: torch.compile's modes, by the setting.

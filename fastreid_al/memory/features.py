@@ -5,12 +5,12 @@ each of the source's identities, behind the vectors of the target and moved like
 after the n of the target, its classes after those of the target.
 
 Over several ranks each holds the vectors of some classes, whole classes always: then a rank's part of Eq. 1 for the whole batch
-is a log-sum-exp and a weighted mean of its own vectors, and nothing as long as the number of classes is sent. A step sends, with
-W ranks, a batch of B features and D values each:
+is a log-sum-exp and a weighted mean of its own vectors, and nothing as long as the number of classes is sent. In a step of W
+ranks, B features of D float32 values in all, a rank receives (W - 1) / W of so many bytes:
 
-    features and rows of all ranks to all, before the loss and again before the update    2 B (4 D + 8) bytes received a rank
-    loss, log-sum-exp and place of the target of each feature against each part           12 B W
-    gradients, summed where they belong                                                   4 B D
+    features and rows of the batch, before the loss and again before the update    2 B (4 D + 8)
+    loss and log-sum-exp against each part, and whether the target is in it        12 B W
+    gradients, summed where they belong                                            4 B D
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ class FeatureMemory:
         ranks: The ranks that share the memory.
     """
 
-    def __init__(
-        self, momentum: float, temperature: float, source: Tensor | None = None, ranks: Ranks = ALONE
-    ) -> None:
+    def __init__(self, momentum: float, temperature: float, source: Tensor | None = None, ranks: Ranks = ALONE) -> None:
         self.momentum, self.temperature, self.ranks = momentum, temperature, ranks
         self.source = torch.zeros(0, dtype=torch.int64) if source is None else source
         #: Number of the source's identities, each a class.
@@ -199,14 +197,12 @@ class InstanceMemory(FeatureMemory):
     n + identity, and a class of its own.
 
     Over W ranks a class is whole on one, so at each epoch the vectors move: a rank holds ceil(n / W) of them and up to the rest
-    of one class more, 1 GB at 1e6 and W = 8, and both the old and the new ones while they move. A class of more than n / W images
-    makes its rank hold it all the same, in the worst case as much as one process. Numbers of images and classes, some 40 bytes
-    an image, are on every rank. Sums of B x C logits over the ranks would spare the moves, but C can be n.
+    of one class more, 1 GB at 1e6 and W = 8, and both the old and the new ones while they move. A class of more than n / W
+    images makes its rank hold it all the same, in the worst case as much as one process. Numbers of images and classes, some
+    40 bytes an image, are on every rank. Sums of B x C logits over the ranks would spare the moves, but C can be n.
     """
 
-    def __init__(
-        self, momentum: float, temperature: float, source: Tensor | None = None, ranks: Ranks = ALONE
-    ) -> None:
+    def __init__(self, momentum: float, temperature: float, source: Tensor | None = None, ranks: Ranks = ALONE) -> None:
         super().__init__(momentum, temperature, source, ranks)
         #: Of several ranks: the place of each vector in this rank's bank, -1 on other ranks.
         self._slots = torch.zeros(0, dtype=torch.int64)
@@ -249,7 +245,7 @@ class InstanceMemory(FeatureMemory):
         self._index = class_index(classes)
 
     def _split(self, classes: Tensor) -> Tensor:
-        """Move the vectors, of classes (n,), so that each class is on one rank; gives the classes of this rank's, its own numbers.
+        """Move the vectors, of classes (n,), so that each class is on one rank; gives this rank's own numbers of its classes.
 
         Classes follow one another by number, vectors of no class behind them, and a class goes where an even cut of that
         sequence puts its first vector.
@@ -269,9 +265,9 @@ class InstanceMemory(FeatureMemory):
 class ClusterMemory(FeatureMemory):
     """One unit vector per cluster (Cluster Contrast, Dai et al., ACCV 2022), made anew at each epoch.
 
-    Some 12 MB for MSMT17's 1,500 clusters and D = 2,048 in float32; each of W ranks holds ceil(C / W) of C clusters. The vectors
-    of the source's identities stay. While the centroids are made, a rank holds some columns of the features of its clusters'
-    images.
+    Some 12 MB for MSMT17's 1,500 clusters and D = 2,048 in float32; each of W ranks holds ceil(C / W) of C clusters. The
+    vectors of the source's identities stay. While the centroids are made, a rank holds some columns of the features of its
+    clusters' images.
 
     Args:
         momentum: Share of the old vector that an update keeps.

@@ -148,8 +148,8 @@ class ContrastiveMethod:
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """Eq. 1 for a batch: embeddings (B, D) with gradient, of any length, of the images at rows (B,).
 
-        With a source the sum of the target's mean and the source's. Of several ranks each gives its part of the batch, B / W rows
-        (with a source so many of either), and gets the loss of these: the mean of the ranks' is the batch's.
+        With a source the sum of the target's mean and the source's. Of several ranks each gives its part of the batch, B / W
+        rows (with a source so many of either), and gets the loss of these: the mean of the ranks' is the batch's.
 
         Raises:
             TrainingError: The features, or the memory, are not finite. On a GPU the loss is then NaN instead.

@@ -101,11 +101,10 @@ def epoch_of(ranks: Ranks, case: Case, alone: FeatureMemory, shared: FeatureMemo
     if isinstance(alone, InstanceMemory) and isinstance(shared, InstanceMemory):
         features = alone.features(case.n)
         assert torch.equal(shared.features(case.n), features[own])
-        assert torch.equal(whole_bank(ranks, shared), alone.bank) or epoch == 0
     alone.begin_epoch(features, classes)
     shared.begin_epoch(features[own], classes)
     assert torch.equal(shared.classes, alone.classes)
-    for step in range(3):
+    for step in range(2):
         rows = case.batch(classes, 10 * epoch + step)
         x = case.rows(len(rows) * BATCH, 1000 + 10 * epoch + step)
         one = x.clone().requires_grad_()
@@ -118,7 +117,7 @@ def epoch_of(ranks: Ranks, case: Case, alone: FeatureMemory, shared: FeatureMemo
         torch.testing.assert_close(mine.grad / ranks.size, slopes, **tight)
         alone.update(x, torch.cat(rows))
         shared.update(mine, part_of(ranks, rows))
-        assert torch.equal(whole_bank(ranks, shared), alone.bank)
+    assert torch.equal(whole_bank(ranks, shared), alone.bank)
 
 
 def both(ranks: Ranks, case: Case) -> tuple[FeatureMemory, FeatureMemory]:
@@ -142,8 +141,7 @@ def trained(ranks: Ranks, case: Case) -> list[int]:
     return held
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("size", "dtype"), [*((size, torch.float64) for size in SIZES), (3, torch.float32)])
 @pytest.mark.parametrize("source", [False, True])
 @pytest.mark.parametrize("kind", ["instance", "cluster", "hardest"])
 def test_ranks_that_share_a_memory_do_what_one_process_does(
@@ -222,19 +220,17 @@ def continued(ranks: Ranks, case: Case, bank: Tensor, classes: Tensor, sharded: 
     expected = alone.loss(x, torch.cat(rows))
     found = shared.loss(part_of(ranks, list(x.split(BATCH))), part_of(ranks, rows))
     torch.testing.assert_close(ranks.total(found) / ranks.size, expected, rtol=1e-12, atol=1e-12)
-    for epoch in (1, 2):
-        epoch_of(ranks, case, alone, shared, epoch)
+    epoch_of(ranks, case, alone, shared, 1)
 
 
 @pytest.mark.parametrize("kind", ["instance", "cluster"])
 @pytest.mark.parametrize("source", [False, True])
 def test_what_some_ranks_save_others_load(pool: Pool, kind: str, source: bool) -> None:
-    case = Case(kind, source, torch.float64, LAYOUTS[2:5])
-    for size, others in ((1, 3), (2, 4), (4, 3), (3, 1)):
+    case = Case(kind, source, torch.float64, LAYOUTS[2:4])
+    for size, others in ((1, 3), (2, 4), (3, 1)):
         answers = pool.run(saved, size, case)
         assert all(torch.equal(bank, answers[0][0]) for bank, _ in answers)
-        for sharded in (False, True):
-            pool.run(continued, others, case, *answers[0], sharded)
+        pool.run(continued, others, case, *answers[0], others != 4)
 
 
 def before_the_first_epoch(ranks: Ranks) -> None:

@@ -59,7 +59,7 @@ def main() -> None:
                         again = contrast_triton(*arguments, False, precision, piece)
                         cases.equal(again[0], losses, n, dtype, precision, piece)
                         assert again[2].shape == (0, dim)
-                        if precision in ("auto", "ieee"):
+                        if piece and precision in ("auto", "ieee") and dtype != torch.float16:
                             same_shares(cases, *arguments, precision, piece)
     bank, features, targets = unit_rows(40, 21), unit_rows(5, 21, seed=1), torch.tensor([0, 39, 40, -1, -7])
     for f, b in ((features, bank), (strided(features), strided(bank)), (features, small.far_apart(bank))):
@@ -88,10 +88,11 @@ def same_shares(cases: small.Cases, features: Tensor, bank: Tensor, targets: Ten
     exact = shares_blocked(*(x.double() for x in (features, bank)), targets, order, starts, tau, ignored, True)
     for a, b in zip(found, exact, strict=True):
         cases.close(a, b.float(), 2e-2 if features.dtype != torch.float32 else 2e-6)
-    bare = shares_triton(*arguments, False, precision, piece)
-    cases.equal(bare[0], found[0])
-    cases.equal(bare[1], found[1])
-    assert bare[2].shape == bare[3].shape == (0, features.shape[1])
+    if len(features) == 3:
+        bare = shares_triton(*arguments, False, precision, piece)
+        cases.equal(bare[0], found[0])
+        cases.equal(bare[1], found[1])
+        assert bare[2].shape == bare[3].shape == (0, features.shape[1])
 
 
 def through_operators(cases: small.Cases) -> None:
@@ -122,7 +123,9 @@ def through_operators(cases: small.Cases) -> None:
         empty[3] = 2
         for some, where in ((None, wide[:, 0]), (nothing, nothing[:5]), (empty, torch.tensor([2, -1, -1, 2, -1]))):
             found = bank_contrast_shares(features, bank, where, 0.1, classes=some)
-            for a, b in zip(found, bank_contrast_shares_reference(features, bank, where, 0.1, classes=some), strict=True):
+            for a, b in zip(
+                found, bank_contrast_shares_reference(features, bank, where, 0.1, classes=some), strict=True
+            ):
                 cases.close(a, b, 2e-6)
         cases.close(class_means(bank, classes, 9), means_blocked(bank, *class_index(classes)), 1e-6)
 

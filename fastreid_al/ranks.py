@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 #: How long a rank waits for what a person does on the first before it looks whether it shall stop.
 _LOOK = datetime.timedelta(seconds=1)
+#: Values of a part of the rows that are moved between ranks.
+_MOVED = 2**24
 
 
 class Sharded(NamedTuple):
@@ -117,12 +119,24 @@ class Ranks:
             return out
         return torch.cat([part[:count] for part, count in zip(out.split(most), counts, strict=True)])
 
-    def stack(self, x: Tensor) -> Tensor:
-        """(W, ...) the tensors of one shape of all ranks; nobody asks for counts, so no device is waited for."""
+    def gather_equal(self, rows: Tensor) -> Tensor:
+        """Likewise where each rank has as many, which is not looked at: nothing waits for the device."""
         if self.size == 1:
-            return x[None]
-        out = x.new_empty((self.size, *x.shape))
-        dist.all_gather_into_tensor(_plain(out.view(-1)), _plain(x.contiguous().view(-1)), group=self._group)
+            return rows
+        out = rows.new_empty((self.size * len(rows), *rows.shape[1:]))
+        dist.all_gather_into_tensor(_plain(out), _plain(rows.contiguous()), group=self._group)
+        return out
+
+    def gather_to_first(self, rows: Tensor) -> Tensor:
+        """Rows of all ranks, one rank's after the other's, on the first alone; others get none, of the same width."""
+        return self.exchange(rows, [len(rows)] + [0] * (self.size - 1))[0]
+
+    def total_part(self, x: Tensor) -> Tensor:
+        """This rank's part, of W equal ones, of the sum over the ranks of a tensor of one shape (W b, ...)."""
+        if self.size == 1:
+            return x
+        out = x.new_empty((len(x) // self.size, *x.shape[1:]))
+        dist.reduce_scatter_tensor(out, x.contiguous(), group=self._group)
         return out
 
     def counts(self, count: int) -> list[int]:
@@ -147,6 +161,33 @@ class Ranks:
         out = rows.new_empty((sum(came), *rows.shape[1:]))
         dist.all_to_all_single(_plain(out), _plain(rows.contiguous()), came, counts, group=self._group)
         return out, came
+
+    def move(self, rows: Tensor, before: Tensor, after: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Take rows of a tensor (n, D) from the ranks where they lie to others, some columns at a time.
+
+        Args:
+            rows: This rank's, by their number in the whole.
+            before: (n,) int64, the rank on which each row lies; on a CPU, the same on all ranks, as `after`.
+            after: (n,) int64, the rank that it goes to; -1 for rows that are left behind.
+
+        Yields:
+            Columns, and these of the rows that have come to this rank, by their number in the whole. A part holds some 64 MB a
+            rank where the rows are spread evenly.
+        """
+        if self.size == 1:
+            yield slice(0, rows.shape[1]), rows if bool((after == 0).all()) else rows[(after == 0).to(rows.device)]
+            return
+        goes, comes = after[before == self.rank], before[after == self.rank]
+        counts = torch.bincount(goes[goes >= 0], minlength=self.size).tolist()
+        order = goes.argsort(stable=True)[int((goes < 0).sum()) :].to(rows.device)
+        places = comes.argsort(stable=True).to(rows.device)
+        step = max(1, _MOVED // max(1, -(-len(before) // self.size)))
+        for first in range(0, rows.shape[1], step):
+            columns = slice(first, min(first + step, rows.shape[1]))
+            came, _ = self.exchange(rows[:, columns][order], counts)
+            out = torch.empty_like(came)
+            out[places] = came
+            yield columns, out
 
     def fetch(self, shard: Tensor, rows: Tensor, n: int) -> Tensor:
         """Rows (R,) int64, of any ranks and in any order, of a tensor of n rows of which each rank holds its own."""

@@ -232,7 +232,7 @@ def update_running(model: nn.Module, ranks: Ranks) -> None:
         torch.cat([torch.cat(cast(list[Tensor], module.kept)).flatten(1) for module in modules], 1)
         for modules in alike.values()
     ]
-    everyones = ranks.stack(torch.cat([found.flatten() for found in own]).to(widest))
+    everyones = ranks.gather_equal(torch.cat([found.flatten() for found in own]).to(widest)[None])
     parts = everyones.split([found.numel() for found in own], 1)
     for ((counts, _, kind), modules), found, part in zip(alike.items(), own, parts, strict=True):
         forwards = part.view(ranks.size, *found.shape).to(kind).split(counts, 1)
@@ -292,7 +292,7 @@ class _OverRanks(torch.autograd.Function):
         kind = torch.promote_types(x.dtype, torch.float32)
         count = torch.full((1,), x.numel() // x.shape[1], dtype=kind, device=x.device)
         own = torch.batch_norm_update_stats(x, None, None, 0.0) if len(x) else x.new_zeros(2, x.shape[1], dtype=kind)
-        of_ranks = ranks.stack(torch.cat((*own, count)).to(kind))
+        of_ranks = ranks.gather_equal(torch.cat((*own, count)).to(kind)[None])
         counts = of_ranks[:, -1:]
         total = counts.sum()
         means, variances = of_ranks[:, :-1].chunk(2, 1)

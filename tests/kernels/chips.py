@@ -183,13 +183,14 @@ def launch_topk() -> None:
 
 
 def launch_contrast() -> None:
-    from reid_kernels.bank_loss_triton import contrast_triton
+    from reid_kernels.bank_loss_triton import contrast_triton, shares_triton
 
     order, starts = torch.arange(BANK), torch.arange(BANK + 1)
     for (dtype, precision, batch, gradient), grouped in itertools.product(_cases(), (False, True)):
         groups = (order, starts) if grouped else (None, None)
         features, bank = _rows(batch, dtype), _rows(BANK, dtype)
-        contrast_triton(features, bank, _ids(batch), *groups, 0.05, -1, gradient, precision)
+        for launch in (contrast_triton, shares_triton):
+            launch(features, bank, _ids(batch), *groups, 0.05, -1, gradient, precision)
 
 
 def launch_update() -> None:

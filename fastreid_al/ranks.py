@@ -109,6 +109,14 @@ class Ranks:
             return out
         return torch.cat([part[:count] for part, count in zip(out.split(most), counts, strict=True)])
 
+    def join(self, rows: Tensor) -> Tensor:
+        """Likewise, where all ranks give as many rows: neither they nor the device are asked."""
+        if self.size == 1:
+            return rows
+        out = rows.new_empty((self.size * len(rows), *rows.shape[1:]))
+        dist.all_gather_into_tensor(_plain(out), _plain(rows.contiguous()), group=self._group)
+        return out
+
     def counts(self, count: int) -> list[int]:
         """One number of each rank. Waits for the device."""
         if self.size == 1:

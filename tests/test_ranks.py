@@ -37,6 +37,18 @@ def test_rows_reach_every_rank_that_asks_for_them(pool: Pool, size: int, dtype: 
         pool.run(moved, size, n, dtype)
 
 
+def joined(ranks: Ranks, dtype: torch.dtype) -> None:
+    whole = rows_of(2 * ranks.size, dtype)
+    assert torch.equal(ranks.join(whole[ranks.own(len(whole))]), whole)
+    assert ranks.join(whole[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
+def test_rows_of_equal_counts_are_joined_in_rank_order(pool: Pool, size: int, dtype: torch.dtype) -> None:
+    pool.run(joined, size, dtype)
+
+
 def reduced(ranks: Ranks) -> tuple[list[float], list[bool], list[int]]:
     x = torch.tensor([1.0, float(ranks.rank)])
     sums = [float(f(x)[1]) for f in (ranks.total, ranks.greatest, ranks.least)]
@@ -102,7 +114,7 @@ def cut(ranks: Ranks) -> list[tuple[int, int]]:
 
 def test_a_process_alone_sends_nothing() -> None:
     x = torch.arange(6).view(3, 2)
-    assert ALONE.gather(x) is x and ALONE.total(x) is x and ALONE.shard(x, 3) is x
+    assert ALONE.gather(x) is x and ALONE.join(x) is x and ALONE.total(x) is x and ALONE.shard(x, 3) is x
     assert ALONE.exchange(x, [3]) == (x, [3]) and ALONE.share(lambda: 5) == 5
     assert torch.equal(ALONE.fetch(x, torch.tensor([2, 0]), 3), x[[2, 0]])
     assert torch.equal(ALONE.local(Sharded(x, 3)), x) and ALONE.is_first

@@ -38,6 +38,18 @@ def test_rows_reach_every_rank_that_asks_for_them(pool: Pool, size: int, dtype: 
         pool.run(moved, size, n, dtype)
 
 
+def joined(ranks: Ranks, dtype: torch.dtype) -> None:
+    whole = rows_of(2 * ranks.size, dtype)
+    assert torch.equal(ranks.gather_equal(whole[ranks.own(len(whole))]), whole)
+    assert ranks.gather_equal(whole[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
+def test_rows_of_equal_counts_are_joined_in_rank_order(pool: Pool, size: int, dtype: torch.dtype) -> None:
+    pool.run(joined, size, dtype)
+
+
 def reduced(ranks: Ranks) -> tuple[list[float], list[bool], list[int]]:
     x = torch.tensor([1.0, float(ranks.rank)])
     sums = [float(f(x)[1]) for f in (ranks.total, ranks.greatest, ranks.least)]

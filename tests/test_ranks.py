@@ -54,6 +54,8 @@ def exchanged(ranks: Ranks) -> list[int]:
     counts = [ranks.rank + other for other in range(ranks.size)]
     came, sizes = ranks.exchange(torch.full((sum(counts),), ranks.rank), counts)
     assert sizes == counts
+    again, _ = ranks.exchange(torch.full((sum(counts),), ranks.rank), counts, sizes)
+    assert torch.equal(again, came)
     return came.tolist()
 
 
@@ -61,6 +63,24 @@ def exchanged(ranks: Ranks) -> list[int]:
 def test_an_exchange_of_different_counts_arrives_in_rank_order(pool: Pool, size: int) -> None:
     for rank, came in enumerate(pool.run(exchanged, size)):
         assert came == [other for other in range(size) for _ in range(rank + other)]
+
+
+def checked(ranks: Ranks) -> tuple[int, str]:
+    def fails() -> int:
+        if ranks.rank:
+            raise ValueError(f"rank {ranks.rank} is wrong")
+        return 5
+
+    try:
+        ranks.agree(fails)
+    except ValueError as error:
+        return ranks.agree(lambda: 5), str(error)
+    return 0, "nothing was raised"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_wrong_on_some_ranks_is_raised_on_all(pool: Pool, size: int) -> None:
+    assert pool.run(checked, size) == [(5, "rank 1 is wrong")] * size
 
 
 def shared(ranks: Ranks) -> tuple[object, float, str]:

@@ -147,17 +147,23 @@ class Ranks:
         dist.all_gather_object(out, count, group=self._control)
         return out
 
-    def exchange(self, rows: Tensor, counts: list[int]) -> tuple[Tensor, list[int]]:
+    def exchange(self, rows: Tensor, counts: list[int], came: list[int] | None = None) -> tuple[Tensor, list[int]]:
         """Send the first counts[0] rows to rank 0, the next counts[1] to rank 1, and so on.
+
+        Args:
+            rows: What is sent.
+            counts: How many rows each rank is sent.
+            came: How many each sends here; asked for when not given. All ranks give it, or none.
 
         Returns:
             What came: rows, one rank's after the other's, and how many of each.
         """
         if self.size == 1:
             return rows, counts
-        table: list[Any] = [None] * self.size
-        dist.all_gather_object(table, counts, group=self._control)
-        came = [row[self.rank] for row in table]
+        if came is None:
+            table: list[Any] = [None] * self.size
+            dist.all_gather_object(table, counts, group=self._control)
+            came = [row[self.rank] for row in table]
         out = rows.new_empty((sum(came), *rows.shape[1:]))
         dist.all_to_all_single(_plain(out), _plain(rows.contiguous()), came, counts, group=self._group)
         return out, came
@@ -196,7 +202,7 @@ class Ranks:
         owner, order = self.owner(rows, n).sort(stable=True)
         counts = torch.bincount(owner, minlength=self.size).tolist()
         wanted, came = self.exchange(rows[order], counts)
-        answer, _ = self.exchange(shard[wanted - self.own(n).start], came)
+        answer, _ = self.exchange(shard[wanted - self.own(n).start], came, counts)
         out = torch.empty_like(answer)
         out[order] = answer
         return out
@@ -221,6 +227,20 @@ class Ranks:
         said = torch.tensor([int(flag)])
         dist.all_reduce(said, dist.ReduceOp.MAX, group=self._control)
         return bool(said)
+
+    def agree(self, check: Callable[[], T]) -> T:
+        """What a check of this rank's share gives; the first ValueError, in the order of the ranks, is raised on all."""
+        if self.size == 1:
+            return check()
+        error, given = None, None
+        try:
+            given = check()
+        except ValueError as found:
+            error = str(found)
+        for said in self.all_objects(error):
+            if said is not None:
+                raise ValueError(said)
+        return given  # type: ignore[return-value]  # no rank has an error
 
     def all_objects(self, own: T) -> list[T]:
         """One picklable object of each rank."""

@@ -38,18 +38,6 @@ def test_rows_reach_every_rank_that_asks_for_them(pool: Pool, size: int, dtype: 
         pool.run(moved, size, n, dtype)
 
 
-def joined(ranks: Ranks, dtype: torch.dtype) -> None:
-    whole = rows_of(2 * ranks.size, dtype)
-    assert torch.equal(ranks.gather_equal(whole[ranks.own(len(whole))]), whole)
-    assert ranks.gather_equal(whole[:0]).shape == (0, 3)
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
-def test_rows_of_equal_counts_are_joined_in_rank_order(pool: Pool, size: int, dtype: torch.dtype) -> None:
-    pool.run(joined, size, dtype)
-
-
 def reduced(ranks: Ranks) -> tuple[list[float], list[bool], list[int]]:
     x = torch.tensor([1.0, float(ranks.rank)])
     sums = [float(f(x)[1]) for f in (ranks.total, ranks.greatest, ranks.least)]
@@ -67,6 +55,8 @@ def exchanged(ranks: Ranks) -> list[int]:
     counts = [ranks.rank + other for other in range(ranks.size)]
     came, sizes = ranks.exchange(torch.full((sum(counts),), ranks.rank), counts)
     assert sizes == counts
+    again, _ = ranks.exchange(torch.full((sum(counts),), ranks.rank), counts, sizes)
+    assert torch.equal(again, came)
     return came.tolist()
 
 
@@ -126,6 +116,24 @@ def narrow(ranks: Ranks) -> None:
 
 def test_rows_move_some_columns_at_a_time(pool: Pool) -> None:
     pool.run(narrow, 2)
+
+
+def checked(ranks: Ranks) -> tuple[int, str]:
+    def fails() -> int:
+        if ranks.rank:
+            raise ValueError(f"rank {ranks.rank} is wrong")
+        return 5
+
+    try:
+        ranks.agree(fails)
+    except ValueError as error:
+        return ranks.agree(lambda: 5), str(error)
+    return 0, "nothing was raised"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_wrong_on_some_ranks_is_raised_on_all(pool: Pool, size: int) -> None:
+    assert pool.run(checked, size) == [(5, "rank 1 is wrong")] * size
 
 
 def shared(ranks: Ranks) -> tuple[object, float, str]:

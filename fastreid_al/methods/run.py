@@ -122,7 +122,7 @@ def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, devi
         )
     source = None if source_images is None else _decode_source(source_images, config, folder, reporter, ranks)
     identities = identities_and_cameras(records)[0]
-    with open_questions(config, images, records, store.digests, folder.path, reporter) as questions:
+    with open_questions(config, images, records, store.digests, folder.path, reporter, ranks) as questions:
         style = _style(config, images, records, store, folder, reporter, ranks)
         state = _training(config, model, images, store, records, questions, source, style, ranks)
         check_same_images(ranks, state.data)
@@ -402,8 +402,8 @@ def _method(
     identities, cameras = identities_and_cameras(records)
     try:
         if config.method == "supervised":
-            return Supervised(identities, cameras, config.batch, config.memory, config.seed)
-        return UCAL(cameras, config.cluster, config.batch, config.memory, config.seed, questions, source)
+            return Supervised(identities, cameras, config.batch, config.memory, config.seed, ranks)
+        return UCAL(cameras, config.cluster, config.batch, config.memory, config.seed, questions, source, ranks)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -412,7 +412,7 @@ def _nnct(config: RunConfig, n: int, source: Source | None, features: int, ranks
     weight = config.adaptation.weight
     classifier = None if source is None else SourceClassifier(source, features, weight, config.seed)
     try:
-        return NNCT(n, config.neighbours_k, config.nnct, config.batch, config.epochs, config.seed, classifier)
+        return NNCT(n, config.neighbours_k, config.nnct, config.batch, config.epochs, config.seed, classifier, ranks)
     except ValueError as error:
         text = str(error)
         raise UserError(text if text.startswith("--") else f"--nnct.layout and --nnct.capacity: {text}") from error

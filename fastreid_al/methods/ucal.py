@@ -7,6 +7,7 @@ clusters between these two steps with the answers of a person: `fastreid_al.acti
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -76,8 +77,11 @@ class UCAL(ContrastiveMethod):
         """Sec. 3.1 and 3.2: cluster, select, refine."""
         c = self.cluster
         neighbours, self.facts = self._neighbours(epoch, features)
-        graph = jaccard_graph(features, c.k1, c.k2, max_distance=c.eps + c.eps_gap, neighbours=neighbours)
-        found, self.threshold = self_paced_labels(graph, c.eps, c.eps_gap, c.min_samples, self.threshold, c.dbscan)
+        far = c.eps + c.eps_gap
+        graph = jaccard_graph(features, c.k1, c.k2, max_distance=far, neighbours=neighbours, ranks=self.ranks)
+        found, self.threshold = self_paced_labels(
+            graph, c.eps, c.eps_gap, c.min_samples, self.threshold, c.dbscan, self.ranks
+        )
         labels = self._refined(epoch, features, found.cpu())
         return labels, singleton_classes(labels) if c.noise == "singleton" else labels
 
@@ -87,6 +91,7 @@ class UCAL(ContrastiveMethod):
         self.drafted = None
         if not self.ranks.any(questions is not None and epoch >= questions.config.start):
             return labels
+        start = time.perf_counter()
         features = self.ranks.gather_to_first(features)
 
         def ask() -> tuple[Tensor, dict[str, float]]:
@@ -95,7 +100,7 @@ class UCAL(ContrastiveMethod):
 
         refined, asked = self.ranks.share(ask, self._watch)
         self.drafted = labels
-        self.facts |= asked
+        self.facts |= asked | {"seconds_questions": time.perf_counter() - start}
         return refined
 
     def _neighbours(self, epoch: int, features: Tensor) -> tuple[Tensor | Literal["exact"], dict[str, float]]:
@@ -103,10 +108,10 @@ class UCAL(ContrastiveMethod):
         if self.cluster.neighbours == "exact":
             return "exact", {}
         try:
-            ranks, recall = ivf_neighbours(features, self.cluster.k1)
+            lists, recall = ivf_neighbours(features, self.cluster.k1, ranks=self.ranks)
         except ValueError as error:
             raise TrainingError(f"epoch {epoch + 1}: {error}") from error
-        return ranks, {"neighbours_recall": recall}
+        return lists, {"neighbours_recall": recall}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on; what was asked, the first rank knows."""

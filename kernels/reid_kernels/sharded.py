@@ -45,7 +45,7 @@ class Shards(Protocol):
     def total(self, x: Tensor) -> Tensor:
         """The sum of tensors of one shape."""
 
-    def join(self, rows: Tensor) -> Tensor:
+    def gather_equal(self, rows: Tensor) -> Tensor:
         """Rows of all processes, as many on each, in their order."""
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -170,7 +170,9 @@ def sharded_similarity_topk(
         raise wrong or NotFiniteError("query and bank: found rows whose product is not finite, wanted finite values")
     indices = torch.where(indices < 0, -1, indices + shards.own(n).start)
     # Equal similarities stay in the order of the processes, which is that of their rows.
-    values, indices = (shards.join(x).view(-1, len(query), k).transpose(0, 1).flatten(1) for x in (values, indices))
+    values, indices = (
+        shards.gather_equal(x).view(-1, len(query), k).transpose(0, 1).flatten(1) for x in (values, indices)
+    )
     values, order = values.sort(dim=1, descending=True, stable=True)
     return values[:, :k].contiguous(), indices.gather(1, order)[:, :k]
 
@@ -317,7 +319,7 @@ def _terms(
     # No row has more hard negatives.
     most = min(max(1, int(hard_ratio * n)), step)
     best = far.topk(min(most, far.shape[2]), dim=2).values
-    best = shards.join(F.pad(best, (0, most - best.shape[2]), value=-torch.inf)[None])
+    best = shards.gather_equal(F.pad(best, (0, most - best.shape[2]), value=-torch.inf)[None])
     best = best.movedim(0, 2).flatten(2)
     first = best.topk(min(max(1, int(hard_ratio * n)), best.shape[2]), dim=2).values
     least = first.gather(2, (hard[:, :, None] - 1).clamp_(min=0))

@@ -51,6 +51,21 @@ def test_reductions_give_all_ranks_the_same_and_leave_their_argument(pool: Pool,
     assert pool.run(reduced, size) == [want] * size
 
 
+def stacked(ranks: Ranks) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.bool):
+        own = torch.full((2, 3), ranks.rank).to(dtype)
+        found = ranks.stack(own)
+        assert found.dtype == dtype and torch.equal(
+            found, torch.arange(ranks.size).to(dtype)[:, None, None].expand(-1, 2, 3)
+        )
+    assert ranks.stack(torch.zeros(0)).shape == (ranks.size, 0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_tensors_of_one_shape_are_stacked_in_rank_order(pool: Pool, size: int) -> None:
+    pool.run(stacked, size)
+
+
 def exchanged(ranks: Ranks) -> list[int]:
     counts = [ranks.rank + other for other in range(ranks.size)]
     came, sizes = ranks.exchange(torch.full((sum(counts),), ranks.rank), counts)

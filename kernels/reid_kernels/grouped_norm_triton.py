@@ -15,7 +15,7 @@ from .grouped_norm import channels_last
 #: Programs that sums are spread over, whatever the device: results do not depend on where they are made.
 _PROGRAMS = 1024
 #: Channels of a program, and partial sums of a step, where partial sums are added up.
-_CHANNELS, _PARTS = 32, 32
+_CHANNELS, _PARTS = 32, 64
 
 
 def forward_triton(
@@ -56,19 +56,17 @@ def backward_triton(
     layout = _Layout(x, group)
     out = torch.empty_like(x)
     slope, constant, factor = (weight.new_empty(groups, channels) for _ in range(3))
-    to_weight, to_bias = torch.empty_like(weight), torch.empty_like(weight)
+    of_groups = weight.new_empty(2, groups, channels)
     mean = mean.contiguous()
     partial, count = _sums(x, gradient, mean, layout, True)
-    slopes_kernel[(triton.cdiv(channels, _CHANNELS),)](
+    slopes_kernel[(triton.cdiv(channels, _CHANNELS), groups)](
         partial,
         weight,
         rstd.contiguous(),
         slope,
         constant,
         factor,
-        to_weight,
-        to_bias,
-        groups,
+        of_groups,
         partial.shape[1],
         channels,
         count,
@@ -76,7 +74,7 @@ def backward_triton(
         BLOCK_C=_CHANNELS,
     )
     _apply(x, gradient, mean, slope, constant, factor, out, layout, True)
-    return out, to_weight, to_bias
+    return out, of_groups[0].sum(0), of_groups[1].sum(0)
 
 
 class _Layout:
@@ -265,34 +263,27 @@ def slopes_kernel(
     slope_ptr,  # (G, C)
     constant_ptr,  # (G, C)
     factor_ptr,  # (G, C)
-    to_weight_ptr,  # (C,)
-    to_bias_ptr,  # (C,)
-    groups,
+    of_groups_ptr,  # (2, G, C)
     parts,
     channels,
     count,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """What the gradients of a group's images are made of, and the gradients of weight and bias, one group after another."""
+    """What the gradients of a group's images are made of, and its part of the gradients of weight and bias."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    group = tl.program_id(1).to(tl.int64)
     mask = c < channels
-    weight = tl.load(weight_ptr + c, mask=mask, other=0.0)
-    to_weight = tl.zeros((BLOCK_C,), dtype=tl.float32)
-    to_bias = tl.zeros((BLOCK_C,), dtype=tl.float32)
-    for g in range(0, groups):
-        group = tl.cast(g, tl.int64)
-        plain, product = _added_up(partial_ptr + group * parts * 2 * channels, c, parts, channels, BLOCK_P, BLOCK_C)
-        where = group * channels + c
-        rstd = tl.load(rstd_ptr + where, mask=mask, other=0.0)
-        factor = weight * rstd
-        tl.store(factor_ptr + where, factor, mask=mask)
-        tl.store(constant_ptr + where, -factor * (plain / count), mask=mask)
-        tl.store(slope_ptr + where, -factor * rstd * (rstd * product / count), mask=mask)
-        to_bias += plain
-        to_weight += rstd * product
-    tl.store(to_weight_ptr + c, to_weight, mask=mask)
-    tl.store(to_bias_ptr + c, to_bias, mask=mask)
+    plain, product = _added_up(partial_ptr + group * parts * 2 * channels, c, parts, channels, BLOCK_P, BLOCK_C)
+    where = group * channels + c
+    rstd = tl.load(rstd_ptr + where, mask=mask, other=0.0)
+    factor = rstd * tl.load(weight_ptr + c, mask=mask, other=0.0)
+    product *= rstd
+    tl.store(factor_ptr + where, factor, mask=mask)
+    tl.store(constant_ptr + where, -factor * (plain / count), mask=mask)
+    tl.store(slope_ptr + where, -factor * rstd * (product / count), mask=mask)
+    tl.store(of_groups_ptr + where, product, mask=mask)
+    tl.store(of_groups_ptr + tl.num_programs(1) * channels + where, plain, mask=mask)
 
 
 @triton.jit

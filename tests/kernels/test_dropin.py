@@ -39,6 +39,7 @@ calls = {
     "multilabel_bank_loss": lambda f, x, bank: f(x, bank, positives, hard_ratio=0.1),
     "update_bank": lambda f, x, bank: f(bank.clone(), x, ids, 0.2),
     "label_prediction": lambda f, x, bank: f(bank, ids, threshold=0.1),
+    "grouped_batch_norm": lambda f, x, bank: f(x, bank[0], bank[1], 3),
 }
 assert set(calls) == {name.removesuffix("_reference") for name in ops.__all__ if name.endswith("_reference")}
 for name, call in calls.items():

@@ -99,6 +99,19 @@ def test_grouped_batchnorm_equals_the_reference(n: int, group: int, kind: str) -
     assert torch.allclose(norm(x), torch.nn.functional.batch_norm(x, mean, var, norm.weight, norm.bias))
 
 
+@pytest.mark.parametrize("momentum", [0.3, None])
+@pytest.mark.parametrize("n", [12, 10])
+def test_running_statistics_follow_one_group_after_the_other(momentum: float | None, n: int) -> None:
+    norm, plain = (nn.BatchNorm2d(3, momentum=momentum).double() for _ in range(2))
+    group_batchnorm(nn.Sequential(norm), 4)
+    for _ in range(2):
+        x = torch.randn(n, 3, 2, 2).double()
+        expected = torch.cat([plain(part) for part in x.tensor_split(list(range(4, n - 3, 4)))])
+        torch.testing.assert_close(norm(x), expected, rtol=1e-12, atol=1e-12)
+    for (name, a), b in zip(norm.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=name)
+
+
 def test_groups_do_not_see_each_other_and_gradients_flow() -> None:
     norm = group_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), 4)
     x = torch.randn(8, 3, 2, 2, requires_grad=True)

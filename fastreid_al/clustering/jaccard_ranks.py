@@ -53,7 +53,8 @@ def jaccard_edges(
     """
     if n > _MOST_ROWS:
         raise ValueError(f"features: found {n} rows on all ranks, wanted {_MOST_ROWS} at most")
-    compiled = features.is_cpu and native.extension() is not None
+    # One form on all: they send each other what only it reads.
+    compiled = not ranks.any(not features.is_cpu or native.extension() is None)
     width = lists.shape[1] * (1 + half)
     form = _Compiled(features.dtype, n) if compiled else _Plain(features.dtype, n, width)
     run = _Run(n, ranks, form)
@@ -122,16 +123,25 @@ def _averaged(run: _Run, weights: Shares, lists: Tensor, width: int) -> Shares:
 
 
 def _by_column(run: _Run, averaged: Shares, order: Tensor) -> Shares:
-    """This rank's columns of the weights of all ranks, of which it has rows in this order."""
-    rows = (order + run.where.start).to(run.form.index).repeat_interleave(averaged.indptr.diff())
-    sort = averaged.columns.argsort()
-    columns = averaged.columns[sort]
-    counts = torch.bincount(run.ranks.owner(columns, run.n), minlength=run.ranks.size).tolist()
-    columns, came = run.ranks.exchange(columns, counts)
-    rows, shares = (run.ranks.exchange(x[sort], counts, came)[0] for x in (rows, averaged.shares))
-    sort = ((columns.long() - run.where.start) << 32 | rows).argsort()
-    lengths = torch.bincount(columns - run.where.start, minlength=run.where.stop - run.where.start)
-    return Shares(indptr_of(lengths), rows[sort], shares[sort])
+    """This rank's columns of the weights of all ranks, of which it has rows in this order; some of every rank's at a time."""
+    ranks, where, step = run.ranks, run.where, max(1, -(-run.n // run.ranks.size))
+    rows = (order + where.start).to(run.form.index).repeat_interleave(averaged.indptr.diff())
+    # Sorting takes some fifty bytes an entry.
+    turns = min(step, max(1, *ranks.counts(-(-4 * len(rows) // _BLOCK))))
+    turn = averaged.columns % step // -(-step // turns)
+    parts: list[Lists] = []
+    for x in range(turns):
+        entry = (turn == x).nonzero()[:, 0]
+        columns, sort = averaged.columns[entry].sort()
+        entry = entry[sort]
+        counts = torch.bincount(ranks.owner(columns, run.n), minlength=ranks.size).tolist()
+        columns, came = ranks.exchange(columns, counts)
+        named, shares = (ranks.exchange(held[entry], counts, came)[0] for held in (rows, averaged.shares))
+        sort = ((columns.long() - where.start) << 32 | named).argsort()
+        parts.append((columns, named[sort], shares[sort]))
+    columns, named, shares = map(torch.cat, zip(*parts, strict=True))
+    lengths = torch.bincount(columns - where.start, minlength=where.stop - where.start)
+    return Shares(indptr_of(lengths), named, shares)
 
 
 def _edges(run: _Run, averaged: Shares, columns: Shares, order: Tensor, max_distance: float) -> Lists:

@@ -18,8 +18,9 @@ from .csr import indptr_of, ranges
 from .jaccard_torch import Shares
 from .shards import Lists, fetch_lists, joined, rounds, some_lists
 
-#: Entries of lists and matrices that are fetched at a time: 64 MiB in the extension's form, twice that in PyTorch's.
-_BLOCK = 2**23
+#: Entries of lists and matrices that are fetched at a time: 16 MiB in the extension's form, twice that in PyTorch's, and some
+#: 64 MiB on the way.
+_BLOCK = 2**21
 _MOST_ROWS = 2**31 - 1
 
 
@@ -127,7 +128,7 @@ def _by_column(run: _Run, averaged: Shares, order: Tensor) -> Shares:
     ranks, where, step = run.ranks, run.where, max(1, -(-run.n // run.ranks.size))
     rows = (order + where.start).to(run.form.index).repeat_interleave(averaged.indptr.diff())
     # Sorting takes some fifty bytes an entry.
-    turns = min(step, max(1, *ranks.counts(-(-4 * len(rows) // _BLOCK))))
+    turns = min(step, max(1, *ranks.counts(-(-len(rows) // _BLOCK))))
     turn = averaged.columns % step // -(-step // turns)
     parts: list[Lists] = []
     for x in range(turns):

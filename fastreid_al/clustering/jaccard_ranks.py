@@ -18,9 +18,9 @@ from .csr import indptr_of, ranges
 from .jaccard_torch import Shares
 from .shards import Lists, fetch_lists, joined, rounds, some_lists
 
-#: Entries of lists and matrices that are fetched at a time: 16 MiB in the extension's form, twice that in PyTorch's, and some
-#: 64 MiB on the way.
-_BLOCK = 2**21
+#: Entries of lists and matrices that are fetched at a time: 8 MiB in the extension's form, twice that in PyTorch's, and some
+#: 40 MiB on the way.
+_BLOCK = 2**20
 _MOST_ROWS = 2**31 - 1
 
 
@@ -62,12 +62,10 @@ def jaccard_edges(
     members, halves = _reciprocal(run, lists, half)
     sets = _expanded(run, members, halves, lists.shape[1], half)
     weights = Shares(*sets, _shares(run, sets, features))
-    averaged = _averaged(run, weights, lists[:, :k2], width)
+    # Rows of one cluster share the lowest of their sets: blocks in this order have few columns to fetch.
+    order = sets.columns[sets.indptr[:-1]].argsort(stable=True)
+    averaged = _averaged(run, weights, lists[order, :k2], width)
     del members, halves, sets, weights
-    # Rows of one cluster share their lowest column: a block of such rows has few columns to fetch.
-    first = averaged.columns[averaged.indptr[:-1].clamp(max=max(0, len(averaged.columns) - 1))]
-    order = first.argsort(stable=True)
-    averaged = Shares(*some_lists(averaged, order))
     found = _edges(run, averaged, _by_column(run, averaged, order), order, max_distance)
     indptr, indices, distances = some_lists(found, order.argsort())
     return indptr, indices, distances
@@ -130,6 +128,7 @@ def _by_column(run: _Run, averaged: Shares, order: Tensor) -> Shares:
     # Sorting takes some fifty bytes an entry.
     turns = min(step, max(1, *ranks.counts(-(-len(rows) // _BLOCK))))
     turn = averaged.columns % step // -(-step // turns)
+    lengths = torch.zeros(where.stop - where.start, dtype=torch.int64, device=order.device)
     parts: list[Lists] = []
     for x in range(turns):
         entry = (turn == x).nonzero()[:, 0]
@@ -139,9 +138,9 @@ def _by_column(run: _Run, averaged: Shares, order: Tensor) -> Shares:
         columns, came = ranks.exchange(columns, counts)
         named, shares = (ranks.exchange(held[entry], counts, came)[0] for held in (rows, averaged.shares))
         sort = ((columns.long() - where.start) << 32 | named).argsort()
-        parts.append((columns, named[sort], shares[sort]))
-    columns, named, shares = map(torch.cat, zip(*parts, strict=True))
-    lengths = torch.bincount(columns - where.start, minlength=where.stop - where.start)
+        lengths += torch.bincount(columns - where.start, minlength=len(lengths))
+        parts.append((named[sort], shares[sort]))
+    named, shares = map(torch.cat, zip(*parts, strict=True))
     return Shares(indptr_of(lengths), named, shares)
 
 
@@ -168,7 +167,7 @@ def _light(averaged: Shares, lengths: Tensor, block: slice) -> list[slice]:
     if not rows:
         return []
     _, named, _ = _part(averaged, block)
-    if rows == 1 or int(lengths[_marked(named, len(lengths))].sum()) <= _BLOCK:
+    if rows == 1 or (len(named) <= _BLOCK and int(lengths[_marked(named, len(lengths))].sum()) <= _BLOCK):
         return [block]
     middle = block.start + rows // 2
     return [

@@ -15,7 +15,9 @@ def ranges(first: Tensor, counts: Tensor, total: int | None = None) -> Tensor:
     """first[0], first[0] + 1, ... (counts[0] of them), first[1], ...; with their `total` a GPU is not waited for."""
     total = int(counts.sum()) if total is None else total
     before = counts.cumsum(0) - counts
-    return (first - before).repeat_interleave(counts, output_size=total) + torch.arange(total, device=first.device)
+    places = (first - before).repeat_interleave(counts, output_size=total)
+    places += torch.arange(total, device=first.device)
+    return places
 
 
 def both_directions(i: Tensor, j: Tensor, distance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:

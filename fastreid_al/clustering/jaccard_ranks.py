@@ -18,8 +18,9 @@ from .csr import indptr_of, ranges
 from .jaccard_torch import Shares
 from .shards import Lists, fetch_lists, joined, rounds, some_lists
 
-#: Entries of lists and matrices that are fetched at a time: 64 MiB in the extension's form, twice that in PyTorch's.
-_BLOCK = 2**23
+#: Entries of lists and matrices that are fetched at a time: 8 MiB in the extension's form, twice that in PyTorch's, and some
+#: 40 MiB on the way.
+_BLOCK = 2**20
 _MOST_ROWS = 2**31 - 1
 
 
@@ -53,19 +54,18 @@ def jaccard_edges(
     """
     if n > _MOST_ROWS:
         raise ValueError(f"features: found {n} rows on all ranks, wanted {_MOST_ROWS} at most")
-    compiled = features.is_cpu and native.extension() is not None
+    # One form on all: they send each other what only it reads.
+    compiled = not ranks.any(not features.is_cpu or native.extension() is None)
     width = lists.shape[1] * (1 + half)
     form = _Compiled(features.dtype, n) if compiled else _Plain(features.dtype, n, width)
     run = _Run(n, ranks, form)
     members, halves = _reciprocal(run, lists, half)
     sets = _expanded(run, members, halves, lists.shape[1], half)
     weights = Shares(*sets, _shares(run, sets, features))
-    averaged = _averaged(run, weights, lists[:, :k2], width)
+    # Rows of one cluster share the lowest of their sets: blocks in this order have few columns to fetch.
+    order = sets.columns[sets.indptr[:-1]].argsort(stable=True)
+    averaged = _averaged(run, weights, lists[order, :k2], width)
     del members, halves, sets, weights
-    # Rows of one cluster share their lowest column: a block of such rows has few columns to fetch.
-    first = averaged.columns[averaged.indptr[:-1].clamp(max=max(0, len(averaged.columns) - 1))]
-    order = first.argsort(stable=True)
-    averaged = Shares(*some_lists(averaged, order))
     found = _edges(run, averaged, _by_column(run, averaged, order), order, max_distance)
     indptr, indices, distances = some_lists(found, order.argsort())
     return indptr, indices, distances
@@ -122,16 +122,26 @@ def _averaged(run: _Run, weights: Shares, lists: Tensor, width: int) -> Shares:
 
 
 def _by_column(run: _Run, averaged: Shares, order: Tensor) -> Shares:
-    """This rank's columns of the weights of all ranks, of which it has rows in this order."""
-    rows = (order + run.where.start).to(run.form.index).repeat_interleave(averaged.indptr.diff())
-    sort = averaged.columns.argsort()
-    columns = averaged.columns[sort]
-    counts = torch.bincount(run.ranks.owner(columns, run.n), minlength=run.ranks.size).tolist()
-    columns, came = run.ranks.exchange(columns, counts)
-    rows, shares = (run.ranks.exchange(x[sort], counts, came)[0] for x in (rows, averaged.shares))
-    sort = ((columns.long() - run.where.start) << 32 | rows).argsort()
-    lengths = torch.bincount(columns - run.where.start, minlength=run.where.stop - run.where.start)
-    return Shares(indptr_of(lengths), rows[sort], shares[sort])
+    """This rank's columns of the weights of all ranks, of which it has rows in this order; some of every rank's at a time."""
+    ranks, where, step = run.ranks, run.where, max(1, -(-run.n // run.ranks.size))
+    rows = (order + where.start).to(run.form.index).repeat_interleave(averaged.indptr.diff())
+    # Sorting takes some fifty bytes an entry.
+    turns = min(step, max(1, *ranks.counts(-(-len(rows) // _BLOCK))))
+    turn = averaged.columns % step // -(-step // turns)
+    lengths = torch.zeros(where.stop - where.start, dtype=torch.int64, device=order.device)
+    parts: list[Lists] = []
+    for x in range(turns):
+        entry = (turn == x).nonzero()[:, 0]
+        columns, sort = averaged.columns[entry].sort()
+        entry = entry[sort]
+        counts = torch.bincount(ranks.owner(columns, run.n), minlength=ranks.size).tolist()
+        columns, came = ranks.exchange(columns, counts)
+        named, shares = (ranks.exchange(held[entry], counts, came)[0] for held in (rows, averaged.shares))
+        sort = ((columns.long() - where.start) << 32 | named).argsort()
+        lengths += torch.bincount(columns - where.start, minlength=len(lengths))
+        parts.append((named[sort], shares[sort]))
+    named, shares = map(torch.cat, zip(*parts, strict=True))
+    return Shares(indptr_of(lengths), named, shares)
 
 
 def _edges(run: _Run, averaged: Shares, columns: Shares, order: Tensor, max_distance: float) -> Lists:
@@ -157,7 +167,7 @@ def _light(averaged: Shares, lengths: Tensor, block: slice) -> list[slice]:
     if not rows:
         return []
     _, named, _ = _part(averaged, block)
-    if rows == 1 or int(lengths[_marked(named, len(lengths))].sum()) <= _BLOCK:
+    if rows == 1 or (len(named) <= _BLOCK and int(lengths[_marked(named, len(lengths))].sum()) <= _BLOCK):
         return [block]
     middle = block.start + rows // 2
     return [

@@ -293,18 +293,19 @@ class Plain:
             "extraction": Decoded(pixels, n, transforms.Compose(finish())),
         }
         parameters = [p for p in self.model.parameters() if p.requires_grad]
+        rate = settings.lr if settings.backbone_lr is None else settings.backbone_lr
         decay, size, seed = settings.weight_decay, config.batch.size, config.seed
         self.memory: nnct_step.Published | Logits
         self.optimizer: torch.optim.Optimizer
         if config.method == "nnct":
             share = config.nnct.momentum * nnct_step.EPOCH / nnct_step.EPOCHS
             self.memory = nnct_step.Published(planted.features.clone(), planted.identities, share)
-            self.optimizer = torch.optim.SGD(parameters, settings.lr, 0.9, weight_decay=decay, nesterov=True)
+            self.optimizer = torch.optim.SGD(parameters, rate, settings.momentum, weight_decay=decay, nesterov=True)
             self.batches = PassSampler(n, size, n).batches(seed, 0)
         else:
             classes = planted.identities.unique(return_inverse=True)[1]
             self.memory = Logits(planted.features.clone(), classes.to(device), config.memory.temperature)
-            self.optimizer = torch.optim.Adam(parameters, settings.lr, weight_decay=decay)
+            self.optimizer = torch.optim.Adam(parameters, rate, weight_decay=decay)
             sampler = IdentitySampler(classes, planted.cameras, size, config.batch.per_identity, n)
             self.batches = sampler.batches(seed, 0)
 

@@ -44,6 +44,7 @@ from fastreid_al.active import Questions
 from fastreid_al.config import EngineConfig, ImageConfig, MethodName, QuestionConfig, RunConfig, recipe
 from fastreid_al.data import ImageSet, planted_partition
 from fastreid_al.data.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
+from fastreid_al.data.feed import Feed
 from fastreid_al.data.pixels import PixelStore
 from fastreid_al.data.records import Record
 from fastreid_al.data.samplers import IdentitySampler, PassSampler, iterations_of
@@ -193,7 +194,8 @@ class Evaluation:
         """The scores of the planted features."""
         engine, stage = self.config.engine, self.config.network.test_features
         self.seconds["evaluation_extraction_s"] = sum(
-            harness.clocked(extract_features, network, store, engine, None, stage)[1] for store in self.stores
+            harness.clocked(extract_features, network, Feed(store, network.device, "host"), engine, None, stage)[1]
+            for store in self.stores
         )
         ranking, self.seconds["ranking_s"] = harness.clocked(rank_gallery, *self.sides)
         return ranking
@@ -238,7 +240,8 @@ class Ours:
             augment = Augment(config.image, config.seed)
             state = Training(config, self.network.model, method, optimizer, schedule, augment, data={}, epoch=first)
             identities = self.planted.identities.cpu()
-            train(state, self.network, self.store, RunFolder(Path(name)), silent(), evaluate, identities)
+            feed = Feed(self.store, self.network.device)
+            train(state, self.network, feed, RunFolder(Path(name)), silent(), evaluate, identities)
         return state.history[-1]
 
     @contextmanager

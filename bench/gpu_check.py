@@ -34,6 +34,7 @@ BENCHMARKS = (
     "bench_plmb.py",
     "bench_bank_contrast_loss.py",
     "bench_multilabel_bank_loss.py",
+    "bench_grouped_norm.py",
     "bench_train_step.py",
     "bench_nnct_step.py",
     "bench_epoch.py",

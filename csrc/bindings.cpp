@@ -3,7 +3,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <string>
 
 #include "components.h"
 #include "jaccard.h"
@@ -25,9 +27,9 @@ T* at(Address address) {
 }
 
 Candidates candidates(Address values, Address columns, Address counts, Address thresholds, Address margins, int64_t n,
-                      int32_t capacity, int32_t k) {
+                      int32_t capacity, int32_t k, bool symmetric) {
     return {at<float>(values),     at<int32_t>(columns),     at<int32_t>(counts), at<float>(thresholds),
-            at<const float>(margins), n, capacity, k};
+            at<const float>(margins), n, capacity, k, symmetric};
 }
 
 #ifdef FASTREID_AL_CUDA
@@ -50,6 +52,14 @@ void bind_edges(py::module_& m, const char* name, const char* function) {
             [](const Edges& e, Address starts, Address columns, Address values) {
                 symmetric(e, at<int64_t>(starts), at<int64_t>(columns), at<T>(values));
             },
+            Release())
+        .def(
+            "write_rows",
+            [](const Edges& e, Address starts, Address columns, Address values) {
+                std::copy(e.starts.begin(), e.starts.end(), at<int64_t>(starts));
+                std::copy(e.columns.begin(), e.columns.end(), at<int64_t>(columns));
+                std::copy(e.values.begin(), e.values.end(), at<T>(values));
+            },
             Release());
     m.def(
         function,
@@ -63,7 +73,7 @@ void bind_edges(py::module_& m, const char* name, const char* function) {
 void bind_neighbours(py::module_& m) {
     py::class_<Candidates>(m, "Candidates", py::module_local())
         .def(py::init(&candidates), py::arg("values"), py::arg("columns"), py::arg("counts"), py::arg("thresholds"),
-             py::arg("margins"), py::arg("n"), py::arg("capacity"), py::arg("k"));
+             py::arg("margins"), py::arg("n"), py::arg("capacity"), py::arg("k"), py::arg("symmetric") = true);
     m.def(
         "take_tile",
         [](const Candidates& c, Address tile, bool bfloat16, int64_t row, int64_t rows, int64_t column, int64_t columns,
@@ -80,11 +90,85 @@ void bind_neighbours(py::module_& m) {
             finish(c, bfloat16, at<const float>(features), width, at<int64_t>(ranks), threads);
         },
         Release());
+    m.def(
+        "merge",
+        [](const Candidates& c, Address features, Address others, int64_t offset, int64_t width, Address similarities,
+           Address columns, int threads) {
+            merge(c, at<const float>(features), at<const float>(others), offset, width, at<float>(similarities),
+                  at<int64_t>(columns), threads);
+        },
+        Release());
+}
+
+template <class Value>
+RowsOf<Value> rows_of(Address starts, Address columns, Address values) {
+    return {at<const int64_t>(starts), at<const int32_t>(columns), at<const Value>(values)};
+}
+
+template <class Value>
+void bind_rows(py::module_& m, const char* name) {
+    using Rows = SparseRows<Value>;
+    py::class_<Rows>(m, name, py::module_local())
+        .def_property_readonly("count", [](const Rows& r) { return r.columns.size(); })
+        .def(
+            "write",
+            [](const Rows& r, Address starts, Address columns, Address values) {
+                std::copy(r.starts.begin(), r.starts.end(), at<int64_t>(starts));
+                std::copy(r.columns.begin(), r.columns.end(), at<int32_t>(columns));
+                std::copy(r.values.begin(), r.values.end(), at<Value>(values));
+            },
+            Release());
+}
+
+// The parts of the graph, for rows of which others lie on other ranks.
+template <class T>
+void bind_parts(py::module_& m, const std::string& dtype) {
+    using Share = typename Unit<T>::Share;
+    bind_rows<Share>(m, ("Shares_" + dtype).c_str());
+    m.def(
+        ("products_" + dtype).c_str(),
+        [](Address starts, Address columns, int64_t rows, Address features, Address others, int64_t first, int64_t count,
+           int64_t width, Address out, int threads) {
+            products(rows_of<T>(starts, columns, 0), rows, at<const T>(features), at<const T>(others), first, count, width,
+                     at<T>(out), threads);
+        },
+        Release());
+    m.def(
+        ("shares_" + dtype).c_str(),
+        [](Address starts, int64_t rows, Address similarities, Address out, int threads) {
+            shares(at<const int64_t>(starts), rows, at<const T>(similarities), at<Share>(out), threads);
+        },
+        Release());
+    m.def(
+        ("averaged_" + dtype).c_str(),
+        [](Address lists, int64_t rows, int32_t k2, Address starts, Address columns, Address values, int64_t n, int threads) {
+            return averaged(at<const int64_t>(lists), rows, k2, k2, rows_of<Share>(starts, columns, values), n, threads);
+        },
+        Release());
+    m.def(
+        ("near_pairs_" + dtype).c_str(),
+        [](Address ids, int64_t rows, Address row_starts, Address places, Address row_values, Address starts, Address columns,
+           Address values, int64_t n, T most, int threads) {
+            return near_pairs<T>(at<const int64_t>(ids), rows, rows_of<Share>(row_starts, places, row_values),
+                                 rows_of<Share>(starts, columns, values), n, most, threads);
+        },
+        Release());
 }
 
 void bind_jaccard(py::module_& m) {
     bind_edges<float>(m, "EdgesFloat32", "jaccard_edges_float32");
     bind_edges<double>(m, "EdgesFloat64", "jaccard_edges_float64");
+    bind_rows<uint8_t>(m, "Sets");
+    bind_parts<float>(m, "float32");
+    bind_parts<double>(m, "float64");
+    m.def(
+        "expanded_sets",
+        [](int64_t rows, Address row_starts, Address members, Address places, Address starts, Address columns, int64_t n,
+           int threads) {
+            return expanded_sets(rows, rows_of<int32_t>(row_starts, members, places), rows_of<uint8_t>(starts, columns, 0), n,
+                                 threads);
+        },
+        Release());
 #ifdef FASTREID_AL_CUDA
     py::class_<OverlapArguments>(m, "OverlapArguments", py::module_local())
         .def(py::init(&overlap_arguments), py::arg("row_starts"), py::arg("row_columns"), py::arg("row_shares"),

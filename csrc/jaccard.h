@@ -42,6 +42,14 @@ struct SparseRows {
     std::vector<Value> values;
 };
 
+// Such rows as they lie in arrays, sparse or listed in others: row r is what stands from starts[r] to starts[r + 1].
+template <class Value>
+struct RowsOf {
+    const int64_t* starts;
+    const int32_t* columns;
+    const Value* values;
+};
+
 struct JaccardArguments {
     const int64_t* ranks;  // (n, k1), each row's own index first
     int64_t n;
@@ -59,6 +67,33 @@ SparseRows<T> upper_edges(const JaccardArguments& a, const T* features, T most);
 // Both directions of upper edges as CSR: starts (n + 1), columns and values as many as twice the edges.
 template <class T>
 void symmetric(const SparseRows<T>& upper, int64_t* starts, int64_t* columns, T* values);
+
+// The parts of which `upper_edges` is made, for some rows while others lie on other ranks. What a row names on other ranks is
+// there as rows in the order of a block, and is named by its place there.
+
+// Each row's reciprocal set expanded, ascending: its members (columns, and their places as values), and the members' short lists.
+SparseRows<uint8_t> expanded_sets(int64_t rows, const RowsOf<int32_t>& sets, const RowsOf<uint8_t>& halves, int64_t n,
+                                  int threads);
+
+// out[x] = the dot product of row i and other row columns[x] - first, for each of row i's columns in [first, first + count).
+template <class T>
+void products(const RowsOf<T>& sets, int64_t rows, const T* features, const T* others, int64_t first, int64_t count,
+              int64_t width, T* out, int threads);
+
+// The softmax of each row's similarities in shares; they may be zero.
+template <class T>
+void shares(const int64_t* starts, int64_t rows, const T* similarities, typename Unit<T>::Share* out, int threads);
+
+// The mean of the rows of `v` that each list names with its first k2 entries, rounded half up; lists are `stride` long.
+template <class Index, class Share>
+SparseRows<Share> averaged(const Index* lists, int64_t rows, int32_t stride, int32_t k2, const RowsOf<Share>& v, int64_t n,
+                           int threads);
+
+// All pairs (i, j), j other than ids[i], of `rows` and all rows with a distance of at most `most`. The columns of `rows` are
+// places in `columns`, which names rows.
+template <class T>
+SparseRows<T> near_pairs(const int64_t* ids, int64_t count, const RowsOf<typename Unit<T>::Share>& rows,
+                         const RowsOf<typename Unit<T>::Share>& columns, int64_t n, T most, int threads);
 
 // On a GPU: the overlaps of all pairs i < j that reach `least`, in any order, as keys i * n + j.
 struct OverlapArguments {

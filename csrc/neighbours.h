@@ -1,7 +1,8 @@
 // The nearest neighbours of every row among all rows, from tiles of approximate similarities that are known to within a bound.
 //
 // Similarity is symmetric: the tiles cover the pairs i <= j, and each serves its rows and its columns. A row keeps what may still
-// belong to its first k; the exact similarities of that decide.
+// belong to its first k; the exact similarities of that decide. Of rows among others, which lie on another rank, the tiles serve
+// their rows alone.
 #pragma once
 
 #include <cstdint>
@@ -18,10 +19,11 @@ struct Candidates {
     int64_t n;
     int32_t capacity;
     int32_t k;
+    bool symmetric;  // the columns are the rows: each pair is seen once, and a row is no candidate of its own
 };
 
 // Take in a tile of similarities of rows [row, row + rows) and columns [column, column + columns), float32 or, as its upper 16
-// bits, bfloat16. Columns from `row + rows` on take the rows for candidates too.
+// bits, bfloat16. Where the candidates are symmetric, columns from `row + rows` on take the rows for candidates too.
 void take_tile(const Candidates& c, const float* tile, int64_t row, int64_t rows, int64_t column, int64_t columns, int threads);
 void take_tile(const Candidates& c, const uint16_t* tile, int64_t row, int64_t rows, int64_t column, int64_t columns,
                int threads);
@@ -29,5 +31,11 @@ void take_tile(const Candidates& c, const uint16_t* tile, int64_t row, int64_t r
 // The first k of each row's candidates by exact similarity, ties to the lowest column, behind the row itself: ranks (n, k + 1).
 // A row that has no complete list keeps -1 in its second place.
 void finish(const Candidates& c, bool bfloat16, const float* features, int64_t width, int64_t* ranks, int threads);
+
+// Put the candidates among the first k that are known: similarities (n, k), descending, and columns (n, k), ties to the lowest,
+// -inf and -1 where there are fewer. Candidates are rows of `others`, of which the first is column `offset`. A row that was given
+// up (-1 candidates) is left as it is.
+void merge(const Candidates& c, const float* features, const float* others, int64_t offset, int64_t width, float* similarities,
+           int64_t* columns, int threads);
 
 }  // namespace fastreid_al

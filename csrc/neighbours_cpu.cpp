@@ -123,7 +123,7 @@ void tighten(const Candidates& c, int64_t row, std::vector<float>& scratch) {
     if (count < c.k) return;
     scratch.assign(values, values + count);
     std::nth_element(scratch.begin(), scratch.begin() + (c.k - 1), scratch.end(), std::greater<float>());
-    const float threshold = least<T>(scratch[c.k - 1], c.margins[row]);
+    const float threshold = std::max(c.thresholds[row], least<T>(scratch[c.k - 1], c.margins[row]));
     int32_t kept = 0;
     for (int32_t x = 0; x < count; ++x) {
         if (!(values[x] >= threshold)) continue;
@@ -136,7 +136,7 @@ void tighten(const Candidates& c, int64_t row, std::vector<float>& scratch) {
 
 template <class T>
 void add(const Candidates& c, int64_t row, int64_t column, float value, std::vector<float>& scratch) {
-    if (row == column || !(value >= c.thresholds[row]) || c.counts[row] < 0) return;
+    if ((c.symmetric && row == column) || !(value >= c.thresholds[row]) || c.counts[row] < 0) return;
     if (c.counts[row] == c.capacity) {
         tighten<T>(c, row, scratch);
         // Tightening must pay: a row of near equals is left to a search that keeps them all.
@@ -167,6 +167,7 @@ void take(const Candidates& c, const T* tile, int64_t row, int64_t rows, int64_t
             for (; x < columns; ++x) add<T>(c, i, column + x, widened(values[x]), room);
         }
     });
+    if (!c.symmetric) return;
     // A column belongs to one thread, so the rows reach it in order.
     const int64_t first = std::max<int64_t>(0, row + rows - column);
     parallel_for(threads, columns - first, 4 * kChunk, scratch, [&](std::vector<float>& room, int64_t begin, int64_t end) {
@@ -219,6 +220,30 @@ void finish(const Candidates& c, bool bfloat16, const float* features, int64_t w
                 scratch.found.emplace_back(dot(features + i * width, features + columns[x] * width, width), columns[x]);
             std::partial_sort(scratch.found.begin(), scratch.found.begin() + c.k, scratch.found.end(), nearer);
             for (int32_t x = 0; x < c.k; ++x) out[1 + x] = scratch.found[x].second;
+        }
+    });
+}
+
+void merge(const Candidates& c, const float* features, const float* others, int64_t offset, int64_t width, float* similarities,
+           int64_t* columns, int threads) {
+    using Found = std::pair<float, int64_t>;
+    auto nearer = [](const Found& a, const Found& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; };
+    parallel_for(threads, c.n, 64, [] { return std::vector<Found>(); }, [&](auto& found, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            if (c.counts[i] <= 0) continue;
+            float* known = similarities + i * c.k;
+            int64_t* places = columns + i * c.k;
+            found.clear();
+            for (int32_t x = 0; x < c.k && places[x] >= 0; ++x) found.emplace_back(known[x], places[x]);
+            const int32_t* some = c.columns + i * c.capacity;
+            for (int32_t x = 0; x < c.counts[i]; ++x)
+                found.emplace_back(dot(features + i * width, others + some[x] * width, width), offset + some[x]);
+            const size_t count = std::min<size_t>(c.k, found.size());
+            std::partial_sort(found.begin(), found.begin() + count, found.end(), nearer);
+            for (size_t x = 0; x < count; ++x) {
+                known[x] = found[x].first;
+                places[x] = found[x].second;
+            }
         }
     });
 }

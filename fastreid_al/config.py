@@ -64,6 +64,7 @@ class ImageConfig:
         store_dir: Folder of that file; the run directory when not given.
         cache: Decoded pixels are kept for later runs, by the content of the images: in this folder, nowhere (none), or in the
             user's cache folder (auto).
+        cache_gib: Past this many GiB in that folder, the pixels that were used longest ago are removed.
         place: Where batches are read from: the device (device), memory that it copies from beside the step (host), or the
             first of the two that has room (auto).
         crop_area: Least and greatest share of the image's area that a random crop keeps, which is then enlarged to the whole;
@@ -83,6 +84,7 @@ class ImageConfig:
     store_gib: float = 4.0
     store_dir: str | None = None
     cache: str = "auto"
+    cache_gib: float = 64.0
     place: Literal["auto", "device", "host"] = "auto"
     crop_area: tuple[float, float] = (1.0, 1.0)
     crop_aspect: tuple[float, float] = (2.0, 3.0)

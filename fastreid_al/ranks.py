@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 #: How long a rank waits for what a person does on the first before it looks whether it shall stop.
 _LOOK = datetime.timedelta(seconds=1)
+#: Values of a part of the rows that are moved between ranks.
+_MOVED = 2**24
 
 
 class Sharded(NamedTuple):
@@ -117,6 +119,26 @@ class Ranks:
             return out
         return torch.cat([part[:count] for part, count in zip(out.split(most), counts, strict=True)])
 
+    def gather_equal(self, rows: Tensor) -> Tensor:
+        """Likewise where each rank has as many, which is not looked at: nothing waits for the device."""
+        if self.size == 1:
+            return rows
+        out = rows.new_empty((self.size * len(rows), *rows.shape[1:]))
+        dist.all_gather_into_tensor(_plain(out), _plain(rows.contiguous()), group=self._group)
+        return out
+
+    def gather_to_first(self, rows: Tensor) -> Tensor:
+        """Rows of all ranks, one rank's after the other's, on the first alone; others get none, of the same width."""
+        return self.exchange(rows, [len(rows)] + [0] * (self.size - 1))[0]
+
+    def total_part(self, x: Tensor) -> Tensor:
+        """This rank's part, of W equal ones, of the sum over the ranks of a tensor of one shape (W b, ...)."""
+        if self.size == 1:
+            return x
+        out = x.new_empty((len(x) // self.size, *x.shape[1:]))
+        dist.reduce_scatter_tensor(out, x.contiguous(), group=self._group)
+        return out
+
     def counts(self, count: int) -> list[int]:
         """One number of each rank. Waits for the device."""
         if self.size == 1:
@@ -125,20 +147,53 @@ class Ranks:
         dist.all_gather_object(out, count, group=self._control)
         return out
 
-    def exchange(self, rows: Tensor, counts: list[int]) -> tuple[Tensor, list[int]]:
+    def exchange(self, rows: Tensor, counts: list[int], came: list[int] | None = None) -> tuple[Tensor, list[int]]:
         """Send the first counts[0] rows to rank 0, the next counts[1] to rank 1, and so on.
+
+        Args:
+            rows: What is sent.
+            counts: How many rows each rank is sent.
+            came: How many each sends here; asked for when not given. All ranks give it, or none.
 
         Returns:
             What came: rows, one rank's after the other's, and how many of each.
         """
         if self.size == 1:
             return rows, counts
-        table: list[Any] = [None] * self.size
-        dist.all_gather_object(table, counts, group=self._control)
-        came = [row[self.rank] for row in table]
+        if came is None:
+            table: list[Any] = [None] * self.size
+            dist.all_gather_object(table, counts, group=self._control)
+            came = [row[self.rank] for row in table]
         out = rows.new_empty((sum(came), *rows.shape[1:]))
         dist.all_to_all_single(_plain(out), _plain(rows.contiguous()), came, counts, group=self._group)
         return out, came
+
+    def move(self, rows: Tensor, before: Tensor, after: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Take rows of a tensor (n, D) from the ranks where they lie to others, some columns at a time.
+
+        Args:
+            rows: This rank's, by their number in the whole.
+            before: (n,) int64, the rank on which each row lies; on a CPU, the same on all ranks, as `after`.
+            after: (n,) int64, the rank that it goes to; -1 for rows that are left behind.
+
+        Yields:
+            Columns, and these of the rows that have come to this rank, by their number in the whole. A part holds some 64 MB a
+            rank where the rows are spread evenly.
+        """
+        if self.size == 1:
+            yield slice(0, rows.shape[1]), rows if bool((after == 0).all()) else rows[(after == 0).to(rows.device)]
+            return
+        goes, comes = after[before == self.rank], before[after == self.rank]
+        counts = torch.bincount(goes[goes >= 0], minlength=self.size).tolist()
+        order = goes.argsort(stable=True)[int((goes < 0).sum()) :].to(rows.device)
+        places = comes.argsort(stable=True).to(rows.device)
+        step = max(1, _MOVED // max(1, -(-len(before) // self.size)))
+        for first in range(0, rows.shape[1], step):
+            columns = slice(first, min(first + step, rows.shape[1]))
+            came, _ = self.exchange(rows[:, columns][order], counts)
+            out = torch.empty_like(came)
+            out[places] = came
+            yield columns, out
 
     def fetch(self, shard: Tensor, rows: Tensor, n: int) -> Tensor:
         """Rows (R,) int64, of any ranks and in any order, of a tensor of n rows of which each rank holds its own."""
@@ -147,7 +202,7 @@ class Ranks:
         owner, order = self.owner(rows, n).sort(stable=True)
         counts = torch.bincount(owner, minlength=self.size).tolist()
         wanted, came = self.exchange(rows[order], counts)
-        answer, _ = self.exchange(shard[wanted - self.own(n).start], came)
+        answer, _ = self.exchange(shard[wanted - self.own(n).start], came, counts)
         out = torch.empty_like(answer)
         out[order] = answer
         return out
@@ -172,6 +227,20 @@ class Ranks:
         said = torch.tensor([int(flag)])
         dist.all_reduce(said, dist.ReduceOp.MAX, group=self._control)
         return bool(said)
+
+    def agree(self, check: Callable[[], T]) -> T:
+        """What a check of this rank's share gives; the first ValueError, in the order of the ranks, is raised on all."""
+        if self.size == 1:
+            return check()
+        error, given = None, None
+        try:
+            given = check()
+        except ValueError as found:
+            error = str(found)
+        for said in self.all_objects(error):
+            if said is not None:
+                raise ValueError(said)
+        return given  # type: ignore[return-value]  # no rank has an error
 
     def all_objects(self, own: T) -> list[T]:
         """One picklable object of each rank."""

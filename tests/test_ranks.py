@@ -9,6 +9,7 @@ import torch
 from ranked import Pool
 from torch import Tensor
 
+from fastreid_al import ranks as module
 from fastreid_al.ranks import ALONE, Ranks, Sharded
 
 SIZES = [2, 3, 4]
@@ -54,6 +55,8 @@ def exchanged(ranks: Ranks) -> list[int]:
     counts = [ranks.rank + other for other in range(ranks.size)]
     came, sizes = ranks.exchange(torch.full((sum(counts),), ranks.rank), counts)
     assert sizes == counts
+    again, _ = ranks.exchange(torch.full((sum(counts),), ranks.rank), counts, sizes)
+    assert torch.equal(again, came)
     return came.tolist()
 
 
@@ -61,6 +64,76 @@ def exchanged(ranks: Ranks) -> list[int]:
 def test_an_exchange_of_different_counts_arrives_in_rank_order(pool: Pool, size: int) -> None:
     for rank, came in enumerate(pool.run(exchanged, size)):
         assert came == [other for other in range(size) for _ in range(rank + other)]
+
+
+def gathered(ranks: Ranks, dtype: torch.dtype) -> None:
+    whole = rows_of(2 * ranks.size, dtype)
+    own = whole[ranks.own(len(whole))]
+    assert torch.equal(ranks.gather_equal(own), whole)
+    assert torch.equal(ranks.gather_equal(own[:, 0]), whole[:, 0])
+    first = ranks.gather_to_first(rows_of(7, dtype)[ranks.own(7)])
+    assert torch.equal(first, rows_of(7, dtype) if ranks.is_first else whole[:0])
+    if dtype in (torch.float32, torch.int64):
+        assert torch.equal(ranks.total_part(whole * (ranks.rank + 1)), own * (ranks.size * (ranks.size + 1) // 2))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_equal_parts_are_gathered_and_summed_and_unequal_ones_gathered_to_the_first(
+    pool: Pool, size: int, dtype: torch.dtype
+) -> None:
+    pool.run(gathered, size, dtype)
+
+
+def rearranged(ranks: Ranks, n: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    before = torch.randint(ranks.size, (n,), generator=generator)
+    after = torch.randint(-1, ranks.size, (n,), generator=generator)
+    if seed == 1:
+        after = torch.full((n,), ranks.size - 1)
+    whole = rows_of(n, torch.float32)
+    parts = list(ranks.move(whole[before == ranks.rank], before, after))
+    assert torch.equal(torch.cat([rows for _, rows in parts], 1), whole[after == ranks.rank])
+    assert [i for columns, _ in parts for i in range(columns.start, columns.stop)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_move_from_any_ranks_to_any_others(pool: Pool, size: int) -> None:
+    for n in (0, 3, 14):
+        for seed in range(3):
+            pool.run(rearranged, size, n, seed)
+
+
+def narrow(ranks: Ranks) -> None:
+    kept, module._MOVED = module._MOVED, 10
+    try:
+        rearranged(ranks, 14, 0)
+        home = ranks.owner(torch.arange(14), 14)
+        assert len(list(ranks.move(rows_of(14, torch.float32)[ranks.own(14)], home, home))) == 3
+    finally:
+        module._MOVED = kept
+
+
+def test_rows_move_some_columns_at_a_time(pool: Pool) -> None:
+    pool.run(narrow, 2)
+
+
+def checked(ranks: Ranks) -> tuple[int, str]:
+    def fails() -> int:
+        if ranks.rank:
+            raise ValueError(f"rank {ranks.rank} is wrong")
+        return 5
+
+    try:
+        ranks.agree(fails)
+    except ValueError as error:
+        return ranks.agree(lambda: 5), str(error)
+    return 0, "nothing was raised"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_wrong_on_some_ranks_is_raised_on_all(pool: Pool, size: int) -> None:
+    assert pool.run(checked, size) == [(5, "rank 1 is wrong")] * size
 
 
 def shared(ranks: Ranks) -> tuple[object, float, str]:
@@ -103,6 +176,10 @@ def cut(ranks: Ranks) -> list[tuple[int, int]]:
 def test_a_process_alone_sends_nothing() -> None:
     x = torch.arange(6).view(3, 2)
     assert ALONE.gather(x) is x and ALONE.total(x) is x and ALONE.shard(x, 3) is x
+    assert ALONE.gather_equal(x) is x and ALONE.gather_to_first(x) is x and ALONE.total_part(x) is x
+    (columns, rows), *_ = ALONE.move(x, torch.zeros(3), torch.zeros(3))
+    assert (columns, rows is x) == (slice(0, 2), True)
+    assert torch.equal(next(ALONE.move(x, torch.zeros(3), torch.tensor([0, -1, 0])))[1], x[[0, 2]])
     assert ALONE.exchange(x, [3]) == (x, [3]) and ALONE.share(lambda: 5) == 5
     assert torch.equal(ALONE.fetch(x, torch.tensor([2, 0]), 3), x[[2, 0]])
     assert torch.equal(ALONE.local(Sharded(x, 3)), x) and ALONE.is_first

@@ -15,6 +15,8 @@ from reid_kernels import similarity_topk
 from reid_kernels.topk import MAX_K
 from torch import Tensor
 
+from ..ranks import ALONE, Ranks
+
 #: Lists are so many times the root of n.
 _LISTS = 4
 #: Probes that are tried first, and the recall on the sample at which they are enough.
@@ -34,7 +36,12 @@ class Approximate(NamedTuple):
 
 
 def ivf_neighbours(
-    features: Tensor, k: int, lists: int | None = None, probes: int | None = None, sample: int = 1000
+    features: Tensor,
+    k: int,
+    lists: int | None = None,
+    probes: int | None = None,
+    sample: int = 1000,
+    ranks: Ranks = ALONE,
 ) -> Approximate:
     """The k nearest rows of every row by dot product, itself at place 0, most of them right.
 
@@ -54,6 +61,7 @@ def ivf_neighbours(
         lists: k-means centres; 4 sqrt(n) when not given, and n at most.
         probes: Lists that a row looks into; when not given 4, 8, 16 and so on, until the recall of the sample is 0.98.
         sample: Rows whose neighbours are compared with the exact ones, drawn with a fixed seed.
+        ranks: A process alone: an inverted file is not searched over ranks.
 
     Returns:
         Ranks, on the device of the features: by descending similarity, ties to the lowest index. A row whose probed lists hold
@@ -63,9 +71,13 @@ def ivf_neighbours(
         seeded: the same rows give the same result.
 
     Raises:
-        ValueError: Wrong shape or dtype, k, lists, probes or sample out of range, a row that is not finite, or the library
-            is not installed.
+        ValueError: Wrong shape or dtype, k, lists, probes or sample out of range, a row that is not finite, the library
+            is not installed, or there are several ranks.
     """
+    if ranks.size > 1:
+        raise ValueError(
+            f"neighbours: found ivf on {ranks.size} ranks, wanted exact; an inverted file is searched by a process alone"
+        )
     if features.ndim != 2 or features.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"features: found shape {tuple(features.shape)} {features.dtype}, wanted (n, D) float32 or float64"

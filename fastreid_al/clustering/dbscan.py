@@ -10,11 +10,19 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..ranks import ALONE, Ranks
 from .jaccard import Graph
 from .peers import Backend, check_backend, cuml_labels, sklearn_labels
+from .shards import rows_of_all
 
 
-def dbscan(graph: Graph, eps: float | Sequence[float], min_samples: int = 4, backend: Backend = "auto") -> Tensor:
+def dbscan(
+    graph: Graph,
+    eps: float | Sequence[float],
+    min_samples: int = 4,
+    backend: Backend = "auto",
+    ranks: Ranks = ALONE,
+) -> Tensor:
     """Density-based clusters (Ester et al., KDD 1996), numbered as scikit-learn numbers them.
 
     Args:
@@ -27,12 +35,15 @@ def dbscan(graph: Graph, eps: float | Sequence[float], min_samples: int = 4, bac
             "cuml" is cuML, which takes no sparse graph: distances become a dense n x n array on a GPU, so it serves
             comparisons, up to n = 40,000. "auto" is "graph" on every device: all give the same labels, and it alone grows
             with the edges.
+        ranks: Each gives its rows of the graph, as `jaccard_graph` gave them to it, and gets the labels of all nodes, the same
+            as a process alone. By the backend "graph" alone, in PyTorch.
 
     Returns:
         (n,) int64, or (len(eps), n) for several radii, on the device of the graph: clusters numbered by their lowest core
         index, a border point in the lowest-numbered cluster among its core neighbours, -1 for noise. The same at any number
         of threads. Linear in the edges. Besides the labels (8 bytes a node and radius) C++ takes a byte a node: 33 kB at
         n = 32,621, 1 MB at 1e6. PyTorch takes some 40 bytes an edge: 52 MB at n = 32,621 with 40 edges a node, 1.6 GB at 1e6.
+        Over ranks it is so by the edges of each, and some 60 bytes a node of all: 2 MB and 60 MB.
 
     Raises:
         ValueError: eps is outside [0, 1) or above the graph's max_distance, min_samples is below 1, the backend is unknown, not
@@ -46,11 +57,16 @@ def dbscan(graph: Graph, eps: float | Sequence[float], min_samples: int = 4, bac
             raise ValueError(f"eps: found {e}, wanted {graph.max_distance} at most, the reach of the graph")
     if min_samples < 1:
         raise ValueError(f"min_samples: found {min_samples}, wanted at least 1")
+    if ranks.size > 1 and backend not in ("auto", "graph"):
+        raise ValueError(f"backend: found {backend!r}, wanted 'graph' on {ranks.size} ranks")
     check_backend(backend, graph.n)
-    check_graph(graph)
+    n = graph.n if ranks.size == 1 else rows_of_all(ranks.agree(lambda: _indptr(graph))[1:], ranks)
+    ranks.agree(lambda: check_graph(graph, n))
     # Every backend compares in the dtype of the graph.
     rounded = torch.tensor(radii, dtype=graph.distances.dtype)
-    if backend == "sklearn":
+    if ranks.size > 1:
+        labels = _over_ranks(graph, rounded, min_samples, n, ranks)
+    elif backend == "sklearn":
         labels = _by_sklearn(graph, rounded, min_samples)
     elif backend == "cuml":
         labels = _by_cuml(graph, rounded, min_samples)
@@ -61,14 +77,19 @@ def dbscan(graph: Graph, eps: float | Sequence[float], min_samples: int = 4, bac
     return labels[0] if np.ndim(eps) == 0 else labels
 
 
-def check_graph(graph: Graph) -> None:
+def check_graph(graph: Graph, n: int | None = None) -> None:
     """Refuse arrays that are no graph, before anything follows them out of bounds.
+
+    Args:
+        graph: The graph, or rows of one.
+        n: Its nodes; as many as rows when not given.
 
     Raises:
         ValueError: Wrong shape, dtype or device; indptr that does not rise from 0 to the number of indices; an index outside
             [0, n).
     """
     indptr, indices, distances = graph[:3]
+    n = graph.n if n is None else n
     if any(x.ndim != 1 for x in graph[:3]) or len(indptr) == 0 or len(indices) != len(distances):
         shapes = ", ".join(str(tuple(x.shape)) for x in graph[:3])
         raise ValueError(
@@ -92,8 +113,8 @@ def check_graph(graph: Graph) -> None:
         raise ValueError(f"graph: indptr falls behind node {int(falls[0])}")
     if len(indices):
         low, high = (int(x) for x in torch.aminmax(indices))
-        if low < 0 or high >= graph.n:
-            raise ValueError(f"graph: found an index {low if low < 0 else high}, wanted 0 to {graph.n - 1}")
+        if low < 0 or high >= n:
+            raise ValueError(f"graph: found an index {low if low < 0 else high}, wanted 0 to {n - 1}")
 
 
 def _by_union_find(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
@@ -115,33 +136,53 @@ def _by_union_find(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
 
 
 def _by_pointer_jumping(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
-    n, device = graph.n, graph.distances.device
+    return _over_ranks(graph, eps, min_samples, graph.n, ALONE)
+
+
+def _over_ranks(graph: Graph, eps: Tensor, min_samples: int, n: int, ranks: Ranks) -> Tensor:
+    device, where = graph.distances.device, ranks.own(n)
     nodes = torch.arange(n, device=device)
-    all_rows = torch.repeat_interleave(nodes, graph.indptr.diff(), output_size=len(graph.indices))
+    own = nodes[where]
+    all_rows = torch.repeat_interleave(own, graph.indptr.diff(), output_size=len(graph.indices))
     found = torch.empty(len(eps), n, dtype=torch.int64, device=device)
     for e, labels in zip(eps.to(device), found, strict=True):
         near = graph.distances <= e
         rows, columns = all_rows[near], graph.indices[near]
-        core = torch.bincount(rows, minlength=n) + 1 >= min_samples
+        core = ranks.gather(torch.bincount(rows - where.start, minlength=len(own)) + 1 >= min_samples)
         # Each edge once, from the higher node to the lower.
         both = core[rows] & core[columns] & (rows > columns)
-        roots = _lowest_nodes(rows[both], columns[both], n)
+        roots = _lowest_nodes(rows[both], columns[both], nodes.clone())
+        if ranks.size > 1:
+            roots = _united(roots, nodes, ranks)
         numbers = (core & (roots == nodes)).cumsum(0) - 1
-        labels.copy_(torch.where(core, numbers[roots], -1))
+        clusters = torch.where(core, numbers[roots], -1)
         to_core = core[columns] & ~core[rows]
-        lowest = torch.full_like(nodes, n)
-        lowest.scatter_reduce_(0, rows[to_core], labels[columns[to_core]], "amin")
-        labels.copy_(torch.where(lowest < n, lowest, labels))
+        lowest = torch.full_like(own, n)
+        lowest.scatter_reduce_(0, rows[to_core] - where.start, clusters[columns[to_core]], "amin")
+        labels.copy_(ranks.gather(torch.where(lowest < n, lowest, clusters[where])))
     return found
 
 
-def _lowest_nodes(a: Tensor, b: Tensor, n: int) -> Tensor:
-    """The lowest node of each node's component under the edges (a, b).
+def _united(roots: Tensor, nodes: Tensor, ranks: Ranks) -> Tensor:
+    """The lowest nodes of components of which each rank knows a part: by its own edges each node's lowest.
+
+    Part after part, each of all ranks: n nodes of those of others are here at a time, not n of every rank.
+    """
+    parents = nodes.clone()
+    for part in nodes.chunk(ranks.size):
+        theirs = ranks.gather(roots[part])
+        some = part.repeat(ranks.size)
+        joins = theirs != some
+        parents = _lowest_nodes(parents[some[joins]], parents[theirs[joins]], parents)
+    return parents
+
+
+def _lowest_nodes(a: Tensor, b: Tensor, parents: Tensor) -> Tensor:
+    """The lowest node of each node's component, where it is `parents` and edges between such nodes (a, b) join them.
 
     Each round hooks every root to the lowest root next to it and jumps until every node points to a root; O(log² n) steps
-    (Liu and Tarjan, SOSA 2019), a few in practice. An edge inside a component is dropped.
+    (Liu and Tarjan, SOSA 2019), a few in practice. An edge inside a component is dropped. `parents` is written to.
     """
-    parents = torch.arange(n, device=a.device)
     while len(a):
         parents.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
         while not torch.equal(above := parents[parents], parents):
@@ -150,6 +191,12 @@ def _lowest_nodes(a: Tensor, b: Tensor, n: int) -> Tensor:
         apart = a != b
         a, b = a[apart], b[apart]
     return parents
+
+
+def _indptr(graph: Graph) -> Tensor:
+    if graph.indptr.ndim != 1 or len(graph.indptr) == 0:
+        raise ValueError(f"graph: found indptr of shape {tuple(graph.indptr.shape)}, wanted (n + 1,)")
+    return graph.indptr
 
 
 def _by_sklearn(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:

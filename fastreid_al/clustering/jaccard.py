@@ -12,6 +12,7 @@ float64 that unit shows, in the last digits of distances.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,8 +20,10 @@ from reid_kernels.topk import MAX_K
 from torch import Tensor
 
 from .. import native
-from . import jaccard_cuda, jaccard_torch
+from ..ranks import ALONE, Ranks
+from . import jaccard_cuda, jaccard_ranks, jaccard_torch
 from .neighbours import nearest_neighbours
+from .shards import rows_of_all
 
 #: The largest set whose rows the compiled forms count in 32 bits.
 _MOST_ROWS = 2**31 - 1
@@ -29,7 +32,7 @@ _UNIT_TOLERANCE = 1e-2
 
 
 class Graph(NamedTuple):
-    """A sparse symmetric graph of distances, in CSR form, without loops.
+    """A sparse symmetric graph of distances, in CSR form, without loops; over ranks this rank's rows of it.
 
     Args:
         indptr: (n + 1,) int64.
@@ -45,7 +48,7 @@ class Graph(NamedTuple):
 
     @property
     def n(self) -> int:
-        """Number of nodes."""
+        """Number of nodes; over ranks of this rank's."""
         return len(self.indptr) - 1
 
 
@@ -56,6 +59,7 @@ def jaccard_graph(
     max_distance: float = 0.62,
     *,
     neighbours: Tensor | Literal["exact"] = "exact",
+    ranks: Ranks = ALONE,
 ) -> Graph:
     """Jaccard distances between images, from their k-reciprocal neighbours (Zhong et al., CVPR 2017, as SpCL uses it).
 
@@ -66,6 +70,8 @@ def jaccard_graph(
         max_distance: Pairs further apart are left out; below 1.
         neighbours: "exact", or (n, min(k1, n)) int64 lists in place of the exact ones, such as `ivf_neighbours` gives; each
             begins with its own index and names no row twice.
+        ranks: Each gives its rows of the features (and of the lists, which name rows of all) and gets its rows of the graph:
+            all their edges, to nodes numbered among all. The edges are those that a process alone finds.
 
     Returns:
         The graph, on the device of the features: 12 bytes an edge (16 for float64), some tens of edges an image. Where a large
@@ -74,40 +80,47 @@ def jaccard_graph(
     Memory:
         Over the features, while it runs with the extension: some 2.8 kB an image besides the neighbour lists, so 90 MB at
         n = 32,621 and 2.8 GB at 1e6, on a CPU also 8 bytes an image and thread. Without it, blocks of 64 MiB on a CPU and of
-        1 GiB on a GPU come on top.
+        1 GiB on a GPU come on top. Over ranks each holds its share, the features of one rank more, some arrays of 8 bytes an
+        image of all, and blocks of some 100 MiB.
 
     Raises:
         ValueError: Wrong shape or dtype, k1 or k2 below 1, k1 above 1,025, max_distance outside [0, 1), features that are not
-            finite or far from unit length (the row is named), or `neighbours` that are no such lists.
+            finite or far from unit length (the row is named), or `neighbours` that are no such lists; on all ranks where it is
+            so on one.
     """
-    _check(features, k1, k2, max_distance)
-    n, half = len(features), min(round(k1 / 2) + 1, k1)
+    ranks.agree(lambda: _check(features))
+    n, half = rows_of_all(features, ranks), min(round(k1 / 2) + 1, k1)
+    _check_numbers(n, k1, k2, max_distance)
+    _check_lengths(features, n, ranks)
     features = features.detach().contiguous()
     if isinstance(neighbours, Tensor):
-        _check_lists(neighbours, features, k1)
-        ranks = neighbours.contiguous()
+        given = neighbours
+        ranks.agree(lambda: _check_lists(given, features, min(k1, n), n, ranks.own(n)))
+        lists = neighbours.contiguous()
     elif isinstance(neighbours, str) and neighbours == "exact":
-        ranks = nearest_neighbours(features, k1)
+        lists = nearest_neighbours(features, k1, ranks)
     else:
         found = repr(neighbours) if isinstance(neighbours, str) else f"a {type(neighbours).__name__}"
         raise ValueError(
             f"neighbours: found {found}, wanted 'exact' or a tensor of lists, such as ivf_neighbours(...).ranks"
         )
-    half, k2 = min(half, ranks.shape[1]), min(k2, k1)
+    half, k2 = min(half, lists.shape[1]), min(k2, k1)
+    if ranks.size > 1:
+        return Graph(*jaccard_ranks.jaccard_edges(features, lists, half, k2, max_distance, n, ranks), max_distance)
     extension = native.extension() if features.is_cpu else native.cuda_extension() if features.is_cuda else None
     if n == 0 or n > _MOST_ROWS or extension is None or (features.is_cuda and features.dtype == torch.float64):
-        return Graph(*jaccard_torch.jaccard_edges(features, ranks, half, k2, max_distance), max_distance)
+        return Graph(*jaccard_torch.jaccard_edges(features, lists, half, k2, max_distance), max_distance)
     if features.is_cuda:
         with torch.cuda.device(features.device):
             stream = torch.cuda.current_stream().cuda_stream
             return Graph(
-                *jaccard_cuda.jaccard_edges(extension, features, ranks, half, k2, max_distance, stream), max_distance
+                *jaccard_cuda.jaccard_edges(extension, features, lists, half, k2, max_distance, stream), max_distance
             )
     form = extension.jaccard_edges_float64 if features.dtype == torch.float64 else extension.jaccard_edges_float32
     edges = form(
-        ranks=native.address(ranks),
+        ranks=native.address(lists),
         n=n,
-        k1=ranks.shape[1],
+        k1=lists.shape[1],
         half=half,
         k2=k2,
         features=native.address(features),
@@ -122,48 +135,57 @@ def jaccard_graph(
     return Graph(indptr, indices, distances, max_distance)
 
 
-def _check(features: Tensor, k1: int, k2: int, max_distance: float) -> None:
+def _check(features: Tensor) -> None:
     if not isinstance(features, Tensor):
         raise ValueError(f"features: found a {type(features).__name__}, wanted a torch.Tensor")
     if features.ndim != 2:
         raise ValueError(f"features: found shape {tuple(features.shape)}, wanted (n, D)")
     if features.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"features: found dtype {features.dtype}, wanted float32 or float64")
+
+
+def _check_numbers(n: int, k1: int, k2: int, max_distance: float) -> None:
     if k1 < 1 or k2 < 1:
         raise ValueError(f"k1 and k2: found {k1} and {k2}, wanted at least 1")
-    if min(k1, len(features)) > MAX_K + 1:
+    if min(k1, n) > MAX_K + 1:
         raise ValueError(f"k1: found {k1}, wanted {MAX_K + 1} at most")
     if not 0 <= max_distance < 1:
         raise ValueError(f"max_distance: found {max_distance}, wanted a number in [0, 1)")
+
+
+def _check_lengths(features: Tensor, n: int, ranks: Ranks) -> None:
     length = torch.linalg.vector_norm(features, dim=1)
-    bad = (~torch.isfinite(length)).nonzero()[:, 0]
-    if len(bad):
-        raise ValueError(f"features: {len(bad)} of {len(features)} rows are not finite, the first is row {int(bad[0])}")
-    bad = ((length - 1).abs() > _UNIT_TOLERANCE).nonzero()[:, 0]
-    if len(bad):
-        row = int(bad[0])
-        raise ValueError(
-            f"features: {len(bad)} of {len(features)} rows are not of length one, the first is row {row} of length "
-            f"{float(length[row]):.4g}; normalise them (torch.nn.functional.normalize)"
-        )
+    for bad in (~torch.isfinite(length), (length - 1).abs() > _UNIT_TOLERANCE):
+        rows = bad.nonzero()[:, 0]
+        first = (int(rows[0]) + ranks.own(n).start, float(length[rows[0]])) if len(rows) else None
+        found = ranks.all_objects((len(rows), first))
+        row, value = next((named for _, named in found if named is not None), (0, 1.0))
+        count = sum(count for count, _ in found)
+        if count and not math.isfinite(value):
+            raise ValueError(f"features: {count} of {n} rows are not finite, the first is row {row}")
+        if count:
+            raise ValueError(
+                f"features: {count} of {n} rows are not of length one, the first is row {row} of length {value:.4g}; "
+                "normalise them (torch.nn.functional.normalize)"
+            )
 
 
-def _check_lists(lists: Tensor, features: Tensor, k1: int) -> None:
-    n = len(features)
-    if lists.shape != (n, min(k1, n)) or lists.dtype != torch.int64 or lists.device != features.device:
+def _check_lists(lists: Tensor, features: Tensor, k: int, n: int, where: slice) -> None:
+    rows = len(features)
+    if lists.shape != (rows, k) or lists.dtype != torch.int64 or lists.device != features.device:
         raise ValueError(
             f"neighbours: found shape {tuple(lists.shape)}, {lists.dtype}, on {lists.device}, "
-            f"wanted ({n}, {min(k1, n)}), torch.int64, on {features.device}"
+            f"wanted ({rows}, {k}), torch.int64, on {features.device}"
         )
-    if n == 0:
+    if rows == 0:
         return
-    own = lists[:, 0] != torch.arange(n, device=lists.device)
+    own = lists[:, 0] != torch.arange(where.start, where.stop, device=lists.device)
     outside = ((lists < 0) | (lists >= n)).any(1)
     ordered = lists.sort(1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]).any(1)
     bad = (own | outside | twice).nonzero()[:, 0]
     if len(bad):
         raise ValueError(
-            f"neighbours: found that row {int(bad[0])} ({len(bad)} such rows) does not begin with its own index and name "
-            f"others of 0 to {n - 1} once each, wanted neighbour lists"
+            f"neighbours: found that row {where.start + int(bad[0])} ({len(bad)} such rows) does not begin with its own index "
+            f"and name others of 0 to {n - 1} once each, wanted neighbour lists"
         )

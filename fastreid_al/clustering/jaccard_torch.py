@@ -31,16 +31,19 @@ def jaccard_edges(
     if len(features) == 0:
         empty = ranks.new_zeros(0)
         return ranks.new_zeros(1), empty, features.new_empty(0)
+    n = len(features)
     averaged = averaged_weights(features, ranks, half, k2)
-    columns, order = by_column(averaged, len(features))
+    columns, order = by_column(averaged, n)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
-    return both_directions(*_upper_edges(averaged, columns, place, features.dtype, max_distance), len(features))
+    # Every entry (i, t) meets the entries (j, t) that stand below it in column t.
+    meetings = columns.indptr[averaged.columns + 1] - place - 1
+    return both_directions(*near_pairs(averaged, columns, place + 1, meetings, n, features.dtype, max_distance), n)
 
 
 def averaged_weights(features: Tensor, ranks: Tensor, half: int, k2: int) -> Shares:
     """V: softmax weights over the expanded k-reciprocal sets, averaged over k2 neighbours."""
-    return _averaged(_weights(features, ranks, half), ranks[:, :k2])
+    return averaged(_weights(features, ranks, half), ranks[:, :k2], len(ranks))
 
 
 def distances(overlap: Tensor, dtype: torch.dtype) -> Tensor:
@@ -81,47 +84,71 @@ def _weights(features: Tensor, ranks: Tensor, half: int) -> Shares:
         members = ranks[start:stop]
         members = members.masked_fill(~(ranks[members] == own[:, None, None]).any(2), n).sort(1).values
         # A list of its own for what is no member, all of it padding.
-        theirs = torch.nn.functional.pad(halves, (0, 0, 0, 1), value=n)[members].flatten(1)
-        place = torch.searchsorted(members, theirs).clamp_(max=k1 - 1)
-        real = theirs < n
-        inside = (members.gather(1, place) == theirs) & real
-        common, size = (x.view(-1, k1, half).sum(2) for x in (inside, real))
-        # In whole numbers: the test is strict, and 2/3 is not a float.
-        taken = (3 * common > 2 * size).repeat_interleave(half, 1)
-        together = torch.cat([members, theirs.masked_fill_(~taken, n)], 1).sort(1).values
-        fresh = together < n
-        fresh[:, 1:] &= together[:, 1:] != together[:, :-1]
+        theirs = torch.nn.functional.pad(halves, (0, 0, 0, 1), value=n)[members]
+        together, fresh = expanded(members, theirs, n)
         count = fresh.sum(1)
         row, place = fresh.nonzero(as_tuple=True)
         column = together[row, place]
-        similarity = _pair_products(features, row + start, column)
-        share = torch.exp(2 * similarity.double() - 2)
-        # Row by row: sums by index have no order on a GPU.
-        table = share.new_zeros(fresh.shape)
-        table[row, place] = share
-        whole = (share / table.sum(1)[row] * 2.0 ** BITS[features.dtype]).round().long()
+        similarity = pair_products(features[start:stop], features, row, column)
+        whole = whole_shares(similarity, count, k1 * (1 + half))
         counts.append(count - torch.bincount(row[whole == 0], minlength=stop - start))
         columns.append(column[whole > 0])
         shares.append(whole[whole > 0])
     return Shares(indptr_of(torch.cat(counts)), torch.cat(columns), torch.cat(shares))
 
 
-def _pair_products(features: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def expanded(members: Tensor, halves: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Reciprocal sets with the short sets of their members that lie in them by more than two thirds.
+
+    Args:
+        members: (rows, k1) ascending, n in the places of no member.
+        halves: (rows, k1, half) short sets of the members, n in the places of none.
+        n: Number of images.
+
+    Returns:
+        (rows, k1 + k1 half) ascending, and which of them are the first of their kind, and no padding.
+    """
+    k1, half = halves.shape[1:]
+    theirs = halves.flatten(1)
+    place = torch.searchsorted(members, theirs).clamp_(max=k1 - 1)
+    real = theirs < n
+    inside = (members.gather(1, place) == theirs) & real
+    common, size = (x.view(-1, k1, half).sum(2) for x in (inside, real))
+    # In whole numbers: the test is strict, and 2/3 is not a float.
+    taken = (3 * common > 2 * size).repeat_interleave(half, 1)
+    together = torch.cat([members, theirs.masked_fill(~taken, n)], 1).sort(1).values
+    fresh = together < n
+    fresh[:, 1:] &= together[:, 1:] != together[:, :-1]
+    return together, fresh
+
+
+def whole_shares(similarity: Tensor, counts: Tensor, width: int) -> Tensor:
+    """The softmax of so many similarities a row, `width` at most, in whole numbers."""
+    share = torch.exp(2 * similarity.double() - 2)
+    row = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(share))
+    place = ranges(torch.zeros_like(counts), counts, len(share))
+    # Row by row, over the same width: sums by index have no order on a GPU.
+    table = share.new_zeros(len(counts), width)
+    table[row, place] = share
+    return (share / table.sum(1)[row] * 2.0 ** BITS[similarity.dtype]).round().long()
+
+
+def pair_products(features: Tensor, others: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Dot products of single pairs, summed in double and rounded to the features' own dtype."""
     out = features.new_empty(len(rows))
     for start, stop in _blocks(len(rows), 2 * features.shape[1], features.device):
-        products = features[rows[start:stop]].double() * features[columns[start:stop]].double()
+        products = features[rows[start:stop]].double() * others[columns[start:stop]].double()
         out[start:stop] = products.sum(1)
     return out
 
 
-def _averaged(weights: Shares, lists: Tensor) -> Shares:
-    """The mean of the rows that each list names, rounded half up."""
-    n, k2 = lists.shape
+def averaged(weights: Shares, lists: Tensor, n: int) -> Shares:
+    """The mean of the rows that each list names, rounded half up; n columns."""
+    rows, k2 = lists.shape
     lengths = weights.indptr.diff()
-    counts, columns, shares = [], [], []
-    each = k2 * -(-len(weights.columns) // n)
-    for start, stop in _blocks(n, 4 * each, lists.device):
+    counts, columns, shares = [lengths[:0]], [weights.columns[:0]], [weights.shares[:0]]
+    each = k2 * -(-len(weights.columns) // max(1, len(lengths)))
+    for start, stop in _blocks(rows, 4 * each, lists.device):
         named = lists[start:stop].flatten()
         length = lengths[named]
         total = int(length.sum())
@@ -147,34 +174,34 @@ def by_column(weights: Shares, n: int) -> tuple[Shares, Tensor]:
     return Shares(indptr, rows[order], weights.shares[order]), order
 
 
-def _upper_edges(
-    weights: Shares, columns: Shares, place: Tensor, dtype: torch.dtype, max_distance: float
+def near_pairs(
+    weights: Shares, columns: Shares, first: Tensor, meetings: Tensor, n: int, dtype: torch.dtype, max_distance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Edges (i, j) with i < j and their distance.
+    """Pairs (row of weights, partner) and their distance.
 
-    Every entry (i, t) meets the entries (j, t) that stand below it in column t; the smaller shares are summed by (i, j).
+    Every entry of the weights meets so many entries of the columns from `first` on; the smaller shares are summed by pair.
     """
-    n = len(weights.indptr) - 1
-    meetings = columns.indptr[weights.columns + 1] - place - 1
+    rows = len(weights.indptr) - 1
     total = torch.nn.functional.pad(meetings.cumsum(0), (1, 0))[weights.indptr].tolist()
     least = least_overlap(max_distance, dtype)
-    device = place.device
+    device = first.device
     block = _BLOCK if device.type == "cpu" else _BLOCK_GPU
-    sums = torch.zeros(max(n, block), dtype=torch.int64, device=device)
-    found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    sums = torch.zeros(max(n, min(block, rows * n)), dtype=torch.int64, device=device)
+    none = first.new_zeros(0)
+    found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([none], [none], [none.to(dtype)])
     start = 0
-    while start < n:
+    while start < rows:
         stop = start + 1
-        while stop < n and (stop + 1 - start) * n <= block and total[stop + 1] - total[start] <= block:
+        while stop < rows and (stop + 1 - start) * n <= block and total[stop + 1] - total[start] <= block:
             stop += 1
-        first, last = weights.indptr[[start, stop]].tolist()
-        count = meetings[first:last]
+        begin, end = weights.indptr[[start, stop]].tolist()
+        count = meetings[begin:end]
         number = total[stop] - total[start]
-        partner = ranges(place[first:last] + 1, count, number)
-        smaller = weights.shares[first:last].repeat_interleave(count, output_size=number)
+        partner = ranges(first[begin:end], count, number)
+        smaller = weights.shares[begin:end].repeat_interleave(count, output_size=number)
         smaller = torch.minimum(smaller, columns.shares[partner])
         row = torch.arange(stop - start, device=device)
-        row = row.repeat_interleave(weights.indptr[start : stop + 1].diff(), output_size=last - first)
+        row = row.repeat_interleave(weights.indptr[start : stop + 1].diff(), output_size=end - begin)
         key = (row * n).repeat_interleave(count, output_size=number) + columns.columns[partner]
         some = sums[: (stop - start) * n]
         some.scatter_add_(0, key, smaller)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ranks import ALONE, Ranks
 from .dbscan import dbscan
 from .jaccard import Graph
 from .peers import Backend
@@ -20,6 +21,7 @@ def self_paced_labels(
     min_samples: int = 4,
     threshold: float | None = None,
     backend: Backend = "auto",
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, float | None]:
     """Clusters whose members stay together when the radius shrinks and stay alone when it grows.
 
@@ -34,6 +36,7 @@ def self_paced_labels(
         min_samples: Points within the radius that make a core point, itself counted.
         threshold: Independence threshold of the first clustering; None at the first clustering.
         backend: What runs DBSCAN, see `dbscan`.
+        ranks: Each gives its rows of the graph; all get the same labels, of all images.
 
     Returns:
         Labels (n,) int64 on the device of the graph, clusters of two images and more numbered by their lowest member, -1 for
@@ -47,7 +50,7 @@ def self_paced_labels(
     if eps_gap < 0:
         raise ValueError(f"eps_gap: found {eps_gap}, wanted 0 or more")
     labels, tight, loose = map(
-        _with_singletons, dbscan(graph, (eps, eps - eps_gap, eps + eps_gap), min_samples, backend)
+        _with_singletons, dbscan(graph, (eps, eps - eps_gap, eps + eps_gap), min_samples, backend, ranks)
     )
     sizes = torch.bincount(labels)
     independence, compactness = 1 - _overlap(labels, loose), 1 - _overlap(labels, tight)

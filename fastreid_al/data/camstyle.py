@@ -12,15 +12,17 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..config import ImageConfig, StyleConfig, StyleName
 from ..errors import DataError
+from ..ranks import ALONE, Ranks
+from .feed import Feed, constant, sent
 from .folder import images_below
-from .pixels import PixelStore, decode
+from .pixels import PixelStore, cache_folder, decode
 from .records import STYLE_COPIES, UNKNOWN, ImageSet, Record
 
 #: Images of a camera that its statistics are taken from.
@@ -36,6 +38,18 @@ _FLOOR = {"rgb": 200.0, "lab": 30.0}
 _COPY = re.compile(r"(?P<image>.+)_fake_(?:(?P<source>\d+)to)?(?P<target>\d+)")
 
 Progress = Callable[[int, int], None]
+
+
+class Styles(NamedTuple):
+    """The styles drawn for a batch: rows of the store, the cameras there, the cameras drawn; (n,) int64 on the CPU."""
+
+    rows: Tensor
+    own: Tensor
+    drawn: Tensor
+
+    def part(self, rows: slice) -> Styles:
+        """Those of a part of the batch."""
+        return Styles(*(x[rows] for x in self))
 
 
 class CameraStyle(ABC):
@@ -68,13 +82,21 @@ class CameraStyle(ABC):
         Returns:
             (B, 3, H, W) in [0, 255]: float32, unrounded, where a style was computed, uint8 otherwise.
         """
-        own = self.cameras[rows.cpu()]
-        drawn = self._draw(own, generator)
-        changed = (drawn != own).nonzero()[:, 0]
+        return self.apply(pixels, self.draw(rows, generator))
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> Styles:
+        """Draw a camera for each of the images at rows (n,) int64; on a GPU they would be waited for."""
+        rows = rows.cpu()
+        own = self.cameras[rows]
+        return Styles(rows, own, self._draw(own, generator))
+
+    def apply(self, pixels: Tensor, styles: Styles) -> Tensor:
+        """Give images (B, 3, H, W) the B styles drawn for them; the result is that of a call."""
+        changed = (styles.drawn != styles.own).nonzero()[:, 0]
         if not len(changed):
             return pixels
-        where = changed.to(pixels.device)
-        styled = self._restyle(pixels[where], rows.cpu()[changed], own[changed], drawn[changed])
+        where = sent(changed, pixels.device)
+        styled = self._restyle(pixels[where], *(x[changed] for x in styles))
         return pixels.to(styled.dtype).index_copy(0, where, styled)
 
     def _draw(self, own: Tensor, generator: torch.Generator) -> Tensor:
@@ -155,7 +177,8 @@ class ColourStyle(CameraStyle):
         shift = self.means[drawn, :, None] - maps @ self.means[own, :, None]
         colours = pixels.flatten(2).float()
         lab = self.space == "lab"
-        moved = torch.baddbmm(shift.to(pixels.device), maps.to(pixels.device), rgb_to_lab(colours) if lab else colours)
+        shift, maps = sent(torch.cat([shift, maps], 2), pixels.device).split([1, 3], 2)
+        moved = torch.baddbmm(shift, maps, rgb_to_lab(colours) if lab else colours)
         return (lab_to_rgb(moved) if lab else moved).clamp_(0, 255).view(pixels.shape)
 
     def describe(self) -> str:
@@ -164,26 +187,25 @@ class ColourStyle(CameraStyle):
 
 
 #: Linear sRGB to CIE XYZ over the white point of D65.
-_XYZ = torch.tensor(
-    [
-        [0.4124564 / 0.95047, 0.3575761 / 0.95047, 0.1804375 / 0.95047],
-        [0.2126729, 0.7151522, 0.0721750],
-        [0.0193339 / 1.08883, 0.1191920 / 1.08883, 0.9503041 / 1.08883],
-    ],
-    dtype=torch.float64,
+_XYZ = (
+    (0.4124564 / 0.95047, 0.3575761 / 0.95047, 0.1804375 / 0.95047),
+    (0.2126729, 0.7151522, 0.0721750),
+    (0.0193339 / 1.08883, 0.1191920 / 1.08883, 0.9503041 / 1.08883),
 )
 #: L, a, b from the cube roots of XYZ, but for the 16 that L has less.
-_LAB = torch.tensor([[0.0, 116.0, 0.0], [500.0, -500.0, 0.0], [0.0, 200.0, -200.0]], dtype=torch.float64)
-_FROM_XYZ, _FROM_LAB = torch.linalg.inv(_XYZ), torch.linalg.inv(_LAB)
+_LAB = ((0.0, 116.0, 0.0), (500.0, -500.0, 0.0), (0.0, 200.0, -200.0))
+_FROM_XYZ, _FROM_LAB = (
+    tuple(map(tuple, torch.linalg.inv(torch.tensor(x, dtype=torch.float64)).tolist())) for x in (_XYZ, _LAB)
+)
 
 
 def rgb_to_lab(colours: Tensor) -> Tensor:
     """CIELAB under D65 of sRGB in [0, 255]: (B, 3, pixels) floating to the same shape, L in [0, 100]."""
     x = colours / 255
     linear = torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055).clamp_min(0) ** 2.4)
-    xyz = _XYZ.to(x) @ linear
+    xyz = constant(_XYZ, x.device, x.dtype) @ linear
     root = torch.where(xyz > (6 / 29) ** 3, xyz.clamp_min(0) ** (1 / 3), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
-    lab: Tensor = _LAB.to(x) @ root
+    lab: Tensor = constant(_LAB, x.device, x.dtype) @ root
     lab[:, 0] -= 16
     return lab
 
@@ -191,9 +213,9 @@ def rgb_to_lab(colours: Tensor) -> Tensor:
 def lab_to_rgb(lab: Tensor) -> Tensor:
     """The inverse of `rgb_to_lab`; colours outside sRGB's range come out below 0 or above 255."""
     shifted = torch.cat([lab[:, :1] + 16, lab[:, 1:]], 1)
-    root = _FROM_LAB.to(lab) @ shifted
+    root = constant(_FROM_LAB, lab.device, lab.dtype) @ shifted
     xyz = torch.where(root > 6 / 29, root**3, (root - 4 / 29) * 3 * (6 / 29) ** 2)
-    linear = _FROM_XYZ.to(lab) @ xyz
+    linear = constant(_FROM_XYZ, lab.device, lab.dtype) @ xyz
     curved = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
     return 255 * torch.where(linear <= 0.0031308, 12.92 * linear, curved)
 
@@ -210,6 +232,27 @@ def _root(matrices: Tensor) -> Tensor:
     """The positive square root of symmetric positive definite matrices."""
     values, vectors = torch.linalg.eigh(matrices)
     return (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT
+
+
+class _Waves(NamedTuple):
+    """The products from images to a box of their Fourier coefficients, and back."""
+
+    #: (frequencies, H) complex64.
+    rows: Tensor
+    #: (W, 2 x frequencies) float32: cosines, then sines.
+    columns: Tensor
+    #: (2 x frequencies, W) float32.
+    inverse: Tensor
+
+    def spectrum(self, images: Tensor) -> Tensor:
+        """The box's Fourier coefficients of (B, 3, H, W) float32: (B, 3, rows, columns) complex64."""
+        real, imaginary = (images @ self.columns).chunk(2, -1)
+        return self.rows @ torch.complex(real, imaginary)
+
+    def image(self, spectrum: Tensor) -> Tensor:
+        """The images (B, 3, H, W) float32 that have these coefficients in the box and none outside."""
+        waves = self.rows.mH @ spectrum
+        return torch.cat([waves.real, waves.imag], -1) @ self.inverse
 
 
 class FourierStyle(CameraStyle):
@@ -243,32 +286,36 @@ class FourierStyle(CameraStyle):
         # Of a pair of opposite frequencies, which in real images are conjugate, the one with column >= 0 is kept. Half the
         # height is its own opposite.
         frequencies = torch.arange(-last, min(last, (height - 1) // 2) + 1)
-        self._rows = _waves(frequencies, height)
         columns = _waves(torch.arange(right + 1), width)
-        self._columns = torch.cat([columns.real, columns.imag]).T.contiguous()
         weights = torch.tensor([1.0 if 2 * c in (0, width) else 2.0 for c in range(right + 1)]) / (height * width)
-        self._inverse = torch.cat([weights[:, None] * columns.real, weights[:, None] * columns.imag])
+        self._waves = _Waves(
+            _waves(frequencies, height),
+            torch.cat([columns.real, columns.imag]).T.contiguous(),
+            torch.cat([weights[:, None] * columns.real, weights[:, None] * columns.imag]),
+        )
         count = len(self.numbers)
         total = torch.zeros(count, 3, len(frequencies), right + 1, dtype=torch.float64)
         images_of = torch.zeros(count, 1, 1, 1, dtype=torch.float64)
         for camera, images in _sampled(self.cameras, count, store, on_progress):
-            total[camera] += self._spectrum(images.float()).abs().sum(0, dtype=torch.float64)
+            total[camera] += self._waves.spectrum(images.float()).abs().sum(0, dtype=torch.float64)
             images_of[camera] += len(images)
         self.read = int(images_of.sum())
         # A thousandth of a grey level keeps the ratio finite where a camera's images have nothing.
         self.amplitudes = (total / images_of).float() + 1e-3 * height * width
-
-    def _spectrum(self, images: Tensor) -> Tensor:
-        """The box's Fourier coefficients of (B, 3, H, W) float32: (B, 3, rows, columns) complex64."""
-        real, imaginary = (images @ self._columns.to(images.device)).chunk(2, -1)
-        return self._rows.to(images.device) @ torch.complex(real, imaginary)
+        self._tables: dict[torch.device, tuple[_Waves, Tensor]] = {}
 
     def _restyle(self, pixels: Tensor, rows: Tensor, own: Tensor, drawn: Tensor) -> Tensor:
+        waves, amplitudes = self._on(pixels.device)
         images = pixels.float()
-        ratio = self.amplitudes[drawn] / self.amplitudes[own]
-        change = self._spectrum(images) * (ratio - 1).to(pixels.device)
-        waves = self._rows.to(pixels.device).mH @ change
-        return (images + torch.cat([waves.real, waves.imag], -1) @ self._inverse.to(pixels.device)).clamp_(0, 255)
+        own, drawn = sent(torch.stack([own, drawn]), pixels.device)
+        change = waves.spectrum(images) * (amplitudes[drawn] / amplitudes[own] - 1)
+        return (images + waves.image(change)).clamp_(0, 255)
+
+    def _on(self, device: torch.device) -> tuple[_Waves, Tensor]:
+        """The tables on a device; they stay there."""
+        if device not in self._tables:
+            self._tables[device] = _Waves(*(sent(x, device) for x in self._waves)), sent(self.amplitudes, device)
+        return self._tables[device]
 
     def describe(self) -> str:
         """One line for the log."""
@@ -316,6 +363,7 @@ class FileStyle(CameraStyle):
         warn: Called with one line for what is missing and what cannot be read.
         probability: As for `CameraStyle`.
         on_progress: Called with (copies decoded, copies in all).
+        ranks: Ranks that train with the same copies, as for `decode`.
 
     Raises:
         DataError: No copy is of a training image or none of these can be read; or a copy is for a camera, or from a camera,
@@ -331,6 +379,7 @@ class FileStyle(CameraStyle):
         warn: Callable[[str], None],
         probability: float | None = None,
         on_progress: Progress | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(records, probability)
         folder = images.root / STYLE_COPIES
@@ -341,8 +390,14 @@ class FileStyle(CameraStyle):
             image.width,
             store_gib=image.store_gib,
             store_dir=image.store_dir or store_dir,
+            cache=cache_folder(image.cache),
+            cache_gib=image.cache_gib,
+            ranks=ranks,
             on_progress=on_progress,
+            warn=warn,
         )
+        self._feed: Feed | None = None
+        self._place, self._warn = image.place, warn
         bad = self._store.bad
         if bad:
             warn(
@@ -372,8 +427,9 @@ class FileStyle(CameraStyle):
     def _restyle(self, pixels: Tensor, rows: Tensor, own: Tensor, drawn: Tensor) -> Tensor:
         places = self.table[rows, drawn].long()
         there = (places >= 0).nonzero()[:, 0]
-        copies = self._store.read(places[there]).to(pixels.device)
-        return pixels.index_copy(0, there.to(pixels.device), copies)
+        if self._feed is None or self._feed.device != pixels.device:
+            self._feed = Feed(self._store, pixels.device, self._place, self._warn)
+        return pixels.index_copy(0, sent(there, pixels.device), self._feed.read(places[there]))
 
     def describe(self) -> str:
         """One line for the log."""
@@ -442,6 +498,7 @@ def camera_style(
     store_dir: Path,
     warn: Callable[[str], None],
     on_progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> CameraStyle | None:
     """The camera styles of a run, or None where there are none: asked for none, fewer than two cameras, or no copies.
 
@@ -455,6 +512,7 @@ def camera_style(
         store_dir: Folder of a memory-mapped store where `image` names none.
         warn: Called with one line for what is amiss and does not stop the run.
         on_progress: Called with (images done, images in all) while images are read.
+        ranks: Ranks that train with the same images, as for `decode`.
 
     Raises:
         DataError: As `FileStyle`.
@@ -468,7 +526,7 @@ def camera_style(
         return ColourStyle(records, store, config.probability, config.space, on_progress)
     if kind == "fourier":
         return FourierStyle(records, store, config.band, config.probability, on_progress)
-    return FileStyle(images, records, image, store_dir, warn, config.probability, on_progress)
+    return FileStyle(images, records, image, store_dir, warn, config.probability, on_progress, ranks)
 
 
 def nothing_to_draw(kind: StyleName, images: ImageSet, records: Sequence[Record]) -> str | None:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..config import EngineConfig, ImageConfig
 from ..data.augment import normalize
-from ..data.pixels import PixelStore, decode
+from ..data.feed import Feed, Place, ahead
+from ..data.pixels import PixelStore, cache_folder, decode
 from ..data.records import ImageSet, Record
 from ..errors import DataError, TrainingError
-from ..metrics import Ranking, rank_gallery
+from ..metrics import Ranking, rank_gallery, rerank_gallery
 from ..models import Domain, Stage
 from ..ranks import ALONE, Ranks
 from .report import Reporter
@@ -22,7 +23,7 @@ from .step import Network
 
 def extract_features(
     network: Network,
-    store: PixelStore,
+    feed: Feed,
     settings: EngineConfig,
     on_progress: Callable[[int, int], None] | None = None,
     stage: Stage = "bn",
@@ -33,7 +34,7 @@ def extract_features(
 
     Args:
         network: The network.
-        store: The images.
+        feed: The images.
         settings: Images at a time, and whether mirror images are extracted too.
         on_progress: Called with (images done, images in all).
         stage: Which features.
@@ -47,27 +48,26 @@ def extract_features(
     model, device = network.model, network.device
     training = model.training
     model.eval()
-    own = ranks.own(len(store))
+    own = ranks.own(len(feed))
     size = own.stop - own.start
     out = torch.empty(size, model.features, device=device)
     batch = min(settings.extract_batch, size)
+    # A compiled network has one shape: the last batch is filled up with images that were done.
+    last = size - batch if network.compiled else size
+    parts = [
+        torch.arange(start, min(start + batch, size)) for start in (min(s, last) for s in range(0, size, max(1, batch)))
+    ]
+    done = 0
     with torch.inference_mode():
-        for start in range(0, size, max(1, batch)):
-            # A compiled network has one shape: the last batch is filled up with images that were done.
-            first = max(0, min(start, size - batch)) if network.compiled else start
-            rows = torch.arange(own.start + first, own.start + min(first + batch, size))
+        for rows, images in ahead(parts, lambda rows: feed.start(own.start + rows)):
             network.begin_step()
-            images = to_device(store.read(rows), device, normalize)
-            out[first : first + len(rows)] = network.features(images, stage, domain, settings.flip_features)
+            prepared = normalize(images()).contiguous(memory_format=torch.channels_last)
+            start, done = int(rows[0]), int(rows[-1]) + 1
+            out[start:done] = network.features(prepared, stage, domain, settings.flip_features)
             if on_progress is not None:
-                on_progress(ranks.size * min(start + batch, size), len(store))
+                on_progress(min(ranks.size * done, len(feed)), len(feed))
     model.train(training)
     return out
-
-
-def to_device(pixels: Tensor, device: torch.device, prepare: Callable[[Tensor], Tensor]) -> Tensor:
-    """Move uint8 pixels to the device and make network input of them there, channels last."""
-    return prepare(pixels.to(device)).contiguous(memory_format=torch.channels_last)
 
 
 class Evaluator:
@@ -97,7 +97,7 @@ class Evaluator:
         self._settings, self._ranks = settings or EngineConfig(), ranks
         self._images, self._config = images, config
         self._store_dir, self._reporter = store_dir, reporter
-        self._splits: dict[str, tuple[PixelStore, Tensor, Tensor]] = {}
+        self._splits: dict[str, tuple[Feed, Tensor, Tensor]] = {}
 
     def __call__(self, network: Network) -> Ranking:
         """Extract, then rank.
@@ -106,32 +106,48 @@ class Evaluator:
             DataError: The set has no query or no gallery image that can be read.
             TrainingError: The network gives features that are not finite.
         """
+        return rank_gallery(*self._sides(network), ranks=self._ranks)
+
+    def with_reranking(self, network: Network) -> tuple[Ranking, Ranking]:
+        """The ranking and that after k-reciprocal re-ranking, of the same features; raises as a call does."""
+        sides = self._sides(network)
+        return rank_gallery(*sides, ranks=self._ranks), rerank_gallery(*sides, ranks=self._ranks)
+
+    def _sides(self, network: Network) -> list[Tensor]:
+        """Features, identities and cameras of the queries, then of the gallery."""
         sides = []
         for split in ("query", "gallery"):
-            store, ids, cameras = self._decoded(split)
-            with self._reporter.progress(f"extracting {split}", len(store)) as update:
-                features = extract_features(network, store, self._settings, update, self._stage, ranks=self._ranks)
+            feed, ids, cameras = self._decoded(split, network.device)
+            with self._reporter.progress(f"extracting {split}", len(feed)) as update:
+                features = extract_features(network, feed, self._settings, update, self._stage, ranks=self._ranks)
             if self._ranks.any(not torch.isfinite(features).all()):
                 raise TrainingError(
                     f"the {split} features are not finite: the network has diverged, there is nothing to rank"
                 )
             sides += [features, ids, cameras]
-        return rank_gallery(*sides)
+        return sides
 
-    def _decoded(self, split: str) -> tuple[PixelStore, Tensor, Tensor]:
+    def _decoded(self, split: str, device: torch.device) -> tuple[Feed, Tensor, Tensor]:
         if split not in self._splits:
             records = [r for r in self._images.splits[split] if r.identity >= 0]
-            store, kept = decode_records(records, split, self._config, self._store_dir, self._reporter)
+            store, kept = decode_records(records, split, self._config, self._store_dir, self._reporter, self._ranks)
             if not kept:
                 raise DataError(f"{self._images.root}: no readable {split} image; evaluation needs query and gallery")
-            self._splits[split] = store, *identities_and_cameras(kept)
+            # Read once at each evaluation: the device's memory is better left to training.
+            place: Place = "device" if self._config.place == "device" else "host"
+            self._splits[split] = Feed(store, device, place), *identities_and_cameras(kept)
         return self._splits[split]
 
 
 def decode_records(
-    records: Sequence[Record], split: str, config: ImageConfig, store_dir: Path, reporter: Reporter
+    records: Sequence[Record],
+    split: str,
+    config: ImageConfig,
+    store_dir: Path,
+    reporter: Reporter,
+    ranks: Ranks = ALONE,
 ) -> tuple[PixelStore, list[Record]]:
-    """Decode the images of a split; returns the store and the records that could be read."""
+    """Decode the images of a split; returns the store and the records that could be read. All ranks call it."""
     with reporter.progress(f"decoding {split}", len(records)) as update:
         store = decode(
             [r.path for r in records],
@@ -139,7 +155,11 @@ def decode_records(
             config.width,
             store_gib=config.store_gib,
             store_dir=config.store_dir or store_dir,
+            cache=cache_folder(config.cache),
+            cache_gib=config.cache_gib,
+            ranks=ranks,
             on_progress=update,
+            warn=reporter.warn,
         )
     reporter.bad_images(split, store.bad)
     return store, [records[i] for i in store.slots.tolist()]

@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..config import RunConfig
-from ..data.pixels import PixelStore
+from ..data.feed import Feed, ahead, sent
 from ..metrics import Ranking, pair_scores
 from ..models import Domain, update_running
 from ..ranks import Ranks
 from .checkpoint import save_checkpoint
 from .clock import Clock
-from .extract import extract_features, to_device
+from .extract import extract_features
 from .profile import Profile
 from .report import Reporter, RunFolder, memory_in_use, percent, ranking_metrics
 from .state import Training
@@ -43,7 +43,7 @@ class _Run:
     Args:
         state: The run.
         network: The network as it is run.
-        store: Pixels of the training images.
+        feed: Pixels of the training images.
         source: Pixels of the source's training images.
         folder: Takes checkpoints and metrics.
         reporter: Says how it goes.
@@ -54,8 +54,8 @@ class _Run:
 
     state: Training
     network: Network
-    store: PixelStore
-    source: PixelStore | None
+    feed: Feed
+    source: Feed | None
     folder: RunFolder
     reporter: Reporter
     evaluate: Callable[[Network], Ranking] | None
@@ -71,19 +71,19 @@ class _Run:
 def train(
     state: Training,
     network: Network,
-    store: PixelStore,
+    feed: Feed,
     folder: RunFolder,
     reporter: Reporter,
     evaluate: Callable[[Network], Ranking] | None = None,
     identities: Tensor | None = None,
-    source: PixelStore | None = None,
+    source: Feed | None = None,
 ) -> None:
     """Train from wherever the state stands to the last epoch.
 
     Args:
         state: The run.
         network: Its network, as it is run.
-        store: Pixels of the training images.
+        feed: Pixels of the training images.
         folder: Takes checkpoints and metrics.
         reporter: Says how it goes.
         evaluate: Scores the network; None when the set has nothing to evaluate on.
@@ -100,10 +100,10 @@ def train(
     folder.rewrite_metrics(state.history)
     clock = Clock(device)
     profile = Profile(folder, config.profile, device)
-    run = _Run(state, network, store, source, folder, reporter, evaluate, clock, profile)
+    run = _Run(state, network, feed, source, folder, reporter, evaluate, clock, profile)
 
     def extract(domain: Domain = "target") -> Tensor:
-        pixels, what = (source, "extracting the source") if domain == "source" else (store, "extracting")
+        pixels, what = (source, "extracting the source") if domain == "source" else (feed, "extracting")
         assert pixels is not None
         with clock("extraction"), reporter.progress(what, len(pixels)) as update:
             return extract_features(network, pixels, config.engine, update, domain=domain, ranks=state.ranks)
@@ -184,10 +184,11 @@ def _train_epoch(run: _Run, stop: _Stop) -> None:
     # A sum on the device: it is read once, at the end of the epoch.
     state.loss = state.loss.to(device)
     with run.profile.steps(state.epoch) as stepped:
-        for rows in run.reporter.track(what, batches, total, state.step):
+        fed = ahead(batches, partial(_part, run))
+        for _, part in run.reporter.track(what, fed, total, state.step):
             network.begin_step()
             with clock("data"):
-                images, beside, own = _batch(run, rows)
+                images, beside, own = _batch(run, part)
             with clock("network"):
                 embeddings = network.train(images)
                 if beside is not None:
@@ -211,20 +212,41 @@ def _train_epoch(run: _Run, stop: _Stop) -> None:
                 raise Interrupted(stop.signum or signal.SIGTERM)
 
 
-def _batch(run: _Run, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """This rank's part of a batch (B,), or (2B,) with a source, each half cut by itself: images, the source's, and rows."""
-    store, source, ranks = run.store, run.source, run.state.ranks
-    augment, device = run.state.augment, run.device
-    target = rows[rows < len(store)]
-    part = ranks.own(len(target))
+class _Part(NamedTuple):
+    """This rank's part of a batch, on its way to the device."""
+
+    #: (B,) int64: the batch's images of the target.
+    target: Tensor
+    #: This rank's among them, and among those of the source.
+    own: slice
+    #: (b,) or (2b,) int64 on the device: this rank's images of the target, then of the source.
+    rows: Tensor
+    pixels: Callable[[], Tensor]
+    source: Callable[[], Tensor] | None
+
+
+def _part(run: _Run, rows: Tensor) -> _Part:
+    """Begin to bring this rank's part of a batch (B,), or (2B,) with a source, to the device; each half is cut by itself."""
+    n = len(run.feed)
+    target, others = rows[rows < n], rows[rows >= n]
+    own = run.state.ranks.own(len(target))
+    here = torch.cat([target[own], others[own]])
+    source = None if run.source is None else run.source.start(others[own] - n)
+    return _Part(target, own, sent(here, run.device), run.feed.start(target[own]), source)
+
+
+def _batch(run: _Run, part: _Part) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Images, the source's, and rows. Draws are those of the whole batch, so that ranks draw alike."""
+    augment, (height, width) = run.state.augment, run.feed.store.pixels.shape[-2:]
+    n = len(part.target)
     # Camera styles are the target's; its images are known to them by their rows.
-    images = to_device(store.read(target), device, partial(augment, rows=target))
-    if source is None:
-        return images, None, target[part].to(device)
-    # Both are on the device before either is forwarded: a copy waits for what runs there.
-    others = rows[len(target) :]
-    beside = to_device(source.read(others - len(store)), device, augment)
-    return images, beside, torch.cat([target[part], others[part]]).to(device)
+    draws = augment.draw(n, height, width, part.target).part(part.own)
+    images = augment.apply(part.pixels(), draws).contiguous(memory_format=torch.channels_last)
+    if part.source is None:
+        return images, None, part.rows
+    draws = augment.draw(n, height, width).part(part.own)
+    beside = augment.apply(part.source(), draws).contiguous(memory_format=torch.channels_last)
+    return images, beside, part.rows
 
 
 def _average(layers: nn.Module, ranks: Ranks) -> None:

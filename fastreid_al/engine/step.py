@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import EngineConfig
 from ..errors import TrainingError
-from ..models import Domain, ReIdNet, Stage
+from ..models import Domain, ReIdNet, Stage, forget_running
 from ..ranks import ALONE, Ranks
 
 #: torch.compile's modes, by the setting.
@@ -38,7 +39,7 @@ class Network:
         ranks: Ranks = ALONE,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.model, self.device, self._ranks = model, device, ranks.size
+        self.model, self.device, self._ranks = model, device, ranks
         self.bf16 = precision_of(settings, device) == "bf16"
         mode = compile_of(settings, device)
         self.compiled, self.graphs = mode != "none", mode == "graphs"
@@ -47,12 +48,14 @@ class Network:
         self._train: nn.Module = model
         if ranks.size > 1:
             # Running statistics are kept the same by `update_running`, not by copying buffers.
+            named = inspect.signature(DistributedDataParallel).parameters
+            buffers = ("forward_sync_buffers", "init_sync_buffers") if "init_sync_buffers" in named else ("broadcast_buffers",)
             self._train = DistributedDataParallel(
                 model,
                 device_ids=[device.index] if device.type == "cuda" else None,
                 process_group=ranks.group,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                **dict.fromkeys(buffers, False),
             )
 
     def prove(self, batch: int, height: int, width: int, step: int = 1, spare: str = "") -> None:
@@ -72,18 +75,21 @@ class Network:
         """
         if not self.compiled and self.device.type != "cuda":
             return
-        if self._fits(batch, height, width):
+        if self._all_fit(batch, height, width):
             return
         less = batch // 2 // step * step
-        while less and not self._fits(less, height, width):
+        while less and not self._all_fit(less, height, width):
             less = less // 2 // step * step
         fits = (
-            f"--batch.size {less * self._ranks} would fit"
+            f"--batch.size {less * self._ranks.size} would fit"
             if less
             else "no batch would fit: take a smaller --model or image"
         )
-        images = f"{batch} images of {height} x {width}" + (" on each rank" if self._ranks > 1 else "")
+        images = f"{batch} images of {height} x {width}" + (" on each rank" if self._ranks.size > 1 else "")
         raise TrainingError(f"{self.device} has no room for a batch of {images} ({self.model.name}); {fits}{spare}")
+
+    def _all_fit(self, batch: int, height: int, width: int) -> bool:
+        return not self._ranks.any(not self._fits(batch, height, width))
 
     def _fits(self, batch: int, height: int, width: int) -> bool:
         kept = [b.clone() for b in self.model.buffers()]
@@ -100,6 +106,7 @@ class Network:
             return False
         finally:
             self.model.zero_grad(set_to_none=True)
+            forget_running(self.model)
             for buffer, before in zip(self.model.buffers(), kept, strict=True):
                 buffer.copy_(before)
             if self.device.type == "cuda":

@@ -2,7 +2,7 @@
 
 The extension does the work where it has a form for the device, PyTorch elsewhere; the results are the same. A bank of bits is
 `words` (n, ceil(n / 32)) int32; one of lists is `ids` (n, capacity) int32 or int64, ascending and then -1, and `counts` (n,)
-int32.
+int32. A part of a bank has fewer rows than labels: there `n` tells the number of the latter, and rows are those of the part.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ def bits_of(ids: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("fastreid_al::plmb_update_bits", mutates_args=("words",))
-def update_bits(words: Tensor, rows: Tensor, indptr: Tensor, indices: Tensor) -> None:
+def update_bits(words: Tensor, rows: Tensor, indptr: Tensor, indices: Tensor, n: int | None = None) -> None:
     """Replace rows by their labels in CSR form, the last of a row's occurrences counts."""
-    _check_batch(len(words), rows, indptr, indices)
-    if _update(_bits_bank(words), rows, indptr, indices, None, None):
+    n = len(words) if n is None else n
+    _check_batch(len(words), n, rows, indptr, indices)
+    if _update(_bits_bank(words, n), rows, indptr, indices, None, None):
         return
     last = _last_of_their_row(rows, len(words))
-    place, labels, _ = _labels(len(words), last, indptr, indices)
-    pairs = torch.unique(place * len(words) + labels)
-    place, labels = pairs // len(words), pairs % len(words)
+    place, labels, _ = _labels(n, last, indptr, indices)
+    pairs = torch.unique(place * n + labels)
+    place, labels = pairs // n, pairs % n
     words[rows[last]] = 0
     # Each bit once, so that the sum is the or.
     words.view(-1).index_add_(0, rows[place] * words.shape[1] + labels // 32, bits_of(labels))
@@ -46,13 +47,15 @@ def update_sparse(
     indptr: Tensor,
     indices: Tensor,
     similarities: Tensor | None,
+    n: int | None = None,
 ) -> None:
     """Likewise; a list that overflows keeps the most similar, and `dropped` () int64 grows by the others."""
-    _check_batch(len(ids), rows, indptr, indices)
-    if _update(_list_bank(ids, counts), rows, indptr, indices, similarities, dropped):
+    n = len(ids) if n is None else n
+    _check_batch(len(ids), n, rows, indptr, indices)
+    if _update(_list_bank(ids, counts, n), rows, indptr, indices, similarities, dropped):
         return
-    n, capacity = ids.shape
-    last = _last_of_their_row(rows, n)
+    capacity = ids.shape[1]
+    last = _last_of_their_row(rows, len(ids))
     place, labels, kept = _labels(n, last, indptr, indices)
     pairs = place * n + labels
     if similarities is not None:
@@ -77,10 +80,10 @@ def update_sparse(
 
 
 @torch.library.custom_op("fastreid_al::plmb_lookup_bits", mutates_args=())
-def lookup_bits(words: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def lookup_bits(words: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
     """Labels of rows, ascending, in CSR form."""
     _check_range("rows", rows, len(words))
-    found = _lookup(_bits_bank(words), rows)
+    found = _lookup(_bits_bank(words, n), rows)
     if found is not None:
         return found
     taken = _take(words, rows)
@@ -91,10 +94,10 @@ def lookup_bits(words: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("fastreid_al::plmb_lookup_sparse", mutates_args=())
-def lookup_sparse(ids: Tensor, counts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def lookup_sparse(ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
     """Labels of rows, ascending, in CSR form."""
     _check_range("rows", rows, len(ids))
-    found = _lookup(_list_bank(ids, counts), rows)
+    found = _lookup(_list_bank(ids, counts, n), rows)
     if found is not None:
         return found
     taken, there = _take_lists(ids, counts, rows)
@@ -102,28 +105,29 @@ def lookup_sparse(ids: Tensor, counts: Tensor, rows: Tensor) -> tuple[Tensor, Te
 
 
 @torch.library.custom_op("fastreid_al::plmb_bit_rows_bits", mutates_args=())
-def bit_rows_bits(words: Tensor, rows: Tensor) -> Tensor:
+def bit_rows_bits(words: Tensor, rows: Tensor, n: int | None = None) -> Tensor:
     """Labels of rows as bits, (B, ceil(n / 32)) int32."""
     _check_range("rows", rows, len(words))
-    found = _bit_rows(_bits_bank(words), rows)
+    found = _bit_rows(_bits_bank(words, n), rows)
     return _take(words, rows) if found is None else found
 
 
 @torch.library.custom_op("fastreid_al::plmb_bit_rows_sparse", mutates_args=())
-def bit_rows_sparse(ids: Tensor, counts: Tensor, rows: Tensor) -> Tensor:
+def bit_rows_sparse(ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None) -> Tensor:
     """Labels of rows as bits, (B, ceil(n / 32)) int32."""
+    n = len(ids) if n is None else n
     _check_range("rows", rows, len(ids))
-    found = _bit_rows(_list_bank(ids, counts), rows)
+    found = _bit_rows(_list_bank(ids, counts, n), rows)
     if found is not None:
         return found
     taken, there = _take_lists(ids, counts, rows)
     taken = taken.to(torch.int64) * there
-    bits = counts.new_zeros(len(rows), (len(ids) + 31) // 32)
+    bits = counts.new_zeros(len(rows), (n + 31) // 32)
     return bits.scatter_add_(1, taken // 32, bits_of(taken) * there)
 
 
 @update_bits.register_fake
-def _(words: Tensor, rows: Tensor, indptr: Tensor, indices: Tensor) -> None:
+def _(words: Tensor, rows: Tensor, indptr: Tensor, indices: Tensor, n: int | None = None) -> None:
     return None
 
 
@@ -136,40 +140,41 @@ def _(
     indptr: Tensor,
     indices: Tensor,
     similarities: Tensor | None,
+    n: int | None = None,
 ) -> None:
     return None
 
 
 @lookup_bits.register_fake
-def _(words: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _(words: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
     return rows.new_empty(rows.shape[0] + 1), rows.new_empty(torch.library.get_ctx().new_dynamic_size())
 
 
 @lookup_sparse.register_fake
-def _(ids: Tensor, counts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _(ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
     return rows.new_empty(rows.shape[0] + 1), rows.new_empty(torch.library.get_ctx().new_dynamic_size())
 
 
 @bit_rows_bits.register_fake
-def _(words: Tensor, rows: Tensor) -> Tensor:
+def _(words: Tensor, rows: Tensor, n: int | None = None) -> Tensor:
     return words.new_empty(rows.shape[0], words.shape[1])
 
 
 @bit_rows_sparse.register_fake
-def _(ids: Tensor, counts: Tensor, rows: Tensor) -> Tensor:
-    return counts.new_empty(rows.shape[0], (ids.shape[0] + 31) // 32)
+def _(ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None) -> Tensor:
+    return counts.new_empty(rows.shape[0], ((ids.shape[0] if n is None else n) + 31) // 32)
 
 
-def _check_batch(n: int, rows: Tensor, indptr: Tensor, indices: Tensor) -> None:
+def _check_batch(size: int, n: int, rows: Tensor, indptr: Tensor, indices: Tensor) -> None:
     """Values are read on a CPU alone: elsewhere it would wait for the device."""
     if not rows.is_cpu:
         return
     module = native.extension()
-    if module is not None and all(x.is_contiguous() for x in (rows, indptr, indices)):
+    if module is not None and size == n and all(x.is_contiguous() for x in (rows, indptr, indices)):
         addresses = indptr.data_ptr(), indices.data_ptr(), len(indices)
         if module.plmb_fits(rows.data_ptr(), len(rows), *addresses, n):
             return
-    _check_range("rows", rows, n)
+    _check_range("rows", rows, size)
     _check_range("indices", indices, n)
     if int(indptr[0]) != 0 or int(indptr[-1]) != len(indices):
         raise ValueError(
@@ -193,27 +198,26 @@ def _check_range(name: str, x: Tensor, n: int) -> None:
 
 # The extension's forms. A bank crosses as (address, bytes of an id or 0, address of the counts, n, capacity).
 
-_Bank = tuple[Tensor, int, Tensor | None]
+_Bank = tuple[Tensor, int, Tensor | None, int]
 
 
-def _bits_bank(words: Tensor) -> _Bank:
-    return words, 0, None
+def _bits_bank(words: Tensor, n: int | None) -> _Bank:
+    return words, 0, None, len(words) if n is None else n
 
 
-def _list_bank(ids: Tensor, counts: Tensor) -> _Bank:
-    return ids, ids.dtype.itemsize, counts
+def _list_bank(ids: Tensor, counts: Tensor, n: int | None) -> _Bank:
+    return ids, ids.dtype.itemsize, counts, len(ids) if n is None else n
 
 
 def _call(name: str, bank: _Bank, *arguments: Tensor | int | None, scratch: Tensor | None = None) -> bool:
     """Whether the extension has a form for the bank's device; it is called. Tensors go by their address, None by 0."""
-    x, id_bytes, counts = bank
+    x, id_bytes, counts, n = bank
     module = native.extension() if x.is_cpu else native.cuda_extension()
     if module is None or not (x.is_cpu or (x.is_cuda and torch.version.hip is None)):
         return False
     capacity = x.shape[1] if id_bytes else 0
     plain = [
-        native.address(a) if isinstance(a, Tensor) else a or 0
-        for a in (x, id_bytes, counts, len(x), capacity, *arguments)
+        native.address(a) if isinstance(a, Tensor) else a or 0 for a in (x, id_bytes, counts, n, capacity, *arguments)
     ]
     if x.is_cpu:
         getattr(module, name)(*plain, native.threads())
@@ -258,7 +262,7 @@ def _lookup(bank: _Bank, rows: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def _bit_rows(bank: _Bank, rows: Tensor) -> Tensor | None:
     rows = rows.contiguous()
-    bits = rows.new_empty((len(rows), (len(bank[0]) + 31) // 32), dtype=torch.int32)
+    bits = rows.new_empty((len(rows), (bank[3] + 31) // 32), dtype=torch.int32)
     return bits if _call("plmb_bits", bank, rows, len(rows), bits) else None
 
 

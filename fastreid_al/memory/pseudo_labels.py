@@ -36,12 +36,20 @@ class PseudoLabelMemoryBank:
         layout: "bits", "sparse", or "auto": bits up to n = 200,000.
         capacity: Labels that a row of "sparse" has room for.
         device: Where the bank is.
+        own: The images whose labels it keeps, of which none need be; all n when not given. Labels may name any of the n.
 
     Raises:
         ValueError: n or capacity below 1, an unknown layout, or a bank larger than the device's memory.
     """
 
-    def __init__(self, n: int, layout: str = "auto", capacity: int = 64, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        n: int,
+        layout: str = "auto",
+        capacity: int = 64,
+        device: torch.device | str = "cpu",
+        own: slice | None = None,
+    ) -> None:
         if n < 1:
             raise ValueError(f"n: found {n}, wanted 1 or more")
         if layout not in LAYOUTS:
@@ -52,10 +60,16 @@ class PseudoLabelMemoryBank:
             layout = "bits" if n <= BITS_UP_TO else "sparse"
         self.layout, self.capacity = layout, capacity
         self._n = n
-        self._state = _identity(n, layout, capacity, torch.device(device))
+        self._own = slice(0, n) if own is None else own
+        self._state = _identity(n, self._own, layout, capacity, torch.device(device))
 
     def __len__(self) -> int:
         return self._n
+
+    @property
+    def own(self) -> slice:
+        """The images whose labels the bank keeps."""
+        return self._own
 
     @property
     def device(self) -> torch.device:
@@ -81,15 +95,15 @@ class PseudoLabelMemoryBank:
         a block there. Without the extension PyTorch does the same, and waits.
 
         Args:
-            rows: (B,) int64, the images.
+            rows: (B,) int64, the images, `own` ones.
             indptr: (B + 1,) int64; the labels of rows[b] are indices[indptr[b]:indptr[b + 1]].
             indices: (labels,) int64.
             similarities: (labels,) float32, read by "sparse" alone.
 
         Raises:
-            ValueError: Wrong shape, dtype or device, or, seen on a CPU alone: rows or labels outside [0, n), `indptr` that does
-                not start at 0, never fall and end at the number of labels. On a GPU such rows and labels are left out, and
-                what `indptr` says is bounded: nothing outside the bank and the batch is touched.
+            ValueError: Wrong shape, dtype or device, or, seen on a CPU alone: other rows, labels outside [0, n), `indptr` that
+                does not start at 0, never fall and end at the number of labels. On a GPU such rows and labels are left out,
+                and what `indptr` says is bounded: nothing outside the bank and the batch is touched.
         """
         self._check("rows", rows, None, "one for each image of the batch")
         self._check("indptr", indptr, len(rows) + 1, "one for each row, and the end")
@@ -97,30 +111,28 @@ class PseudoLabelMemoryBank:
         if similarities is not None:
             self._check("similarities", similarities, len(indices), "one for each label", torch.float32)
             similarities = similarities.detach()
+        rows = self._places(rows)
         if self.layout == "bits":
-            label_rows.update_bits(self._state["words"], rows, indptr, indices)
+            label_rows.update_bits(self._state["words"], rows, indptr, indices, self._n)
         else:
-            label_rows.update_sparse(
-                *(self._state[name] for name in ("ids", "counts", "dropped")), rows, indptr, indices, similarities
-            )
+            state = (self._state[name] for name in ("ids", "counts", "dropped"))
+            label_rows.update_sparse(*state, rows, indptr, indices, similarities, self._n)
 
     def lookup(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The labels of some images.
 
         Args:
-            rows: (B,) int64, in any order, repeated or not.
+            rows: (B,) int64, `own` ones in any order, repeated or not.
 
         Returns:
             `indptr` (B + 1,) and `indices`, int64: the labels of rows[b], ascending, are indices[indptr[b]:indptr[b + 1]]. On
             a GPU two launches, between which the host waits for the number of labels.
 
         Raises:
-            ValueError: Wrong shape, dtype or device, or, seen on a CPU alone, rows outside [0, n); a GPU gives them none.
+            ValueError: Wrong shape, dtype or device, or, seen on a CPU alone, other rows; a GPU gives them none.
         """
         self._check("rows", rows, None, "one for each image")
-        if self.layout == "bits":
-            return label_rows.lookup_bits(self._state["words"], rows)
-        return label_rows.lookup_sparse(self._state["ids"], self._state["counts"], rows)
+        return listed(self._state, self._places(rows), self._n)
 
     def lookup_bits(self, rows: Tensor) -> Tensor:
         """The labels of some images as `multilabel_bank_loss` takes them; the host does not wait.
@@ -136,9 +148,18 @@ class PseudoLabelMemoryBank:
             ValueError: As for `lookup`.
         """
         self._check("rows", rows, None, "one for each image")
-        if self.layout == "bits":
-            return label_rows.bit_rows_bits(self._state["words"], rows)
-        return label_rows.bit_rows_sparse(self._state["ids"], self._state["counts"], rows)
+        return as_bits(self._state, self._places(rows), self._n)
+
+    def _places(self, rows: Tensor) -> Tensor:
+        """Where the labels of images lie; -1 where they do not, which a CPU refuses."""
+        start, stop = self._own.start, self._own.stop
+        if stop - start == self._n:
+            return rows
+        outside = (rows < start) | (rows >= stop)
+        if rows.is_cpu and bool(outside.any()):
+            place = int(outside.nonzero()[0, 0])
+            raise ValueError(f"rows: found {int(rows[place])} at place {place}, wanted values in [{start}, {stop})")
+        return torch.where(outside, -1, rows - start)
 
     def to(self, device: torch.device | str) -> PseudoLabelMemoryBank:
         """Move the bank to a device; gives the bank."""
@@ -166,7 +187,8 @@ class PseudoLabelMemoryBank:
                     f"state[{name!r}]: found {tuple(x.shape)} of {x.dtype}, wanted {tuple(own.shape)} of {own.dtype}, "
                     f"for n = {self._n:,}" + (f" and capacity {self.capacity}" if layout == "sparse" else "")
                 )
-        _check_values(self._n, self.capacity, state)
+        if self._own.stop > self._own.start:
+            _check_values(self._n, self.capacity, state)
         for name, own in self._state.items():
             own.copy_(state[name])
 
@@ -186,23 +208,37 @@ class PseudoLabelMemoryBank:
             raise ValueError(f"{name}: found {x.shape[0]:,} values, wanted {_MOST:,} at most")
 
 
-def _identity(n: int, layout: str, capacity: int, device: torch.device) -> dict[str, Tensor]:
+def listed(state: Mapping[str, Tensor], places: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Labels of some rows of a bank's state, ascending, in CSR form."""
+    if "words" in state:
+        return label_rows.lookup_bits(state["words"], places, n)
+    return label_rows.lookup_sparse(state["ids"], state["counts"], places, n)
+
+
+def as_bits(state: Mapping[str, Tensor], places: Tensor, n: int) -> Tensor:
+    """Labels of some rows of a bank's state as bit rows."""
+    if "words" in state:
+        return label_rows.bit_rows_bits(state["words"], places, n)
+    return label_rows.bit_rows_sparse(state["ids"], state["counts"], places, n)
+
+
+def _identity(n: int, own: slice, layout: str, capacity: int, device: torch.device) -> dict[str, Tensor]:
     """Each image has itself as its only label."""
-    words = (n + 31) // 32
+    words, size = (n + 31) // 32, own.stop - own.start
     # Ids up to n - 1, and -1.
     kind = torch.int32 if n <= _MOST else torch.int64
-    need = 4 * n * words if layout == "bits" else n * (capacity * kind.itemsize + 4)
+    need = 4 * size * words if layout == "bits" else size * (capacity * kind.itemsize + 4)
     advice = "layout='sparse'" if layout == "bits" else "fewer images or a smaller capacity"
     message = f"n: found {n:,}, wanted {advice}: the layout {layout} takes {need / 1e9:,.1f} GB, more than {device} has"
     if need > _memory(device):
         raise ValueError(message)
     try:
-        images = torch.arange(n, device=device)
+        images = torch.arange(own.start, own.stop, device=device)
         if layout == "bits":
-            flat = torch.zeros(n * words, dtype=torch.int32, device=device)
-            flat[images * words + images // 32] = label_rows.bits_of(images)
-            return {"words": flat.view(n, words)}
-        ids = torch.full((n, capacity), -1, dtype=kind, device=device)
+            flat = torch.zeros(size * words, dtype=torch.int32, device=device)
+            flat[(images - own.start) * words + images // 32] = label_rows.bits_of(images)
+            return {"words": flat.view(size, words)}
+        ids = torch.full((size, capacity), -1, dtype=kind, device=device)
         ids[:, 0] = images
     except RuntimeError as error:
         # PyTorch names an allocation that failed on a CPU by its text alone.
@@ -211,7 +247,7 @@ def _identity(n: int, layout: str, capacity: int, device: torch.device) -> dict[
         raise
     return {
         "ids": ids,
-        "counts": torch.ones(n, dtype=torch.int32, device=device),
+        "counts": torch.ones(size, dtype=torch.int32, device=device),
         "dropped": torch.zeros((), dtype=torch.int64, device=device),
     }
 

@@ -14,6 +14,7 @@ from ..engine.checkpoint import write_atomically
 from ..engine.extract import identities_and_cameras
 from ..engine.report import Reporter
 from ..errors import UserError
+from ..ranks import ALONE, Ranks
 
 LEDGER_FILE = "answers.sqlite"
 RUN_FILE = "run_name"
@@ -28,13 +29,14 @@ def open_questions(
     digests: Sequence[str],
     folder: Path,
     reporter: Reporter,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Questions | None]:
-    """The questions that a run asks, with its ledger held open; None when it asks none.
+    """The questions that a run asks, with its ledger held open; None when it asks none, and on all ranks but the first.
 
     Raises:
         UserError: The annotator or the ledger cannot be used, in one line.
     """
-    if not asks(config):
+    if not (asks(config) and ranks.is_first):
         yield None
         return
     names = [r.path.relative_to(images.root).as_posix() for r in records]

@@ -15,6 +15,7 @@ from ..data.samplers import IdentitySampler, iterations_of
 from ..errors import TrainingError
 from ..memory import ClusterMemory, FeatureMemory, InstanceMemory
 from ..metrics import pair_scores
+from ..ranks import ALONE, Ranks
 from .adaptation import Source, both_batches, source_seed
 
 Extract = Callable[..., Tensor]
@@ -29,20 +30,30 @@ class ContrastiveMethod:
     A subclass says which classes (`assign`). The state is the memory, the labels and what the subclass adds. With a source, its
     identities are classes too, of a centroid each in the memory (SpCL).
 
+    Over several ranks the labels are on every rank, and batches are those of one process, cut by the loop; the memory and the
+    features are shared between the ranks. Labelling, loss, update and state are collective.
+
     Args:
         cameras: (n,) int64 camera of each training image, -1 where unknown.
         batch: Batches.
         memory: Feature memory and temperature.
         seed: Seed of the batches.
         source: The labelled source to train with as well.
+        ranks: The ranks that train together.
     """
 
     def __init__(
-        self, cameras: Tensor, batch: BatchConfig, memory: MemoryConfig, seed: int, source: Source | None = None
+        self,
+        cameras: Tensor,
+        batch: BatchConfig,
+        memory: MemoryConfig,
+        seed: int,
+        source: Source | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.cameras, self.batch, self.seed, self.source = cameras, batch, seed, source
+        self.cameras, self.batch, self.seed, self.source, self.ranks = cameras, batch, seed, source, ranks
         self.iterations = iterations_of(batch.iterations, len(cameras), batch.size)
-        self.memory = build_memory(memory, None if source is None else source.identities)
+        self.memory = build_memory(memory, None if source is None else source.identities, ranks)
         #: (n,) int64: the cluster of each image in this epoch, -1 outside every cluster.
         self.labels = torch.zeros(0, dtype=torch.int64)
         #: (n,) int64: the clusters that the epoch's were refined from; None when they were not.
@@ -55,7 +66,10 @@ class ContrastiveMethod:
         return nn.ModuleList()
 
     def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and classes of this epoch from the features, (n,) int64 both; -1 is no cluster, no class."""
+        """Labels and classes of this epoch from the features, (n,) int64 both; -1 is no cluster, no class.
+
+        Of several ranks each has its rows of the features, and gives all labels and classes.
+        """
         raise NotImplementedError
 
     def features(self, epoch: int, extract: Extract) -> Tensor:
@@ -63,7 +77,7 @@ class ContrastiveMethod:
         if isinstance(self.memory, InstanceMemory):
             if epoch == 0:
                 self.memory.start(extract())
-            return self.memory.bank[: len(self.cameras)]
+            return self.memory.features(len(self.cameras))
         return extract()
 
     def label_images(self, epoch: int, extract: Extract) -> dict[str, float]:
@@ -72,7 +86,7 @@ class ContrastiveMethod:
         Args:
             epoch: Epochs completed.
             extract: Gives the features (n, D) of all training images under the present weights, or those (m, D) of the
-                "source".
+                "source"; of several ranks each its own rows.
 
         Returns:
             Facts for the log.
@@ -81,16 +95,17 @@ class ContrastiveMethod:
             TrainingError: The features are not finite or all the same, or there are fewer than two classes to contrast.
         """
         features = self.features(epoch, extract)
-        bad = (~torch.isfinite(features).all(1)).sum()
+        n = len(self.cameras)
+        bad = int(self.ranks.total((~torch.isfinite(features).all(1)).sum()))
         if bad:
             raise TrainingError(
-                f"epoch {epoch + 1}: the features of {int(bad)} of {len(features)} images are not finite (the training "
-                "diverged); lower --optimizer.lr and resume from the last checkpoint"
+                f"epoch {epoch + 1}: the features of {bad} of {n} images are not finite (the training diverged); lower "
+                "--optimizer.lr and resume from the last checkpoint"
             )
-        if (features.amax(0) - features.amin(0)).max() < _COLLAPSED:
+        if self._spread(features) < _COLLAPSED:
             raise TrainingError(
-                f"epoch {epoch + 1}: all {len(features)} images have one and the same feature (the network collapsed, or the "
-                "images are copies); lower --optimizer.lr, or start again with another --seed"
+                f"epoch {epoch + 1}: all {n} images have one and the same feature (the network collapsed, or the images are "
+                "copies); lower --optimizer.lr, or start again with another --seed"
             )
         self.labels, classes = self.assign(epoch, features)
         count = int(classes.max()) + 1 if len(classes) else 0
@@ -109,6 +124,15 @@ class ContrastiveMethod:
             **self.facts,
         }
 
+    def _spread(self, features: Tensor) -> float:
+        """The widest range of one value of the features, over all ranks."""
+        if self.ranks.size == 1:
+            return float((features.amax(0) - features.amin(0)).max())
+        # A rank without images says nothing.
+        nothing = features.new_full((1, features.shape[1]), torch.inf)
+        highest = self.ranks.greatest(torch.cat([features, -nothing]).amax(0))
+        return float((highest - self.ranks.least(torch.cat([features, nothing]).amin(0))).max())
+
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """The epoch's batches of image rows, (B,) int64, or (2B,) with a source: a function of seed, epoch and classes."""
         n = len(self.cameras)
@@ -124,13 +148,14 @@ class ContrastiveMethod:
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """Eq. 1 for a batch: embeddings (B, D) with gradient, of any length, of the images at rows (B,).
 
-        With a source the sum of the target's mean and the source's.
+        With a source the sum of the target's mean and the source's. Of several ranks each gives its part of the batch, B / W
+        rows (with a source so many of either), and gets the loss of these: the mean of the ranks' is the batch's.
 
         Raises:
             TrainingError: The features, or the memory, are not finite. On a GPU the loss is then NaN instead.
         """
         try:
-            loss = self.memory.loss(F.normalize(embeddings), rows)
+            loss = self.memory.loss(self._unit(embeddings), rows)
             # Both halves are of one size, and all drawn images have a class: the sum of two means, in one pass over the bank.
             return loss if self.source is None else 2 * loss
         except NotFiniteError as error:
@@ -139,8 +164,12 @@ class ContrastiveMethod:
             ) from None
 
     def update(self, embeddings: Tensor, rows: Tensor) -> None:
-        """Update the memory with the batch's features, after the step."""
-        self.memory.update(F.normalize(embeddings), rows)
+        """Update the memory with the batch's features, after the step; of several ranks each gives its part."""
+        self.memory.update(self._unit(embeddings), rows)
+
+    def _unit(self, embeddings: Tensor) -> Tensor:
+        """Of length one, in the memory's dtype: autocast gives half floats."""
+        return F.normalize(embeddings.to(self.memory.bank.dtype))
 
     def review(self, identities: Tensor | None) -> dict[str, float]:
         """Precision, recall and F1 of the epoch's clusters over pairs of images, where the identities are known."""
@@ -149,7 +178,7 @@ class ContrastiveMethod:
         return {f"pair_{k}": v for k, v in pair_scores(self.labels, identities)._asdict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """Everything that the rest of the run depends on; of several ranks each has its rows of the memory."""
         return {"labels": self.labels, "memory": self.memory.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -162,9 +191,9 @@ class ContrastiveMethod:
         return f"epoch {epoch + 1}: {found} among {len(self.labels)} images, nothing to contrast; the set needs two at least"
 
 
-def build_memory(config: MemoryConfig, source: Tensor | None = None) -> FeatureMemory:
+def build_memory(config: MemoryConfig, source: Tensor | None = None, ranks: Ranks = ALONE) -> FeatureMemory:
     """The memory that a configuration names, with the identities (m,) of a source's images."""
     if config.kind == "instance":
-        return InstanceMemory(0.2 if config.momentum is None else config.momentum, config.temperature, source)
+        return InstanceMemory(0.2 if config.momentum is None else config.momentum, config.temperature, source, ranks)
     momentum = 0.1 if config.momentum is None else config.momentum
-    return ClusterMemory(momentum, config.temperature, config.hardest, source)
+    return ClusterMemory(momentum, config.temperature, config.hardest, source, ranks)

@@ -11,6 +11,9 @@ The paper removes what stands above the last pooling of ResNet-50 and OSNet and 
 `--network.osnet-fc false`.
 
 With a labelled source (Sec. 3.3's domain adaptation, as ECN trains it) a classifier of its identities is trained beside.
+
+On several ranks each keeps its own images' rows of both memories. A rank is given its part of the batch; the features of the
+whole batch meet every rank's rows of the memory, and the losses and gradients of its part come back.
 """
 
 from __future__ import annotations
@@ -21,13 +24,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from reid_kernels import NotFiniteError, label_prediction, multilabel_bank_loss, similarity_topk, update_bank_
+from reid_kernels.sharded import (
+    sharded_label_prediction,
+    sharded_multilabel_bank_loss,
+    sharded_similarity_topk,
+    sharded_update_bank_,
+    with_gradient,
+)
 from torch import Tensor, nn
 
 from ..config import BatchConfig, NNCTConfig
 from ..data.samplers import PassSampler, iterations_of
 from ..errors import TrainingError
-from ..memory import PseudoLabelMemoryBank
+from ..memory import PseudoLabelMemoryBank, ShardedLabelMemory
 from ..metrics import list_scores
+from ..ranks import ALONE, Ranks, Sharded
 from .adaptation import SourceClassifier, both_batches, source_seed
 
 
@@ -35,7 +46,7 @@ class NNCT:
     """The paper's method; without neighbours its "w/o NNCT", which is MPLP and MMCL.
 
     Memory: the features n x D float32, 267 MB at n = 32,621 and 8.2 GB at 1e6 for D = 2,048, and the PLMB, 133 MB and (sparse)
-    260 MB.
+    260 MB; of both each of W ranks has 1 / W.
 
     Args:
         n: Number of training images.
@@ -45,6 +56,7 @@ class NNCT:
         epochs: Epochs of the run, over which the momentum of the memory grows.
         seed: Seed of the batches.
         source: The labelled source to train with as well.
+        ranks: The ranks that share the memories; each trains with a part of every batch.
 
     Raises:
         ValueError: There are fewer images, or images of the source, than a batch takes, or than neighbours are wanted.
@@ -59,6 +71,7 @@ class NNCT:
         epochs: int,
         seed: int,
         source: SourceClassifier | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         if batch.size > n:
             raise ValueError(
@@ -76,11 +89,15 @@ class NNCT:
         self._size = batch.size
         self.iterations = iterations_of(batch.iterations, n, batch.size)
         self._sampler = PassSampler(n, batch.size, self.iterations)
-        self.source = source
-        #: M: (n, D), zero until an image is first seen; made with the first batch.
+        self.source, self.ranks = source, ranks
+        #: M: this rank's rows of (n, D), zero until an image is first seen; made with the first batch.
         self.bank = torch.zeros(0, 0)
         #: B of Eq. 4 and 5.
-        self.label_memory = PseudoLabelMemoryBank(n, settings.layout, settings.capacity)
+        self.label_memory: PseudoLabelMemoryBank | ShardedLabelMemory = (
+            PseudoLabelMemoryBank(n, settings.layout, settings.capacity)
+            if ranks.size == 1
+            else ShardedLabelMemory(n, settings.layout, settings.capacity, ranks)
+        )
         #: No clusters are refined.
         self.drafted: None = None
         #: Whether the labels are predicted in the epoch under way, or each image is its own only one.
@@ -117,12 +134,15 @@ class NNCT:
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """The loss of a batch: that of the target's images and, with a source, the weighted sum of both.
 
+        On several ranks each gives a part of the batch, the parts as long as each other and one behind the other, with a source
+        its part of the target's images and behind them its part of the source's. The mean of the ranks' losses is the batch's.
+
         Args:
-            embeddings: (B, D) with gradient, of the images at `rows`, of any length; (2B, D) with a source.
+            embeddings: (B, D) with gradient, of the images at `rows`, of any length and floating dtype; (2B, D) with a source.
             rows: (B,) int64, or (2B,).
 
         Raises:
-            TrainingError: The features, or the memory, are not finite. On a GPU the loss is then NaN instead.
+            TrainingError: The features, or the memory, are not finite, on any rank. On a GPU the loss is then NaN instead.
         """
         if self.source is None:
             return self.target_loss(embeddings, rows)
@@ -134,15 +154,17 @@ class NNCT:
         """Eq. 2 for images of the target, mean over them: L = L_C + lambda^n L_N.
 
         Args:
-            embeddings: (B, D) with gradient, of the images at `rows`, of any length.
+            embeddings: (B, D) with gradient, of the images at `rows`, of any length; this rank's part.
             rows: (B,) int64.
 
         Raises:
             TrainingError: The features, or the memory, are not finite. On a GPU the loss is then NaN instead.
         """
-        features = F.normalize(embeddings)
+        features = _unit(embeddings)
         self._make_memories(features)
         try:
+            if self.ranks.size > 1:
+                return self._shared_loss(features, embeddings.detach(), rows)
             if not self.predicts:
                 return self._mmcl(features, _own_labels(rows))
             labels = self.predict(rows)
@@ -156,18 +178,49 @@ class NNCT:
                 f"the training diverged ({error}); lower --optimizer.lr and resume from the last checkpoint"
             ) from None
 
+    def _shared_loss(self, features: Tensor, embeddings: Tensor, rows: Tensor) -> Tensor:
+        """`target_loss` of this rank's part of the batch. Every rank computes for all of it, with its part of the memory."""
+        ranks, s = self.ranks, self.settings
+        first = ranks.rank * len(rows)
+        batch, rows = _unit(ranks.gather_equal(embeddings)), ranks.gather_equal(rows)
+        labels: list[Tensor | tuple[Tensor, Tensor]]
+        if self.predicts:
+            predicted = self.predict(rows)
+            self.label_memory.update(rows, *predicted)
+            near = self.neighbours(batch, rows).T
+            labels = [predicted]
+            if len(near):
+                labels += self.label_memory.lookup_bits(near.flatten()).split(len(rows))
+        else:
+            labels = [_own_labels(rows)]
+        weights = [1.0] + [s.lambda_n] * (len(labels) - 1)
+        losses, gradient = sharded_multilabel_bank_loss(
+            batch, self.bank, labels, weights, self.n, ranks, delta=s.delta, hard_ratio=s.hard_ratio
+        )
+        own = slice(first, first + len(features))
+        return with_gradient(features, losses[own], gradient[own]).mean()
+
     def predict(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """MPLP: the multi-class labels of images (B,) as CSR lists, from the memory alone."""
-        return label_prediction(self.bank, rows, threshold=self.settings.threshold, at_least=self.settings.at_least)
+        """MPLP: the multi-class labels of images (B,), the same on all ranks, as CSR lists, from the memory alone."""
+        s = self.settings
+        if self.ranks.size > 1:
+            return sharded_label_prediction(
+                self.bank, rows, self.n, self.ranks, threshold=s.threshold, at_least=s.at_least
+            )
+        return label_prediction(self.bank, rows, threshold=s.threshold, at_least=s.at_least)
 
     def neighbours(self, features: Tensor, rows: Tensor) -> Tensor:
-        """NNR: the k images (B, k) most similar to features (B, D) in the memory, each image itself left out."""
-        if self.neighbours_k == 0:
+        """NNR: the k images (B, k) most similar to features (B, D) in the memory, each image itself left out.
+
+        On several ranks the batch is the same on all.
+        """
+        k = self.neighbours_k
+        if k == 0:
             return rows.new_zeros(len(rows), 0)
+        if self.ranks.size > 1:
+            return sharded_similarity_topk(features, self.bank, k, self.n, self.ranks, normalize=False, exclude=rows)[1]
         # Without a proof of candidates the host does not wait, and a batch is too small for the proof to pay.
-        return similarity_topk(features, self.bank, self.neighbours_k, normalize=False, exclude=rows, precision="ieee")[
-            1
-        ]
+        return similarity_topk(features, self.bank, k, normalize=False, exclude=rows, precision="ieee")[1]
 
     def _mmcl(self, features: Tensor, labels: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         """Eq. 3 and 6 in MMCL's form: the similarities s of Eq. 1 against one set of labels each."""
@@ -175,40 +228,49 @@ class NNCT:
         return multilabel_bank_loss(features, self.bank, labels, delta=s.delta, hard_ratio=s.hard_ratio)
 
     def update(self, embeddings: Tensor, rows: Tensor) -> None:
-        """Move the memory towards the batch's features, after the step."""
+        """Move the memory towards the batch's features, after the step; on several ranks each gives its part, as for `loss`."""
         if self.source is not None:
             embeddings, rows = embeddings.chunk(2)[0], rows.chunk(2)[0]
-        update_bank_(self.bank, F.normalize(embeddings), rows, self.momentum)
+        ranks = self.ranks
+        batch, rows = _unit(ranks.gather_equal(embeddings.detach())), ranks.gather_equal(rows)
+        if ranks.size == 1:
+            update_bank_(self.bank, batch, rows, self.momentum)
+        else:
+            sharded_update_bank_(self.bank, batch, rows, self.momentum, self.n, ranks)
 
     def label_lists(self) -> tuple[Tensor, Tensor]:
-        """The latest labels of all images as CSR lists, ascending, on the CPU: 8 bytes a label."""
-        indptr, indices = self.label_memory.lookup(torch.arange(self.n, device=self.label_memory.device))
-        return indptr.cpu(), indices.cpu()
+        """The latest labels of this rank's images as CSR lists, ascending, on the CPU: 8 bytes a label."""
+        memory = self.label_memory
+        images = torch.arange(self.n, device=memory.device)[self.ranks.own(self.n)]
+        lists = memory.local.lookup(images) if isinstance(memory, ShardedLabelMemory) else memory.lookup(images)
+        return lists[0].cpu(), lists[1].cpu()
 
     def review(self, identities: Tensor | None) -> dict[str, float]:
         """What the log says of the labels.
 
         Labels of an image, itself left aside; those that short lists had no room for, in the run so far; precision and recall
-        of the labels, where the identities are known.
+        of the labels, where the identities are known. The same on all ranks.
         """
         indptr, indices = self.label_lists()
-        facts: dict[str, float] = {"labels_per_image": len(indices) / self.n - 1}
+        facts: dict[str, float] = {"labels_per_image": sum(self.ranks.counts(len(indices))) / self.n - 1}
         if self.label_memory.layout == "sparse":
             facts["labels_dropped"] = self.label_memory.dropped
         if identities is not None:
-            facts |= {f"label_{k}": v for k, v in list_scores(indptr, indices, identities)._asdict().items()}
+            scores = list_scores(indptr, indices, identities, self.ranks)
+            facts |= {f"label_{k}": v for k, v in scores._asdict().items()}
         return facts
 
     def _make_memories(self, features: Tensor) -> None:
         """The width and the place of the memories are those of the first features."""
         if self.bank.shape[1] == 0:
-            self.bank = features.new_zeros(self.n, features.shape[1])
+            own = self.ranks.own(self.n)
+            self.bank = features.new_zeros(own.stop - own.start, features.shape[1])
             self.label_memory.to(features.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """Everything that the rest of the run depends on. Collective: each rank has its rows of the memories."""
         return {
-            "bank": self.bank,
+            "bank": self.bank if self.bank.shape[1] == 0 else self.ranks.shard(self.bank, self.n),
             "label_memory": self.label_memory.state_dict(),
             "predicts": self.predicts,
             "momentum": self.momentum,
@@ -216,17 +278,33 @@ class NNCT:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave.
+        """Restore what `state_dict` gave, on any number of ranks; tensors of n rows are whole, or this rank's rows.
 
         Raises:
-            ValueError: It is that of other images, or of another layout of the PLMB.
+            ValueError: It is that of other images, or of another layout of the PLMB; on any rank.
         """
         bank = state["bank"]
-        if len(bank) not in (0, self.n):
-            raise ValueError(f"the feature memory is of {len(bank):,} images, the set has {self.n:,}")
-        self.label_memory.to(bank.device).load_state_dict(state["label_memory"])
+        count = bank.n if isinstance(bank, Sharded) else len(bank)
+        if count not in (0, self.n):
+            raise ValueError(f"the feature memory is of {count:,} images, the set has {self.n:,}")
+        bank = self.ranks.local(bank)
+        if self.ranks.size > 1:
+            # The whole is not kept for the sake of a part.
+            bank = bank.clone()
+        wrong = None
+        try:
+            self.label_memory.to(bank.device).load_state_dict(state["label_memory"])
+        except ValueError as error:
+            wrong = error
+        if self.ranks.any(wrong is not None):
+            raise wrong or ValueError("the label memory does not fit on another rank")
         self.bank, self.predicts, self.momentum = bank, state["predicts"], state["momentum"]
         self.layers().load_state_dict(state.get("layers", {}))
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    """Rows of length one; half floats become float32."""
+    return F.normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float())
 
 
 def _own_labels(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,11 +106,18 @@ def check_settings(config: RunConfig) -> None:
 
 
 def check_parts(config: RunConfig, ranks: int) -> None:
-    """Refuse batches that do not divide into what they are cut into: identities, the parts of ranks, groups of BatchNorm.
+    """Refuse batches that do not divide into identities, the parts of ranks, groups of BatchNorm; and what ranks cannot share.
 
     Raises:
         UserError: In one line, with sizes that do.
     """
+    cluster = config.cluster
+    if ranks > 1 and config.method == "ucal" and cluster.dbscan not in ("auto", "graph"):
+        raise UserError(f"--cluster.dbscan {cluster.dbscan} runs in a process alone; with {ranks} ranks give graph")
+    if ranks > 1 and config.method == "ucal" and cluster.neighbours != "exact":
+        raise UserError(
+            f"--cluster.neighbours {cluster.neighbours} runs in a process alone; with {ranks} ranks give exact"
+        )
     size, group = config.batch.size, config.network.bn_group
     each = 1 if config.method == "nnct" else config.batch.per_identity
     if size % each:

@@ -16,6 +16,7 @@ from ..config import RunConfig
 from ..data import ImageSet, describe, load
 from ..data.augment import Augment
 from ..data.camstyle import CameraStyle, camera_style, match_copies, nothing_to_draw
+from ..data.feed import Feed
 from ..data.pixels import PixelStore
 from ..data.records import STYLE_COPIES, UNKNOWN, Record, count
 from ..data.samplers import iterations_of
@@ -114,15 +115,15 @@ def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, devi
         known = None if source_images is None else _source(source_images.train)
         _nnct(config, len(images.train), known, model.features, ranks)
     folder.prepare()
-    store, records = _decode(images, config, folder, reporter)
+    store, records = _decode(images, config, folder, reporter, ranks)
     if len(records) < ranks.size:
         raise UserError(
             f"{ranks.size} ranks are more than the {len(records)} training images: start torchrun with fewer processes"
         )
-    source = None if source_images is None else _decode_source(source_images, config, folder, reporter)
+    source = None if source_images is None else _decode_source(source_images, config, folder, reporter, ranks)
     identities = identities_and_cameras(records)[0]
-    with open_questions(config, images, records, store.digests, folder.path, reporter) as questions:
-        style = _style(config, images, records, store, folder, reporter)
+    with open_questions(config, images, records, store.digests, folder.path, reporter, ranks) as questions:
+        style = _style(config, images, records, store, folder, reporter, ranks)
         state = _training(config, model, images, store, records, questions, source, style, ranks)
         check_same_images(ranks, state.data)
         if saved is not None:
@@ -133,11 +134,12 @@ def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, devi
         network = Network(model, config.engine, device, ranks, reporter.warn)
         part, step = config.batch.size // ranks.size, max(config.network.bn_group, 2)
         network.prove(part, config.image.height, config.image.width, step)
+        feed = Feed(store, device, config.image.place, reporter.warn)
         try:
             train(
                 state,
                 network,
-                store,
+                feed,
                 folder,
                 reporter,
                 Evaluator(
@@ -146,7 +148,7 @@ def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, devi
                 if images.query
                 else None,
                 identities if (identities != UNKNOWN).all() else None,
-                None if source is None else source.store,
+                None if source is None else Feed(source.store, device, config.image.place, reporter.warn),
             )
         except (Interrupted, QuitAsking) as stop:
             reporter.line(_stopped(state, folder, stop))
@@ -278,8 +280,10 @@ def _source(records: list[Record]) -> Source:
         raise DataError(str(error)) from error
 
 
-def _decode_source(images: ImageSet, config: RunConfig, folder: RunFolder, reporter: Reporter) -> _Decoded:
-    store, records = decode_records(images.train, "source", config.image, folder.path, reporter)
+def _decode_source(
+    images: ImageSet, config: RunConfig, folder: RunFolder, reporter: Reporter, ranks: Ranks
+) -> _Decoded:
+    store, records = decode_records(images.train, "source", config.image, folder.path, reporter, ranks)
     source = _source(records)
     if len(source) < config.batch.size and config.method != "nnct":
         reporter.warn(
@@ -309,9 +313,9 @@ def _model(config: RunConfig, device: torch.device, fresh: bool = True) -> ReIdN
 
 
 def _decode(
-    images: ImageSet, config: RunConfig, folder: RunFolder, reporter: Reporter
+    images: ImageSet, config: RunConfig, folder: RunFolder, reporter: Reporter, ranks: Ranks
 ) -> tuple[PixelStore, list[Record]]:
-    store, records = decode_records(images.train, "train", config.image, folder.path, reporter)
+    store, records = decode_records(images.train, "train", config.image, folder.path, reporter, ranks)
     if len(records) < 2:
         raise DataError(f"{images.root}: {len(records)} readable training images; a run needs many more")
     if len(records) < config.cluster.k1 and config.method == "ucal":
@@ -364,11 +368,21 @@ def _style(
     store: PixelStore,
     folder: RunFolder,
     reporter: Reporter,
+    ranks: Ranks,
 ) -> CameraStyle | None:
     """The camera styles that training images are drawn in."""
     with reporter.progress("camera styles", len(records)) as update:
         style = camera_style(
-            config.camstyle, images, records, store, config.style, config.image, folder.path, reporter.warn, update
+            config.camstyle,
+            images,
+            records,
+            store,
+            config.style,
+            config.image,
+            folder.path,
+            reporter.warn,
+            update,
+            ranks,
         )
     if style is not None:
         reporter.line(style.describe())
@@ -388,8 +402,8 @@ def _method(
     identities, cameras = identities_and_cameras(records)
     try:
         if config.method == "supervised":
-            return Supervised(identities, cameras, config.batch, config.memory, config.seed)
-        return UCAL(cameras, config.cluster, config.batch, config.memory, config.seed, questions, source)
+            return Supervised(identities, cameras, config.batch, config.memory, config.seed, ranks)
+        return UCAL(cameras, config.cluster, config.batch, config.memory, config.seed, questions, source, ranks)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -398,7 +412,7 @@ def _nnct(config: RunConfig, n: int, source: Source | None, features: int, ranks
     weight = config.adaptation.weight
     classifier = None if source is None else SourceClassifier(source, features, weight, config.seed)
     try:
-        return NNCT(n, config.neighbours_k, config.nnct, config.batch, config.epochs, config.seed, classifier)
+        return NNCT(n, config.neighbours_k, config.nnct, config.batch, config.epochs, config.seed, classifier, ranks)
     except ValueError as error:
         text = str(error)
         raise UserError(text if text.startswith("--") else f"--nnct.layout and --nnct.capacity: {text}") from error

@@ -14,6 +14,7 @@ import torch
 from ..active import Verdict
 from ..config import EngineConfig, EvaluationConfig, ImageConfig, SyntheticConfig, TestFeatures
 from ..data import ImageSet
+from ..data.feed import Feed
 from ..engine.checkpoint import write_atomically
 from ..engine.extract import Evaluator, decode_records, extract_features, identities_and_cameras
 from ..engine.report import Reporter, RunFolder, percent, ranking_metrics
@@ -30,6 +31,9 @@ SCORES = ("mAP", "mINP", "rank1", "rank5", "rank10")
 def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -> Ranking:
     """Score a checkpoint, or a bare weights file, on the test set of an image set.
 
+    Returns:
+        The ranking by the features; that after re-ranking, where it is asked for, is printed below it.
+
     Raises:
         UserError: The file or the image set cannot be used, in one line.
     """
@@ -44,10 +48,16 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
     network = Network(model, options.engine, device, warn=reporter.warn)
     if options.save_features is not None:
         _save_features(Path(options.save_features), network, images, size, stage, options.engine, reporter)
-    ranking = Evaluator(images, size, Path(tempfile.gettempdir()), reporter, stage, options.engine)(network)
-    scores = ranking_metrics(ranking)
-    reporter.table(f"Test set, %: {options.checkpoint}", ["", *SCORES], [["", *(percent(scores[k]) for k in SCORES)]])
-    _say_skipped(scores, reporter)
+    evaluator = Evaluator(images, size, Path(tempfile.gettempdir()), reporter, stage, options.engine)
+    if options.rerank:
+        ranking, again = evaluator.with_reranking(network)
+        found = {"by the features": ranking_metrics(ranking), "re-ranked": ranking_metrics(again)}
+    else:
+        ranking = evaluator(network)
+        found = {"": ranking_metrics(ranking)}
+    rows = [[name, *(percent(scores[k]) for k in SCORES)] for name, scores in found.items()]
+    reporter.table(f"Test set, %: {options.checkpoint}", ["", *SCORES], rows)
+    _say_skipped(ranking_metrics(ranking), reporter)
     return ranking
 
 
@@ -81,7 +91,7 @@ def _save_features(
     """Write the features that are ranked, identities and cameras of the training images."""
     store, records = decode_records(images.train, "train", size, Path(tempfile.gettempdir()), reporter)
     with reporter.progress("extracting train", len(store)) as update:
-        features = extract_features(network, store, settings, update, stage).cpu().numpy()
+        features = extract_features(network, Feed(store, network.device, "host"), settings, update, stage).cpu().numpy()
     identities, cameras = (t.numpy() for t in identities_and_cameras(records))
     write_atomically(path, lambda f: np.savez(f, features=features, identities=identities, cameras=cameras))
     reporter.line(f"{len(records)} training features in {path}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..config import BatchConfig, MemoryConfig
+from ..ranks import ALONE, Ranks
 from .contrastive import ContrastiveMethod
 
 
@@ -17,15 +18,22 @@ class Supervised(ContrastiveMethod):
         batch: Batches.
         memory: Feature memory and temperature.
         seed: Seed of the batches.
+        ranks: The ranks that train together.
 
     Raises:
         ValueError: An image's identity is unknown.
     """
 
     def __init__(
-        self, identities: Tensor, cameras: Tensor, batch: BatchConfig, memory: MemoryConfig, seed: int
+        self,
+        identities: Tensor,
+        cameras: Tensor,
+        batch: BatchConfig,
+        memory: MemoryConfig,
+        seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(cameras, batch, memory, seed)
+        super().__init__(cameras, batch, memory, seed, ranks=ranks)
         unknown = int((identities < 0).sum())
         if unknown:
             raise ValueError(

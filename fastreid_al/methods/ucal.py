@@ -7,6 +7,8 @@ clusters between these two steps with the answers of a person: `fastreid_al.acti
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -16,6 +18,7 @@ from ..active import Questions
 from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
 from ..config import BatchConfig, ClusterConfig, MemoryConfig
 from ..errors import TrainingError
+from ..ranks import ALONE, Ranks
 from .adaptation import Source
 from .contrastive import ContrastiveMethod, Extract
 
@@ -29,8 +32,11 @@ class UCAL(ContrastiveMethod):
         batch: Batches.
         memory: Feature memory and temperature.
         seed: Seed of the batches.
-        questions: Splits and merges clusters with the answers of an annotator (Sec. 3.2), from its first epoch on.
+        questions: Splits and merges clusters with the answers of an annotator (Sec. 3.2), from its first epoch on. Of several
+            ranks the first asks, and the others need have none.
         source: The labelled source to train with as well; only the target is clustered.
+        ranks: The ranks that train together.
+        watch: Called once a second on the ranks that wait while the first asks; what it raises ends the waiting.
 
     Raises:
         ValueError: A cluster memory is asked to be clustered: it holds no vector per image. Or what shall run DBSCAN is not
@@ -46,14 +52,16 @@ class UCAL(ContrastiveMethod):
         seed: int,
         questions: Questions | None = None,
         source: Source | None = None,
+        ranks: Ranks = ALONE,
+        watch: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(cameras, batch, memory, seed, source)
+        super().__init__(cameras, batch, memory, seed, source, ranks)
         if cluster.source == "memory" and memory.kind == "cluster":
             raise ValueError(
                 "a cluster memory has no vector per image to cluster: use --cluster.source extract with it"
             )
         check_backend(cluster.dbscan, len(cameras), "--cluster.dbscan")
-        self.cluster, self.questions = cluster, questions
+        self.cluster, self.questions, self._watch = cluster, questions, watch
         #: State of the questions, kept for when a run that is resumed without them asks again.
         self._asked: dict[str, Any] | None = None
         #: Threshold of the self-paced selection, fixed at the first clustering.
@@ -69,28 +77,44 @@ class UCAL(ContrastiveMethod):
         """Sec. 3.1 and 3.2: cluster, select, refine."""
         c = self.cluster
         neighbours, self.facts = self._neighbours(epoch, features)
-        graph = jaccard_graph(features, c.k1, c.k2, max_distance=c.eps + c.eps_gap, neighbours=neighbours)
-        found, self.threshold = self_paced_labels(graph, c.eps, c.eps_gap, c.min_samples, self.threshold, c.dbscan)
-        labels = found.cpu()
-        if self.questions is not None:
-            drafted = labels
-            labels, asked = self.questions.refine(epoch, features, labels)
-            self.drafted = drafted if asked else None
-            self.facts |= asked
+        far = c.eps + c.eps_gap
+        graph = jaccard_graph(features, c.k1, c.k2, max_distance=far, neighbours=neighbours, ranks=self.ranks)
+        found, self.threshold = self_paced_labels(
+            graph, c.eps, c.eps_gap, c.min_samples, self.threshold, c.dbscan, self.ranks
+        )
+        labels = self._refined(epoch, features, found.cpu())
         return labels, singleton_classes(labels) if c.noise == "singleton" else labels
+
+    def _refined(self, epoch: int, features: Tensor, labels: Tensor) -> Tensor:
+        """The clusters (n,) after the epoch's questions. They are asked on the first rank, which then has all features."""
+        questions = self.questions if self.ranks.is_first else None
+        self.drafted = None
+        if not self.ranks.any(questions is not None and epoch >= questions.config.start):
+            return labels
+        start = time.perf_counter()
+        features = self.ranks.gather_to_first(features)
+
+        def ask() -> tuple[Tensor, dict[str, float]]:
+            assert questions is not None
+            return questions.refine(epoch, features, labels)
+
+        refined, asked = self.ranks.share(ask, self._watch)
+        self.drafted = labels
+        self.facts |= asked | {"seconds_questions": time.perf_counter() - start}
+        return refined
 
     def _neighbours(self, epoch: int, features: Tensor) -> tuple[Tensor | Literal["exact"], dict[str, float]]:
         """What `jaccard_graph` takes for neighbours, and what the log says of them."""
         if self.cluster.neighbours == "exact":
             return "exact", {}
         try:
-            ranks, recall = ivf_neighbours(features, self.cluster.k1)
+            lists, recall = ivf_neighbours(features, self.cluster.k1, ranks=self.ranks)
         except ValueError as error:
             raise TrainingError(f"epoch {epoch + 1}: {error}") from error
-        return ranks, {"neighbours_recall": recall}
+        return lists, {"neighbours_recall": recall}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """Everything that the rest of the run depends on; what was asked, the first rank knows."""
         asked = self._asked if self.questions is None else self.questions.state_dict()
         return {**super().state_dict(), "threshold": self.threshold, "questions": asked}
 

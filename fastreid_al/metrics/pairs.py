@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ranks import ALONE, Ranks
+
 
 class PairScores(NamedTuple):
     """Over all unordered pairs of images: precision, recall and F1 of "in the same cluster" for "of the same identity"."""
@@ -49,19 +51,22 @@ class ListScores(NamedTuple):
     recall: float
 
 
-def list_scores(indptr: Tensor, indices: Tensor, identities: Tensor) -> ListScores:
+def list_scores(indptr: Tensor, indices: Tensor, identities: Tensor, ranks: Ranks = ALONE) -> ListScores:
     """Compare label lists, in which one class is one image, with true identities.
 
     Args:
-        indptr: (n + 1,) int64; the labels of image i are indices[indptr[i]:indptr[i + 1]], itself left aside.
+        indptr: (n + 1,) int64; the labels of image i are indices[indptr[i]:indptr[i + 1]], itself left aside. On ranks those of
+            `ranks.own(n)`.
         indices: (labels,) int64, none twice in a list.
         identities: (n,) int64.
+        ranks: The ranks that the lists lie on.
 
     Returns:
         The scores, in some 20 bytes a label. Without a predicted pair precision is 1, without a true pair recall is 1.
     """
-    images = torch.arange(len(identities)).repeat_interleave(indptr.diff())
+    images = torch.arange(len(identities))[ranks.own(len(identities))].repeat_interleave(indptr.diff())
     others = images != indices
-    right = int((identities[images[others]] == identities[indices[others]]).sum())
-    predicted, true = int(others.sum()), 2 * _pairs(identities.unique(return_counts=True)[1])
+    right = sum(ranks.counts(int((identities[images[others]] == identities[indices[others]]).sum())))
+    predicted = sum(ranks.counts(int(others.sum())))
+    true = 2 * _pairs(identities.unique(return_counts=True)[1])
     return ListScores(right / predicted if predicted else 1.0, right / true if true else 1.0)

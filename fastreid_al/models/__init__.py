@@ -1,9 +1,8 @@
 """Backbones and the embedding head; BatchNorm over groups and by domain."""
 
-from ._temp import join_ranks, update_running
 from .build import MODELS, build_model
 from .head import ReIdNet, Stage
-from .norm import Domain, group_batchnorm, split_batchnorm, without_source
+from .norm import Domain, forget_running, group_batchnorm, join_ranks, split_batchnorm, update_running, without_source
 
 __all__ = [
     "MODELS",
@@ -11,6 +10,7 @@ __all__ = [
     "ReIdNet",
     "Stage",
     "build_model",
+    "forget_running",
     "group_batchnorm",
     "join_ranks",
     "split_batchnorm",

@@ -111,27 +111,8 @@ def bank_contrast_loss(
         ValueError: Wrong rank, width, dtype or device, a temperature that is not above 0, targets out of range or of a class
             without rows, rows that are not finite (values are seen on a CPU alone; on a GPU the loss is then NaN).
     """
-    check_pair("features", features, bank)
-    check_ids("targets", targets, features.shape[0], features, "features", "feature row")
-    if isinstance(temperature, Tensor) and temperature.requires_grad:
-        raise ValueError(
-            "temperature: it requires a gradient, wanted a number; divide the features by it, and give 1.0"
-        )
-    if not temperature > 0:
-        raise ValueError(f"temperature: found {temperature}, wanted a number above 0")
     check_choice("reduction", reduction, REDUCTIONS)
-    check_choice("precision", precision, PRECISIONS)
-    order = starts = None
-    if isinstance(classes, Tensor):
-        check_ids("classes", classes, bank.shape[0], bank, "bank", "bank row")
-        classes = class_index(classes)
-    if classes is not None:
-        if not isinstance(classes, tuple) or len(classes) != 2:
-            raise ValueError(f"classes: found a {type(classes).__name__}, wanted a torch.Tensor or a ClassIndex")
-        order, starts = classes
-        if order.shape[0] != bank.shape[0]:
-            raise ValueError(f"classes: found {order.shape[0]} rows, wanted {bank.shape[0]}, the rows of bank")
-        check_device("classes", order, bank, "bank")
+    order, starts = _checked(features, bank, targets, temperature, classes, precision)
     wanted = torch.is_grad_enabled() and features.requires_grad
     losses = _bank_contrast(features, bank, targets, order, starts, temperature, ignore_index, wanted, precision)[0]
     if reduction == "none":
@@ -161,6 +142,124 @@ def bank_contrast_loss_reference(
     if reduction == "none":
         return losses
     return losses.sum() / (targets != ignore_index).sum().clamp(min=1) if reduction == "mean" else losses.sum()
+
+
+class ContrastShares(NamedTuple):
+    """What a part of a bank has to say of `bank_contrast_loss` over the whole.
+
+    Args:
+        losses: (B,) the loss against this part alone, of features whose target is in it; 0 for others.
+        log_sums: (B,) log of the sum of exponentials of the part's logits, -inf where the part has no class.
+        means: (B, D) mean of the part's vectors, weighted with these exponentials, 0 where it has no class; (0, D) without
+            gradient.
+        chosen: (B, D) vector of the target, 0 where it is not in this part; (0, D) without gradient.
+    """
+
+    losses: Tensor
+    log_sums: Tensor
+    means: Tensor
+    chosen: Tensor
+
+
+def bank_contrast_shares(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    temperature: float,
+    *,
+    classes: Tensor | ClassIndex | None = None,
+    ignore_index: int = -1,
+    gradient: bool = True,
+    precision: str = "auto",
+) -> ContrastShares:
+    """One part's share of `bank_contrast_loss`, for a bank of which several processes hold a part each.
+
+    With L the log-sum-exp of all parts' `log_sums`, the loss of a feature is its `losses` + L - `log_sums` of the part that has
+    its target, and the gradient the sum over the parts of (exp(`log_sums` - L) `means` - `chosen`) / tau. Each class is in one
+    part, whole.
+
+    Args:
+        features: (B, D), as for `bank_contrast_loss`; the same for every part.
+        bank: (n, D), the part; n may be 0.
+        targets: (B,) int64, numbers within the part; `ignore_index` for features whose target is in another.
+        temperature: tau, above 0.
+        classes: (n,) int64 in [-1, n), the class of each row of the part; or what `class_index` makes of it.
+        ignore_index: Target of features whose target is in another part.
+        gradient: Whether `means` and `chosen` are wanted.
+        precision: Of products on a GPU, as for `bank_contrast_loss`.
+
+    Returns:
+        The part's shares, float32 (float64 for float64). No gradient flows through them: it is in them.
+
+    Memory:
+        That of `bank_contrast_loss`, and B x D more.
+
+    Raises:
+        ValueError: Wrong rank, width, dtype or device, a temperature that is not above 0, or, on a CPU, targets out of range.
+            Rows that are not finite make what they reach NaN, on a CPU too: processes that wait for each other must not fail
+            alone.
+    """
+    order, starts = _checked(features, bank, targets, temperature, classes, precision)
+    more = (order, starts, temperature, ignore_index, gradient, precision)
+    return ContrastShares(*_bank_shares(features.detach(), bank.detach(), targets, *more))
+
+
+def bank_contrast_shares_reference(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    temperature: float,
+    *,
+    classes: Tensor | None = None,
+    ignore_index: int = -1,
+) -> ContrastShares:
+    """`bank_contrast_shares` in plain PyTorch, through the whole matrix of logits, in the dtype given."""
+    vectors, exists = bank, torch.ones(len(bank), dtype=torch.bool, device=bank.device)
+    if classes is not None:
+        count = int(classes.max()) + 1 if len(classes) else 0
+        member = F.one_hot(classes + 1, count + 1)[:, 1:].to(bank.dtype)
+        sizes = member.sum(0)
+        vectors, exists = member.T @ bank / sizes.clamp(min=1)[:, None], sizes > 0
+    logits = (features @ vectors.T / temperature).masked_fill(~exists, -torch.inf)
+    log_sums = logits.logsumexp(1)
+    means = torch.exp(logits - log_sums.masked_fill(log_sums == -torch.inf, 0.0)[:, None]) @ vectors
+    here = targets != ignore_index
+    losses, chosen = torch.zeros_like(log_sums), torch.zeros_like(features)
+    losses[here] = log_sums[here] - logits[here, targets[here]]
+    chosen[here] = vectors[targets[here]]
+    return ContrastShares(losses, log_sums, means, chosen)
+
+
+def _checked(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    temperature: float,
+    classes: Tensor | ClassIndex | None,
+    precision: str,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The index of the classes, order and starts, where there are classes, of checked arguments."""
+    check_pair("features", features, bank)
+    check_ids("targets", targets, features.shape[0], features, "features", "feature row")
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise ValueError(
+            "temperature: it requires a gradient, wanted a number; divide the features by it, and give 1.0"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature: found {temperature}, wanted a number above 0")
+    check_choice("precision", precision, PRECISIONS)
+    if classes is None:
+        return None, None
+    if isinstance(classes, Tensor):
+        check_ids("classes", classes, bank.shape[0], bank, "bank", "bank row")
+        classes = class_index(classes)
+    if not isinstance(classes, tuple) or len(classes) != 2:
+        raise ValueError(f"classes: found a {type(classes).__name__}, wanted a torch.Tensor or a ClassIndex")
+    order, starts = classes
+    if order.shape[0] != bank.shape[0]:
+        raise ValueError(f"classes: found {order.shape[0]} rows, wanted {bank.shape[0]}, the rows of bank")
+    check_device("classes", order, bank, "bank")
+    return order, starts
 
 
 def class_means(bank: Tensor, classes: Tensor | ClassIndex, count: int) -> Tensor:
@@ -250,6 +349,52 @@ def _(
     kind = accumulator(features.dtype)
     rows = features.new_empty(b, dtype=kind)
     return rows, torch.empty_like(rows), features.new_empty(b if gradient else 0, dim, dtype=kind)
+
+
+@torch.library.custom_op(qualified("bank_contrast_shares"), mutates_args=())
+def _bank_shares(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    order: Tensor | None,
+    starts: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    gradient: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `ContrastShares`."""
+    if features.is_cpu:
+        count = len(bank) if starts is None else len(starts) - 1
+        check_range("targets", targets, 0, count, ignored=ignore_index)
+    if not takes_kernels(features, bank) or (starts is not None and len(starts) == 1):
+        from .bank_loss_cpu import shares_blocked
+
+        with full_precision(features):
+            return shares_blocked(features, bank, targets, order, starts, temperature, ignore_index, gradient)
+    from .bank_loss_triton import shares_triton
+
+    with device_of(features):
+        return shares_triton(features, bank, targets, order, starts, temperature, ignore_index, gradient, precision)
+
+
+@_bank_shares.register_fake
+def _(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    order: Tensor | None,
+    starts: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    gradient: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    b, dim = features.shape
+    kind = accumulator(features.dtype)
+    rows = features.new_empty(b, dtype=kind)
+    wide = features.new_empty(b if gradient else 0, dim, dtype=kind)
+    return rows, torch.empty_like(rows), wide, torch.empty_like(wide)
 
 
 @torch.library.custom_op(qualified("bank_contrast_bank_gradient"), mutates_args=())

@@ -26,6 +26,44 @@ def contrast_blocked(
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (B,), log-sum-exps (B,) and gradients (B, D) or (0, D), on checked arguments."""
+    arguments = (features, bank, targets, order, starts, temperature, ignore_index, gradient)
+    losses, log_sums, running, chosen, own = _shares(*arguments)
+    counted = targets != ignore_index
+    if gradient:
+        running.sub_(chosen).div_(temperature).masked_fill_(~counted[:, None], 0.0)
+    if features.is_cpu and not bool(torch.isfinite(losses).all() & torch.isfinite(running).all()):
+        if starts is not None and bool((own[counted] == -torch.inf).any()):
+            wrong = int(targets[counted][(own[counted] == -torch.inf)[:, 0]][0])
+            raise ValueError(f"targets: found class {wrong}, which has no rows, wanted classes of `classes`")
+        check_finite(features=features[counted], bank=bank)
+    return losses, log_sums, running
+
+
+def shares_blocked(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    order: Tensor | None,
+    starts: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses (B,), log-sum-exps (B,), weighted means and vectors of the targets, (B, D) or (0, D), on checked arguments."""
+    return _shares(features, bank, targets, order, starts, temperature, ignore_index, gradient)[:4]
+
+
+def _shares(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    order: Tensor | None,
+    starts: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `shares_blocked` gives, and the targets' logits (B, 1)."""
     kind = accumulator(features.dtype)
     counted = targets != ignore_index
     targets = targets.masked_fill(~counted, -1)
@@ -55,13 +93,9 @@ def contrast_blocked(
     # In this order: where the target's logit is all but the sum, what is left is small beside either.
     losses = torch.where(counted, (total.log() + (top - own))[:, 0], 0.0)
     if gradient:
-        running.div_(total).sub_(chosen).div_(temperature).masked_fill_(~counted[:, None], 0.0)
-    if features.is_cpu and not bool(torch.isfinite(losses).all() & torch.isfinite(running).all()):
-        if starts is not None and bool((own[counted] == -torch.inf).any()):
-            wrong = int(targets[counted][(own[counted] == -torch.inf)[:, 0]][0])
-            raise ValueError(f"targets: found class {wrong}, which has no rows, wanted classes of `classes`")
-        check_finite(features=features[counted], bank=bank)
-    return losses, log_sums, running
+        # Nothing to weigh is a mean of zero.
+        running.div_(total.masked_fill(total == 0, 1.0))
+    return losses, log_sums, running, chosen, own
 
 
 def bank_gradient_blocked(

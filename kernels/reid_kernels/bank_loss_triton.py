@@ -40,19 +40,61 @@ def contrast_triton(
 
     `piece` is the number of bank rows taken at a time, a multiple of every tile.
     """
-    features, bank, targets = unit_stride(features), unit_stride(bank), targets.contiguous()
-    how = operands(features.dtype, precision)
+    bank, targets = unit_stride(bank), targets.contiguous()
+    work = _over_bank(features, bank, targets, order, starts, temperature, gradient, precision, piece)
+    # A class is subtracted as the mean of its rows.
+    chosen = bank if order is None or starts is None else _means_of_targets(bank, order, starts, targets)
+    return work.finish(chosen, ignore_index)
+
+
+def shares_triton(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    order: Tensor | None,
+    starts: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    gradient: bool,
+    precision: str,
+    piece: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses (B,), log-sum-exps (B,), weighted means and vectors of the targets, (B, D) or (0, D), likewise."""
+    bank, targets = unit_stride(bank), targets.contiguous()
+    work = _over_bank(features, bank, targets, order, starts, temperature, gradient, precision, piece)
+    losses, log_sums, means = work.finish(bank, ignore_index, shares=True)
+    if not gradient:
+        return losses, log_sums, means, torch.empty_like(means)
+    if order is not None and starts is not None:
+        return losses, log_sums, means, _means_of_targets(bank, order, starts, targets)
+    inside = (targets >= 0) & (targets < len(bank))
+    chosen = bank[torch.where(inside, targets, 0)].to(torch.float32)
+    return losses, log_sums, means, chosen.masked_fill_(~inside[:, None], 0.0)
+
+
+def _over_bank(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    order: Tensor | None,
+    starts: Tensor | None,
+    temperature: float,
+    gradient: bool,
+    precision: str,
+    piece: int | None,
+) -> Contrast:
+    """The passes over the pieces of the bank."""
+    features, how = unit_stride(features), operands(features.dtype, precision)
     if order is None or starts is None:
         work = Contrast(features, targets, None, len(bank), temperature, gradient, how, piece)
         for number, first, stop in work.pieces():
             work.take(rounded(bank[first:stop], how), number, first, stop)
-        return work.finish(bank, ignore_index)
+        return work
     order, starts = order.contiguous(), starts.contiguous()
     work = Contrast(features, targets, starts, len(starts) - 1, temperature, gradient, how, piece)
     for number, first, stop in work.pieces():
         work.take(rounded(means_of_classes(bank, order, starts[first : stop + 1]), how), number, first, stop)
-    # A class is subtracted as the mean of its rows.
-    return work.finish(_means_of_targets(bank, order, starts, targets), ignore_index)
+    return work
 
 
 class Contrast:
@@ -168,8 +210,11 @@ class Contrast:
             num_stages=self.sums.stages,
         )
 
-    def finish(self, chosen: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses, log-sum-exps and gradients. `chosen` is the bank, or with classes the mean of each feature's (B, D)."""
+    def finish(self, chosen: Tensor, ignore_index: int, shares: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses, log-sum-exps and gradients, or weighted means where `shares` are wanted.
+
+        `chosen` is the bank, or with classes the mean of each feature's (B, D). It is not read for shares.
+        """
         losses, log_sums = (torch.empty_like(self.own) for _ in range(2))
         finish_kernel[(self.batch,)](
             self.running,
@@ -189,6 +234,7 @@ class Contrast:
             self.scale,
             CLASSES=self.starts is not None,
             GRADIENT=self.gradient,
+            ONLY_MEANS=shares,
             SPLITS=self.splits,
             BLOCK_D=min(1024, triton.next_power_of_2(self.dim)),
             num_warps=4,
@@ -208,6 +254,7 @@ def means_of_classes(bank: Tensor, order: Tensor, starts: Tensor) -> Tensor:
 
 def _means_of_targets(bank: Tensor, order: Tensor, starts: Tensor, targets: Tensor) -> Tensor:
     """Mean of the rows of each feature's class, (B, D) float32; 0 where the target is no class."""
+    order, starts = order.contiguous(), starts.contiguous()
     inside = (targets >= 0) & (targets < len(starts) - 1)
     place = torch.where(inside, targets, 0)
     begin, end = starts[place], torch.where(inside, starts[place + 1], starts[place])
@@ -432,10 +479,14 @@ def finish_kernel(
     scale,
     CLASSES: tl.constexpr,
     GRADIENT: tl.constexpr,
+    ONLY_MEANS: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Loss and gradient of one feature; 0 where it is ignored, NaN where its target does not exist."""
+    """Loss and gradient of one feature; 0 where it is ignored, NaN where its target does not exist.
+
+    With ONLY_MEANS the weighted mean of the bank in the gradient's place, whatever the target.
+    """
     b = tl.program_id(0).to(tl.int64)
     target = tl.load(targets_ptr + b)
     counted = target != ignore_index
@@ -455,7 +506,12 @@ def finish_kernel(
             sums = tl.zeros((BLOCK_D,), dtype=tl.float32)
             for split in tl.static_range(SPLITS):
                 sums += tl.load(running_ptr + split * batch * dim + b * dim + d, mask=d < dim, other=0.0)
-            chosen = tl.load(chosen_ptr + place * chosen_stride + d, mask=d < dim, other=0.0).to(tl.float32)
-            # The target's logit is NaN where no such row exists; so is then the gradient.
-            slope = (sums / total - chosen) * scale + 0.0 * own
-            tl.store(running_ptr + b * dim + d, tl.where(counted, slope, 0.0), mask=d < dim)
+            if ONLY_MEANS:
+                # Nothing to weigh is a mean of zero.
+                mean = sums / tl.where(total == 0.0, 1.0, total)
+                tl.store(running_ptr + b * dim + d, mean, mask=d < dim)
+            else:
+                chosen = tl.load(chosen_ptr + place * chosen_stride + d, mask=d < dim, other=0.0).to(tl.float32)
+                # The target's logit is NaN where no such row exists; so is then the gradient.
+                slope = (sums / total - chosen) * scale + 0.0 * own
+                tl.store(running_ptr + b * dim + d, tl.where(counted, slope, 0.0), mask=d < dim)

@@ -48,6 +48,8 @@ SMALL_PRODUCT = {
 GROUP = 16
 #: Rows and width of a step where rows are read once and reduced.
 REDUCE = Tile(16, 0, 256, 4, 2)
+#: Places and channels of `grouped_batch_norm`; the longer side is the one whose values lie side by side.
+NORM = {"channels last": Tile(32, 64, 0, 4, 2), "contiguous": Tile(256, 8, 0, 4, 2)}
 
 
 def product_tile(operand: torch.dtype, precision: str, rows: int, memory: torch.dtype | None = None) -> Tile:

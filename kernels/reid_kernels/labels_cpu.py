@@ -1,4 +1,4 @@
-"""`label_prediction` by blocks of rows in PyTorch, on any device; and the walk, whatever computes similarities and ranks."""
+"""`label_prediction` by blocks of rows in PyTorch, on any device; and the walk, whatever computes neighbours and ranks."""
 
 from __future__ import annotations
 
@@ -26,32 +26,44 @@ def labels_blocked(bank: Tensor, rows: Tensor, threshold: float, at_least: int) 
     def ranks(candidates: Tensor, own: Tensor) -> Tensor:
         return ranks_blocked(len(bank), candidates, own, kind, similar)
 
-    return walk(len(bank), rows, threshold, at_least, row_blocks(len(rows), len(bank), kind), similar, ranks)
+    near = neighbours_above(rows, threshold, row_blocks(len(rows), len(bank), kind), similar)
+    return walk(len(bank), rows, at_least, *near, ranks)
+
+
+def neighbours_above(
+    rows: Tensor, threshold: float, blocks: list[slice], similar: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """How many similarities of each row lie above the threshold, and their columns, descending, row after row.
+
+    Args:
+        rows: (B,) int64.
+        threshold: Least similarity of a positive, itself left out.
+        blocks: Parts of the batch whose similarities may exist together.
+        similar: Similarities (some, n) of rows (some,).
+    """
+    parts = [_above(similar(rows[now]), threshold) for now in blocks]
+    above = torch.cat([part[0] for part in parts] or [rows[:0]])
+    return above, torch.cat([part[1] for part in parts] or [rows[:0]])
 
 
 def walk(
     n: int,
     rows: Tensor,
-    threshold: float,
     at_least: int,
-    blocks: list[slice],
-    similar: Callable[[Tensor], Tensor],
+    above: Tensor,
+    neighbours: Tensor,
     ranks: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Positives of rows.
+    """Positives of rows. What `ranks` is asked, and how often, depends on the arguments alone.
 
     Args:
         n: Rows of the bank.
         rows: (B,) int64.
-        threshold: Least similarity of a positive, itself left out.
         at_least: The least bound on a rank.
-        blocks: Parts of the batch whose similarities may exist together.
-        similar: Similarities (some, n) of rows (some,).
+        above: (B,) int64, how many neighbours each row has.
+        neighbours: Those above the threshold, most similar first, row after row.
         ranks: For pairs of a candidate and a row (P,), how many rows are more similar to the candidate than that row is.
     """
-    parts = [_above(similar(rows[now]), threshold) for now in blocks]
-    above = torch.cat([part[0] for part in parts] or [rows[:0]])
-    neighbours = torch.cat([part[1] for part in parts] or [rows[:0]])
     starts = above.cumsum(0) - above
     bound = above.clamp(min=at_least)
     # Two are taken on their similarity alone, and no rank exceeds n - 1.
@@ -73,7 +85,7 @@ def walk(
 
 
 def _above(similarity: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """How many similarities of each row lie above the threshold, and their columns, descending, row after row."""
+    """`neighbours_above` of one block."""
     near = similarity > threshold
     row, column = near.nonzero(as_tuple=True)
     order = similarity[row, column].argsort(descending=True, stable=True)
@@ -97,9 +109,23 @@ def _lists(rows: Tensor, neighbours: Tensor, starts: Tensor, above: Tensor, take
 
 
 def ranks_blocked(
-    n: int, candidates: Tensor, own: Tensor, kind: torch.dtype, similar: Callable[[Tensor], Tensor]
+    n: int,
+    candidates: Tensor,
+    own: Tensor,
+    kind: torch.dtype,
+    similar: Callable[[Tensor], Tensor],
+    pair: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """`ranks` for `walk`, with the similarities of each candidate computed once, however many pairs it is in."""
+    """`ranks` for `walk`, with the similarities of each candidate computed once, however many pairs it is in.
+
+    Args:
+        n: Most columns of a block of similarities.
+        candidates: (P,) int64.
+        own: (P,) int64.
+        kind: The dtype of similarities.
+        similar: Similarities (some, n) of rows (some,).
+        pair: Of similarities (some, n), places in them and rows `own`: that of each pair, where it is not simply there.
+    """
     candidate, inverse = candidates.unique(return_inverse=True)
     inverse, order = inverse.sort(stable=True)
     own = own[order]
@@ -107,14 +133,15 @@ def ranks_blocked(
     for now in row_blocks(len(candidate), n, kind):
         ends = torch.tensor([now.start, now.stop], device=own.device)
         first, last = torch.searchsorted(inverse, ends).tolist()
-        counts[order[first:last]] = _closer(similar(candidate[now]), inverse[first:last] - now.start, own[first:last])
+        similarity, place, some = similar(candidate[now]), inverse[first:last] - now.start, own[first:last]
+        bound = similarity[place, some] if pair is None else pair(similarity, place, some)
+        counts[order[first:last]] = _closer(similarity, place, bound)
     return counts
 
 
-def _closer(similarity: Tensor, candidate: Tensor, own: Tensor) -> Tensor:
-    """How many similarities of its candidate's row each pair's own one is less than."""
-    counts = torch.empty_like(own)
-    for some in torch.arange(len(own), device=own.device).split(max(1, len(similarity) // 4)):
-        near = similarity[candidate[some]]
-        counts[some] = count_rows(near > near.gather(1, own[some, None]))
+def _closer(similarity: Tensor, candidate: Tensor, bound: Tensor) -> Tensor:
+    """How many similarities of its candidate's row are greater than each pair's own one."""
+    counts = torch.empty_like(candidate)
+    for some in torch.arange(len(bound), device=bound.device).split(max(1, len(similarity) // 4)):
+        counts[some] = count_rows(similarity[candidate[some]] > bound[some, None])
     return counts

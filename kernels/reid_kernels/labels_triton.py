@@ -10,7 +10,7 @@ from torch import Tensor
 from ._ops import unit_stride
 from ._triton import Operands, operands, product, product_options, rounded
 from .configs import Tile, product_tile
-from .labels_cpu import ranks_blocked, walk
+from .labels_cpu import neighbours_above, ranks_blocked, walk
 from .multilabel_triton import BLOCK, similarities
 
 #: Pairs a candidate from which its similarities are stored.
@@ -35,7 +35,7 @@ def labels_triton(
             return ranks_blocked(n, candidates, own, torch.float32, similar)
         return count_closer(bank, candidates, own, how, tile).long()
 
-    return walk(n, rows, threshold, at_least, blocks, similar, ranks)
+    return walk(n, rows, at_least, *neighbours_above(rows, threshold, blocks, similar), ranks)
 
 
 def count_closer(bank: Tensor, candidates: Tensor, own: Tensor, how: Operands, tile: Tile | None = None) -> Tensor:

@@ -194,6 +194,44 @@ def test_styles_are_drawn_first_and_from_the_same_generator() -> None:
     assert torch.equal(augment(images), normalize(images))
 
 
+@pytest.mark.parametrize("styled", [False, True])
+@pytest.mark.parametrize("config", [ImageConfig(), ImageConfig(jitter=0.3), recipe("msmt17", method="nnct").image])
+def test_parts_of_a_batch_are_augmented_as_the_whole_whatever_they_are(config: ImageConfig, styled: bool) -> None:
+    images, rows = batch(), torch.arange(19, 10, -1)
+    style = Darker([Record(Path(f"{i}.jpg"), 0, i % 2) for i in range(20)], 0.5) if styled else None
+    whole = Augment(config, 3, style)
+    expected = whole(images, rows)
+    for size in (1, 2, 4):
+        ranks = [slice(start, start + -(-9 // size)) for start in range(0, 9 + 3 * (size == 4), -(-9 // size))]
+        found = []
+        for part in ranks:
+            augment = Augment(config, 3, style)
+            found.append(augment.apply(images[part], augment.draw(9, 32, 16, rows).part(part)))
+            assert torch.equal(augment.generator.get_state(), whole.generator.get_state())
+        assert torch.allclose(torch.cat(found), expected, atol=1e-5)
+    assert found[-1].shape == (0, 3, 32, 16)
+
+
+def test_draws_of_another_set_have_no_style_and_leave_the_generator_as_ever() -> None:
+    style = Darker([Record(Path(f"{i}.jpg"), 0, i % 2) for i in range(20)], 1.0)
+    here, there = Augment(ImageConfig(), 4, style), Augment(ImageConfig(), 4)
+    assert here.draw(9, 32, 16).styles is None
+    there.draw(9, 32, 16)
+    assert torch.equal(here.generator.get_state(), there.generator.get_state())
+
+
+def test_packed_draws_are_unpacked_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device nothing is kept, so that the copy is caught on its way there."""
+    draws = Augment(recipe("msmt17", method="nnct").image, 3).draw(9, 256, 128)
+    copies: list[torch.Tensor] = []
+    monkeypatch.setattr("fastreid_al.data.augment.sent", lambda x, device: copies.append(x) or x)
+    moved = draws.to(torch.device("meta"))
+    assert len(copies) == 1
+    for before, after in zip(draws[1:], moved[1:], strict=True):
+        assert (before is None) == (after is None)
+        assert before is None or (before.dtype == after.dtype and torch.equal(before, after))
+
+
 def test_everything_off_is_normalisation_alone() -> None:
     images = batch()
     config = ImageConfig(flip=0, pad=0, erase=0, jitter=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from fastreid_al.config import ImageConfig, StyleConfig, SyntheticConfig
-from fastreid_al.data import camstyle, drawing
+from fastreid_al.data import camstyle, drawing, pixels
 from fastreid_al.data.camstyle import CameraStyle, ColourStyle, FileStyle, FourierStyle, camera_style
 from fastreid_al.data.pixels import PixelStore
 from fastreid_al.data.records import STYLE_COPIES as COPIES
 from fastreid_al.data.records import ImageSet, Record
 from fastreid_al.errors import DataError
 
-SIZE = ImageConfig(height=32, width=16)
+SIZE = ImageConfig(height=32, width=16, cache="none")
 
 
 def stored(pixels: Tensor) -> PixelStore:
@@ -329,6 +330,18 @@ def test_unreadable_copies_are_named_and_left_out(make: Make, tmp_path: Path) ->
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="none of 6 copies can be read"):
         built(parts, tmp_path, warnings)
+
+
+def test_copies_are_kept_and_found_again(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, records, _ = make(MARKET, (1, 2, 3), market_copies())
+    size = replace(SIZE, cache=str(tmp_path / "kept"))
+    first = FileStyle(images, records, size, tmp_path, [].append)
+    monkeypatch.setattr(pixels, "to_rgb", None)
+    again = FileStyle(images, records, size, tmp_path, [].append)
+    assert first.digests == again.digests and torch.equal(first.table, again.table)
+    given = torch.zeros(3, 3, 32, 16, dtype=torch.uint8), torch.arange(3)
+    drawn = (style(*given, torch.Generator().manual_seed(1)) for style in (first, again))
+    assert torch.equal(*drawn)
 
 
 def test_what_is_no_copy_of_a_training_image_is_not_read(make: Make, tmp_path: Path) -> None:

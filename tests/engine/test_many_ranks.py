@@ -17,7 +17,7 @@ import torch
 from ranked import Pool
 from tiny import SYNTHETIC, tiny_config
 
-from fastreid_al.config import MemoryConfig, NetworkConfig, QuestionConfig, RunConfig
+from fastreid_al.config import MemoryConfig, NetworkConfig, OptimizerConfig, QuestionConfig, RunConfig
 from fastreid_al.engine.checkpoint import load_checkpoint
 from fastreid_al.errors import UserError
 from fastreid_al.methods import run, run_training
@@ -28,8 +28,12 @@ EXACT = ("clusters", "clustered", "alone", "classes", "questions", "labels_per_i
 
 
 def configured(run_dir: Path, name: str) -> RunConfig:
-    """Two epochs in which four images are what a rank of four is given."""
+    """Two epochs in which four images are what a rank of four is given.
+
+    Plain SGD: Adam's first steps turn the rounding of gradients near zero into steps of full length.
+    """
     config = replace(tiny_config(run_dir), epochs=2, evaluate_every=2, network=NetworkConfig(bn_group=4))
+    config = replace(config, optimizer=OptimizerConfig(name="sgd", lr=0.01, momentum=0.0))
     if name == "cluster memory, questions":
         asked = QuestionConfig(start=1, per_epoch=10)
         config = replace(config, ask="gain", questions=asked, memory=MemoryConfig(kind="cluster", hardest=True))

@@ -13,7 +13,7 @@ from tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
 
 from fastreid_al.config import AdaptationConfig, EvaluationConfig, ImageConfig, NNCTConfig, RunConfig, StyleConfig
 from fastreid_al.data import load
-from fastreid_al.data.camstyle import ColourStyle
+from fastreid_al.data.camstyle import ColourStyle, Styles
 from fastreid_al.data.pixels import decode
 from fastreid_al.data.records import STYLE_COPIES
 from fastreid_al.data.synthetic import cached_synthetic
@@ -61,15 +61,13 @@ def test_a_run_counts_its_labels_and_holds_them_against_the_truth(config: RunCon
 def test_styles_are_given_the_pixels_and_rows_of_the_target_alone(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw, seen = ColourStyle.__call__, []
+    apply, seen = ColourStyle.apply, []
 
-    def recording(
-        style: ColourStyle, pixels: torch.Tensor, rows: torch.Tensor, random: torch.Generator
-    ) -> torch.Tensor:
-        seen.append((pixels, rows))
-        return draw(style, pixels, rows, random)
+    def recording(style: ColourStyle, pixels: torch.Tensor, styles: Styles) -> torch.Tensor:
+        seen.append((pixels, styles.rows))
+        return apply(style, pixels, styles)
 
-    monkeypatch.setattr(ColourStyle, "__call__", recording)
+    monkeypatch.setattr(ColourStyle, "apply", recording)
     source = AdaptationConfig(synthetic=replace(SYNTHETIC, seed=1))
     run_training(replace(config, epochs=1, source="synthetic", adaptation=source))
     records = load("synthetic", synthetic=SYNTHETIC, verbose=False).train

@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))
 from reid_kernels import (
     bank_contrast_loss,
     bank_contrast_loss_reference,
+    bank_contrast_shares,
+    bank_contrast_shares_reference,
     class_index,
     class_means,
     label_prediction,
@@ -149,6 +151,22 @@ def test_contrast_loss_is_as_good_as_plain_pytorch(
         tiny = 1e-5 if precision == "ieee" else 1e-2
         for a, b, c in zip(found, eager, exact, strict=True):
             assert_as_good_as_eager(a, b, c, tiny)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("instances", [True, False])
+def test_shares_of_a_part_are_as_good_as_plain_pytorch(dtype: torch.dtype, instances: bool) -> None:
+    bank, features = unit_rows(3000, 96, dtype).to(DEVICE), unit_rows(64, 96, dtype, seed=1).to(DEVICE)
+    classes = (torch.arange(3000, device=DEVICE) % 700 - 1) if instances else None
+    targets = torch.arange(64, device=DEVICE) % 50
+    targets[::3] = -1
+    found = bank_contrast_shares(features, bank, targets, 0.05, classes=classes)
+    eager = bank_contrast_shares_reference(features, bank, targets, 0.05, classes=classes)
+    exact = bank_contrast_shares_reference(features.double(), bank.double(), targets, 0.05, classes=classes)
+    for part in zip(found, eager, exact, strict=True):
+        assert_as_good_as_eager(*part, 1e-5 if dtype == torch.float32 else 1e-2)
+    empty = bank_contrast_shares(features, bank[:0], torch.full_like(targets, -1), 0.05)
+    assert bool((empty.log_sums == -torch.inf).all()) and not any(x.any() for x in (empty.means, empty.chosen))
 
 
 def with_gradient(call: object, features: Tensor, *arguments: object, **more: object) -> tuple[Tensor, Tensor]:

@@ -183,13 +183,14 @@ def launch_topk() -> None:
 
 
 def launch_contrast() -> None:
-    from reid_kernels.bank_loss_triton import contrast_triton
+    from reid_kernels.bank_loss_triton import contrast_triton, shares_triton
 
     order, starts = torch.arange(BANK), torch.arange(BANK + 1)
     for (dtype, precision, batch, gradient), grouped in itertools.product(_cases(), (False, True)):
         groups = (order, starts) if grouped else (None, None)
         features, bank = _rows(batch, dtype), _rows(BANK, dtype)
-        contrast_triton(features, bank, _ids(batch), *groups, 0.05, -1, gradient, precision)
+        for launch in (contrast_triton, shares_triton):
+            launch(features, bank, _ids(batch), *groups, 0.05, -1, gradient, precision)
 
 
 def launch_update() -> None:
@@ -217,6 +218,18 @@ def launch_labels() -> None:
         count_closer(_rows(BANK, dtype), _ids(pairs), _ids(pairs), operands(dtype, "ieee"))
 
 
+def launch_grouped_norm() -> None:
+    """Both memory formats, each in one dtype, of which neither changes a tile; forward is a part of backward."""
+    from reid_kernels.grouped_norm_triton import backward_triton, forward_triton
+
+    weight, of_groups = torch.ones(64), torch.ones(2, 64)
+    x = torch.ones(4, 64, 24, 12)
+    backward_triton(x, x, weight, of_groups, of_groups, 2)
+    x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+    forward_triton(x, weight, weight, 2, 1e-5)
+    backward_triton(x, x, weight, of_groups, of_groups, 2)
+
+
 #: Each calls one operator's launcher in every way that picks another tile, dtype or flag.
 LAUNCHERS: tuple[Callable[[], None], ...] = (
     launch_topk,
@@ -224,6 +237,7 @@ LAUNCHERS: tuple[Callable[[], None], ...] = (
     launch_update,
     launch_multilabel,
     launch_labels,
+    launch_grouped_norm,
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,11 +12,13 @@ from reid_kernels import (
     NotFiniteError,
     bank_contrast_loss,
     bank_contrast_loss_reference,
+    bank_contrast_shares,
+    bank_contrast_shares_reference,
     bank_loss_cpu,
     class_index,
     class_means,
 )
-from reid_kernels.bank_loss import _bank_contrast, _bank_gradient, _class_means
+from reid_kernels.bank_loss import _bank_contrast, _bank_gradient, _bank_shares, _class_means
 from support import FLOATS, assert_as_good_as_eager, compiled_once, run_interpreted, strided, unit_rows
 from torch import Tensor
 
@@ -94,6 +98,64 @@ def test_gradients_are_those_of_finite_differences(classes: Tensor | None, reduc
             return call(f, b, TARGETS, 0.3, classes=classes, reduction=reduction)  # type: ignore[operator]
 
         assert torch.autograd.gradcheck(loss, (features.requires_grad_(), bank.requires_grad_()))
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64])
+@pytest.mark.parametrize("classes", [None, CLASSES])
+def test_shares_are_as_good_as_plain_pytorch(dtype: torch.dtype, classes: Tensor | None) -> None:
+    bank, features = unit_rows(10, 6, dtype), unit_rows(5, 6, dtype, seed=1)
+    found = bank_contrast_shares(features, bank, TARGETS, 0.1, classes=classes)
+    eager = bank_contrast_shares_reference(features, bank, TARGETS, 0.1, classes=classes)
+    exact = bank_contrast_shares_reference(features.double(), bank.double(), TARGETS, 0.1, classes=classes)
+    for part in zip(found, eager, exact, strict=True):
+        assert_as_good_as_eager(*part, 1e-6)
+    assert found.losses[2] == 0 and not found.chosen[2].any() and bool(found.means[2].any())
+    bare = bank_contrast_shares(features, bank, TARGETS, 0.1, classes=classes, gradient=False)
+    assert torch.equal(bare.losses, found.losses) and bare.means.shape == bare.chosen.shape == (0, 6)
+
+
+@pytest.mark.parametrize("cuts", [[5], [0, 7], [2, 2, 9]])
+@pytest.mark.parametrize("instances", [True, False])
+def test_shares_of_parts_make_the_loss_of_the_whole(cuts: list[int], instances: bool) -> None:
+    """Some parts are empty, some hold no class and some not the target of any feature."""
+    features, targets, tau = unit_rows(5, 6, torch.float64), torch.tensor([0, 6, 5, 3, -1]), 0.05
+    classes = torch.tensor([0, 0, 1, 2, 3, 5, -1, 6, 6, -1]) if instances else None
+    bank = unit_rows(10, 6, torch.float64, seed=1)
+    bounds, shares = [0, *cuts, 10], []
+    for first, last in itertools.pairwise(bounds):
+        part = None if classes is None else classes[first:last]
+        here = torch.isin(targets, torch.arange(first, last) if part is None else part) & (targets >= 0)
+        low = first if part is None else 0 if not bool((part >= 0).any()) else int(part[part >= 0].min())
+        local = None if part is None else torch.where(part >= 0, part - low, -1)
+        own = torch.where(here, targets - low, -1)
+        shares.append((bank_contrast_shares(features, bank[first:last], own, tau, classes=local), here))
+    total = torch.stack([share.log_sums for share, _ in shares]).logsumexp(0)
+    losses, slopes = torch.zeros(5, dtype=torch.float64), torch.zeros(5, 6, dtype=torch.float64)
+    for share, here in shares:
+        losses += torch.where(here, share.losses + total - share.log_sums, 0.0)
+        slopes += ((share.log_sums - total).exp()[:, None] * share.means - share.chosen) / tau
+    exact = gradients(bank_contrast_loss_reference, features, bank, targets, tau, classes=classes, reduction="none")
+    weights = torch.linspace(0.5, 1.5, 5, dtype=torch.float64).masked_fill(targets < 0, 0.0)
+    torch.testing.assert_close(losses, exact[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(slopes * weights[:, None], exact[1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("classes", [None, torch.zeros(0, dtype=torch.int64), torch.full((3,), -1)])
+def test_a_part_without_classes_adds_nothing(classes: Tensor | None) -> None:
+    rows = unit_rows(3 if classes is not None and len(classes) else 0, 6)
+    nowhere = torch.full((5,), -1)
+    for call in (bank_contrast_shares, bank_contrast_shares_reference):
+        share = call(unit_rows(5, 6), rows, nowhere, 0.1, classes=classes)
+        assert torch.equal(share.log_sums, torch.full((5,), -torch.inf))
+        assert not any(x.any() for x in (share.losses, share.means, share.chosen))
+        assert share.means.shape == share.chosen.shape == (5, 6)
+
+
+def test_a_part_does_not_fail_alone() -> None:
+    bank = unit_rows(4, 6)
+    bank[2, 1] = torch.nan
+    share = bank_contrast_shares(unit_rows(2, 6), bank, torch.tensor([0, -1]), 0.1)
+    assert bool(share.log_sums.isnan().all()) and bool(share.means.isnan().all())
 
 
 def test_classes_may_be_indexed_once_for_many_losses() -> None:
@@ -308,6 +370,7 @@ def test_operators_are_registered_as_pytorch_wants_them(classes: Tensor | None, 
     torch.library.opcheck(
         _bank_gradient, (features.detach(), bank, TARGETS, order, starts, 0.1, -1, log_sums, torch.ones(5))
     )
+    torch.library.opcheck(_bank_shares, (features.detach(), bank, TARGETS, order, starts, 0.1, -1, True, "auto"))
     if order is not None:
         torch.library.opcheck(_class_means, (bank, order, starts))
 

@@ -427,3 +427,32 @@ def test_a_state_whose_counts_are_not_those_of_its_ids_is_refused() -> None:
     state["counts"][3] = 2
     with pytest.raises(ValueError, match=r"state\['counts'\]"):
         bank.load_state_dict(state)
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("own", [slice(0, 40), slice(7, 21), slice(33, 40), slice(40, 40)])
+def test_a_part_of_a_bank_keeps_the_labels_of_its_own_images(layout: str, own: slice) -> None:
+    whole, part = PseudoLabelMemoryBank(40, layout, 3), PseudoLabelMemoryBank(40, layout, 3, own=own)
+    assert len(part) == 40 and part.own == own
+    rows, indptr, indices, _ = random_batch(40, 30, 6)
+    whole.update(rows, indptr, indices)
+    lists = indices.split(indptr.diff().tolist())
+    mine = [b for b, row in enumerate(rows.tolist()) if own.start <= row < own.stop]
+    part.update(rows[mine], *csr([lists[b].tolist() for b in mine]))
+    images = torch.arange(own.start, own.stop)
+    for found, wanted in zip(part.lookup(images), whole.lookup(images), strict=True):
+        assert torch.equal(found, wanted)
+    assert torch.equal(part.lookup_bits(images), whole.lookup_bits(images))
+    again = PseudoLabelMemoryBank(40, layout, 3, own=own)
+    again.load_state_dict(part.state_dict())
+    assert all(torch.equal(x, again.state_dict()[name]) for name, x in part.state_dict().items())
+    for name, x in part.state_dict().items():
+        assert x.ndim == 0 or torch.equal(x, whole.state_dict()[name][own])
+
+
+def test_a_part_of_a_bank_refuses_other_images() -> None:
+    part = PseudoLabelMemoryBank(40, "bits", own=slice(7, 21))
+    for call in (part.lookup, part.lookup_bits, lambda rows: part.update(rows, *csr([[1], [2]]))):
+        with pytest.raises(ValueError, match=r"rows: found 21 at place 1, wanted values in \[7, 21\)"):
+            call(torch.tensor([7, 21]))

@@ -17,7 +17,7 @@ def rank_similarity(similarity: np.ndarray, *labels: np.ndarray) -> Ranking:
     query_ids, query_cameras, gallery_ids, gallery_cameras = (torch.as_tensor(a) for a in labels)
     gallery = torch.eye(similarity.shape[1], dtype=torch.float64)
     return rank_gallery(
-        torch.as_tensor(similarity), query_ids, query_cameras, gallery, gallery_ids, gallery_cameras, ranks=10_000
+        torch.as_tensor(similarity), query_ids, query_cameras, gallery, gallery_ids, gallery_cameras, length=10_000
     )
 
 
@@ -47,7 +47,7 @@ def test_ranking_equals_the_reference(seed: int, monkeypatch: pytest.MonkeyPatch
     )
     similarity = np.round(random.normal(size=(queries, gallery)), 1)
     if seed % 2:
-        monkeypatch.setattr("fastreid_al.metrics.ranking._BLOCK", 5 * gallery)
+        monkeypatch.setattr("fastreid_al.metrics.ranking._BLOCK", 5 * int(gallery))
     found = rank_similarity(similarity, *labels)
     assert_equal(found, reference_ranking(similarity, *labels))
     assert found.queries + found.skipped == queries
@@ -75,11 +75,11 @@ def test_perfect_features_rank_perfectly_in_float32() -> None:
 
 def test_wrong_shapes_are_named() -> None:
     f, i = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="gallery: found features"):
+    with pytest.raises(ValueError, match="gallery: found ids"):
         rank_gallery(f, i, i, f, i[:2], i)
     with pytest.raises(ValueError, match="query_features: 3 of 3 rows are not finite"):
         rank_gallery(f / 0, i, i, f, i, i)
-    with pytest.raises(ValueError, match="width 4"):
+    with pytest.raises(ValueError, match=r"widths \[4, 5\]"):
         rank_gallery(f, i, i, torch.zeros(3, 5), i, i)
 
 

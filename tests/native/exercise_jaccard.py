@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,62 @@ def check_graph(module: ModuleType, n: int, k1: int, k2: int, kind: type) -> Non
     assert np.abs(np.where(expected <= 0.7, expected, 1) - found).max(initial=0) < (
         1e-6 if kind is np.float32 else 1e-12
     )
+    for threads in (1, 4):
+        parts = graph_in_parts(module, features, ranks, half, k2, threads)
+        assert all(np.array_equal(a, b) for a, b in zip(parts, (indptr, indices, distances), strict=True))
+
+
+def graph_in_parts(
+    module: ModuleType, features: np.ndarray, ranks: np.ndarray, half: int, k2: int, threads: int
+) -> tuple[np.ndarray, ...]:
+    """The graph from the steps that ranks go through, by one that has all rows; of what it fetches the order is turned."""
+    n, width = features.shape
+    dtype = features.dtype.name
+    share = np.uint32 if dtype == "float32" else np.uint64
+    listed, short = np.zeros((n, n), bool), np.zeros((n, n), bool)
+    listed[np.arange(n)[:, None], ranks] = True
+    short[np.arange(n)[:, None], ranks[:, :half]] = True
+    members, halves = csr(listed & listed.T), csr((short & short.T)[::-1])
+    places = (n - 1 - members[1]).astype(np.int32)
+    made = module.expanded_sets(n, *addresses(*members, places, *halves), n, threads)
+    starts, columns, _ = written(made.write, made.count, n, np.int32, np.uint8)
+    similarities = np.empty(len(columns), features.dtype)
+    for first in (0, n // 3):
+        some = features[first:] if first else features[: n // 3]
+        mine, theirs, out = addresses(features, some, similarities)
+        products = getattr(module, f"products_{dtype}")
+        products(*addresses(starts, columns), n, mine, theirs, first, len(some), width, out, threads)
+    shares = np.empty(len(columns), share)
+    getattr(module, f"shares_{dtype}")(*addresses(starts), n, *addresses(similarities, shares), threads)
+    lists = np.ascontiguousarray(ranks[:, :k2])
+    averaged = getattr(module, f"averaged_{dtype}")
+    made = averaged(*addresses(lists), n, lists.shape[1], *addresses(starts, columns, shares), n, threads)
+    v = written(made.write, made.count, n, np.int32, share)
+    rows = np.repeat(np.arange(n, dtype=np.int32), np.diff(v[0]))
+    order = np.lexsort((rows, -v[1]))
+    turned = np.concatenate([[0], np.cumsum(np.bincount(v[1], minlength=n)[::-1])])
+    by_column = (turned, rows[order], v[2][order])
+    named = (v[0], (n - 1 - v[1]).astype(np.int32), v[2])
+    ids = np.arange(n)
+    near_pairs = getattr(module, f"near_pairs_{dtype}")
+    made = near_pairs(*addresses(ids), n, *addresses(*named, *by_column), n, 0.7, threads)
+    return written(made.write_rows, made.count, n, np.int64, features.dtype)
+
+
+def csr(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = np.nonzero(matrix)
+    counts = np.bincount(rows, minlength=len(matrix))
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), columns.astype(np.int32)
+
+
+def addresses(*arrays: np.ndarray) -> list[int]:
+    return [x.ctypes.data for x in arrays]
+
+
+def written(write: Any, count: int, rows: int, index: Any, value: Any) -> tuple[np.ndarray, ...]:
+    arrays = np.empty(rows + 1, np.int64), np.empty(count, index), np.empty(count, value)
+    write(*addresses(*arrays))
+    return arrays
 
 
 def dense_distance(features: np.ndarray, ranks: np.ndarray, half: int, k2: int) -> np.ndarray:

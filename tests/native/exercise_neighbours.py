@@ -47,3 +47,33 @@ def check(module: ModuleType, n: int, width: int, k: int, spread: float, capacit
     assert np.array_equal(ranks[complete, 1:], expected[complete])
     if spread == 0.4:
         assert complete.all()
+        for threads in (1, 4):
+            assert np.array_equal(among_others(module, rows, exact, similarity, k + 1, bfloat16, threads), expected)
+
+
+def among_others(
+    module: ModuleType,
+    rows: np.ndarray,
+    exact: np.ndarray,
+    similarity: np.ndarray,
+    k: int,
+    bfloat16: bool,
+    threads: int,
+) -> np.ndarray:
+    """The lists of rows among one part of all after another, of which each then leaves itself out."""
+    n, width = rows.shape
+    capacity = n + 1
+    known, places = np.full((n, k), -np.inf, np.float32), np.full((n, k), -1, np.int64)
+    for start, stop in ((n // 2, n), (0, n // 2)):
+        values, columns = np.zeros((n, capacity), np.float32), np.zeros((n, capacity), np.int32)
+        counts, thresholds = np.zeros(n, np.int32), known[:, -1] - np.float32(0.02)
+        margins = np.full(n, 1e-6, np.float32)
+        arrays = (x.ctypes.data for x in (values, columns, counts, thresholds, margins))
+        candidates = module.Candidates(*arrays, n, capacity, k, False)
+        tile = np.ascontiguousarray(similarity[:, start:stop])
+        module.take_tile(candidates, tile.ctypes.data, bfloat16, 0, n, 0, stop - start, threads)
+        others = rows[start:stop].copy()
+        found = (x.ctypes.data for x in (known, places))
+        module.merge(candidates, rows.ctypes.data, others.ctypes.data, start, width, *found, threads)
+    assert np.array_equal(known, np.take_along_axis(exact, places, 1))
+    return np.array([[j for j in row if j != i] for i, row in enumerate(places.tolist())])

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import small
 import torch
-from reid_kernels import bank_contrast_loss, bank_contrast_loss_reference, class_index, class_means
+from reid_kernels import (
+    bank_contrast_loss,
+    bank_contrast_loss_reference,
+    bank_contrast_shares,
+    bank_contrast_shares_reference,
+    class_index,
+    class_means,
+)
 from reid_kernels.bank_loss_cpu import means_of_classes as means_blocked
-from reid_kernels.bank_loss_triton import contrast_triton, means_of_classes
+from reid_kernels.bank_loss_cpu import shares_blocked
+from reid_kernels.bank_loss_triton import contrast_triton, means_of_classes, shares_triton
 from support import assert_as_good_as_eager, strided, unit_rows
 from torch import Tensor
 
@@ -51,6 +59,8 @@ def main() -> None:
                         again = contrast_triton(*arguments, False, precision, piece)
                         cases.equal(again[0], losses, n, dtype, precision, piece)
                         assert again[2].shape == (0, dim)
+                        if piece and precision in ("auto", "ieee") and dtype != torch.float16:
+                            same_shares(cases, *arguments, precision, piece)
     bank, features, targets = unit_rows(40, 21), unit_rows(5, 21, seed=1), torch.tensor([0, 39, 40, -1, -7])
     for f, b in ((features, bank), (strided(features), strided(bank)), (features, small.far_apart(bank))):
         losses, _, slopes = contrast_triton(f, b, targets, None, None, 0.1, -1, True, "auto", 16)
@@ -68,6 +78,21 @@ def main() -> None:
         cases.close(means_of_classes(bank.to(dtype), order, starts), means_blocked(bank.to(dtype), order, starts), 1e-6)
     through_operators(cases)
     cases.done()
+
+
+def same_shares(cases: small.Cases, features: Tensor, bank: Tensor, targets: Tensor, *rest: object) -> None:
+    """The shares of a part, of which some features' targets are not in it."""
+    order, starts, tau, ignored, precision, piece = rest
+    arguments = (features, bank, targets, order, starts, tau, ignored)
+    found = shares_triton(*arguments, True, precision, piece)
+    exact = shares_blocked(*(x.double() for x in (features, bank)), targets, order, starts, tau, ignored, True)
+    for a, b in zip(found, exact, strict=True):
+        cases.close(a, b.float(), 2e-2 if features.dtype != torch.float32 else 2e-6)
+    if len(features) == 3:
+        bare = shares_triton(*arguments, False, precision, piece)
+        cases.equal(bare[0], found[0])
+        cases.equal(bare[1], found[1])
+        assert bare[2].shape == bare[3].shape == (0, features.shape[1])
 
 
 def through_operators(cases: small.Cases) -> None:
@@ -94,6 +119,14 @@ def through_operators(cases: small.Cases) -> None:
         loss.backward()
         cases.equal(loss.detach(), torch.tensor(0.0))
         cases.equal(f.grad, torch.zeros(5, 21))
+        empty = torch.full((40,), -1)
+        empty[3] = 2
+        for some, where in ((None, wide[:, 0]), (nothing, nothing[:5]), (empty, torch.tensor([2, -1, -1, 2, -1]))):
+            found = bank_contrast_shares(features, bank, where, 0.1, classes=some)
+            for a, b in zip(
+                found, bank_contrast_shares_reference(features, bank, where, 0.1, classes=some), strict=True
+            ):
+                cases.close(a, b, 2e-6)
         cases.close(class_means(bank, classes, 9), means_blocked(bank, *class_index(classes)), 1e-6)
 
 

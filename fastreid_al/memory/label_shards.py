@@ -1,0 +1,121 @@
+"""The pseudo-label memory bank on the ranks of a run: each keeps the labels of its own images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..ranks import Ranks, Sharded
+from .pseudo_labels import PseudoLabelMemoryBank, as_bits, listed
+
+
+class ShardedLabelMemory:
+    """A `PseudoLabelMemoryBank` of n images of which each rank keeps `ranks.own(n)`: 1 / W of its bytes.
+
+    Batches are the same on all ranks, and all ranks call the same.
+
+    Args:
+        n: Number of images.
+        layout: "bits", "sparse", or "auto": bits up to n = 200,000.
+        capacity: Labels that a row of "sparse" has room for.
+        ranks: The ranks.
+
+    Raises:
+        ValueError: As for `PseudoLabelMemoryBank`.
+    """
+
+    def __init__(self, n: int, layout: str, capacity: int, ranks: Ranks) -> None:
+        self._n, self._ranks = n, ranks
+        #: The labels of this rank's images.
+        self.local = PseudoLabelMemoryBank(n, layout, capacity, own=ranks.own(n))
+        self.layout, self.capacity = self.local.layout, capacity
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bank is."""
+        return self.local.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the bank takes on this rank."""
+        return self.local.nbytes
+
+    @property
+    def dropped(self) -> int:
+        """Labels that lists had no room for, in all updates so far, on all ranks."""
+        return sum(self._ranks.counts(self.local.dropped))
+
+    def update(self, rows: Tensor, indptr: Tensor, indices: Tensor) -> None:
+        """Replace the labels of some images, in batch order; each rank those of its own. Nothing is sent.
+
+        Args:
+            rows: (B,) int64, the images.
+            indptr: (B + 1,) int64; the labels of rows[b] are indices[indptr[b]:indptr[b + 1]].
+            indices: (labels,) int64.
+        """
+        mine = (rows >= self.local.own.start) & (rows < self.local.own.stop)
+        counts = indptr.diff()
+        ends = counts[mine].cumsum(0)
+        indices = indices[mine.repeat_interleave(counts, output_size=len(indices))]
+        self.local.update(rows[mine], torch.nn.functional.pad(ends, (1, 0)), indices)
+
+    def lookup(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels of images (B,) int64 of any ranks, as `PseudoLabelMemoryBank.lookup` gives them."""
+        state = self._fetch(rows)
+        return listed(state, torch.arange(len(rows), device=rows.device), self._n)
+
+    def lookup_bits(self, rows: Tensor) -> Tensor:
+        """The labels of images (B,) int64 of any ranks as bit rows (B, ceil(n / 32)) int32; the device is not waited for.
+
+        What travels are B bit rows (0.26 MB at B = 64 and n = 32,621), or with "sparse" B lists (17 KB at a capacity of 64).
+        """
+        state = self._fetch(rows)
+        return as_bits(state, torch.arange(len(rows), device=rows.device), self._n)
+
+    def _fetch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Rows of the state of the whole bank: of each, one rank's alone is not zero."""
+        own = self.local.own
+        inside = (rows >= own.start) & (rows < own.stop)
+        place = torch.where(inside, rows - own.start, 0)
+        found = {}
+        for name, x in self.local.state_dict().items():
+            if x.ndim:
+                taken = x[place] if len(x) else x.new_zeros(len(rows), *x.shape[1:])
+                found[name] = self._ranks.total(taken.masked_fill(~inside.view(-1, *[1] * (x.ndim - 1)), 0))
+        return found
+
+    def to(self, device: torch.device | str) -> ShardedLabelMemory:
+        """Move the bank to a device; gives the bank."""
+        self.local.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Tensor | Sharded]:
+        """That of a whole bank, each rank with its rows."""
+        return {
+            name: self._ranks.shard(x, self._n) if x.ndim else self._ranks.total(x)
+            for name, x in self.local.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor | Sharded]) -> None:
+        """Copy what `state_dict` gave, whole or this rank's rows.
+
+        Raises:
+            ValueError: The state of another layout, n or capacity, or, on this rank alone perhaps, values that no bank has.
+        """
+        for name, x in state.items():
+            found = x.n if isinstance(x, Sharded) else len(x) if x.ndim else self._n
+            if found != self._n:
+                raise ValueError(f"state[{name!r}]: found {found:,} rows, wanted {self._n:,}")
+        own = {
+            name: x if isinstance(x, Tensor) and not x.ndim else self._ranks.local(x).to(self.device)
+            for name, x in state.items()
+        }
+        if "dropped" in own and not self._ranks.is_first:
+            # Counted once.
+            own["dropped"] = torch.zeros_like(own["dropped"])
+        self.local.load_state_dict(own)

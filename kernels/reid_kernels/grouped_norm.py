@@ -1,0 +1,188 @@
+"""BatchNorm over consecutive groups of a batch, each by its own statistics: what a batch spread over GPUs is given."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._ops import DTYPES, accumulator, check_device, check_tensor, device_of, once, qualified, takes_kernels
+
+
+def grouped_batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every `group` consecutive images normalised by their own statistics, as BatchNorm in training (Ioffe and Szegedy, 2015).
+
+    Statistics and sums are float32 (float64 for float64); the result is the same from run to run. The gradient goes to x,
+    weight and bias, none to the statistics, and there is no second derivative. Traced by `torch.compile` it is the formula in
+    plain PyTorch, not an operator of its own: the activation and the addition that follow can then be fused with it.
+
+    Args:
+        x: (B, C, ...) float32, float16, bfloat16 or float64, B a multiple of `group`; contiguous or with the channels last,
+            what is neither is copied. B = 0 gives no groups.
+        weight: (C,) float; used in the dtype of the statistics.
+        bias: (C,) float, likewise.
+        group: Images of a group, 1 to B.
+        eps: Added to the variance.
+
+    Returns:
+        The images normalised, shape, dtype and memory format of x; the means of the G = B / group groups, (G, C); their
+        variances with Bessel's correction, (G, C), as running statistics take them.
+
+    Memory:
+        Beside the outputs a few (G, C) and, on a GPU, partial sums of some 1,024 programs, 0.5 MB, however many images a set
+        has.
+
+    Moved:
+        On a GPU x twice and y once forward, x and its gradient twice and one once backward: as much as one BatchNorm over
+        the whole batch.
+
+    Raises:
+        ValueError: Wrong rank, shape, dtype or device, B that `group` does not divide, groups of a single value a channel.
+    """
+    check_tensor("x", x)
+    if x.ndim < 2:
+        raise ValueError(f"x: found shape {tuple(x.shape)}, wanted two dimensions or more, (B, C, ...)")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"x: found dtype {x.dtype}, wanted float32, float16, bfloat16 or float64")
+    if group < 1 or x.shape[0] % group:
+        raise ValueError(f"group: found {group}, wanted a divisor of {x.shape[0]}, the images of x")
+    if x.shape[0] and group * math.prod(x.shape[2:]) < 2:
+        raise ValueError(f"x: found shape {tuple(x.shape)}, wanted more than one value a channel in each group")
+    for name, of_channels in (("weight", weight), ("bias", bias)):
+        check_tensor(name, of_channels)
+        if of_channels.shape != x.shape[1:2]:
+            raise ValueError(
+                f"{name}: found shape {tuple(of_channels.shape)}, wanted ({x.shape[1]},), one for each channel"
+            )
+        check_device(name, of_channels, x, "x")
+    if torch.compiler.is_compiling():
+        y, mean, var = grouped_batch_norm_reference(x, weight, bias, group, eps)
+        return y, mean.detach(), var.detach()
+    kind = accumulator(x.dtype)
+    inputs = x, weight.to(kind), bias.to(kind), group, eps
+    y, mean, var, _ = _grouped_batch_norm(*inputs) if _traced(x) else _Eager.apply(*inputs)
+    return y, mean, var
+
+
+def grouped_batch_norm_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`grouped_batch_norm` in plain PyTorch, differentiable as often as one likes."""
+    parts = _parts(x, group).to(accumulator(x.dtype))
+    count = group * parts.shape[3]
+    var, mean = torch.var_mean(parts, (1, 3), correction=0)
+    factor = weight.to(parts.dtype) * (var + eps).rsqrt()
+    y = (parts - mean[:, None, :, None]) * factor[:, None, :, None] + bias.to(parts.dtype)[:, None]
+    return y.to(x.dtype).reshape(x.shape), mean, var * (count / max(1, count - 1))
+
+
+def _parts(x: Tensor, group: int) -> Tensor:
+    """(G, group, C, values of an image a channel), a view of images in one of the two memory formats."""
+    return x.reshape(x.shape[0] // group, group, x.shape[1], math.prod(x.shape[2:]))
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of a place lie side by side; of the images of one place they do."""
+    return x.movedim(1, -1).is_contiguous()
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if channels_last(x) else x.contiguous()
+
+
+def _traced(x: Tensor) -> bool:
+    """Whether it stands for a tensor, as in what PyTorch traces by itself."""
+    return type(x) not in (Tensor, torch.nn.Parameter)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images normalised, means, variances with Bessel's correction, and 1 / sqrt(variance + eps)."""
+    x = _dense(x)
+    if not x.numel():
+        mean, var, rstd = (weight.new_zeros(x.shape[0] // group, x.shape[1]) for _ in range(3))
+        return torch.empty_like(x), mean, var, rstd
+    if takes_kernels(x):
+        from .grouped_norm_triton import forward_triton
+
+        with device_of(x):
+            return forward_triton(x, weight.contiguous(), bias.contiguous(), group, eps)
+    from .grouped_norm_cpu import forward_native, forward_plain
+
+    return (forward_native if x.is_cpu else forward_plain)(x, weight, bias, group, eps)
+
+
+def _gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, group: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the images, of weight and of bias."""
+    x = _dense(x)
+    if not x.numel():
+        return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+    # In the memory format of the images.
+    gradient = gradient.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last(x) else gradient.contiguous()
+    if takes_kernels(x):
+        from .grouped_norm_triton import backward_triton
+
+        with device_of(x):
+            return backward_triton(gradient, x, weight.contiguous(), mean, rstd, group)
+    from .grouped_norm_cpu import backward_native, backward_plain
+
+    return (backward_native if x.is_cpu else backward_plain)(gradient, x, weight, mean, rstd, group)
+
+
+_grouped_batch_norm = torch.library.custom_op(qualified("grouped_batch_norm"), _forward, mutates_args=())
+
+
+@_grouped_batch_norm.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, var, rstd = (weight.new_empty(x.shape[0] // group, x.shape[1]) for _ in range(3))
+    return torch.empty_like(_dense(x)), mean, var, rstd
+
+
+_grouped_batch_norm_backward = torch.library.custom_op(
+    qualified("grouped_batch_norm_backward"), _gradients, mutates_args=()
+)
+
+
+@_grouped_batch_norm_backward.register_fake
+def _(
+    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, group: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(_dense(x)), torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _, ctx.group, _ = inputs
+    _, mean, var, rstd = output
+    ctx.mark_non_differentiable(mean, var, rstd)
+    ctx.save_for_backward(x, weight, mean, rstd)
+
+
+def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    x, weight, mean, rstd = ctx.saved_tensors
+    call = _grouped_batch_norm_backward if _traced(gradient) else _gradients
+    with torch.no_grad():
+        found = call(gradient.detach(), x.detach(), weight.detach(), mean, rstd, ctx.group)
+    wanted = ctx.needs_input_grad[:3]
+    return *(once(y) if asked else None for y, asked in zip(found, wanted, strict=True)), None, None
+
+
+_grouped_batch_norm.register_autograd(_backward, setup_context=_keep)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without what registration costs a call, which is more than a small layer does."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _forward(*inputs)
+        _keep(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _backward(ctx, *gradients)

@@ -1,0 +1,336 @@
+"""`grouped_batch_norm` in Triton: sums of parts of a group, what follows from them, and one pass that writes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import NORM, Tile
+from .grouped_norm import channels_last
+
+#: Programs that sums are spread over, whatever the device: results do not depend on where they are made.
+_PROGRAMS = 1024
+#: Channels of a program, and partial sums of a step, where partial sums are added up.
+_CHANNELS, _PARTS = 32, 32
+
+
+def forward_triton(
+    x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images, means, variances and 1 / sqrt(variance + eps), on checked and dense arguments, none of them empty."""
+    groups, channels = x.shape[0] // group, x.shape[1]
+    layout = _Layout(x, group)
+    y = torch.empty_like(x)
+    mean, var, rstd, factor = (weight.new_empty(groups, channels) for _ in range(4))
+    partial, count = _sums(x, x, mean, layout, False)
+    statistics_kernel[(triton.cdiv(channels, _CHANNELS), groups)](
+        partial,
+        x,
+        weight,
+        mean,
+        var,
+        rstd,
+        factor,
+        partial.shape[1],
+        channels,
+        layout.images * layout.strides[0],
+        layout.strides[1],
+        count,
+        eps,
+        BLOCK_P=_PARTS,
+        BLOCK_C=_CHANNELS,
+    )
+    _apply(x, x, mean, factor, bias, factor, y, layout, False)
+    return y, mean, var, rstd
+
+
+def backward_triton(
+    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, group: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of images, weight and bias, likewise; the gradient lies in memory as the images do."""
+    groups, channels = mean.shape
+    layout = _Layout(x, group)
+    out = torch.empty_like(x)
+    slope, constant, factor = (weight.new_empty(groups, channels) for _ in range(3))
+    to_weight, to_bias = torch.empty_like(weight), torch.empty_like(weight)
+    mean = mean.contiguous()
+    partial, count = _sums(x, gradient, mean, layout, True)
+    slopes_kernel[(triton.cdiv(channels, _CHANNELS),)](
+        partial,
+        weight,
+        rstd.contiguous(),
+        slope,
+        constant,
+        factor,
+        to_weight,
+        to_bias,
+        groups,
+        partial.shape[1],
+        channels,
+        count,
+        BLOCK_P=_PARTS,
+        BLOCK_C=_CHANNELS,
+    )
+    _apply(x, gradient, mean, slope, constant, factor, out, layout, True)
+    return out, to_weight, to_bias
+
+
+class _Layout:
+    """A group as images of places: with the channels last one image of all places, else its images one by one."""
+
+    def __init__(self, x: Tensor, group: int) -> None:
+        channels, places = x.shape[1], math.prod(x.shape[2:])
+        last = channels_last(x)
+        self.images, self.places = (1, group * places) if last else (group, places)
+        #: From image to image, channel to channel, place to place.
+        self.strides = (self.places * channels, 1, channels) if last else (channels * places, places, 1)
+        self.tile: Tile = NORM["channels last" if last else "contiguous"]
+        self.blocks = triton.cdiv(self.places, self.tile.rows)
+        self.grid = (triton.cdiv(channels, self.tile.columns), x.shape[0] // group)
+
+
+def _sums(x: Tensor, other: Tensor, mean: Tensor, layout: _Layout, backward: bool) -> tuple[Tensor, int]:
+    """Two sums of each part of a group, (G, parts, 2, C), and the number of values of a group and channel."""
+    units = layout.images * layout.blocks
+    parts = max(1, min(units, _PROGRAMS // math.prod(layout.grid)))
+    step = triton.cdiv(units, parts)
+    parts = triton.cdiv(units, step)
+    channels = x.shape[1]
+    partial = torch.empty(layout.grid[1], parts, 2, channels, dtype=torch.float32, device=x.device)
+    sums_kernel[(parts, *layout.grid)](
+        x,
+        other,
+        mean,
+        partial,
+        layout.images,
+        layout.places,
+        layout.blocks,
+        step,
+        channels,
+        *layout.strides,
+        BACKWARD=backward,
+        BLOCK_S=layout.tile.rows,
+        BLOCK_C=layout.tile.columns,
+        num_warps=layout.tile.warps,
+        num_stages=layout.tile.stages,
+    )
+    return partial, layout.images * layout.places
+
+
+def _apply(
+    x: Tensor,
+    other: Tensor,
+    mean: Tensor,
+    slope: Tensor,
+    constant: Tensor,
+    factor: Tensor,
+    out: Tensor,
+    layout: _Layout,
+    backward: bool,
+) -> None:
+    """Out = slope (x - mean) + constant, backward + factor times the gradient, by group and channel."""
+    apply_kernel[(layout.images * layout.blocks, *layout.grid)](
+        x,
+        other,
+        mean,
+        slope,
+        constant,
+        factor,
+        out,
+        layout.images,
+        layout.places,
+        layout.blocks,
+        x.shape[1],
+        *layout.strides,
+        BACKWARD=backward,
+        BLOCK_S=layout.tile.rows,
+        BLOCK_C=layout.tile.columns,
+        num_warps=layout.tile.warps,
+        num_stages=layout.tile.stages,
+    )
+
+
+@triton.jit
+def sums_kernel(
+    x_ptr,  # (G, images, C, places), strided
+    other_ptr,  # the same, the gradient
+    mean_ptr,  # (G, C)
+    partial_ptr,  # (G, parts, 2, C)
+    images,
+    places,
+    blocks,
+    step,
+    channels,
+    image_stride,
+    channel_stride,
+    place_stride,
+    BACKWARD: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Sums of u and u v over a part of a group: v = x less the group's first value, or its mean, u = v, or the gradient."""
+    part = tl.program_id(0)
+    group = tl.program_id(2).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    at = c.to(tl.int64) * channel_stride
+    first = group * images * image_stride
+    if BACKWARD:
+        centre = tl.load(mean_ptr + group * channels + c, mask=c < channels, other=0.0)
+    else:
+        centre = tl.load(x_ptr + first + at, mask=c < channels, other=0.0).to(tl.float32)
+    plain = tl.zeros((BLOCK_S, BLOCK_C), dtype=tl.float32)
+    product = tl.zeros((BLOCK_S, BLOCK_C), dtype=tl.float32)
+    for unit in range(part * step, tl.minimum((part + 1) * step, images * blocks)):
+        s = (unit % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
+        place = first + (unit // blocks).to(tl.int64) * image_stride + s.to(tl.int64) * place_stride
+        where = place[:, None] + at[None, :]
+        mask = (s < places)[:, None] & (c < channels)[None, :]
+        v = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32) - centre[None, :]
+        u = tl.where(mask, v, 0.0)
+        if BACKWARD:
+            u = tl.load(other_ptr + where, mask=mask, other=0.0).to(tl.float32)
+        plain += u
+        product += tl.where(mask, u * v, 0.0)
+    out = partial_ptr + (group * tl.num_programs(0) + part) * 2 * channels + c
+    tl.store(out, tl.sum(plain, axis=0), mask=c < channels)
+    tl.store(out + channels, tl.sum(product, axis=0), mask=c < channels)
+
+
+@triton.jit
+def _added_up(
+    partial_ptr,  # (parts, 2, C) of a group
+    c,
+    parts,
+    channels,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The two sums of a group, (BLOCK_C,) each."""
+    plain = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+    product = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+    for start in range(0, parts, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        where = partial_ptr + (p.to(tl.int64) * 2 * channels)[:, None] + c[None, :]
+        mask = (p < parts)[:, None] & (c < channels)[None, :]
+        plain += tl.load(where, mask=mask, other=0.0)
+        product += tl.load(where + channels, mask=mask, other=0.0)
+    return tl.sum(plain, axis=0), tl.sum(product, axis=0)
+
+
+@triton.jit
+def statistics_kernel(
+    partial_ptr,  # (G, parts, 2, C)
+    x_ptr,
+    weight_ptr,  # (C,)
+    mean_ptr,  # (G, C)
+    var_ptr,  # (G, C)
+    rstd_ptr,  # (G, C)
+    factor_ptr,  # (G, C)
+    parts,
+    channels,
+    group_stride,
+    channel_stride,
+    count,
+    eps,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Mean, variance with Bessel's correction, 1 / sqrt(variance + eps), and that times the weight."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    group = tl.program_id(1).to(tl.int64)
+    mask = c < channels
+    plain, square = _added_up(partial_ptr + group * parts * 2 * channels, c, parts, channels, BLOCK_P, BLOCK_C)
+    first = tl.load(x_ptr + group * group_stride + c.to(tl.int64) * channel_stride, mask=mask, other=0.0)
+    moved = plain / count
+    rest = tl.maximum(square - plain * moved, 0.0)
+    # A NaN stays one.
+    rest = tl.where(square == square, rest, square)
+    rstd = 1.0 / tl.sqrt_rn(rest / count + eps)
+    where = group * channels + c
+    tl.store(mean_ptr + where, first.to(tl.float32) + moved, mask=mask)
+    tl.store(var_ptr + where, rest / (count - 1), mask=mask)
+    tl.store(rstd_ptr + where, rstd, mask=mask)
+    tl.store(factor_ptr + where, rstd * tl.load(weight_ptr + c, mask=mask, other=0.0), mask=mask)
+
+
+@triton.jit
+def slopes_kernel(
+    partial_ptr,  # (G, parts, 2, C)
+    weight_ptr,  # (C,)
+    rstd_ptr,  # (G, C)
+    slope_ptr,  # (G, C)
+    constant_ptr,  # (G, C)
+    factor_ptr,  # (G, C)
+    to_weight_ptr,  # (C,)
+    to_bias_ptr,  # (C,)
+    groups,
+    parts,
+    channels,
+    count,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """What the gradients of a group's images are made of, and the gradients of weight and bias, one group after another."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = c < channels
+    weight = tl.load(weight_ptr + c, mask=mask, other=0.0)
+    to_weight = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    to_bias = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    for g in range(0, groups):
+        group = tl.cast(g, tl.int64)
+        plain, product = _added_up(partial_ptr + group * parts * 2 * channels, c, parts, channels, BLOCK_P, BLOCK_C)
+        where = group * channels + c
+        rstd = tl.load(rstd_ptr + where, mask=mask, other=0.0)
+        factor = weight * rstd
+        tl.store(factor_ptr + where, factor, mask=mask)
+        tl.store(constant_ptr + where, -factor * (plain / count), mask=mask)
+        tl.store(slope_ptr + where, -factor * rstd * (rstd * product / count), mask=mask)
+        to_bias += plain
+        to_weight += rstd * product
+    tl.store(to_weight_ptr + c, to_weight, mask=mask)
+    tl.store(to_bias_ptr + c, to_bias, mask=mask)
+
+
+@triton.jit
+def apply_kernel(
+    x_ptr,  # (G, images, C, places), strided
+    other_ptr,  # the same, the gradient
+    mean_ptr,  # (G, C)
+    slope_ptr,  # (G, C)
+    constant_ptr,  # (C,), backward (G, C)
+    factor_ptr,  # (G, C)
+    out_ptr,  # as x
+    images,
+    places,
+    blocks,
+    channels,
+    image_stride,
+    channel_stride,
+    place_stride,
+    BACKWARD: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Slope (x - mean) + constant, backward + factor times the gradient."""
+    unit = tl.program_id(0)
+    group = tl.program_id(2).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    s = (unit % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
+    own = group * channels + c
+    held = c < channels
+    mean = tl.load(mean_ptr + own, mask=held, other=0.0)
+    slope = tl.load(slope_ptr + own, mask=held, other=0.0)
+    constant = tl.load(constant_ptr + (own if BACKWARD else c), mask=held, other=0.0)
+    place = (group * images + unit // blocks) * image_stride + s.to(tl.int64) * place_stride
+    where = place[:, None] + (c.to(tl.int64) * channel_stride)[None, :]
+    mask = (s < places)[:, None] & held[None, :]
+    x = tl.load(x_ptr + where, mask=mask, other=0.0)
+    out = (x.to(tl.float32) - mean[None, :]) * slope[None, :] + constant[None, :]
+    if BACKWARD:
+        factor = tl.load(factor_ptr + own, mask=held, other=0.0)
+        out += tl.load(other_ptr + where, mask=mask, other=0.0).to(tl.float32) * factor[None, :]
+    tl.store(out_ptr + where, out.to(x.dtype), mask=mask)

@@ -1,0 +1,309 @@
+"""Decoded pixels that are kept: found by content, made again when damaged, shared by processes, done without when they must."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from ranked import Pool
+
+from fastreid_al.data import cache, pixels
+from fastreid_al.data.pixels import PixelStore, cache_folder, decode
+from fastreid_al.errors import DataError
+from fastreid_al.ranks import Ranks
+
+SIZE = (16, 8)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """Six images and, third, a file that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(7):
+        noise = np.random.default_rng(i).integers(0, 256, (20, 10, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+    (folder / "2.png").write_bytes(b"no image")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    return tmp_path / "kept"
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by a number for each image that is decoded."""
+    return counted(monkeypatch.setattr)
+
+
+def counted(replace: Callable[[object, str, object], None]) -> list[int]:
+    done: list[int] = []
+    original = pixels.to_rgb
+    replace(pixels, "to_rgb", lambda content: done.append(len(content)) or original(content))
+    return done
+
+
+def same(a: PixelStore, b: PixelStore) -> bool:
+    rows = torch.arange(len(a))
+    return torch.equal(a.read(rows), b.read(rows)) and a.digests == b.digests and a.bad == b.bad
+
+
+def held(folder: Path, pattern: str = "pixels-*.u8") -> list[Path]:
+    return sorted(folder.glob(pattern))
+
+
+@pytest.mark.parametrize("store_gib", [4.0, 0.0])
+def test_what_is_kept_is_found_again_with_the_images_left_out(
+    photos: list[Path], kept: Path, decoded: list[int], store_gib: float
+) -> None:
+    paths = [*photos, photos[0].with_name("absent.png")]
+    fresh = decode(paths, *SIZE)
+    first = decode(paths, *SIZE, cache=kept, store_gib=store_gib)
+    assert len(decoded) == 14
+    again = decode(paths, *SIZE, cache=kept, store_gib=store_gib)
+    assert len(decoded) == 14 and same(fresh, first) and same(fresh, again)
+    assert [bad.reason for bad in again.bad] == ["not an image", "No such file or directory"]
+    assert len(held(kept)) == 1 and held(kept, "*.part") == []
+
+
+def test_moved_files_are_found_and_another_order_or_size_is_not(
+    photos: list[Path], kept: Path, decoded: list[int]
+) -> None:
+    first = decode(photos, *SIZE, cache=kept)
+    elsewhere = photos[0].parent.rename(photos[0].parent.with_name("elsewhere"))
+    moved = decode([elsewhere / path.name for path in photos], *SIZE, cache=kept)
+    assert len(decoded) == 7 and first.digests == moved.digests and moved.bad[0].path == elsewhere / "2.png"
+    turned = decode([elsewhere / path.name for path in reversed(photos)], *SIZE, cache=kept)
+    assert len(decoded) == 14 and torch.equal(turned.read(torch.arange(6)), first.read(torch.arange(6)).flip(0))
+    assert decode([elsewhere / path.name for path in photos], 8, 8, cache=kept).pixels.shape == (7, 3, 8, 8)
+    assert len(decoded) == 21
+
+
+def test_a_file_that_was_changed_is_seen_though_its_size_and_times_are_set_back(
+    photos: list[Path], kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_RACE_NS", -(10**9))
+    target = photos[5]
+    decode(photos, *SIZE, cache=kept)
+    before = target.stat()
+    content = bytearray(target.read_bytes())
+    content[len(content) // 2] ^= 255
+    time.sleep(0.02)
+    target.write_bytes(content)
+    os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert target.stat().st_size == before.st_size and target.stat().st_ino == before.st_ino
+    assert same(decode(photos, *SIZE, cache=kept), decode(photos, *SIZE))
+
+
+def test_files_are_read_once_for_their_digests_unless_they_were_just_changed(
+    photos: list[Path], kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bytes] = []
+    original = cache.digest_of
+    monkeypatch.setattr(cache, "digest_of", lambda content: taken.append(content) or original(content))
+    files = {path.read_bytes() for path in photos}
+
+    def read() -> int:
+        taken.clear()
+        decode(photos, *SIZE, cache=kept)
+        return len(files.intersection(taken))
+
+    assert [read(), read()] == [7, 7]  # they were written just now
+    monkeypatch.setattr(cache, "_RACE_NS", -(10**9))
+    assert [read(), read()] == [7, 0]
+    held(kept, "index-*.npy")[0].write_bytes(b"damaged")
+    assert [read(), read()] == [7, 0]
+
+
+def file_behind(store: PixelStore) -> str:
+    """The file of pixels that a store is mapped from; empty where it is not."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if ".u8" in line:
+            start, end = (int(x, 16) for x in line.split()[0].split("-"))
+            if start <= store.pixels.data_ptr() < end:
+                return line.split(maxsplit=5)[5]
+    return ""
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "a pixel": lambda content: content[:100] + bytes([content[100] ^ 1]) + content[101:],
+    "the reasons": lambda content: content.replace(b"not an image", b"not an imago"),
+    "half of it is missing": lambda content: content[: len(content) // 2],
+    "the end is missing": lambda content: content[:-1],
+    "empty": lambda content: b"",
+    "more than it should be": lambda content: content + content,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("store_gib", [4.0, 0.0])
+def test_a_damaged_file_is_said_once_and_made_again(
+    photos: list[Path], kept: Path, damage: str, store_gib: float
+) -> None:
+    warnings: list[str] = []
+    fresh = decode(photos, *SIZE)
+    for count in (0, 1, 1):
+        assert same(decode(photos, *SIZE, cache=kept, store_gib=store_gib, warn=warnings.append), fresh)
+        assert len(warnings) == count
+        if not warnings:
+            held(kept)[0].write_bytes(DAMAGES[damage](held(kept)[0].read_bytes()))
+    assert "is damaged and is made again" in warnings[0] and "\n" not in warnings[0]
+
+
+def full(file: object, size: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    photos: list[Path], kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, warnings = decode(photos, *SIZE), []
+    (kept.parent / "file").write_bytes(b"")
+    assert same(decode(photos, *SIZE, cache=kept.parent / "file" / "below", warn=warnings.append), fresh)
+    monkeypatch.setattr(cache, "reserve", full)
+    assert same(decode(photos, *SIZE, cache=kept, warn=warnings.append), fresh)
+    assert len(warnings) == 2 and all(" are not kept in " in line and "\n" not in line for line in warnings)
+    assert "No space left on device" in warnings[1] and held(kept) == held(kept, "*.part") == []
+
+
+def test_a_folder_that_can_only_be_read_still_serves(
+    photos: list[Path], kept: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, warnings = decode(photos, *SIZE, cache=kept), []
+    original = Path.open
+
+    def read_only(self: Path, mode: str = "r", *args: object, **options: object) -> object:
+        if mode != "rb":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return original(self, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    assert same(decode(photos, *SIZE, cache=kept, warn=warnings.append), first)
+    assert len(decoded) == 7 and warnings == []
+    assert decode(photos, 8, 8, cache=kept, warn=warnings.append).pixels.shape[-2:] == (8, 8)
+    assert len(warnings) == 1 and "Read-only file system" in warnings[0]
+
+
+def test_what_was_used_longest_ago_makes_room(photos: list[Path], kept: Path) -> None:
+    heights, size = (16, 17, 18), 7 * 3 * 18 * 8
+    for age, height in enumerate(heights[:2]):
+        decode(photos, height, 8, cache=kept)
+        for path in held(kept):
+            os.utime(path, (0, path.stat().st_mtime - 100 * (2 - age)))
+    decode(photos, 16, 8, cache=kept)  # used again
+    used = max(held(kept), key=lambda path: path.stat().st_mtime)
+    (kept / "old.part").touch()
+    os.utime(kept / "old.part", (0, 0))
+    (kept / "notes.txt").touch()
+    os.utime(kept / "notes.txt", (0, 0))
+    decode(photos, 18, 8, cache=kept, cache_gib=2.5 * size / 2**30)
+    left = held(kept)
+    assert len(left) == 2 and used in left and not (kept / "old.part").exists() and (kept / "notes.txt").exists()
+
+
+def test_what_is_past_the_budget_alone_is_not_kept(photos: list[Path], kept: Path) -> None:
+    warnings: list[str] = []
+    store = decode(photos, *SIZE, cache=kept, cache_gib=1e-6, warn=warnings.append)
+    assert len(store) == 6 and not kept.exists()
+    assert len(warnings) == 1 and "--image.cache-gib" in warnings[0]
+
+
+def test_images_changed_between_their_digest_and_their_decoding_are_not_kept(
+    photos: list[Path], kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, warnings = cache.reserve, []
+
+    def late(file: object, size: int) -> None:
+        photos[0].write_bytes(photos[1].read_bytes())
+        original(file, size)
+
+    monkeypatch.setattr(cache, "reserve", late)
+    store = decode(photos, *SIZE, cache=kept, warn=warnings.append)
+    assert store.digests[0] == store.digests[1] and held(kept) == [] and len(warnings) == 1
+
+
+def test_an_interrupted_decoding_leaves_neither_file_nor_lock(photos: list[Path], kept: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode(photos, *SIZE, cache=kept, on_progress=stop)
+    assert held(kept) == held(kept, "*.part") == []
+    assert len(decode(photos, *SIZE, cache=kept)) == 6 and len(held(kept)) == 1
+
+
+def test_the_setting_names_the_users_folder_another_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FASTREID_AL_CACHE", str(tmp_path))
+    assert [cache_folder(x) for x in ("auto", "none", "/x/y")] == [tmp_path / "pixels", None, Path("/x/y")]
+
+
+def at_once(ranks: Ranks, paths: list[Path], kept: Path) -> tuple[int, torch.Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        done = counted(patch.setattr)
+        ranks.any(False)
+        store = decode(paths, *SIZE, cache=kept)
+        return len(done), store.read(torch.arange(len(store)))
+
+
+def test_of_processes_at_once_one_decodes(pool: Pool, photos: list[Path], kept: Path) -> None:
+    found = pool.run(at_once, 3, photos, kept)
+    assert sum(count for count, _ in found) == 7 and len(held(kept)) == 1
+    expected = decode(photos, *SIZE).read(torch.arange(6))
+    assert all(torch.equal(images, expected) for _, images in found)
+
+
+def together(ranks: Ranks, paths: list[Path], kept: Path | None, spare: Path) -> tuple[int, PixelStore]:
+    with pytest.MonkeyPatch.context() as patch:
+        done = counted(patch.setattr)
+        store = decode(paths, *SIZE, cache=kept, store_dir=spare, ranks=ranks)
+    assert file_behind(store).startswith(str(kept or spare))
+    return len(done), PixelStore(store.pixels.clone(), store.slots, store.digests, store.bad)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("keep", [True, False])
+def test_ranks_map_what_one_of_them_decodes(
+    pool: Pool, photos: list[Path], kept: Path, tmp_path: Path, size: int, keep: bool
+) -> None:
+    found = pool.run(together, size, photos, kept if keep else None, tmp_path / "spare")
+    assert sum(count for count, _ in found) == 7
+    alone = decode(photos, *SIZE)
+    assert all(same(store, alone) for _, store in found)
+    assert len(held(kept)) == keep and list((tmp_path / "spare").glob("*")) == []
+
+
+def failing(ranks: Ranks, paths: list[Path], spare: Path, how: str) -> str:
+    try:
+        if how == "no room":
+            with pytest.MonkeyPatch.context() as patch:
+                if ranks.rank == 1:
+                    patch.setattr(cache, "reserve", full)
+                    patch.setattr(pixels, "reserve", full)
+                decode(paths if ranks.rank != 1 else paths[::-1], *SIZE, store_gib=0, store_dir=spare, ranks=ranks)
+        else:
+            decode(paths[ranks.rank == 2 :], *SIZE, store_dir=spare, ranks=ranks)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def test_an_error_of_one_rank_is_raised_on_all(pool: Pool, photos: list[Path], tmp_path: Path) -> None:
+    no_room = pool.run(failing, 3, photos, tmp_path / "spare", "no room")
+    assert all("no place for" in text for text in no_room) and no_room[0].startswith("rank 1: ")
+    other = pool.run(failing, 3, photos, tmp_path / "spare", "others")
+    assert all("rank 2 does not find the same images as rank 0" in text for text in other)
+    assert list((tmp_path / "spare").glob("*")) == []
+
+
+def test_a_process_alone_reads_what_fits_into_memory_and_maps_what_does_not(photos: list[Path], kept: Path) -> None:
+    assert file_behind(decode(photos, *SIZE, cache=kept)) == ""
+    assert file_behind(decode(photos, *SIZE, cache=kept, store_gib=0)) == str(held(kept)[0])

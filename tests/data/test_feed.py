@@ -1,0 +1,70 @@
+"""Batches on their way to the device: the rows asked for, one batch ahead, from where there is room."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastreid_al.data import feed
+from fastreid_al.data.feed import Feed, ahead, pick_place
+from fastreid_al.data.pixels import PixelStore
+from fastreid_al.errors import DataError
+
+GIB = 2**30
+
+
+def store_of(n: int = 12) -> PixelStore:
+    """Of which every second slot was left out."""
+    pixels = torch.randint(256, (2 * n, 3, 4, 2), dtype=torch.uint8)
+    return PixelStore(pixels, torch.arange(0, 2 * n, 2), [""] * n, [])
+
+
+@pytest.mark.parametrize("place", ["auto", "device", "host"])
+def test_on_a_cpu_a_feed_is_a_read_of_the_store(place: str) -> None:
+    store = store_of()
+    images = Feed(store, torch.device("cpu"), place)
+    rows = torch.tensor([11, 0, 5, 5])
+    assert len(images) == 12 and torch.equal(images.read(rows), store.pixels[2 * rows])
+    later, sooner = images.start(rows[:1]), images.start(rows[1:])
+    assert torch.equal(sooner(), store.read(rows[1:])) and torch.equal(later(), store.read(rows[:1]))
+    assert images.read(rows[:0]).shape == (0, 3, 4, 2)
+
+
+def test_a_batch_is_started_while_the_one_before_is_worked_on() -> None:
+    events: list[str] = []
+
+    def start(batch: int) -> str:
+        events.append(f"start {batch}")
+        return f"pixels {batch}"
+
+    for batch, images in ahead(range(3), start):
+        events.append(f"work {batch} {images}")
+    assert events == ["start 0", "start 1", "work 0 pixels 0", "start 2", "work 1 pixels 1", "work 2 pixels 2"]
+    assert list(ahead([], start)) == []
+
+
+def test_auto_takes_the_device_where_half_of_what_is_free_is_enough_and_says_else_why() -> None:
+    said: list[str] = []
+    assert pick_place(10 * GIB, 20 * GIB, "auto", said.append) == "device" and said == []
+    assert pick_place(10 * GIB + 1, 20 * GIB, "auto", said.append) == "host"
+    assert len(said) == 1 and "10.0 GiB" in said[0] and "20.0 free GiB" in said[0]
+    assert pick_place(0, 0, "host") == "host"
+
+
+def test_the_device_is_refused_when_it_has_no_room_with_what_is_missing_and_what_helps() -> None:
+    assert pick_place(18 * GIB, 20 * GIB, "device") == "device"
+    with pytest.raises(
+        DataError, match=r"take 19.5 GiB, 1.5 GiB more .*20.0 GiB free.*give --image.place host"
+    ) as error:
+        pick_place(39 * GIB // 2, 20 * GIB, "device")
+    assert "\n" not in str(error.value)
+
+
+def test_constants_are_made_once_and_serve_training_after_inference() -> None:
+    cpu = torch.device("cpu")
+    with torch.inference_mode():
+        first = feed.constant((1.5, 2.5), cpu)
+    assert feed.constant((1.5, 2.5), cpu) is first and not first.is_inference()
+    weight = torch.ones(2, requires_grad=True)
+    (weight * first).sum().backward()
+    assert torch.equal(weight.grad, first)

@@ -1,0 +1,63 @@
+"""`grouped_batch_norm`'s kernels, interpreted."""
+
+from __future__ import annotations
+
+import small
+import torch
+from reid_kernels import configs, grouped_batch_norm, grouped_batch_norm_reference
+from reid_kernels.grouped_norm_triton import backward_triton, forward_triton
+from torch import Tensor
+
+#: Largest errors of values near one.
+TIGHT = {torch.float32: 3e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor, group: int, gradient: Tensor) -> list[Tensor]:
+    """What the reference gives in float64, and its gradients."""
+    inputs = [y.double().requires_grad_() for y in (x, weight, bias)]
+    y, mean, var = grouped_batch_norm_reference(*inputs, group)
+    return [y.detach(), mean.detach(), var.detach(), *torch.autograd.grad(y, inputs, gradient.double())]
+
+
+def main() -> None:
+    """Compare the kernels with the reference."""
+    cases = small.Cases()
+    small.shrink_tiles()
+    for dtype in small.DTYPES:
+        shapes = [((6, 21, 3, 5), 2), ((16, 33), 8), ((5, 3, 7), 5), ((9, 18, 1, 1), 9)]
+        for shape, group in shapes if dtype == torch.float32 else shapes[:1]:
+            for last in (False, True):
+                x, gradient = (torch.randn(shape) + shift for shift in (3, 0))
+                x, gradient = (y.to(dtype) for y in (x, gradient))
+                if last:
+                    x, gradient = (y.movedim(1, -1).contiguous().movedim(-1, 1) for y in (x, gradient))
+                weight, bias = torch.rand(shape[1]), torch.randn(shape[1])
+                wanted = exact(x, weight, bias, group, gradient)
+                y, mean, var, rstd = forward_triton(x, weight, bias, group, 1e-5)
+                found = y, mean, var, *backward_triton(gradient, x, weight, mean, rstd, group)
+                assert y.stride() == found[3].stride() == x.stride()
+                for a, b in zip(found, wanted, strict=True):
+                    scale = b.abs().max().clamp(min=1)
+                    tolerance = TIGHT[dtype if a.dtype == dtype else torch.float32]
+                    cases.close(a / scale, b / scale, tolerance, dtype, shape, last)
+                again = forward_triton(x, weight, bias, group, 1e-5)[0]
+                cases.equal(again, y)
+    # A NaN is of its group and channel alone.
+    x = torch.randn(4, 3, 2, 2)
+    x[3, 1, 0, 0] = torch.nan
+    y, _, var, _ = forward_triton(x, torch.ones(3), torch.zeros(3), 2, 1e-5)
+    cases.equal(y.isnan().flatten(2).any(2).nonzero(), torch.tensor([[2, 1], [3, 1]]))
+    cases.equal(var.isnan().nonzero(), torch.tensor([[1, 1]]))
+    with small.through_operators():
+        x = x.nan_to_num().requires_grad_()
+        y, _, _ = grouped_batch_norm(x, torch.ones(3), torch.zeros(3), 2)
+        y.square().sum().backward()
+    wanted = exact(x.detach(), torch.ones(3), torch.zeros(3), 2, 2 * y.detach())
+    cases.close(y.detach(), wanted[0], 3e-6)
+    cases.close(x.grad, wanted[3], 1e-5)
+    assert configs.NORM["contiguous"].rows == 16
+    cases.done()
+
+
+if __name__ == "__main__":
+    main()

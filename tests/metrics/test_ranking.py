@@ -1,0 +1,158 @@
+"""Ranks that are counted, against sorted lists, and the same on any number of ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import clustered_features
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranked import Pool
+from references import reference_ranking
+from torch import Tensor
+
+from fastreid_al.metrics import Ranking, rank_gallery, ranking
+from fastreid_al.ranks import Ranks
+
+Case = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def labels(random: np.random.Generator, n: int, identities: int, cameras: int) -> tuple[Tensor, Tensor]:
+    """Junk and unknown cameras among them."""
+    return tuple(torch.from_numpy(random.integers(-1, most, n)) for most in (identities, cameras))  # type: ignore[return-value]
+
+
+def coarse(n: int, seed: int) -> Tensor:
+    """Rows whose products are exact and often equal."""
+    return torch.from_numpy(np.random.default_rng(seed).choice([-0.5, 0.0, 0.5], (n, 4))).float()
+
+
+def case(queries: int, gallery: int, identities: int, seed: int = 0, tied: bool = False) -> Case:
+    random = np.random.default_rng(seed)
+    rows = (
+        coarse(queries + gallery, seed) if tied else torch.from_numpy(clustered_features(queries + gallery, 20)).float()
+    )
+    first, second = (labels(random, n, identities, 3) for n in (queries, gallery))
+    return rows[:queries], *first, rows[queries:], *second
+
+
+def assert_sorted(found: Ranking, given: Case) -> None:
+    query, query_ids, query_cameras, gallery, gallery_ids, gallery_cameras = given
+    facts = (x.numpy() for x in (query_ids, query_cameras, gallery_ids, gallery_cameras))
+    expected = reference_ranking((query @ gallery.T).numpy(), *facts)
+    assert found.mAP == pytest.approx(expected["mAP"], abs=1e-12)
+    assert found.mINP == pytest.approx(expected["mINP"], abs=1e-12)
+    assert found.skipped == expected["skipped"]
+    np.testing.assert_allclose(found.cmc, expected["cmc"][: len(found.cmc)], atol=1e-12)
+
+
+@given(
+    st.integers(1, 12), st.integers(1, 40), st.integers(1, 10), st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 128])
+)
+@settings(max_examples=60, deadline=None)
+def test_counted_ranks_are_those_of_sorted_lists(
+    queries: int, gallery: int, identities: int, seed: int, few: int
+) -> None:
+    given = case(queries, gallery, identities, seed, tied=True)
+    with pytest.MonkeyPatch.context() as patch:
+        # Counted by comparison or by search, in several blocks and products.
+        for name, value in (("_FEW", few), ("_BLOCK", 4 * gallery), ("_TILE", 16)):
+            patch.setattr(ranking, name, value)
+        assert_sorted(rank_gallery(*given), given)
+
+
+@pytest.mark.parametrize("identities", [4, 60])
+@pytest.mark.parametrize("tied", [True, False])
+def test_lists_longer_than_what_is_counted_at_a_time(
+    identities: int, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = case(24, 900, identities, tied=tied)
+    monkeypatch.setattr(ranking, "_COUNTED", 1)
+    assert_sorted(rank_gallery(*given), given)
+
+
+def test_a_gallery_of_one_identity_and_a_gallery_of_one_image() -> None:
+    given = case(5, 300, 1, tied=True)
+    assert_sorted(rank_gallery(*given), given)
+    query, ids, cameras = torch.eye(2), torch.tensor([0, 1]), torch.tensor([0, 0])
+    found = rank_gallery(query, ids, cameras, query[:1], ids[:1], cameras[:1] + 1)
+    assert (found.mAP, found.mINP, found.queries, found.skipped, len(found.cmc)) == (1, 1, 1, 1, 1)
+
+
+def test_half_floats_are_ranked_by_their_products_in_float32() -> None:
+    query, *facts = case(30, 200, 9)
+    query, gallery = query.half(), facts[2].half()
+    wide = rank_gallery(query.float(), *facts[:2], gallery.float(), *facts[3:])
+    assert rank_gallery(query, *facts[:2], gallery, *facts[3:]).mAP == wide.mAP
+
+
+def test_a_chosen_precision_of_products_is_left_alone() -> None:
+    given = case(10, 50, 5)
+    expected = rank_gallery(*given).mAP
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert rank_gallery(*given).mAP == expected
+
+
+def test_nothing_to_rank_scores_zero() -> None:
+    query, *facts = case(4, 9, 3)
+    gallery, *gallery_facts = facts[2:]
+    empty = rank_gallery(query, *facts[:2], gallery[:0], *(x[:0] for x in gallery_facts))
+    assert (empty.mAP, empty.queries, empty.skipped, len(empty.cmc)) == (0, 0, 4, 0)
+    none = rank_gallery(query[:0], *(x[:0] for x in facts[:2]), gallery, *gallery_facts)
+    assert (none.mAP, none.queries, none.skipped) == (0, 0, 0)
+
+
+def among(ranks: Ranks, given: Case, block: int) -> tuple[float, float, list[float], int, int]:
+    ranking._BLOCK = block
+    query, query_ids, query_cameras, gallery, *rest = given
+    own = query[ranks.own(len(query))], gallery[ranks.own(len(gallery))]
+    found = rank_gallery(own[0], query_ids, query_cameras, own[1], *rest, ranks=ranks)
+    return found.mAP, found.mINP, found.cmc.tolist(), found.queries, found.skipped
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("queries", "gallery", "identities", "tied"),
+    [
+        (50, 400, 12, False),
+        (50, 401, 12, True),
+        (2, 5, 2, True),
+        (1, 1, 1, False),
+        (3, 2, 4, False),
+        (7, 300, 1, False),
+    ],
+)
+def test_all_ranks_give_the_numbers_of_one_process(
+    pool: Pool, size: int, queries: int, gallery: int, identities: int, tied: bool
+) -> None:
+    given = case(queries, gallery, identities, tied=tied)
+    found = rank_gallery(*given)
+    expected = found.mAP, found.mINP, found.cmc.tolist(), found.queries, found.skipped
+    for block in (ranking._BLOCK, 9 * gallery):
+        assert pool.run(among, size, given, block) == [expected] * size
+
+
+def wrong(ranks: Ranks) -> str:
+    query, ids, cameras, gallery, *rest = case(9, 30, 4)
+    own = query[ranks.own(9)].clone()
+    if ranks.rank == 1:
+        own[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="not finite") as raised:
+        rank_gallery(own, ids, cameras, gallery[ranks.own(30)], *rest, ranks=ranks)
+    return str(raised.value)
+
+
+def test_what_one_rank_finds_wrong_all_raise(pool: Pool) -> None:
+    assert pool.run(wrong, 3) == ["query_features: 1 of 3 rows are not finite"] * 3
+
+
+def without_width(ranks: Ranks) -> float:
+    query, ids, cameras, gallery, *rest = case(2, 2, 1, seed=3)
+    shards = (x[ranks.own(2)] if ranks.rank < 2 else x.new_zeros(0, 0) for x in (query, gallery))
+    first, second = shards
+    return rank_gallery(first, ids, cameras, second, *rest, ranks=ranks).mAP
+
+
+def test_a_rank_without_rows_need_not_know_their_width(pool: Pool) -> None:
+    assert pool.run(without_width, 4) == [rank_gallery(*case(2, 2, 1, seed=3)).mAP] * 4

@@ -40,7 +40,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from fastreid_al.active import Questions
 from fastreid_al.config import EngineConfig, ImageConfig, MethodName, QuestionConfig, RunConfig, recipe
 from fastreid_al.data import ImageSet, planted_partition
 from fastreid_al.data.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
@@ -75,7 +74,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "small": [Size("resnet18", 64, 32, 16, 128, 3, 5, 10, 30)],
+    "small": [Size("resnet18", 64, 32, 16, 96, 3, 5, 10, 30)],
     "market": [Size("resnet50", 256, 128, 64, 12_936, 400, 200, 3_368, 15_913)],
     "msmt17": [Size("resnet50", 256, 128, 64, 32_621, 800, 500, 11_659, 82_161)],
 }
@@ -95,10 +94,10 @@ SHARE_BATCHES = {"small": 2}
 PIXELS = 2_000
 CAMERAS = 15
 #: Turns of ours and the plain loop, and the batches of a turn, of training and of extraction.
-TURNS = 2
-BATCHES = {"cpu": 2, "cuda": 16}
+TURNS = {"cpu": 1, "cuda": 2}
+BATCHES = {"cpu": 2, "cuda": 12}
 #: Batches of ours in a turn, and before anything is timed.
-OURS = {"cpu": 2, "cuda": 100}
+OURS = {"cpu": 2, "cuda": 50}
 WARM = {"cpu": 1, "cuda": 8}
 WORKERS = {"cpu": 2, "cuda": 8}
 #: Batches that each worker has ready.
@@ -144,14 +143,6 @@ def with_values(embeddings: Tensor, values: Tensor) -> Tensor:
     return values + (embeddings - embeddings.detach())
 
 
-class TimedQuestions(Questions):
-    """Says how long a round takes."""
-
-    def refine(self, epoch: int, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:  # noqa: D102
-        (labels, facts), seconds = harness.clocked(super().refine, epoch, features, labels)
-        return labels, {**facts, "seconds_questions": seconds}
-
-
 class Planted(NamedTuple):
     """What the methods see of the training images: features on the device, of a batch too, identities and cameras."""
 
@@ -183,7 +174,8 @@ class Evaluation:
     def __init__(self, size: Size, config: RunConfig, pixels: Tensor, device: str) -> None:
         self.config, self.seconds = config, {"evaluation_extraction_s": 0.0, "ranking_s": 0.0}
         counts = [size.query, size.gallery]
-        self.stores = [store_of(pixels, count) for count in counts]
+        # As the engine's own evaluation reads them.
+        self.feeds = [Feed(store_of(pixels, count), torch.device(device), "host") for count in counts]
         features, identities = harness.unit_rows(device, "float32", sum(counts), dim_of(size.backbone))
         seen_by = torch.randint(CAMERAS, (sum(counts),), generator=torch.Generator().manual_seed(0))
         parts = (features.split(counts), identities.cpu().split(counts), seen_by.split(counts))
@@ -194,8 +186,7 @@ class Evaluation:
         """The scores of the planted features."""
         engine, stage = self.config.engine, self.config.network.test_features
         self.seconds["evaluation_extraction_s"] = sum(
-            harness.clocked(extract_features, network, Feed(store, network.device, "host"), engine, None, stage)[1]
-            for store in self.stores
+            harness.clocked(extract_features, network, feed, engine, None, stage)[1] for feed in self.feeds
         )
         ranking, self.seconds["ranking_s"] = harness.clocked(rank_gallery, *self.sides)
         return ranking
@@ -220,7 +211,7 @@ class Ours:
         self.network = Network(model, config.engine, self.device, warn=self.warnings.append)
         n = len(planted.features)
         self.pixels = noise(min(n, PIXELS), config.image)
-        self.store = store_of(self.pixels, n)
+        self.feed = Feed(store_of(self.pixels, n), self.device, config.image.place)
 
     def epoch(
         self, iterations: int, evaluate: Callable[[Network], Ranking] | None = None, questions: int = 0
@@ -240,13 +231,12 @@ class Ours:
             augment = Augment(config.image, config.seed)
             state = Training(config, self.network.model, method, optimizer, schedule, augment, data={}, epoch=first)
             identities = self.planted.identities.cpu()
-            feed = Feed(self.store, self.network.device)
-            train(state, self.network, feed, RunFolder(Path(name)), silent(), evaluate, identities)
+            train(state, self.network, self.feed, RunFolder(Path(name)), silent(), evaluate, identities)
         return state.history[-1]
 
     @contextmanager
     def _method(self, config: RunConfig, folder: Path) -> Iterator[Method]:
-        n, planted = len(self.store), self.planted
+        n, planted = len(self.feed), self.planted
         if config.method == "nnct":
             nnct = PlantedNNCT(n, config.neighbours_k, config.nnct, config.batch, nnct_step.EPOCHS, config.seed)
             nnct.planted, nnct.bank = planted.moved, planted.features.clone()
@@ -258,9 +248,7 @@ class Ours:
         people = zip(planted.identities.tolist(), planted.cameras.tolist(), strict=True)
         records = [Record(folder / f"{i}.jpg", *who) for i, who in enumerate(people)]
         images = ImageSet("msmt17", folder, records, [], [])
-        with open_questions(config, images, records, self.store.digests, folder, silent()) as questions:
-            if questions is not None:
-                questions = TimedQuestions(questions.asker, questions.strategy, questions.config)
+        with open_questions(config, images, records, self.feed.store.digests, folder, silent()) as questions:
             ucal = PlantedUCAL(
                 planted.cameras, config.cluster, config.batch, config.memory, config.seed, questions=questions
             )
@@ -296,18 +284,19 @@ class Plain:
             "extraction": Decoded(pixels, n, transforms.Compose(finish())),
         }
         parameters = [p for p in self.model.parameters() if p.requires_grad]
+        rate = settings.lr if settings.backbone_lr is None else settings.backbone_lr
         decay, size, seed = settings.weight_decay, config.batch.size, config.seed
         self.memory: nnct_step.Published | Logits
         self.optimizer: torch.optim.Optimizer
         if config.method == "nnct":
             share = config.nnct.momentum * nnct_step.EPOCH / nnct_step.EPOCHS
             self.memory = nnct_step.Published(planted.features.clone(), planted.identities, share)
-            self.optimizer = torch.optim.SGD(parameters, settings.lr, 0.9, weight_decay=decay, nesterov=True)
+            self.optimizer = torch.optim.SGD(parameters, rate, settings.momentum, weight_decay=decay, nesterov=True)
             self.batches = PassSampler(n, size, n).batches(seed, 0)
         else:
             classes = planted.identities.unique(return_inverse=True)[1]
             self.memory = Logits(planted.features.clone(), classes.to(device), config.memory.temperature)
-            self.optimizer = torch.optim.Adam(parameters, settings.lr, weight_decay=decay)
+            self.optimizer = torch.optim.Adam(parameters, rate, weight_decay=decay)
             sampler = IdentitySampler(classes, planted.cameras, size, config.batch.per_identity, n)
             self.batches = sampler.batches(seed, 0)
 
@@ -514,6 +503,7 @@ def test_epoch(benchmark: BenchmarkFixture, size: Size, method: MethodName, scal
         if peak is None
         else round(peak - before - planted_mib, 1),
         peak_from="resident set of the process" if peak is None else "allocated on the device, less what is planted",
+        pixels_on=ours.feed.place,
         precision="bf16" if ours.network.bf16 else "float32",
         compiled=ours.network.compiled and not ours.warnings,
         warm_up_s=round(warm_s, 2),
@@ -530,13 +520,13 @@ def test_epoch(benchmark: BenchmarkFixture, size: Size, method: MethodName, scal
 def beside(ours: Ours, planted: Planted, iterations: int, device: str) -> dict[str, Any]:
     """The plain loop and ours in turns: medians of either, and an epoch of the plain loop as long as these say."""
     before = watch_memory(device)
-    n, size, count = len(ours.store), ours.config.batch.size, BATCHES[device]
+    n, size, count = len(ours.feed), ours.config.batch.size, BATCHES[device]
     plain = Plain(ours.config, ours.pixels, planted, device)
     extracts = ours.config.method == "ucal"
     turns: list[dict[str, float]] = []
     ours_turns: list[dict[str, float]] = []
     peak = None
-    for _ in range(TURNS):
+    for _ in range(TURNS[device]):
         turn = {"training_images_per_s": plain.train(count)}
         if extracts:
             turn["extraction_images_per_s"] = plain.extract(count)
@@ -551,7 +541,7 @@ def beside(ours: Ours, planted: Planted, iterations: int, device: str) -> dict[s
     found: dict[str, Any] = {
         **medians,
         **{f"ours_{name}": value for name, value in ours_medians.items()},
-        "measured_on": f"medians of {TURNS} turns of {count} batches, the epoch extrapolated by images",
+        "measured_on": f"medians of {TURNS[device]} turns of {count} batches, the epoch extrapolated by images",
         "network": "float32 (convolutions as PyTorch does them by default), eager, one BatchNorm over the batch",
         "workers": WORKERS[device],
         "clustering": "none" if not extracts else "left out",

@@ -26,6 +26,16 @@ NNCT = (
     "| times as fast | network s | whole step, ours, published s | ours MiB | published MiB | label memory MB "
     "| labels an image |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
+EPOCH = (
+    "| epoch | precision, threads | extraction + clustering + questions + data + network + memory + optimizer s "
+    "| epoch s, ours, plain | times as fast | training images/s, epoch; turns, plain "
+    "| extraction images/s, epoch; turns, plain | ranking s | peak MiB, ours, plain | goals met |\n"
+    "|---|---|--:|--:|--:|--:|--:|--:|--:|---|"
+)
+SHARE = (
+    "| training steps | threads | data + memory + optimizer s | network s | share outside the network, goal |\n"
+    "|---|--:|--:|--:|--:|"
+)
 OTHERS = "| benchmark | form | median ms | peak extra MiB |\n|---|---|--:|--:|"
 PUBLISHED = "eager, as published"
 MARKERS = "ovsD^P*X<>"
@@ -87,11 +97,13 @@ def figures(path: Path) -> list[Figure]:
 
 
 def text(found: list[Figure]) -> str:
-    """The table of the operators, those of pseudo-labels and of NNCT, and a short one of the other benchmarks."""
+    """The table of the operators, those of pseudo-labels, of NNCT and of epochs, and a short one of the other benchmarks."""
     operators = [figure for figure in found if "operator" in figure.info]
     pseudo_labels = [figure for figure in found if figure.info.get("step") == "pseudo-labels"]
     nnct = [figure for figure in found if figure.info.get("step") == "NNCT"]
-    others = [figure for figure in found if figure not in [*operators, *pseudo_labels, *nnct]]
+    epochs = [figure for figure in found if figure.info.get("step") == "epoch"]
+    shares = [figure for figure in found if figure.info.get("step") == "share"]
+    others = [figure for figure in found if figure not in [*operators, *pseudo_labels, *nnct, *epochs, *shares]]
     parts = []
     if operators:
         peaks = ceilings(operators)
@@ -117,6 +129,15 @@ def text(found: list[Figure]) -> str:
             "network (forward, backward, optimizer), which both share; the whole step is the sum. Memory is that over the "
             f"memories themselves, of which the labels' is listed, ours and as published.\n\n{NNCT}\n{lines}"
         )
+    if epochs:
+        lines = "".join(beside_plain(figure.info) + "\n" for figure in epochs)
+        parts.append(
+            "A whole epoch on random pixels, and a plain PyTorch loop that ran in turns with ours; its epoch is extrapolated "
+            "by images, without questions, and without clustering where its dense form takes too long.\n\n"
+            f"{EPOCH}\n{lines}"
+        )
+    if shares:
+        parts.append(f"{SHARE}\n{''.join(share(figure.info) + chr(10) for figure in shares)}")
     if others:
         lines = "".join(
             f"| {o.group} | {form(o)} | {number(o.ms)} | {number(o.info.get('peak_extra_MiB'))} |\n" for o in others
@@ -195,6 +216,30 @@ def beside_network(forms: list[Figure]) -> str:
     cells += [", ".join(number(labels.get(form)) for form in ("ours", PUBLISHED))]
     cells += [number(info.get("ours", some).get("labels_per_image"))]
     return "| " + " | ".join(cells) + " |"
+
+
+def beside_plain(info: dict[str, Any]) -> str:
+    """One line of the table of epochs."""
+    plain, goals = info.get("plain", {}), info.get("goals", {})
+    phases = ("extraction", "clustering", "questions", "data", "network", "memory", "optimizer")
+    cells = [info["problem"], f"{info['precision']}, {info['threads']}"]
+    cells += [" + ".join(number(info.get(f"{phase}_s"), 2) for phase in phases)]
+    cells += [", ".join(number(side.get("epoch_s")) for side in (info, plain))]
+    cells += [number(plain["epoch_s"] / info["epoch_s"] if plain else None)]
+    for name in ("training_images_per_s", "extraction_images_per_s"):
+        turns = ", ".join(number(plain.get(key)) for key in (f"ours_{name}", name))
+        cells += [f"{number(info.get(name))}; {turns}"]
+    cells += [number(info.get("ranking_s")), ", ".join(number(side.get("peak_MiB")) for side in (info, plain))]
+    missed = [name for name, goal in goals.items() if not goal["met"]]
+    met = f"{len(goals) - len(missed)} of {len(goals)}" + (f", not {', '.join(missed)}" if missed else "")
+    return "| " + " | ".join([*cells, met if goals else "-"]) + " |"
+
+
+def share(info: dict[str, Any]) -> str:
+    """One line of the table of shares."""
+    outside = " + ".join(number(info[phase], 2) for phase in ("data", "memory", "optimizer"))
+    cells = [info["problem"], str(info["threads"]), outside, number(info["network"])]
+    return "| " + " | ".join([*cells, f"{100 * info['share']:.1f} %, {100 * info['goal']:.0f} %"]) + " |"
 
 
 def number(value: float | None, digits: int = 3) -> str:

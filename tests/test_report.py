@@ -171,6 +171,38 @@ def test_an_nnct_step_without_the_published_form_or_the_network_has_dashes(tmp_p
     assert rows(tmp_path)[1][2:] == ["-", "-", "1.00", "-", "-", "-", "-, -", "150", "-", "-, -", "-"]
 
 
+def epoch(**more: Any) -> dict[str, Any]:
+    """A figure of a whole epoch, as its benchmark notes it."""
+    problem = "ucal, resnet50 256 x 128, 800 x 64 of 32,621"
+    info = {
+        **{"step": "epoch", "problem": problem, "device": "cpu", "threads": 1, "precision": "bf16", "epoch_s": 20.0},
+        **{"extraction_s": 3.5, "clustering_s": 0.75, "questions_s": 0.5, "data_s": 0.25, "network_s": 14.0},
+        **{"memory_s": 0.5, "optimizer_s": 0.45, "training_images_per_s": 3400.0, "extraction_images_per_s": 9320.3},
+        **{"ranking_s": 1.5, "peak_MiB": 9876.5},
+        **more,
+    }
+    return {"name": "test_epoch", "group": f"epoch, {problem}", "stats": {"median": 33.0}, "extra_info": info}
+
+
+def test_an_epoch_stands_beside_the_plain_loop_with_the_goals_it_misses(tmp_path: Path) -> None:
+    rates = {"training_images_per_s": 500.0, "extraction_images_per_s": 2000.0}
+    plain = {**rates, **{f"ours_{name}": 7 * rate for name, rate in rates.items()}, "epoch_s": 118.0, "peak_MiB": 2e4}
+    goals = {"training_images_per_s": {"met": False}, "epoch_s": {"met": True}}
+    share = {"step": "share", "problem": "resnet18", "device": "cpu", "threads": 2, "share": 0.0512, "goal": 0.1}
+    share |= {"data": 0.5, "memory": 0.1, "optimizer": 0.4, "network": 18.5}
+    alone = {"name": "test_share", "group": "share", "stats": {"median": 21.0}, "extra_info": share}
+    done = report(tmp_path, {"benchmarks": [epoch(plain=plain, goals=goals), epoch(), alone, OTHER]})
+    assert done.returncode == 0, done.stderr
+    _, beside, without, _, steps, _, other = rows(tmp_path)
+    assert beside[1:5] == ["bf16, 1", "3.5 + 0.75 + 0.50 + 0.25 + 14 + 0.50 + 0.45", "20.0, 118", "5.90"]
+    assert beside[5:8] == ["3,400; 3,500, 500", "9,320; 14,000, 2,000", "1.50"]
+    assert beside[8:] == ["9,876, 20,000", "1 of 2, not training_images_per_s"]
+    assert without[3:6] == ["20.0, -", "-", "3,400; -, -"]
+    assert without[8:] == ["9,876, -", "-"]
+    assert steps == ["resnet18", "2", "0.50 + 0.10 + 0.40", "18.5", "5.1 %, 10 %"]
+    assert other[0] == OTHER["group"]
+
+
 def test_growth_is_measured_by_size_and_drawn_and_reported(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark")
     figures, plot = tmp_path / "growth.json", tmp_path / "growth.png"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..ranks import Ranks, Sharded
@@ -58,11 +59,13 @@ class ShardedLabelMemory:
             indptr: (B + 1,) int64; the labels of rows[b] are indices[indptr[b]:indptr[b + 1]].
             indices: (labels,) int64.
         """
-        mine = (rows >= self.local.own.start) & (rows < self.local.own.stop)
-        counts = indptr.diff()
-        ends = counts[mine].cumsum(0)
-        indices = indices[mine.repeat_interleave(counts, output_size=len(indices))]
-        self.local.update(rows[mine], torch.nn.functional.pad(ends, (1, 0)), indices)
+        if rows.is_cpu:
+            # There a bank refuses what is not its own; elsewhere it leaves it out, and nothing is waited for.
+            mine = (rows >= self.local.own.start) & (rows < self.local.own.stop)
+            counts = indptr.diff()
+            indices = indices[mine.repeat_interleave(counts)]
+            rows, indptr = rows[mine], F.pad(counts[mine].cumsum(0), (1, 0))
+        self.local.update(rows, indptr, indices)
 
     def lookup(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The labels of images (B,) int64 of any ranks, as `PseudoLabelMemoryBank.lookup` gives them."""

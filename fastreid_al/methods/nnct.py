@@ -288,16 +288,8 @@ class NNCT:
         if count not in (0, self.n):
             raise ValueError(f"the feature memory is of {count:,} images, the set has {self.n:,}")
         bank = self.ranks.local(bank)
-        if self.ranks.size > 1:
-            # The whole is not kept for the sake of a part.
-            bank = bank.clone()
-        wrong = None
-        try:
-            self.label_memory.to(bank.device).load_state_dict(state["label_memory"])
-        except ValueError as error:
-            wrong = error
-        if self.ranks.any(wrong is not None):
-            raise wrong or ValueError("the label memory does not fit on another rank")
+        self.label_memory.to(bank.device)
+        self.ranks.agree(lambda: self.label_memory.load_state_dict(state["label_memory"]))
         self.bank, self.predicts, self.momentum = bank, state["predicts"], state["momentum"]
         self.layers().load_state_dict(state.get("layers", {}))
 

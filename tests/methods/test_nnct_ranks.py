@@ -194,7 +194,7 @@ def resumed(ranks: Ranks, layout: str, n: int, state: dict[str, Any], in_parts: 
         if isinstance(x, dict):
             return {name: cut(value) for name, value in x.items()}
         rows = isinstance(x, Tensor) and x.ndim > 0 and len(x) == n
-        return Sharded(x[ranks.own(n)], n) if rows and in_parts and ranks.size > 1 else x
+        return Sharded(x[ranks.own(n)].clone(), n) if rows and in_parts and ranks.size > 1 else x
 
     shared, alone = (nnct(some, n, 1, 12, layout=layout, capacity=3) for some in (ranks, ALONE))
     # What came lies in memory that all ranks see.
@@ -252,8 +252,7 @@ def test_a_state_from_before_the_first_batch_goes_on(pool: Pool) -> None:
     pool.run(unstarted, 3)
 
 
-def failing(ranks: Ranks) -> list[str]:
-    said = []
+def failing(ranks: Ranks) -> str:
     for k in (0, 1):
         method = nnct(ranks, 20, k, 12)
         begin(0, method)
@@ -272,14 +271,12 @@ def failing(ranks: Ranks) -> list[str]:
         state["label_memory"]["counts"].rows[0] = 7
     with pytest.raises(ValueError) as error:  # noqa: PT011
         nnct(ranks, 20, 1, 12, layout="sparse").load_state_dict(state)
-    said.append(str(error.value))
-    return said
+    return str(error.value)
 
 
 def test_what_one_rank_alone_sees_is_raised_on_all(pool: Pool) -> None:
-    for rank, said in enumerate(pool.run(failing, 3)):
-        assert ("state['counts']" in said[0]) == (rank == 1)
-        assert rank == 1 or said == ["the label memory does not fit on another rank"]
+    for said in pool.run(failing, 3):
+        assert "state['counts']" in said
 
 
 def sized(ranks: Ranks, n: int, layout: str) -> tuple[int, int]:

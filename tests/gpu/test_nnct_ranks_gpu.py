@@ -1,0 +1,98 @@
+"""NNCT's memories in parts on CUDA: ranks are threads of one process, for a GPU alone has no two of them."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import clustered_features
+from torch import Tensor
+
+from fastreid_al.config import BatchConfig, NNCTConfig
+from fastreid_al.methods import NNCT
+from fastreid_al.ranks import ALONE, Ranks
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+DEVICE = "cuda"
+N, CLUSTERS, EPOCHS, SIZE = 901, 45, 10, 32
+
+
+class Thread(Ranks):
+    """A rank that is a thread: what all give lies in a list that all read."""
+
+    def __init__(self, rank: int, given: list[Any], barrier: threading.Barrier) -> None:
+        super().__init__()
+        self.rank, self.size = rank, len(given)
+        self._given, self._barrier = given, barrier
+
+    def all_objects(self, own: Any) -> list[Any]:
+        self._given[self.rank] = own
+        self._barrier.wait(60)
+        found = list(self._given)
+        self._barrier.wait(60)
+        return found
+
+    def total(self, x: Tensor) -> Tensor:
+        return torch.stack(self.all_objects(x)).sum(0, dtype=x.dtype)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return torch.cat(self.all_objects(rows))
+
+    gather_equal = gather
+
+    def counts(self, count: int) -> list[int]:
+        return self.all_objects(count)
+
+
+def iterations(ranks: Ranks, k: int, layout: str, dtype: torch.dtype) -> list[Any]:
+    """Losses, gradients, this rank's rows of the memory and labels, and what the log says, after some iterations."""
+    settings = NNCTConfig(single_label=1, layout=layout, capacity=12)  # type: ignore[arg-type]
+    method = NNCT(N, k, settings, BatchConfig(SIZE), EPOCHS, 0, ranks=ranks)
+    first = torch.from_numpy(clustered_features(N, CLUSTERS, dim=64, spread=0.75))
+    random = np.random.default_rng(1)
+    found: list[Any] = []
+    for step in range(N // SIZE + 12):
+        method.label_images(0 if step < N // SIZE else EPOCHS - 1, first.clone)
+        rows = (
+            torch.from_numpy(random.choice(N, SIZE))
+            if step >= N // SIZE
+            else torch.arange(step * SIZE, (step + 1) * SIZE)
+        )
+        noise = torch.from_numpy(random.normal(scale=0.05, size=(SIZE, 64)))
+        own = slice(ranks.rank * SIZE // ranks.size, (ranks.rank + 1) * SIZE // ranks.size)
+        x = (3 * (first[rows] + noise))[own].to(DEVICE, dtype).requires_grad_()
+        some = rows[own].to(DEVICE)
+        loss = method.loss(x, some)
+        loss.backward()
+        method.update(x.detach(), some)
+        assert x.grad is not None
+        found.append((ranks.total(loss.detach()) / ranks.size, ranks.gather_equal(x.grad / ranks.size)))
+    assert method.bank.device.type == torch.device(DEVICE).type
+    return [found, ranks.gather(method.bank), method.label_lists(), method.review(torch.arange(N) % CLUSTERS)]
+
+
+@pytest.mark.parametrize("layout", ["bits", "sparse"])
+@pytest.mark.parametrize(("size", "k", "dtype"), [(2, 2, torch.float32), (4, 1, torch.float32), (4, 1, torch.float64)])
+def test_ranks_follow_one_process(size: int, k: int, layout: str, dtype: torch.dtype) -> None:
+    given, barrier = [None] * size, threading.Barrier(size)
+    with ThreadPoolExecutor(size) as pool:
+        waiting = [pool.submit(iterations, Thread(rank, given, barrier), k, layout, dtype) for rank in range(size)]
+        shared = [some.result() for some in waiting]
+    steps, bank, (indptr, indices), facts = iterations(ALONE, k, layout, dtype)
+    tiny = 1e-12 if dtype == torch.float64 else 1e-4
+    for found, memory, _, said in shared:
+        for (loss, gradient), (wanted, exact) in zip(found, steps, strict=True):
+            torch.testing.assert_close(loss, wanted, rtol=tiny, atol=tiny)
+            torch.testing.assert_close(gradient, exact, rtol=tiny, atol=tiny)
+        assert torch.equal(memory, bank)
+        assert said == facts
+    assert torch.equal(torch.cat([lists[1] for _, _, lists, _ in shared]), indices)
+    assert torch.equal(torch.cat([lists[0].diff() for _, _, lists, _ in shared]), indptr.diff())
+    assert int(indptr.diff().max()) > 2

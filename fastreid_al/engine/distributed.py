@@ -21,6 +21,8 @@ from .checkpoint import different_images
 
 #: A rank that says nothing for so long has failed. Rank 0 may be busy alone: drawing a set, writing a checkpoint.
 _SILENCE = timedelta(hours=1)
+#: How long ranks that have started wait for the others to start.
+_MEETING = timedelta(minutes=10)
 
 
 def launched() -> bool:
@@ -30,7 +32,11 @@ def launched() -> bool:
 
 def restarted() -> bool:
     """Whether torchrun has started the ranks again, after one failed."""
-    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return launched() and _starts() > 0
+
+
+def _starts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def may_restart() -> bool:
@@ -71,7 +77,9 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, str | None]]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        store, rank, size = next(iter(rendezvous("env://", timeout=_SILENCE)))
+        store, rank, size = next(iter(rendezvous("env://", timeout=_MEETING)))
+        # The store outlives ranks that are started again; what the last ones wrote there is not for these.
+        store = dist.PrefixStore(f"start-{_starts()}", store)
         dist.init_process_group(
             backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=_SILENCE
         )

@@ -48,14 +48,14 @@ class Network:
         self._train: nn.Module = model
         if ranks.size > 1:
             # Running statistics are kept the same by `update_running`, not by copying buffers.
-            named = inspect.signature(DistributedDataParallel).parameters
-            buffers = ("forward_sync_buffers", "init_sync_buffers") if "init_sync_buffers" in named else ("broadcast_buffers",)
+            known = inspect.signature(DistributedDataParallel).parameters
+            copies = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
             self._train = DistributedDataParallel(
                 model,
                 device_ids=[device.index] if device.type == "cuda" else None,
                 process_group=ranks.group,
                 gradient_as_bucket_view=True,
-                **dict.fromkeys(buffers, False),
+                **{copies: False},  # type: ignore[arg-type]
             )
 
     def prove(self, batch: int, height: int, width: int, step: int = 1, spare: str = "") -> None:

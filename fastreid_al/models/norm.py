@@ -125,8 +125,8 @@ class DomainGroupedBatchNorm2d(_ByDomain, GroupedBatchNorm2d):
     """BatchNorm2d by domain, over groups of each."""
 
 
-class JoinedBatchNorm(nn.SyncBatchNorm):
-    """BatchNorm over the images of all ranks: on CUDA PyTorch's, elsewhere the same by two collectives that all backends have.
+class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the images of all ranks, by two collectives that every backend has; on a CPU, which PyTorch's refuses.
 
     The gradients of weight and bias are those of the rank's own images, as DistributedDataParallel, which takes their mean over
     the ranks, wants them; the gradient of an image counts the losses of all ranks, as it does in PyTorch's.
@@ -134,11 +134,13 @@ class JoinedBatchNorm(nn.SyncBatchNorm):
 
     ranks: Ranks
 
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Images and vectors alike."""
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape."""
-        if not self.training or x.is_cuda:
+        if not self.training:
             return super().forward(x)
-        self._check_input_dim(x)
         y, mean, var = _OverRanks.apply(x, self.weight, self.bias, self.eps, self.ranks)
         if self.running_mean is not None:
             _follow([self], torch.stack((mean, var))[None])
@@ -147,6 +149,10 @@ class JoinedBatchNorm(nn.SyncBatchNorm):
 
 class DomainJoinedBatchNorm(_ByDomain, JoinedBatchNorm):
     """BatchNorm over the images of all ranks, by domain."""
+
+
+class DomainSyncBatchNorm(_ByDomain, nn.SyncBatchNorm):
+    """PyTorch's BatchNorm over the images of all ranks, on CUDA, by domain."""
 
 
 _OF_DOMAINS: dict[type[nn.Module], type[_ByDomain]] = {
@@ -181,11 +187,12 @@ def without_source(state: Mapping[str, T]) -> dict[str, T]:
     return {name: tensor for name, tensor in state.items() if f".{_SOURCE}." not in f".{name}"}
 
 
-_JOINED: dict[type[nn.Module], type[JoinedBatchNorm]] = {
-    nn.BatchNorm1d: JoinedBatchNorm,
-    nn.BatchNorm2d: JoinedBatchNorm,
-    DomainBatchNorm1d: DomainJoinedBatchNorm,
-    DomainBatchNorm2d: DomainJoinedBatchNorm,
+#: On a CPU, and on CUDA.
+_JOINED: dict[type[nn.Module], tuple[type[nn.Module], type[nn.Module]]] = {
+    nn.BatchNorm1d: (JoinedBatchNorm, nn.SyncBatchNorm),
+    nn.BatchNorm2d: (JoinedBatchNorm, nn.SyncBatchNorm),
+    DomainBatchNorm1d: (DomainJoinedBatchNorm, DomainSyncBatchNorm),
+    DomainBatchNorm2d: (DomainJoinedBatchNorm, DomainSyncBatchNorm),
 }
 
 
@@ -195,16 +202,15 @@ def join_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:
     Each rank gives consecutive images of the batch, as many as the others; those that are grouped a multiple of the group. What
     is grouped needs nothing of other ranks but the running statistics: it keeps its groups' until `update_running`. What is not
     becomes one BatchNorm over the ranks, with a collective in each forward and each backward. Call it last, on the model of
-    `group_batchnorm` and `split_batchnorm`; a single rank changes nothing.
+    `group_batchnorm` and `split_batchnorm`, where it shall train; a single rank changes nothing.
     """
     if ranks.size > 1:
         for module in model.modules():
             if isinstance(module, _Grouped):
                 module.kept = []
-            elif (kind := _JOINED.get(type(module))) is not None:
-                module.__class__ = kind
-                joined = cast(JoinedBatchNorm, module)
-                joined.ranks, joined.process_group = ranks, ranks.group
+            elif (kinds := _JOINED.get(type(module))) is not None:
+                module.__class__ = kinds[any(x.is_cuda for x in module.buffers(recurse=False))]
+                module.ranks, module.process_group = ranks, ranks.group  # type: ignore[assignment]
     return model
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import pytest
 import torch
 from ranked import Pool
 from tiny import SYNTHETIC, tiny_config
+from torch import Tensor
 
 from fastreid_al.config import MemoryConfig, NetworkConfig, OptimizerConfig, QuestionConfig, RunConfig
 from fastreid_al.engine.checkpoint import load_checkpoint
 from fastreid_al.errors import UserError
 from fastreid_al.methods import run, run_training
+from fastreid_al.models import build_model
 from fastreid_al.ranks import Ranks
 
 #: What is counted, or compared with a tolerance; scores follow from features that differ by rounding.
@@ -30,10 +32,11 @@ EXACT = ("clusters", "clustered", "alone", "classes", "questions", "labels_per_i
 def configured(run_dir: Path, name: str) -> RunConfig:
     """Two epochs in which four images are what a rank of four is given.
 
-    Plain SGD: Adam's first steps turn the rounding of gradients near zero into steps of full length.
+    Short steps of plain SGD: statistics of four tiny images make a change of 1e-7 in the weights grow tenfold with each longer
+    one, and Adam's first steps turn the rounding of a gradient near zero into a step of full length.
     """
     config = replace(tiny_config(run_dir), epochs=2, evaluate_every=2, network=NetworkConfig(bn_group=4))
-    config = replace(config, optimizer=OptimizerConfig(name="sgd", lr=0.01, momentum=0.0))
+    config = replace(config, model="resnet18", optimizer=OptimizerConfig(name="sgd", lr=1e-5, momentum=0.0))
     if name == "cluster memory, questions":
         asked = QuestionConfig(start=1, per_epoch=10)
         config = replace(config, ask="gain", questions=asked, memory=MemoryConfig(kind="cluster", hardest=True))
@@ -61,7 +64,7 @@ def assert_alike(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None
         assert {k: a[k] for k in EXACT if k in a} == {k: b[k] for k in EXACT if k in b}
         for name in ("loss", "mAP"):
             if name in a:
-                assert b[name] == pytest.approx(a[name], rel=2e-3), (name, a["epoch"])
+                assert b[name] == pytest.approx(a[name], rel=1e-3), (name, a["epoch"])
 
 
 @pytest.mark.parametrize("name", ["instance memory", "cluster memory, questions", "source", "nnct"])
@@ -73,10 +76,17 @@ def test_several_ranks_train_as_one_process_does(pool: Pool, tmp_path: Path, nam
         assert_alike(one, histories[0])
         for other in histories[1:]:
             assert [r.get("loss") for r in other] == [r.get("loss") for r in histories[0]]
-    weights = [load_checkpoint(tmp_path / folder / "last.pt")["model"] for folder in ("one", "2", "4")]
-    for other in weights[1:]:
-        for key, value in weights[0].items():
-            assert torch.allclose(value, other[key], rtol=5e-2, atol=5e-3), key
+    start, *ends = (moved(tmp_path / folder) for folder in ("one", "2", "4"))
+    for end in ends:
+        assert (end - start).norm() < 0.1 * start.norm()
+
+
+def moved(folder: Path) -> Tensor:
+    """How far the weights of a run have come from those it began with."""
+    torch.manual_seed(0)
+    first = build_model("resnet18", "none", bn_group=0).state_dict()
+    last = load_checkpoint(folder / "last.pt")["model"]
+    return torch.cat([(last[k] - v).double().flatten() for k, v in first.items() if "weight" in k or "bias" in k])
 
 
 def test_a_run_of_two_ranks_goes_on_alone_and_on_four(pool: Pool, tmp_path: Path) -> None:
@@ -109,14 +119,13 @@ def test_ranks_of_different_settings_or_images_are_refused_by_all_and_the_differ
 
 def test_a_rank_that_is_killed_is_started_again_and_the_run_ends_as_it_would_have(tmp_path: Path) -> None:
     def command(folder: str) -> list[str]:
-        torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1", "--master-port", "0"]
-        tiny = tiny_config(tmp_path / folder)
-        options = ["--run-dir", str(tmp_path / folder), "--config", str(tmp_path / "tiny.json"), "--device", "cpu"]
-        (tmp_path / "tiny.json").write_text(json.dumps(json.loads(dumped(replace(tiny, run_dir=None)))))
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+        options = ["--config", str(tmp_path / "tiny.json"), "--run-dir", str(tmp_path / folder), "--device", "cpu"]
         return [sys.executable, "-m", *torchrun, "-m", "fastreid_al.train", *options]
 
+    (tmp_path / "tiny.json").write_text(json.dumps(asdict(tiny_config(tmp_path))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole = subprocess.run(command("whole"), env=environment, capture_output=True, text=True, timeout=300)
+    whole = subprocess.run(command("whole"), env=environment, capture_output=True, text=True, timeout=150)
     assert whole.returncode == 0, whole.stderr[-2000:]
     with subprocess.Popen(
         command("killed"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -126,15 +135,8 @@ def test_a_rank_that_is_killed_is_started_again_and_the_run_ends_as_it_would_hav
             time.sleep(0.05)
         children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
         os.kill(int(children[-1]), signal.SIGKILL)
-        said = process.communicate(timeout=300)[0].decode()
+        said = process.communicate(timeout=150)[0].decode()
     assert process.returncode == 0, said[-2000:]
     assert "resuming" in said
     first, second = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "killed"))
     assert all(torch.equal(first[k], second[k]) for k in first)
-
-
-def dumped(config: RunConfig) -> str:
-    """The configuration as a file of settings."""
-    from dataclasses import asdict
-
-    return json.dumps(asdict(config))

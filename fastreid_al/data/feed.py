@@ -69,6 +69,13 @@ class Feed:
         """Where batches are read from."""
         return "host" if self._pixels is None else "device"
 
+    @property
+    def spare(self) -> str:
+        """What is said of the room that the pixels take on a device, when it lacks: empty where they take none."""
+        if self._pixels is None:
+            return ""
+        return f", or --image.place host, which frees {self._pixels.nbytes / 2**30:.1f} GiB"
+
     def __len__(self) -> int:
         return len(self.store)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import RunConfig
 from ..data.feed import Feed, ahead, sent
+from ..errors import TrainingError
 from ..metrics import Ranking, pair_scores
 from ..models import Domain, update_running
 from ..ranks import Ranks
@@ -122,7 +123,10 @@ def train(
                     state.facts |= {f"drafted_pair_{k}": v for k, v in scores._asdict().items()}
             labelled = time.perf_counter()
             begun = state.step
-            _train_epoch(run, stop)
+            try:
+                _train_epoch(run, stop)
+            except torch.OutOfMemoryError as error:
+                raise TrainingError(_no_room(run)) from error
             state.pending = _epoch_record(state, identities)
             trained = time.perf_counter()
             state.pending["seconds"] = _seconds(state.pending, clock, labelled - start, trained - labelled)
@@ -210,6 +214,16 @@ def _train_epoch(run: _Run, stop: _Stop) -> None:
             if ranks.any(bool(stop.signum)) and state.step < total:
                 state.save(run.folder)
                 raise Interrupted(stop.signum or signal.SIGTERM)
+
+
+def _no_room(run: _Run) -> str:
+    """What is said when a step found no memory on the device, where one on noise had."""
+    size, ranks = run.state.config.batch.size, run.state.ranks.size
+    whole = torch.cuda.get_device_properties(run.device).total_memory if run.device.type == "cuda" else 0
+    return (
+        f"epoch {run.state.epoch + 1}: {run.device} ({whole / 2**30:.0f} GiB) ran out of memory beside the feature memory; "
+        f"a smaller --batch.size than {size}{run.feed.spare}, or more ranks than {ranks}, among which the memory is cut, needs less"
+    )
 
 
 class _Part(NamedTuple):

@@ -131,10 +131,10 @@ def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, devi
             reporter.line(f"resuming {folder.path} after epoch {state.epoch}, batch {state.step}")
             del saved
         folder.describe(config)
+        feed = Feed(store, device, config.image.place, reporter.warn)
         network = Network(model, config.engine, device, ranks, reporter.warn)
         part, step = config.batch.size // ranks.size, max(config.network.bn_group, 2)
-        network.prove(part, config.image.height, config.image.width, step)
-        feed = Feed(store, device, config.image.place, reporter.warn)
+        network.prove(part, config.image.height, config.image.width, step, feed.spare)
         try:
             train(
                 state,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastreid_al.config import EngineConfig
+from fastreid_al.config import EngineConfig, RunConfig
 from fastreid_al.engine.step import Network
 from fastreid_al.errors import TrainingError
+from fastreid_al.methods import run_training
+from fastreid_al.methods.contrastive import ContrastiveMethod
 from fastreid_al.models import ReIdNet, build_model
 
 CPU = torch.device("cpu")
@@ -92,3 +95,14 @@ def test_a_device_without_room_says_what_would_fit(
     assert "64 images of 32 x 16" in str(raised.value) and "elsewhere" in str(raised.value)
     if room > 1:
         network.prove(room, 32, 16, 4)
+
+
+def test_a_step_that_finds_no_room_after_all_is_one_line(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(ContrastiveMethod, "loss", full)
+    with pytest.raises(
+        TrainingError, match=r"ran out of memory .* a smaller --batch.size than 16, or more ranks than 1"
+    ):
+        run_training(replace(config, evaluate_untrained=False))

@@ -222,7 +222,7 @@ def _no_room(run: _Run) -> str:
     whole = torch.cuda.get_device_properties(run.device).total_memory if run.device.type == "cuda" else 0
     return (
         f"epoch {run.state.epoch + 1}: {run.device} ({whole / 2**30:.0f} GiB) ran out of memory beside the feature memory; "
-        f"a smaller --batch.size than {size}{run.feed.spare}, or more ranks than {ranks}, among which the memory is cut, needs less"
+        f"a smaller --batch.size than {size}{run.feed.spare}, or more ranks than {ranks}, which share the memory, needs less"
     )
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import json
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, cast, get_args
@@ -275,8 +279,20 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.said:
+            # One write, so that the lines of several ranks stay apart.
+            sys.stderr.write(f"error: {error}\n")
+        _tell_torchrun(f"error: {error}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _tell_torchrun(text: str) -> None:
+    """Have torchrun, which prints a summary when a rank fails, say why."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        said = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": said}))

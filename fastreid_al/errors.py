@@ -4,6 +4,9 @@
 class UserError(Exception):
     """Something that the user can mend; entry points print its message and exit with status 2."""
 
+    #: Whether another process of the run says the same.
+    said = False
+
 
 class DataError(UserError):
     """An image set that cannot be read as asked."""

@@ -6,9 +6,9 @@ sends is collective: all ranks call it, in the same order.
 
 from __future__ import annotations
 
-import datetime
 import io
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -255,7 +255,7 @@ class Ranks:
 
         Args:
             make: Called on the first rank; gives a picklable object.
-            watch: Called once a second on the others; what it raises ends the waiting.
+            watch: Called about once a second on the others; what it raises ends the waiting.
         """
         if self.size == 1:
             return make()
@@ -272,6 +272,19 @@ class Ranks:
         self._store.set(key, _pickled((made, None)))  # type: ignore[arg-type]
         return made
 
+    def say_once(self, text: str) -> bool:
+        """Whether what this rank has to say, before it ends, is not what the first says. Not collective; others get five seconds."""
+        if self._store is None:
+            return True
+        if self.is_first:
+            self._store.set("said", text)
+            return True
+        for _ in range(50):
+            if self._store.check(["said"]):
+                return self._store.get("said").decode() != text
+            time.sleep(0.1)
+        return True
+
     def in_turn(self, make: Callable[[], T]) -> T:
         """What each rank makes for itself, the others after the first, so that they find what it has put on the disk."""
         made: list[T] = []
@@ -280,15 +293,13 @@ class Ranks:
 
     def _waited(self, key: str, watch: Callable[[], None] | None) -> Any:
         assert self._store is not None
-        while True:
-            try:
-                self._store.wait([key], _LOOK)
-                break
-            except (RuntimeError, dist.DistStoreError) as error:
-                if "imeout" not in str(error) and "imed out" not in str(error):
-                    raise
+        # Asked from time to time: a wait that runs out fills the screen with warnings.
+        pause = 0.01
+        while not self._store.check([key]):
             if watch is not None:
                 watch()
+            time.sleep(pause)
+            pause = min(1.0, 1.5 * pause)
         made, raised = pickle.loads(self._store.get(key))
         if raised is not None:
             raise raised

@@ -57,6 +57,16 @@ def device_of_rank(name: str) -> str:
     return f"cuda:{local}"
 
 
+def alone_or_refuse(what: str) -> None:
+    """Refuse several ranks where one process does the work.
+
+    Raises:
+        UserError: torchrun started several.
+    """
+    if launched() and int(os.environ["WORLD_SIZE"]) > 1:
+        raise UserError(f"{what} runs in one process: start it without torchrun")
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[tuple[Ranks, str | None]]:
     """Meet the other ranks, where torchrun started this process.
@@ -95,7 +105,18 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, str | None]]:
             group if backend == "gloo" else cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_SILENCE))
         )
         ranks = Ranks(group, dist.PrefixStore("ranks", store), control)
-        yield ranks, f"{size} ranks over {backend}{why}"
+        try:
+            yield ranks, f"{size} ranks over {backend}{why}"
+        except UserError as error:
+            error.said = not ranks.say_once(str(error))
+            raise
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            raise UserError(
+                f"rank {rank}: another rank ended, see its own message; without one the system killed it. The last checkpoint is "
+                "intact: go on with the same command and --resume"
+            ) from error
     finally:
         dist.destroy_process_group()
 

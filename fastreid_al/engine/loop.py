@@ -187,7 +187,7 @@ def _train_epoch(run: _Run, stop: _Stop) -> None:
         next(batches)
     # A sum on the device: it is read once, at the end of the epoch.
     state.loss = state.loss.to(device)
-    with run.profile.steps(state.epoch) as stepped:
+    with run.profile.steps(total - state.step) as stepped:
         fed = ahead(batches, partial(_part, run))
         for _, part in run.reporter.track(what, fed, total, state.step):
             network.begin_step()

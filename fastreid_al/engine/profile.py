@@ -10,8 +10,8 @@ import torch
 
 from .report import RunFolder
 
-#: Steps that are let pass, that warm the tracing up, and that are traced.
-_WAIT, _WARM, _TRACED = 2, 2, 6
+#: Steps that are let pass, and that are traced, where the epoch has so many.
+_WAIT, _TRACED = 2, 6
 #: Rows of the table of operators.
 _ROWS = 40
 
@@ -31,8 +31,8 @@ class Profile:
         self._traced = False
 
     @contextmanager
-    def steps(self, epoch: int) -> Iterator[Callable[[], None]]:
-        """Trace an epoch's steps; gives what is called after each of them."""
+    def steps(self, count: int) -> Iterator[Callable[[], None]]:
+        """Trace some of `count` steps; gives what is called after each of them."""
         if not self._wanted or self._traced:
             yield lambda: None
             return
@@ -40,7 +40,10 @@ class Profile:
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
-        schedule = torch.profiler.schedule(wait=_WAIT, warmup=_WARM, active=_TRACED, repeat=1)
+        warm = min(1, count - 1)
+        traced = min(_TRACED, count - warm)
+        wait = min(_WAIT, count - warm - traced)
+        schedule = torch.profiler.schedule(wait=wait, warmup=warm, active=traced, repeat=1)
         with torch.profiler.profile(activities=kinds, schedule=schedule) as profiler:
             yield profiler.step
         self._profiler = profiler
@@ -57,7 +60,8 @@ class Profile:
         trained = [record for record in history if record.get("seconds")]
         names = list(dict.fromkeys(name for record in trained for name in record["seconds"]))
         width = max((len(name) for name in names), default=0) + 2
-        lines = ["Seconds of each phase by epoch; labels and training hold the phases below them.", ""]
+        about = "Seconds by epoch. Labels are extraction, clustering and questions; training is data, network, memory, optimizer."
+        lines = [about, ""]
         lines.append(f"{'epoch':<{width}}" + "".join(f"{record['epoch']:>10}" for record in trained) + "     in all")
         for name in names:
             values = [record["seconds"].get(name, 0.0) for record in trained]

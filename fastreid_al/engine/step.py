@@ -43,6 +43,8 @@ class Network:
         self.bf16 = precision_of(settings, device) == "bf16"
         mode = compile_of(settings, device)
         self.compiled, self.graphs = mode != "none", mode == "graphs"
+        if settings.compile == "graphs" and not self.graphs:
+            warn("CUDA graphs need a GPU: the network is compiled without them")
         if self.compiled:
             model.forward = _with_fallback(model, _MODES[mode], warn)  # type: ignore[method-assign]
         self._train: nn.Module = model
@@ -172,8 +174,11 @@ def _with_fallback(model: ReIdNet, mode: str, warn: Callable[[str], None]) -> Ca
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            warn(f"torch.compile failed ({lines[0][:200]}): the network runs uncompiled; --engine.compile none says so")
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            why = next((line for line in lines if "error:" in line.lower()), lines[0])
+            warn(
+                f"torch.compile failed ({why[:200]}); the network runs uncompiled. To leave the attempt out: --engine.compile none"
+            )
             state["run"] = plain
             return plain(images, stage, domain)
 

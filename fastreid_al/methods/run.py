@@ -81,7 +81,6 @@ def run_training(
         Interrupted: A signal asked the run to stop; it can be resumed.
     """
     reporter = reporter or Reporter()
-    check_settings(config)
     device = pick_device(config.device if ranks else device_of_rank(config.device))
     if ranks is not None:
         return _run(config, resume, reporter, ranks, device)
@@ -95,6 +94,7 @@ def run_training(
 
 def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, device: torch.device) -> Finished:
     reporter = reporter if ranks.is_first else Reporter(Console(quiet=True))
+    check_settings(config)
     check_same_settings(ranks, config)
     check_parts(config, ranks.size)
     folder = RunFolder(ranks.all_objects(_run_path(config))[0], ranks.is_first, config.tensorboard)
@@ -151,7 +151,7 @@ def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, devi
                 None if source is None else Feed(source.store, device, config.image.place, reporter.warn),
             )
         except (Interrupted, QuitAsking) as stop:
-            reporter.line(_stopped(state, folder, stop))
+            reporter.line(_stopped(state, folder, stop, ranks))
             if isinstance(stop, QuitAsking):
                 raise Interrupted(0) from stop
             raise
@@ -228,8 +228,10 @@ def _styles(config: RunConfig, images: ImageSet) -> str:
     return f"images are drawn in camera styles, from {copies:,} copies: {size:.2f} GiB in {place}"
 
 
-def _stopped(state: Training, folder: RunFolder, stop: Exception) -> str:
+def _stopped(state: Training, folder: RunFolder, stop: Exception, ranks: Ranks) -> str:
     again = f"python -m fastreid_al.train --run-dir {shlex.quote(str(folder.path))} --resume"
+    if ranks.size > 1:
+        again = f"torchrun, on any number of ranks, and -m {again.removeprefix('python -m ')}"
     if isinstance(stop, QuitAsking):
         why = f" ({stop})" if str(stop) else ""
         return f"stopped asking in epoch {state.epoch + 1}{why}, every answer is kept; go on with: {again}"

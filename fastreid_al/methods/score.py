@@ -16,6 +16,7 @@ from ..config import EngineConfig, EvaluationConfig, ImageConfig, SyntheticConfi
 from ..data import ImageSet
 from ..data.feed import Feed
 from ..engine.checkpoint import write_atomically
+from ..engine.distributed import alone_or_refuse
 from ..engine.extract import Evaluator, decode_records, extract_features, identities_and_cameras
 from ..engine.report import Reporter, RunFolder, percent, ranking_metrics
 from ..engine.step import Network
@@ -38,6 +39,11 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
         UserError: The file or the image set cannot be used, in one line.
     """
     reporter = reporter or Reporter()
+    alone_or_refuse("evaluate")
+    file = Path(options.checkpoint)
+    run = file.parent if file.name.startswith("last") else file
+    if (file.is_dir() or file.suffix == ".json") and (run / "last.pt").is_file():
+        raise CheckpointError(f"{file} is no file of weights: evaluate {run / 'last.pt'}")
     options = _set_of_run(options)
     device = pick_device(options.device)
     model, size, stage = _load_network(options)

@@ -102,7 +102,8 @@ class Ranks:
         if self.size == 1:
             return x
         x = x.contiguous().clone()
-        dist.all_reduce(x, how, group=self._group)
+        # What lies on the host, NCCL does not take.
+        dist.all_reduce(x, how, group=self._control if x.is_cpu else self._group)
         return x
 
     def gather(self, rows: Tensor) -> Tensor:

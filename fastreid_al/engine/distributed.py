@@ -23,6 +23,8 @@ from .checkpoint import different_images
 _SILENCE = timedelta(hours=1)
 #: How long ranks that have started wait for the others to start.
 _MEETING = timedelta(minutes=10)
+#: What gloo says where another rank is no more.
+_GONE = ("Connection closed by peer", "Connection reset by peer")
 
 
 def launched() -> bool:
@@ -46,7 +48,11 @@ def may_restart() -> bool:
 
 def device_of_rank(name: str) -> str:
     """The setting of the device of this rank: of several GPUs in a machine the one of its number there."""
-    if not launched() or name not in ("auto", "cuda") or not torch.cuda.is_available():
+    if not launched() or not torch.cuda.is_available():
+        return name
+    if name.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise UserError(f"--device {name}: the ranks of a machine would share one GPU; give --device cuda, one to each")
+    if name not in ("auto", "cuda"):
         return name
     local, here = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= here:
@@ -96,6 +102,12 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, str | None]]:
         )
         ranks = Ranks(group, dist.PrefixStore("ranks", store), control)
         yield ranks, f"{size} ranks over {backend}{why}"
+    except RuntimeError as error:
+        if not any(said in str(error) for said in _GONE):
+            raise
+        raise UserError(
+            f"rank {rank} has lost another rank, which failed or was killed; what that rank says is why"
+        ) from error
     finally:
         dist.destroy_process_group()
 

@@ -124,7 +124,7 @@ def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, devi
     identities = identities_and_cameras(records)[0]
     with open_questions(config, images, records, store.digests, folder.path, reporter, ranks) as questions:
         style = _style(config, images, records, store, folder, reporter, ranks)
-        state = _training(config, model, images, store, records, questions, source, style, ranks)
+        state = _training(config, model, images, store, records, questions, source, style, ranks, reporter)
         check_same_images(ranks, state.data)
         if saved is not None:
             state.load_state_dict(saved)
@@ -169,6 +169,7 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
     """
     reporter = reporter or Reporter()
     check_settings(config)
+    check_parts(config, 1)
     warn_of_settings(config, reporter)
     device = pick_device(config.device)
     images = load_images(config, reporter)
@@ -337,10 +338,11 @@ def _training(
     source: _Decoded | None,
     style: CameraStyle | None,
     ranks: Ranks,
+    reporter: Reporter,
 ) -> Training:
     settings = config.optimizer
     known = None if source is None else source.source
-    method = _method(config, records, questions, known, model.features, ranks)
+    method = _method(config, records, questions, known, model.features, ranks, reporter)
     layers = method.layers().to(next(model.parameters()).device)
     optimizer = make_optimizer(model, settings, layers)
     data = data_fingerprint(images, records, store.digests)
@@ -396,6 +398,7 @@ def _method(
     source: Source | None,
     features: int,
     ranks: Ranks,
+    reporter: Reporter,
 ) -> Method:
     if config.method == "nnct":
         return _nnct(config, len(records), source, features, ranks)
@@ -403,7 +406,13 @@ def _method(
     try:
         if config.method == "supervised":
             return Supervised(identities, cameras, config.batch, config.memory, config.seed, ranks)
-        return UCAL(cameras, config.cluster, config.batch, config.memory, config.seed, questions, source, ranks)
+
+        def watch() -> None:
+            if reporter.between is not None:
+                reporter.between()
+
+        settings = config.cluster, config.batch, config.memory, config.seed
+        return UCAL(cameras, *settings, questions, source, ranks, watch)
     except ValueError as error:
         raise UserError(str(error)) from error
 

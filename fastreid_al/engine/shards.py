@@ -84,7 +84,8 @@ def load_shards(run: Path, ranks: Ranks) -> dict[str, Any]:
     name = _pointed(run)
     if name is None:
         raise CheckpointError(
-            f"{run / POINTER} names no checkpoint; delete it and last.pt to begin anew, or begin another run from best.pt with --weights"
+            f"{run / POINTER} names no checkpoint; delete it and last.pt to begin anew, or begin another run from best.pt "
+            "with --weights"
         )
     state = load_checkpoint(run / name / _COMMON)
     lengths: dict[str, int] = state.pop("sharded")

@@ -208,7 +208,7 @@ class Ours:
         self.config, self.planted, self.device, self.extracts = config, planted, torch.device(device), extracts
         model = network_of(config, config.network.bn_group).to(device).to(memory_format=torch.channels_last)
         self.warnings: list[str] = []
-        self.network = Network(model, config.engine, self.device, warn=self.warnings.append)
+        self.network = Network(model, config.engine, self.device, self.warnings.append)
         n = len(planted.features)
         self.pixels = noise(min(n, PIXELS), config.image)
         self.feed = Feed(store_of(self.pixels, n), self.device, config.image.place)

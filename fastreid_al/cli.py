@@ -265,7 +265,9 @@ def _from_dict(defaults: Settings, values: dict[str, Any]) -> Settings:
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(defaults):
         default = getattr(defaults, field.name)
-        value = values.get(field.name, default)
+        if field.name not in values:  # as where an older version wrote them
+            continue
+        value = values[field.name]
         if dataclasses.is_dataclass(default):
             if not isinstance(value, dict):
                 raise UserError(f"the settings hold {value!r} for {field.name}, which is a group of settings")

@@ -18,8 +18,6 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-#: How long a rank waits for what a person does on the first before it looks whether it shall stop.
-_LOOK = datetime.timedelta(seconds=1)
 #: Values of a part of the rows that are moved between ranks.
 _MOVED = 2**24
 
@@ -102,7 +100,8 @@ class Ranks:
         if self.size == 1:
             return x
         x = x.contiguous().clone()
-        dist.all_reduce(x, how, group=self._group)
+        # What lies on the host, NCCL does not take.
+        dist.all_reduce(x, how, group=self._control if x.is_cpu else self._group)
         return x
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -273,7 +272,7 @@ class Ranks:
         return made
 
     def say_once(self, text: str) -> bool:
-        """Whether what this rank has to say, before it ends, is not what the first says. Not collective; others get five seconds."""
+        """Whether what this rank has to say, before it ends, is not what the first says. It waits five seconds for that one."""
         if self._store is None:
             return True
         if self.is_first:

@@ -6,7 +6,7 @@ import ast
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +119,14 @@ def test_print_config_is_a_configuration_file(tmp_path: Path) -> None:
     file = tmp_path / "printed.yaml"
     file.write_text(printed.stdout)
     assert parse_training(["--config", str(file)])[0] == parse_training(["--dataset", "market1501", "--epochs", "3"])[0]
+
+
+def test_a_run_of_an_older_version_without_some_settings_is_resumed(tmp_path: Path) -> None:
+    saved = asdict(RunConfig(seed=7))
+    del saved["engine"], saved["profile"], saved["image"]["cache"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    config, _ = parse_training(["--run-dir", str(tmp_path), "--resume"])
+    assert config == RunConfig(seed=7, run_dir=str(tmp_path))
 
 
 def test_resume_takes_the_configuration_of_the_run(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranked import Pool
 from torch import Tensor
 
@@ -51,19 +52,14 @@ def test_reductions_give_all_ranks_the_same_and_leave_their_argument(pool: Pool,
     assert pool.run(reduced, size) == [want] * size
 
 
-def stacked(ranks: Ranks) -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.bool):
-        own = torch.full((2, 3), ranks.rank).to(dtype)
-        found = ranks.stack(own)
-        assert found.dtype == dtype and torch.equal(
-            found, torch.arange(ranks.size).to(dtype)[:, None, None].expand(-1, 2, 3)
-        )
-    assert ranks.stack(torch.zeros(0)).shape == (ranks.size, 0)
+def reduced_on_the_host(ranks: Ranks) -> float:
+    # As NCCL is, a group for devices alone.
+    devices = dist.new_group(list(range(ranks.size)), backend="cuda:gloo", use_local_synchronization=True)
+    return float(Ranks(devices, None, ranks.group).total(torch.tensor(ranks.rank + 1.0)))
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_tensors_of_one_shape_are_stacked_in_rank_order(pool: Pool, size: int) -> None:
-    pool.run(stacked, size)
+def test_what_lies_on_the_host_is_summed_where_the_group_is_one_of_devices(pool: Pool) -> None:
+    assert pool.run(reduced_on_the_host, 2) == [3.0, 3.0]
 
 
 def exchanged(ranks: Ranks) -> list[int]:

@@ -46,7 +46,11 @@ def may_restart() -> bool:
 
 def device_of_rank(name: str) -> str:
     """The setting of the device of this rank: of several GPUs in a machine the one of its number there."""
-    if not launched() or name not in ("auto", "cuda") or not torch.cuda.is_available():
+    if not launched() or not torch.cuda.is_available():
+        return name
+    if name.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise UserError(f"--device {name}: the ranks of a machine would share one GPU; give --device cuda, one to each")
+    if name not in ("auto", "cuda"):
         return name
     local, here = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= here:
@@ -105,20 +109,19 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, str | None]]:
             group if backend == "gloo" else cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_SILENCE))
         )
         ranks = Ranks(group, dist.PrefixStore("ranks", store), control)
-        try:
-            yield ranks, f"{size} ranks over {backend}{why}"
-        except UserError as error:
-            error.said = not ranks.say_once(str(error))
+        yield ranks, f"{size} ranks over {backend}{why}"
+    except UserError as error:
+        error.said = not ranks.say_once(str(error))
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        except RuntimeError as error:
-            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-                raise
-            raise UserError(
-                f"rank {rank}: another rank ended, see its own message; without one the system killed it. The last checkpoint is "
-                "intact: go on with the same command and --resume"
-            ) from error
-    finally:
-        dist.destroy_process_group()
+        raise UserError(
+            f"rank {rank}: another rank ended, see its own message; without one the system killed it. The last checkpoint is "
+            "intact: go on with the same command and --resume"
+        ) from error
+    # After an error the group is left as it is: others may wait in it for this rank, until torchrun ends them.
+    dist.destroy_process_group()
 
 
 def _backend(device: torch.device) -> tuple[str, str]:
@@ -129,13 +132,13 @@ def _backend(device: torch.device) -> tuple[str, str]:
     return "gloo", ": this PyTorch has no NCCL, GPUs exchange through the host, which is slower"
 
 
-def check_same_settings(ranks: Ranks, config: RunConfig) -> None:
+def check_same_settings(ranks: Ranks, config: RunConfig, resume: bool) -> None:
     """Refuse ranks that were started with different settings.
 
     Raises:
         UserError: On all ranks, naming the first rank that differs from rank 0, and in what.
     """
-    every = ranks.all_objects(flat(dataclasses.asdict(config)))
+    every = ranks.all_objects({"resume": resume, **flat(dataclasses.asdict(config))})
     for rank, settings in enumerate(every):
         different = [k for k in settings if settings[k] != every[0][k] and k not in ("device", "run_dir")]
         if different:

@@ -60,7 +60,7 @@ class Profile:
         trained = [record for record in history if record.get("seconds")]
         names = list(dict.fromkeys(name for record in trained for name in record["seconds"]))
         width = max((len(name) for name in names), default=0) + 2
-        about = "Seconds by epoch. Labels are extraction, clustering and questions; training is data, network, memory, optimizer."
+        about = "Seconds by epoch. Of labels: extraction, clustering, questions; of training: data, network, memory, optimizer."
         lines = [about, ""]
         lines.append(f"{'epoch':<{width}}" + "".join(f"{record['epoch']:>10}" for record in trained) + "     in all")
         for name in names:

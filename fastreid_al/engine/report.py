@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +26,11 @@ from ..errors import CheckpointError, UserError
 from ..metrics import Ranking
 from ..ranks import Ranks
 from .checkpoint import write_atomically, write_json
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 _PACKAGES = ("fastreid_al", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "faiss-cpu")
@@ -206,8 +211,11 @@ def memory_in_use(device: torch.device, ranks: Ranks) -> dict[str, float]:
     """The most memory that a rank has held so far, in GB of 1e9 bytes: of its GPU, or of its process."""
     if device.type == "cuda":
         return {"device_memory_gb": round(max(ranks.all_objects(torch.cuda.max_memory_allocated(device))) / 1e9, 3)}
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"memory_gb": round(max(ranks.all_objects(kilobytes)) * 1024 / 1e9, 3)}
+    if resource is None:
+        return {}
+    # macOS counts bytes, Linux kilobytes.
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"memory_gb": round(max(ranks.all_objects(most)) / 1e9, 3)}
 
 
 def versions() -> dict[str, str]:

@@ -84,7 +84,8 @@ def load_shards(run: Path, ranks: Ranks) -> dict[str, Any]:
     name = _pointed(run)
     if name is None:
         raise CheckpointError(
-            f"{run / POINTER} names no checkpoint; delete it to begin anew, or begin another run from best.pt with --weights"
+            f"{run / POINTER} names no checkpoint; delete it and last.pt to begin anew, or begin another run from best.pt "
+            "with --weights"
         )
     state = load_checkpoint(run / name / _COMMON)
     lengths: dict[str, int] = state.pop("sharded")
@@ -103,8 +104,8 @@ def load_shards(run: Path, ranks: Ranks) -> dict[str, Any]:
             dcp.load(rooms, checkpoint_id=tensors, process_group=ranks.control, no_dist=ranks.size == 1)
     except (OSError, KeyError, AssertionError, dcp.CheckpointException) as error:
         raise CheckpointError(
-            f"{tensors} is not a readable checkpoint; delete {run / POINTER} to begin anew, or begin another run from best.pt "
-            "with --weights"
+            f"{tensors} is not a readable checkpoint; delete {run / POINTER} and last.pt to begin anew, or begin another run "
+            "from best.pt with --weights"
         ) from error
     for key, room in rooms.items():
         rows = room.to_local() if isinstance(room, DTensor) else room

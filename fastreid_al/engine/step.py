@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import EngineConfig
 from ..errors import TrainingError
-from ..models import Domain, ReIdNet, Stage, forget_running
+from ..models import Domain, ReIdNet, Stage, join_ranks
 from ..ranks import ALONE, Ranks
 
 #: torch.compile's modes, by the setting.
@@ -27,7 +27,6 @@ class Network:
         model: The network; what it holds stays its own.
         settings: Precision and compilation.
         device: Where it lies.
-        ranks: Gradients of `train` are averaged over them (DDP).
         warn: Told once why a compilation was given up.
     """
 
@@ -36,84 +35,105 @@ class Network:
         model: ReIdNet,
         settings: EngineConfig,
         device: torch.device,
-        ranks: Ranks = ALONE,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.model, self.device, self._ranks = model, device, ranks
+        self.model, self.device = model, device
         self.bf16 = precision_of(settings, device) == "bf16"
         mode = compile_of(settings, device)
         self.compiled, self.graphs = mode != "none", mode == "graphs"
         if settings.compile == "graphs" and not self.graphs:
             warn("CUDA graphs need a GPU: the network is compiled without them")
+        self._forward: _Compiled | None = None
         if self.compiled:
-            model.forward = _with_fallback(model, _MODES[mode], warn)  # type: ignore[method-assign]
+            self._forward = _Compiled(model.forward, _MODES[mode], warn)
+            model.forward = self._forward  # type: ignore[method-assign]
         self._train: nn.Module = model
+
+    def join(self, ranks: Ranks) -> Network:
+        """From now on average the gradients of `train` over ranks (DDP), whose BatchNorms are one another's; gives itself."""
+        join_ranks(self.model, ranks)
         if ranks.size > 1:
             # Running statistics are kept the same by `update_running`, not by copying buffers.
             known = inspect.signature(DistributedDataParallel).parameters
             copies = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
             self._train = DistributedDataParallel(
-                model,
-                device_ids=[device.index] if device.type == "cuda" else None,
+                self.model,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 process_group=ranks.group,
                 gradient_as_bucket_view=True,
                 **{copies: False},  # type: ignore[arg-type]
             )
+        return self
 
-    def prove(self, batch: int, height: int, width: int, step: int = 1, spare: str = "") -> None:
+    def prove(
+        self,
+        batch: int,
+        height: int,
+        width: int,
+        step: int = 2,
+        source: bool = False,
+        spare: str = "",
+        ranks: Ranks = ALONE,
+    ) -> None:
         """Run a training step on noise, where compiling or the device's memory may fail, before anything slow is done.
 
-        The network is left as it was.
+        The network is left as it was. To be called before `join`: no rank waits for another in it.
 
         Args:
             batch: Images that are forwarded together.
             height: Their height.
             width: Their width.
             step: What a batch is a multiple of.
+            source: Whether as many images of a source are forwarded beside.
             spare: What else would make room, for the message.
+            ranks: Ranks that do the same.
 
         Raises:
             TrainingError: The device has no room; what would fit is named.
         """
         if not self.compiled and self.device.type != "cuda":
             return
-        if self._all_fit(batch, height, width):
+
+        def fits(some: int) -> bool:
+            return not ranks.any(not self._fits(some, height, width, source))
+
+        if fits(batch):
             return
         less = batch // 2 // step * step
-        while less and not self._all_fit(less, height, width):
+        while less and not fits(less):
             less = less // 2 // step * step
-        fits = (
-            f"--batch.size {less * self._ranks.size} would fit"
+        advice = (
+            f"--batch.size {less * ranks.size} would fit"
             if less
             else "no batch would fit: take a smaller --model or image"
         )
-        images = f"{batch} images of {height} x {width}" + (" on each rank" if self._ranks.size > 1 else "")
-        raise TrainingError(f"{self.device} has no room for a batch of {images} ({self.model.name}); {fits}{spare}")
+        images = f"{batch} images of {height} x {width}" + (" on each rank" if ranks.size > 1 else "")
+        raise TrainingError(f"{self.device} has no room for a batch of {images} ({self.model.name}); {advice}{spare}")
 
-    def _all_fit(self, batch: int, height: int, width: int) -> bool:
-        return not self._ranks.any(not self._fits(batch, height, width))
-
-    def _fits(self, batch: int, height: int, width: int) -> bool:
+    def _fits(self, batch: int, height: int, width: int, source: bool) -> bool:
         kept = [b.clone() for b in self.model.buffers()]
         self.model.train()
         try:
-            for domain in ("target",) if self.model.switch is None else ("target", "source"):
-                self.begin_step()
+            self.begin_step()
+            outs = []
+            for domain in cast("tuple[Domain, ...]", ("target", "source") if source else ("target",)):
                 images = torch.randn(batch, 3, height, width, device=self.device)
-                images = images.contiguous(memory_format=torch.channels_last)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                    out = self.model(images, "raw", domain)
-                out.float().square().mean().backward()
+                outs.append(self.train(images.contiguous(memory_format=torch.channels_last), domain))
+            torch.cat(outs).square().mean().backward()
+            return True
         except torch.OutOfMemoryError:
             return False
+        except Exception as error:
+            if self._forward is None or not self._forward.give_up(error):
+                raise
         finally:
+            outs = []
             self.model.zero_grad(set_to_none=True)
-            forget_running(self.model)
             for buffer, before in zip(self.model.buffers(), kept, strict=True):
                 buffer.copy_(before)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-        return True
+        return self._fits(batch, height, width, source)
 
     def begin_step(self) -> None:
         """Say that what earlier steps gave is no longer needed."""
@@ -161,25 +181,32 @@ def choose_algorithms(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _with_fallback(model: ReIdNet, mode: str, warn: Callable[[str], None]) -> Callable[..., Any]:
-    """The compiled forward; at its first failure the plain one from then on, and why is said."""
-    plain = model.forward
-    state: dict[str, Callable[..., Any]] = {"run": torch.compile(plain, mode=mode, dynamic=False)}
+class _Compiled:
+    """A compiled forward; at its first failure the plain one from then on, and why is said."""
 
-    def forward(images: Tensor, stage: Stage = "bn", domain: Domain = "target") -> Tensor:
-        if state["run"] is plain:
-            return plain(images, stage, domain)
+    def __init__(self, plain: Callable[..., Any], mode: str, warn: Callable[[str], None]) -> None:
+        self._plain, self._warn = plain, warn
+        self._run: Callable[..., Any] = torch.compile(plain, mode=mode, dynamic=False)
+
+    def __call__(self, images: Tensor, stage: Stage = "bn", domain: Domain = "target") -> Tensor:
+        """What the network gives."""
         try:
-            return cast(Tensor, state["run"](images, stage, domain))
+            return cast(Tensor, self._run(images, stage, domain))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            why = next((line for line in lines if "error:" in line.lower()), lines[0])
-            warn(
-                f"torch.compile failed ({why[:200]}); the network runs uncompiled. To leave the attempt out: --engine.compile none"
-            )
-            state["run"] = plain
-            return plain(images, stage, domain)
+            if not self.give_up(error):
+                raise
+            return cast(Tensor, self._plain(images, stage, domain))
 
-    return forward
+    def give_up(self, error: Exception) -> bool:
+        """Run uncompiled from now on; False where it was already so."""
+        if self._run is self._plain:
+            return False
+        self._run = self._plain
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        why = next((line for line in lines if "error:" in line.lower()), lines[0])
+        self._warn(
+            f"torch.compile failed ({why[:200]}); the network runs uncompiled. To leave the attempt out: --engine.compile none"
+        )
+        return True

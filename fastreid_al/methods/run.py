@@ -22,6 +22,7 @@ from ..data.records import STYLE_COPIES, UNKNOWN, Record, count
 from ..data.samplers import iterations_of
 from ..engine.checkpoint import data_fingerprint
 from ..engine.distributed import (
+    alone_or_refuse,
     check_same_images,
     check_same_settings,
     device_of_rank,
@@ -36,7 +37,7 @@ from ..engine.shards import has_shards
 from ..engine.state import Method, Training, check_resumable, last_state, make_optimizer
 from ..engine.step import Network, choose_algorithms
 from ..errors import DataError, UserError
-from ..models import ReIdNet, build_model, join_ranks
+from ..models import ReIdNet, build_model
 from ..ranks import ALONE, Ranks
 from .adaptation import Source, SourceClassifier
 from .asking import check_questions, open_questions
@@ -89,27 +90,32 @@ def run_training(
     with joined(device) as (ranks, how):
         if how is not None and ranks.is_first:
             reporter.line(how)
-        return _run(config, resume or restarted(), reporter, ranks, device)
+        try:
+            return _run(config, resume or restarted(), reporter, ranks, device)
+        except Interrupted as stopped:
+            # All ranks stop together, so that they part in peace.
+            stop = stopped
+    raise stop
 
 
 def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, device: torch.device) -> Finished:
     reporter = reporter if ranks.is_first else Reporter(Console(quiet=True))
     check_settings(config)
-    check_same_settings(ranks, config)
-    check_parts(config, ranks.size)
+    check_same_settings(ranks, config, resume)
     folder = RunFolder(ranks.all_objects(_run_path(config))[0], ranks.is_first, config.tensorboard)
     if ranks.any((folder.last.exists() or has_shards(folder.path)) and not resume):
         raise UserError(f"{folder.path} already holds a run: continue it with --resume, or name another with --run-dir")
     saved = last_state(folder, ranks) if resume else None
     if saved is not None:
         check_resumable(saved, config)
+    if saved is None or ranks.size > 1:
+        check_parts(config, ranks.size)
     warn_of_settings(config, reporter)
     choose_algorithms(config.engine.deterministic)
     images = ranks.in_turn(lambda: load_images(config, reporter))
     check_questions(config, all(r.identity != UNKNOWN for r in images.train))
     source_images = ranks.in_turn(lambda: _load_source(config, images, reporter))
     model = _model(config, device, fresh=saved is None)
-    join_ranks(model, ranks)
     if config.method == "nnct":
         # Refuse what the whole set cannot have before it is decoded; the method itself is made of what can be read.
         known = None if source_images is None else _source(source_images.train)
@@ -124,7 +130,7 @@ def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, devi
     identities = identities_and_cameras(records)[0]
     with open_questions(config, images, records, store.digests, folder.path, reporter, ranks) as questions:
         style = _style(config, images, records, store, folder, reporter, ranks)
-        state = _training(config, model, images, store, records, questions, source, style, ranks)
+        state = _training(config, model, images, store, records, questions, source, style, ranks, reporter)
         check_same_images(ranks, state.data)
         if saved is not None:
             state.load_state_dict(saved)
@@ -132,9 +138,11 @@ def _run(config: RunConfig, resume: bool, reporter: Reporter, ranks: Ranks, devi
             del saved
         folder.describe(config)
         feed = Feed(store, device, config.image.place, reporter.warn)
-        network = Network(model, config.engine, device, ranks, reporter.warn)
+        network = Network(model, config.engine, device, reporter.warn)
         part, step = config.batch.size // ranks.size, max(config.network.bn_group, 2)
-        network.prove(part, config.image.height, config.image.width, step, feed.spare)
+        height, width = config.image.height, config.image.width
+        network.prove(part, height, width, step, source is not None, feed.spare, ranks)
+        network.join(ranks)
         try:
             train(
                 state,
@@ -167,8 +175,10 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
     Raises:
         UserError: What would stand in the way, in one line.
     """
+    alone_or_refuse("--dry-run")
     reporter = reporter or Reporter()
     check_settings(config)
+    check_parts(config, 1)
     warn_of_settings(config, reporter)
     device = pick_device(config.device)
     images = load_images(config, reporter)
@@ -339,10 +349,11 @@ def _training(
     source: _Decoded | None,
     style: CameraStyle | None,
     ranks: Ranks,
+    reporter: Reporter,
 ) -> Training:
     settings = config.optimizer
     known = None if source is None else source.source
-    method = _method(config, records, questions, known, model.features, ranks)
+    method = _method(config, records, questions, known, model.features, ranks, reporter)
     layers = method.layers().to(next(model.parameters()).device)
     optimizer = make_optimizer(model, settings, layers)
     data = data_fingerprint(images, records, store.digests)
@@ -398,6 +409,7 @@ def _method(
     source: Source | None,
     features: int,
     ranks: Ranks,
+    reporter: Reporter,
 ) -> Method:
     if config.method == "nnct":
         return _nnct(config, len(records), source, features, ranks)
@@ -405,7 +417,13 @@ def _method(
     try:
         if config.method == "supervised":
             return Supervised(identities, cameras, config.batch, config.memory, config.seed, ranks)
-        return UCAL(cameras, config.cluster, config.batch, config.memory, config.seed, questions, source, ranks)
+
+        def watch() -> None:
+            if reporter.between is not None:
+                reporter.between()
+
+        settings = config.cluster, config.batch, config.memory, config.seed
+        return UCAL(cameras, *settings, questions, source, ranks, watch)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -51,7 +51,7 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
     if not images.query:
         raise DataError(f"{images.root} has no query and gallery images: nothing to evaluate on")
     model.to(device).to(memory_format=torch.channels_last)
-    network = Network(model, options.engine, device, warn=reporter.warn)
+    network = Network(model, options.engine, device, reporter.warn)
     if options.save_features is not None:
         _save_features(Path(options.save_features), network, images, size, stage, options.engine, reporter)
     evaluator = Evaluator(images, size, Path(tempfile.gettempdir()), reporter, stage, options.engine)

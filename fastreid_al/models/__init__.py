@@ -2,7 +2,7 @@
 
 from .build import MODELS, build_model
 from .head import ReIdNet, Stage
-from .norm import Domain, forget_running, group_batchnorm, join_ranks, split_batchnorm, update_running, without_source
+from .norm import Domain, group_batchnorm, join_ranks, split_batchnorm, update_running, without_source
 
 __all__ = [
     "MODELS",
@@ -10,7 +10,6 @@ __all__ = [
     "ReIdNet",
     "Stage",
     "build_model",
-    "forget_running",
     "group_batchnorm",
     "join_ranks",
     "split_batchnorm",

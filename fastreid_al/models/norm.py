@@ -247,13 +247,6 @@ def update_running(model: nn.Module, ranks: Ranks) -> None:
             module.kept = []
 
 
-def forget_running(model: nn.Module) -> None:
-    """Drop the statistics that wait for `update_running`."""
-    for module in model.modules():
-        if isinstance(module, _Grouped) and module.kept:
-            module.kept = []
-
-
 @torch.no_grad()
 def _follow(modules: Iterable[nn.modules.batchnorm._BatchNorm], found: Tensor) -> None:
     """Running statistics after (steps, ...) means and variances: of all channels of one module after those of another."""

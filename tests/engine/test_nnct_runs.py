@@ -140,6 +140,10 @@ def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: Ru
             {"batch": replace(tiny_config(Path()).batch, size=65)},
             r"--batch.size 65 is more than the 64 training images",
         ),
+        (
+            {"network": replace(tiny_config(Path()).network, bn_group=12)},
+            r"--batch.size 16 does not divide into groups",
+        ),
         ({"style": StyleConfig(probability=1.5)}, r"--style.probability is out of range"),
         ({"style": StyleConfig(band=0.0)}, r"--style.band is out of range"),
         ({"nnct": NNCTConfig(layout="sparse", capacity=2**40)}, r"--nnct.layout and --nnct.capacity: capacity: found"),

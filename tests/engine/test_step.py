@@ -91,7 +91,7 @@ def test_a_device_without_room_says_what_would_fit(
 
     monkeypatch.setattr(model, "forward", small)
     with pytest.raises(TrainingError, match=advice) as raised:
-        network.prove(64, 32, 16, 4, "; or put the pixels elsewhere")
+        network.prove(64, 32, 16, 4, spare="; or put the pixels elsewhere")
     assert "64 images of 32 x 16" in str(raised.value) and "elsewhere" in str(raised.value)
     if room > 1:
         network.prove(room, 32, 16, 4)

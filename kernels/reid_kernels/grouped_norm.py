@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._ops import DTYPES, accumulator, check_device, check_tensor, device_of, once, qualified, takes_kernels
+from .grouped_norm_cpu import channels_last, group_parts
 
 
 def grouped_batch_norm(
@@ -72,22 +73,12 @@ def grouped_batch_norm_reference(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`grouped_batch_norm` in plain PyTorch, differentiable as often as one likes."""
-    parts = _parts(x, group).to(accumulator(x.dtype))
+    parts = group_parts(x, group).to(accumulator(x.dtype))
     count = group * parts.shape[3]
     var, mean = torch.var_mean(parts, (1, 3), correction=0)
     factor = weight.to(parts.dtype) * (var + eps).rsqrt()
     y = (parts - mean[:, None, :, None]) * factor[:, None, :, None] + bias.to(parts.dtype)[:, None]
     return y.to(x.dtype).reshape(x.shape), mean, var * (count / max(1, count - 1))
-
-
-def _parts(x: Tensor, group: int) -> Tensor:
-    """(G, group, C, values of an image a channel), a view of images in one of the two memory formats."""
-    return x.reshape(x.shape[0] // group, group, x.shape[1], math.prod(x.shape[2:]))
-
-
-def channels_last(x: Tensor) -> bool:
-    """Whether the channels of a place lie side by side; of the images of one place they do."""
-    return x.movedim(1, -1).is_contiguous()
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from .grouped_norm import _parts, channels_last
-
 _forward = torch.ops.aten.native_batch_norm.out
 _sums = torch.ops.aten.native_batch_norm_backward.default
 
@@ -76,7 +74,9 @@ def _add_product(out: Tensor, gradient: Tensor, factor: Tensor) -> None:
     """Out += gradient times a factor (G, C) of group and channel, in rows long enough."""
     groups, channels = factor.shape
     if not channels_last(out):
-        _parts(out, len(out) // groups).addcmul_(_parts(gradient, len(out) // groups), factor[:, None, :, None])
+        group_parts(out, len(out) // groups).addcmul_(
+            group_parts(gradient, len(out) // groups), factor[:, None, :, None]
+        )
         return
     rows = out.numel() // factor.numel()
     times = next(k for k in range(max(1, _ROW // channels), 0, -1) if rows % k == 0)
@@ -89,7 +89,7 @@ def forward_plain(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`forward_native` on any device."""
-    parts = _parts(x, group).to(weight.dtype)
+    parts = group_parts(x, group).to(weight.dtype)
     count = group * parts.shape[3]
     var, mean = torch.var_mean(parts, (1, 3), correction=0)
     rstd = (var + eps).rsqrt()
@@ -102,10 +102,20 @@ def backward_plain(
     gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`backward_native` on any device."""
-    own, parts = (_parts(y, group).to(weight.dtype) for y in (gradient, x))
+    own, parts = (group_parts(y, group).to(weight.dtype) for y in (gradient, x))
     normal = (parts - mean[:, None, :, None]) * rstd[:, None, :, None]
     count = group * parts.shape[3]
     to_bias, to_weight = own.sum((1, 3)), (own * normal).sum((1, 3))
     centred = own - (to_bias[:, None, :, None] + normal * to_weight[:, None, :, None]) / count
     out = torch.empty_like(x).copy_((centred * (weight * rstd)[:, None, :, None]).reshape(x.shape))
     return out, to_weight.sum(0), to_bias.sum(0)
+
+
+def group_parts(x: Tensor, group: int) -> Tensor:
+    """(G, group, C, values of an image a channel), a view of images in one of the two memory formats."""
+    return x.reshape(x.shape[0] // group, group, x.shape[1], math.prod(x.shape[2:]))
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of a place lie side by side; of the images of one place they do."""
+    return x.movedim(1, -1).is_contiguous()

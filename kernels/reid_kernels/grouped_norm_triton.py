@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import NORM, Tile
-from .grouped_norm import channels_last
+from .grouped_norm_cpu import channels_last
 
 #: Programs that sums are spread over, whatever the device: results do not depend on where they are made.
 _PROGRAMS = 1024

@@ -134,7 +134,11 @@ class Ranks:
         """This rank's part, of W equal ones, of the sum over the ranks of a tensor of one shape (W b, ...)."""
         if self.size == 1:
             return x
-        out = x.new_empty((len(x) // self.size, *x.shape[1:]))
+        part = len(x) // self.size
+        if dist.get_backend(self._group) == "gloo":
+            # Not every version of PyTorch has gloo scatter what it reduces.
+            return self.total(x)[self.rank * part : (self.rank + 1) * part]
+        out = x.new_empty((part, *x.shape[1:]))
         dist.reduce_scatter_tensor(out, x.contiguous(), group=self._group)
         return out
 

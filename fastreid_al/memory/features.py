@@ -29,8 +29,8 @@ from reid_kernels import (
     hardest_rows,
     update_bank_,
 )
+from reid_kernels.sharded import with_gradient
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..ranks import ALONE, Ranks, Sharded
 
@@ -186,7 +186,7 @@ class FeatureMemory:
         if wanted:
             weights = (shares.log_sums - log_sums.logsumexp(0)).exp()[:, None]
             slopes = (shares.means.mul_(weights) - shares.chosen).div_(tau).masked_fill_(~counted[:, None], 0.0)
-            loss = _WithGradient.apply(features, loss, ranks.total_part(slopes))
+            loss = with_gradient(features, loss, ranks.total_part(slopes))
         return loss.sum() * ranks.size / counted.sum().clamp(min=1)
 
 
@@ -318,22 +318,6 @@ class ClusterMemory(FeatureMemory):
             after = self._by_class()
             self.bank, self._lies = self._moved(after), after
             self._number(after)
-
-
-class _WithGradient(torch.autograd.Function):
-    """Losses (B,) whose gradients (B, D) for the features are known."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, losses: Tensor, gradients: Tensor) -> Tensor:
-        ctx.save_for_backward(gradients)
-        ctx.dtype = features.dtype
-        return losses.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None, None]:
-        (gradients,) = ctx.saved_tensors
-        return (gradients * weights[:, None]).to(ctx.dtype), None, None
 
 
 def _home(ranks: Ranks, n: int) -> Tensor:

@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from ranked import Pool
 from tiny import SYNTHETIC, tiny_config
 from torch import Tensor
 
 from fastreid_al.config import MemoryConfig, NetworkConfig, OptimizerConfig, QuestionConfig, RunConfig
+from fastreid_al.engine import distributed
 from fastreid_al.engine.checkpoint import load_checkpoint
+from fastreid_al.engine.distributed import check_same_images
 from fastreid_al.errors import UserError
 from fastreid_al.methods import run, run_training
 from fastreid_al.models import build_model
@@ -107,7 +110,33 @@ def refused(ranks: Ranks, config: RunConfig, change: dict[str, Any]) -> str:
     return "nothing"
 
 
-def test_ranks_of_different_settings_or_images_are_refused_by_all_and_the_difference_is_named(
+def other_images(ranks: Ranks) -> str:
+    data = {"a.jpg": "1", "b.jpg": "2"} if ranks.rank < 2 else {"a.jpg": "1", "b.jpg": "3", "c.jpg": "4"}
+    with pytest.raises(UserError) as raised:
+        check_same_images(ranks, data)
+    return str(raised.value)
+
+
+def test_ranks_of_different_images_are_refused_by_all_and_the_first_difference_is_named(pool: Pool) -> None:
+    for said in pool.run(other_images, 3):
+        assert "rank 2 reads other images than rank 0: 1 new (first: c.jpg), 1 changed (first: b.jpg)" in said
+
+
+def test_more_ranks_than_images_are_refused(pool: Pool, tmp_path: Path) -> None:
+    for name in "abc":
+        Image.new("RGB", (24, 48), (ord(name), 0, 0)).save(tmp_path / f"{name}_c1.png")
+    config = replace(configured(tmp_path / "run", "instance memory"), dataset="folder", data_root=str(tmp_path))
+    for said in pool.run(refused, 4, config, {}):
+        assert "4 ranks are more than the 3 training images: start torchrun with fewer processes" in said
+
+
+def test_without_nccl_gpus_exchange_over_gloo_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    backend, why = distributed._backend(torch.device("cuda"))
+    assert backend == "gloo" and "no NCCL" in why
+
+
+def test_ranks_of_different_settings_or_parts_are_refused_by_all_and_the_difference_is_named(
     pool: Pool, tmp_path: Path
 ) -> None:
     config = configured(tmp_path / "run", "instance memory")

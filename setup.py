@@ -42,8 +42,15 @@ class BuildNative(build_ext):
         ext.optional = wanted != "1" and "build_ext" not in self.distribution.commands
         nvcc = _nvcc()
         if wanted == "1" and nvcc is None:
-            raise CompileError("FASTREID_AL_CUDA=1, but nvcc was not found in CUDA_HOME, in /usr/local/cuda or on PATH")
-        plain = list(ext.extra_objects), list(ext.define_macros), list(ext.library_dirs), list(ext.libraries)
+            raise CompileError(
+                "FASTREID_AL_CUDA=1, but nvcc was not found in CUDA_HOME, in /usr/local/cuda or on PATH"
+            )
+        plain = (
+            list(ext.extra_objects),
+            list(ext.define_macros),
+            list(ext.library_dirs),
+            list(ext.libraries),
+        )
         if wanted != "0" and nvcc is not None:
             try:
                 self._add_cuda(ext, nvcc)
@@ -51,8 +58,12 @@ class BuildNative(build_ext):
                 return
             except (BaseError, CCompilerError, subprocess.CalledProcessError, OSError) as error:
                 if wanted == "1":
-                    raise CompileError(f"the CUDA part failed, and FASTREID_AL_CUDA=1: {error}") from error
-                self.warn(f"the CUDA part failed and is left out (FASTREID_AL_CUDA=0 does not try): {error}")
+                    raise CompileError(
+                        f"the CUDA part failed, and FASTREID_AL_CUDA=1: {error}"
+                    ) from error
+                self.warn(
+                    f"the CUDA part failed and is left out (FASTREID_AL_CUDA=0 does not try): {error}"
+                )
                 ext.extra_objects, ext.define_macros, ext.library_dirs, ext.libraries = plain
         try:
             super().build_extension(ext)
@@ -77,11 +88,22 @@ class BuildNative(build_ext):
         # Later devices compile this at run time.
         targets.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
         threads = max(1, (os.cpu_count() or 1) // len(sources))
-        flags = ["-std=c++17", "-O3", f"--threads={threads}", "-Xcompiler=-fPIC,-fvisibility=hidden", *targets]
+        flags = [
+            "-std=c++17",
+            "-O3",
+            f"--threads={threads}",
+            "-Xcompiler=-fPIC,-fvisibility=hidden",
+            *targets,
+        ]
         folder = Path(self.build_temp) / "cuda"
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda source: _compile(nvcc, source, folder / f"{source.stem}.o", flags), sources))
+            objects = list(
+                pool.map(
+                    lambda source: _compile(nvcc, source, folder / f"{source.stem}.o", flags),
+                    sources,
+                )
+            )
         ext.extra_objects = [*ext.extra_objects, *map(str, objects)]
         ext.define_macros = [
             *ext.define_macros,
@@ -97,7 +119,12 @@ def _compile(nvcc: Path, source: Path, out: Path, flags: list[str]) -> Path:
     command = [str(nvcc), "-c", str(source), "-o", str(out), *flags]
     done = out.with_suffix(".command")
     changed = max(p.stat().st_mtime for p in SOURCES.iterdir())
-    if not (out.exists() and out.stat().st_mtime > changed and done.exists() and done.read_text() == repr(command)):
+    if not (
+        out.exists()
+        and out.stat().st_mtime > changed
+        and done.exists()
+        and done.read_text() == repr(command)
+    ):
         print(*command, flush=True)
         subprocess.run(command, check=True)
         done.write_text(repr(command))
@@ -106,14 +133,19 @@ def _compile(nvcc: Path, source: Path, out: Path, flags: list[str]) -> Path:
 
 def _architectures(nvcc: Path) -> list[int]:
     """Numbers such as 80 and 90, ascending."""
-    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    known = subprocess.run(
+        [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
+    ).stdout
     supported = sorted({int(number) for number in re.findall(r"compute_(\d+)\b", known)})
     if not supported:
         raise OSError(f"{nvcc} --list-gpu-arch names no architecture")
     chosen = re.split(r"[;,\s]+", os.environ.get("FASTREID_AL_CUDA_ARCHITECTURES", "").strip("; ,"))
     if chosen == [""]:
         return [a for a in ARCHITECTURES if a in supported] or supported
-    if any(not re.fullmatch(r"\d+\.?\d", word) or int(word.replace(".", "")) not in supported for word in chosen):
+    if any(
+        not re.fullmatch(r"\d+\.?\d", word) or int(word.replace(".", "")) not in supported
+        for word in chosen
+    ):
         found = os.environ["FASTREID_AL_CUDA_ARCHITECTURES"]
         raise SystemExit(
             f"FASTREID_AL_CUDA_ARCHITECTURES: found {found!r}, wanted numbers of {supported} with ';' between"
@@ -124,9 +156,14 @@ def _architectures(nvcc: Path) -> list[int]:
 def _library_dirs(nvcc: Path) -> list[str]:
     """Where this nvcc has its libraries: it may be a script that stands for one elsewhere."""
     told = subprocess.run([nvcc, "--dryrun", "-c", "none.cu"], capture_output=True, text=True)
-    line = next((line for line in (told.stdout + told.stderr).splitlines() if "LIBRARIES=" in line), "")
+    line = next(
+        (line for line in (told.stdout + told.stderr).splitlines() if "LIBRARIES=" in line), ""
+    )
     root = nvcc.resolve().parent.parent
-    return [*re.findall(r'"-L([^"]+)"', line), *(str(p) for p in (root / "lib64", root / "lib") if p.is_dir())]
+    return [
+        *re.findall(r'"-L([^"]+)"', line),
+        *(str(p) for p in (root / "lib64", root / "lib") if p.is_dir()),
+    ]
 
 
 def _nvcc() -> Path | None:

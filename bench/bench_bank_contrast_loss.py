@@ -68,23 +68,42 @@ def make_classes(device: str, dtype: str, batch: int, n: int, dim: int) -> tuple
     bank, identities = harness.unit_rows(device, dtype, n, dim)
     classes = identities.unique(return_inverse=True)[1]
     places = torch.arange(batch, device=device) * (n // batch)
-    return harness.near(bank, places, SPREAD), bank, classes[places], classes, class_index(classes), classes.bincount()
+    return (
+        harness.near(bank, places, SPREAD),
+        bank,
+        classes[places],
+        classes,
+        class_index(classes),
+        classes.bincount(),
+    )
 
 
-def whole_classes(features: Tensor, bank: Tensor, targets: Tensor, classes: Tensor, sizes: Tensor) -> Tensor:
+def whole_classes(
+    features: Tensor, bank: Tensor, targets: Tensor, classes: Tensor, sizes: Tensor
+) -> Tensor:
     sums = bank.new_zeros(len(sizes), bank.shape[1]).index_add_(0, classes, bank)
     means = sums / sizes[:, None].to(sums.dtype)
     return F.cross_entropy(features @ means.T / TEMPERATURE, targets)
 
 
 def eager_classes(
-    features: Tensor, bank: Tensor, targets: Tensor, classes: Tensor, index: ClassIndex, sizes: Tensor
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    classes: Tensor,
+    index: ClassIndex,
+    sizes: Tensor,
 ) -> Found:
     return harness.value_and_gradient(whole_classes, features, bank, targets, classes, sizes)
 
 
 def ours_classes(
-    features: Tensor, bank: Tensor, targets: Tensor, classes: Tensor, index: ClassIndex, sizes: Tensor
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    classes: Tensor,
+    index: ClassIndex,
+    sizes: Tensor,
 ) -> Found:
     loss = functools.partial(bank_contrast_loss, classes=index)
     return harness.value_and_gradient(loss, features, bank, targets, TEMPERATURE)
@@ -126,7 +145,9 @@ def expected(device: str, dtype: str, size: tuple[int, int, int], with_classes: 
         plain = eager(features[:COMPARED], bank, targets[:COMPARED])
     loss = functools.partial(bank_contrast_loss_reference, classes=classes, reduction="sum")
     some = features[:COMPARED].double()
-    _, reference = harness.value_and_gradient(loss, some, bank.double(), targets[:COMPARED], TEMPERATURE)
+    _, reference = harness.value_and_gradient(
+        loss, some, bank.double(), targets[:COMPARED], TEMPERATURE
+    )
     return Expected(found, reference, harness.relative_error(plain[1] * len(some), reference))
 
 

@@ -16,8 +16,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from fastreid_al import clustering
-from fastreid_al.data import planted_partition
 from fastreid_al.metrics import pair_scores
+from fastreid_al.synthetic import planted_partition
 
 SIZES = {
     "small": [(2_000, 512), (5_000, 512)],
@@ -48,7 +48,12 @@ def ours(features: Tensor) -> Tensor:
 def scikit_learn(features: Tensor) -> Tensor:
     from sklearn.cluster import DBSCAN
 
-    cluster = DBSCAN(eps=math.sqrt(2 * EPS), min_samples=MIN_SAMPLES, algorithm="brute", n_jobs=torch.get_num_threads())
+    cluster = DBSCAN(
+        eps=math.sqrt(2 * EPS),
+        min_samples=MIN_SAMPLES,
+        algorithm="brute",
+        n_jobs=torch.get_num_threads(),
+    )
     return torch.from_numpy(cluster.fit_predict(features.numpy()))
 
 
@@ -73,7 +78,9 @@ def expected(device: str, n: int, dim: int) -> Tensor:
 
 @pytest.mark.skipif(cosine_dbscan is None, reason="there is no cosine_dbscan here")
 @pytest.mark.parametrize("form", FORMS)
-def test_cosine_dbscan(benchmark: BenchmarkFixture, size: tuple[int, int], form: str, device: str, rounds: int) -> None:
+def test_cosine_dbscan(
+    benchmark: BenchmarkFixture, size: tuple[int, int], form: str, device: str, rounds: int
+) -> None:
     n, dim = size
     if form != "ours":
         pytest.importorskip(PACKAGES[form], reason=f"{form} is not installed; it is a peer here")
@@ -82,6 +89,8 @@ def test_cosine_dbscan(benchmark: BenchmarkFixture, size: tuple[int, int], form:
     if device == "cpu" and n > ON_CPU_UP_TO:
         pytest.skip(f"distances of {n:,} images take too long on a CPU")
     benchmark.group = f"cosine_dbscan, {n:,} x {dim:,}"
-    labels = harness.measure(benchmark, FORMS[form], harness.Inputs(make, size), device, n=n, dim=dim, rounds=rounds)
+    labels = harness.measure(
+        benchmark, FORMS[form], harness.Inputs(make, size), device, n=n, dim=dim, rounds=rounds
+    )
     benchmark.extra_info["clusters"] = int(labels.max()) + 1
     assert pair_scores(labels.cpu().long(), expected(device, n, dim)).f1 > AGREEMENT

@@ -40,23 +40,31 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from fastreid_al.config import EngineConfig, ImageConfig, MethodName, QuestionConfig, RunConfig, recipe
-from fastreid_al.data import ImageSet, planted_partition
+from fastreid_al.config import (
+    EngineConfig,
+    ImageConfig,
+    MethodName,
+    QuestionConfig,
+    RunConfig,
+    recipe,
+)
+from fastreid_al.data import ImageSet
 from fastreid_al.data.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
-from fastreid_al.data.feed import Feed
+from fastreid_al.data.loader import Feed
 from fastreid_al.data.pixels import PixelStore
 from fastreid_al.data.records import Record
 from fastreid_al.data.samplers import IdentitySampler, PassSampler, iterations_of
+from fastreid_al.engine.console import Reporter, RunFolder
 from fastreid_al.engine.extract import extract_features
 from fastreid_al.engine.loop import train
-from fastreid_al.engine.report import Reporter, RunFolder
-from fastreid_al.engine.state import Method, Training, make_optimizer
-from fastreid_al.engine.step import Network, choose_algorithms
-from fastreid_al.methods.asking import open_questions
+from fastreid_al.engine.network import Network, choose_algorithms
+from fastreid_al.engine.training import Method, Training, make_optimizer
 from fastreid_al.methods.nnct import NNCT
 from fastreid_al.methods.ucal import UCAL
 from fastreid_al.metrics import Ranking, rank_gallery
 from fastreid_al.models import ReIdNet, build_model
+from fastreid_al.runs.questions import open_questions
+from fastreid_al.synthetic import planted_partition
 
 
 class Size(NamedTuple):
@@ -104,7 +112,16 @@ WORKERS = {"cpu": 2, "cuda": 8}
 READY = {"cpu": 1, "cuda": 2}
 #: The most images that the plain loop clusters, by the dense form: at more it takes minutes.
 DENSE_UP_TO = 5_000
-PHASES = ("extraction", "clustering", "questions", "data", "network", "memory", "optimizer", "evaluation")
+PHASES = (
+    "extraction",
+    "clustering",
+    "questions",
+    "data",
+    "network",
+    "memory",
+    "optimizer",
+    "evaluation",
+)
 
 _MIB = 2**20
 
@@ -175,8 +192,12 @@ class Evaluation:
         self.config, self.seconds = config, {"evaluation_extraction_s": 0.0, "ranking_s": 0.0}
         counts = [size.query, size.gallery]
         # As the engine's own evaluation reads them.
-        self.feeds = [Feed(store_of(pixels, count), torch.device(device), "host") for count in counts]
-        features, identities = harness.unit_rows(device, "float32", sum(counts), dim_of(size.backbone))
+        self.feeds = [
+            Feed(store_of(pixels, count), torch.device(device), "host") for count in counts
+        ]
+        features, identities = harness.unit_rows(
+            device, "float32", sum(counts), dim_of(size.backbone)
+        )
         seen_by = torch.randint(CAMERAS, (sum(counts),), generator=torch.Generator().manual_seed(0))
         parts = (features.split(counts), identities.cpu().split(counts), seen_by.split(counts))
         self.sides = [part[side] for side in range(2) for part in parts]
@@ -186,7 +207,8 @@ class Evaluation:
         """The scores of the planted features."""
         engine, stage = self.config.engine, self.config.network.test_features
         self.seconds["evaluation_extraction_s"] = sum(
-            harness.clocked(extract_features, network, feed, engine, None, stage)[1] for feed in self.feeds
+            harness.clocked(extract_features, network, feed, engine, None, stage)[1]
+            for feed in self.feeds
         )
         ranking, self.seconds["ranking_s"] = harness.clocked(rank_gallery, *self.sides)
         return ranking
@@ -202,11 +224,22 @@ class Ours:
         extracts: Whether the network is run on all images before UCAL clusters them.
     """
 
-    def __init__(self, config: RunConfig, planted: Planted, device: str, extracts: bool = True) -> None:
+    def __init__(
+        self, config: RunConfig, planted: Planted, device: str, extracts: bool = True
+    ) -> None:
         torch.manual_seed(config.seed)
         choose_algorithms(config.engine.deterministic)
-        self.config, self.planted, self.device, self.extracts = config, planted, torch.device(device), extracts
-        model = network_of(config, config.network.bn_group).to(device).to(memory_format=torch.channels_last)
+        self.config, self.planted, self.device, self.extracts = (
+            config,
+            planted,
+            torch.device(device),
+            extracts,
+        )
+        model = (
+            network_of(config, config.network.bn_group)
+            .to(device)
+            .to(memory_format=torch.channels_last)
+        )
         self.warnings: list[str] = []
         self.network = Network(model, config.engine, self.device, self.warnings.append)
         n = len(planted.features)
@@ -214,7 +247,10 @@ class Ours:
         self.feed = Feed(store_of(self.pixels, n), self.device, config.image.place)
 
     def epoch(
-        self, iterations: int, evaluate: Callable[[Network], Ranking] | None = None, questions: int = 0
+        self,
+        iterations: int,
+        evaluate: Callable[[Network], Ranking] | None = None,
+        questions: int = 0,
     ) -> dict[str, Any]:
         """What the engine records of an epoch of so many batches."""
         first = nnct_step.EPOCH if self.config.method == "nnct" else 0
@@ -227,18 +263,39 @@ class Ours:
         )
         with tempfile.TemporaryDirectory() as name, self._method(config, Path(name)) as method:
             optimizer = make_optimizer(self.network.model, config.optimizer, method.layers())
-            schedule = torch.optim.lr_scheduler.StepLR(optimizer, config.optimizer.step, config.optimizer.gamma)
+            schedule = torch.optim.lr_scheduler.StepLR(
+                optimizer, config.optimizer.step, config.optimizer.gamma
+            )
             augment = Augment(config.image, config.seed)
-            state = Training(config, self.network.model, method, optimizer, schedule, augment, data={}, epoch=first)
+            state = Training(
+                config,
+                self.network.model,
+                method,
+                optimizer,
+                schedule,
+                augment,
+                data={},
+                epoch=first,
+            )
             identities = self.planted.identities.cpu()
-            train(state, self.network, self.feed, RunFolder(Path(name)), silent(), evaluate, identities)
+            train(
+                state,
+                self.network,
+                self.feed,
+                RunFolder(Path(name)),
+                silent(),
+                evaluate,
+                identities,
+            )
         return state.history[-1]
 
     @contextmanager
     def _method(self, config: RunConfig, folder: Path) -> Iterator[Method]:
         n, planted = len(self.feed), self.planted
         if config.method == "nnct":
-            nnct = PlantedNNCT(n, config.neighbours_k, config.nnct, config.batch, nnct_step.EPOCHS, config.seed)
+            nnct = PlantedNNCT(
+                n, config.neighbours_k, config.nnct, config.batch, nnct_step.EPOCHS, config.seed
+            )
             nnct.planted, nnct.bank = planted.moved, planted.features.clone()
             nnct.label_memory.to(self.device)
             rows = torch.arange(n, device=self.device)
@@ -248,9 +305,16 @@ class Ours:
         people = zip(planted.identities.tolist(), planted.cameras.tolist(), strict=True)
         records = [Record(folder / f"{i}.jpg", *who) for i, who in enumerate(people)]
         images = ImageSet("msmt17", folder, records, [], [])
-        with open_questions(config, images, records, self.feed.store.digests, folder, silent()) as questions:
+        with open_questions(
+            config, images, records, self.feed.store.digests, folder, silent()
+        ) as questions:
             ucal = PlantedUCAL(
-                planted.cameras, config.cluster, config.batch, config.memory, config.seed, questions=questions
+                planted.cameras,
+                config.cluster,
+                config.batch,
+                config.memory,
+                config.seed,
+                questions=questions,
             )
             ucal.planted, ucal.extracts = planted.features, self.extracts
             yield ucal
@@ -291,11 +355,15 @@ class Plain:
         if config.method == "nnct":
             share = config.nnct.momentum * nnct_step.EPOCH / nnct_step.EPOCHS
             self.memory = nnct_step.Published(planted.features.clone(), planted.identities, share)
-            self.optimizer = torch.optim.SGD(parameters, rate, settings.momentum, weight_decay=decay, nesterov=True)
+            self.optimizer = torch.optim.SGD(
+                parameters, rate, settings.momentum, weight_decay=decay, nesterov=True
+            )
             self.batches = PassSampler(n, size, n).batches(seed, 0)
         else:
             classes = planted.identities.unique(return_inverse=True)[1]
-            self.memory = Logits(planted.features.clone(), classes.to(device), config.memory.temperature)
+            self.memory = Logits(
+                planted.features.clone(), classes.to(device), config.memory.temperature
+            )
             self.optimizer = torch.optim.Adam(parameters, rate, weight_decay=decay)
             sampler = IdentitySampler(classes, planted.cameras, size, config.batch.per_identity, n)
             self.batches = sampler.batches(seed, 0)
@@ -311,10 +379,19 @@ class Plain:
         batch, n = self.config.engine.extract_batch, len(self.planted.features)
         starts = itertools.cycle(range(0, n - batch + 1, batch))
         with torch.no_grad():
-            return self._rate("extraction", iterations, (torch.arange(s, s + batch) for s in starts), self._forward)
+            return self._rate(
+                "extraction",
+                iterations,
+                (torch.arange(s, s + batch) for s in starts),
+                self._forward,
+            )
 
     def _rate(
-        self, what: str, iterations: int, batches: Iterator[Tensor], work: Callable[[Tensor, Tensor], object]
+        self,
+        what: str,
+        iterations: int,
+        batches: Iterator[Tensor],
+        work: Callable[[Tensor, Tensor], object],
     ) -> float:
         """Batches that the workers have ready at the start are not timed, and they have as many to make until the end."""
         workers = WORKERS[self.device]
@@ -331,7 +408,9 @@ class Plain:
         for number, (images, places) in enumerate(itertools.islice(loader, ready + iterations)):
             if number == ready:
                 start = self._now()
-            work(images.to(self.device, non_blocking=True), places.to(self.device, non_blocking=True))
+            work(
+                images.to(self.device, non_blocking=True), places.to(self.device, non_blocking=True)
+            )
         return sum(map(len, rows[ready : ready + iterations])) / (self._now() - start)
 
     def _now(self) -> float:
@@ -357,14 +436,23 @@ class Plain:
 class Logits:
     """SpCL's memory: the similarity of each image of the batch to each of the set, their mean over each class."""
 
-    def __init__(self, bank: Tensor, classes: Tensor, temperature: float, momentum: float = 0.2) -> None:
-        self.bank, self.classes, self.temperature, self.momentum = bank, classes, temperature, momentum
+    def __init__(
+        self, bank: Tensor, classes: Tensor, temperature: float, momentum: float = 0.2
+    ) -> None:
+        self.bank, self.classes, self.temperature, self.momentum = (
+            bank,
+            classes,
+            temperature,
+            momentum,
+        )
         self.counts = classes.bincount()
 
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """Eq. 1 of UCAL."""
         logits = F.normalize(embeddings) @ self.bank.T / self.temperature
-        sums = torch.zeros(len(self.counts), len(rows), device=logits.device).index_add(0, self.classes, logits.T)
+        sums = torch.zeros(len(self.counts), len(rows), device=logits.device).index_add(
+            0, self.classes, logits.T
+        )
         return F.cross_entropy((sums / self.counts[:, None]).T, self.classes[rows])
 
     def update(self, embeddings: Tensor, rows: Tensor) -> None:
@@ -378,7 +466,11 @@ def augmented(config: ImageConfig) -> Callable[[Image.Image], Tensor]:
     """torchvision's transforms of what the settings leave in."""
     size, strength = (config.height, config.width), config.jitter
     aspect = tuple(1 / value for value in reversed(config.crop_aspect))
-    steps: list[Any] = [transforms.RandomResizedCrop(size, config.crop_area, aspect)] if config.crop_area[0] < 1 else []
+    steps: list[Any] = (
+        [transforms.RandomResizedCrop(size, config.crop_area, aspect)]
+        if config.crop_area[0] < 1
+        else []
+    )
     steps += [transforms.RandomHorizontalFlip(config.flip)]
     steps += [transforms.RandomRotation(config.rotate)] if config.rotate else []
     steps += [transforms.Pad(config.pad), transforms.RandomCrop(size)] if config.pad else []
@@ -399,7 +491,9 @@ def noise(count: int, image: ImageConfig) -> Tensor:
 
 def store_of(pixels: Tensor, n: int) -> PixelStore:
     """A store of n images that show the same few."""
-    return PixelStore(pixels, torch.arange(n) % len(pixels), [f"{row:032x}" for row in range(n)], [])
+    return PixelStore(
+        pixels, torch.arange(n) % len(pixels), [f"{row:032x}" for row in range(n)], []
+    )
 
 
 def network_of(config: RunConfig, bn_group: int) -> ReIdNet:
@@ -467,7 +561,9 @@ def goals(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", ["ucal", "nnct"])
-def test_epoch(benchmark: BenchmarkFixture, size: Size, method: MethodName, scale: str, device: str) -> None:
+def test_epoch(
+    benchmark: BenchmarkFixture, size: Size, method: MethodName, scale: str, device: str
+) -> None:
     if device == "cpu" and scale != "small":
         pytest.skip(f"an epoch of {size.backbone} at {scale}'s size takes hours on a CPU")
     n, dim, config = size.images, dim_of(size.backbone), config_of(size, method, device)
@@ -496,14 +592,23 @@ def test_epoch(benchmark: BenchmarkFixture, size: Size, method: MethodName, scal
         del found["clustering_s"]
     inside = sum(record["seconds"].get(part, 0.0) for part in ("labels", "training", "evaluation"))
     benchmark.extra_info.update(
-        **{"step": "epoch", "form": "ours", "method": method, "problem": problem, "n": n, "dim": dim},
+        **{
+            "step": "epoch",
+            "form": "ours",
+            "method": method,
+            "problem": problem,
+            "n": n,
+            "dim": dim,
+        },
         **harness.surroundings(device),
         **found,
         seconds=record["seconds"],
         peak_MiB=round(1e9 * record["speed"]["memory_gb"] / _MIB, 1)
         if peak is None
         else round(peak - before - planted_mib, 1),
-        peak_from="resident set of the process" if peak is None else "allocated on the device, less what is planted",
+        peak_from="resident set of the process"
+        if peak is None
+        else "allocated on the device, less what is planted",
         pixels_on=ours.feed.place,
         precision="bf16" if ours.network.bf16 else "float32",
         compiled=ours.network.compiled and not ours.warnings,
@@ -511,7 +616,11 @@ def test_epoch(benchmark: BenchmarkFixture, size: Size, method: MethodName, scal
         # Mostly the checkpoints.
         around_s=round((harness.median_seconds(benchmark) or inside) - inside, 2),
         questions=record.get("questions", 0),
-        **{name: record[name] for name in ("clusters", "classes", "labels_per_image") if name in record},
+        **{
+            name: record[name]
+            for name in ("clusters", "classes", "labels_per_image")
+            if name in record
+        },
     )
     if device == "cuda" and scale == "msmt17":
         benchmark.extra_info["goals"] = goals(found if method == "ucal" else rates(record, n))
@@ -554,7 +663,9 @@ def beside(ours: Ours, planted: Planted, iterations: int, device: str) -> dict[s
     if extracts:
         epoch_s += n / medians["extraction_images_per_s"]
         if n <= DENSE_UP_TO and bench_pseudo_labels.DBSCAN is not None:
-            found["clustering_s"] = round(harness.clocked(bench_pseudo_labels.dense, planted.features)[1], 3)
+            found["clustering_s"] = round(
+                harness.clocked(bench_pseudo_labels.dense, planted.features)[1], 3
+            )
             found["clustering"] = "dense, as published"
             epoch_s += found["clustering_s"]
     return {**found, "epoch_s": round(epoch_s, 3)}
@@ -573,7 +684,9 @@ def test_share_outside_the_network(benchmark: BenchmarkFixture, scale: str, devi
     record = benchmark.pedantic(ours.epoch, (batches,), rounds=1, iterations=1)
     seconds = {name: record["seconds"][name] for name in ("data", "network", "memory", "optimizer")}
     share = 1 - seconds["network"] / sum(seconds.values())
-    problem = f"{config.model} {image.height} x {image.width}, {batches} x {config.batch.size} of {n:,}"
+    problem = (
+        f"{config.model} {image.height} x {image.width}, {batches} x {config.batch.size} of {n:,}"
+    )
     benchmark.group = f"share of a step outside the network, {problem}"
     benchmark.extra_info.update(
         **{"step": "share", "problem": problem, "n": n, **seconds},

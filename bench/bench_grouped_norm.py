@@ -36,9 +36,13 @@ class Problem(NamedTuple):
 def make(device: str, dtype: str, batch: int, channels: int, height: int, width: int) -> Problem:
     generator = torch.Generator(device).manual_seed(0)
     shape = (batch, height, width, channels)
-    x, gradient = (torch.randn(shape, generator=generator, device=device).permute(0, 3, 1, 2) for _ in range(2))
+    x, gradient = (
+        torch.randn(shape, generator=generator, device=device).permute(0, 3, 1, 2) for _ in range(2)
+    )
     weight, bias = torch.rand(2, channels, generator=generator, device=device)
-    return Problem(x.to(getattr(torch, dtype)) + 1, weight, bias, gradient.to(getattr(torch, dtype)))
+    return Problem(
+        x.to(getattr(torch, dtype)) + 1, weight, bias, gradient.to(getattr(torch, dtype))
+    )
 
 
 def trained(norm: Callable[[Tensor, Tensor, Tensor], Tensor], problem: tuple[Tensor, ...]) -> Found:
@@ -82,7 +86,12 @@ def ours(*problem: Tensor) -> Found:
 
 
 #: What one BatchNorm computes is something else: it is what the groups may cost.
-FORMS: dict[str, Callable[..., Found]] = {"whole batch": whole, "eager loop": loop, "compiled": compiled, "ours": ours}
+FORMS: dict[str, Callable[..., Found]] = {
+    "whole batch": whole,
+    "eager loop": loop,
+    "compiled": compiled,
+    "ours": ours,
+}
 
 
 def work(dtype: str, batch: int, channels: int, height: int, width: int) -> harness.Work:
@@ -93,7 +102,12 @@ def work(dtype: str, batch: int, channels: int, height: int, width: int) -> harn
 
 @pytest.mark.parametrize("form", FORMS)
 def test_grouped_norm(
-    benchmark: BenchmarkFixture, size: tuple[int, int, int, int], dtype: str, form: str, device: str, scale: str
+    benchmark: BenchmarkFixture,
+    size: tuple[int, int, int, int],
+    dtype: str,
+    form: str,
+    device: str,
+    scale: str,
 ) -> None:
     if form == "compiled":
         if device == "cpu" and scale == "small":

@@ -18,7 +18,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from fastreid_al.active import propose_splits
-from fastreid_al.active.split import clusters
+from fastreid_al.active.snps import clusters
 from fastreid_al.clustering import kmedoids_many
 
 try:
@@ -27,7 +27,11 @@ except ImportError:
     kmedoids = None
 
 #: Clusters, images in them, dimensions.
-SIZES = {"small": [(150, 3_000, 512)], "market": [(600, 12_936, 2_048)], "msmt17": [(1_500, 32_621, 2_048)]}
+SIZES = {
+    "small": [(150, 3_000, 512)],
+    "market": [(600, 12_936, 2_048)],
+    "msmt17": [(1_500, 32_621, 2_048)],
+}
 LEAST, MOST = 4, 300
 
 
@@ -35,12 +39,18 @@ def make(device: str, count: int, n: int, dim: int, rule: str) -> tuple[Tensor, 
     """Neighbouring identities, some of them in parts, are clusters of 4 to 300 images; half have fewer than 14."""
     features, identities = harness.planted_features(n, dim)
     random = np.random.default_rng(0)
-    sizes = np.clip(np.round(random.lognormal(math.log(n / count) - 0.5, 1.0, count)), LEAST, MOST).astype(np.int64)
+    sizes = np.clip(
+        np.round(random.lognormal(math.log(n / count) - 0.5, 1.0, count)), LEAST, MOST
+    ).astype(np.int64)
     while excess := int(sizes.sum()) - n:
         free = np.flatnonzero((sizes > LEAST) & (sizes < MOST))
-        sizes[random.choice(free, min(abs(excess), len(free)), replace=False)] -= int(np.sign(excess))
+        sizes[random.choice(free, min(abs(excess), len(free)), replace=False)] -= int(
+            np.sign(excess)
+        )
     labels = torch.empty(n, dtype=torch.int64)
-    labels[identities.argsort(stable=True)] = torch.arange(count).repeat_interleave(torch.from_numpy(sizes))
+    labels[identities.argsort(stable=True)] = torch.arange(count).repeat_interleave(
+        torch.from_numpy(sizes)
+    )
     return features.to(device), labels.to(device), rule
 
 
@@ -49,7 +59,10 @@ def splits(features: Tensor, labels: Tensor, rule: str) -> int:
 
 
 def groupings(features: Tensor, labels: Tensor, rule: str) -> int:
-    parts = [(m, math.floor(math.sqrt(len(m) / 2) / (1 if rule == "root" else 2))) for m in clusters(labels)]
+    parts = [
+        (m, math.floor(math.sqrt(len(m) / 2) / (1 if rule == "root" else 2)))
+        for m in clusters(labels)
+    ]
     parts = [(m, k_max) for m, k_max in parts if k_max >= 2]
     members, k_max = [m for m, _ in parts], torch.tensor([k for _, k in parts])
     indptr = torch.tensor([0, *itertools.accumulate(map(len, members))])
@@ -66,7 +79,9 @@ def groupings_with_fasterpam(features: Tensor, labels: Tensor, rule: str) -> int
         rows = features[members.to(features.device)].double()
         similarity = (rows @ rows.T).cpu().numpy()
         distances, clamped = 1 - similarity, similarity.clip(0, 1)
-        found = [kmedoids.fasterpam(distances, k, random_state=0).labels for k in range(2, k_max + 1)]
+        found = [
+            kmedoids.fasterpam(distances, k, random_state=0).labels for k in range(2, k_max + 1)
+        ]
         scores = [score(clamped, labels, k) for k, labels in enumerate(found, 2)]
         questions += math.comb(2 + int(np.argmax(scores)), 2)
     return questions
@@ -78,8 +93,12 @@ def score(similarity: np.ndarray, labels: np.ndarray, k: int) -> float:
     order = np.argsort(labels, kind="stable")
     starts = np.cumsum(sizes) - sizes
     rows = similarity[order]
-    inside = np.minimum.reduceat(np.minimum.reduceat(rows[:, order], starts, axis=0), starts, axis=1).diagonal()
-    outside = np.maximum.reduceat(np.maximum.reduceat(rows[:, order], starts, axis=0), starts, axis=1)
+    inside = np.minimum.reduceat(
+        np.minimum.reduceat(rows[:, order], starts, axis=0), starts, axis=1
+    ).diagonal()
+    outside = np.maximum.reduceat(
+        np.maximum.reduceat(rows[:, order], starts, axis=0), starts, axis=1
+    )
     np.fill_diagonal(outside, 0)
     return float((np.where(sizes > 1, inside, 1) * (1 - outside.max(1))).sum())
 
@@ -87,7 +106,12 @@ def score(similarity: np.ndarray, labels: np.ndarray, k: int) -> float:
 @pytest.mark.parametrize("rule", ["root", "paper"])
 @pytest.mark.parametrize("form", ["splits", "groupings", "groupings, FasterPAM"])
 def test_kmedoids(
-    benchmark: BenchmarkFixture, size: tuple[int, int, int], form: str, rule: str, device: str, rounds: int
+    benchmark: BenchmarkFixture,
+    size: tuple[int, int, int],
+    form: str,
+    rule: str,
+    device: str,
+    rounds: int,
 ) -> None:
     if form == "groupings, FasterPAM" and kmedoids is None:
         pytest.skip("the kmedoids package is not installed; it is the peer here")
@@ -95,6 +119,8 @@ def test_kmedoids(
     benchmark.group = f"SNPS, {count:,} clusters of {n:,} x {dim}, k_max_rule {rule}"
     call = {"splits": splits, "groupings": groupings}.get(form, groupings_with_fasterpam)
     inputs = harness.Inputs(make, (*size, rule))
-    found = harness.measure(benchmark, call, inputs, device, n=n, dim=dim, rounds=max(rounds, 5), warmup=1)
+    found = harness.measure(
+        benchmark, call, inputs, device, n=n, dim=dim, rounds=max(rounds, 5), warmup=1
+    )
     benchmark.extra_info["questions"] = found
     assert found > 0

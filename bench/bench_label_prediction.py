@@ -65,7 +65,9 @@ FORMS = {"eager, as published": published, "ours": ours}
 def work(dtype: str, batch: int, n: int, dim: int, positives: int) -> harness.Work:
     """A product of the bank and each image that is in the batch or a positive; the bank in twice, for candidates come late."""
     itemsize = getattr(torch, dtype).itemsize
-    return harness.Work(2.0 * positives * n * dim, 2.0 * n * dim * itemsize + 8.0 * (batch + positives), dtype)
+    return harness.Work(
+        2.0 * positives * n * dim, 2.0 * n * dim * itemsize + 8.0 * (batch + positives), dtype
+    )
 
 
 class Expected(NamedTuple):
@@ -82,7 +84,9 @@ def expected(device: str, dtype: str, size: tuple[int, int, int]) -> Expected:
     some = rows[:COMPARED]
     by = label_prediction_reference if len(bank) <= REFERENCE_UP_TO else published
     reference = pairs(by(bank.double(), some), len(bank))
-    return Expected(ours(bank, rows), reference, wrong(pairs(published(bank, some), len(bank)), reference))
+    return Expected(
+        ours(bank, rows), reference, wrong(pairs(published(bank, some), len(bank)), reference)
+    )
 
 
 def pairs(found: Found, n: int, images: int | None = None) -> Tensor:

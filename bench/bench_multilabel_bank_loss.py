@@ -70,7 +70,9 @@ FORMS = {"eager": eager, "ours": ours}
 def work(dtype: str, batch: int, n: int, dim: int) -> harness.Work:
     """The product, and one over the hard negatives for the gradient; bank and features in once, the gradient out."""
     operations = 2.0 * batch * n * dim + 2.0 * batch * int(HARD_RATIO * n) * dim
-    return harness.Work(operations, float((n + 2 * batch) * dim * getattr(torch, dtype).itemsize), dtype)
+    return harness.Work(
+        operations, float((n + 2 * batch) * dim * getattr(torch, dtype).itemsize), dtype
+    )
 
 
 class Expected(NamedTuple):
@@ -86,8 +88,12 @@ def expected(device: str, dtype: str, size: tuple[int, int, int]) -> Expected:
     problem = make(device, dtype, *size)
     features, bank, indptr, indices, mask = problem
     some, starts = features[:COMPARED], indptr[: COMPARED + 1]
-    loss = functools.partial(multilabel_bank_loss_reference, delta=DELTA, hard_ratio=HARD_RATIO, reduction="sum")
-    _, reference = harness.value_and_gradient(loss, some.double(), bank.double(), (starts, indices[: starts[-1]]))
+    loss = functools.partial(
+        multilabel_bank_loss_reference, delta=DELTA, hard_ratio=HARD_RATIO, reduction="sum"
+    )
+    _, reference = harness.value_and_gradient(
+        loss, some.double(), bank.double(), (starts, indices[: starts[-1]])
+    )
     _, plain = harness.value_and_gradient(dense, some, bank, mask[:COMPARED])
     return Expected(ours(*problem), reference, harness.relative_error(plain * len(some), reference))
 

@@ -13,7 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from fastreid_al.clustering import nearest_neighbours
-from fastreid_al.data import planted_partition
+from fastreid_al.synthetic import planted_partition
 
 SIZES = {
     "small": [(5_000, 512)],
@@ -49,9 +49,9 @@ def faiss_flat(features: Tensor) -> tuple[Tensor]:
 
 
 def inverted_file(features: Tensor) -> tuple[Tensor, float]:
-    approximate = importlib.import_module("fastreid_al.clustering.approximate")
-    ranks, recall = approximate.ivf_neighbours(features, K)
-    return ranks, recall
+    approximate = importlib.import_module("fastreid_al.clustering.ivf")
+    neighbours, recall = approximate.ivf_neighbours(features, K)
+    return neighbours, recall
 
 
 FORMS = {"ours": ours, "faiss flat": faiss_flat, "ivf": inverted_file}
@@ -68,14 +68,18 @@ def expected(n: int, dim: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_neighbours(benchmark: BenchmarkFixture, size: tuple[int, int], form: str, device: str, rounds: int) -> None:
+def test_neighbours(
+    benchmark: BenchmarkFixture, size: tuple[int, int], form: str, device: str, rounds: int
+) -> None:
     n, dim = size
     if form != "ours":
         pytest.importorskip("faiss", reason="faiss is not installed; it is a peer here")
         if device == "cuda":
             pytest.skip("faiss-cpu is the peer on a CPU alone")
     if form == "ivf":
-        pytest.importorskip("fastreid_al.clustering.approximate", reason="there are no approximate neighbours here")
+        pytest.importorskip(
+            "fastreid_al.clustering.ivf", reason="there are no approximate neighbours here"
+        )
     elif device == "cpu" and n > EXACT_ON_CPU_UP_TO:
         pytest.skip(f"exact neighbours of {n:,} images take too long on a CPU")
     benchmark.group = f"neighbours, {n:,} x {dim:,}, k = {K}"
@@ -83,15 +87,18 @@ def test_neighbours(benchmark: BenchmarkFixture, size: tuple[int, int], form: st
         benchmark, FORMS[form], harness.Inputs(make, size), device, n=n, dim=dim, rounds=rounds
     )
     similarity, nearest = expected(*size)
-    ranks = found[0].cpu()[torch.arange(COMPARED) * (n // COMPARED)].long()
+    neighbours = found[0].cpu()[torch.arange(COMPARED) * (n // COMPARED)].long()
     if form == "ours":
-        assert torch.equal(ranks, nearest)
+        assert torch.equal(neighbours, nearest)
     elif form == "faiss flat":
         # Its ties go to no index in particular.
         assert torch.equal(
-            similarity.gather(1, ranks).sort(dim=1, descending=True).values, similarity.gather(1, nearest)
+            similarity.gather(1, neighbours).sort(dim=1, descending=True).values,
+            similarity.gather(1, nearest),
         )
     else:
-        common = (ranks[:, :, None] == nearest[:, None, :]).any(2)
-        benchmark.extra_info.update(recall=found[1], recall_of_compared=float(common.double().mean()))
-        assert torch.equal(ranks[:, 0], nearest[:, 0])
+        common = (neighbours[:, :, None] == nearest[:, None, :]).any(2)
+        benchmark.extra_info.update(
+            recall=found[1], recall_of_compared=float(common.double().mean())
+        )
+        assert torch.equal(neighbours[:, 0], nearest[:, 0])

@@ -119,7 +119,9 @@ def mmcl(similarity: Tensor, labels: Tensor) -> Tensor:
     for s, label in zip(similarity, labels, strict=True):
         far = s[label == 0].sort(descending=True).values
         hard = far[: max(1, int(SETTINGS.hard_ratio * len(far)))]
-        losses.append(SETTINGS.delta * (1 - s[label == 1]).square().mean() + (1 + hard).square().mean())
+        losses.append(
+            SETTINGS.delta * (1 - s[label == 1]).square().mean() + (1 + hard).square().mean()
+        )
     return torch.stack(losses).mean()
 
 
@@ -149,7 +151,9 @@ def make(device: str, form: str, size: Size) -> Problem:
         method.label_memory.to(torch.device(device))
         method.label_memory.update(torch.arange(n, device=device), *members(identities))
         return Problem(method, embeddings, rows)
-    return Problem(Published(bank, identities, SETTINGS.momentum * EPOCH / EPOCHS), embeddings, rows)
+    return Problem(
+        Published(bank, identities, SETTINGS.momentum * EPOCH / EPOCHS), embeddings, rows
+    )
 
 
 def members(identities: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +162,9 @@ def members(identities: Tensor) -> tuple[Tensor, Tensor]:
     sizes = counts[identities]
     indptr = F.pad(sizes.cumsum(0), (1, 0))
     shift = (counts.cumsum(0) - counts)[identities] - indptr[:-1]
-    places = torch.arange(int(indptr[-1]), device=identities.device) + shift.repeat_interleave(sizes)
+    places = torch.arange(int(indptr[-1]), device=identities.device) + shift.repeat_interleave(
+        sizes
+    )
     return indptr, identities.argsort(stable=True)[places]
 
 
@@ -203,12 +209,18 @@ def parts(problem: Problem, rounds: int) -> tuple[dict[str, float], First]:
         mock.patch.object(memory, "update", timed("updates_s", memory.update)),
     ):
         for _ in range(rounds):
-            found, seconds = harness.clocked(harness.value_and_gradient, form.loss, embeddings, rows)
+            found, seconds = harness.clocked(
+                harness.value_and_gradient, form.loss, embeddings, rows
+            )
             # The rest of the loss, forward and backward.
-            taken["losses_s"].append(seconds - sum(taken[part][-1] for part in PARTS if part != "losses_s"))
+            taken["losses_s"].append(
+                seconds - sum(taken[part][-1] for part in PARTS if part != "losses_s")
+            )
             taken["updates_s"][-1] += harness.clocked(form.update, embeddings, rows)[1]
             first = first or [(*found, form.bank[rows])]
-    return {part: statistics.median(seconds) for part, seconds in taken.items()}, First(*lists(predicted[0]), *first[0])
+    return {part: statistics.median(seconds) for part, seconds in taken.items()}, First(
+        *lists(predicted[0]), *first[0]
+    )
 
 
 def lists(labels: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -248,7 +260,9 @@ def test_memories(benchmark: BenchmarkFixture, size: Size, form: str, device: st
         skip_what_does_not_fit(device, n)
     note(benchmark, size, form)
     inputs = harness.Inputs(make, (form, size))
-    harness.measure(benchmark, step, inputs, device, n=n, dim=dim, rounds=ROUNDS, warmup=int(device == "cuda"))
+    harness.measure(
+        benchmark, step, inputs, device, n=n, dim=dim, rounds=ROUNDS, warmup=int(device == "cuda")
+    )
     problem = make(device, form, size)
     benchmark.extra_info["label_memory_MB"] = round(problem.form.label_memory.nbytes / 1e6, 1)
     seconds, found = parts(problem, 1 if benchmark.disabled else ROUNDS)
@@ -257,8 +271,13 @@ def test_memories(benchmark: BenchmarkFixture, size: Size, form: str, device: st
     wanted = expected(device, size)
     assert torch.equal(found.indptr, wanted.indptr)
     assert torch.equal(found.indices, wanted.indices)
-    errors = {f"{name}_error": harness.relative_error(getattr(found, name), getattr(wanted, name)) for name in ERRORS}
-    benchmark.extra_info.update(labels_per_image=round(len(found.indices) / len(found.moved), 2), **errors)
+    errors = {
+        f"{name}_error": harness.relative_error(getattr(found, name), getattr(wanted, name))
+        for name in ERRORS
+    }
+    benchmark.extra_info.update(
+        labels_per_image=round(len(found.indices) / len(found.moved), 2), **errors
+    )
     for name, most in ERRORS.items():
         assert errors[f"{name}_error"] <= most, f"{name} differs from ours"
 
@@ -271,9 +290,13 @@ class Network:
 
         name, _, height, width, batch, _ = size
         torch.manual_seed(0)
-        self.model = build_model(name, "none", bn_group=0).to(device).to(memory_format=torch.channels_last)
+        self.model = (
+            build_model(name, "none", bn_group=0).to(device).to(memory_format=torch.channels_last)
+        )
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        self.optimizer = torch.optim.SGD(
+            parameters, lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
         images = torch.randn(batch, 3, height, width, device=device)
         self.images = images.contiguous(memory_format=torch.channels_last)
 
@@ -299,6 +322,8 @@ def test_network(benchmark: BenchmarkFixture, size: Size, device: str) -> None:
     _, dim, _, _, batch, n = size
     rounds, warmup = (20, 3) if device == "cuda" else (1, 0)
     inputs = harness.Inputs(make_network, (size,))
-    features = harness.measure(benchmark, train, inputs, device, n=n, dim=dim, rounds=rounds, warmup=warmup)
+    features = harness.measure(
+        benchmark, train, inputs, device, n=n, dim=dim, rounds=rounds, warmup=warmup
+    )
     assert features.shape == (batch, dim)
     assert features.isfinite().all()

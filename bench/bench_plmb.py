@@ -72,7 +72,9 @@ def make(device: str, form: str, batch: int, labels: int, n: int) -> tuple[Bank,
     rows = torch.randperm(n, generator=generator)[:batch]
     indices = torch.randint(n, (batch * labels,), generator=generator)
     given = Labels(*(x.to(device) for x in (rows, torch.arange(batch + 1) * labels, indices)))
-    bank: Bank = Dense(n, device) if form.startswith("eager") else PseudoLabelMemoryBank(n, device=device)
+    bank: Bank = (
+        Dense(n, device) if form.startswith("eager") else PseudoLabelMemoryBank(n, device=device)
+    )
     bank.update(*given)
     return bank, given
 
@@ -116,7 +118,9 @@ def work(call: str, row: int, batch: int, labels: int, n: int) -> harness.Work:
 def expected(device: str, size: tuple[int, int, int]) -> Answer:
     """The labels of each row, ascending."""
     rows, indptr, indices = make(device, "ours", *size)[1]
-    pairs = torch.arange(len(rows), device=device).repeat_interleave(indptr.diff()) * size[2] + indices
+    pairs = (
+        torch.arange(len(rows), device=device).repeat_interleave(indptr.diff()) * size[2] + indices
+    )
     pairs = pairs.unique()
     counts = torch.bincount(pairs // size[2], minlength=len(rows))
     return F.pad(counts.cumsum(0), (1, 0)), pairs % size[2]
@@ -124,7 +128,9 @@ def expected(device: str, size: tuple[int, int, int]) -> Answer:
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("form", FORMS)
-def test_plmb(benchmark: BenchmarkFixture, size: tuple[int, int, int], form: str, call: str, device: str) -> None:
+def test_plmb(
+    benchmark: BenchmarkFixture, size: tuple[int, int, int], form: str, call: str, device: str
+) -> None:
     batch, labels, n = size
     if form.startswith("eager") and n > DENSE_UP_TO:
         pytest.skip(f"a matrix of floats needs {4 * n * n / 1e9:,.0f} GB at n = {n:,}")

@@ -19,8 +19,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from fastreid_al.clustering import jaccard_graph, nearest_neighbours, self_paced_labels
-from fastreid_al.data import planted_partition
 from fastreid_al.metrics import pair_scores
+from fastreid_al.synthetic import planted_partition
 
 try:
     from sklearn.cluster import DBSCAN
@@ -63,7 +63,9 @@ def ours(features: Tensor) -> Tensor:
 def parts(features: Tensor) -> dict[str, float]:
     """Seconds of each part of `ours`."""
     neighbours, neighbours_s = harness.clocked(nearest_neighbours, features, K1)
-    graph, graph_s = harness.clocked(functools.partial(jaccard_graph, neighbours=neighbours), features, K1, K2, LOOSE)
+    graph, graph_s = harness.clocked(
+        functools.partial(jaccard_graph, neighbours=neighbours), features, K1, K2, LOOSE
+    )
     clusters_s = harness.clocked(self_paced_labels, graph)[1]
     return {"neighbours_s": neighbours_s, "graph_s": graph_s, "clusters_s": clusters_s}
 
@@ -71,9 +73,9 @@ def parts(features: Tensor) -> dict[str, float]:
 def dense(features: Tensor) -> Tensor:
     distance = dense_jaccard(features)
     usual, tight, loose = (
-        DBSCAN(eps=eps, min_samples=MIN_SAMPLES, metric="precomputed", n_jobs=torch.get_num_threads()).fit_predict(
-            distance
-        )
+        DBSCAN(
+            eps=eps, min_samples=MIN_SAMPLES, metric="precomputed", n_jobs=torch.get_num_threads()
+        ).fit_predict(distance)
         for eps in (EPS, TIGHT, LOOSE)
     )
     del distance
@@ -86,11 +88,11 @@ def dense_jaccard(features: Tensor) -> np.ndarray:
     Single rows are computed in float64, which costs nothing beside the rest: no label hangs on the order of a sum.
     """
     similarity = (features @ features.T).cpu()
-    ranks = dense_ranks(similarity)
-    weights = dense_weights(similarity.numpy(), ranks)
+    neighbours = dense_neighbours(similarity)
+    weights = dense_weights(similarity.numpy(), neighbours)
     del similarity
     averaged = np.empty_like(weights)
-    for i, first in enumerate(ranks[:, :K2]):
+    for i, first in enumerate(neighbours[:, :K2]):
         averaged[i] = weights[first].mean(axis=0)
     del weights
 
@@ -112,7 +114,7 @@ def dense_jaccard(features: Tensor) -> np.ndarray:
     return np.maximum(distance, 0, out=distance)
 
 
-def dense_ranks(similarity: Tensor) -> np.ndarray:
+def dense_neighbours(similarity: Tensor) -> np.ndarray:
     """The K1 nearest of each image, itself first, ties to the lowest index, (n, K1)."""
     n = len(similarity)
     own = similarity.diagonal().clone()
@@ -124,15 +126,15 @@ def dense_ranks(similarity: Tensor) -> np.ndarray:
     return candidates.gather(1, order)[:, :K1].numpy()
 
 
-def dense_weights(similarity: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+def dense_weights(similarity: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
     """Softmax over the expanded k-reciprocal neighbours of each image, (n, n) float32."""
-    n = len(ranks)
-    full, halves = reciprocal(ranks, K1), reciprocal(ranks, HALF)
+    n = len(neighbours)
+    full, halves = reciprocal(neighbours, K1), reciprocal(neighbours, HALF)
     inside = np.zeros(n, dtype=bool)
     weights = np.zeros((n, n), dtype=np.float32)
     for i in range(n):
-        near = ranks[i, full[i]]
-        theirs, counted = ranks[near, :HALF], halves[near]
+        near = neighbours[i, full[i]]
+        theirs, counted = neighbours[near, :HALF], halves[near]
         inside[near] = True
         agree = 3 * (inside[theirs] & counted).sum(axis=1) > 2 * counted.sum(axis=1)
         inside[near] = False
@@ -142,9 +144,11 @@ def dense_weights(similarity: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     return weights
 
 
-def reciprocal(ranks: np.ndarray, k: int) -> np.ndarray:
+def reciprocal(neighbours: np.ndarray, k: int) -> np.ndarray:
     """Which of the first k of each image have it among their first k, (n, k) bool."""
-    return np.stack([(ranks[first, :k] == i).any(axis=1) for i, first in enumerate(ranks[:, :k])])
+    return np.stack(
+        [(neighbours[first, :k] == i).any(axis=1) for i, first in enumerate(neighbours[:, :k])]
+    )
 
 
 def with_singletons(labels: np.ndarray) -> Tensor:
@@ -169,7 +173,9 @@ def dense_selection(usual: Tensor, tight: Tensor, loose: Tensor) -> Tensor:
         return labels
     threshold = several[min(round(0.9 * len(several)), len(several) - 1)]
     clusters = [
-        m[r_comp[m] <= r_comp[m].min()] for value, m in zip(independence, members, strict=True) if value <= threshold
+        m[r_comp[m] <= r_comp[m].min()]
+        for value, m in zip(independence, members, strict=True)
+        if value <= threshold
     ]
     clusters = sorted((kept for kept in clusters if len(kept) > 1), key=lambda kept: int(kept[0]))
     for number, kept in enumerate(clusters):
@@ -191,7 +197,9 @@ def skip_what_cannot_run(form: str, device: str, n: int) -> None:
     if DBSCAN is None:
         pytest.skip("scikit-learn is not installed; the dense form needs its DBSCAN")
     if n > DENSE_UP_TO[device]:
-        pytest.skip(f"the dense form at n = {n:,}: its arrays have {4 * n * n / 1e9:.0f} GB each, on the CPU")
+        pytest.skip(
+            f"the dense form at n = {n:,}: its arrays have {4 * n * n / 1e9:.0f} GB each, on the CPU"
+        )
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if DENSE_ARRAYS * 4 * n * n > here:
         pytest.skip(
@@ -203,16 +211,22 @@ FORMS = {"ours": ours, "dense": dense}
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_pseudo_labels(benchmark: BenchmarkFixture, size: tuple[int, int], form: str, device: str, rounds: int) -> None:
+def test_pseudo_labels(
+    benchmark: BenchmarkFixture, size: tuple[int, int], form: str, device: str, rounds: int
+) -> None:
     n, dim = size
     skip_what_cannot_run(form, device, n)
     benchmark.group = f"pseudo-labels, {n:,} x {dim:,}"
     if form == "dense" or n >= ONE_ROUND_FROM:
         rounds = 1
-    labels = harness.measure(benchmark, FORMS[form], harness.Inputs(make, size), device, n=n, dim=dim, rounds=rounds)
+    labels = harness.measure(
+        benchmark, FORMS[form], harness.Inputs(make, size), device, n=n, dim=dim, rounds=rounds
+    )
     # The identities are those of any width.
     scores = pair_scores(labels.cpu(), planted_partition(n, 1).identities)
-    benchmark.extra_info.update(step="pseudo-labels", form=form, clusters=int(labels.max()) + 1, **scores._asdict())
+    benchmark.extra_info.update(
+        step="pseudo-labels", form=form, clusters=int(labels.max()) + 1, **scores._asdict()
+    )
     if form == "dense":
         differing = int((labels != ours(*make(device, *size)).cpu()).sum())
         benchmark.extra_info["labels_differing"] = differing

@@ -15,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from fastreid_al.active import propose_merges, propose_splits
-from fastreid_al.active.split import clusters
+from fastreid_al.active.snps import clusters
 
 try:
     import kmedoids
@@ -46,8 +46,13 @@ def splits_with_fasterpam(features: Tensor, labels: Tensor) -> int:
             continue
         rows = features[members.to(features.device)].cpu().double()
         similarity = (rows @ rows.T).numpy()
-        found = [np.asarray(kmedoids.fasterpam(1 - similarity, k, random_state=0).labels) for k in range(2, k_max + 1)]
-        questions += math.comb(2 + int(np.argmax([reliability(similarity.clip(0, 1), g) for g in found])), 2)
+        found = [
+            np.asarray(kmedoids.fasterpam(1 - similarity, k, random_state=0).labels)
+            for k in range(2, k_max + 1)
+        ]
+        questions += math.comb(
+            2 + int(np.argmax([reliability(similarity.clip(0, 1), g) for g in found])), 2
+        )
     return questions
 
 
@@ -62,12 +67,16 @@ def reliability(similarity: np.ndarray, groups: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("form", ["splits", "splits, FasterPAM", "merges"])
-def test_questions(benchmark: BenchmarkFixture, size: tuple[int, int], form: str, device: str, rounds: int) -> None:
+def test_questions(
+    benchmark: BenchmarkFixture, size: tuple[int, int], form: str, device: str, rounds: int
+) -> None:
     n, dim = size
     if form == "splits, FasterPAM" and kmedoids is None:
         pytest.skip("the kmedoids package is not installed; it is the peer here")
     benchmark.group = f"questions, {n:,} x {dim}"
     call = {"splits": splits, "splits, FasterPAM": splits_with_fasterpam, "merges": merges}[form]
-    found = harness.measure(benchmark, call, harness.Inputs(make, size), device, n=n, dim=dim, rounds=rounds)
+    found = harness.measure(
+        benchmark, call, harness.Inputs(make, size), device, n=n, dim=dim, rounds=rounds
+    )
     benchmark.extra_info["questions"] = found
     assert found > 0

@@ -26,7 +26,9 @@ K1, K2, ORIGINAL = 20, 6, 0.3
 
 def make(device: str, queries: int, gallery: int, dim: int, cameras: int) -> tuple[Tensor, ...]:
     features, identities = harness.unit_rows(device, "float32", queries + gallery, dim, exact=True)
-    seen_by = torch.randint(cameras, (queries + gallery,), generator=torch.Generator().manual_seed(0)).to(device)
+    seen_by = torch.randint(
+        cameras, (queries + gallery,), generator=torch.Generator().manual_seed(0)
+    ).to(device)
     if device == "cuda":
         features[:64] @ features[:64].T  # starts cuBLAS, which is no part of the work
     # Copies, because slices would keep the other side's memory out of the count or in it.
@@ -53,7 +55,11 @@ def sorted_rows(qf: Tensor, qi: Tensor, qc: Tensor, gf: Tensor, gi: Tensor, gc: 
         value = similarity.new_full((len(similarity), int(total.max())), torch.inf)
         value[row, place] = similarity[row, column]
         on_gpu = similarity.is_cuda
-        ascending = similarity.sort(1).values if on_gpu else torch.from_numpy(np.sort(similarity.numpy(), 1))
+        ascending = (
+            similarity.sort(1).values
+            if on_gpu
+            else torch.from_numpy(np.sort(similarity.numpy(), 1))
+        )
         rank = (len(gf) - torch.searchsorted(ascending, value, right=True) + 1).double()
         rank = rank.masked_fill(value.isinf(), torch.inf).sort(1).values
         precision = (torch.arange(1, rank.shape[1] + 1, device=rank.device) / rank).sum(1)
@@ -88,7 +94,9 @@ def reranked_dense(qf: Tensor, qi: Tensor, qc: Tensor, gf: Tensor, gi: Tensor, g
         share = np.exp(-apart[i, together])
         weights[i, together] = share / share.sum()
     mean = torch.from_numpy(weights[lists[:, :K2]].mean(1))
-    smaller = torch.stack([torch.minimum(row, mean[len(qf) :]).sum(1) for row in mean[: len(qf)]]).numpy()
+    smaller = torch.stack(
+        [torch.minimum(row, mean[len(qf) :]).sum(1) for row in mean[: len(qf)]]
+    ).numpy()
     final = (1 - ORIGINAL) * (1 - smaller / (2 - smaller)) + ORIGINAL * apart[: len(qf), len(qf) :]
     return average_precision(-final, qi, qc, gi, gc)
 
@@ -99,7 +107,9 @@ def reciprocal(lists: np.ndarray, i: int, k: int) -> np.ndarray:
 
 
 def average_precision(scores: np.ndarray, qi: Tensor, qc: Tensor, gi: Tensor, gc: Tensor) -> float:
-    query_ids, query_cameras, gallery_ids, gallery_cameras = (t.cpu().numpy() for t in (qi, qc, gi, gc))
+    query_ids, query_cameras, gallery_ids, gallery_cameras = (
+        t.cpu().numpy() for t in (qi, qc, gi, gc)
+    )
     precisions = []
     for q in range(len(scores)):
         order = np.argsort(-scores[q], kind="stable")
@@ -121,7 +131,11 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_ranking(
-    benchmark: BenchmarkFixture, size: tuple[int, int, int, int], form: str, device: str, rounds: int
+    benchmark: BenchmarkFixture,
+    size: tuple[int, int, int, int],
+    form: str,
+    device: str,
+    rounds: int,
 ) -> None:
     queries, gallery, dim, _ = size
     limit = {"full matrix": WHOLE_UP_TO, "published, re-ranked": DENSE_UP_TO}.get(form)
@@ -131,7 +145,9 @@ def test_ranking(
     benchmark.group = f"{'re-ranking' if again else 'ranking'}, {queries:,} x {gallery:,} x {dim}"
     inputs = harness.Inputs(make, size)
     plain = form in ("ours", "sorted")
-    found = harness.measure(benchmark, FORMS[form], inputs, device, n=gallery, dim=dim, rounds=rounds if plain else 1)
+    found = harness.measure(
+        benchmark, FORMS[form], inputs, device, n=gallery, dim=dim, rounds=rounds if plain else 1
+    )
     benchmark.extra_info.update(queries=queries, mAP=found)
     if not again and form != "ours":
         # Equal similarities stand in another order in one of the forms.

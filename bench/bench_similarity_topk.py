@@ -26,7 +26,9 @@ COMPARED = 16
 Found = tuple[Tensor, Tensor]
 
 
-def make(device: str, dtype: str, queries: int, n: int, dim: int, k: int) -> tuple[Tensor, Tensor, int]:
+def make(
+    device: str, dtype: str, queries: int, n: int, dim: int, k: int
+) -> tuple[Tensor, Tensor, int]:
     bank, _ = harness.unit_rows(device, dtype, n, dim)
     places = torch.arange(queries, device=device) * (n // queries)
     return bank if queries == n else harness.near(bank, places), bank, k
@@ -76,14 +78,20 @@ FORMS = {
 }
 
 
-def work(device: str, dtype: str, form: str, queries: int, n: int, dim: int, k: int) -> harness.Work:
+def work(
+    device: str, dtype: str, form: str, queries: int, n: int, dim: int, k: int
+) -> harness.Work:
     """Two operations for each query, row and column; queries and bank in (once, if the same), 12 k bytes a query out."""
     rows = n if queries == n else queries + n
     unit = dtype
     if form == "ours":
         ceilings = harness.peaks(device)
         unit = max("float32", "bfloat16", key=lambda name: ceilings[name])
-    return harness.Work(2.0 * queries * n * dim, rows * dim * getattr(torch, dtype).itemsize + 12.0 * queries * k, unit)
+    return harness.Work(
+        2.0 * queries * n * dim,
+        rows * dim * getattr(torch, dtype).itemsize + 12.0 * queries * k,
+        unit,
+    )
 
 
 class Expected(NamedTuple):
@@ -102,7 +110,12 @@ def expected(device: str, dtype: str, size: tuple[int, int, int, int]) -> Expect
     exact, rows = some.double(), bank.double()
     reference, _ = similarity_topk_reference(exact, rows, k, normalize=False)
     similarity = exact @ rows.T
-    return Expected(ours(query, bank, k)[0], reference, similarity, error(eager(some, bank, k), reference, similarity))
+    return Expected(
+        ours(query, bank, k)[0],
+        reference,
+        similarity,
+        error(eager(some, bank, k), reference, similarity),
+    )
 
 
 def error(found: Found, reference: Tensor, similarity: Tensor) -> float:

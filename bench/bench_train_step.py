@@ -28,10 +28,16 @@ PIXELS = 2_000
 class Step:
     """A network, its memory and its images; each call is one step on the next batch."""
 
-    def __init__(self, device: str, name: str, height: int, width: int, batch: int, n: int, bn_group: int) -> None:
+    def __init__(
+        self, device: str, name: str, height: int, width: int, batch: int, n: int, bn_group: int
+    ) -> None:
         torch.manual_seed(0)
         self.device, self.batch = device, batch
-        self.model = build_model(name, "none", bn_group=bn_group).to(device).to(memory_format=torch.channels_last)
+        self.model = (
+            build_model(name, "none", bn_group=bn_group)
+            .to(device)
+            .to(memory_format=torch.channels_last)
+        )
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(parameters, lr=3.5e-4, weight_decay=5e-4)
         self.augment = Augment(ImageConfig(height, width), 0)
@@ -48,7 +54,9 @@ class Step:
     def __call__(self) -> float:
         """The loss of the step."""
         rows = torch.randint(len(self.store), (self.batch,), generator=self.generator)
-        images = self.augment(self.store.read(rows).to(self.device)).contiguous(memory_format=torch.channels_last)
+        images = self.augment(self.store.read(rows).to(self.device)).contiguous(
+            memory_format=torch.channels_last
+        )
         rows = rows.to(self.device)
         features = self.model(images)
         loss = self.memory.loss(features, rows)
@@ -77,7 +85,14 @@ def test_train_step(
     inputs = harness.Inputs(make, (*size, bn_group))
     dim = 2_048 if name == "resnet50" else 512
     loss = harness.measure(
-        benchmark, step, inputs, device, n=n, dim=dim, rounds=rounds, warmup=3 if device == "cuda" else 1
+        benchmark,
+        step,
+        inputs,
+        device,
+        n=n,
+        dim=dim,
+        rounds=rounds,
+        warmup=3 if device == "cuda" else 1,
     )
     benchmark.extra_info.update(batch=batch, bn_group=bn_group)
     seconds = harness.median_seconds(benchmark)

@@ -16,7 +16,9 @@ from typing import Any
 
 def main() -> None:
     """Read, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN[,RUN...]")
     parser.add_argument("--figure", type=Path, help="PNG of mAP over questions")
     options = parser.parse_args()
@@ -64,11 +66,23 @@ def draw(named: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
     axes = figure.subplots()
     for number, (name, runs) in enumerate(named.items()):
         for place, run in enumerate(runs):
-            points = [(r.get("questions_total", 0), 100 * r["mAP"]) for r in run if "mAP" in r and r["epoch"] > 0]
+            points = [
+                (r.get("questions_total", 0), 100 * r["mAP"])
+                for r in run
+                if "mAP" in r and r["epoch"] > 0
+            ]
             if "questions_total" not in run[-1]:
-                axes.axhline(points[-1][1], color=f"C{number}", linestyle=":", label=None if place else name)
+                axes.axhline(
+                    points[-1][1], color=f"C{number}", linestyle=":", label=None if place else name
+                )
                 continue
-            axes.plot(*zip(*points, strict=True), "o-", color=f"C{number}", markersize=3, label=None if place else name)
+            axes.plot(
+                *zip(*points, strict=True),
+                "o-",
+                color=f"C{number}",
+                markersize=3,
+                label=None if place else name,
+            )
     axes.set_xlabel("questions")
     axes.set_ylabel("mAP (%)")
     axes.set_ylim(bottom=0)

@@ -25,7 +25,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         scale = metafunc.config.getoption("--scale")
         none = pytest.param((), marks=pytest.mark.skip(reason=f"it has no size at scale {scale}"))
         metafunc.parametrize(
-            "size", metafunc.module.SIZES.get(scale, [none]), ids=lambda size: "x".join(map(str, size))
+            "size",
+            metafunc.module.SIZES.get(scale, [none]),
+            ids=lambda size: "x".join(map(str, size)),
         )
     if "dtype" in metafunc.fixturenames:
         on_cuda = metafunc.config.getoption("--device") == "cuda"

@@ -50,16 +50,38 @@ BENCHMARKS = (
 #: Seconds after which a benchmark is stopped whatever time is left: what comes behind it shall not go without.
 LIMITS = {"bench_epoch.py": 240.0}
 SCALES = ("small", "market", "msmt17", "million")
-PACKAGES = ("fastreid_al", "torch", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "pytest-benchmark")
+PACKAGES = (
+    "fastreid_al",
+    "torch",
+    "torchvision",
+    "triton",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pytest-benchmark",
+)
 #: Packages that only some tests and benchmarks need; these skip without them.
-OPTIONAL = ("sklearn", "rich", "platformdirs", "matplotlib", "sqlalchemy", "kmedoids", "faiss", "cuml")
+OPTIONAL = (
+    "sklearn",
+    "rich",
+    "platformdirs",
+    "matplotlib",
+    "sqlalchemy",
+    "kmedoids",
+    "faiss",
+    "cuml",
+)
 TAIL = 4_000
 
 
 def main() -> int:
     """Run everything; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the result"
+    )
     parser.add_argument("--scale", choices=SCALES, default="msmt17", help="size of the problems")
     parser.add_argument(
         "--limit",
@@ -68,7 +90,9 @@ def main() -> int:
         metavar="SECONDS",
         help="time for all of it; what has not ended then is stopped",
     )
-    parser.add_argument("--only", choices=BENCHMARKS, nargs="+", default=BENCHMARKS, help="benchmarks to run")
+    parser.add_argument(
+        "--only", choices=BENCHMARKS, nargs="+", default=BENCHMARKS, help="benchmarks to run"
+    )
     options = parser.parse_args()
     try:
         import torch
@@ -90,12 +114,18 @@ def main() -> int:
         "scale": options.scale,
     }
     with tempfile.TemporaryDirectory() as scratch:
-        report["extension"] = build_extension(min(deadline, time.monotonic() + 0.25 * options.limit))
+        report["extension"] = build_extension(
+            min(deadline, time.monotonic() + 0.25 * options.limit)
+        )
         # Tests get the smaller half at most: one that hangs must not cost all figures.
-        report["tests"] = run_tests(Path(scratch), min(deadline, time.monotonic() + 0.4 * options.limit))
+        report["tests"] = run_tests(
+            Path(scratch), min(deadline, time.monotonic() + 0.4 * options.limit)
+        )
         end = min(deadline, time.monotonic() + 0.15 * options.limit)
         report["sanitizers"] = run_sanitizers(report["extension"]["library"], end)
-        report["benchmarks"] = [run_benchmarks(name, options.scale, Path(scratch), deadline) for name in options.only]
+        report["benchmarks"] = [
+            run_benchmarks(name, options.scale, Path(scratch), deadline) for name in options.only
+        ]
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"gpu-{slug}-{now:%Y%m%d}.json"
@@ -108,10 +138,15 @@ def main() -> int:
 def run_tests(scratch: Path, deadline: float) -> dict[str, Any]:
     """Run the tests marked gpu; counts by outcome and the end of what they said."""
     # Only the files that have such tests: others import packages that this machine may lack.
-    files = [str(p) for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in p.read_text()]
+    files = [
+        str(p) for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in p.read_text()
+    ]
     results = scratch / "tests.xml"
     # A file that cannot be imported costs its own tests alone.
-    ran = run_pytest([*files, "-m", "gpu", "-rs", "--continue-on-collection-errors", f"--junitxml={results}"], deadline)
+    ran = run_pytest(
+        [*files, "-m", "gpu", "-rs", "--continue-on-collection-errors", f"--junitxml={results}"],
+        deadline,
+    )
     counts: dict[str, int] = {}
     if results.exists():
         suite = next(ElementTree.parse(results).iter("testsuite"))
@@ -124,7 +159,13 @@ def run_tests(scratch: Path, deadline: float) -> dict[str, Any]:
 def run_benchmarks(name: str, scale: str, scratch: Path, deadline: float) -> dict[str, Any]:
     """Run one file of benchmarks; its figures, and the end of what it said where it failed."""
     if importlib.util.find_spec("pytest_benchmark") is None:
-        return {"ok": False, "file": name, "exit": None, "output": "pytest-benchmark is not installed", "figures": []}
+        return {
+            "ok": False,
+            "file": name,
+            "exit": None,
+            "output": "pytest-benchmark is not installed",
+            "figures": [],
+        }
     results = scratch / f"{name}.json"
     deadline = min(deadline, time.monotonic() + LIMITS.get(name, float("inf")))
     ran = run_pytest(
@@ -135,7 +176,11 @@ def run_benchmarks(name: str, scale: str, scratch: Path, deadline: float) -> dic
         deadline,
     )
     # The file is there but empty when pytest was stopped.
-    content = json.loads(results.read_text()) if results.exists() and results.stat().st_size else {"benchmarks": []}
+    content = (
+        json.loads(results.read_text())
+        if results.exists() and results.stat().st_size
+        else {"benchmarks": []}
+    )
     figures = [
         {
             "name": b["name"],
@@ -159,14 +204,23 @@ def build_extension(deadline: float) -> dict[str, Any]:
     if library is not None:
         return {"ok": True, "file": "extension", "library": library, "built": False}
     missing = [name for name in ("nvcc", "g++") if tool(name) is None]
-    missing += [name for name in ("setuptools", "pybind11") if importlib.util.find_spec(name) is None]
+    missing += [
+        name for name in ("setuptools", "pybind11") if importlib.util.find_spec(name) is None
+    ]
     if missing:
-        return {"ok": True, "file": "extension", "library": None, "not_run": f"missing: {', '.join(missing)}"}
+        return {
+            "ok": True,
+            "file": "extension",
+            "library": None,
+            "not_run": f"missing: {', '.join(missing)}",
+        }
     import torch
 
     major, minor = torch.cuda.get_device_capability()
     settings = {"FASTREID_AL_CUDA": "1", "FASTREID_AL_CUDA_ARCHITECTURES": f"{major}{minor}"}
-    ran = run_command([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], deadline, settings)
+    ran = run_command(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], deadline, settings
+    )
     library = cuda_library()
     ok = ran["exit"] == 0 and library is not None
     return {"ok": ok, "file": "extension", "library": library, "built": True, **ran}
@@ -197,7 +251,10 @@ def run_sanitizers(library: str | None, deadline: float) -> list[dict[str, Any]]
             # Some virtual machines hide what it needs.
             refused = "Device not supported" in ran["output"]
             found.append(
-                {"file": check, **({"not_run": "compute-sanitizer: device not supported"} if refused else ran)}
+                {
+                    "file": check,
+                    **({"not_run": "compute-sanitizer: device not supported"} if refused else ran),
+                }
             )
     return [{"ok": part.get("exit", 0) == 0, **part} for part in found]
 
@@ -219,17 +276,26 @@ def parts(report: dict[str, Any]) -> list[dict[str, Any]]:
 def run_pytest(arguments: list[str], deadline: float) -> dict[str, Any]:
     """Run pytest until the deadline."""
     # The project's own options name pytest-benchmark's, which may not be installed.
-    return run_command([sys.executable, "-m", "pytest", "-o", "addopts=", "-q", *arguments], deadline)
+    return run_command(
+        [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", *arguments], deadline
+    )
 
 
-def run_command(command: list[str], deadline: float, settings: dict[str, str] | None = None) -> dict[str, Any]:
+def run_command(
+    command: list[str], deadline: float, settings: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Run a command until the deadline; its exit status (None: stopped), seconds and last output."""
     start = time.monotonic()
     environment = {**os.environ, **(settings or {})}
     with tempfile.TemporaryFile("w+") as log:
         # A session of its own, so that the processes that measure memory are stopped with it.
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             status: int | None = process.wait(max(1.0, deadline - start))
@@ -265,7 +331,9 @@ def output_of(*command: str) -> str | None:
     if shutil.which(command[0]) is None:
         return None
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+        )
     except (subprocess.SubprocessError, OSError):
         return None
     return done.stdout.strip()
@@ -274,7 +342,9 @@ def output_of(*command: str) -> str | None:
 def print_summary(report: dict[str, Any]) -> None:
     """A line per part and figure; the output of whatever failed."""
     tests = report["tests"]
-    counts = ", ".join(f"{tests.get(key, '?')} {key}" for key in ("passed", "failures", "errors", "skipped"))
+    counts = ", ".join(
+        f"{tests.get(key, '?')} {key}" for key in ("passed", "failures", "errors", "skipped")
+    )
     print(f"{report['device']}: gpu tests: {counts}")
     for part in report["benchmarks"]:
         for figure in part["figures"]:

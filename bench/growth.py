@@ -20,17 +20,29 @@ import torch
 from torch import Tensor
 
 SIZES = (5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
-PARTS = {"neighbours_s": "neighbours", "graph_s": "Jaccard graph", "clusters_s": "DBSCAN x 3, selection"}
+PARTS = {
+    "neighbours_s": "neighbours",
+    "graph_s": "Jaccard graph",
+    "clusters_s": "DBSCAN x 3, selection",
+}
 
 
 def main() -> None:
     """Run, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the figures")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="time and peak memory over the images")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N", help="numbers of images")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="time and peak memory over the images"
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=SIZES, metavar="N", help="numbers of images"
+    )
     parser.add_argument("--dim", type=int, default=256, help="width of the features")
-    parser.add_argument("--dense-up-to", type=int, default=0, metavar="N", help="run the dense form too, so far")
+    parser.add_argument(
+        "--dense-up-to", type=int, default=0, metavar="N", help="run the dense form too, so far"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--draw-only", action="store_true", help="run nothing")
@@ -47,14 +59,23 @@ def run(options: argparse.Namespace) -> None:
     found: list[dict[str, Any]] = []
     for n in sorted(options.sizes):
         for form in ("ours", "dense") if n <= options.dense_up_to else ("ours",):
-            info = harness.in_fresh_process(point, form, n, options.dim, options.device, options.threads)
+            info = harness.in_fresh_process(
+                point, form, n, options.dim, options.device, options.threads
+            )
             seconds = info.pop("seconds")
             name = f"growth[{n}x{options.dim}-{form}]"
             found.append(
-                {"name": name, "group": "growth of pseudo-labels", "stats": {"median": seconds}, "extra_info": info}
+                {
+                    "name": name,
+                    "group": "growth of pseudo-labels",
+                    "stats": {"median": seconds},
+                    "extra_info": info,
+                }
             )
             print(f"{name}: {seconds:.3g} s, {info['peak_extra_MiB']} MiB", flush=True)
-            options.json.write_text(json.dumps({"machine": machine(), "benchmarks": found}, indent=2) + "\n")
+            options.json.write_text(
+                json.dumps({"machine": machine(), "benchmarks": found}, indent=2) + "\n"
+            )
 
 
 def point(form: str, n: int, dim: int, device: str, threads: int) -> dict[str, Any]:
@@ -84,7 +105,9 @@ def draw(figures: list[dict[str, Any]], path: Path) -> None:
     """Seconds and MiB over the images, with lines of slope 1 and 2."""
     from matplotlib.figure import Figure
 
-    forms = {form: [f for f in figures if f["extra_info"]["form"] == form] for form in ("ours", "dense")}
+    forms = {
+        form: [f for f in figures if f["extra_info"]["form"] == form] for form in ("ours", "dense")
+    }
     seconds: dict[str, list[tuple[int, float]]] = {}
     memory: dict[str, list[tuple[int, float]]] = {}
     for form, some in forms.items():
@@ -92,7 +115,9 @@ def draw(figures: list[dict[str, Any]], path: Path) -> None:
             seconds[form] = [(f["extra_info"]["n"], f["stats"]["median"]) for f in some]
             memory[form] = [(f["extra_info"]["n"], f["extra_info"]["peak_extra_MiB"]) for f in some]
     for part, name in PARTS.items():
-        seconds[f"ours: {name}"] = [(f["extra_info"]["n"], f["extra_info"][part]) for f in forms["ours"]]
+        seconds[f"ours: {name}"] = [
+            (f["extra_info"]["n"], f["extra_info"][part]) for f in forms["ours"]
+        ]
 
     info = figures[0]["extra_info"]
     threads = f"{info['threads']} thread{'s' if info['threads'] > 1 else ''}"
@@ -111,13 +136,27 @@ def panel(axes: Any, curves: dict[str, list[tuple[int, float]]], what: str) -> N
         points = [(n, value) for n, value in points if value > 0]
         if points:
             style = "o-" if ":" not in name else "o:"
-            axes.plot(*zip(*points, strict=True), style, color=f"C{number}", markersize=4, label=name + slope(points))
+            axes.plot(
+                *zip(*points, strict=True),
+                style,
+                color=f"C{number}",
+                markersize=4,
+                label=name + slope(points),
+            )
     every = sorted({n for points in curves.values() for n, _ in points})
     start = curves["ours"][0][1]
     for power in (1, 2):
         guide = [start * (n / every[0]) ** power for n in every]
         axes.plot(every, guide, color="0.6", linewidth=1, linestyle="--", zorder=0)
-        axes.text(every[-1], guide[-1], f"slope {power} ", color="0.4", ha="right", va="bottom", fontsize="small")
+        axes.text(
+            every[-1],
+            guide[-1],
+            f"slope {power} ",
+            color="0.4",
+            ha="right",
+            va="bottom",
+            fontsize="small",
+        )
     axes.set(xscale="log", yscale="log", xlabel="images", ylabel=what)
     axes.set_xticks(every, [f"{n:,}" for n in every], rotation=30)
     axes.set_xticks([], minor=True)

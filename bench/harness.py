@@ -138,7 +138,9 @@ def clocked(call: Callable[..., T], *arguments: Any) -> tuple[T, float]:
     return result, time.perf_counter() - before
 
 
-def value_and_gradient(loss: Callable[..., Tensor], features: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def value_and_gradient(
+    loss: Callable[..., Tensor], features: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
     """The loss of features and its gradient for them."""
     leaf = features.detach().requires_grad_()
     value = loss(leaf, *rest)
@@ -225,7 +227,9 @@ def measure_operator(
     CPU inputs stay in the caches where they fit, so a share of the roofline may pass 1.
     """
     benchmark.group = f"{operator}, {size}, {dtype}"
-    benchmark.extra_info.update(operator=operator, form=form, size=size, dtype=dtype, **surroundings(device))
+    benchmark.extra_info.update(
+        operator=operator, form=form, size=size, dtype=dtype, **surroundings(device)
+    )
     arguments = inputs.make(device, *inputs.settings)
     result = _finished(call, arguments, device)
     seconds = 0.0 if benchmark.disabled else _seconds(call, arguments, device)
@@ -268,7 +272,12 @@ def peaks(device: str) -> dict[str, float]:
     count, size = (2**28, 8192) if device == "cuda" else (2**25, 1024)
     source = torch.rand(count, device=device)
     target = torch.empty_like(source)
-    found = {"copy": 2 * source.nbytes / 1e9 / min(_seconds(target.copy_, (source,), device) for _ in range(8))}
+    found = {
+        "copy": 2
+        * source.nbytes
+        / 1e9
+        / min(_seconds(target.copy_, (source,), device) for _ in range(8))
+    }
     del source, target
     precision = torch.get_float32_matmul_precision()
     for unit in ("float32", "bfloat16", *(("tf32",) if device == "cuda" else ())):
@@ -283,7 +292,9 @@ def peaks(device: str) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
-def _seconds(call: Callable[..., Any], arguments: tuple[Any, ...], device: str, cold: Tensor | None = None) -> float:
+def _seconds(
+    call: Callable[..., Any], arguments: tuple[Any, ...], device: str, cold: Tensor | None = None
+) -> float:
     """Of one call; on CUDA between two events, queued while the device is kept busy, behind a write that fills its caches."""
     if device == "cpu":
         before = time.perf_counter()
@@ -323,12 +334,19 @@ def surroundings(device: str) -> dict[str, Any]:
 
 
 def _timed(
-    benchmark: BenchmarkFixture, call: Callable[..., Any], inputs: Inputs, device: str, rounds: int, warmup: int
+    benchmark: BenchmarkFixture,
+    call: Callable[..., Any],
+    inputs: Inputs,
+    device: str,
+    rounds: int,
+    warmup: int,
 ) -> tuple[Any, list[float]]:
     """The last result, and on CUDA the milliseconds of each round between two events."""
     arguments = inputs.make(device, *inputs.settings)
     if device == "cpu":
-        return benchmark.pedantic(call, arguments, rounds=rounds, warmup_rounds=warmup, iterations=1), []
+        return benchmark.pedantic(
+            call, arguments, rounds=rounds, warmup_rounds=warmup, iterations=1
+        ), []
     milliseconds: list[float] = []
 
     def synchronised() -> Any:
@@ -350,7 +368,9 @@ def median_seconds(benchmark: BenchmarkFixture) -> float | None:
     return float(benchmark.stats.stats.median) if benchmark.stats else None
 
 
-def peak_memory(call: Callable[..., Any], inputs: Inputs, device: str, warm: bool = False) -> dict[str, float | str]:
+def peak_memory(
+    call: Callable[..., Any], inputs: Inputs, device: str, warm: bool = False
+) -> dict[str, float | str]:
     """Most memory that a call takes over what its inputs take, in a process that has done nothing else.
 
     Args:
@@ -416,7 +436,11 @@ def _reset_peak() -> bool:
 
 
 def _status(name: str) -> int:
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    fields = dict(
+        line.split(":", 1)
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if ":" in line
+    )
     return int(fields[name].split()[0]) * 1024
 
 

@@ -52,16 +52,22 @@ class Figure(NamedTuple):
 
 def main() -> None:
     """Read, write the table, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the report"
+    )
     options = parser.parse_args()
     devices: dict[str, list[Figure]] = {}
     for path in options.results:
         for figure in figures(path):
             devices.setdefault(figure.info.get("device", "unknown"), []).append(figure)
     if not devices:
-        sys.exit("there are no figures in the results; run the benchmarks with --benchmark-json FILE")
+        sys.exit(
+            "there are no figures in the results; run the benchmarks with --benchmark-json FILE"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     parts = []
     for device, found in devices.items():
@@ -81,7 +87,9 @@ def figures(path: Path) -> list[Figure]:
         content = json.loads(path.read_text())
         found = content["benchmarks"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f"{path} holds no results ({error!r}); give what --benchmark-json or gpu_check.py wrote")
+        sys.exit(
+            f"{path} holds no results ({error!r}); give what --benchmark-json or gpu_check.py wrote"
+        )
     # gpu_check.py keeps figures by file, and of the statistics the median alone.
     rows = [row for part in found for row in part.get("figures", [part])]
     return [
@@ -103,11 +111,17 @@ def text(found: list[Figure]) -> str:
     nnct = [figure for figure in found if figure.info.get("step") == "NNCT"]
     epochs = [figure for figure in found if figure.info.get("step") == "epoch"]
     shares = [figure for figure in found if figure.info.get("step") == "share"]
-    others = [figure for figure in found if figure not in [*operators, *pseudo_labels, *nnct, *epochs, *shares]]
+    others = [
+        figure
+        for figure in found
+        if figure not in [*operators, *pseudo_labels, *nnct, *epochs, *shares]
+    ]
     parts = []
     if operators:
         peaks = ceilings(operators)
-        rates = ", ".join(f"{unit} {number(rate)} TFLOP/s" for unit, rate in peaks.items() if unit != "copy")
+        rates = ", ".join(
+            f"{unit} {number(rate)} TFLOP/s" for unit, rate in peaks.items() if unit != "copy"
+        )
         lines = "".join(row(figure, speed(figure, operators)) + "\n" for figure in operators)
         parts.append(
             f"Measured ceilings: copy {number(peaks['copy'])} GB/s, {rates}. Rates count the least that an operator has to do, "
@@ -116,14 +130,18 @@ def text(found: list[Figure]) -> str:
         )
     if pseudo_labels:
         groups = dict.fromkeys(figure.group for figure in pseudo_labels)
-        lines = "".join(beside([o for o in pseudo_labels if o.group == group]) + "\n" for group in groups)
+        lines = "".join(
+            beside([o for o in pseudo_labels if o.group == group]) + "\n" for group in groups
+        )
         parts.append(
             "Pseudo-labels of one epoch, ours beside the dense form that is published; memory is that over the features, of a "
             f"process of its own.\n\n{PSEUDO_LABELS}\n{lines}"
         )
     if nnct:
         groups = dict.fromkeys(figure.group for figure in nnct)
-        lines = "".join(beside_network([o for o in nnct if o.group == group]) + "\n" for group in groups)
+        lines = "".join(
+            beside_network([o for o in nnct if o.group == group]) + "\n" for group in groups
+        )
         parts.append(
             "One step of NNCT with one neighbour: what it does over its memories, ours beside the published form, and the "
             "network (forward, backward, optimizer), which both share; the whole step is the sum. Memory is that over the "
@@ -140,7 +158,8 @@ def text(found: list[Figure]) -> str:
         parts.append(f"{SHARE}\n{''.join(share(figure.info) + chr(10) for figure in shares)}")
     if others:
         lines = "".join(
-            f"| {o.group} | {form(o)} | {number(o.ms)} | {number(o.info.get('peak_extra_MiB'))} |\n" for o in others
+            f"| {o.group} | {form(o)} | {number(o.ms)} | {number(o.info.get('peak_extra_MiB'))} |\n"
+            for o in others
         )
         parts.append(f"{OTHERS}\n{lines}")
     return "\n".join(parts)
@@ -162,7 +181,9 @@ def form(figure: Figure) -> str:
 
 def speed(figure: Figure, operators: list[Figure]) -> float | None:
     """How many times as fast as the first eager form of its group, None where there is none."""
-    eager = [o.ms for o in operators if o.group == figure.group and o.info["form"].startswith("eager")]
+    eager = [
+        o.ms for o in operators if o.group == figure.group and o.info["form"].startswith("eager")
+    ]
     return eager[0] / figure.ms if eager else None
 
 
@@ -179,14 +200,19 @@ def row(figure: Figure, faster: float | None) -> str:
 def beside(forms: list[Figure]) -> str:
     """One line of the table of pseudo-labels: the last figure of each form of a group."""
     seconds = {o.info["form"]: o.ms / 1e3 for o in forms}
-    memory = {o.info["form"]: o.info["peak_extra_MiB"] for o in forms if o.info.get("peak_extra_MiB")}
+    memory = {
+        o.info["form"]: o.info["peak_extra_MiB"] for o in forms if o.info.get("peak_extra_MiB")
+    }
     info = {o.info["form"]: o.info for o in forms}
     some = info.get("ours", forms[-1].info)
     parts = [some.get(part) for part in ("neighbours_s", "graph_s", "clusters_s")]
     share = memory["ours"] / memory["dense"] if len(memory) == 2 else None
     cells = [f"{some['n']:,} x {some['dim']:,}", str(some["threads"]), number(seconds.get("ours"))]
     cells += [" + ".join(number(part, 2) for part in parts) if None not in parts else "-"]
-    cells += [number(seconds.get("dense")), number(seconds["dense"] / seconds["ours"] if len(seconds) == 2 else None)]
+    cells += [
+        number(seconds.get("dense")),
+        number(seconds["dense"] / seconds["ours"] if len(seconds) == 2 else None),
+    ]
     cells += [number(memory.get("ours")), number(memory.get("dense"))]
     cells += [
         f"{100 * share:.1f} %" if share is not None else "-",
@@ -209,8 +235,17 @@ def beside_network(forms: list[Figure]) -> str:
         parts[form] = " + ".join(number(part, 2) for part in taken) if None not in taken else "-"
     network, ours, published = (seconds.get(form) for form in ("network", "ours", PUBLISHED))
     whole = [number(network + form if network and form else None) for form in (ours, published)]
-    cells = [some["problem"], str(some["threads"]), parts.get("ours", "-"), parts.get(PUBLISHED, "-")]
-    cells += [number(ours), number(published), number(published / ours if ours and published else None)]
+    cells = [
+        some["problem"],
+        str(some["threads"]),
+        parts.get("ours", "-"),
+        parts.get(PUBLISHED, "-"),
+    ]
+    cells += [
+        number(ours),
+        number(published),
+        number(published / ours if ours and published else None),
+    ]
     cells += [number(network), ", ".join(whole)]
     cells += [number(memory.get("ours")), number(memory.get(PUBLISHED))]
     cells += [", ".join(number(labels.get(form)) for form in ("ours", PUBLISHED))]
@@ -229,9 +264,14 @@ def beside_plain(info: dict[str, Any]) -> str:
     for name in ("training_images_per_s", "extraction_images_per_s"):
         turns = ", ".join(number(plain.get(key)) for key in (f"ours_{name}", name))
         cells += [f"{number(info.get(name))}; {turns}"]
-    cells += [number(info.get("ranking_s")), ", ".join(number(side.get("peak_MiB")) for side in (info, plain))]
+    cells += [
+        number(info.get("ranking_s")),
+        ", ".join(number(side.get("peak_MiB")) for side in (info, plain)),
+    ]
     missed = [name for name, goal in goals.items() if not goal["met"]]
-    met = f"{len(goals) - len(missed)} of {len(goals)}" + (f", not {', '.join(missed)}" if missed else "")
+    met = f"{len(goals) - len(missed)} of {len(goals)}" + (
+        f", not {', '.join(missed)}" if missed else ""
+    )
     return "| " + " | ".join([*cells, met if goals else "-"]) + " |"
 
 
@@ -239,7 +279,11 @@ def share(info: dict[str, Any]) -> str:
     """One line of the table of shares."""
     outside = " + ".join(number(info[phase], 2) for phase in ("data", "memory", "optimizer"))
     cells = [info["problem"], str(info["threads"]), outside, number(info["network"])]
-    return "| " + " | ".join([*cells, f"{100 * info['share']:.1f} %, {100 * info['goal']:.0f} %"]) + " |"
+    return (
+        "| "
+        + " | ".join([*cells, f"{100 * info['share']:.1f} %, {100 * info['goal']:.0f} %"])
+        + " |"
+    )
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -257,7 +301,9 @@ def draw(operators: list[Figure], device: str, path: Path) -> None:
 
     dtypes = sorted({o.info["dtype"] for o in operators})
     # As high as the longest legend.
-    entries = max(len({problem(o) for o in operators if o.info["dtype"] == dtype}) for dtype in dtypes)
+    entries = max(
+        len({problem(o) for o in operators if o.info["dtype"] == dtype}) for dtype in dtypes
+    )
     height = max(6.5, 0.34 * entries + 0.17 * len({o.info["form"] for o in operators}) + 1)
     canvas = Canvas(figsize=(11, height * len(dtypes)), layout="constrained")
     peaks = ceilings(operators)
@@ -272,7 +318,9 @@ def panel(axes: Any, operators: list[Figure], peaks: dict[str, float]) -> None:
     import matplotlib
     from matplotlib.lines import Line2D
 
-    colours = matplotlib.colormaps["tab10" if len({problem(o) for o in operators}) <= 10 else "tab20"]
+    colours = matplotlib.colormaps[
+        "tab10" if len({problem(o) for o in operators}) <= 10 else "tab20"
+    ]
     problems = list(dict.fromkeys(problem(o) for o in operators))
     forms = list(dict.fromkeys(o.info["form"] for o in operators))
     rates = {unit: rate for unit, rate in peaks.items() if unit != "copy"}
@@ -283,7 +331,14 @@ def panel(axes: Any, operators: list[Figure], peaks: dict[str, float]) -> None:
     axes.text(left * 1.1, left * copy * 8, f"copy {number(peaks['copy'])} GB/s", color="0.3")
     for unit, rate in rates.items():
         axes.plot([rate / copy, right], [rate, rate], color="0.4", linewidth=1)
-        axes.text(right / 1.1, rate * 1.06, f"{unit} {number(rate)} TFLOP/s", color="0.3", ha="right", va="bottom")
+        axes.text(
+            right / 1.1,
+            rate * 1.06,
+            f"{unit} {number(rate)} TFLOP/s",
+            color="0.3",
+            ha="right",
+            va="bottom",
+        )
     beside: dict[str, int] = {}
     for o in operators:
         turn = beside[o.group] = beside.get(o.group, -1) + 1
@@ -297,12 +352,21 @@ def panel(axes: Any, operators: list[Figure], peaks: dict[str, float]) -> None:
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(slowest / 3, highest * 3))
     axes.set(xlabel="operations a byte, at the least", ylabel="TFLOP/s")
     axes.grid(alpha=0.3)
-    handles = [Line2D([], [], color=colours(i % colours.N), label=name, linewidth=4) for i, name in enumerate(problems)]
+    handles = [
+        Line2D([], [], color=colours(i % colours.N), label=name, linewidth=4)
+        for i, name in enumerate(problems)
+    ]
     handles += [
         Line2D([], [], color="0.3", linestyle="", marker=MARKERS[i % len(MARKERS)], label=name)
         for i, name in enumerate(forms)
     ]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, fontsize="small")
+    axes.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.02),
+        frameon=False,
+        fontsize="small",
+    )
 
 
 def problem(figure: Figure) -> str:

@@ -63,10 +63,10 @@ void bind_edges(py::module_& m, const char* name, const char* function) {
             Release());
     m.def(
         function,
-        [](Address ranks, int64_t n, int32_t k1, int32_t half, int32_t k2, Address features, int64_t width, T most, int threads) {
-            return upper_edges<T>({at<const int64_t>(ranks), n, k1, half, k2, width, threads}, at<const T>(features), most);
+        [](Address neighbours, int64_t n, int32_t k1, int32_t half, int32_t k2, Address features, int64_t width, T most, int threads) {
+            return upper_edges<T>({at<const int64_t>(neighbours), n, k1, half, k2, width, threads}, at<const T>(features), most);
         },
-        py::arg("ranks"), py::arg("n"), py::arg("k1"), py::arg("half"), py::arg("k2"), py::arg("features"), py::arg("width"),
+        py::arg("neighbours"), py::arg("n"), py::arg("k1"), py::arg("half"), py::arg("k2"), py::arg("features"), py::arg("width"),
         py::arg("most"), py::arg("threads"), Release());
 }
 
@@ -86,8 +86,8 @@ void bind_neighbours(py::module_& m) {
         Release());
     m.def(
         "finish",
-        [](const Candidates& c, bool bfloat16, Address features, int64_t width, Address ranks, int threads) {
-            finish(c, bfloat16, at<const float>(features), width, at<int64_t>(ranks), threads);
+        [](const Candidates& c, bool bfloat16, Address features, int64_t width, Address neighbours, int threads) {
+            finish(c, bfloat16, at<const float>(features), width, at<int64_t>(neighbours), threads);
         },
         Release());
     m.def(
@@ -120,7 +120,7 @@ void bind_rows(py::module_& m, const char* name) {
             Release());
 }
 
-// The parts of the graph, for rows of which others lie on other ranks.
+// The parts of the graph, for rows of which others lie on other neighbours.
 template <class T>
 void bind_parts(py::module_& m, const std::string& dtype) {
     using Share = typename Unit<T>::Share;

@@ -51,7 +51,7 @@ struct RowsOf {
 };
 
 struct JaccardArguments {
-    const int64_t* ranks;  // (n, k1), each row's own index first
+    const int64_t* neighbours;  // (n, k1), each row's own index first
     int64_t n;
     int32_t k1;
     int32_t half;  // columns of the half list

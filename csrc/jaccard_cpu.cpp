@@ -56,14 +56,14 @@ bool lists(const int32_t* list, int32_t length, int32_t wanted) {
     return found;
 }
 
-ShortLists reciprocal(const std::vector<int32_t>& ranks, int64_t n, int32_t k1, int32_t half, int threads) {
+ShortLists reciprocal(const std::vector<int32_t>& neighbours, int64_t n, int32_t k1, int32_t half, int threads) {
     ShortLists out{std::vector<int32_t>(n * half), std::vector<int32_t>(n)};
     parallel_for(threads, n, 4 * kRows, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             int32_t count = 0;
             for (int32_t x = 0; x < half; ++x) {
-                const int32_t j = ranks[i * k1 + x];
-                if (lists(&ranks[static_cast<int64_t>(j) * k1], half, static_cast<int32_t>(i)))
+                const int32_t j = neighbours[i * k1 + x];
+                if (lists(&neighbours[static_cast<int64_t>(j) * k1], half, static_cast<int32_t>(i)))
                     out.members[i * half + count++] = j;
             }
             out.counts[i] = count;
@@ -105,9 +105,9 @@ typename Unit<T>::Share share_of(double raised, double total) {
 
 // V: the softmax of similarities over each row's expanded k-reciprocal set.
 template <class T>
-SparseRows<typename Unit<T>::Share> weights(const JaccardArguments& a, const std::vector<int32_t>& ranks, const T* features) {
+SparseRows<typename Unit<T>::Share> weights(const JaccardArguments& a, const std::vector<int32_t>& neighbours, const T* features) {
     using Share = typename Unit<T>::Share;
-    const ShortLists halves = reciprocal(ranks, a.n, a.k1, a.half, a.threads);
+    const ShortLists halves = reciprocal(neighbours, a.n, a.k1, a.half, a.threads);
     struct Scratch {
         std::vector<int64_t> seen;  // by column: 2 i + 1 in R(i, k1), 2 i + 2 added to it
         std::vector<int32_t> members;
@@ -120,8 +120,8 @@ SparseRows<typename Unit<T>::Share> weights(const JaccardArguments& a, const std
         members.clear();
         const int64_t own = 2 * i + 1;
         for (int32_t x = 0; x < a.k1; ++x) {
-            const int32_t j = ranks[i * a.k1 + x];
-            if (!lists(&ranks[static_cast<int64_t>(j) * a.k1], a.k1, static_cast<int32_t>(i))) continue;
+            const int32_t j = neighbours[i * a.k1 + x];
+            if (!lists(&neighbours[static_cast<int64_t>(j) * a.k1], a.k1, static_cast<int32_t>(i))) continue;
             seen[j] = own;
             members.push_back(j);
         }
@@ -258,10 +258,10 @@ SparseRows<Share> averaged(const Index* lists, int64_t rows, int32_t stride, int
 template <class T>
 SparseRows<T> upper_edges(const JaccardArguments& a, const T* features, T most) {
     using Share = typename Unit<T>::Share;
-    const std::vector<int32_t> ranks(a.ranks, a.ranks + a.n * a.k1);
-    const SparseRows<Share> own = weights(a, ranks, features);
+    const std::vector<int32_t> neighbours(a.neighbours, a.neighbours + a.n * a.k1);
+    const SparseRows<Share> own = weights(a, neighbours, features);
     const SparseRows<Share> v =
-        averaged(ranks.data(), a.n, a.k1, std::min(a.k2, a.k1), view(own), a.n, a.threads);
+        averaged(neighbours.data(), a.n, a.k1, std::min(a.k2, a.k1), view(own), a.n, a.threads);
     const SparseRows<Share> by_column = transposed(v, a.n);
     // From the first row behind i on.
     auto first = [&](int64_t i, int64_t t) {

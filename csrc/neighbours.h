@@ -28,9 +28,9 @@ void take_tile(const Candidates& c, const float* tile, int64_t row, int64_t rows
 void take_tile(const Candidates& c, const uint16_t* tile, int64_t row, int64_t rows, int64_t column, int64_t columns,
                int threads);
 
-// The first k of each row's candidates by exact similarity, ties to the lowest column, behind the row itself: ranks (n, k + 1).
+// The first k of each row's candidates by exact similarity, ties to the lowest column, behind the row itself: neighbours (n, k + 1).
 // A row that has no complete list keeps -1 in its second place.
-void finish(const Candidates& c, bool bfloat16, const float* features, int64_t width, int64_t* ranks, int threads);
+void finish(const Candidates& c, bool bfloat16, const float* features, int64_t width, int64_t* neighbours, int threads);
 
 // Put the candidates among the first k that are known: similarities (n, k), descending, and columns (n, k), ties to the lowest,
 // -inf and -1 where there are fewer. Candidates are rows of `others`, of which the first is column `offset`. A row that was given

@@ -195,7 +195,7 @@ void take_tile(const Candidates& c, const uint16_t* tile, int64_t row, int64_t r
     take(c, tile, row, rows, column, columns, threads);
 }
 
-void finish(const Candidates& c, bool bfloat16, const float* features, int64_t width, int64_t* ranks, int threads) {
+void finish(const Candidates& c, bool bfloat16, const float* features, int64_t width, int64_t* neighbours, int threads) {
     using Found = std::pair<float, int32_t>;
     struct Scratch {
         std::vector<float> values;
@@ -204,7 +204,7 @@ void finish(const Candidates& c, bool bfloat16, const float* features, int64_t w
     auto nearer = [](const Found& a, const Found& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; };
     parallel_for(threads, c.n, 64, [] { return Scratch(); }, [&](Scratch& scratch, int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-            int64_t* out = ranks + i * (c.k + 1);
+            int64_t* out = neighbours + i * (c.k + 1);
             out[0] = i;
             if (bfloat16)
                 tighten<uint16_t>(c, i, scratch.values);

@@ -5,11 +5,26 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_ROOMS = ("active", "clustering", "config", "data", "engine", "memory", "methods", "metrics", "models")
+_SUBPACKAGES = (
+    "active",
+    "annotators",
+    "answers",
+    "clustering",
+    "config",
+    "data",
+    "distributed",
+    "engine",
+    "memory",
+    "methods",
+    "metrics",
+    "models",
+    "runs",
+    "synthetic",
+)
 
 
 def __getattr__(name: str) -> ModuleType:
     """Import a subpackage at its first use, so that `import fastreid_al` stays light."""
-    if name in _ROOMS:
+    if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

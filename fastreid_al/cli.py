@@ -30,7 +30,9 @@ from .config import (
 )
 from .errors import UserError
 
-_VALUE = re.compile(r'(?:Parser key|Option) "(?P<key>[\w.]+)".*?(?:Got|Given) value: (?P<value>[^\n]*)', re.DOTALL)
+_VALUE = re.compile(
+    r'(?:Parser key|Option) "(?P<key>[\w.]+)".*?(?:Got|Given) value: (?P<value>[^\n]*)', re.DOTALL
+)
 _LEDGER_COMMANDS = {
     "show": "Count the answers, and say what follows from them.",
     "export": "Write the answers, or what follows from them, as CSV or JSON lines.",
@@ -105,12 +107,23 @@ def parse_training(arguments: Sequence[str] | None = None) -> tuple[RunConfig, N
         description="Train a re-identification model on unlabelled images.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="YAML or JSON file of settings, such as a run's config.json.")
     parser.add_argument(
-        "--recipe", type=Recipe, default="auto", help="Defaults: paper, small (minutes on a laptop), auto by image set."
+        "--config",
+        action="config",
+        help="YAML or JSON file of settings, such as a run's config.json.",
     )
-    parser.add_argument("--resume", action="store_true", help="Continue the run in --run-dir, or begin it.")
-    parser.add_argument("--dry_run", action="store_true", help="Say what a run would do, without one.")
+    parser.add_argument(
+        "--recipe",
+        type=Recipe,
+        default="auto",
+        help="Defaults: paper, small (minutes on a laptop), auto by image set.",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="Continue the run in --run-dir, or begin it."
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="Say what a run would do, without one."
+    )
     parser.add_class_arguments(RunConfig, None)
     try:
         parser.set_defaults(dataclasses.asdict(_defaults(words)))
@@ -136,7 +149,9 @@ def parse_simulation(arguments: Sequence[str] | None = None) -> SimulationConfig
     return _from_dict(SimulationConfig(found["features"]), found)
 
 
-def _parse_class(name: str, about: str, settings: type, arguments: Sequence[str] | None) -> dict[str, Any]:
+def _parse_class(
+    name: str, about: str, settings: type, arguments: Sequence[str] | None
+) -> dict[str, Any]:
     """The options of an entry point whose settings are one dataclass."""
     parser = Parser(prog=f"python -m fastreid_al.{name}", description=about, allow_abbrev=False)
     parser.add_class_arguments(settings, None)
@@ -158,7 +173,7 @@ def parse_synthesis(arguments: Sequence[str] | None = None) -> tuple[Path, Synth
     """Parse `python -m fastreid_al.synthesize`."""
     parser = Parser(
         prog="python -m fastreid_al.synthesize",
-        description="Write the drawn image set into a folder, in MSMT17's layout.",
+        description="Write the synthetic set into a folder, in MSMT17's layout.",
         allow_abbrev=False,
     )
     parser.add_argument("--out", type=str, required=True, help="Folder to write MSMT17_V1 into.")
@@ -195,7 +210,9 @@ def parse_ledger(arguments: Sequence[str] | None = None) -> Namespace:
             _add_export_options(command)
         if name == "undo":
             command.add_argument("--event", type=int, required=True, help="Event of the answer.")
-            command.add_argument("--annotator", type=str, default="command line", help="Who takes it back.")
+            command.add_argument(
+                "--annotator", type=str, default="command line", help="Who takes it back."
+            )
         commands.add_subcommand(name, command, help=describe)
         command.prog = f"{parser.prog} {name}"
     found = parser.parse_args(_words(arguments))
@@ -210,11 +227,18 @@ def _add_export_options(parser: Parser) -> None:
         help="Every event as it was written, or every pair of images that the answers decide.",
     )
     parser.add_argument(
-        "--format", type=Literal["csv", "jsonl"], default="csv", help="Comma-separated, or JSON by line."
+        "--format",
+        type=Literal["csv", "jsonl"],
+        default="csv",
+        help="Comma-separated, or JSON by line.",
     )
-    parser.add_argument("--out", type=str, default="-", help="File to write; standard output when not given.")
+    parser.add_argument(
+        "--out", type=str, default="-", help="File to write; standard output when not given."
+    )
     parser.add_argument("--as_of", type=int, help="Last event that counts.")
-    parser.add_argument("--pair", type=str, nargs=2, help="Paths of two images: the closure of these alone.")
+    parser.add_argument(
+        "--pair", type=str, nargs=2, help="Paths of two images: the closure of these alone."
+    )
 
 
 def _words(arguments: Sequence[str] | None) -> list[str]:
@@ -232,7 +256,11 @@ def _defaults(words: list[str]) -> RunConfig:
     chosen: Any = found.recipe or file.get("recipe") or "auto"
     method: Any = found.method or file.get("method") or "ucal"
     # Wrong names are left to the parser, which says what exists.
-    known = dataset in get_args(Dataset) and chosen in get_args(Recipe) and method in get_args(MethodName)
+    known = (
+        dataset in get_args(Dataset)
+        and chosen in get_args(Recipe)
+        and method in get_args(MethodName)
+    )
     return recipe(dataset, chosen, method) if known else RunConfig()
 
 
@@ -254,7 +282,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as settings ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"{path} cannot be read as settings ({str(error).splitlines()[0]})"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings; write one with --print_config > {path}")
     return content
@@ -270,7 +300,9 @@ def _from_dict(defaults: Settings, values: dict[str, Any]) -> Settings:
         value = values[field.name]
         if dataclasses.is_dataclass(default):
             if not isinstance(value, dict):
-                raise UserError(f"the settings hold {value!r} for {field.name}, which is a group of settings")
+                raise UserError(
+                    f"the settings hold {value!r} for {field.name}, which is a group of settings"
+                )
             value = _from_dict(cast(Any, default), value)
         changes[field.name] = tuple(value) if isinstance(default, tuple) else value
     return dataclasses.replace(defaults, **changes)
@@ -295,6 +327,9 @@ def _tell_torchrun(text: str) -> None:
     """Have torchrun, which prints a summary when a rank fails, say why."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
-        said = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+        said = {
+            "message": text,
+            "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))},
+        }
         with contextlib.suppress(OSError):
             Path(file).write_text(json.dumps({"message": said}))

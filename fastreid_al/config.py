@@ -18,13 +18,20 @@ Recipe = Literal["auto", "paper", "small"]
 StyleName = Literal["none", "colour", "fourier", "files"]
 TestFeatures = Literal["bn", "pool5"]
 ModelName = Literal[
-    "resnet18", "resnet34", "resnet50", "resnet101", "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25"
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "osnet_x1_0",
+    "osnet_x0_75",
+    "osnet_x0_5",
+    "osnet_x0_25",
 ]
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """The drawn image set: its size, its cameras and its seed.
+    """The synthetic set: its size, its cameras and its seed.
 
     Args:
         train_identities: People in the training split (40 to 1,041 and more).
@@ -271,7 +278,7 @@ class AdaptationConfig:
 
     Args:
         weight: w of nnct, whose loss is (1 - w) x the source's cross-entropy + w x the target's. ucal adds the two as they are.
-        synthetic: The drawn set, where it is the source.
+        synthetic: The synthetic set, where it is the source.
     """
 
     weight: float = 0.3
@@ -350,7 +357,7 @@ class RunConfig:
         evaluate_every: Evaluate after each so many epochs; 0 only after the last.
         evaluate_untrained: Evaluate once before training as well.
         run_dir: Folder of the run; runs/DATASET-METHOD-TIME when not given.
-        synthetic: The drawn image set.
+        synthetic: The synthetic set.
         image: Pixels and augmentation.
         style: Camera styles.
         network: Pooling, BatchNorm, features that are ranked.
@@ -417,7 +424,7 @@ class EvaluationConfig:
         store_gib: Decoded pixels of a split stay in memory up to this many GiB; a larger one goes to a memory-mapped file.
         store_dir: Folder of that file; the system's temporary folder when not given.
         device: auto, cpu, cuda or cuda:N.
-        synthetic: The drawn image set.
+        synthetic: The synthetic set.
         save_features: Also write features, identities and cameras of the training images into this .npz file.
         rerank: Rank by k-reciprocal re-ranking (Zhong et al., CVPR 2017) as well.
         engine: How the work is done.
@@ -465,7 +472,9 @@ class SimulationConfig:
     oracle: OracleConfig = field(default_factory=OracleConfig)
 
 
-def recipe(dataset: Dataset = "synthetic", name: Recipe = "auto", method: MethodName = "ucal") -> RunConfig:
+def recipe(
+    dataset: Dataset = "synthetic", name: Recipe = "auto", method: MethodName = "ucal"
+) -> RunConfig:
     """Default settings for one image set and one method.
 
     Args:
@@ -518,7 +527,12 @@ def _paper_nnct(dataset: Dataset) -> RunConfig:
         epochs=60,
         camstyle="files",
         image=ImageConfig(
-            crop_area=(0.64, 1.0), rotate=10, pad=0, jitter=0.2, erase_area=(0.02, 0.2), erase_aspect=(0.3, 3.33)
+            crop_area=(0.64, 1.0),
+            rotate=10,
+            pad=0,
+            jitter=0.2,
+            erase_area=(0.02, 0.2),
+            erase_aspect=(0.3, 3.33),
         ),
         network=NetworkConfig(bn_group=0, domain_bn=False, test_features="pool5", osnet_fc=False),
         batch=BatchConfig(iterations=0),

@@ -10,7 +10,7 @@ from .cli import parse_diagnosis, run_main
 def main(arguments: Sequence[str] | None = None) -> None:
     """Look, print; exits with status 1 when something essential does not work."""
     parse_diagnosis(arguments)
-    from .diagnosis import diagnose
+    from .runs.doctor import diagnose
 
     broken = 0
     for line in diagnose():

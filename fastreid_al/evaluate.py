@@ -10,7 +10,7 @@ from .cli import parse_evaluation, run_main
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, evaluate, print."""
     options = parse_evaluation(arguments)
-    from .methods.score import evaluate_file
+    from .runs.evaluate import evaluate_file
 
     evaluate_file(options)
 

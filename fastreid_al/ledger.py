@@ -12,14 +12,19 @@ from .cli import parse_ledger, run_main
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, do what was asked, print; exits with status 1 when a check finds something."""
     options = parse_ledger(arguments)
-    from .active import ledger_report as report
+    from .answers import report
 
     try:
         if options.command == "show":
             _print(report.show(options.file))
         elif options.command == "export":
             report.export(
-                options.file, options.what, options.format, options.out, as_of=options.as_of, pair=options.pair
+                options.file,
+                options.what,
+                options.format,
+                options.out,
+                as_of=options.as_of,
+                pair=options.pair,
             )
         elif options.command == "undo":
             _print([report.undo(options.file, options.event, options.annotator)])

@@ -43,7 +43,9 @@ def cuda_extension() -> ModuleType | None:
     module = extension()
     if module is None or not module.cuda:
         return None
-    if torch.cuda.is_available() and not _runs_on(torch.cuda.current_device(), module.cuda_architectures):
+    if torch.cuda.is_available() and not _runs_on(
+        torch.cuda.current_device(), module.cuda_architectures
+    ):
         return None
     return module
 
@@ -90,7 +92,9 @@ def explain(error: ImportError, folder: Path | None = None) -> str:
         return "it was not built; with a C++ compiler such as g++ on PATH, " + AGAIN
     names = {f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES}
     if not any(path.name in names for path in found):
-        tags = " and ".join(path.name.removeprefix("_native.").removesuffix(".so") for path in found)
+        tags = " and ".join(
+            path.name.removeprefix("_native.").removesuffix(".so") for path in found
+        )
         return f"it was built for {tags}, and this Python is {sysconfig.get_config_var('SOABI')}; {AGAIN}"
     loader = " ".join(str(error).split())
     if "libgomp" in loader:
@@ -106,7 +110,9 @@ def covers(architectures: str, capability: tuple[int, int]) -> bool:
     Code runs on later devices of the same generation; what the last one is compiled from is there too, for devices after it.
     """
     built = [divmod(int(number), 10) for number in architectures.split()]
-    return any(major == capability[0] and minor <= capability[1] for major, minor in built) or capability >= max(built)
+    return any(
+        major == capability[0] and minor <= capability[1] for major, minor in built
+    ) or capability >= max(built)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from .cli import parse_simulation, run_main
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, simulate."""
     config = parse_simulation(arguments)
-    from .methods import run_simulation
+    from .runs import run_simulation
 
     run_simulation(config)
 

@@ -1,4 +1,4 @@
-"""`python -m fastreid_al.synthesize`: write the drawn image set into a folder, in MSMT17's layout."""
+"""`python -m fastreid_al.synthesize`: write the synthetic set into a folder, in MSMT17's layout."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .cli import parse_synthesis, run_main
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, draw, print where the set lies."""
     out, config = parse_synthesis(arguments)
-    from .data.synthetic import write_synthetic
-    from .engine.report import Reporter
+    from .engine.console import Reporter
     from .errors import DataError
+    from .synthetic.dataset import write_synthetic
 
     reporter = Reporter()
     folder = out / "MSMT17_V1"

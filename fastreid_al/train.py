@@ -11,7 +11,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, train; exits with 128 + the signal's number when a signal stopped the run, with 0 when the annotator left."""
     config, options = parse_training(arguments)
     from .engine.loop import Interrupted
-    from .methods import dry_run, run_training
+    from .runs import dry_run, run_training
 
     if options.dry_run:
         dry_run(config)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from ranked import Pool
+
+from tests.support.process_pool import Pool
 
 
 @pytest.fixture(autouse=True)

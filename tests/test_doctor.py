@@ -13,33 +13,50 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastreid_al import diagnosis, doctor, native
-from fastreid_al.diagnosis import Line
+from fastreid_al import doctor, native
+from fastreid_al.runs import doctor as diagnosis
+from fastreid_al.runs.doctor import Line
 
 PACKAGE = Path(native.__file__).parent
-FACTS = {"path": "x.so", "compiler": "12", "openmp": True, "cuda": True, "cuda_architectures": "80 90"}
+FACTS = {
+    "path": "x.so",
+    "compiler": "12",
+    "openmp": True,
+    "cuda": True,
+    "cuda_architectures": "80 90",
+}
 
 
-def finished(returncode: int = 0, stdout: str = "", stderr: str = "") -> subprocess.CompletedProcess[str]:
+def finished(
+    returncode: int = 0, stdout: str = "", stderr: str = ""
+) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess([], returncode, stdout, stderr)
 
 
-def diagnosed(monkeypatch: pytest.MonkeyPatch, load: subprocess.CompletedProcess[str]) -> dict[str, Line]:
+def diagnosed(
+    monkeypatch: pytest.MonkeyPatch, load: subprocess.CompletedProcess[str]
+) -> dict[str, Line]:
     monkeypatch.delenv("FASTREID_AL_NATIVE", raising=False)
-    monkeypatch.setattr(diagnosis, "_in_python", lambda function, *_: load if function == "load" else finished())
+    monkeypatch.setattr(
+        diagnosis, "_in_python", lambda function, *_: load if function == "load" else finished()
+    )
     return {line.topic: line for line in diagnosis.diagnose()}
 
 
 def package_with(library: str, content: bytes, tmp_path: Path) -> Path:
     """A copy of the package with another library of the extension; the folder that holds it."""
-    shutil.copytree(PACKAGE, tmp_path / "fastreid_al", ignore=shutil.ignore_patterns("_native*", "__pycache__"))
+    shutil.copytree(
+        PACKAGE, tmp_path / "fastreid_al", ignore=shutil.ignore_patterns("_native*", "__pycache__")
+    )
     (tmp_path / "fastreid_al" / library).write_bytes(content)
     return tmp_path
 
 
 def load_in(folder: Path) -> subprocess.CompletedProcess[str]:
     code = "from fastreid_al import diagnosis; diagnosis.load()"
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_small_problem_comes_out_right_on_this_machine():
@@ -48,10 +65,26 @@ def test_small_problem_comes_out_right_on_this_machine():
 
 def test_every_part_of_the_installation_is_named(monkeypatch: pytest.MonkeyPatch):
     found = diagnosed(monkeypatch, finished(stdout="a warning\n" + json.dumps(FACTS) + "\n"))
-    topics = {"python", "fastreid_al", "torch", "numpy", "triton", "scikit-learn", "cuml", "cuvs", "faiss", "pybind11"}
-    assert topics | {"extension", "devices", "self-test", "ranks", "threads", "bfloat16"} <= found.keys()
+    topics = {
+        "python",
+        "fastreid_al",
+        "torch",
+        "numpy",
+        "triton",
+        "scikit-learn",
+        "cuml",
+        "cuvs",
+        "faiss",
+        "pybind11",
+    }
+    assert (
+        topics | {"extension", "devices", "self-test", "ranks", "threads", "bfloat16"}
+        <= found.keys()
+    )
     assert found["torch"].text.startswith(torch.__version__.split("+")[0])
-    assert "CUDA for sm_80, sm_90" in found["extension"].text and "OpenMP" in found["extension"].text
+    assert (
+        "CUDA for sm_80, sm_90" in found["extension"].text and "OpenMP" in found["extension"].text
+    )
     assert not any(line.broken for line in found.values())
 
 
@@ -63,7 +96,9 @@ def test_extension_that_was_never_built_is_no_fault(monkeypatch: pytest.MonkeyPa
 
 def test_library_that_is_there_and_does_not_load_is_a_fault(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(native, "libraries", lambda: [Path("_native.so")])
-    assert diagnosed(monkeypatch, finished(1, stderr="no good"))["extension"] == Line("extension", "no good", True)
+    assert diagnosed(monkeypatch, finished(1, stderr="no good"))["extension"] == Line(
+        "extension", "no good", True
+    )
     crashed = diagnosed(monkeypatch, finished(-4))["extension"]
     assert crashed.broken and "killed by signal 4" in crashed.text
 
@@ -78,7 +113,9 @@ def test_extension_that_is_left_out_on_purpose_is_named(monkeypatch: pytest.Monk
 def test_self_test_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FASTREID_AL_NATIVE", "0")
     monkeypatch.setattr(
-        diagnosis, "_in_python", lambda *_: finished(1, stderr="Traceback\nRuntimeError: no kernel image")
+        diagnosis,
+        "_in_python",
+        lambda *_: finished(1, stderr="Traceback\nRuntimeError: no kernel image"),
     )
     line = next(line for line in diagnosis.diagnose() if line.topic == "self-test")
     assert line.broken and line.text == "cpu: failed: RuntimeError: no kernel image"
@@ -94,7 +131,9 @@ def test_library_for_another_python_says_for_which(tmp_path: Path):
 
 
 def test_library_that_cannot_be_loaded_shows_the_error_of_the_loader(tmp_path: Path):
-    done = load_in(package_with(f"_native{sysconfig.get_config_var('EXT_SUFFIX')}", b"not a library", tmp_path))
+    done = load_in(
+        package_with(f"_native{sysconfig.get_config_var('EXT_SUFFIX')}", b"not a library", tmp_path)
+    )
     assert done.returncode == 1
     assert "_native" in done.stderr and "pip install --force-reinstall" in done.stderr
     assert "Traceback" not in done.stderr
@@ -104,7 +143,10 @@ def test_library_that_cannot_be_loaded_shows_the_error_of_the_loader(tmp_path: P
     ("error", "advice"),
     [
         ("libgomp.so.1: cannot open shared object file: No such file or directory", "libgomp1"),
-        ("/lib/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by _native.so)", "built on a newer system"),
+        (
+            "/lib/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by _native.so)",
+            "built on a newer system",
+        ),
         ("/lib/libc.so.6: version `GLIBC_2.38' not found", "built on a newer system"),
         ("undefined symbol: omp_frobnicate", "builds it again"),
     ],
@@ -130,7 +172,9 @@ def test_errors_of_the_loader_come_with_advice(tmp_path: Path, error: str, advic
         ("80 90 100 120", (12, 1), True),
     ],
 )
-def test_built_architectures_cover_a_device_or_not(architectures: str, capability: tuple[int, int], covered: bool):
+def test_built_architectures_cover_a_device_or_not(
+    architectures: str, capability: tuple[int, int], covered: bool
+):
     assert native.covers(architectures, capability) == covered
 
 
@@ -150,18 +194,27 @@ def test_cuda_part_that_does_not_run_on_the_device_is_not_used(monkeypatch: pyte
     native._runs_on.cache_clear()
 
 
-def test_device_that_the_extension_does_not_cover_is_told_what_to_build(monkeypatch: pytest.MonkeyPatch):
+def test_device_that_the_extension_does_not_cover_is_told_what_to_build(
+    monkeypatch: pytest.MonkeyPatch,
+):
     properties = SimpleNamespace(name="Turing", major=7, minor=5, total_memory=2**34)
     fake = SimpleNamespace(cuda=SimpleNamespace(get_device_properties=lambda _: properties))
     (line,) = diagnosis._devices(fake, 1, FACTS)
-    assert line.text.startswith("cuda:0: Turing, sm_75, 16 GiB") and "FASTREID_AL_CUDA_ARCHITECTURES=75" in line.text
+    assert (
+        line.text.startswith("cuda:0: Turing, sm_75, 16 GiB")
+        and "FASTREID_AL_CUDA_ARCHITECTURES=75" in line.text
+    )
     (line,) = diagnosis._devices(fake, 1, {**FACTS, "cuda": False, "cuda_architectures": ""})
     assert "no CUDA part" in line.text
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_status_says_whether_something_must_be_mended(broken: bool, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(diagnosis, "diagnose", lambda: iter([Line("python", "3"), Line("torch", "missing", broken)]))
+def test_status_says_whether_something_must_be_mended(
+    broken: bool, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setattr(
+        diagnosis, "diagnose", lambda: iter([Line("python", "3"), Line("torch", "missing", broken)])
+    )
     if broken:
         with pytest.raises(SystemExit) as stopped:
             doctor.main([])
@@ -173,12 +226,15 @@ def test_status_says_whether_something_must_be_mended(broken: bool, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("version", "broken"), [("2.8.0", False), ("2.10.1+cu128", False), ("2.7.1", True), (None, True)]
+    ("version", "broken"),
+    [("2.8.0", False), ("2.10.1+cu128", False), ("2.7.1", True), (None, True)],
 )
 def test_requirement_that_is_old_or_missing_is_a_fault(
     version: str | None, broken: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(diagnosis.metadata, "requires", lambda _: ["torch>=2.8", 'pytest>=8; extra == "test"'])
+    monkeypatch.setattr(
+        diagnosis.metadata, "requires", lambda _: ["torch>=2.8", 'pytest>=8; extra == "test"']
+    )
     monkeypatch.setattr(diagnosis.metadata, "version", lambda _: "1")
     monkeypatch.setattr(diagnosis, "_version", lambda _: version)
     own, torch_line = diagnosis._requirements()

@@ -32,26 +32,35 @@ def test_importing_is_light() -> None:
     assert run(code=used.format(("matplotlib", "jsonargparse", "yaml"))).stdout.strip() == "[]"
 
 
-#: Who may import whom: entry points -> methods -> the rooms; errors, config, ranks and records are everybody's.
+#: The packages from the bottom up; each imports only from those before it, and from `EVERYWHERE`.
+LAYERS = (
+    ("distributed",),
+    ("data", "models", "clustering", "memory", "synthetic"),
+    ("metrics", "answers"),
+    ("active", "engine"),
+    ("annotators", "methods"),
+    ("runs",),
+)
+EVERYWHERE = {"config", "errors", "files", "native"}
 ALLOWED = {
-    "data": {"config", "errors", "ranks"},
-    "models": {"config", "errors", "ranks"},
-    "memory": {"native", "ranks"},
-    "clustering": {"native", "ranks"},
-    "active": {"config", "errors", "data", "clustering"},
-    "metrics": {"clustering", "ranks"},
-    "engine": {"config", "errors", "data", "models", "metrics", "ranks"},
-    "methods": {"config", "errors", "data", "models", "metrics", "memory", "clustering", "engine", "active", "ranks"},
+    package: EVERYWHERE | {package} | {name for below in LAYERS[: level + 1] for name in below}
+    for level, layer in enumerate(LAYERS)
+    for package in layer
 }
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_imports_point_down_the_house(room: str) -> None:
-    for file in (PACKAGE / room).glob("*.py"):
+def test_every_package_has_a_layer() -> None:
+    assert {p.parent.name for p in PACKAGE.glob("*/__init__.py")} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_point_down_the_layers(package: str) -> None:
+    for file in (PACKAGE / package).rglob("*.py"):
+        depth = len(file.relative_to(PACKAGE).parts)
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == 2:
-                wanted = (node.module or node.names[0].name).split(".")[0]
-                assert wanted in ALLOWED[room], f"{file.name} imports {wanted}"
+            if isinstance(node, ast.ImportFrom) and node.level == depth:
+                name = (node.module or node.names[0].name).split(".")[0]
+                assert name in ALLOWED[package], f"{file.name} imports {name}"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +72,10 @@ def test_imports_point_down_the_house(room: str) -> None:
         (["--model", "osnet_x0_2"], "--model: there is no 'osnet_x0_2'; did you mean osnet_x0_25?"),
         (["--dataset", "market"], "--dataset: there is no 'market'; did you mean market1501?"),
         (["--cluster.dbscan", "gpu"], "--cluster.dbscan: there is no 'gpu'"),
-        (["--cluster.neighbours", "iv"], "--cluster.neighbours: there is no 'iv'; did you mean ivf?"),
+        (
+            ["--cluster.neighbours", "iv"],
+            "--cluster.neighbours: there is no 'iv'; did you mean ivf?",
+        ),
         (["--epochs", "many"], "--epochs: 'many' is not a value that it takes"),
         (["--source", "foldr"], "--source: there is no 'foldr'; did you mean folder?"),
         (["--style.probability", "abc"], "--style.probability: 'abc' is not a value that it takes"),
@@ -93,10 +105,22 @@ def test_recipes_are_defaults_of_their_image_set() -> None:
     assert parse_training([])[0] == recipe("synthetic")
     assert parse_training(["--dataset", "msmt17"])[0] == recipe("msmt17", "paper")
     assert parse_training(["--dataset", "msmt17"])[0].batch.iterations == 800
-    assert parse_training(["--dataset", "market1501", "--recipe", "small"])[0] == recipe("market1501", "small")
+    assert parse_training(["--dataset", "market1501", "--recipe", "small"])[0] == recipe(
+        "market1501", "small"
+    )
     paper = RunConfig(dataset="market1501")
-    assert (paper.epochs, paper.batch.size, paper.optimizer.lr, paper.optimizer.step) == (50, 64, 3.5e-4, 20)
-    assert (paper.cluster.eps, paper.cluster.k1, paper.memory.temperature, paper.network.bn_group) == (
+    assert (paper.epochs, paper.batch.size, paper.optimizer.lr, paper.optimizer.step) == (
+        50,
+        64,
+        3.5e-4,
+        20,
+    )
+    assert (
+        paper.cluster.eps,
+        paper.cluster.k1,
+        paper.memory.temperature,
+        paper.network.bn_group,
+    ) == (
         0.6,
         30,
         0.05,
@@ -106,9 +130,16 @@ def test_recipes_are_defaults_of_their_image_set() -> None:
 
 def test_configuration_file_is_read_and_options_go_over_it(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
-    file.write_text(yaml.safe_dump({"dataset": "msmt17", "epochs": 7, "cluster": {"eps": 0.5, "k1": 20}}))
+    file.write_text(
+        yaml.safe_dump({"dataset": "msmt17", "epochs": 7, "cluster": {"eps": 0.5, "k1": 20}})
+    )
     config, _ = parse_training(["--config", str(file), "--cluster.k1", "25", "--data-root=/x-y"])
-    assert (config.dataset, config.epochs, config.cluster.eps, config.cluster.k1) == ("msmt17", 7, 0.5, 25)
+    assert (config.dataset, config.epochs, config.cluster.eps, config.cluster.k1) == (
+        "msmt17",
+        7,
+        0.5,
+        25,
+    )
     assert config.batch.iterations == 800
     assert config.data_root == "/x-y"
 
@@ -118,7 +149,10 @@ def test_print_config_is_a_configuration_file(tmp_path: Path) -> None:
     assert printed.returncode == 0, printed.stderr
     file = tmp_path / "printed.yaml"
     file.write_text(printed.stdout)
-    assert parse_training(["--config", str(file)])[0] == parse_training(["--dataset", "market1501", "--epochs", "3"])[0]
+    assert (
+        parse_training(["--config", str(file)])[0]
+        == parse_training(["--dataset", "market1501", "--epochs", "3"])[0]
+    )
 
 
 def test_a_run_of_an_older_version_without_some_settings_is_resumed(tmp_path: Path) -> None:
@@ -130,11 +164,20 @@ def test_a_run_of_an_older_version_without_some_settings_is_resumed(tmp_path: Pa
 
 
 def test_resume_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
-    saved = {**json.loads(json.dumps(vars(recipe()), default=vars)), "epochs": 99, "dataset": "folder"}
+    saved = {
+        **json.loads(json.dumps(vars(recipe()), default=vars)),
+        "epochs": 99,
+        "dataset": "folder",
+    }
     (tmp_path / "config.json").write_text(json.dumps(saved))
     config, options = parse_training(["--run-dir", str(tmp_path), "--resume", "--seed", "5"])
     assert options.resume
-    assert (config.epochs, config.dataset, config.seed, config.run_dir) == (99, "folder", 5, str(tmp_path))
+    assert (config.epochs, config.dataset, config.seed, config.run_dir) == (
+        99,
+        "folder",
+        5,
+        str(tmp_path),
+    )
     assert config.image.erase_area == recipe().image.erase_area
 
 
@@ -150,8 +193,19 @@ def test_entry_points_say_what_is_missing_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_drawn_set_is_written_where_asked(tmp_path: Path) -> None:
-    assert parse_synthesis(["--out", "x", "--size", "msmt17", "--height", "64"])[1] == replace(MSMT17_SIZE, height=64)
-    small = ["--train-identities", "3", "--train-images", "9", "--test-identities", "2", "--query-images", "4"]
+    assert parse_synthesis(["--out", "x", "--size", "msmt17", "--height", "64"])[1] == replace(
+        MSMT17_SIZE, height=64
+    )
+    small = [
+        "--train-identities",
+        "3",
+        "--train-images",
+        "9",
+        "--test-identities",
+        "2",
+        "--query-images",
+        "4",
+    ]
     small += ["--gallery-images", "8", "--cameras", "2", "--height", "32"]
     made = run("fastreid_al.synthesize", "--out", str(tmp_path), *small)
     assert made.returncode == 0, made.stderr

@@ -7,11 +7,11 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from ranked import Pool
 from torch import Tensor
 
-from fastreid_al import ranks as module
-from fastreid_al.ranks import ALONE, Ranks, Sharded
+from fastreid_al.distributed import world as module
+from fastreid_al.distributed.world import SINGLE_PROCESS, Sharded, World
+from tests.support.process_pool import Pool
 
 SIZES = [2, 3, 4]
 
@@ -20,30 +20,42 @@ def rows_of(n: int, dtype: torch.dtype) -> Tensor:
     return (torch.arange(3 * n).view(n, 3) % 7).to(dtype)
 
 
-def moved(ranks: Ranks, n: int, dtype: torch.dtype) -> None:
+def moved(world: World, n: int, dtype: torch.dtype) -> None:
     whole = rows_of(n, dtype)
-    own = whole[ranks.own(n)]
-    assert torch.equal(ranks.gather(own), whole)
-    for where, rows in ranks.circulate(own, n):
+    own = whole[world.local_slice(n)]
+    assert torch.equal(world.all_gather_rows(own), whole)
+    for where, rows in world.broadcast_each(own, n):
         assert torch.equal(rows, whole[where])
     if n:
-        wanted = torch.randint(n, (5 * ranks.rank,), generator=torch.Generator().manual_seed(ranks.rank))
-        assert torch.equal(ranks.fetch(own, wanted, n), whole[wanted])
-        assert (ranks.owner(torch.arange(n), n)[ranks.own(n)] == ranks.rank).all()
+        wanted = torch.randint(
+            n, (5 * world.rank,), generator=torch.Generator().manual_seed(world.rank)
+        )
+        assert torch.equal(world.fetch_rows(own, wanted, n), whole[wanted])
+        assert (world.owner_ranks(torch.arange(n), n)[world.local_slice(n)] == world.rank).all()
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8])
-def test_rows_reach_every_rank_that_asks_for_them(pool: Pool, size: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8]
+)
+def test_rows_reach_every_rank_that_asks_for_them(
+    pool: Pool, size: int, dtype: torch.dtype
+) -> None:
     for n in (0, 1, 5, 12):
         pool.run(moved, size, n, dtype)
 
 
-def reduced(ranks: Ranks) -> tuple[list[float], list[bool], list[int]]:
-    x = torch.tensor([1.0, float(ranks.rank)])
-    sums = [float(f(x)[1]) for f in (ranks.total, ranks.greatest, ranks.least)]
-    assert float(x[1]) == ranks.rank
-    return sums, [ranks.any(False), ranks.any(ranks.rank == 1)], ranks.counts(10 + ranks.rank)
+def reduced(world: World) -> tuple[list[float], list[bool], list[int]]:
+    x = torch.tensor([1.0, float(world.rank)])
+    sums = [
+        float(f(x)[1]) for f in (world.all_reduce_sum, world.all_reduce_max, world.all_reduce_min)
+    ]
+    assert float(x[1]) == world.rank
+    return (
+        sums,
+        [world.any_true(False), world.any_true(world.rank == 1)],
+        world.all_gather_counts(10 + world.rank),
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -52,21 +64,23 @@ def test_reductions_give_all_ranks_the_same_and_leave_their_argument(pool: Pool,
     assert pool.run(reduced, size) == [want] * size
 
 
-def reduced_on_the_host(ranks: Ranks) -> float:
+def reduced_on_the_host(world: World) -> float:
     # As NCCL is, a group for devices alone.
-    devices = dist.new_group(list(range(ranks.size)), backend="cuda:gloo", use_local_synchronization=True)
-    return float(Ranks(devices, None, ranks.group).total(torch.tensor(ranks.rank + 1.0)))
+    devices = dist.new_group(
+        list(range(world.size)), backend="cuda:gloo", use_local_synchronization=True
+    )
+    return float(World(devices, None, world.group).total(torch.tensor(world.rank + 1.0)))
 
 
 def test_what_lies_on_the_host_is_summed_where_the_group_is_one_of_devices(pool: Pool) -> None:
     assert pool.run(reduced_on_the_host, 2) == [3.0, 3.0]
 
 
-def exchanged(ranks: Ranks) -> list[int]:
-    counts = [ranks.rank + other for other in range(ranks.size)]
-    came, sizes = ranks.exchange(torch.full((sum(counts),), ranks.rank), counts)
+def exchanged(world: World) -> list[int]:
+    counts = [world.rank + other for other in range(world.size)]
+    came, sizes = world.all_to_all_rows(torch.full((sum(counts),), world.rank), counts)
     assert sizes == counts
-    again, _ = ranks.exchange(torch.full((sum(counts),), ranks.rank), counts, sizes)
+    again, _ = world.all_to_all_rows(torch.full((sum(counts),), world.rank), counts, sizes)
     assert torch.equal(again, came)
     return came.tolist()
 
@@ -77,15 +91,18 @@ def test_an_exchange_of_different_counts_arrives_in_rank_order(pool: Pool, size:
         assert came == [other for other in range(size) for _ in range(rank + other)]
 
 
-def gathered(ranks: Ranks, dtype: torch.dtype) -> None:
-    whole = rows_of(2 * ranks.size, dtype)
-    own = whole[ranks.own(len(whole))]
-    assert torch.equal(ranks.gather_equal(own), whole)
-    assert torch.equal(ranks.gather_equal(own[:, 0]), whole[:, 0])
-    first = ranks.gather_to_first(rows_of(7, dtype)[ranks.own(7)])
-    assert torch.equal(first, rows_of(7, dtype) if ranks.is_first else whole[:0])
+def gathered(world: World, dtype: torch.dtype) -> None:
+    whole = rows_of(2 * world.size, dtype)
+    own = whole[world.local_slice(len(whole))]
+    assert torch.equal(world.all_gather(own), whole)
+    assert torch.equal(world.all_gather(own[:, 0]), whole[:, 0])
+    first = world.gather_rows_to_first(rows_of(7, dtype)[world.local_slice(7)])
+    assert torch.equal(first, rows_of(7, dtype) if world.is_first else whole[:0])
     if dtype in (torch.float32, torch.int64):
-        assert torch.equal(ranks.total_part(whole * (ranks.rank + 1)), own * (ranks.size * (ranks.size + 1) // 2))
+        assert torch.equal(
+            world.reduce_scatter(whole * (world.rank + 1)),
+            own * (world.size * (world.size + 1) // 2),
+        )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -96,15 +113,15 @@ def test_equal_parts_are_gathered_and_summed_and_unequal_ones_gathered_to_the_fi
     pool.run(gathered, size, dtype)
 
 
-def rearranged(ranks: Ranks, n: int, seed: int) -> None:
+def rearranged(world: World, n: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    before = torch.randint(ranks.size, (n,), generator=generator)
-    after = torch.randint(-1, ranks.size, (n,), generator=generator)
+    before = torch.randint(world.size, (n,), generator=generator)
+    after = torch.randint(-1, world.size, (n,), generator=generator)
     if seed == 1:
-        after = torch.full((n,), ranks.size - 1)
+        after = torch.full((n,), world.size - 1)
     whole = rows_of(n, torch.float32)
-    parts = list(ranks.move(whole[before == ranks.rank], before, after))
-    assert torch.equal(torch.cat([rows for _, rows in parts], 1), whole[after == ranks.rank])
+    parts = list(world.redistribute_rows(whole[before == world.rank], before, after))
+    assert torch.equal(torch.cat([rows for _, rows in parts], 1), whole[after == world.rank])
     assert [i for columns, _ in parts for i in range(columns.start, columns.stop)] == [0, 1, 2]
 
 
@@ -115,12 +132,21 @@ def test_rows_move_from_any_ranks_to_any_others(pool: Pool, size: int) -> None:
             pool.run(rearranged, size, n, seed)
 
 
-def narrow(ranks: Ranks) -> None:
+def narrow(world: World) -> None:
     kept, module._MOVED = module._MOVED, 10
     try:
-        rearranged(ranks, 14, 0)
-        home = ranks.owner(torch.arange(14), 14)
-        assert len(list(ranks.move(rows_of(14, torch.float32)[ranks.own(14)], home, home))) == 3
+        rearranged(world, 14, 0)
+        home = world.owner_ranks(torch.arange(14), 14)
+        assert (
+            len(
+                list(
+                    world.redistribute_rows(
+                        rows_of(14, torch.float32)[world.local_slice(14)], home, home
+                    )
+                )
+            )
+            == 3
+        )
     finally:
         module._MOVED = kept
 
@@ -129,16 +155,16 @@ def test_rows_move_some_columns_at_a_time(pool: Pool) -> None:
     pool.run(narrow, 2)
 
 
-def checked(ranks: Ranks) -> tuple[int, str]:
+def checked(world: World) -> tuple[int, str]:
     def fails() -> int:
-        if ranks.rank:
-            raise ValueError(f"rank {ranks.rank} is wrong")
+        if world.rank:
+            raise ValueError(f"rank {world.rank} is wrong")
         return 5
 
     try:
-        ranks.agree(fails)
+        world.raise_together(fails)
     except ValueError as error:
-        return ranks.agree(lambda: 5), str(error)
+        return world.raise_together(lambda: 5), str(error)
     return 0, "nothing was raised"
 
 
@@ -147,27 +173,29 @@ def test_what_is_wrong_on_some_ranks_is_raised_on_all(pool: Pool, size: int) -> 
     assert pool.run(checked, size) == [(5, "rank 1 is wrong")] * size
 
 
-def shared(ranks: Ranks) -> tuple[object, float, str]:
+def shared(world: World) -> tuple[object, float, str]:
     began = time.process_time()
 
     def slow() -> dict[str, int]:
         time.sleep(1.5)
-        return {"asked": ranks.rank}
+        return {"asked": world.rank}
 
-    made = ranks.share(slow)
+    made = world.compute_on_first(slow)
     waited = time.process_time() - began
 
     def fails() -> None:
         raise KeyError("stopped")
 
     try:
-        ranks.share(fails)
+        world.compute_on_first(fails)
     except KeyError as error:
         return made, waited, str(error)
     return made, waited, "nothing was raised"
 
 
-def test_what_the_first_rank_makes_or_raises_reaches_all_and_waiting_takes_no_time_of_the_processor(pool: Pool) -> None:
+def test_what_the_first_rank_makes_or_raises_reaches_all_and_waiting_takes_no_time_of_the_processor(
+    pool: Pool,
+) -> None:
     for made, waited, raised in pool.run(shared, 3):
         assert (made, raised) == ({"asked": 0}, "'stopped'")
         assert waited < 0.5
@@ -177,20 +205,36 @@ def test_rows_are_cut_as_torch_chunk_cuts_them(pool: Pool) -> None:
     for size, cuts in zip(SIZES, (pool.run(cut, size) for size in SIZES), strict=True):
         for n in range(1, 14):
             chunks = [len(c) for c in torch.arange(n).chunk(size)]
-            assert [stop - start for start, stop in (c[n] for c in cuts)] == chunks + [0] * (size - len(chunks))
+            assert [stop - start for start, stop in (c[n] for c in cuts)] == chunks + [0] * (
+                size - len(chunks)
+            )
 
 
-def cut(ranks: Ranks) -> list[tuple[int, int]]:
-    return [(ranks.own(n).start, ranks.own(n).stop) for n in range(14)]
+def cut(world: World) -> list[tuple[int, int]]:
+    return [(world.local_slice(n).start, world.local_slice(n).stop) for n in range(14)]
 
 
 def test_a_process_alone_sends_nothing() -> None:
     x = torch.arange(6).view(3, 2)
-    assert ALONE.gather(x) is x and ALONE.total(x) is x and ALONE.shard(x, 3) is x
-    assert ALONE.gather_equal(x) is x and ALONE.gather_to_first(x) is x and ALONE.total_part(x) is x
-    (columns, rows), *_ = ALONE.move(x, torch.zeros(3), torch.zeros(3))
+    assert (
+        SINGLE_PROCESS.all_gather_rows(x) is x
+        and SINGLE_PROCESS.all_reduce_sum(x) is x
+        and SINGLE_PROCESS.shard(x, 3) is x
+    )
+    assert (
+        SINGLE_PROCESS.all_gather(x) is x
+        and SINGLE_PROCESS.gather_rows_to_first(x) is x
+        and SINGLE_PROCESS.reduce_scatter(x) is x
+    )
+    (columns, rows), *_ = SINGLE_PROCESS.redistribute_rows(x, torch.zeros(3), torch.zeros(3))
     assert (columns, rows is x) == (slice(0, 2), True)
-    assert torch.equal(next(ALONE.move(x, torch.zeros(3), torch.tensor([0, -1, 0])))[1], x[[0, 2]])
-    assert ALONE.exchange(x, [3]) == (x, [3]) and ALONE.share(lambda: 5) == 5
-    assert torch.equal(ALONE.fetch(x, torch.tensor([2, 0]), 3), x[[2, 0]])
-    assert torch.equal(ALONE.local(Sharded(x, 3)), x) and ALONE.is_first
+    assert torch.equal(
+        next(SINGLE_PROCESS.redistribute_rows(x, torch.zeros(3), torch.tensor([0, -1, 0])))[1],
+        x[[0, 2]],
+    )
+    assert (
+        SINGLE_PROCESS.all_to_all_rows(x, [3]) == (x, [3])
+        and SINGLE_PROCESS.compute_on_first(lambda: 5) == 5
+    )
+    assert torch.equal(SINGLE_PROCESS.fetch_rows(x, torch.tensor([2, 0]), 3), x[[2, 0]])
+    assert torch.equal(SINGLE_PROCESS.local_rows(Sharded(x, 3)), x) and SINGLE_PROCESS.is_first

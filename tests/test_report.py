@@ -33,7 +33,12 @@ def operator(form: str, ms: float, **more: Any) -> dict[str, Any]:
         "error_of_eager": 2.5e-7,
         **more,
     }
-    return {"name": f"test[{form}]", "group": "g", "stats": {"median": ms / 1e3}, "extra_info": info}
+    return {
+        "name": f"test[{form}]",
+        "group": "g",
+        "stats": {"median": ms / 1e3},
+        "extra_info": info,
+    }
 
 
 OTHER = {
@@ -44,7 +49,9 @@ OTHER = {
 }
 
 
-def pseudo_labels(form: str, seconds: float, mib: float, n: int = 12_936, **more: Any) -> dict[str, Any]:
+def pseudo_labels(
+    form: str, seconds: float, mib: float, n: int = 12_936, **more: Any
+) -> dict[str, Any]:
     """A figure of the step, as its benchmark notes it."""
     info = {
         "step": "pseudo-labels",
@@ -59,7 +66,12 @@ def pseudo_labels(form: str, seconds: float, mib: float, n: int = 12_936, **more
         **more,
     }
     group = f"pseudo-labels, {n:,} x 512"
-    return {"name": f"test[{form}]", "group": group, "stats": {"median": seconds}, "extra_info": info}
+    return {
+        "name": f"test[{form}]",
+        "group": group,
+        "stats": {"median": seconds},
+        "extra_info": info,
+    }
 
 
 def report(folder: Path, *contents: Any) -> subprocess.CompletedProcess[str]:
@@ -74,11 +86,17 @@ def report(folder: Path, *contents: Any) -> subprocess.CompletedProcess[str]:
 def rows(folder: Path) -> list[list[str]]:
     """The cells of the report's lines."""
     lines = (folder / "out" / "report.md").read_text().splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("| ")
+    ]
 
 
 def test_an_operator_stands_beside_eager_with_its_rates_and_errors(tmp_path: Path) -> None:
-    done = report(tmp_path, {"benchmarks": [operator("eager", 30.0), operator("ours", 12.0), OTHER]})
+    done = report(
+        tmp_path, {"benchmarks": [operator("eager", 30.0), operator("ours", 12.0), OTHER]}
+    )
     assert done.returncode == 0, done.stderr
     head, eager, ours, _, other = rows(tmp_path)
     assert head[3:6] == ["implementation", "median ms", "times eager's speed"]
@@ -93,11 +111,17 @@ def test_an_operator_stands_beside_eager_with_its_rates_and_errors(tmp_path: Pat
 
 
 def test_results_of_gpu_check_are_read_by_the_device_s_own_clock(tmp_path: Path) -> None:
-    figures = [operator("eager", 9.0), operator("ours", 9.0, cuda_event_median_ms=3.0, dtype="bfloat16")]
+    figures = [
+        operator("eager", 9.0),
+        operator("ours", 9.0, cuda_event_median_ms=3.0, dtype="bfloat16"),
+    ]
     for figure in figures:
         figure["median_s"] = figure.pop("stats")["median"]
         figure["extra_info"]["device"] = "NVIDIA H200"
-    content = {"device": "NVIDIA H200", "benchmarks": [{"file": "bench_similarity_topk.py", "figures": figures}]}
+    content = {
+        "device": "NVIDIA H200",
+        "benchmarks": [{"file": "bench_similarity_topk.py", "figures": figures}],
+    }
     done = report(tmp_path, content, {"benchmarks": [OTHER]})
     assert done.returncode == 0, done.stderr
     _, eager, ours, *_ = rows(tmp_path)
@@ -119,13 +143,33 @@ def test_pseudo_labels_stand_beside_the_dense_form(tmp_path: Path) -> None:
     ours = pseudo_labels("ours", 1.25, 100.0, neighbours_s=0.8, graph_s=0.43, clusters_s=0.0204)
     alone = pseudo_labels("ours", 100.0, 2000.0, n=200_000)
     done = report(
-        tmp_path, {"benchmarks": [ours, alone, pseudo_labels("dense", 12.0, 1500.0, labels_differing=0), OTHER]}
+        tmp_path,
+        {
+            "benchmarks": [
+                ours,
+                alone,
+                pseudo_labels("dense", 12.0, 1500.0, labels_differing=0),
+                OTHER,
+            ]
+        },
     )
     assert done.returncode == 0, done.stderr
     _, both, single, _, other = rows(tmp_path)
     assert both[:4] == ["12,936 x 512", "2", "1.25", "0.80 + 0.43 + 0.020"]
     assert both[4:] == ["12.0", "9.60", "100", "1,500", "6.7 %", "0", "0.97, 0.42"]
-    assert single == ["200,000 x 512", "2", "100", "-", "-", "-", "2,000", "-", "-", "-", "0.97, 0.42"]
+    assert single == [
+        "200,000 x 512",
+        "2",
+        "100",
+        "-",
+        "-",
+        "-",
+        "2,000",
+        "-",
+        "-",
+        "-",
+        "0.97, 0.42",
+    ]
     assert other[0] == "ranking, 500"
 
 
@@ -141,16 +185,31 @@ def nnct(form: str, seconds: float, mib: float, **more: Any) -> dict[str, Any]:
         "peak_extra_MiB": mib,
         **more,
     }
-    return {"name": f"test[{form}]", "group": f"NNCT step, {problem}", "stats": {"median": seconds}, "extra_info": info}
+    return {
+        "name": f"test[{form}]",
+        "group": f"NNCT step, {problem}",
+        "stats": {"median": seconds},
+        "extra_info": info,
+    }
 
 
-PARTS = {"labels_s": 0.5, "neighbours_s": 0.25, "losses_s": 0.2, "updates_s": 0.05, "labels_per_image": 21.2}
+PARTS = {
+    "labels_s": 0.5,
+    "neighbours_s": 0.25,
+    "losses_s": 0.2,
+    "updates_s": 0.05,
+    "labels_per_image": 21.2,
+}
 
 
-def test_the_parts_of_an_nnct_step_stand_beside_the_published_ones_and_the_network(tmp_path: Path) -> None:
+def test_the_parts_of_an_nnct_step_stand_beside_the_published_ones_and_the_network(
+    tmp_path: Path,
+) -> None:
     figures = [
         nnct("ours", 1.0, 150.0, label_memory_MB=133.0, **PARTS),
-        nnct("eager, as published", 8.0, 90.0, label_memory_MB=4257.0, **(PARTS | {"labels_s": 7.5})),
+        nnct(
+            "eager, as published", 8.0, 90.0, label_memory_MB=4257.0, **(PARTS | {"labels_s": 7.5})
+        ),
         nnct("network", 20.0, 6000.0),
     ]
     done = report(tmp_path, {"benchmarks": figures})
@@ -168,33 +227,87 @@ def test_the_parts_of_an_nnct_step_stand_beside_the_published_ones_and_the_netwo
 
 def test_an_nnct_step_without_the_published_form_or_the_network_has_dashes(tmp_path: Path) -> None:
     assert report(tmp_path, {"benchmarks": [nnct("ours", 1.0, 150.0)]}).returncode == 0
-    assert rows(tmp_path)[1][2:] == ["-", "-", "1.00", "-", "-", "-", "-, -", "150", "-", "-, -", "-"]
+    assert rows(tmp_path)[1][2:] == [
+        "-",
+        "-",
+        "1.00",
+        "-",
+        "-",
+        "-",
+        "-, -",
+        "150",
+        "-",
+        "-, -",
+        "-",
+    ]
 
 
 def epoch(**more: Any) -> dict[str, Any]:
     """A figure of a whole epoch, as its benchmark notes it."""
     problem = "ucal, resnet50 256 x 128, 800 x 64 of 32,621"
     info = {
-        **{"step": "epoch", "problem": problem, "device": "cpu", "threads": 1, "precision": "bf16", "epoch_s": 20.0},
-        **{"extraction_s": 3.5, "clustering_s": 0.75, "questions_s": 0.5, "data_s": 0.25, "network_s": 14.0},
-        **{"memory_s": 0.5, "optimizer_s": 0.45, "training_images_per_s": 3400.0, "extraction_images_per_s": 9320.3},
+        **{
+            "step": "epoch",
+            "problem": problem,
+            "device": "cpu",
+            "threads": 1,
+            "precision": "bf16",
+            "epoch_s": 20.0,
+        },
+        **{
+            "extraction_s": 3.5,
+            "clustering_s": 0.75,
+            "questions_s": 0.5,
+            "data_s": 0.25,
+            "network_s": 14.0,
+        },
+        **{
+            "memory_s": 0.5,
+            "optimizer_s": 0.45,
+            "training_images_per_s": 3400.0,
+            "extraction_images_per_s": 9320.3,
+        },
         **{"ranking_s": 1.5, "peak_MiB": 9876.5},
         **more,
     }
-    return {"name": "test_epoch", "group": f"epoch, {problem}", "stats": {"median": 33.0}, "extra_info": info}
+    return {
+        "name": "test_epoch",
+        "group": f"epoch, {problem}",
+        "stats": {"median": 33.0},
+        "extra_info": info,
+    }
 
 
 def test_an_epoch_stands_beside_the_plain_loop_with_the_goals_it_misses(tmp_path: Path) -> None:
     rates = {"training_images_per_s": 500.0, "extraction_images_per_s": 2000.0}
-    plain = {**rates, **{f"ours_{name}": 7 * rate for name, rate in rates.items()}, "epoch_s": 118.0, "peak_MiB": 2e4}
+    plain = {
+        **rates,
+        **{f"ours_{name}": 7 * rate for name, rate in rates.items()},
+        "epoch_s": 118.0,
+        "peak_MiB": 2e4,
+    }
     goals = {"training_images_per_s": {"met": False}, "epoch_s": {"met": True}}
-    share = {"step": "share", "problem": "resnet18", "device": "cpu", "threads": 2, "share": 0.0512, "goal": 0.1}
+    share = {
+        "step": "share",
+        "problem": "resnet18",
+        "device": "cpu",
+        "threads": 2,
+        "share": 0.0512,
+        "goal": 0.1,
+    }
     share |= {"data": 0.5, "memory": 0.1, "optimizer": 0.4, "network": 18.5}
     alone = {"name": "test_share", "group": "share", "stats": {"median": 21.0}, "extra_info": share}
-    done = report(tmp_path, {"benchmarks": [epoch(plain=plain, goals=goals), epoch(), alone, OTHER]})
+    done = report(
+        tmp_path, {"benchmarks": [epoch(plain=plain, goals=goals), epoch(), alone, OTHER]}
+    )
     assert done.returncode == 0, done.stderr
     _, beside, without, _, steps, _, other = rows(tmp_path)
-    assert beside[1:5] == ["bf16, 1", "3.5 + 0.75 + 0.50 + 0.25 + 14 + 0.50 + 0.45", "20.0, 118", "5.90"]
+    assert beside[1:5] == [
+        "bf16, 1",
+        "3.5 + 0.75 + 0.50 + 0.25 + 14 + 0.50 + 0.45",
+        "20.0, 118",
+        "5.90",
+    ]
     assert beside[5:8] == ["3,400; 3,500, 500", "9,320; 14,000, 2,000", "1.50"]
     assert beside[8:] == ["9,876, 20,000", "1 of 2, not training_images_per_s"]
     assert without[3:6] == ["20.0, -", "-", "3,400; -, -"]
@@ -206,7 +319,14 @@ def test_an_epoch_stands_beside_the_plain_loop_with_the_goals_it_misses(tmp_path
 def test_growth_is_measured_by_size_and_drawn_and_reported(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark")
     figures, plot = tmp_path / "growth.json", tmp_path / "growth.png"
-    command = [sys.executable, str(ROOT / "bench" / "growth.py"), "--json", str(figures), "--plot", str(plot)]
+    command = [
+        sys.executable,
+        str(ROOT / "bench" / "growth.py"),
+        "--json",
+        str(figures),
+        "--plot",
+        str(plot),
+    ]
     command += ["--sizes", "90", "60", "--dim", "16", "--threads", "1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

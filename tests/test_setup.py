@@ -21,8 +21,17 @@ def source(tmp_path: Path) -> Path:
     """A copy of the sources, with one CUDA source."""
     folder = tmp_path / "source"
     for name in ("csrc", "fastreid_al", "kernels"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md"):
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+        )
+    for name in (
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "MANIFEST.in",
+        "CHANGELOG.md",
+    ):
         shutil.copy(ROOT / name, folder)
     for path in (folder / "csrc").glob("*.cu"):
         path.unlink()
@@ -34,27 +43,42 @@ def fake_cuda(folder: Path, compiles: str) -> str:
     """A CUDA_HOME whose nvcc knows two architectures and does `compiles`."""
     nvcc = folder / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
-    nvcc.write_text(f'#!/bin/sh\n[ "$1" = --list-gpu-arch ] && echo compute_80 compute_90 && exit 0\n{compiles}\n')
+    nvcc.write_text(
+        f'#!/bin/sh\n[ "$1" = --list-gpu-arch ] && echo compute_80 compute_90 && exit 0\n{compiles}\n'
+    )
     nvcc.chmod(0o755)
     return str(folder)
 
 
 def build(source: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "setup.py", *command], cwd=source, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "setup.py", *command],
+        cwd=source,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"FASTREID_AL_CUDA": "yes"}, "FASTREID_AL_CUDA: found 'yes', wanted auto, 0 or 1"),
-        ({"FASTREID_AL_CUDA_ARCHITECTURES": "80;70"}, "found '80;70', wanted numbers of [80, 90] with ';' between"),
-        ({"FASTREID_AL_CUDA_ARCHITECTURES": "native"}, "found 'native', wanted numbers of [80, 90]"),
+        ({"FASTREID_AL_CUDA": "yes"}, "FASTREID_AL_CUDA: got 'yes', expected auto, 0 or 1"),
+        (
+            {"FASTREID_AL_CUDA_ARCHITECTURES": "80;70"},
+            "got '80;70', expected numbers of [80, 90] with ';' between",
+        ),
+        (
+            {"FASTREID_AL_CUDA_ARCHITECTURES": "native"},
+            "got 'native', expected numbers of [80, 90]",
+        ),
         ({"FASTREID_AL_CUDA": "1"}, "the CUDA part failed, and FASTREID_AL_CUDA=1"),
     ],
 )
-def test_settings_that_cannot_be_met_stop_the_build(source: Path, settings: dict[str, str], message: str):
+def test_settings_that_cannot_be_met_stop_the_build(
+    source: Path, settings: dict[str, str], message: str
+):
     home = fake_cuda(source.parent / "cuda", "exit 3")
     done = build(source, "bdist_wheel", PATH="/usr/bin:/bin", CUDA_HOME=home, **settings)
     assert done.returncode != 0

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from .closure import Closure
-from .questions import Question, Verdict
+from ..answers.closure import Closure
+from ..answers.question import Question, Verdict
 
 #: Images whose similarity to the answered images of a cluster is looked at together.
 _ROWS = 1024
@@ -93,7 +93,9 @@ class Split:
     """
 
     def __init__(self, questions: list[Question]) -> None:
-        by_medoid = {image: side for q in questions for image, side in zip(q.images, q.groups, strict=True)}
+        by_medoid = {
+            image: side for q in questions for image, side in zip(q.images, q.groups, strict=True)
+        }
         self._groups = [by_medoid[medoid] for medoid in sorted(by_medoid)]
         self._place = {medoid: place for place, medoid in enumerate(sorted(by_medoid))}
         self._similarity = {self._pair(q): q.similarity for q in questions}
@@ -122,7 +124,9 @@ class Split:
 
 
 def settle(
-    count: int, verdicts: Mapping[tuple[int, int], Verdict], similarity: Mapping[tuple[int, int], float]
+    count: int,
+    verdicts: Mapping[tuple[int, int], Verdict],
+    similarity: Mapping[tuple[int, int], float],
 ) -> list[int]:
     """Which groups of a cluster stay together.
 
@@ -140,7 +144,9 @@ def settle(
     part = list(range(count))
     apart = {pair for pair, verdict in verdicts.items() if verdict is Verdict.DIFFERENT}
     together = {pair for pair, verdict in verdicts.items() if verdict is Verdict.SAME}
-    for i, j in sorted(set(similarity) - apart, key=lambda pair: (pair not in together, -similarity[pair], pair)):
+    for i, j in sorted(
+        set(similarity) - apart, key=lambda pair: (pair not in together, -similarity[pair], pair)
+    ):
         a, b = part[i], part[j]
         if not any({part[x], part[y]} == {a, b} for x, y in apart):
             part = [min(a, b) if p in (a, b) else p for p in part]
@@ -175,14 +181,20 @@ def _labels_with_enemies(labels: Tensor, closure: Closure) -> set[int]:
     for root, images in closure.components().items():
         for label in set(labels[images].tolist()) - {-1}:
             roots[label].add(root)
-    return {label for label, found in roots.items() if any(closure.enemies(r) & found for r in found)}
+    return {
+        label for label, found in roots.items() if any(closure.enemies(r) & found for r in found)
+    }
 
 
 def _split_by_answers(features: Tensor, partition: Partition, label: int, closure: Closure) -> None:
     """Split a cluster between camps: sets of components without enemies among them."""
     rows = sorted(partition.members(label))
     here = {root for row in rows if (root := closure.root(row)) is not None}
-    known = {row: root for row in rows if (root := closure.root(row)) is not None and closure.enemies(root) & here}
+    known = {
+        row: root
+        for row in rows
+        if (root := closure.root(row)) is not None and closure.enemies(root) & here
+    }
     camps: list[set[int]] = []
     # Large components first: a stray answer goes to the camp that stands already.
     for root, _ in sorted(Counter(known.values()).items(), key=lambda item: (-item[1], item[0])):
@@ -194,7 +206,12 @@ def _split_by_answers(features: Tensor, partition: Partition, label: int, closur
     anchors = sorted(known)
     device = features.device
     of_anchors = features[torch.tensor(anchors, device=device)].T
-    nearest = torch.cat([(features[r] @ of_anchors).argmax(1) for r in torch.tensor(rows, device=device).split(_ROWS)])
+    nearest = torch.cat(
+        [
+            (features[r] @ of_anchors).argmax(1)
+            for r in torch.tensor(rows, device=device).split(_ROWS)
+        ]
+    )
     camp_of = {root: number for number, camp in enumerate(camps) for root in camp}
     sides: dict[int, list[int]] = defaultdict(list)
     for row, anchor in zip(rows, nearest.tolist(), strict=True):
@@ -209,7 +226,9 @@ def _join_by_answers(partition: Partition, closure: Closure) -> None:
     for root, images in closure.components().items():
         for image in images:
             inside[partition.label_of(image)].add(root)
-    for _, images in sorted(closure.components().items(), key=lambda item: (-len(item[1]), item[0])):
+    for _, images in sorted(
+        closure.components().items(), key=lambda item: (-len(item[1]), item[0])
+    ):
         shares = Counter(partition.label_of(image) for image in images)
         (home, _), *others = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
         for label, _ in others:

@@ -7,12 +7,12 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from ..answers.asker import Asker, OutOfQuestions, RoundAgain, Spent
+from ..answers.question import Verdict
 from ..config import QuestionConfig
-from .asker import Asker, OutOfQuestions, RoundAgain, Spent
-from .gain import ask_gain
 from .partition import apply_memory
-from .questions import Verdict
-from .rules import ask_pairs, ask_ucal, random_pairs, spal_pairs
+from .strategies.baselines import ask_pairs, ask_ucal, random_pairs, spal_pairs
+from .strategies.gain import ask_gain
 
 StrategyName = Literal["ucal", "gain", "spal", "random"]
 
@@ -86,7 +86,12 @@ def _spal(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig
 def _random(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig) -> None:
     allowed = asker.allowed()
     count = _RANDOM if allowed is None else allowed
-    ask_pairs(features, labels, asker, random_pairs(features, labels, count, 1_000_003 * asker.seed + asker.epoch))
+    ask_pairs(
+        features,
+        labels,
+        asker,
+        random_pairs(features, labels, count, 1_000_003 * asker.seed + asker.epoch),
+    )
 
 
 _STRATEGIES: dict[str, Callable[[Tensor, Tensor, Asker, QuestionConfig], None]] = {
@@ -109,7 +114,9 @@ class Questions:
     def __init__(self, asker: Asker, strategy: StrategyName, config: QuestionConfig) -> None:
         self.asker, self.strategy, self.config = asker, strategy, config
 
-    def refine(self, epoch: int, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def refine(
+        self, epoch: int, features: Tensor, labels: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         """The labels of an epoch after its round of questions, and what the round cost, for the log.
 
         Before the first round the labels are returned as they are. `share` is Eq. 7: pairs that were answered over all pairs.
@@ -127,7 +134,10 @@ class Questions:
             "answering_seconds_total": self.asker.seconds,
             "remembered": spent.remembered,
             "contradictions": spent.contradictions,
-            **{f"answered_{verdict.name.lower()}": spent.verdicts[verdict.value] for verdict in Verdict},
+            **{
+                f"answered_{verdict.name.lower()}": spent.verdicts[verdict.value]
+                for verdict in Verdict
+            },
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """From features to pseudo-labels: neighbours, Jaccard graph, DBSCAN, self-paced selection, k-medoids. Arrays in, arrays out."""
 
-from .approximate import ivf_neighbours
+from .backends import check_backend
 from .cosine import cosine_dbscan, radius_graph
 from .dbscan import dbscan
+from .ivf import ivf_neighbours
 from .jaccard import Graph, jaccard_graph
 from .kmedoids import Groupings, KMedoids, kmedoids, kmedoids_many
 from .neighbours import nearest_neighbours
-from .peers import check_backend
 from .self_paced import self_paced_labels
 
 __all__ = [

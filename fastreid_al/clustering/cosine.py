@@ -10,10 +10,10 @@ import torch
 from reid_kernels._ops import full_precision
 from torch import Tensor
 
+from .backends import Backend, check_backend, cuml_labels, sklearn_labels
 from .csr import both_directions
 from .dbscan import dbscan
 from .jaccard import Graph
-from .peers import Backend, check_backend, cuml_labels, sklearn_labels
 
 #: Rows and columns of a tile of similarities: 32 MiB in float32.
 _ROWS, _COLUMNS = 2048, 4096
@@ -29,7 +29,7 @@ def cosine_dbscan(
     """DBSCAN by cosine distance 1 - x·y, for features that are clustered as they are, without Jaccard distances.
 
     Args:
-        features: (n, D) float32 or float64, rows of length one within 1e-4, on any device.
+        features: (n, D) float32 or float64, unit-norm rows within 1e-4, on any device.
         eps: Radius in cosine distance, in [0, 1); or several.
         min_samples: Points within eps that make a core point, itself counted.
         backend: "graph" makes the exact `radius_graph` for the greatest radius and clusters that. "sklearn" and "cuml" are
@@ -50,9 +50,9 @@ def cosine_dbscan(
     radii = [float(e) for e in np.atleast_1d(eps)]
     for e in radii:
         if not 0 <= e < 1:
-            raise ValueError(f"eps: found {e}, wanted a number in [0, 1)")
+            raise ValueError(f"eps: got {e}, expected a number in [0, 1)")
     if min_samples < 1:
-        raise ValueError(f"min_samples: found {min_samples}, wanted at least 1")
+        raise ValueError(f"min_samples: got {min_samples}, expected at least 1")
     check_backend(backend)
     check_unit_rows(features)
     euclidean = [math.sqrt(2 * e) for e in radii]
@@ -71,7 +71,7 @@ def radius_graph(features: Tensor, max_distance: float, most_edges: int = MOST_E
     """All pairs of unit rows within a cosine distance, exactly.
 
     Args:
-        features: (n, D) float32 or float64, rows of length one within 1e-4, on any device.
+        features: (n, D) float32 or float64, unit-norm rows within 1e-4, on any device.
         max_distance: Greatest distance max(0, 1 - x·y) kept, in [0, 1), rounded to the dtype of the features.
         most_edges: Edges at which it gives up.
 
@@ -86,7 +86,7 @@ def radius_graph(features: Tensor, max_distance: float, most_edges: int = MOST_E
             edges than `most_edges`.
     """
     if not 0 <= max_distance < 1:
-        raise ValueError(f"max_distance: found {max_distance}, wanted a number in [0, 1)")
+        raise ValueError(f"max_distance: got {max_distance}, expected a number in [0, 1)")
     check_unit_rows(features)
     n, features = len(features), features.detach()
     reach = torch.tensor(max_distance, dtype=features.dtype, device=features.device)
@@ -116,9 +116,9 @@ def check_unit_rows(features: Tensor) -> None:
         ValueError: Wrong shape or dtype; or a row that is not finite or not of length one, by its index.
     """
     if features.ndim != 2:
-        raise ValueError(f"features: found shape {tuple(features.shape)}, wanted (n, D)")
+        raise ValueError(f"features: got shape {tuple(features.shape)}, expected (n, D)")
     if features.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"features: found {features.dtype}, wanted float32 or float64")
+        raise ValueError(f"features: got {features.dtype}, expected float32 or float64")
     lengths = torch.linalg.vector_norm(features.detach(), dim=1)
     # A NaN compares as false, so that it is bad.
     bad = (~((lengths - 1).abs() <= _UNIT)).nonzero()[:, 0]
@@ -130,7 +130,9 @@ def check_unit_rows(features: Tensor) -> None:
         )
 
 
-def _upper_tiles(features: Tensor, start: int, reach: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _upper_tiles(
+    features: Tensor, start: int, reach: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Pairs (i, j, distance) within reach, with i in a block of rows and j > i."""
     rows = features[start : start + _ROWS]
     for left in range(start, len(features), _COLUMNS):

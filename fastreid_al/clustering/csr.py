@@ -20,7 +20,9 @@ def ranges(first: Tensor, counts: Tensor, total: int | None = None) -> Tensor:
     return places
 
 
-def both_directions(i: Tensor, j: Tensor, distance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+def both_directions(
+    i: Tensor, j: Tensor, distance: Tensor, n: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """indptr, indices and distances of edges i < j in the order of (i, j): in each row the lower neighbours come first.
 
     Placed by hand: a distance of zero is an edge, which sparse sums would drop.

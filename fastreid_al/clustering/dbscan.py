@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..ranks import ALONE, Ranks
+from ..distributed.world import SINGLE_PROCESS, World
+from .backends import Backend, check_backend, cuml_labels, sklearn_labels
 from .jaccard import Graph
-from .peers import Backend, check_backend, cuml_labels, sklearn_labels
-from .shards import rows_of_all
+from .sharding import rows_of_all
 
 
 def dbscan(
@@ -21,7 +21,7 @@ def dbscan(
     eps: float | Sequence[float],
     min_samples: int = 4,
     backend: Backend = "auto",
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Tensor:
     """Density-based clusters (Ester et al., KDD 1996), numbered as scikit-learn numbers them.
 
@@ -35,7 +35,7 @@ def dbscan(
             "cuml" is cuML, which takes no sparse graph: distances become a dense n x n array on a GPU, so it serves
             comparisons, up to n = 40,000. "auto" is "graph" on every device: all give the same labels, and it alone grows
             with the edges.
-        ranks: Each gives its rows of the graph, as `jaccard_graph` gave them to it, and gets the labels of all nodes, the same
+        world: Each gives its rows of the graph, as `jaccard_graph` gave them to it, and gets the labels of all nodes, the same
             as a process alone. By the backend "graph" alone, in PyTorch.
 
     Returns:
@@ -52,20 +52,26 @@ def dbscan(
     radii = [float(e) for e in np.atleast_1d(eps)]
     for e in radii:
         if not 0 <= e < 1:
-            raise ValueError(f"eps: found {e}, wanted a number in [0, 1)")
+            raise ValueError(f"eps: got {e}, expected a number in [0, 1)")
         if not e <= graph.max_distance:
-            raise ValueError(f"eps: found {e}, wanted {graph.max_distance} at most, the reach of the graph")
+            raise ValueError(
+                f"eps: got {e}, expected {graph.max_distance} at most, the reach of the graph"
+            )
     if min_samples < 1:
-        raise ValueError(f"min_samples: found {min_samples}, wanted at least 1")
-    if ranks.size > 1 and backend not in ("auto", "graph"):
-        raise ValueError(f"backend: found {backend!r}, wanted 'graph' on {ranks.size} ranks")
+        raise ValueError(f"min_samples: got {min_samples}, expected at least 1")
+    if world.size > 1 and backend not in ("auto", "graph"):
+        raise ValueError(f"backend: got {backend!r}, expected 'graph' on {world.size} ranks")
     check_backend(backend, graph.n)
-    n = graph.n if ranks.size == 1 else rows_of_all(ranks.agree(lambda: _indptr(graph))[1:], ranks)
-    ranks.agree(lambda: check_graph(graph, n))
+    n = (
+        graph.n
+        if world.size == 1
+        else rows_of_all(world.raise_together(lambda: _indptr(graph))[1:], world)
+    )
+    world.raise_together(lambda: check_graph(graph, n))
     # Every backend compares in the dtype of the graph.
     rounded = torch.tensor(radii, dtype=graph.distances.dtype)
-    if ranks.size > 1:
-        labels = _over_ranks(graph, rounded, min_samples, n, ranks)
+    if world.size > 1:
+        labels = _over_ranks(graph, rounded, min_samples, n, world)
     elif backend == "sklearn":
         labels = _by_sklearn(graph, rounded, min_samples)
     elif backend == "cuml":
@@ -93,7 +99,7 @@ def check_graph(graph: Graph, n: int | None = None) -> None:
     if any(x.ndim != 1 for x in graph[:3]) or len(indptr) == 0 or len(indices) != len(distances):
         shapes = ", ".join(str(tuple(x.shape)) for x in graph[:3])
         raise ValueError(
-            f"graph: found shapes {shapes}, wanted indptr (n + 1,), indices (edges,) and distances (edges,)"
+            f"graph: got shapes {shapes}, expected indptr (n + 1,), indices (edges,) and distances (edges,)"
         )
     if (
         indptr.dtype != torch.int64
@@ -101,12 +107,14 @@ def check_graph(graph: Graph, n: int | None = None) -> None:
         or distances.dtype not in (torch.float32, torch.float64)
     ):
         dtypes = ", ".join(str(x.dtype).removeprefix("torch.") for x in graph[:3])
-        raise ValueError(f"graph: found {dtypes}, wanted int64, int64 and float32 or float64")
+        raise ValueError(f"graph: got {dtypes}, expected int64, int64 and float32 or float64")
     if len({x.device for x in graph[:3]}) != 1:
-        raise ValueError(f"graph: found {', '.join(str(x.device) for x in graph[:3])}, wanted one device")
+        raise ValueError(
+            f"graph: got {', '.join(str(x.device) for x in graph[:3])}, expected one device"
+        )
     if int(indptr[0]) != 0 or int(indptr[-1]) != len(indices):
         raise ValueError(
-            f"graph: indptr goes from {int(indptr[0])} to {int(indptr[-1])}, wanted 0 to {len(indices)}, the indices"
+            f"graph: indptr goes from {int(indptr[0])} to {int(indptr[-1])}, expected 0 to {len(indices)}, the indices"
         )
     falls = (indptr[1:] < indptr[:-1]).nonzero()
     if len(falls):
@@ -114,7 +122,9 @@ def check_graph(graph: Graph, n: int | None = None) -> None:
     if len(indices):
         low, high = (int(x) for x in torch.aminmax(indices))
         if low < 0 or high >= n:
-            raise ValueError(f"graph: found an index {low if low < 0 else high}, wanted 0 to {n - 1}")
+            raise ValueError(
+                f"graph: got an index {low if low < 0 else high}, expected 0 to {n - 1}"
+            )
 
 
 def _by_union_find(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
@@ -136,11 +146,11 @@ def _by_union_find(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
 
 
 def _by_pointer_jumping(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
-    return _over_ranks(graph, eps, min_samples, graph.n, ALONE)
+    return _over_ranks(graph, eps, min_samples, graph.n, SINGLE_PROCESS)
 
 
-def _over_ranks(graph: Graph, eps: Tensor, min_samples: int, n: int, ranks: Ranks) -> Tensor:
-    device, where = graph.distances.device, ranks.own(n)
+def _over_ranks(graph: Graph, eps: Tensor, min_samples: int, n: int, world: World) -> Tensor:
+    device, where = graph.distances.device, world.local_slice(n)
     nodes = torch.arange(n, device=device)
     own = nodes[where]
     all_rows = torch.repeat_interleave(own, graph.indptr.diff(), output_size=len(graph.indices))
@@ -148,30 +158,32 @@ def _over_ranks(graph: Graph, eps: Tensor, min_samples: int, n: int, ranks: Rank
     for e, labels in zip(eps.to(device), found, strict=True):
         near = graph.distances <= e
         rows, columns = all_rows[near], graph.indices[near]
-        core = ranks.gather(torch.bincount(rows - where.start, minlength=len(own)) + 1 >= min_samples)
+        core = world.all_gather_rows(
+            torch.bincount(rows - where.start, minlength=len(own)) + 1 >= min_samples
+        )
         # Each edge once, from the higher node to the lower.
         both = core[rows] & core[columns] & (rows > columns)
         roots = _lowest_nodes(rows[both], columns[both], nodes.clone())
-        if ranks.size > 1:
-            roots = _united(roots, nodes, ranks)
+        if world.size > 1:
+            roots = _united(roots, nodes, world)
         numbers = (core & (roots == nodes)).cumsum(0) - 1
         clusters = torch.where(core, numbers[roots], -1)
         to_core = core[columns] & ~core[rows]
         lowest = torch.full_like(own, n)
         lowest.scatter_reduce_(0, rows[to_core] - where.start, clusters[columns[to_core]], "amin")
-        labels.copy_(ranks.gather(torch.where(lowest < n, lowest, clusters[where])))
+        labels.copy_(world.all_gather_rows(torch.where(lowest < n, lowest, clusters[where])))
     return found
 
 
-def _united(roots: Tensor, nodes: Tensor, ranks: Ranks) -> Tensor:
+def _united(roots: Tensor, nodes: Tensor, world: World) -> Tensor:
     """The lowest nodes of components of which each rank knows a part: by its own edges each node's lowest.
 
     Part after part, each of all ranks: n nodes of those of others are here at a time, not n of every rank.
     """
     parents = nodes.clone()
-    for part in nodes.chunk(ranks.size):
-        theirs = ranks.gather(roots[part])
-        some = part.repeat(ranks.size)
+    for part in nodes.chunk(world.size):
+        theirs = world.all_gather_rows(roots[part])
+        some = part.repeat(world.size)
         joins = theirs != some
         parents = _lowest_nodes(parents[some[joins]], parents[theirs[joins]], parents)
     return parents
@@ -195,7 +207,9 @@ def _lowest_nodes(a: Tensor, b: Tensor, parents: Tensor) -> Tensor:
 
 def _indptr(graph: Graph) -> Tensor:
     if graph.indptr.ndim != 1 or len(graph.indptr) == 0:
-        raise ValueError(f"graph: found indptr of shape {tuple(graph.indptr.shape)}, wanted (n + 1,)")
+        raise ValueError(
+            f"graph: got indptr of shape {tuple(graph.indptr.shape)}, expected (n + 1,)"
+        )
     return graph.indptr
 
 

@@ -20,10 +20,10 @@ from reid_kernels.topk import MAX_K
 from torch import Tensor
 
 from .. import native
-from ..ranks import ALONE, Ranks
-from . import jaccard_cuda, jaccard_ranks, jaccard_torch
+from ..distributed.world import SINGLE_PROCESS, World
+from . import jaccard_cuda, jaccard_sharded, jaccard_torch
 from .neighbours import nearest_neighbours
-from .shards import rows_of_all
+from .sharding import rows_of_all
 
 #: The largest set whose rows the compiled forms count in 32 bits.
 _MOST_ROWS = 2**31 - 1
@@ -59,7 +59,7 @@ def jaccard_graph(
     max_distance: float = 0.62,
     *,
     neighbours: Tensor | Literal["exact"] = "exact",
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Graph:
     """Jaccard distances between images, from their k-reciprocal neighbours (Zhong et al., CVPR 2017, as SpCL uses it).
 
@@ -70,7 +70,7 @@ def jaccard_graph(
         max_distance: Pairs further apart are left out; below 1.
         neighbours: "exact", or (n, min(k1, n)) int64 lists in place of the exact ones, such as `ivf_neighbours` gives; each
             begins with its own index and names no row twice.
-        ranks: Each gives its rows of the features (and of the lists, which name rows of all) and gets its rows of the graph:
+        world: Each gives its rows of the features (and of the lists, which name rows of all) and gets its rows of the graph:
             all their edges, to nodes numbered among all. The edges are those that a process alone finds.
 
     Returns:
@@ -88,37 +88,64 @@ def jaccard_graph(
             finite or far from unit length (the row is named), or `neighbours` that are no such lists; on all ranks where it is
             so on one.
     """
-    ranks.agree(lambda: _check(features))
-    n, half = rows_of_all(features, ranks), min(round(k1 / 2) + 1, k1)
+    world.raise_together(lambda: _check(features))
+    n, half = rows_of_all(features, world), min(round(k1 / 2) + 1, k1)
     _check_numbers(n, k1, k2, max_distance)
-    _check_lengths(features, n, ranks)
+    _check_lengths(features, n, world)
     features = features.detach().contiguous()
     if isinstance(neighbours, Tensor):
         given = neighbours
-        ranks.agree(lambda: _check_lists(given, features, min(k1, n), n, ranks.own(n)))
+        world.raise_together(
+            lambda: _check_lists(given, features, min(k1, n), n, world.local_slice(n))
+        )
         lists = neighbours.contiguous()
     elif isinstance(neighbours, str) and neighbours == "exact":
-        lists = nearest_neighbours(features, k1, ranks)
+        lists = nearest_neighbours(features, k1, world)
     else:
-        found = repr(neighbours) if isinstance(neighbours, str) else f"a {type(neighbours).__name__}"
+        found = (
+            repr(neighbours) if isinstance(neighbours, str) else f"a {type(neighbours).__name__}"
+        )
         raise ValueError(
-            f"neighbours: found {found}, wanted 'exact' or a tensor of lists, such as ivf_neighbours(...).ranks"
+            f"neighbours: got {found}, expected 'exact' or a tensor of lists, such as ivf_neighbours(...).neighbours"
         )
     half, k2 = min(half, lists.shape[1]), min(k2, k1)
-    if ranks.size > 1:
-        return Graph(*jaccard_ranks.jaccard_edges(features, lists, half, k2, max_distance, n, ranks), max_distance)
-    extension = native.extension() if features.is_cpu else native.cuda_extension() if features.is_cuda else None
-    if n == 0 or n > _MOST_ROWS or extension is None or (features.is_cuda and features.dtype == torch.float64):
-        return Graph(*jaccard_torch.jaccard_edges(features, lists, half, k2, max_distance), max_distance)
+    if world.size > 1:
+        return Graph(
+            *jaccard_sharded.jaccard_edges(features, lists, half, k2, max_distance, n, world),
+            max_distance,
+        )
+    extension = (
+        native.extension()
+        if features.is_cpu
+        else native.cuda_extension()
+        if features.is_cuda
+        else None
+    )
+    if (
+        n == 0
+        or n > _MOST_ROWS
+        or extension is None
+        or (features.is_cuda and features.dtype == torch.float64)
+    ):
+        return Graph(
+            *jaccard_torch.jaccard_edges(features, lists, half, k2, max_distance), max_distance
+        )
     if features.is_cuda:
         with torch.cuda.device(features.device):
             stream = torch.cuda.current_stream().cuda_stream
             return Graph(
-                *jaccard_cuda.jaccard_edges(extension, features, lists, half, k2, max_distance, stream), max_distance
+                *jaccard_cuda.jaccard_edges(
+                    extension, features, lists, half, k2, max_distance, stream
+                ),
+                max_distance,
             )
-    form = extension.jaccard_edges_float64 if features.dtype == torch.float64 else extension.jaccard_edges_float32
+    form = (
+        extension.jaccard_edges_float64
+        if features.dtype == torch.float64
+        else extension.jaccard_edges_float32
+    )
     edges = form(
-        ranks=native.address(lists),
+        neighbours=native.address(lists),
         n=n,
         k1=lists.shape[1],
         half=half,
@@ -137,32 +164,38 @@ def jaccard_graph(
 
 def _check(features: Tensor) -> None:
     if not isinstance(features, Tensor):
-        raise ValueError(f"features: found a {type(features).__name__}, wanted a torch.Tensor")
+        raise ValueError(f"features: got a {type(features).__name__}, expected a torch.Tensor")
     if features.ndim != 2:
-        raise ValueError(f"features: found shape {tuple(features.shape)}, wanted (n, D)")
+        raise ValueError(f"features: got shape {tuple(features.shape)}, expected (n, D)")
     if features.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"features: found dtype {features.dtype}, wanted float32 or float64")
+        raise ValueError(f"features: got dtype {features.dtype}, expected float32 or float64")
 
 
 def _check_numbers(n: int, k1: int, k2: int, max_distance: float) -> None:
     if k1 < 1 or k2 < 1:
-        raise ValueError(f"k1 and k2: found {k1} and {k2}, wanted at least 1")
+        raise ValueError(f"k1 and k2: got {k1} and {k2}, expected at least 1")
     if min(k1, n) > MAX_K + 1:
-        raise ValueError(f"k1: found {k1}, wanted {MAX_K + 1} at most")
+        raise ValueError(f"k1: got {k1}, expected {MAX_K + 1} at most")
     if not 0 <= max_distance < 1:
-        raise ValueError(f"max_distance: found {max_distance}, wanted a number in [0, 1)")
+        raise ValueError(f"max_distance: got {max_distance}, expected a number in [0, 1)")
 
 
-def _check_lengths(features: Tensor, n: int, ranks: Ranks) -> None:
+def _check_lengths(features: Tensor, n: int, world: World) -> None:
     length = torch.linalg.vector_norm(features, dim=1)
     for bad in (~torch.isfinite(length), (length - 1).abs() > _UNIT_TOLERANCE):
         rows = bad.nonzero()[:, 0]
-        first = (int(rows[0]) + ranks.own(n).start, float(length[rows[0]])) if len(rows) else None
-        found = ranks.all_objects((len(rows), first))
+        first = (
+            (int(rows[0]) + world.local_slice(n).start, float(length[rows[0]]))
+            if len(rows)
+            else None
+        )
+        found = world.all_gather_objects((len(rows), first))
         row, value = next((named for _, named in found if named is not None), (0, 1.0))
         count = sum(count for count, _ in found)
         if count and not math.isfinite(value):
-            raise ValueError(f"features: {count} of {n} rows are not finite, the first is row {row}")
+            raise ValueError(
+                f"features: {count} of {n} rows are not finite, the first is row {row}"
+            )
         if count:
             raise ValueError(
                 f"features: {count} of {n} rows are not of length one, the first is row {row} of length {value:.4g}; "
@@ -174,8 +207,8 @@ def _check_lists(lists: Tensor, features: Tensor, k: int, n: int, where: slice) 
     rows = len(features)
     if lists.shape != (rows, k) or lists.dtype != torch.int64 or lists.device != features.device:
         raise ValueError(
-            f"neighbours: found shape {tuple(lists.shape)}, {lists.dtype}, on {lists.device}, "
-            f"wanted ({rows}, {k}), torch.int64, on {features.device}"
+            f"neighbours: got shape {tuple(lists.shape)}, {lists.dtype}, on {lists.device}, "
+            f"expected ({rows}, {k}), torch.int64, on {features.device}"
         )
     if rows == 0:
         return
@@ -186,6 +219,6 @@ def _check_lists(lists: Tensor, features: Tensor, k: int, n: int, where: slice) 
     bad = (own | outside | twice).nonzero()[:, 0]
     if len(bad):
         raise ValueError(
-            f"neighbours: found that row {where.start + int(bad[0])} ({len(bad)} such rows) does not begin with its own index "
-            f"and name others of 0 to {n - 1} once each, wanted neighbour lists"
+            f"neighbours: row {where.start + int(bad[0])} ({len(bad)} such rows) does not begin with its own index "
+            f"and name others of 0 to {n - 1} once each, expected neighbour lists"
         )

@@ -20,13 +20,21 @@ _POOL = 2**26
 
 
 def jaccard_edges(
-    extension: ModuleType, features: Tensor, ranks: Tensor, half: int, k2: int, max_distance: float, stream: int
+    extension: ModuleType,
+    features: Tensor,
+    neighbours: Tensor,
+    half: int,
+    k2: int,
+    max_distance: float,
+    stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """indptr, indices and distances of the graph of float32 features; arguments as `jaccard_graph` has checked them."""
     n = len(features)
-    weights = averaged_weights(features, ranks, half, k2)
+    weights = averaged_weights(features, neighbours, half, k2)
     columns, _ = by_column(weights, n)
-    i, j, overlap = overlapping_pairs(extension, weights, columns, least_overlap(max_distance, features.dtype), stream)
+    i, j, overlap = overlapping_pairs(
+        extension, weights, columns, least_overlap(max_distance, features.dtype), stream
+    )
     distance = distances(overlap, features.dtype)
     near = distance <= max_distance
     return both_directions(i[near], j[near], distance[near], n)
@@ -46,7 +54,11 @@ def overlapping_pairs(
     """
     n = len(weights.indptr) - 1
     device = weights.shares.device
-    parts = [part for s in (weights, columns) for part in (s.indptr, s.columns.to(torch.int32), _low_words(s.shares))]
+    parts = [
+        part
+        for s in (weights, columns)
+        for part in (s.indptr, s.columns.to(torch.int32), _low_words(s.shares))
+    ]
     spilled = torch.empty(n, dtype=torch.int32, device=device)
     capacity = _PAIRS_PER_ROW * n
     while True:
@@ -56,9 +68,17 @@ def overlapping_pairs(
         overlaps = torch.empty(capacity, dtype=torch.int32, device=device)
         places = [native.address(part) for part in parts]
         arguments = extension.OverlapArguments(
-            *places, n, least, native.address(keys), native.address(overlaps), capacity, counts[:1].data_ptr()
+            *places,
+            n,
+            least,
+            native.address(keys),
+            native.address(overlaps),
+            capacity,
+            counts[:1].data_ptr(),
         )
-        extension.overlaps_cuda(arguments, _SLOTS, native.address(spilled), counts[1:].data_ptr(), stream)
+        extension.overlaps_cuda(
+            arguments, _SLOTS, native.address(spilled), counts[1:].data_ptr(), stream
+        )
         spills = int(counts[1])
         if spills:
             pools = min(spills, max(1, _POOL // n))

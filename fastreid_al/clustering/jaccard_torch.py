@@ -25,25 +25,27 @@ class Shares(NamedTuple):
 
 
 def jaccard_edges(
-    features: Tensor, ranks: Tensor, half: int, k2: int, max_distance: float
+    features: Tensor, neighbours: Tensor, half: int, k2: int, max_distance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """indptr, indices and distances of the graph; arguments as `jaccard_graph` has checked them."""
     if len(features) == 0:
-        empty = ranks.new_zeros(0)
-        return ranks.new_zeros(1), empty, features.new_empty(0)
+        empty = neighbours.new_zeros(0)
+        return neighbours.new_zeros(1), empty, features.new_empty(0)
     n = len(features)
-    averaged = averaged_weights(features, ranks, half, k2)
+    averaged = averaged_weights(features, neighbours, half, k2)
     columns, order = by_column(averaged, n)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
     # Every entry (i, t) meets the entries (j, t) that stand below it in column t.
     meetings = columns.indptr[averaged.columns + 1] - place - 1
-    return both_directions(*near_pairs(averaged, columns, place + 1, meetings, n, features.dtype, max_distance), n)
+    return both_directions(
+        *near_pairs(averaged, columns, place + 1, meetings, n, features.dtype, max_distance), n
+    )
 
 
-def averaged_weights(features: Tensor, ranks: Tensor, half: int, k2: int) -> Shares:
+def averaged_weights(features: Tensor, neighbours: Tensor, half: int, k2: int) -> Shares:
     """V: softmax weights over the expanded k-reciprocal sets, averaged over k2 neighbours."""
-    return averaged(_weights(features, ranks, half), ranks[:, :k2], len(ranks))
+    return averaged(_weights(features, neighbours, half), neighbours[:, :k2], len(neighbours))
 
 
 def distances(overlap: Tensor, dtype: torch.dtype) -> Tensor:
@@ -63,26 +65,30 @@ def _blocks(n: int, each: int, device: torch.device) -> Iterator[tuple[int, int]
     return ((start, min(n, start + rows)) for start in range(0, n, rows))
 
 
-def _short_lists(ranks: Tensor, half: int) -> Tensor:
+def _short_lists(neighbours: Tensor, half: int) -> Tensor:
     """R(i, half) in the order of the list, n in the places of those that are not in it: (n, half)."""
-    n = len(ranks)
-    out = ranks[:, :half].clone()
-    for start, stop in _blocks(n, half * half, ranks.device):
-        own = torch.arange(start, stop, device=ranks.device)
-        theirs = ranks[out[start:stop], :half]
+    n = len(neighbours)
+    out = neighbours[:, :half].clone()
+    for start, stop in _blocks(n, half * half, neighbours.device):
+        own = torch.arange(start, stop, device=neighbours.device)
+        theirs = neighbours[out[start:stop], :half]
         out[start:stop].masked_fill_(~(theirs == own[:, None, None]).any(2), n)
     return out
 
 
-def _weights(features: Tensor, ranks: Tensor, half: int) -> Shares:
+def _weights(features: Tensor, neighbours: Tensor, half: int) -> Shares:
     """The softmax of similarities over R(i, k1) and R_half(q) of each q in it that lies in it by more than two thirds."""
-    n, k1 = ranks.shape
-    halves = _short_lists(ranks, half)
+    n, k1 = neighbours.shape
+    halves = _short_lists(neighbours, half)
     counts, columns, shares = [], [], []
-    for start, stop in _blocks(n, k1 * (k1 + 4 * half), ranks.device):
-        own = torch.arange(start, stop, device=ranks.device)
-        members = ranks[start:stop]
-        members = members.masked_fill(~(ranks[members] == own[:, None, None]).any(2), n).sort(1).values
+    for start, stop in _blocks(n, k1 * (k1 + 4 * half), neighbours.device):
+        own = torch.arange(start, stop, device=neighbours.device)
+        members = neighbours[start:stop]
+        members = (
+            members.masked_fill(~(neighbours[members] == own[:, None, None]).any(2), n)
+            .sort(1)
+            .values
+        )
         # A list of its own for what is no member, all of it padding.
         theirs = torch.nn.functional.pad(halves, (0, 0, 0, 1), value=n)[members]
         together, fresh = expanded(members, theirs, n)
@@ -125,7 +131,9 @@ def expanded(members: Tensor, halves: Tensor, n: int) -> tuple[Tensor, Tensor]:
 def whole_shares(similarity: Tensor, counts: Tensor, width: int) -> Tensor:
     """The softmax of so many similarities a row, `width` at most, in whole numbers."""
     share = torch.exp(2 * similarity.double() - 2)
-    row = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(share))
+    row = torch.arange(len(counts), device=counts.device).repeat_interleave(
+        counts, output_size=len(share)
+    )
     place = ranges(torch.zeros_like(counts), counts, len(share))
     # Row by row, over the same width: sums by index have no order on a GPU.
     table = share.new_zeros(len(counts), width)
@@ -169,13 +177,21 @@ def averaged(weights: Shares, lists: Tensor, n: int) -> Shares:
 def by_column(weights: Shares, n: int) -> tuple[Shares, Tensor]:
     """The matrix by columns, rows ascending, and which entry each of its own is."""
     order = weights.columns.argsort(stable=True)
-    rows = torch.arange(n, device=order.device).repeat_interleave(weights.indptr.diff(), output_size=len(order))
+    rows = torch.arange(n, device=order.device).repeat_interleave(
+        weights.indptr.diff(), output_size=len(order)
+    )
     indptr = indptr_of(torch.bincount(weights.columns, minlength=n))
     return Shares(indptr, rows[order], weights.shares[order]), order
 
 
 def near_pairs(
-    weights: Shares, columns: Shares, first: Tensor, meetings: Tensor, n: int, dtype: torch.dtype, max_distance: float
+    weights: Shares,
+    columns: Shares,
+    first: Tensor,
+    meetings: Tensor,
+    n: int,
+    dtype: torch.dtype,
+    max_distance: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs (row of weights, partner) and their distance.
 
@@ -192,7 +208,11 @@ def near_pairs(
     start = 0
     while start < rows:
         stop = start + 1
-        while stop < rows and (stop + 1 - start) * n <= block and total[stop + 1] - total[start] <= block:
+        while (
+            stop < rows
+            and (stop + 1 - start) * n <= block
+            and total[stop + 1] - total[start] <= block
+        ):
             stop += 1
         begin, end = weights.indptr[[start, stop]].tolist()
         count = meetings[begin:end]
@@ -201,7 +221,9 @@ def near_pairs(
         smaller = weights.shares[begin:end].repeat_interleave(count, output_size=number)
         smaller = torch.minimum(smaller, columns.shares[partner])
         row = torch.arange(stop - start, device=device)
-        row = row.repeat_interleave(weights.indptr[start : stop + 1].diff(), output_size=end - begin)
+        row = row.repeat_interleave(
+            weights.indptr[start : stop + 1].diff(), output_size=end - begin
+        )
         key = (row * n).repeat_interleave(count, output_size=number) + columns.columns[partner]
         some = sums[: (stop - start) * n]
         some.scatter_add_(0, key, smaller)

@@ -71,28 +71,34 @@ def kmedoids(similarity: Tensor, k: int, start: Sequence[int] | None = None) -> 
     """
     s = similarity.detach().to("cpu", torch.float64).contiguous()
     if s.ndim != 2 or s.shape[0] != s.shape[1]:
-        raise ValueError(f"similarity: found shape {tuple(s.shape)}, wanted (m, m)")
+        raise ValueError(f"similarity: got shape {tuple(s.shape)}, expected (m, m)")
     m = len(s)
     if not 1 <= k <= m:
-        raise ValueError(f"k: found {k}, wanted 1 to {m}, the number of points")
+        raise ValueError(f"k: got {k}, expected 1 to {m}, the number of points")
     if not bool(torch.isfinite(s.sum())) and not bool(torch.isfinite(s).all()):
-        raise ValueError(f"similarity: found a value in row {_first(~torch.isfinite(s).all(1))} that is not finite")
+        raise ValueError(
+            f"similarity: found a value in row {_first(~torch.isfinite(s).all(1))} that is not finite"
+        )
     lower, upper = s.tril(-1).mT, s.triu(1)
     off = float((lower - upper).abs().max()) if m else 0.0
     if off > _SYMMETRIC * max(1.0, float(s.abs().max())):
         raise ValueError(
-            f"similarity: found values that differ by {off:.3g} from those across, wanted a symmetric matrix"
+            f"similarity: got values that differ by {off:.3g} from those across, expected a symmetric matrix"
         )
     start = None if start is None else [operator.index(i) for i in start]
-    if start is not None and (len(start) != k or len(set(start)) != k or not all(0 <= i < m for i in start)):
-        raise ValueError(f"start: found {start}, wanted {k} different points")
+    if start is not None and (
+        len(start) != k or len(set(start)) != k or not all(0 <= i < m for i in start)
+    ):
+        raise ValueError(f"start: got {start}, expected {k} different points")
     found = _Found.of(1, k, m, 1, "cpu")
     table = torch.tensor([[0, m, k, 0, 0, 0, 0, 0]])
     _group(s.view(-1), table, k, found, None if start is None else torch.tensor(start))
     return KMedoids(found.medoids, found.labels)
 
 
-def kmedoids_many(features: Tensor, indptr: Tensor, members: Tensor, k_max: Tensor | int, k_min: int = 2) -> Groupings:
+def kmedoids_many(
+    features: Tensor, indptr: Tensor, members: Tensor, k_max: Tensor | int, k_min: int = 2
+) -> Groupings:
     """k-medoids of every cluster for every k from k_min to its k_max, and the k whose grouping is worth most.
 
     What `kmedoids` finds on the dot products of a cluster's rows, summed in float64, for all clusters in one call: the first k
@@ -121,7 +127,11 @@ def kmedoids_many(features: Tensor, indptr: Tensor, members: Tensor, k_max: Tens
     device = _place(features, indptr.diff(), k_max)
     indptr, members, k_max = (x.to(device) for x in (indptr, members, k_max))
     first, sizes, ways = indptr[:-1], indptr.diff(), k_max - k_min + 1
-    count, medoid, every = len(sizes), _starts(k_max), (k_max * (k_max + 1) - k_min * (k_min - 1)) // 2
+    count, medoid, every = (
+        len(sizes),
+        _starts(k_max),
+        (k_max * (k_max + 1) - k_min * (k_min - 1)) // 2,
+    )
     found = _Found.of(count, int(k_max.sum()), len(members), int(ways.sum()), device)
     similarity = torch.empty(len(members), dtype=torch.float64, device=device)
     clusters = torch.arange(count, device=device)
@@ -137,9 +147,13 @@ def kmedoids_many(features: Tensor, indptr: Tensor, members: Tensor, k_max: Tens
         offset, size, inside = part[owner, 0], part[owner, 1], points - part[owner, 4]
         _must_be_finite(blocks[offset + inside * (size + 1)], members[points])
         _group(blocks, part, k_min, found)
-        similarity[points] = blocks[offset + found.medoids[part[owner, 5] + found.labels[points]] * size + inside]
+        similarity[points] = blocks[
+            offset + found.medoids[part[owner, 5] + found.labels[points]] * size + inside
+        ]
     rows = members[first.repeat_interleave(found.k) + found.medoids[ranges(medoid, found.k)]]
-    return Groupings(*(x.cpu() for x in (found.k, rows, found.labels, similarity, found.scores, found.totals)))
+    return Groupings(
+        *(x.cpu() for x in (found.k, rows, found.labels, similarity, found.scores, found.totals))
+    )
 
 
 def dot_products(features: Tensor, indptr: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,9 +171,15 @@ class _Found(NamedTuple):
     scores: Tensor
 
     @classmethod
-    def of(cls, clusters: int, medoids: int, members: int, ways: int, device: str | torch.device) -> _Found:
-        whole = (torch.zeros(n, dtype=torch.int64, device=device) for n in (clusters, medoids, members))
-        return cls(*whole, *(torch.zeros(ways, dtype=torch.float64, device=device) for _ in range(2)))
+    def of(
+        cls, clusters: int, medoids: int, members: int, ways: int, device: str | torch.device
+    ) -> _Found:
+        whole = (
+            torch.zeros(n, dtype=torch.int64, device=device) for n in (clusters, medoids, members)
+        )
+        return cls(
+            *whole, *(torch.zeros(ways, dtype=torch.float64, device=device) for _ in range(2))
+        )
 
     def addresses(self) -> list[int]:
         return [native.address(x) for x in self]
@@ -169,29 +189,43 @@ def _checked(
     features: Tensor, indptr: Tensor, members: Tensor, k_max: Tensor | int, k_min: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     if features.ndim != 2 or not features.is_floating_point():
-        raise ValueError(f"features: found {tuple(features.shape)} {features.dtype}, wanted floating rows (n, D)")
+        raise ValueError(
+            f"features: got {tuple(features.shape)} {features.dtype}, expected floating rows (n, D)"
+        )
     for name, x in (("indptr", indptr), ("members", members)):
         if x.ndim != 1 or x.dtype != torch.int64:
-            raise ValueError(f"{name}: found {tuple(x.shape)} {x.dtype}, wanted one dimension of int64")
+            raise ValueError(
+                f"{name}: got {tuple(x.shape)} {x.dtype}, expected one dimension of int64"
+            )
     indptr, members = indptr.cpu().contiguous(), members.cpu().contiguous()
     if len(indptr) == 0 or int(indptr[0]) != 0 or int(indptr[-1]) != len(members):
-        raise ValueError(f"indptr: found {indptr[[0, -1]].tolist() if len(indptr) else []}, wanted 0 to {len(members)}")
+        raise ValueError(
+            f"indptr: got {indptr[[0, -1]].tolist() if len(indptr) else []}, expected 0 to {len(members)}"
+        )
     sizes = indptr.diff()
     if bool((sizes < 0).any()):
         at = _first(sizes < 0)
-        raise ValueError(f"indptr: found {int(indptr[at])} before {int(indptr[at + 1])}, wanted no falling value")
+        raise ValueError(
+            f"indptr: got {int(indptr[at])} before {int(indptr[at + 1])}, expected no falling value"
+        )
     outside = (members < 0) | (members >= len(features))
     if bool(outside.any()):
-        raise ValueError(f"members: found {int(members[_first(outside)])}, wanted 0 to {len(features) - 1}")
+        raise ValueError(
+            f"members: got {int(members[_first(outside)])}, expected 0 to {len(features) - 1}"
+        )
     if k_min < 1:
-        raise ValueError(f"k_min: found {k_min}, wanted 1 or more")
+        raise ValueError(f"k_min: got {k_min}, expected 1 or more")
     most = k_max.cpu() if isinstance(k_max, Tensor) else torch.full_like(sizes, k_max)
     if most.shape != sizes.shape or most.dtype != torch.int64:
-        raise ValueError(f"k_max: found {tuple(most.shape)} {most.dtype}, wanted ({len(sizes)},) int64")
+        raise ValueError(
+            f"k_max: got {tuple(most.shape)} {most.dtype}, expected ({len(sizes)},) int64"
+        )
     wrong = (most < k_min) | (most > sizes)
     if bool(wrong.any()):
         at = _first(wrong)
-        raise ValueError(f"k_max: found {int(most[at])} for cluster {at}, wanted {k_min} to {int(sizes[at])}, its size")
+        raise ValueError(
+            f"k_max: got {int(most[at])} for cluster {at}, expected {k_min} to {int(sizes[at])}, its size"
+        )
     return indptr, members, most.contiguous()
 
 
@@ -222,7 +256,9 @@ def _groups(sizes: Tensor) -> Iterator[Tensor]:
         begin, before = end, int(ends[end - 1])
 
 
-def _dot_products(features: Tensor, first: Tensor, sizes: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+def _dot_products(
+    features: Tensor, first: Tensor, sizes: Tensor, members: Tensor
+) -> tuple[Tensor, Tensor]:
     features = features.detach()
     order = sizes.argsort(descending=True, stable=True)
     offsets = torch.empty_like(sizes)
@@ -235,7 +271,9 @@ def _dot_products(features: Tensor, first: Tensor, sizes: Tensor, members: Tenso
         and features.is_contiguous()
         and features.dtype in (torch.float32, torch.float64)
     ):
-        arrays = [native.address(x) for x in (members, first.contiguous(), sizes.contiguous(), offsets)]
+        arrays = [
+            native.address(x) for x in (members, first.contiguous(), sizes.contiguous(), offsets)
+        ]
         single = features.dtype == torch.float32
         module.dot_products(
             native.address(features),
@@ -248,13 +286,23 @@ def _dot_products(features: Tensor, first: Tensor, sizes: Tensor, members: Tenso
         )
         return out, offsets
     # One batch for clusters of equal size, which lie side by side.
-    for size, many in zip(*(x.tolist() for x in sizes[order].unique_consecutive(return_counts=True)), strict=True):
+    for size, many in zip(
+        *(x.tolist() for x in sizes[order].unique_consecutive(return_counts=True)), strict=True
+    ):
         now, order = order[:many], order[many:]
         for some in now.split(max(1, _BLOCK // (8 * max(1, size * features.shape[1])))):
             where = (first[some][:, None] + torch.arange(size, device=first.device)).view(-1)
-            rows = features[members[where].to(features.device)].double().view(len(some), size, features.shape[1])
+            rows = (
+                features[members[where].to(features.device)]
+                .double()
+                .view(len(some), size, features.shape[1])
+            )
             begin = int(offsets[some[0]])
-            torch.bmm(rows, rows.mT, out=out[begin : begin + len(some) * size * size].view(len(some), size, size))
+            torch.bmm(
+                rows,
+                rows.mT,
+                out=out[begin : begin + len(some) * size * size].view(len(some), size, size),
+            )
     return out, offsets
 
 
@@ -268,20 +316,26 @@ def _place(features: Tensor, sizes: Tensor, k_max: Tensor) -> torch.device:
     return torch.device("cpu")
 
 
-def _group(blocks: Tensor, table: Tensor, k_min: int, found: _Found, start: Tensor | None = None) -> None:
+def _group(
+    blocks: Tensor, table: Tensor, k_min: int, found: _Found, start: Tensor | None = None
+) -> None:
     """BUILD, SWAP, labels and scores of the clusters whose places `table` holds (MedoidBlock in csrc/kmedoids.h)."""
     module = native.extension()
     common = (native.address(blocks), native.address(table), len(table), k_min)
     if module is None:
         for row in table.tolist():
-            _group_in_python(blocks.numpy(), row, k_min, found, None if start is None else start.tolist())
+            _group_in_python(
+                blocks.numpy(), row, k_min, found, None if start is None else start.tolist()
+            )
     elif blocks.device.type == "cpu":
         begin = 0 if start is None else native.address(start)
         module.kmedoids(*common, begin, *found.addresses(), native.threads())
     else:
         k_max = table[:, 2]
         numbers = torch.arange(len(table), device=table.device).repeat_interleave(k_max - k_min + 1)
-        ways = torch.stack([numbers, ranges(torch.full_like(k_max, k_min), k_max - k_min + 1)], dim=1)
+        ways = torch.stack(
+            [numbers, ranges(torch.full_like(k_max, k_min), k_max - k_min + 1)], dim=1
+        )
         every = torch.empty(int(ways[:, 1].sum()), dtype=torch.int64, device=table.device)
         largest, most = int(table[:, 1].max()), int(k_max.max())
         with torch.cuda.device_of(blocks):
@@ -297,7 +351,9 @@ def _group(blocks: Tensor, table: Tensor, k_min: int, found: _Found, start: Tens
             )
 
 
-def _group_in_python(blocks: np.ndarray, row: list[int], k_min: int, found: _Found, start: list[int] | None) -> None:
+def _group_in_python(
+    blocks: np.ndarray, row: list[int], k_min: int, found: _Found, start: list[int] | None
+) -> None:
     offset, m, k_max, cluster, point, medoid, way, _ = row
     s = blocks[offset : offset + m * m].reshape(m, m)
     built = _build(s, k_max) if start is None else start
@@ -340,7 +396,11 @@ def _swap(s: np.ndarray, start: list[int]) -> list[int]:
         nearest = to_medoids.argmax(0)
         best = to_medoids.max(0)
         # Without its nearest medoid a point falls back to the second.
-        second = np.partition(to_medoids, -2, axis=0)[-2] if len(medoids) > 1 else np.full(len(s), -np.inf)
+        second = (
+            np.partition(to_medoids, -2, axis=0)[-2]
+            if len(medoids) > 1
+            else np.full(len(s), -np.inf)
+        )
         kept = np.maximum(s, best)
         lost = np.maximum(s, second) - kept
         # total[i, p]: the sum when the medoid at place p is exchanged for point i (FastPAM's decomposition).

@@ -13,8 +13,8 @@ from reid_kernels.topk_cpu import has_bf16_units, select
 from torch import Tensor
 
 from .. import native
-from ..ranks import ALONE, Ranks
-from .shards import rows_of_all
+from ..distributed.world import SINGLE_PROCESS, World
+from .sharding import rows_of_all
 
 #: Longest list for which candidates are kept; longer ones are rare and searched for row by row.
 _LONGEST = 128
@@ -28,7 +28,7 @@ _SHORTEST = 1e-17
 _TOO_LONG = 1e19
 
 
-def nearest_neighbours(features: Tensor, k: int, ranks: Ranks = ALONE) -> Tensor:
+def nearest_neighbours(features: Tensor, k: int, world: World = SINGLE_PROCESS) -> Tensor:
     """The k nearest rows of every row by dot product, itself at place 0.
 
     The others follow by descending similarity, ties to the lowest index. On a CPU with the extension a similarity of float32
@@ -40,7 +40,7 @@ def nearest_neighbours(features: Tensor, k: int, ranks: Ranks = ALONE) -> Tensor
     Args:
         features: (n, D) float32 or float64, unit rows, on any device.
         k: Neighbours wanted, itself counted, 1,025 at most; n when there are fewer rows.
-        ranks: Each gives its rows of the features and gets its rows of the lists, indices among all; the shards of the others
+        world: Each gives its rows of the features and gets its rows of the lists, indices among all; the shards of the others
             pass by one after the other, so that n/W rows of another rank are here at a time.
 
     Returns:
@@ -52,12 +52,12 @@ def nearest_neighbours(features: Tensor, k: int, ranks: Ranks = ALONE) -> Tensor
         ValueError: Wrong shape or dtype, k below 1 or above 1,025, or, on a CPU, features that are not finite; on all ranks
             where it is so on one.
     """
-    ranks.agree(lambda: _check(features))
+    world.raise_together(lambda: _check(features))
     if k < 1:
-        raise ValueError(f"k: found {k}, wanted 1 or more, the row itself counted")
-    if ranks.size > 1:
+        raise ValueError(f"k: got {k}, expected 1 or more, the row itself counted")
+    if world.size > 1:
         with full_precision(features):
-            return _over_ranks(features.detach().contiguous(), k, ranks)
+            return _over_ranks(features.detach().contiguous(), k, world)
     k = min(k, len(features))
     own = torch.arange(len(features), device=features.device)
     if k <= 1:
@@ -70,13 +70,26 @@ def nearest_neighbours(features: Tensor, k: int, ranks: Ranks = ALONE) -> Tensor
 
 
 def _check(features: Tensor) -> None:
-    if not isinstance(features, Tensor) or features.ndim != 2 or features.dtype not in (torch.float32, torch.float64):
-        found = f"{tuple(features.shape)} {features.dtype}" if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"features: found {found}, wanted a tensor (n, D) of float32 or float64")
+    if (
+        not isinstance(features, Tensor)
+        or features.ndim != 2
+        or features.dtype not in (torch.float32, torch.float64)
+    ):
+        found = (
+            f"{tuple(features.shape)} {features.dtype}"
+            if isinstance(features, Tensor)
+            else type(features).__name__
+        )
+        raise ValueError(f"features: got {found}, expected a tensor (n, D) of float32 or float64")
 
 
 def _has_tiles(features: Tensor, k: int) -> bool:
-    return features.is_cpu and features.dtype == torch.float32 and k <= _LONGEST and native.extension() is not None
+    return (
+        features.is_cpu
+        and features.dtype == torch.float32
+        and k <= _LONGEST
+        and native.extension() is not None
+    )
 
 
 def _symmetric(features: Tensor, k: int) -> Tensor:
@@ -84,47 +97,68 @@ def _symmetric(features: Tensor, k: int) -> Tensor:
     low = _low(features)
     rows, length, error = _operand(features, low)
     thresholds = features.new_full((len(features),), -torch.inf)
-    found = _collect(rows, rows, _margins((length, error), (length, error), features.shape[1]), thresholds, k - 1, low)
-    ranks = features.new_empty((len(features), k), dtype=torch.int64)
+    found = _collect(
+        rows,
+        rows,
+        _margins((length, error), (length, error), features.shape[1]),
+        thresholds,
+        k - 1,
+        low,
+    )
+    neighbours = features.new_empty((len(features), k), dtype=torch.int64)
     found.extension.finish(
-        found.handle, low, native.address(features), features.shape[1], native.address(ranks), native.threads()
+        found.handle,
+        low,
+        native.address(features),
+        features.shape[1],
+        native.address(neighbours),
+        native.threads(),
     )
     # Rows with more near equals than there is room for.
-    for left in (ranks[:, 1] < 0).nonzero()[:, 0].split(max(16, _TILE // len(features))):
-        ranks[left, 1:] = select(_similarities(features, left, features, left), k - 1)[1]
-    return ranks
+    for left in (neighbours[:, 1] < 0).nonzero()[:, 0].split(max(16, _TILE // len(features))):
+        neighbours[left, 1:] = select(_similarities(features, left, features, left), k - 1)[1]
+    return neighbours
 
 
-def _over_ranks(features: Tensor, k: int, ranks: Ranks) -> Tensor:
+def _over_ranks(features: Tensor, k: int, world: World) -> Tensor:
     """This rank's lists: the shards of all ranks in turn, the best so far kept."""
-    n = rows_of_all(features, ranks)
-    where = ranks.own(n)
+    n = rows_of_all(features, world)
+    where = world.local_slice(n)
     own, width = torch.arange(where.start, where.stop, device=features.device), features.shape[1]
     low = _low(features)
-    rows, length, error = ranks.agree(lambda: _operand(features, low, where.start))
+    rows, length, error = world.raise_together(lambda: _operand(features, low, where.start))
     k = min(k, n)
     if k <= 1:
         return own[:, None][:, :k]
     similarities = features.new_full((len(own), k - 1), -torch.inf)
     columns = own.new_full((len(own), k - 1), -1)
-    for other, shard in ranks.circulate(features, n):
+    for other, shard in world.broadcast_each(features, n):
         if not len(own) or not len(shard):
             continue
         mine = other == where
         if not _has_tiles(features, k):
             exclude = own - other.start if mine else None
-            some = similarity_topk(features, shard, min(k - 1, len(shard)), normalize=False, exclude=exclude)
+            some = similarity_topk(
+                features, shard, min(k - 1, len(shard)), normalize=False, exclude=exclude
+            )
             _merge((similarities, columns), some, other.start)
             continue
         theirs, *sizes = (rows, length, error) if mine else _operand(shard, low)
         margins = _margins((length, error), sizes, width)
         # What is not below the last of a full list by its exact similarity is not below this by its approximate one.
-        thresholds = torch.nextafter(similarities[:, -1] - margins, similarities.new_tensor(-torch.inf))
+        thresholds = torch.nextafter(
+            similarities[:, -1] - margins, similarities.new_tensor(-torch.inf)
+        )
         thresholds = thresholds.bfloat16().float() if low else thresholds
         found = _collect(rows, theirs, margins, thresholds, k - 1, low)
         places = (native.address(x) for x in (similarities, columns))
         found.extension.merge(
-            found.handle, *map(native.address, (features, shard)), other.start, width, *places, native.threads()
+            found.handle,
+            *map(native.address, (features, shard)),
+            other.start,
+            width,
+            *places,
+            native.threads(),
         )
         for left in (found.counts < 0).nonzero()[:, 0].split(max(16, _TILE // len(shard))):
             exact = _similarities(features, left, shard, left if mine else None)
@@ -141,7 +175,11 @@ def _merge(known: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], offset: i
     # What is -inf was no row of the bank, or the row itself.
     places = torch.where(more > -torch.inf, places + offset, -1)
     places, order = torch.cat([columns, places], 1).sort(1)
-    more, best = torch.cat([similarities, more], 1).gather(1, order).sort(dim=1, descending=True, stable=True)
+    more, best = (
+        torch.cat([similarities, more], 1)
+        .gather(1, order)
+        .sort(dim=1, descending=True, stable=True)
+    )
     similarities.copy_(more[:, :k])
     columns.copy_(places.gather(1, best[:, :k]))
 
@@ -155,7 +193,9 @@ class _Collected(NamedTuple):
     arrays: tuple[Tensor, ...]
 
 
-def _collect(rows: Tensor, others: Tensor, margins: Tensor, thresholds: Tensor, k: int, low: bool) -> _Collected:
+def _collect(
+    rows: Tensor, others: Tensor, margins: Tensor, thresholds: Tensor, k: int, low: bool
+) -> _Collected:
     """Candidates of rows among others from tiles; of rows among themselves from the upper half."""
     extension, threads = native.extension(), native.threads()
     assert extension is not None
@@ -171,8 +211,12 @@ def _collect(rows: Tensor, others: Tensor, margins: Tensor, thresholds: Tensor, 
         block = rows[row : row + high]
         for column in range(row if symmetric else 0, len(others), _TILE // high):
             some = others[column : column + _TILE // high]
-            tile = torch.mm(block, some.T, out=room[: len(block) * len(some)].view(len(block), len(some)))
-            extension.take_tile(candidates, native.address(tile), low, row, len(block), column, len(some), threads)
+            tile = torch.mm(
+                block, some.T, out=room[: len(block) * len(some)].view(len(block), len(some))
+            )
+            extension.take_tile(
+                candidates, native.address(tile), low, row, len(block), column, len(some), threads
+            )
     return _Collected(extension, candidates, counts, arrays)
 
 
@@ -188,7 +232,12 @@ def _similarities(features: Tensor, rows: Tensor, others: Tensor, exclude: Tenso
 
 
 def _low(features: Tensor) -> bool:
-    return features.is_cpu and features.dtype == torch.float32 and has_bf16_units() and features.shape[1] >= 64
+    return (
+        features.is_cpu
+        and features.dtype == torch.float32
+        and has_bf16_units()
+        and features.shape[1] >= 64
+    )
 
 
 def _operand(features: Tensor, low: bool, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,8 +255,8 @@ def _operand(features: Tensor, low: bool, first: int = 0) -> tuple[Tensor, Tenso
     bad = (~(length < _TOO_LONG)).nonzero()[:, 0]
     if len(bad):
         raise ValueError(
-            f"features: found that row {first + int(bad[0])} is not finite or far too long ({len(bad)} such rows), "
-            "wanted unit rows"
+            f"features: row {first + int(bad[0])} is not finite or far too long ({len(bad)} such rows), "
+            "expected unit rows"
         )
     length = length * 1.001 + _SHORTEST
     return rows, length, error * 1.001 + _SHORTEST if low else error

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ranks import ALONE, Ranks
+from ..distributed.world import SINGLE_PROCESS, World
+from .backends import Backend
 from .dbscan import dbscan
 from .jaccard import Graph
-from .peers import Backend
 
 #: Share of the clusters that the first clustering takes for independent enough.
 _INDEPENDENT_SHARE = 0.9
@@ -21,7 +21,7 @@ def self_paced_labels(
     min_samples: int = 4,
     threshold: float | None = None,
     backend: Backend = "auto",
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> tuple[Tensor, float | None]:
     """Clusters whose members stay together when the radius shrinks and stay alone when it grows.
 
@@ -36,7 +36,7 @@ def self_paced_labels(
         min_samples: Points within the radius that make a core point, itself counted.
         threshold: Independence threshold of the first clustering; None at the first clustering.
         backend: What runs DBSCAN, see `dbscan`.
-        ranks: Each gives its rows of the graph; all get the same labels, of all images.
+        world: Each gives its rows of the graph; all get the same labels, of all images.
 
     Returns:
         Labels (n,) int64 on the device of the graph, clusters of two images and more numbered by their lowest member, -1 for
@@ -48,18 +48,25 @@ def self_paced_labels(
             refuses.
     """
     if eps_gap < 0:
-        raise ValueError(f"eps_gap: found {eps_gap}, wanted 0 or more")
+        raise ValueError(f"eps_gap: got {eps_gap}, expected 0 or more")
     labels, tight, loose = map(
-        _with_singletons, dbscan(graph, (eps, eps - eps_gap, eps + eps_gap), min_samples, backend, ranks)
+        _with_singletons,
+        dbscan(graph, (eps, eps - eps_gap, eps + eps_gap), min_samples, backend, world),
     )
     sizes = torch.bincount(labels)
     independence, compactness = 1 - _overlap(labels, loose), 1 - _overlap(labels, tight)
-    least_independence, least_compactness = (_least(r, labels, len(sizes)) for r in (independence, compactness))
+    least_independence, least_compactness = (
+        _least(r, labels, len(sizes)) for r in (independence, compactness)
+    )
     if threshold is None:
         threshold = _first_threshold(least_independence[sizes > 1])
     if threshold is None:
         return torch.full_like(labels, -1), None
-    kept = (sizes[labels] > 1) & (least_independence[labels] <= threshold) & (compactness <= least_compactness[labels])
+    kept = (
+        (sizes[labels] > 1)
+        & (least_independence[labels] <= threshold)
+        & (compactness <= least_compactness[labels])
+    )
     return _renumber(labels, kept, len(sizes)), threshold
 
 
@@ -94,9 +101,13 @@ def _first_threshold(independence: Tensor) -> float | None:
 def _renumber(labels: Tensor, kept: Tensor, clusters: int) -> Tensor:
     """Labels of the kept images, numbered by the lowest of them; a cluster of which one image is left is none."""
     n, nodes = len(labels), torch.arange(len(labels), device=labels.device)
-    left = torch.zeros(clusters, dtype=torch.int64, device=labels.device).scatter_add_(0, labels, kept.long())
+    left = torch.zeros(clusters, dtype=torch.int64, device=labels.device).scatter_add_(
+        0, labels, kept.long()
+    )
     kept = kept & (left[labels] > 1)
-    lowest = torch.full_like(left, n).scatter_reduce_(0, labels, torch.where(kept, nodes, n), "amin")
+    lowest = torch.full_like(left, n).scatter_reduce_(
+        0, labels, torch.where(kept, nodes, n), "amin"
+    )
     leads = lowest[labels]
     numbers = (leads == nodes).cumsum(0) - 1
     return torch.where(kept, numbers[leads.clamp(max=n - 1)], -1)

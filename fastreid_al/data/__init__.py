@@ -1,7 +1,6 @@
-"""What an image set is: layouts on disk, the synthetic set, decoded pixels, augmentation, batches; planted features."""
+"""Image sets: readers of their layouts on disk, decoded pixels, augmentation, camera styles and batches."""
 
 from .load import describe, load
-from .planted import PlantedPartition, planted_partition
 from .records import ImageSet, Record
 
-__all__ = ["ImageSet", "PlantedPartition", "Record", "describe", "load", "planted_partition"]
+__all__ = ["ImageSet", "Record", "describe", "load"]

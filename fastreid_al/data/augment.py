@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..config import ImageConfig
-from .camstyle import CameraStyle, Styles
-from .feed import constant, sent
+from .camera_style import CameraStyle, Styles
+from .loader import constant, sent
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,8 +45,12 @@ def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
     batch = torch.arange(len(images), device=images.device)[:, None]
     first, second, weight = _between(top, height, images.shape[-2])
     # Advanced indices around a slice put the channel axis last but one: (B, H, 3, W).
-    images = torch.lerp(images[batch, :, first].float(), images[batch, :, second].float(), weight[:, :, None, None])
-    first, second, weight = (x[:, None, None].expand_as(images) for x in _between(left, width, images.shape[-1]))
+    images = torch.lerp(
+        images[batch, :, first].float(), images[batch, :, second].float(), weight[:, :, None, None]
+    )
+    first, second, weight = (
+        x[:, None, None].expand_as(images) for x in _between(left, width, images.shape[-1])
+    )
     return torch.lerp(images.gather(-1, first), images.gather(-1, second), weight).movedim(2, 1)
 
 
@@ -69,7 +73,9 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     grid = torch.nn.functional.affine_grid(
         torch.stack(rows, 1).view(-1, 2, 3), [len(images), 3, height, width], align_corners=False
     )
-    return torch.nn.functional.grid_sample(images.float(), grid, "bilinear", "zeros", align_corners=False)
+    return torch.nn.functional.grid_sample(
+        images.float(), grid, "bilinear", "zeros", align_corners=False
+    )
 
 
 def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
@@ -176,7 +182,9 @@ class Augment:
             self._crops(n, height, width) if config.crop_area != (1.0, 1.0) else None,
             self._uniform(n) < config.flip,
             config.rotate * (2 * self._uniform(n) - 1) if config.rotate else None,
-            torch.randint(2 * config.pad + 1, (2, n), generator=self.generator).T if config.pad else None,
+            torch.randint(2 * config.pad + 1, (2, n), generator=self.generator).T
+            if config.pad
+            else None,
             (1 + config.jitter * (2 * self._uniform(3, n) - 1)).T if config.jitter else None,
             self._boxes(n, height, width) if config.erase else None,
         )
@@ -220,7 +228,9 @@ class Augment:
         low, high = self.config.erase_area
         area = height * width * (low + (high - low) * self._uniform(n, _TRIES))
         log_aspect = [math.log(a) for a in self.config.erase_aspect]
-        aspect = torch.exp(log_aspect[0] + (log_aspect[1] - log_aspect[0]) * self._uniform(n, _TRIES))
+        aspect = torch.exp(
+            log_aspect[0] + (log_aspect[1] - log_aspect[0]) * self._uniform(n, _TRIES)
+        )
         h, w = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
         h, w, some = _first(h, w, (h < height) & (w < width))
         keep = (self._uniform(n) < self.config.erase) & some

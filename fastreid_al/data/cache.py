@@ -54,7 +54,9 @@ _PATIENCE = 10.0
 #: Days after which files other than pixels are taken for left over.
 _LEFT_OVER = {".part": 1, ".lock": 30, ".npy": 30}
 
-_INDEX = np.dtype([("size", "i8"), ("modified", "i8"), ("changed", "i8"), ("inode", "u8"), ("digest", "V16")])
+_INDEX = np.dtype(
+    [("size", "i8"), ("modified", "i8"), ("changed", "i8"), ("inode", "u8"), ("digest", "V16")]
+)
 
 
 class Seen(NamedTuple):
@@ -147,7 +149,9 @@ class PixelCache:
             for _ in range(2):  # once more if the file is damaged, or removed by another process
                 with self._alone(name):
                     digests = self._digests(places, name, on_progress)
-                    key = digest_of("\n".join([RESAMPLING, f"{height} x {width}", *digests]).encode())
+                    key = digest_of(
+                        "\n".join([RESAMPLING, f"{height} x {width}", *digests]).encode()
+                    )
                     file = self.folder / f"pixels-{key}.u8"
                     if not file.exists() and not self._make(file, key, shape, digests, fill):
                         return None
@@ -173,7 +177,9 @@ class PixelCache:
                 pixels = np.memmap(part, np.uint8, "r+", shape=shape)
                 seen = fill(pixels)
                 if [_part_of_key(x) for x in seen] != digests:
-                    self._warn("decoded pixels are not kept: images were changed while they were read")
+                    self._warn(
+                        "decoded pixels are not kept: images were changed while they were read"
+                    )
                     return False
                 with threads() as pool:
                     sums = list(pool.map(zlib.crc32, _blocks(pixels)))
@@ -188,7 +194,9 @@ class PixelCache:
         self._tidy(file)
         return True
 
-    def _opened(self, file: Path, shape: tuple[int, ...], mapped: bool, digests: list[str]) -> Kept | None:
+    def _opened(
+        self, file: Path, shape: tuple[int, ...], mapped: bool, digests: list[str]
+    ) -> Kept | None:
         """What a file holds; None, and the file is removed, if it is damaged."""
         size = int(np.prod(shape))
         try:
@@ -197,13 +205,18 @@ class PixelCache:
                 source.seek(size)
                 tail = source.read()
                 content = _content(tail)
-                pixels: np.ndarray = np.memmap(source, np.uint8, "r", shape=shape) if content else np.empty(0)
+                pixels: np.ndarray = (
+                    np.memmap(source, np.uint8, "r", shape=shape) if content else np.empty(0)
+                )
         except FileNotFoundError:  # it was removed since
             return None
         if content is not None:
             out = pixels if mapped else np.empty(shape, np.uint8)
             with threads() as pool:
-                if list(pool.map(_read, _blocks(out), _blocks(pixels), repeat(mapped))) == content["sums"]:
+                if (
+                    list(pool.map(_read, _blocks(out), _blocks(pixels), repeat(mapped)))
+                    == content["sums"]
+                ):
                     with contextlib.suppress(OSError):
                         os.utime(file)
                     reasons = content["reasons"]
@@ -269,7 +282,9 @@ class PixelCache:
                 time.sleep(0.05)
             if not said and time.monotonic() - began > _PATIENCE:
                 said = True
-                self._warn(f"waiting for another process that decodes the same images into {self.folder}")
+                self._warn(
+                    f"waiting for another process that decodes the same images into {self.folder}"
+                )
 
     def _tidy(self, made: Path) -> None:
         """Remove what is left over, then the pixels used longest ago until the rest is within the budget."""
@@ -306,14 +321,25 @@ def _digest(place: str, old: np.void, new: np.ndarray) -> str:
     except OSError as error:
         return f"!{error.strerror or error}"
     if max(facts.st_mtime_ns, facts.st_ctime_ns) < began - _RACE_NS:
-        new[0] = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, bytes.fromhex(digest))
+        new[0] = (
+            facts.st_size,
+            facts.st_mtime_ns,
+            facts.st_ctime_ns,
+            facts.st_ino,
+            bytes.fromhex(digest),
+        )
     return digest
 
 
 def _same(facts: os.stat_result, entry: np.void) -> bool:
     # An entry that was not written is all zeros, and no file was changed in 1970.
     was = entry["size"], entry["modified"], entry["changed"], entry["inode"]
-    return bool(entry["changed"]) and was == (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+    return bool(entry["changed"]) and was == (
+        facts.st_size,
+        facts.st_mtime_ns,
+        facts.st_ctime_ns,
+        facts.st_ino,
+    )
 
 
 def _index(file: Path, n: int) -> np.ndarray:

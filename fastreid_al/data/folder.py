@@ -7,7 +7,15 @@ import re
 from pathlib import Path
 
 from ..errors import DataError
-from .records import IMAGE_SUFFIXES, STYLE_COPIES, UNKNOWN, ImageSet, Record, keep_test_apart, renumber
+from .records import (
+    IMAGE_SUFFIXES,
+    STYLE_COPIES,
+    UNKNOWN,
+    ImageSet,
+    Record,
+    keep_test_apart,
+    renumber,
+)
 
 _RUN_FILES = {"config.json", "versions.json"}
 _CAMERA = re.compile(r"_c(\d+)")
@@ -25,7 +33,9 @@ def read_folder(root: Path) -> ImageSet:
         DataError: No image is found, labelled and unlabelled images are mixed, or only one of query and gallery is there.
     """
     if not (root / "train").is_dir():
-        found = (path for path in images_below(root) if STYLE_COPIES not in path.relative_to(root).parts)
+        found = (
+            path for path in images_below(root) if STYLE_COPIES not in path.relative_to(root).parts
+        )
         records = [Record(path, UNKNOWN, _camera(path)) for path in found]
         if not records:
             raise DataError(
@@ -33,21 +43,39 @@ def read_folder(root: Path) -> ImageSet:
             )
         return ImageSet("folder", root, records, [], [])
     splits = {split: root / split for split in ("train", "query", "gallery")}
-    names = sorted({d.name for folder in splits.values() if folder.is_dir() for d in folder.iterdir() if d.is_dir()})
+    names = sorted(
+        {
+            d.name
+            for folder in splits.values()
+            if folder.is_dir()
+            for d in folder.iterdir()
+            if d.is_dir()
+        }
+    )
     numbers = {name: number for number, name in enumerate(names)}
     read = {split: _read_split(folder, numbers) for split, folder in splits.items()}
     if not read["train"]:
-        raise DataError(f"{root / 'train'} holds no image; put the crops there, one folder an identity or all in one")
+        raise DataError(
+            f"{root / 'train'} holds no image; put the crops there, one folder an identity or all in one"
+        )
     if bool(read["query"]) != bool(read["gallery"]):
         empty = "query" if not read["query"] else "gallery"
-        raise DataError(f"{root / empty} is missing or empty; evaluation needs query/ and gallery/, or neither")
-    return keep_test_apart(ImageSet("folder", root, renumber(read["train"]), read["query"], read["gallery"]))
+        raise DataError(
+            f"{root / empty} is missing or empty; evaluation needs query/ and gallery/, or neither"
+        )
+    return keep_test_apart(
+        ImageSet("folder", root, renumber(read["train"]), read["query"], read["gallery"])
+    )
 
 
 def _read_split(folder: Path, numbers: dict[str, int]) -> list[Record]:
     if not folder.is_dir():
         return []
-    loose = [Record(p, UNKNOWN, _camera(p)) for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
+    loose = [
+        Record(p, UNKNOWN, _camera(p))
+        for p in sorted(folder.iterdir())
+        if p.suffix.lower() in IMAGE_SUFFIXES
+    ]
     labelled = [
         Record(path, numbers[identity.name], _camera(path))
         for identity in sorted(d for d in folder.iterdir() if d.is_dir())
@@ -72,7 +100,9 @@ def images_below(folder: Path) -> list[Path]:
         if set(files) >= _RUN_FILES:  # a run started inside the image folder leaves a figure there
             folders.clear()
             continue
-        found += [Path(parent, name) for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        found += [
+            Path(parent, name) for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
     return sorted(found)
 
 

@@ -17,9 +17,21 @@ from .records import ImageSet, SplitCounts, count
 
 # Where each set lies below a data root; the data root itself may also be the set's own folder.
 _PLACES = {
-    "market1501": ("market1501/Market-1501-v15.09.15", "Market-1501-v15.09.15", "market1501", "Market-1501"),
+    "market1501": (
+        "market1501/Market-1501-v15.09.15",
+        "Market-1501-v15.09.15",
+        "market1501",
+        "Market-1501",
+    ),
     "dukemtmcreid": ("dukemtmcreid/DukeMTMC-reID", "DukeMTMC-reID", "dukemtmcreid"),
-    "msmt17": ("msmt17/MSMT17_V1", "msmt17/MSMT17_V2", "MSMT17_V1", "MSMT17_V2", "msmt17", "MSMT17"),
+    "msmt17": (
+        "msmt17/MSMT17_V1",
+        "msmt17/MSMT17_V2",
+        "MSMT17_V1",
+        "MSMT17_V2",
+        "msmt17",
+        "MSMT17",
+    ),
 }
 _MARKERS = {
     "market1501": (FOLDERS["train"],),
@@ -84,7 +96,9 @@ def load(
     else:
         known = get_args(Dataset)
         near = difflib.get_close_matches(name, known, 1)
-        raise DataError(f"unknown image set '{name}'; {f'did you mean {near[0]}?' if near else f'known: {known}'}")
+        raise DataError(
+            f"unknown image set '{name}'; {f'did you mean {near[0]}?' if near else f'known: {known}'}"
+        )
     if verbose:
         print("\n".join(describe(images, validation=validation)))
     return images
@@ -93,7 +107,7 @@ def load(
 def _load_synthetic(
     config: SyntheticConfig, validation: bool, on_progress: Callable[[int, int], None] | None
 ) -> ImageSet:
-    from .synthetic import cached_synthetic
+    from ..synthetic.dataset import cached_synthetic
 
     try:
         folder = cached_synthetic(config, on_progress=on_progress)
@@ -114,7 +128,11 @@ def find_set(name: str, root: Path) -> Path:
     for candidate in candidates:
         if any((candidate / marker).exists() for marker in _MARKERS[name]):
             return candidate
-    wanted = " or ".join(_MARKERS[name][-1:] if name != "msmt17" else ("train/ with list_train.txt", FOLDERS["train"]))
+    wanted = " or ".join(
+        _MARKERS[name][-1:]
+        if name != "msmt17"
+        else ("train/ with list_train.txt", FOLDERS["train"])
+    )
     raise DataError(
         f"no {name} found: looked for {wanted} in {root} and below it in {', '.join(_PLACES[name])}; "
         f"{_nearest(name, root)}"
@@ -150,8 +168,14 @@ def _existing(root: Path) -> Path:
     parent = next((p for p in root.absolute().parents if p.is_dir()), Path("/"))
     names = sorted(p.name for p in parent.iterdir())
     near = difflib.get_close_matches(root.name, names, 1, cutoff=0.5)
-    lies = f"nearest there: {parent / near[0]}" if near else f"there lie: {', '.join(names[:5]) or 'nothing'}"
-    raise DataError(f"folder {root} does not exist; {parent} does, {lies}. Name the folder with --data-root")
+    lies = (
+        f"nearest there: {parent / near[0]}"
+        if near
+        else f"there lie: {', '.join(names[:5]) or 'nothing'}"
+    )
+    raise DataError(
+        f"folder {root} does not exist; {parent} does, {lies}. Name the folder with --data-root"
+    )
 
 
 def _nearest(name: str, root: Path) -> str:

@@ -29,15 +29,23 @@ def read_market(name: str, root: Path) -> ImageSet:
         raise DataError(
             f"{root / FOLDERS['train']} holds junk images (identity -1); training images need identities >= 0"
         )
-    return keep_test_apart(ImageSet(name, root, renumber(splits["train"]), splits["query"], splits["gallery"]))
+    return keep_test_apart(
+        ImageSet(name, root, renumber(splits["train"]), splits["query"], splits["gallery"])
+    )
 
 
 def _read_folder(folder: Path) -> list[Record]:
     if not folder.is_dir():
-        raise DataError(f"{folder} does not exist; the set needs {', '.join(FOLDERS.values())} side by side")
-    files = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: p.name)
+        raise DataError(
+            f"{folder} does not exist; the set needs {', '.join(FOLDERS.values())} side by side"
+        )
+    files = sorted(
+        (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: p.name
+    )
     if not files:
-        raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); unpack the set again")
+        raise DataError(
+            f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); unpack the set again"
+        )
     return [_parse(path) for path in files]
 
 

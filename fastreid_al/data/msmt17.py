@@ -26,7 +26,9 @@ def read_msmt17(root: Path, *, validation: bool = True) -> ImageSet:
         return read_market("msmt17", root)
     pair = next((pair for pair in IMAGE_FOLDERS if (root / pair[0]).is_dir()), None)
     if pair is None:
-        raise DataError(f"{root} holds none of train/, mask_train_v2/ and {FOLDERS['train']}/; unpack MSMT17 there")
+        raise DataError(
+            f"{root} holds none of train/, mask_train_v2/ and {FOLDERS['train']}/; unpack MSMT17 there"
+        )
     train_folder, test_folder = (root / name for name in pair)
     train = _read_list(root / "list_train.txt", train_folder)
     if validation:
@@ -39,12 +41,16 @@ def read_msmt17(root: Path, *, validation: bool = True) -> ImageSet:
 
 def _read_list(file: Path, folder: Path) -> list[Record]:
     if not file.is_file():
-        raise DataError(f"{file} does not exist; MSMT17 needs {', '.join(LISTS)} beside {folder.name}/")
+        raise DataError(
+            f"{file} does not exist; MSMT17 needs {', '.join(LISTS)} beside {folder.name}/"
+        )
     records, absent = [], []
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text ({error.reason}); take the list of the original archive") from error
+        raise DataError(
+            f"{file} is not UTF-8 text ({error.reason}); take the list of the original archive"
+        ) from error
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue

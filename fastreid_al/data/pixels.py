@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import DataError
-from ..ranks import ALONE, Ranks
 from .cache import PixelCache, Seen, digest_of, reserve, threads
 
 #: Pixels past which an image is left out: a crop of a person is never this large, a decompression bomb is.
@@ -82,7 +82,7 @@ def decode(
     store_dir: str | Path | None = None,
     cache: str | Path | None = None,
     cache_gib: float = 64.0,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
     on_progress: Callable[[int, int], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> PixelStore:
@@ -102,7 +102,7 @@ def decode(
         store_dir: Folder of that file; the system's temporary folder when not given.
         cache: Folder in which the pixels are kept and found again by the content of the files; not kept when not given.
         cache_gib: Past this many GiB in that folder, what was used longest ago is removed.
-        ranks: Ranks that decode the same images.
+        world: Ranks that decode the same images.
         on_progress: Called with (images done, images in all); with a cache also while digests are taken of files that are
             not known, before they are decoded.
         warn: Called with one line when the cache is damaged, or cannot be written and is done without.
@@ -117,23 +117,27 @@ def decode(
 
     def here(folder: Path | None, budget: float) -> PixelStore:
         if folder is not None:
-            mapped = ranks.size > 1 or len(paths) * 3 * height * width > store_gib * 2**30
-            kept = PixelCache(folder, budget, warn).get(paths, height, width, mapped, fill, on_progress)
+            mapped = world.size > 1 or len(paths) * 3 * height * width > store_gib * 2**30
+            kept = PixelCache(folder, budget, warn).get(
+                paths, height, width, mapped, fill, on_progress
+            )
             if kept is not None:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # a mapped file can only be read, which is all that is done
+                    warnings.simplefilter(
+                        "ignore"
+                    )  # a mapped file can only be read, which is all that is done
                     return _store(torch.from_numpy(kept.pixels), paths, kept.seen)
         pixels = _allocate(len(paths), height, width, store_gib, store_dir)
         return _store(pixels, paths, fill(pixels.numpy()))
 
-    if ranks.size == 1:
+    if world.size == 1:
         return here(None if cache is None else Path(cache), cache_gib * 2**30)
     size = len(paths) * 3 * height * width
     if cache is not None and size <= cache_gib * 2**30:
-        return _agreed(lambda: here(Path(cache), cache_gib * 2**30), ranks)
-    exchange = ranks.share(lambda: _new_folder(store_dir))
+        return _agreed(lambda: here(Path(cache), cache_gib * 2**30), world)
+    exchange = world.compute_on_first(lambda: _new_folder(store_dir))
     try:
-        return _agreed(lambda: here(exchange, float("inf")), ranks)
+        return _agreed(lambda: here(exchange, float("inf")), world)
     finally:
         # All have opened it by now, or have failed.
         shutil.rmtree(exchange, ignore_errors=True)
@@ -155,7 +159,7 @@ def _new_folder(parent: str | Path | None) -> Path:
         ) from error
 
 
-def _agreed(make: Callable[[], PixelStore], ranks: Ranks) -> PixelStore:
+def _agreed(make: Callable[[], PixelStore], world: World) -> PixelStore:
     """What each rank makes; an error of one is raised on all."""
     error: Exception | None = None
     digest = ""
@@ -164,18 +168,22 @@ def _agreed(make: Callable[[], PixelStore], ranks: Ranks) -> PixelStore:
         digest = digest_of("\n".join([*store.digests, *map(str, store.slots.tolist())]).encode())
     except Exception as raised:
         error = raised
-    said = ranks.all_objects((digest, f"{error}" if error is not None else None))
+    said = world.all_gather_objects((digest, f"{error}" if error is not None else None))
     if error is not None:
         raise error
     for rank, (other, failed) in enumerate(said):
         if failed is not None:
             raise DataError(f"rank {rank}: {failed}")
         if other != said[0][0]:
-            raise DataError(f"rank {rank} does not find the same images as rank 0; give all machines the same files")
+            raise DataError(
+                f"rank {rank} does not find the same images as rank 0; give all machines the same files"
+            )
     return store
 
 
-def _fill(array: np.ndarray, paths: Sequence[Path], on_progress: Callable[[int, int], None] | None) -> list[Seen]:
+def _fill(
+    array: np.ndarray, paths: Sequence[Path], on_progress: Callable[[int, int], None] | None
+) -> list[Seen]:
     """Decode files into (n, 3, H, W) uint8."""
     height, width = array.shape[-2:]
 
@@ -192,7 +200,9 @@ def _fill(array: np.ndarray, paths: Sequence[Path], on_progress: Callable[[int, 
 
     seen: list[Seen] = []
     with warnings.catch_warnings(), threads() as pool:
-        warnings.simplefilter("ignore")  # a large or odd image is judged here, not by Pillow's warnings
+        warnings.simplefilter(
+            "ignore"
+        )  # a large or odd image is judged here, not by Pillow's warnings
         for result in pool.map(one, range(len(paths))):
             seen.append(result)
             if on_progress is not None:
@@ -209,7 +219,9 @@ def _store(pixels: Tensor, paths: Sequence[Path], seen: list[Seen]) -> PixelStor
     )
 
 
-def _allocate(n: int, height: int, width: int, store_gib: float, store_dir: str | Path | None) -> Tensor:
+def _allocate(
+    n: int, height: int, width: int, store_gib: float, store_dir: str | Path | None
+) -> Tensor:
     shape = (n, 3, height, width)
     size = n * 3 * height * width
     if size <= store_gib * 2**30 or n == 0:
@@ -217,12 +229,16 @@ def _allocate(n: int, height: int, width: int, store_gib: float, store_dir: str 
     folder = Path(store_dir) if store_dir is not None else Path(tempfile.gettempdir())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="pixels-", suffix=".u8", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=folder, prefix="pixels-", suffix=".u8", delete=False
+        ) as file:
             try:
                 reserve(file, size)
                 mapped = np.memmap(file.name, np.uint8, "r+", shape=shape)
             finally:
-                with contextlib.suppress(OSError):  # an open mapping outlives its name, except on Windows
+                with contextlib.suppress(
+                    OSError
+                ):  # an open mapping outlives its name, except on Windows
                     os.unlink(file.name)
     except OSError as error:
         raise DataError(
@@ -238,7 +254,9 @@ def to_rgb(content: bytes) -> Image.Image:
         raise ValueError("the file is empty")
     image = Image.open(io.BytesIO(content))
     if image.width * image.height > LARGEST_IMAGE:
-        raise ValueError(f"{image.width} x {image.height} is more than {LARGEST_IMAGE // 10**6} million pixels")
+        raise ValueError(
+            f"{image.width} x {image.height} is more than {LARGEST_IMAGE // 10**6} million pixels"
+        )
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(np.asarray(image), sixteen_bit=image.mode.startswith("I;16"))
     return image.convert("RGB")

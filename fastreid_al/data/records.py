@@ -62,7 +62,10 @@ def count(records: Sequence[Record]) -> SplitCounts:
 
 def renumber(records: Sequence[Record]) -> list[Record]:
     """Number the identities 0, 1, ... in ascending order of their old numbers; unknown stays unknown."""
-    order = {identity: new for new, identity in enumerate(sorted({r.identity for r in records} - {UNKNOWN}))}
+    order = {
+        identity: new
+        for new, identity in enumerate(sorted({r.identity for r in records} - {UNKNOWN}))
+    }
     return [r._replace(identity=order.get(r.identity, UNKNOWN)) for r in records]
 
 
@@ -73,4 +76,6 @@ def keep_test_apart(images: ImageSet) -> ImageSet:
     def shifted(records: list[Record]) -> list[Record]:
         return [r._replace(identity=r.identity + shift) if r.identity >= 0 else r for r in records]
 
-    return ImageSet(images.name, images.root, images.train, shifted(images.query), shifted(images.gallery))
+    return ImageSet(
+        images.name, images.root, images.train, shifted(images.query), shifted(images.gallery)
+    )

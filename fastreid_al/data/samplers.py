@@ -29,7 +29,9 @@ class IdentitySampler:
         ValueError: No image has a class.
     """
 
-    def __init__(self, classes: Tensor, cameras: Tensor, size: int, per_class: int, iterations: int) -> None:
+    def __init__(
+        self, classes: Tensor, cameras: Tensor, size: int, per_class: int, iterations: int
+    ) -> None:
         order = np.argsort(classes.numpy(), kind="stable")
         sorted_classes = classes.numpy()[order]
         order = order[sorted_classes >= 0]
@@ -58,7 +60,9 @@ class IdentitySampler:
         first = int(random.choice(members))
         if len(members) == 1 or self._per_class == 1:
             return [first]
-        pool = members[(self._cameras[members] != self._cameras[first]) & (self._cameras[members] != UNKNOWN)]
+        pool = members[
+            (self._cameras[members] != self._cameras[first]) & (self._cameras[members] != UNKNOWN)
+        ]
         if len(pool) == 0 or self._cameras[first] == UNKNOWN:
             pool = members[members != first]
         wanted = self._per_class - 1

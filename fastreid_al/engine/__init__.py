@@ -1,10 +1,10 @@
 """The thin training loop, checkpoints, feature extraction and run reports; it does not know which paper it runs."""
 
+from .console import Reporter, RunFolder
 from .extract import Evaluator, extract_features
 from .loop import Interrupted, train
-from .report import Reporter, RunFolder
-from .state import Method, Training
-from .step import Network
+from .network import Network
+from .training import Method, Training
 
 __all__ = [
     "Evaluator",

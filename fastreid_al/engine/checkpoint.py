@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from ..data.records import ImageSet, Record
 from ..errors import CheckpointError, WeightsError
+from ..files import write_atomically
 from ..models.weights import read_tensors
 
 FORMAT = 1
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside `path`, flush it to the disk, and put it in place: at any instant the old or the new file is whole.
-
-    Raises:
-        CheckpointError: The disk is full or not writable; the old file is intact.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save turns a failed write into a RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        kept = "the one before it is intact" if path.exists() else "there is none before it"
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise CheckpointError(
-            f"could not write {path} ({reason}); {kept}. Mend that, then go on with --resume"
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system lets a folder be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically."""
-    write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -88,14 +48,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def data_fingerprint(images: ImageSet, train: Sequence[Record], digests: Sequence[str]) -> dict[str, str]:
+def data_fingerprint(
+    images: ImageSet, train: Sequence[Record], digests: Sequence[str]
+) -> dict[str, str]:
     """What each image is: relative path -> digest of the content (training) or size (test), identity and camera.
 
     Some 150 bytes an image. Test images are not read for it: a large set is evaluated seldom.
     """
     parts = [(r, digest) for r, digest in zip(train, digests, strict=True)]
     parts += [(r, _size(r.path)) for r in (*images.query, *images.gallery)]
-    return {r.path.relative_to(images.root).as_posix(): f"{what} {r.identity} {r.camera}" for r, what in parts}
+    return {
+        r.path.relative_to(images.root).as_posix(): f"{what} {r.identity} {r.camera}"
+        for r, what in parts
+    }
 
 
 def _size(path: Path) -> str:

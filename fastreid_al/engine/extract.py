@@ -10,15 +10,15 @@ from torch import Tensor
 
 from ..config import EngineConfig, ImageConfig
 from ..data.augment import normalize
-from ..data.feed import Feed, Place, ahead
+from ..data.loader import Feed, Place, ahead
 from ..data.pixels import PixelStore, cache_folder, decode
 from ..data.records import ImageSet, Record
+from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import DataError, TrainingError
 from ..metrics import Ranking, rank_gallery, rerank_gallery
 from ..models import Domain, Stage
-from ..ranks import ALONE, Ranks
-from .report import Reporter
-from .step import Network
+from .console import Reporter
+from .network import Network
 
 
 def extract_features(
@@ -28,7 +28,7 @@ def extract_features(
     on_progress: Callable[[int, int], None] | None = None,
     stage: Stage = "bn",
     domain: Domain = "target",
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Tensor:
     """Features of all images under the present weights, in evaluation mode.
 
@@ -39,7 +39,7 @@ def extract_features(
         on_progress: Called with (images done, images in all).
         stage: Which features.
         domain: Whose images they are, where each domain has BatchNorms of its own.
-        ranks: Each extracts its own of the images.
+        world: Each extracts its own of the images.
 
     Returns:
         (n, D) float32 on the device, written in place batch by batch: 267 MB at n = 32,621 and 8.2 GB at 1e6 for D = 2,048;
@@ -48,14 +48,15 @@ def extract_features(
     model, device = network.model, network.device
     training = model.training
     model.eval()
-    own = ranks.own(len(feed))
+    own = world.local_slice(len(feed))
     size = own.stop - own.start
     out = torch.empty(size, model.features, device=device)
     batch = min(settings.extract_batch, size)
     # A compiled network has one shape: the last batch is filled up with images that were done.
     last = size - batch if network.compiled else size
     parts = [
-        torch.arange(start, min(start + batch, size)) for start in (min(s, last) for s in range(0, size, max(1, batch)))
+        torch.arange(start, min(start + batch, size))
+        for start in (min(s, last) for s in range(0, size, max(1, batch)))
     ]
     done = 0
     with torch.inference_mode():
@@ -65,7 +66,7 @@ def extract_features(
             start, done = int(rows[0]), int(rows[-1]) + 1
             out[start:done] = network.features(prepared, stage, domain, settings.flip_features)
             if on_progress is not None:
-                on_progress(min(ranks.size * done, len(feed)), len(feed))
+                on_progress(min(world.size * done, len(feed)), len(feed))
     model.train(training)
     return out
 
@@ -80,7 +81,7 @@ class Evaluator:
         reporter: Shows progress and names unreadable images.
         stage: Which features are ranked.
         settings: How they are extracted.
-        ranks: Each extracts and ranks its share.
+        world: Each extracts and ranks its share.
     """
 
     def __init__(
@@ -91,10 +92,10 @@ class Evaluator:
         reporter: Reporter,
         stage: Stage = "bn",
         settings: EngineConfig | None = None,
-        ranks: Ranks = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         self._stage: Stage = stage
-        self._settings, self._ranks = settings or EngineConfig(), ranks
+        self._settings, self._world = settings or EngineConfig(), world
         self._images, self._config = images, config
         self._store_dir, self._reporter = store_dir, reporter
         self._splits: dict[str, tuple[Feed, Tensor, Tensor]] = {}
@@ -106,12 +107,12 @@ class Evaluator:
             DataError: The set has no query or no gallery image that can be read.
             TrainingError: The network gives features that are not finite.
         """
-        return rank_gallery(*self._sides(network), ranks=self._ranks)
+        return rank_gallery(*self._sides(network), world=self._world)
 
     def with_reranking(self, network: Network) -> tuple[Ranking, Ranking]:
         """The ranking and that after k-reciprocal re-ranking, of the same features; raises as a call does."""
         sides = self._sides(network)
-        return rank_gallery(*sides, ranks=self._ranks), rerank_gallery(*sides, ranks=self._ranks)
+        return rank_gallery(*sides, world=self._world), rerank_gallery(*sides, world=self._world)
 
     def _sides(self, network: Network) -> list[Tensor]:
         """Features, identities and cameras of the queries, then of the gallery."""
@@ -119,8 +120,10 @@ class Evaluator:
         for split in ("query", "gallery"):
             feed, ids, cameras = self._decoded(split, network.device)
             with self._reporter.progress(f"extracting {split}", len(feed)) as update:
-                features = extract_features(network, feed, self._settings, update, self._stage, ranks=self._ranks)
-            if self._ranks.any(not torch.isfinite(features).all()):
+                features = extract_features(
+                    network, feed, self._settings, update, self._stage, world=self._world
+                )
+            if self._world.any_true(not torch.isfinite(features).all()):
                 raise TrainingError(
                     f"the {split} features are not finite: the network has diverged, there is nothing to rank"
                 )
@@ -130,9 +133,13 @@ class Evaluator:
     def _decoded(self, split: str, device: torch.device) -> tuple[Feed, Tensor, Tensor]:
         if split not in self._splits:
             records = [r for r in self._images.splits[split] if r.identity >= 0]
-            store, kept = decode_records(records, split, self._config, self._store_dir, self._reporter, self._ranks)
+            store, kept = decode_records(
+                records, split, self._config, self._store_dir, self._reporter, self._world
+            )
             if not kept:
-                raise DataError(f"{self._images.root}: no readable {split} image; evaluation needs query and gallery")
+                raise DataError(
+                    f"{self._images.root}: no readable {split} image; evaluation needs query and gallery"
+                )
             # Read once at each evaluation: the device's memory is better left to training.
             place: Place = "device" if self._config.place == "device" else "host"
             self._splits[split] = Feed(store, device, place), *identities_and_cameras(kept)
@@ -145,7 +152,7 @@ def decode_records(
     config: ImageConfig,
     store_dir: Path,
     reporter: Reporter,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> tuple[PixelStore, list[Record]]:
     """Decode the images of a split; returns the store and the records that could be read. All ranks call it."""
     with reporter.progress(f"decoding {split}", len(records)) as update:
@@ -157,7 +164,7 @@ def decode_records(
             store_dir=config.store_dir or store_dir,
             cache=cache_folder(config.cache),
             cache_gib=config.cache_gib,
-            ranks=ranks,
+            world=world,
             on_progress=update,
             warn=reporter.warn,
         )

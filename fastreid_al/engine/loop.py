@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from ..config import RunConfig
-from ..data.feed import Feed, ahead, sent
+from ..data.loader import Feed, ahead, sent
+from ..distributed.world import World
 from ..errors import TrainingError
 from ..metrics import Ranking, pair_scores
 from ..models import Domain, update_running
-from ..ranks import Ranks
 from .checkpoint import save_checkpoint
 from .clock import Clock
+from .console import Reporter, RunFolder, memory_in_use, percent, ranking_metrics
 from .extract import extract_features
+from .network import Network
 from .profile import Profile
-from .report import Reporter, RunFolder, memory_in_use, percent, ranking_metrics
-from .state import Training
-from .step import Network
+from .training import Training
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -104,13 +104,22 @@ def train(
     run = _Run(state, network, feed, source, folder, reporter, evaluate, clock, profile)
 
     def extract(domain: Domain = "target") -> Tensor:
-        pixels, what = (source, "extracting the source") if domain == "source" else (feed, "extracting")
+        pixels, what = (
+            (source, "extracting the source") if domain == "source" else (feed, "extracting")
+        )
         assert pixels is not None
         with clock("extraction"), reporter.progress(what, len(pixels)) as update:
-            return extract_features(network, pixels, config.engine, update, domain=domain, ranks=state.ranks)
+            return extract_features(
+                network, pixels, config.engine, update, domain=domain, world=state.world
+            )
 
-    with _stop_signals(reporter, state.ranks) as stop:
-        if evaluate is not None and config.evaluate_untrained and not state.history and not state.pending:
+    with _stop_signals(reporter, state.world) as stop:
+        if (
+            evaluate is not None
+            and config.evaluate_untrained
+            and not state.history
+            and not state.pending
+        ):
             _record(run, {"epoch": 0, **_scores(run)})
         if state.pending:
             _finish_epoch(run)
@@ -129,21 +138,25 @@ def train(
                 raise TrainingError(_no_room(run)) from error
             state.pending = _epoch_record(state, identities)
             trained = time.perf_counter()
-            state.pending["seconds"] = _seconds(state.pending, clock, labelled - start, trained - labelled)
+            state.pending["seconds"] = _seconds(
+                state.pending, clock, labelled - start, trained - labelled
+            )
             images = (state.step - begun) * config.batch.size * (1 if source is None else 2)
             state.pending["speed"] = {
                 "images_per_second": round(images / (trained - labelled), 2),
-                **memory_in_use(device, state.ranks),
+                **memory_in_use(device, state.world),
             }
             state.epoch, state.step, state.loss = epoch + 1, 0, torch.zeros((), dtype=torch.float64)
             state.scheduler.step()
             _finish_epoch(run)
-            if state.ranks.any(bool(stop.signum)) and epoch + 1 < config.epochs:
+            if state.world.any_true(bool(stop.signum)) and epoch + 1 < config.epochs:
                 raise Interrupted(stop.signum or signal.SIGTERM)
     profile.write(state.history)
 
 
-def _seconds(record: dict[str, Any], clock: Clock, labels: float, training: float) -> dict[str, float]:
+def _seconds(
+    record: dict[str, Any], clock: Clock, labels: float, training: float
+) -> dict[str, float]:
     """Seconds of the epoch: of its two parts, and of the phases inside them."""
     phases = clock.read()
     if questions := record.pop("seconds_questions", 0.0):
@@ -161,7 +174,10 @@ def _finish_epoch(run: _Run) -> None:
         state.save(run.folder)
         start = time.perf_counter()
         record |= _scores(run)
-        record["seconds"] = {**record["seconds"], "evaluation": round(time.perf_counter() - start, 3)}
+        record["seconds"] = {
+            **record["seconds"],
+            "evaluation": round(time.perf_counter() - start, 3),
+        }
         _keep_best(state, record, run.folder)
     state.pending = None
     _record(run, record)
@@ -172,14 +188,16 @@ def _scores(run: _Run) -> dict[str, float]:
     assert run.evaluate is not None
     ranking = run.evaluate(run.network)
     if ranking.queries == 0:
-        run.reporter.warn("no query has a match from another camera in the gallery: the scores mean nothing")
+        run.reporter.warn(
+            "no query has a match from another camera in the gallery: the scores mean nothing"
+        )
     return ranking_metrics(ranking)
 
 
 def _train_epoch(run: _Run, stop: _Stop) -> None:
     state, network, clock, device = run.state, run.network, run.clock, run.device
     state.model.train()
-    method, layers, ranks = state.method, state.method.layers(), state.ranks
+    method, layers, world = state.method, state.method.layers(), state.world
     total = method.iterations
     what = f"epoch {state.epoch + 1}/{state.config.epochs}"
     batches = method.batches(state.epoch)
@@ -203,26 +221,30 @@ def _train_epoch(run: _Run, stop: _Stop) -> None:
                 state.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
             with clock("optimizer"):
-                _average(layers, ranks)
+                _average(layers, world)
                 state.optimizer.step()
-                update_running(state.model, ranks)
+                update_running(state.model, world)
             with clock("memory"):
                 method.update(embeddings.detach(), own)
                 state.loss += loss.detach()
             state.step += 1
             stepped()
-            if ranks.any(bool(stop.signum)) and state.step < total:
+            if world.any_true(bool(stop.signum)) and state.step < total:
                 state.save(run.folder)
                 raise Interrupted(stop.signum or signal.SIGTERM)
 
 
 def _no_room(run: _Run) -> str:
     """What is said when a step found no memory on the device, where one on noise had."""
-    size, ranks = run.state.config.batch.size, run.state.ranks.size
-    whole = torch.cuda.get_device_properties(run.device).total_memory if run.device.type == "cuda" else 0
+    size, world = run.state.config.batch.size, run.state.world.size
+    whole = (
+        torch.cuda.get_device_properties(run.device).total_memory
+        if run.device.type == "cuda"
+        else 0
+    )
     return (
         f"epoch {run.state.epoch + 1}: {run.device} ({whole / 2**30:.0f} GiB) ran out of memory beside the feature memory; "
-        f"a smaller --batch.size than {size}{run.feed.spare}, or more ranks than {ranks}, which share the memory, needs less"
+        f"a smaller --batch.size than {size}{run.feed.spare}, or more ranks than {world}, which share the memory, needs less"
     )
 
 
@@ -243,7 +265,7 @@ def _part(run: _Run, rows: Tensor) -> _Part:
     """Begin to bring this rank's part of a batch (B,), or (2B,) with a source, to the device; each half is cut by itself."""
     n = len(run.feed)
     target, others = rows[rows < n], rows[rows >= n]
-    own = run.state.ranks.own(len(target))
+    own = run.state.world.local_slice(len(target))
     here = torch.cat([target[own], others[own]])
     source = None if run.source is None else run.source.start(others[own] - n)
     return _Part(target, own, sent(here, run.device), run.feed.start(target[own]), source)
@@ -263,16 +285,16 @@ def _batch(run: _Run, part: _Part) -> tuple[Tensor, Tensor | None, Tensor]:
     return images, beside, part.rows
 
 
-def _average(layers: nn.Module, ranks: Ranks) -> None:
+def _average(layers: nn.Module, world: World) -> None:
     """The gradients of a method's own layers, averaged over the ranks as DDP does those of the network."""
-    if ranks.size > 1:
+    if world.size > 1:
         for parameter in layers.parameters():
             if parameter.grad is not None:
-                parameter.grad = ranks.total(parameter.grad) / ranks.size
+                parameter.grad = world.all_reduce_sum(parameter.grad) / world.size
 
 
 def _epoch_record(state: Training, identities: Tensor | None) -> dict[str, Any]:
-    loss = float(state.ranks.total(state.loss)) / state.ranks.size / max(state.step, 1)
+    loss = float(state.world.all_reduce_sum(state.loss)) / state.world.size / max(state.step, 1)
     record: dict[str, Any] = {
         "epoch": state.epoch + 1,
         "loss": loss,
@@ -283,12 +305,14 @@ def _epoch_record(state: Training, identities: Tensor | None) -> dict[str, Any]:
 
 
 def _evaluates(config: RunConfig, epoch: int) -> bool:
-    return epoch == config.epochs or (config.evaluate_every > 0 and epoch % config.evaluate_every == 0)
+    return epoch == config.epochs or (
+        config.evaluate_every > 0 and epoch % config.evaluate_every == 0
+    )
 
 
 def _keep_best(state: Training, record: dict[str, Any], folder: RunFolder) -> None:
     trained = [r["mAP"] for r in state.history if r.get("mAP") is not None and r["epoch"] > 0]
-    if state.ranks.is_first and record["mAP"] > max(trained, default=-1.0):
+    if state.world.is_first and record["mAP"] > max(trained, default=-1.0):
         save_checkpoint(folder.best, state.weights())
 
 
@@ -297,7 +321,9 @@ def _record(run: _Run, record: dict[str, Any]) -> None:
     run.state.history.append(record)
     run.folder.append_metrics(record)
     if record["epoch"] == 0:
-        reporter.line(f"untrained: mAP {percent(record['mAP'])} %, rank-1 {percent(record['rank1'])} %")
+        reporter.line(
+            f"untrained: mAP {percent(record['mAP'])} %, rank-1 {percent(record['rank1'])} %"
+        )
         return
     seconds = record["seconds"]
     text = f"epoch {record['epoch']:>3}: loss {record['loss']:.3f}"
@@ -309,7 +335,11 @@ def _record(run: _Run, record: dict[str, Any]) -> None:
         text += f", pair precision {_change(record, 'precision')} % recall {_change(record, 'recall')} %"
     if "labels_per_image" in record:
         found = record["labels_per_image"]
-        text += f", {found:.{1 if found >= 1 else 2}f} other images labelled for each" if found else ", single labels"
+        text += (
+            f", {found:.{1 if found >= 1 else 2}f} other images labelled for each"
+            if found
+            else ", single labels"
+        )
     if record.get("labels_per_image") and "label_precision" in record:
         precision, recall = percent(record["label_precision"]), percent(record["label_recall"])
         text += f", precision {precision} % recall {recall} %"
@@ -340,7 +370,7 @@ class _Stop:
 
 
 @contextmanager
-def _stop_signals(reporter: Reporter, ranks: Ranks) -> Iterator[_Stop]:
+def _stop_signals(reporter: Reporter, world: World) -> Iterator[_Stop]:
     """Note SIGINT and SIGTERM instead of dying of them; a second Ctrl-C ends the process at once.
 
     Extraction and evaluation take minutes and lose nothing when they are broken off, so there the signal is heeded at once;
@@ -356,7 +386,7 @@ def _stop_signals(reporter: Reporter, ranks: Ranks) -> Iterator[_Stop]:
     try:
         for signum in before:
             signal.signal(signum, note)
-        reporter.between, reporter.breaks = stop.check, ranks.size == 1
+        reporter.between, reporter.breaks = stop.check, world.size == 1
         yield stop
     finally:
         reporter.between = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .report import RunFolder
+from .console import RunFolder
 
 #: Steps that are let pass, and that are traced, where the epoch has so many.
 _WAIT, _TRACED = 2, 6
@@ -62,8 +62,16 @@ class Profile:
         width = max((len(name) for name in names), default=0) + 2
         about = "Seconds by epoch. Of labels: extraction, clustering, questions; of training: data, network, memory, optimizer."
         lines = [about, ""]
-        lines.append(f"{'epoch':<{width}}" + "".join(f"{record['epoch']:>10}" for record in trained) + "     in all")
+        lines.append(
+            f"{'epoch':<{width}}"
+            + "".join(f"{record['epoch']:>10}" for record in trained)
+            + "     in all"
+        )
         for name in names:
             values = [record["seconds"].get(name, 0.0) for record in trained]
-            lines.append(f"{name:<{width}}" + "".join(f"{v:>10.3f}" for v in values) + f"{sum(values):>11.3f}")
+            lines.append(
+                f"{name:<{width}}"
+                + "".join(f"{v:>10.3f}" for v in values)
+                + f"{sum(values):>11.3f}"
+            )
         self._folder.write_text("profile.txt", "\n".join([*lines, "", operators]) + "\n")

@@ -32,7 +32,7 @@ from reid_kernels import (
 from reid_kernels.sharded import with_gradient
 from torch import Tensor
 
-from ..ranks import ALONE, Ranks, Sharded
+from ..distributed.world import SINGLE_PROCESS, Sharded, World
 
 
 class FeatureMemory:
@@ -44,11 +44,17 @@ class FeatureMemory:
         momentum: Share of the old vector that an update keeps.
         temperature: tau of Eq. 1.
         source: (m,) int64 identity of each of the source's images, numbered without gaps; None without a source.
-        ranks: The ranks that share the memory.
+        world: The ranks that share the memory.
     """
 
-    def __init__(self, momentum: float, temperature: float, source: Tensor | None = None, ranks: Ranks = ALONE) -> None:
-        self.momentum, self.temperature, self.ranks = momentum, temperature, ranks
+    def __init__(
+        self,
+        momentum: float,
+        temperature: float,
+        source: Tensor | None = None,
+        world: World = SINGLE_PROCESS,
+    ) -> None:
+        self.momentum, self.temperature, self.world = momentum, temperature, world
         self.source = torch.zeros(0, dtype=torch.int64) if source is None else source
         #: Number of the source's identities, each a class.
         self.source_count = int(self.source.max()) + 1 if len(self.source) else 0
@@ -77,7 +83,9 @@ class FeatureMemory:
     def begin_epoch(self, features: Tensor, classes: Tensor) -> None:
         """Take the epoch's features (n, D), this rank's rows, and all classes (n,), without gaps, -1 for images of none."""
         self.count = int(classes.max()) + 1 if len(classes) else 0
-        self.classes = torch.cat([classes.to(features.device), self.count + self.source.to(features.device)])
+        self.classes = torch.cat(
+            [classes.to(features.device), self.count + self.source.to(features.device)]
+        )
 
     def loss(self, features: Tensor, rows: Tensor) -> Tensor:
         """Eq. 1 for the features (B, D) of the images at `rows`, mean over those that have a class.
@@ -86,42 +94,53 @@ class FeatureMemory:
         class, it is divided by the count of the whole batch over W instead: the mean of the ranks' losses, and of their
         gradients, is that of the batch always.
         """
-        if self.ranks.size > 1:
+        if self.world.size > 1:
             return self._loss_over_ranks(features, rows)
-        return bank_contrast_loss(features, self.bank, self.classes[rows], self.temperature, classes=self._index)
+        return bank_contrast_loss(
+            features, self.bank, self.classes[rows], self.temperature, classes=self._index
+        )
 
     def update(self, features: Tensor, rows: Tensor) -> None:
         """Move the memory towards the batch's features, after the loss was taken.
 
         Of several ranks each gives its part; the bank is that of one process to the bit.
         """
-        if self.ranks.size > 1:
+        if self.world.size > 1:
             features, rows = self._whole_batch(features, rows)
             if features.is_cpu and not bool(torch.isfinite(features).all()):
-                raise NotFiniteError("features: found a row that is not finite in the batch, wanted finite values")
+                raise NotFiniteError(
+                    "features: got a row that is not finite in the batch, expected finite values"
+                )
             if not len(self.bank):
                 return
         self._update(features, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The vectors, by their number, and the classes; of several ranks each its rows of the former, `Sharded`."""
-        if self.ranks.size == 1:
+        if self.world.size == 1:
             return {"bank": self.bank, "classes": self.classes}
         if self._lies is None:
             return {"bank": Sharded(self.bank[:0], 0), "classes": self.classes}
         n = len(self._lies)
-        return {"bank": self.ranks.shard(self._moved(_home(self.ranks, n)), n), "classes": self.classes}
+        return {
+            "bank": self.world.shard(self._moved(_home(self.world, n)), n),
+            "classes": self.classes,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave, on as many ranks as there may be."""
         bank: Tensor | Sharded = state["bank"]
-        self.bank = self.ranks.local(bank)
+        self.bank = self.world.local_rows(bank)
         self.classes = state["classes"]
         self.count = int(self.classes.max()) + 1 - self.source_count if len(self.classes) else 0
-        if self.ranks.size > 1:
+        if self.world.size > 1:
             # No view of a whole bank, which would stay in memory.
             self.bank = self.bank.clone()
-            self._lies = _home(self.ranks, bank.n if isinstance(bank, Sharded) else len(bank)) if self.count else None
+            self._lies = (
+                _home(self.world, bank.n if isinstance(bank, Sharded) else len(bank))
+                if self.count
+                else None
+            )
         if self.count:
             self._arrange()
 
@@ -135,14 +154,14 @@ class FeatureMemory:
     def _moved(self, after: Tensor) -> Tensor:
         """This rank's vectors when each lies on the rank that `after` (rows of the memory,) names."""
         assert self._lies is not None
-        out = self.bank.new_empty(int((after == self.ranks.rank).sum()), self.bank.shape[1])
-        for columns, rows in self.ranks.move(self.bank, self._lies, after):
+        out = self.bank.new_empty(int((after == self.world.rank).sum()), self.bank.shape[1])
+        for columns, rows in self.world.redistribute_rows(self.bank, self._lies, after):
             out[:, columns] = rows
         return out
 
     def _number(self, owners: Tensor) -> None:
         """Note which classes are this rank's, of the rank (classes,) of each."""
-        self._local = F.pad(_places(owners, self.ranks.rank), (0, 1), value=-1).to(self.bank.device)
+        self._local = F.pad(_places(owners, self.world.rank), (0, 1), value=-1).to(self.bank.device)
 
     def _centroids(self, features: Tensor, classes: Tensor, count: int) -> Tensor:
         """Unit means (C, D) of the images of each class, of several ranks this rank's `ranks.own` of them.
@@ -150,44 +169,56 @@ class FeatureMemory:
         The images go to the rank of their class, some columns at a time, and are summed there in their own order: the bits do
         not depend on the number of ranks.
         """
-        ranks = self.ranks
-        if ranks.size == 1:
+        world = self.world
+        if world.size == 1:
             return F.normalize(class_means(features, classes.to(features.device), count))
-        classes, own = classes.cpu(), ranks.own(count)
-        after = torch.where(classes < 0, -1, ranks.owner(classes, count))
-        members = class_index((classes[after == ranks.rank] - own.start).to(features.device))
+        classes, own = classes.cpu(), world.local_slice(count)
+        after = torch.where(classes < 0, -1, world.owner_ranks(classes, count))
+        members = class_index((classes[after == world.rank] - own.start).to(features.device))
         out = features.new_empty(own.stop - own.start, features.shape[1])
-        for columns, rows in ranks.move(features, _home(ranks, len(classes)), after):
+        for columns, rows in world.redistribute_rows(features, _home(world, len(classes)), after):
             out[:, columns] = class_means(rows, members, len(out))
         return F.normalize(out)
 
     def _whole_batch(self, features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Features and rows of all ranks. Images of one class come in the order of the batch, with a source too."""
-        return self.ranks.gather_equal(features.detach()), self.ranks.gather_equal(rows.to(features.device))
+        return self.world.all_gather(features.detach()), self.world.all_gather(
+            rows.to(features.device)
+        )
 
     def _loss_over_ranks(self, features: Tensor, rows: Tensor) -> Tensor:
-        ranks, tau = self.ranks, self.temperature
+        world, tau = self.world, self.temperature
         batch, rows = self._whole_batch(features, rows)
         classes = self.classes[rows]
         targets = self._local[classes]
         wanted = features.requires_grad and torch.is_grad_enabled()
-        shares = bank_contrast_shares(batch, self.bank, targets, tau, classes=self._index, gradient=wanted)
+        shares = bank_contrast_shares(
+            batch, self.bank, targets, tau, classes=self._index, gradient=wanted
+        )
         told = torch.stack([shares.losses, shares.log_sums, (targets >= 0).to(shares.losses.dtype)])
-        losses, log_sums, here = ranks.gather_equal(told[None]).unbind(1)
+        losses, log_sums, here = world.all_gather(told[None]).unbind(1)
         counted = classes >= 0
         # The loss against the target's own part, which keeps what is small, and what the other parts add to its sum.
         others = log_sums.masked_fill(here > 0, -torch.inf).logsumexp(0)
         own_sum = log_sums.where(here > 0, 0.0).sum(0)
-        loss = (losses.sum(0) + torch.logaddexp(torch.zeros_like(others), others - own_sum)).where(counted, 0.0)
+        loss = (losses.sum(0) + torch.logaddexp(torch.zeros_like(others), others - own_sum)).where(
+            counted, 0.0
+        )
         if loss.is_cpu and not bool(torch.isfinite(loss).all()):
-            raise NotFiniteError("features or bank: found rows whose products are not finite, wanted finite values")
-        first = ranks.rank * len(features)
+            raise NotFiniteError(
+                "features or bank: got rows whose products are not finite, expected finite values"
+            )
+        first = world.rank * len(features)
         loss = loss[first : first + len(features)]
         if wanted:
             weights = (shares.log_sums - log_sums.logsumexp(0)).exp()[:, None]
-            slopes = (shares.means.mul_(weights) - shares.chosen).div_(tau).masked_fill_(~counted[:, None], 0.0)
-            loss = with_gradient(features, loss, ranks.total_part(slopes))
-        return loss.sum() * ranks.size / counted.sum().clamp(min=1)
+            slopes = (
+                (shares.means.mul_(weights) - shares.chosen)
+                .div_(tau)
+                .masked_fill_(~counted[:, None], 0.0)
+            )
+            loss = with_gradient(features, loss, world.reduce_scatter(slopes))
+        return loss.sum() * world.size / counted.sum().clamp(min=1)
 
 
 class InstanceMemory(FeatureMemory):
@@ -202,8 +233,14 @@ class InstanceMemory(FeatureMemory):
     40 bytes an image, are on every rank. Sums of B x C logits over the ranks would spare the moves, but C can be n.
     """
 
-    def __init__(self, momentum: float, temperature: float, source: Tensor | None = None, ranks: Ranks = ALONE) -> None:
-        super().__init__(momentum, temperature, source, ranks)
+    def __init__(
+        self,
+        momentum: float,
+        temperature: float,
+        source: Tensor | None = None,
+        world: World = SINGLE_PROCESS,
+    ) -> None:
+        super().__init__(momentum, temperature, source, world)
         #: Of several ranks: the place of each vector in this rank's bank, -1 on other ranks.
         self._slots = torch.zeros(0, dtype=torch.int64)
 
@@ -218,12 +255,12 @@ class InstanceMemory(FeatureMemory):
         if self._lies is not None:
             by_image = self._by_image(n)
             self.bank, self._lies = self._moved(by_image), by_image
-        own = self.ranks.own(n)
+        own = self.world.local_slice(n)
         return self.bank[: own.stop - own.start]
 
     def begin_epoch(self, features: Tensor, classes: Tensor) -> None:  # noqa: D102
         super().begin_epoch(features, classes)
-        if self.ranks.size > 1 and self._lies is None:
+        if self.world.size > 1 and self._lies is None:
             self._lies = self._by_image(len(classes))
         self._arrange()
 
@@ -231,16 +268,20 @@ class InstanceMemory(FeatureMemory):
         if self.source_count:
             n = len(self.classes) - len(self.source)
             rows = torch.where(rows < n, rows, n + self.classes[rows] - self.count)
-        update_bank_(self.bank, features, rows if self.ranks.size == 1 else self._slots[rows], self.momentum)
+        update_bank_(
+            self.bank, features, rows if self.world.size == 1 else self._slots[rows], self.momentum
+        )
 
     def _by_image(self, n: int) -> Tensor:
-        return torch.cat([_home(self.ranks, n), _home(self.ranks, self.source_count)])
+        return torch.cat([_home(self.world, n), _home(self.world, self.source_count)])
 
     def _arrange(self) -> None:
         n = len(self.classes) - len(self.source)
-        centroids = torch.arange(self.count, self.count + self.source_count, device=self.classes.device)
+        centroids = torch.arange(
+            self.count, self.count + self.source_count, device=self.classes.device
+        )
         classes = torch.cat([self.classes[:n], centroids])
-        if self.ranks.size > 1:
+        if self.world.size > 1:
             classes = self._split(classes.cpu())
         self._index = class_index(classes)
 
@@ -250,7 +291,7 @@ class InstanceMemory(FeatureMemory):
         Classes follow one another by number, vectors of no class behind them, and a class goes where an even cut of that
         sequence puts its first vector.
         """
-        rank, step = self.ranks.rank, max(1, -(-len(classes) // self.ranks.size))
+        rank, step = self.world.rank, max(1, -(-len(classes) // self.world.size))
         has_class = classes >= 0
         sizes = torch.bincount(classes[has_class], minlength=self.count + self.source_count)
         owners = (sizes.cumsum(0) - sizes) // step
@@ -274,7 +315,7 @@ class ClusterMemory(FeatureMemory):
         temperature: tau of Eq. 1.
         hardest: Update a cluster only by its batch image least similar to it.
         source: (m,) int64 identity of each of the source's images, numbered without gaps; None without a source.
-        ranks: The ranks that share the memory.
+        world: The ranks that share the memory.
     """
 
     def __init__(
@@ -283,9 +324,9 @@ class ClusterMemory(FeatureMemory):
         temperature: float,
         hardest: bool = False,
         source: Tensor | None = None,
-        ranks: Ranks = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> None:
-        super().__init__(momentum, temperature, source, ranks)
+        super().__init__(momentum, temperature, source, world)
         self.hardest = hardest
 
     def start(self, features: Tensor) -> None:  # noqa: D102
@@ -294,16 +335,16 @@ class ClusterMemory(FeatureMemory):
     def begin_epoch(self, features: Tensor, classes: Tensor) -> None:  # noqa: D102
         super().begin_epoch(features, classes)
         centroids = self._centroids(features, self.classes[: len(classes)], self.count)
-        own = self.ranks.own(self.source_count)
+        own = self.world.local_slice(self.source_count)
         kept = len(self.bank) - (own.stop - own.start)
         self.bank = torch.cat([centroids, self.bank[kept:]]) if self.source_count else centroids
-        if self.ranks.size > 1:
+        if self.world.size > 1:
             self._lies = self._by_class()
             self._number(self._lies)
 
     def _update(self, features: Tensor, rows: Tensor) -> None:
         targets = self.classes[rows]
-        if self.ranks.size > 1:
+        if self.world.size > 1:
             targets = self._local[targets]
         if self.hardest:
             hard = hardest_rows(features, self.bank, targets)
@@ -311,18 +352,18 @@ class ClusterMemory(FeatureMemory):
         update_bank_(self.bank, features, targets, self.momentum)
 
     def _by_class(self) -> Tensor:
-        return torch.cat([_home(self.ranks, self.count), _home(self.ranks, self.source_count)])
+        return torch.cat([_home(self.world, self.count), _home(self.world, self.source_count)])
 
     def _arrange(self) -> None:
-        if self.ranks.size > 1:
+        if self.world.size > 1:
             after = self._by_class()
             self.bank, self._lies = self._moved(after), after
             self._number(after)
 
 
-def _home(ranks: Ranks, n: int) -> Tensor:
+def _home(world: World, n: int) -> Tensor:
     """The rank on which each of n rows lies that are cut evenly."""
-    return ranks.owner(torch.arange(n), n)
+    return world.owner_ranks(torch.arange(n), n)
 
 
 def _places(owners: Tensor, rank: int) -> Tensor:

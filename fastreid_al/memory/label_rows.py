@@ -23,7 +23,9 @@ def bits_of(ids: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("fastreid_al::plmb_update_bits", mutates_args=("words",))
-def update_bits(words: Tensor, rows: Tensor, indptr: Tensor, indices: Tensor, n: int | None = None) -> None:
+def update_bits(
+    words: Tensor, rows: Tensor, indptr: Tensor, indices: Tensor, n: int | None = None
+) -> None:
     """Replace rows by their labels in CSR form, the last of a row's occurrences counts."""
     n = len(words) if n is None else n
     _check_batch(len(words), n, rows, indptr, indices)
@@ -38,7 +40,9 @@ def update_bits(words: Tensor, rows: Tensor, indptr: Tensor, indices: Tensor, n:
     words.view(-1).index_add_(0, rows[place] * words.shape[1] + labels // 32, bits_of(labels))
 
 
-@torch.library.custom_op("fastreid_al::plmb_update_sparse", mutates_args=("ids", "counts", "dropped"))
+@torch.library.custom_op(
+    "fastreid_al::plmb_update_sparse", mutates_args=("ids", "counts", "dropped")
+)
 def update_sparse(
     ids: Tensor,
     counts: Tensor,
@@ -88,13 +92,17 @@ def lookup_bits(words: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tens
         return found
     taken = _take(words, rows)
     place, word = taken.nonzero(as_tuple=True)
-    some, bit = ((taken[place, word][:, None] >> torch.arange(32, device=words.device)) & 1).nonzero(as_tuple=True)
+    some, bit = (
+        (taken[place, word][:, None] >> torch.arange(32, device=words.device)) & 1
+    ).nonzero(as_tuple=True)
     counts = torch.bincount(place[some], minlength=len(rows))
     return F.pad(counts.cumsum(0), (1, 0)), word[some] * 32 + bit
 
 
 @torch.library.custom_op("fastreid_al::plmb_lookup_sparse", mutates_args=())
-def lookup_sparse(ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
+def lookup_sparse(
+    ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Labels of rows, ascending, in CSR form."""
     _check_range("rows", rows, len(ids))
     found = _lookup(_list_bank(ids, counts, n), rows)
@@ -147,12 +155,16 @@ def _(
 
 @lookup_bits.register_fake
 def _(words: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
-    return rows.new_empty(rows.shape[0] + 1), rows.new_empty(torch.library.get_ctx().new_dynamic_size())
+    return rows.new_empty(rows.shape[0] + 1), rows.new_empty(
+        torch.library.get_ctx().new_dynamic_size()
+    )
 
 
 @lookup_sparse.register_fake
 def _(ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
-    return rows.new_empty(rows.shape[0] + 1), rows.new_empty(torch.library.get_ctx().new_dynamic_size())
+    return rows.new_empty(rows.shape[0] + 1), rows.new_empty(
+        torch.library.get_ctx().new_dynamic_size()
+    )
 
 
 @bit_rows_bits.register_fake
@@ -178,12 +190,14 @@ def _check_batch(size: int, n: int, rows: Tensor, indptr: Tensor, indices: Tenso
     _check_range("indices", indices, n)
     if int(indptr[0]) != 0 or int(indptr[-1]) != len(indices):
         raise ValueError(
-            f"indptr: found {int(indptr[0])} first and {int(indptr[-1])} last, "
-            f"wanted 0 and {len(indices)}, the number of indices"
+            f"indptr: got {int(indptr[0])} first and {int(indptr[-1])} last, "
+            f"expected 0 and {len(indices)}, the number of indices"
         )
     steps = indptr.diff()
     if len(steps) and int(steps.min()) < 0:
-        raise ValueError(f"indptr: found a fall behind place {int(steps.argmin())}, wanted values that never fall")
+        raise ValueError(
+            f"indptr: got a fall behind place {int(steps.argmin())}, expected values that never fall"
+        )
 
 
 def _check_range(name: str, x: Tensor, n: int) -> None:
@@ -193,7 +207,9 @@ def _check_range(name: str, x: Tensor, n: int) -> None:
     least, greatest = x.aminmax()
     if int(least) < 0 or int(greatest) >= n:
         place = int(((x < 0) | (x >= n)).nonzero()[0, 0])
-        raise ValueError(f"{name}: found {int(x[place])} at place {place}, wanted values in [0, {n})")
+        raise ValueError(
+            f"{name}: got {int(x[place])} at place {place}, expected values in [0, {n})"
+        )
 
 
 # The extension's forms. A bank crosses as (address, bytes of an id or 0, address of the counts, n, capacity).
@@ -209,7 +225,9 @@ def _list_bank(ids: Tensor, counts: Tensor, n: int | None) -> _Bank:
     return ids, ids.dtype.itemsize, counts, len(ids) if n is None else n
 
 
-def _call(name: str, bank: _Bank, *arguments: Tensor | int | None, scratch: Tensor | None = None) -> bool:
+def _call(
+    name: str, bank: _Bank, *arguments: Tensor | int | None, scratch: Tensor | None = None
+) -> bool:
     """Whether the extension has a form for the bank's device; it is called. Tensors go by their address, None by 0."""
     x, id_bytes, counts, n = bank
     module = native.extension() if x.is_cpu else native.cuda_extension()
@@ -217,7 +235,8 @@ def _call(name: str, bank: _Bank, *arguments: Tensor | int | None, scratch: Tens
         return False
     capacity = x.shape[1] if id_bytes else 0
     plain = [
-        native.address(a) if isinstance(a, Tensor) else a or 0 for a in (x, id_bytes, counts, n, capacity, *arguments)
+        native.address(a) if isinstance(a, Tensor) else a or 0
+        for a in (x, id_bytes, counts, n, capacity, *arguments)
     ]
     if x.is_cpu:
         getattr(module, name)(*plain, native.threads())
@@ -230,11 +249,18 @@ def _call(name: str, bank: _Bank, *arguments: Tensor | int | None, scratch: Tens
 
 
 def _update(
-    bank: _Bank, rows: Tensor, indptr: Tensor, indices: Tensor, similarities: Tensor | None, dropped: Tensor | None
+    bank: _Bank,
+    rows: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    similarities: Tensor | None,
+    dropped: Tensor | None,
 ) -> bool:
     rows, indptr, indices = rows.contiguous(), indptr.contiguous(), indices.contiguous()
     similarities = None if similarities is None else similarities.contiguous()
-    scratch = indices.new_empty(0 if bank[0].is_cpu or len(indices) <= _SHORT else len(indices), dtype=torch.int32)
+    scratch = indices.new_empty(
+        0 if bank[0].is_cpu or len(indices) <= _SHORT else len(indices), dtype=torch.int32
+    )
     return _call(
         "plmb_update",
         bank,
@@ -279,7 +305,12 @@ def _last_of_their_row(rows: Tensor, n: int) -> Tensor:
 
 def _labels(n: int, last: Tensor, indptr: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Labels of the places that are last: the place of each, the label, and its own place among all labels."""
-    place = torch.searchsorted(indptr.contiguous(), torch.arange(len(indices), device=indices.device), right=True) - 1
+    place = (
+        torch.searchsorted(
+            indptr.contiguous(), torch.arange(len(indices), device=indices.device), right=True
+        )
+        - 1
+    )
     inside = (place >= 0) & (place < len(last)) & (indices >= 0) & (indices < n)
     kept = inside.nonzero()[:, 0]
     kept = kept[last[place[kept]]]

@@ -68,7 +68,9 @@ class SourceClassifier(nn.Module):
     def forward(self, embeddings: Tensor, rows: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch of both: embeddings (B, D) of the source's images (B,), numbered from 0, loss of the target's."""
         identities = self.get_buffer("identities")[rows]
-        return (1 - self.weight) * F.cross_entropy(self.linear(embeddings), identities) + self.weight * target
+        return (1 - self.weight) * F.cross_entropy(
+            self.linear(embeddings), identities
+        ) + self.weight * target
 
 
 def both_batches(target: Iterator[Tensor], source: Iterator[Tensor], n: int) -> Iterator[Tensor]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..config import BatchConfig, MemoryConfig
 from ..data.samplers import IdentitySampler, iterations_of
+from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import TrainingError
 from ..memory import ClusterMemory, FeatureMemory, InstanceMemory
 from ..metrics import pair_scores
-from ..ranks import ALONE, Ranks
 from .adaptation import Source, both_batches, source_seed
 
 Extract = Callable[..., Tensor]
@@ -39,7 +39,7 @@ class ContrastiveMethod:
         memory: Feature memory and temperature.
         seed: Seed of the batches.
         source: The labelled source to train with as well.
-        ranks: The ranks that train together.
+        world: The ranks that train together.
     """
 
     def __init__(
@@ -49,11 +49,17 @@ class ContrastiveMethod:
         memory: MemoryConfig,
         seed: int,
         source: Source | None = None,
-        ranks: Ranks = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> None:
-        self.cameras, self.batch, self.seed, self.source, self.ranks = cameras, batch, seed, source, ranks
+        self.cameras, self.batch, self.seed, self.source, self.world = (
+            cameras,
+            batch,
+            seed,
+            source,
+            world,
+        )
         self.iterations = iterations_of(batch.iterations, len(cameras), batch.size)
-        self.memory = build_memory(memory, None if source is None else source.identities, ranks)
+        self.memory = build_memory(memory, None if source is None else source.identities, world)
         #: (n,) int64: the cluster of each image in this epoch, -1 outside every cluster.
         self.labels = torch.zeros(0, dtype=torch.int64)
         #: (n,) int64: the clusters that the epoch's were refined from; None when they were not.
@@ -96,7 +102,7 @@ class ContrastiveMethod:
         """
         features = self.features(epoch, extract)
         n = len(self.cameras)
-        bad = int(self.ranks.total((~torch.isfinite(features).all(1)).sum()))
+        bad = int(self.world.all_reduce_sum((~torch.isfinite(features).all(1)).sum()))
         if bad:
             raise TrainingError(
                 f"epoch {epoch + 1}: the features of {bad} of {n} images are not finite (the training diverged); lower "
@@ -126,24 +132,30 @@ class ContrastiveMethod:
 
     def _spread(self, features: Tensor) -> float:
         """The widest range of one value of the features, over all ranks."""
-        if self.ranks.size == 1:
+        if self.world.size == 1:
             return float((features.amax(0) - features.amin(0)).max())
         # A rank without images says nothing.
         nothing = features.new_full((1, features.shape[1]), torch.inf)
-        highest = self.ranks.greatest(torch.cat([features, -nothing]).amax(0))
-        return float((highest - self.ranks.least(torch.cat([features, nothing]).amin(0))).max())
+        highest = self.world.all_reduce_max(torch.cat([features, -nothing]).amax(0))
+        return float(
+            (highest - self.world.all_reduce_min(torch.cat([features, nothing]).amin(0))).max()
+        )
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """The epoch's batches of image rows, (B,) int64, or (2B,) with a source: a function of seed, epoch and classes."""
         n = len(self.cameras)
-        batches = self._sampler(self.memory.classes[:n].cpu(), self.cameras).batches(self.seed, epoch)
+        batches = self._sampler(self.memory.classes[:n].cpu(), self.cameras).batches(
+            self.seed, epoch
+        )
         if self.source is None:
             return batches
         sampler = self._sampler(self.source.identities, self.source.cameras)
         return both_batches(batches, sampler.batches(source_seed(self.seed), epoch), n)
 
     def _sampler(self, classes: Tensor, cameras: Tensor) -> IdentitySampler:
-        return IdentitySampler(classes, cameras, self.batch.size, self.batch.per_identity, self.iterations)
+        return IdentitySampler(
+            classes, cameras, self.batch.size, self.batch.per_identity, self.iterations
+        )
 
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """Eq. 1 for a batch: embeddings (B, D) with gradient, of any length, of the images at rows (B,).
@@ -191,9 +203,13 @@ class ContrastiveMethod:
         return f"epoch {epoch + 1}: {found} among {len(self.labels)} images, nothing to contrast; the set needs two at least"
 
 
-def build_memory(config: MemoryConfig, source: Tensor | None = None, ranks: Ranks = ALONE) -> FeatureMemory:
+def build_memory(
+    config: MemoryConfig, source: Tensor | None = None, world: World = SINGLE_PROCESS
+) -> FeatureMemory:
     """The memory that a configuration names, with the identities (m,) of a source's images."""
     if config.kind == "instance":
-        return InstanceMemory(0.2 if config.momentum is None else config.momentum, config.temperature, source, ranks)
+        return InstanceMemory(
+            0.2 if config.momentum is None else config.momentum, config.temperature, source, world
+        )
     momentum = 0.1 if config.momentum is None else config.momentum
-    return ClusterMemory(momentum, config.temperature, config.hardest, source, ranks)
+    return ClusterMemory(momentum, config.temperature, config.hardest, source, world)

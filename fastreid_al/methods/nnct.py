@@ -23,7 +23,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from reid_kernels import NotFiniteError, label_prediction, multilabel_bank_loss, similarity_topk, update_bank_
+from reid_kernels import (
+    NotFiniteError,
+    label_prediction,
+    multilabel_bank_loss,
+    similarity_topk,
+    update_bank_,
+)
 from reid_kernels.sharded import (
     sharded_label_prediction,
     sharded_multilabel_bank_loss,
@@ -35,10 +41,10 @@ from torch import Tensor, nn
 
 from ..config import BatchConfig, NNCTConfig
 from ..data.samplers import PassSampler, iterations_of
+from ..distributed.world import SINGLE_PROCESS, Sharded, World
 from ..errors import TrainingError
 from ..memory import PseudoLabelMemoryBank, ShardedLabelMemory
 from ..metrics import list_scores
-from ..ranks import ALONE, Ranks, Sharded
 from .adaptation import SourceClassifier, both_batches, source_seed
 
 
@@ -56,7 +62,7 @@ class NNCT:
         epochs: Epochs of the run, over which the momentum of the memory grows.
         seed: Seed of the batches.
         source: The labelled source to train with as well.
-        ranks: The ranks that share the memories; each trains with a part of every batch.
+        world: The ranks that share the memories; each trains with a part of every batch.
 
     Raises:
         ValueError: There are fewer images, or images of the source, than a batch takes, or than neighbours are wanted.
@@ -71,7 +77,7 @@ class NNCT:
         epochs: int,
         seed: int,
         source: SourceClassifier | None = None,
-        ranks: Ranks = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         if batch.size > n:
             raise ValueError(
@@ -84,19 +90,27 @@ class NNCT:
                 f"in a pass: give {len(source)} or less"
             )
         if not 0 <= neighbours_k < n:
-            raise ValueError(f"--neighbours-k {neighbours_k} is out of range; {n} images have 0 to {n - 1} neighbours")
-        self.n, self.neighbours_k, self.settings, self.epochs, self.seed = n, neighbours_k, settings, epochs, seed
+            raise ValueError(
+                f"--neighbours-k {neighbours_k} is out of range; {n} images have 0 to {n - 1} neighbours"
+            )
+        self.n, self.neighbours_k, self.settings, self.epochs, self.seed = (
+            n,
+            neighbours_k,
+            settings,
+            epochs,
+            seed,
+        )
         self._size = batch.size
         self.iterations = iterations_of(batch.iterations, n, batch.size)
         self._sampler = PassSampler(n, batch.size, self.iterations)
-        self.source, self.ranks = source, ranks
+        self.source, self.world = source, world
         #: M: this rank's rows of (n, D), zero until an image is first seen; made with the first batch.
         self.bank = torch.zeros(0, 0)
         #: B of Eq. 4 and 5.
         self.label_memory: PseudoLabelMemoryBank | ShardedLabelMemory = (
             PseudoLabelMemoryBank(n, settings.layout, settings.capacity)
-            if ranks.size == 1
-            else ShardedLabelMemory(n, settings.layout, settings.capacity, ranks)
+            if world.size == 1
+            else ShardedLabelMemory(n, settings.layout, settings.capacity, world)
         )
         #: No clusters are refined.
         self.drafted: None = None
@@ -147,7 +161,9 @@ class NNCT:
         if self.source is None:
             return self.target_loss(embeddings, rows)
         (target, source), (target_rows, source_rows) = embeddings.chunk(2), rows.chunk(2)
-        loss: Tensor = self.source(source, source_rows - self.n, self.target_loss(target, target_rows))
+        loss: Tensor = self.source(
+            source, source_rows - self.n, self.target_loss(target, target_rows)
+        )
         return loss
 
     def target_loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
@@ -163,7 +179,7 @@ class NNCT:
         features = _unit(embeddings)
         self._make_memories(features)
         try:
-            if self.ranks.size > 1:
+            if self.world.size > 1:
                 return self._shared_loss(features, embeddings.detach(), rows)
             if not self.predicts:
                 return self._mmcl(features, _own_labels(rows))
@@ -171,7 +187,9 @@ class NNCT:
             self.label_memory.update(rows, *labels)
             loss = self._mmcl(features, labels)
             for neighbour in self.neighbours(features.detach(), rows).unbind(1):
-                loss = loss + self.settings.lambda_n * self._mmcl(features, self.label_memory.lookup_bits(neighbour))
+                loss = loss + self.settings.lambda_n * self._mmcl(
+                    features, self.label_memory.lookup_bits(neighbour)
+                )
             return loss
         except NotFiniteError as error:
             raise TrainingError(
@@ -180,9 +198,9 @@ class NNCT:
 
     def _shared_loss(self, features: Tensor, embeddings: Tensor, rows: Tensor) -> Tensor:
         """`target_loss` of this rank's part of the batch. Every rank computes for all of it, with its part of the memory."""
-        ranks, s = self.ranks, self.settings
-        first = ranks.rank * len(rows)
-        batch, rows = _unit(ranks.gather_equal(embeddings)), ranks.gather_equal(rows)
+        world, s = self.world, self.settings
+        first = world.rank * len(rows)
+        batch, rows = _unit(world.all_gather(embeddings)), world.all_gather(rows)
         labels: list[Tensor | tuple[Tensor, Tensor]]
         if self.predicts:
             predicted = self.predict(rows)
@@ -195,7 +213,7 @@ class NNCT:
             labels = [_own_labels(rows)]
         weights = [1.0] + [s.lambda_n] * (len(labels) - 1)
         losses, gradient = sharded_multilabel_bank_loss(
-            batch, self.bank, labels, weights, self.n, ranks, delta=s.delta, hard_ratio=s.hard_ratio
+            batch, self.bank, labels, weights, self.n, world, delta=s.delta, hard_ratio=s.hard_ratio
         )
         own = slice(first, first + len(features))
         return with_gradient(features, losses[own], gradient[own]).mean()
@@ -203,9 +221,9 @@ class NNCT:
     def predict(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """MPLP: the multi-class labels of images (B,), the same on all ranks, as CSR lists, from the memory alone."""
         s = self.settings
-        if self.ranks.size > 1:
+        if self.world.size > 1:
             return sharded_label_prediction(
-                self.bank, rows, self.n, self.ranks, threshold=s.threshold, at_least=s.at_least
+                self.bank, rows, self.n, self.world, threshold=s.threshold, at_least=s.at_least
             )
         return label_prediction(self.bank, rows, threshold=s.threshold, at_least=s.at_least)
 
@@ -217,32 +235,42 @@ class NNCT:
         k = self.neighbours_k
         if k == 0:
             return rows.new_zeros(len(rows), 0)
-        if self.ranks.size > 1:
-            return sharded_similarity_topk(features, self.bank, k, self.n, self.ranks, normalize=False, exclude=rows)[1]
+        if self.world.size > 1:
+            return sharded_similarity_topk(
+                features, self.bank, k, self.n, self.world, normalize=False, exclude=rows
+            )[1]
         # Without a proof of candidates the host does not wait, and a batch is too small for the proof to pay.
-        return similarity_topk(features, self.bank, k, normalize=False, exclude=rows, precision="ieee")[1]
+        return similarity_topk(
+            features, self.bank, k, normalize=False, exclude=rows, precision="ieee"
+        )[1]
 
     def _mmcl(self, features: Tensor, labels: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         """Eq. 3 and 6 in MMCL's form: the similarities s of Eq. 1 against one set of labels each."""
         s = self.settings
-        return multilabel_bank_loss(features, self.bank, labels, delta=s.delta, hard_ratio=s.hard_ratio)
+        return multilabel_bank_loss(
+            features, self.bank, labels, delta=s.delta, hard_ratio=s.hard_ratio
+        )
 
     def update(self, embeddings: Tensor, rows: Tensor) -> None:
         """Move the memory towards the batch's features, after the step; on several ranks each gives its part, as for `loss`."""
         if self.source is not None:
             embeddings, rows = embeddings.chunk(2)[0], rows.chunk(2)[0]
-        ranks = self.ranks
-        batch, rows = _unit(ranks.gather_equal(embeddings.detach())), ranks.gather_equal(rows)
-        if ranks.size == 1:
+        world = self.world
+        batch, rows = _unit(world.all_gather(embeddings.detach())), world.all_gather(rows)
+        if world.size == 1:
             update_bank_(self.bank, batch, rows, self.momentum)
         else:
-            sharded_update_bank_(self.bank, batch, rows, self.momentum, self.n, ranks)
+            sharded_update_bank_(self.bank, batch, rows, self.momentum, self.n, world)
 
     def label_lists(self) -> tuple[Tensor, Tensor]:
         """The latest labels of this rank's images as CSR lists, ascending, on the CPU: 8 bytes a label."""
         memory = self.label_memory
-        images = torch.arange(self.n, device=memory.device)[self.ranks.own(self.n)]
-        lists = memory.local.lookup(images) if isinstance(memory, ShardedLabelMemory) else memory.lookup(images)
+        images = torch.arange(self.n, device=memory.device)[self.world.local_slice(self.n)]
+        lists = (
+            memory.local.lookup(images)
+            if isinstance(memory, ShardedLabelMemory)
+            else memory.lookup(images)
+        )
         return lists[0].cpu(), lists[1].cpu()
 
     def review(self, identities: Tensor | None) -> dict[str, float]:
@@ -252,25 +280,27 @@ class NNCT:
         of the labels, where the identities are known. The same on all ranks.
         """
         indptr, indices = self.label_lists()
-        facts: dict[str, float] = {"labels_per_image": sum(self.ranks.counts(len(indices))) / self.n - 1}
+        facts: dict[str, float] = {
+            "labels_per_image": sum(self.world.all_gather_counts(len(indices))) / self.n - 1
+        }
         if self.label_memory.layout == "sparse":
             facts["labels_dropped"] = self.label_memory.dropped
         if identities is not None:
-            scores = list_scores(indptr, indices, identities, self.ranks)
+            scores = list_scores(indptr, indices, identities, self.world)
             facts |= {f"label_{k}": v for k, v in scores._asdict().items()}
         return facts
 
     def _make_memories(self, features: Tensor) -> None:
         """The width and the place of the memories are those of the first features."""
         if self.bank.shape[1] == 0:
-            own = self.ranks.own(self.n)
+            own = self.world.local_slice(self.n)
             self.bank = features.new_zeros(own.stop - own.start, features.shape[1])
             self.label_memory.to(features.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on. Collective: each rank has its rows of the memories."""
         return {
-            "bank": self.bank if self.bank.shape[1] == 0 else self.ranks.shard(self.bank, self.n),
+            "bank": self.bank if self.bank.shape[1] == 0 else self.world.shard(self.bank, self.n),
             "label_memory": self.label_memory.state_dict(),
             "predicts": self.predicts,
             "momentum": self.momentum,
@@ -287,15 +317,15 @@ class NNCT:
         count = bank.n if isinstance(bank, Sharded) else len(bank)
         if count not in (0, self.n):
             raise ValueError(f"the feature memory is of {count:,} images, the set has {self.n:,}")
-        bank = self.ranks.local(bank)
+        bank = self.world.local_rows(bank)
         self.label_memory.to(bank.device)
-        self.ranks.agree(lambda: self.label_memory.load_state_dict(state["label_memory"]))
+        self.world.raise_together(lambda: self.label_memory.load_state_dict(state["label_memory"]))
         self.bank, self.predicts, self.momentum = bank, state["predicts"], state["momentum"]
         self.layers().load_state_dict(state.get("layers", {}))
 
 
 def _unit(embeddings: Tensor) -> Tensor:
-    """Rows of length one; half floats become float32."""
+    """Unit-norm rows; half floats become float32."""
     return F.normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float())
 
 

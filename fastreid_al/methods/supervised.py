@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..config import BatchConfig, MemoryConfig
-from ..ranks import ALONE, Ranks
+from ..distributed.world import SINGLE_PROCESS, World
 from .contrastive import ContrastiveMethod
 
 
@@ -18,7 +18,7 @@ class Supervised(ContrastiveMethod):
         batch: Batches.
         memory: Feature memory and temperature.
         seed: Seed of the batches.
-        ranks: The ranks that train together.
+        world: The ranks that train together.
 
     Raises:
         ValueError: An image's identity is unknown.
@@ -31,9 +31,9 @@ class Supervised(ContrastiveMethod):
         batch: BatchConfig,
         memory: MemoryConfig,
         seed: int,
-        ranks: Ranks = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> None:
-        super().__init__(cameras, batch, memory, seed, ranks=ranks)
+        super().__init__(cameras, batch, memory, seed, world=world)
         unknown = int((identities < 0).sum())
         if unknown:
             raise ValueError(

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..active import Questions
 from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
 from ..config import BatchConfig, ClusterConfig, MemoryConfig
+from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import TrainingError
-from ..ranks import ALONE, Ranks
 from .adaptation import Source
 from .contrastive import ContrastiveMethod, Extract
 
@@ -35,7 +35,7 @@ class UCAL(ContrastiveMethod):
         questions: Splits and merges clusters with the answers of an annotator (Sec. 3.2), from its first epoch on. Of several
             ranks the first asks, and the others need have none.
         source: The labelled source to train with as well; only the target is clustered.
-        ranks: The ranks that train together.
+        world: The ranks that train together.
         watch: Called once a second on the ranks that wait while the first asks; what it raises ends the waiting.
 
     Raises:
@@ -52,10 +52,10 @@ class UCAL(ContrastiveMethod):
         seed: int,
         questions: Questions | None = None,
         source: Source | None = None,
-        ranks: Ranks = ALONE,
+        world: World = SINGLE_PROCESS,
         watch: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(cameras, batch, memory, seed, source, ranks)
+        super().__init__(cameras, batch, memory, seed, source, world)
         if cluster.source == "memory" and memory.kind == "cluster":
             raise ValueError(
                 "a cluster memory has no vector per image to cluster: use --cluster.source extract with it"
@@ -78,37 +78,41 @@ class UCAL(ContrastiveMethod):
         c = self.cluster
         neighbours, self.facts = self._neighbours(epoch, features)
         far = c.eps + c.eps_gap
-        graph = jaccard_graph(features, c.k1, c.k2, max_distance=far, neighbours=neighbours, ranks=self.ranks)
+        graph = jaccard_graph(
+            features, c.k1, c.k2, max_distance=far, neighbours=neighbours, world=self.world
+        )
         found, self.threshold = self_paced_labels(
-            graph, c.eps, c.eps_gap, c.min_samples, self.threshold, c.dbscan, self.ranks
+            graph, c.eps, c.eps_gap, c.min_samples, self.threshold, c.dbscan, self.world
         )
         labels = self._refined(epoch, features, found.cpu())
         return labels, singleton_classes(labels) if c.noise == "singleton" else labels
 
     def _refined(self, epoch: int, features: Tensor, labels: Tensor) -> Tensor:
         """The clusters (n,) after the epoch's questions. They are asked on the first rank, which then has all features."""
-        questions = self.questions if self.ranks.is_first else None
+        questions = self.questions if self.world.is_first else None
         self.drafted = None
-        if not self.ranks.any(questions is not None and epoch >= questions.config.start):
+        if not self.world.any_true(questions is not None and epoch >= questions.config.start):
             return labels
         start = time.perf_counter()
-        features = self.ranks.gather_to_first(features)
+        features = self.world.gather_rows_to_first(features)
 
         def ask() -> tuple[Tensor, dict[str, float]]:
             assert questions is not None
             return questions.refine(epoch, features, labels)
 
-        refined, asked = self.ranks.share(ask, self._watch)
+        refined, asked = self.world.compute_on_first(ask, self._watch)
         self.drafted = labels
         self.facts |= asked | {"seconds_questions": time.perf_counter() - start}
         return refined
 
-    def _neighbours(self, epoch: int, features: Tensor) -> tuple[Tensor | Literal["exact"], dict[str, float]]:
+    def _neighbours(
+        self, epoch: int, features: Tensor
+    ) -> tuple[Tensor | Literal["exact"], dict[str, float]]:
         """What `jaccard_graph` takes for neighbours, and what the log says of them."""
         if self.cluster.neighbours == "exact":
             return "exact", {}
         try:
-            lists, recall = ivf_neighbours(features, self.cluster.k1, ranks=self.ranks)
+            lists, recall = ivf_neighbours(features, self.cluster.k1, world=self.world)
         except ValueError as error:
             raise TrainingError(f"epoch {epoch + 1}: {error}") from error
         return lists, {"neighbours_recall": recall}

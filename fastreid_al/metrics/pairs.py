@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ranks import ALONE, Ranks
+from ..distributed.world import SINGLE_PROCESS, World
 
 
 class PairScores(NamedTuple):
@@ -51,7 +51,9 @@ class ListScores(NamedTuple):
     recall: float
 
 
-def list_scores(indptr: Tensor, indices: Tensor, identities: Tensor, ranks: Ranks = ALONE) -> ListScores:
+def list_scores(
+    indptr: Tensor, indices: Tensor, identities: Tensor, world: World = SINGLE_PROCESS
+) -> ListScores:
     """Compare label lists, in which one class is one image, with true identities.
 
     Args:
@@ -59,14 +61,20 @@ def list_scores(indptr: Tensor, indices: Tensor, identities: Tensor, ranks: Rank
             `ranks.own(n)`.
         indices: (labels,) int64, none twice in a list.
         identities: (n,) int64.
-        ranks: The ranks that the lists lie on.
+        world: The ranks that the lists lie on.
 
     Returns:
         The scores, in some 20 bytes a label. Without a predicted pair precision is 1, without a true pair recall is 1.
     """
-    images = torch.arange(len(identities))[ranks.own(len(identities))].repeat_interleave(indptr.diff())
+    images = torch.arange(len(identities))[world.local_slice(len(identities))].repeat_interleave(
+        indptr.diff()
+    )
     others = images != indices
-    right = sum(ranks.counts(int((identities[images[others]] == identities[indices[others]]).sum())))
-    predicted = sum(ranks.counts(int(others.sum())))
+    right = sum(
+        world.all_gather_counts(
+            int((identities[images[others]] == identities[indices[others]]).sum())
+        )
+    )
+    predicted = sum(world.all_gather_counts(int(others.sum())))
     true = 2 * _pairs(identities.unique(return_counts=True)[1])
     return ListScores(right / predicted if predicted else 1.0, right / true if true else 1.0)

@@ -10,7 +10,7 @@ from reid_kernels._ops import full_precision
 from torch import Tensor
 
 from ..clustering.csr import ranges
-from ..ranks import ALONE, Ranks
+from ..distributed.world import SINGLE_PROCESS, World
 
 #: Similarities that exist at a time, in elements: 32 MiB of float32 on a CPU, 512 MiB on a GPU.
 _BLOCK, _BLOCK_GPU = 2**23, 2**27
@@ -53,7 +53,7 @@ def rank_gallery(
     gallery_cameras: Tensor,
     *,
     length: int = 50,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Ranking:
     """Rank the gallery for each query by dot product, and score the lists.
 
@@ -73,7 +73,7 @@ def rank_gallery(
         gallery_ids: (g,) int64.
         gallery_cameras: (g,) int64.
         length: Length of the CMC curve; the gallery's size when it is smaller.
-        ranks: The ranks of the run.
+        world: The ranks of the run.
 
     Returns:
         The scores; all 0 when no query has a match.
@@ -91,11 +91,11 @@ def rank_gallery(
         ValueError: Lengths, widths or dtypes that do not go together, features that are not finite, on all ranks when on one.
     """
     lists = Lists(query_ids, query_cameras, gallery_ids, gallery_cameras)
-    query_features, gallery_features = checked(query_features, gallery_features, lists, ranks)
+    query_features, gallery_features = checked(query_features, gallery_features, lists, world)
     device = query_features.device
     rows = block_rows(lists, _BLOCK if device.type == "cpu" else _BLOCK_GPU)
-    blocks = similarities(query_features, gallery_features, lists, rows, ranks)
-    return score_blocks(blocks, lists, rows, device, length, ranks)
+    blocks = similarities(query_features, gallery_features, lists, rows, world)
+    return score_blocks(blocks, lists, rows, device, length, world)
 
 
 class Lists:
@@ -108,14 +108,16 @@ class Lists:
         gallery_cameras: (g,) int64.
     """
 
-    def __init__(self, query_ids: Tensor, query_cameras: Tensor, gallery_ids: Tensor, gallery_cameras: Tensor) -> None:
+    def __init__(
+        self, query_ids: Tensor, query_cameras: Tensor, gallery_ids: Tensor, gallery_cameras: Tensor
+    ) -> None:
         for name, ids, cameras in (
             ("query", query_ids, query_cameras),
             ("gallery", gallery_ids, gallery_cameras),
         ):
             if ids.ndim != 1 or ids.shape != cameras.shape:
                 raise ValueError(
-                    f"{name}: found ids {tuple(ids.shape)} and cameras {tuple(cameras.shape)}, wanted (m,) and (m,)"
+                    f"{name}: got ids {tuple(ids.shape)} and cameras {tuple(cameras.shape)}, expected (m,) and (m,)"
                 )
         query_ids, gallery_ids = query_ids.cpu(), gallery_ids.cpu()
         self._query_cameras, self._gallery_cameras = query_cameras.cpu(), gallery_cameras.cpu()
@@ -132,7 +134,11 @@ class Lists:
         """Of a range of queries those whose identity is in the gallery, so many at a time; like beside like."""
         same = self._same[where]
         count = int((same > 0).sum())
-        return (same.argsort(descending=True, stable=True)[:count] + where.start).split(rows) if count else ()
+        return (
+            (same.argsort(descending=True, stable=True)[:count] + where.start).split(rows)
+            if count
+            else ()
+        )
 
     def pairs(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Place of the query in `queries` and gallery index of each pair of one identity, ascending; whether it is dropped."""
@@ -143,35 +149,43 @@ class Lists:
         return row, column, (camera >= 0) & (camera == self._gallery_cameras[column])
 
 
-def checked(query_features: Tensor, gallery_features: Tensor, lists: Lists, ranks: Ranks) -> tuple[Tensor, Tensor]:
+def checked(
+    query_features: Tensor, gallery_features: Tensor, lists: Lists, world: World
+) -> tuple[Tensor, Tensor]:
     """This rank's features without their gradient, once they are found in order on all ranks."""
     sides = (("query", query_features, lists.queries), ("gallery", gallery_features, lists.gallery))
-    wrong = [problem for name, x, n in sides for problem in _problems(name, x, n, ranks)]
+    wrong = [problem for name, x, n in sides for problem in _problems(name, x, n, world)]
     widths = [x.shape[1] for _, x, _ in sides if x.ndim == 2 and len(x)]
-    said = ranks.all_objects((wrong, widths))
+    said = world.all_gather_objects((wrong, widths))
     for problems, _ in said:
         if problems:
             raise ValueError(problems[0])
     width = max((w for _, theirs in said for w in theirs), default=0)
     if any(w != width for _, theirs in said for w in theirs):
         raise ValueError(
-            f"query_features and gallery_features: found widths {[w for _, theirs in said for w in theirs]}, wanted one width"
+            f"query_features and gallery_features: got widths {[w for _, theirs in said for w in theirs]}, expected one width"
         )
     # A rank without rows may not know their width.
     first, second = (x.detach() if len(x) else x.new_zeros(0, width) for _, x, _ in sides)
     return first, second
 
 
-def _problems(name: str, features: Tensor, n: int, ranks: Ranks) -> Iterator[str]:
-    own = ranks.own(n)
-    if features.ndim != 2 or len(features) != own.stop - own.start or not features.is_floating_point():
+def _problems(name: str, features: Tensor, n: int, world: World) -> Iterator[str]:
+    own = world.local_slice(n)
+    if (
+        features.ndim != 2
+        or len(features) != own.stop - own.start
+        or not features.is_floating_point()
+    ):
         yield (
-            f"{name}: found features {tuple(features.shape)}, {features.dtype}, for {n} ids, "
-            f"wanted ({own.stop - own.start}, D), float"
+            f"{name}: got features {tuple(features.shape)}, {features.dtype}, for {n} ids, "
+            f"expected ({own.stop - own.start}, D), float"
         )
         return
     greatest = (
-        torch.linalg.vector_norm(features, torch.inf, dim=1) if features.shape[1] else features.new_zeros(len(features))
+        torch.linalg.vector_norm(features, torch.inf, dim=1)
+        if features.shape[1]
+        else features.new_zeros(len(features))
     )
     bad = int((~torch.isfinite(greatest)).sum())
     if bad:
@@ -184,30 +198,44 @@ def block_rows(lists: Lists, block: int) -> int:
 
 
 def similarities(
-    query_features: Tensor, gallery_features: Tensor, lists: Lists, rows: int, ranks: Ranks = ALONE
+    query_features: Tensor,
+    gallery_features: Tensor,
+    lists: Lists,
+    rows: int,
+    world: World = SINGLE_PROCESS,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """By blocks: queries (m,) int64, on the host, and their products with this rank's gallery rows (m, own), to be changed.
 
     All products have one shape, since their last bits may depend on it: rows of zeros fill up what is short.
     """
-    dtype = torch.promote_types(torch.promote_types(query_features.dtype, gallery_features.dtype), torch.float32)
+    dtype = torch.promote_types(
+        torch.promote_types(query_features.dtype, gallery_features.dtype), torch.float32
+    )
     own, tile = len(gallery_features), min(_TILE, lists.gallery)
     if 0 < own < tile:
         gallery_features = torch.nn.functional.pad(gallery_features, (0, 0, 0, tile - own))
     out = query_features.new_empty((rows, len(gallery_features)), dtype=dtype)
-    for where, shard in ranks.circulate(query_features, lists.queries):
+    for where, shard in world.broadcast_each(query_features, lists.queries):
         for queries in lists.blocks(where, rows):
             block = out.new_zeros(rows, shard.shape[1])
             block[: len(queries)] = shard[(queries - where.start).to(shard.device)]
             with full_precision(block):
                 for start in range(0, own, tile):
-                    now = slice(min(start, len(gallery_features) - tile), min(start + tile, len(gallery_features)))
+                    now = slice(
+                        min(start, len(gallery_features) - tile),
+                        min(start + tile, len(gallery_features)),
+                    )
                     torch.mm(block, gallery_features[now].to(dtype).T, out=out[:, now])
             yield queries, out[: len(queries), :own]
 
 
 def score_blocks(
-    blocks: Iterable[tuple[Tensor, Tensor]], lists: Lists, rows: int, device: torch.device, length: int, ranks: Ranks
+    blocks: Iterable[tuple[Tensor, Tensor]],
+    lists: Lists,
+    rows: int,
+    device: torch.device,
+    length: int,
+    world: World,
 ) -> Ranking:
     """Score the lists of queries from blocks of what they are ranked by.
 
@@ -218,9 +246,9 @@ def score_blocks(
         rows: Queries of a block, at most.
         device: Where the blocks are.
         length: Length of the CMC curve.
-        ranks: The ranks of the run.
+        world: The ranks of the run.
     """
-    own = ranks.own(lists.gallery)
+    own = world.local_slice(lists.gallery)
     junk = (lists.junk[(lists.junk >= own.start) & (lists.junk < own.stop)] - own.start).to(device)
     found = torch.zeros(3, lists.queries, dtype=torch.float64, device=device)
     for queries, scores in blocks:
@@ -231,14 +259,16 @@ def score_blocks(
         scores[nowhere[0], nowhere[1]] = -torch.inf
         row, column = row[~dropped], column[~dropped]
         if len(row):
-            placed = _ranks(scores, row, column, own, ranks)
+            placed = _positions(scores, row, column, own, world)
             found[:, queries.to(device)] = _scores(placed, rows, lists.most)
     ap, inp, first = found
     length, number = min(length, lists.gallery), first.long()
     reached = torch.bincount(number.clamp(max=length + 1), minlength=length + 2)[1 : length + 1]
     n = int((number > 0).sum())
     cmc = reached.cumsum(0).double().cpu() / max(n, 1)
-    return Ranking(float(ap.sum()) / max(n, 1), float(inp.sum()) / max(n, 1), cmc, n, lists.queries - n)
+    return Ranking(
+        float(ap.sum()) / max(n, 1), float(inp.sum()) / max(n, 1), cmc, n, lists.queries - n
+    )
 
 
 def _scores(placed: Tensor, rows: int, most: int) -> Tensor:
@@ -255,7 +285,7 @@ def _scores(placed: Tensor, rows: int, most: int) -> Tensor:
     return torch.stack([precision / total.clamp(min=1), total / placed.amax(1).clamp(min=1), first])
 
 
-def _ranks(scores: Tensor, row: Tensor, column: Tensor, own: slice, ranks: Ranks) -> Tensor:
+def _positions(scores: Tensor, row: Tensor, column: Tensor, own: slice, world: World) -> Tensor:
     """The 1-based ranks of each query's matches side by side, 0 past its last one: (m, most matches) int64.
 
     Args:
@@ -263,7 +293,7 @@ def _ranks(scores: Tensor, row: Tensor, column: Tensor, own: slice, ranks: Ranks
         row: (matches,) int64, ascending, on the host.
         column: (matches,) int64, their gallery indices.
         own: Which gallery rows are this rank's.
-        ranks: The ranks of the run.
+        world: The ranks of the run.
     """
     total = torch.bincount(row, minlength=len(scores))
     place = torch.arange(len(row)) - (total.cumsum(0) - total)[row]
@@ -276,10 +306,10 @@ def _ranks(scores: Tensor, row: Tensor, column: Tensor, own: slice, ranks: Ranks
     if scores.shape[1]:
         there = (local >= 0) & (local < scores.shape[1])
         value = torch.where(there, scores.gather(1, local.clamp(0, scores.shape[1] - 1)), value)
-    value = ranks.total(value).masked_fill_(~real, torch.inf)
+    value = world.all_reduce_sum(value).masked_fill_(~real, torch.inf)
     order = column.argsort()
     before = _before(scores, value, local, torch.stack([row, place, column - own.start])[:, order])
-    return (ranks.total(before) + 1).masked_fill_(~real, 0)
+    return (world.all_reduce_sum(before) + 1).masked_fill_(~real, 0)
 
 
 def _before(scores: Tensor, value: Tensor, local: Tensor, pairs: Tensor) -> Tensor:
@@ -294,7 +324,9 @@ def _before(scores: Tensor, value: Tensor, local: Tensor, pairs: Tensor) -> Tens
     counted = _COUNTED if scores.is_cpu else _COUNTED_GPU
     width = max(256, counted // len(scores))
     starts = range(0, scores.shape[1], width)
-    cuts = torch.searchsorted(pairs[2].contiguous(), torch.tensor([*starts, scores.shape[1]])).tolist()
+    cuts = torch.searchsorted(
+        pairs[2].contiguous(), torch.tensor([*starts, scores.shape[1]])
+    ).tolist()
     pairs = pairs.to(scores.device)
     # Ascending, equal ones from the right: so they stay when some of them are lowered.
     ascending, order = value.flip(1).sort(dim=1, stable=True)
@@ -306,7 +338,9 @@ def _before(scores: Tensor, value: Tensor, local: Tensor, pairs: Tensor) -> Tens
         # Left of a match all that is not less stands before it.
         above += _above(some, torch.where(local >= start + some.shape[1], lower, ascending))
         index = torch.arange(start, start + some.shape[1], device=scores.device)
-        for row, place, column in (part.unbind() for part in pairs[:, first:last].split(max(1, counted // width), 1)):
+        for row, place, column in (
+            part.unbind() for part in pairs[:, first:last].split(max(1, counted // width), 1)
+        ):
             equal = (some[row] == value[row, place][:, None]) & (index < column[:, None])
             tied[row, place] = equal.sum(1)
     return torch.empty_like(above).scatter_(1, order, above).flip(1) + tied

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..clustering.csr import ranges
 from ..clustering.jaccard_torch import Shares, averaged_weights, by_column, distances
 from ..clustering.neighbours import nearest_neighbours
-from ..ranks import ALONE, Ranks
+from ..distributed.world import SINGLE_PROCESS, World
 from .ranking import Lists, Ranking, block_rows, checked, score_blocks, similarities
 
 #: Overlaps that exist at a time, in elements of 8 bytes: 32 MiB on a CPU, 128 MiB on a GPU.
@@ -31,7 +31,7 @@ def rerank_gallery(
     k2: int = 6,
     original: float = 0.3,
     length: int = 50,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Ranking:
     """Rank the gallery for each query by d* = (1 - lambda) d_J + lambda d (eq. 12), and score the lists as `rank_gallery` does.
 
@@ -57,7 +57,7 @@ def rerank_gallery(
         k2: Rows of a mean, the row itself counted.
         original: lambda, the share of the original distance.
         length: Length of the CMC curve; the gallery's size when it is smaller.
-        ranks: The ranks of the run. Each holds the features of all of them and does the whole work: this is not shared out.
+        world: The ranks of the run. Each holds the features of all of them and does the whole work: this is not shared out.
 
     Returns:
         The scores.
@@ -71,31 +71,36 @@ def rerank_gallery(
             k1 above 1,024, or `original` outside [0, 1].
     """
     if k1 < 1 or k2 < 1:
-        raise ValueError(f"k1 and k2: found {k1} and {k2}, wanted at least 1")
+        raise ValueError(f"k1 and k2: got {k1} and {k2}, expected at least 1")
     if not 0 <= original <= 1:
-        raise ValueError(f"original: found {original}, wanted a share in [0, 1]")
+        raise ValueError(f"original: got {original}, expected a share in [0, 1]")
     lists = Lists(query_ids, query_cameras, gallery_ids, gallery_cameras)
-    sides = checked(query_features, gallery_features, lists, ranks)
-    query_features, gallery_features = (ranks.gather(side) for side in sides)
+    sides = checked(query_features, gallery_features, lists, world)
+    query_features, gallery_features = (world.all_gather_rows(side) for side in sides)
     features = torch.cat([query_features, gallery_features])
-    if query_features.dtype != gallery_features.dtype or features.dtype not in (torch.float32, torch.float64):
+    if query_features.dtype != gallery_features.dtype or features.dtype not in (
+        torch.float32,
+        torch.float64,
+    ):
         raise ValueError(
-            f"features: found {query_features.dtype} and {gallery_features.dtype}, wanted float32 or float64, both alike"
+            f"features: got {query_features.dtype} and {gallery_features.dtype}, expected float32 or float64, both alike"
         )
     lengths = torch.linalg.vector_norm(features, dim=1)
     if len(features) and float((lengths - 1).abs().max()) > _UNIT_TOLERANCE:
         raise ValueError(
-            f"features: found rows of lengths {float(lengths.min()):.4g} to {float(lengths.max()):.4g}, wanted unit rows"
+            f"features: got rows of lengths {float(lengths.min()):.4g} to {float(lengths.max()):.4g}, expected unit rows"
         )
     rows = block_rows(lists, _BLOCK if features.is_cpu else _BLOCK_GPU)
     blocks = similarities(query_features, gallery_features, lists, rows)
     if lists.queries:
         neighbours = nearest_neighbours(features, k1 + 1)
         width = neighbours.shape[1]
-        weights = averaged_weights(features, neighbours, min(round(k1 / 2) + 1, width), min(k2, width))
+        weights = averaged_weights(
+            features, neighbours, min(round(k1 / 2) + 1, width), min(k2, width)
+        )
         del features, neighbours
         blocks = _final(blocks, weights, lists.queries, original)
-    return score_blocks(blocks, lists, rows, query_features.device, length, ALONE)
+    return score_blocks(blocks, lists, rows, query_features.device, length, SINGLE_PROCESS)
 
 
 def _final(
@@ -117,7 +122,12 @@ def _overlaps(weights: Shares, columns: Shares, rows: Tensor, longest: int) -> T
     sums = torch.zeros(len(rows) * n, dtype=torch.int64, device=rows.device)
     count = weights.indptr[rows + 1] - weights.indptr[rows]
     entries = ranges(weights.indptr[rows], count)
-    place = torch.arange(len(rows), device=rows.device).repeat_interleave(count, output_size=len(entries)) * n
+    place = (
+        torch.arange(len(rows), device=rows.device).repeat_interleave(
+            count, output_size=len(entries)
+        )
+        * n
+    )
     step = max(1, (_BLOCK if rows.is_cpu else _BLOCK_GPU) // longest)
     # An entry of a row meets all that is in its column.
     for entry, start in zip(entries.split(step), place.split(step), strict=True):

@@ -2,7 +2,14 @@
 
 from .build import MODELS, build_model
 from .head import ReIdNet, Stage
-from .norm import Domain, group_batchnorm, join_ranks, split_batchnorm, update_running, without_source
+from .norm import (
+    Domain,
+    group_batchnorm,
+    join_world,
+    split_batchnorm,
+    update_running,
+    without_source,
+)
 
 __all__ = [
     "MODELS",
@@ -11,7 +18,7 @@ __all__ = [
     "Stage",
     "build_model",
     "group_batchnorm",
-    "join_ranks",
+    "join_world",
     "split_batchnorm",
     "update_running",
     "without_source",

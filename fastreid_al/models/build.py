@@ -48,11 +48,16 @@ def build_model(
     """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, 1)
-        raise ValueError(f"unknown model '{name}'; " + (f"did you mean {near[0]}?" if near else f"known: {MODELS}"))
+        raise ValueError(
+            f"unknown model '{name}'; "
+            + (f"did you mean {near[0]}?" if near else f"known: {MODELS}")
+        )
     if pool not in ("avg", "gem"):
-        raise ValueError(f"pool: found '{pool}', wanted avg or gem")
+        raise ValueError(f"pool: got '{pool}', expected avg or gem")
     if pool == "gem" and name in WIDTHS:
-        raise ValueError(f"pool: gem is for a ResNet, {name} has a pooling of its own; leave it at avg")
+        raise ValueError(
+            f"pool: gem is for a ResNet, {name} has a pooling of its own; leave it at avg"
+        )
     backbone, features = _osnet(name, osnet_fc) if name in WIDTHS else _resnet(name, pool)
     model = ReIdNet(name, backbone, features)
     if weights == "imagenet":

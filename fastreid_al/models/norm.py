@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from reid_kernels import grouped_batch_norm
 from torch import Tensor, nn
 
-from ..ranks import Ranks
+from ..distributed.world import World
 
 Domain = Literal["target", "source"]
 T = TypeVar("T")
@@ -42,12 +42,17 @@ class _Grouped(nn.modules.batchnorm._BatchNorm):
             return super().forward(x)
         self._check_input_dim(x)
         if self.kept is not None and len(x) % self.group:
-            raise ValueError(f"bn_group: found {len(x)} images on a rank, wanted a multiple of {self.group}")
+            raise ValueError(
+                f"bn_group: got {len(x)} images on a rank, expected a multiple of {self.group}"
+            )
         whole = max(0, len(x) // self.group - 1) * self.group
         if len(x) == whole + self.group:
             y, mean, var = self._normalised(x, self.group)
         else:
-            first, last = self._normalised(x[:whole], self.group), self._normalised(x[whole:], len(x) - whole)
+            first, last = (
+                self._normalised(x[:whole], self.group),
+                self._normalised(x[whole:], len(x) - whole),
+            )
             y, mean, var = (torch.cat(parts) for parts in zip(first, last, strict=True))
         if self.running_mean is not None:
             found = torch.stack((mean, var), 1)
@@ -79,10 +84,15 @@ def group_batchnorm(model: nn.Module, group: int) -> nn.Module:
     BatchNorm over the whole batch loses 6 to 20 mAP.
     """
     if group < 0 or group == 1:
-        raise ValueError(f"bn_group: found {group}, wanted 0 (the whole batch) or at least 2 images")
+        raise ValueError(
+            f"bn_group: got {group}, expected 0 (the whole batch) or at least 2 images"
+        )
     if group:
         for module in model.modules():
-            for plain, grouped in ((nn.BatchNorm1d, GroupedBatchNorm1d), (nn.BatchNorm2d, GroupedBatchNorm2d)):
+            for plain, grouped in (
+                (nn.BatchNorm1d, GroupedBatchNorm1d),
+                (nn.BatchNorm2d, GroupedBatchNorm2d),
+            ):
                 if type(module) is plain:
                     module.__class__ = grouped
                     cast(_Grouped, module).group = group
@@ -132,7 +142,7 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
     the ranks, wants them; the gradient of an image counts the losses of all ranks, as it does in PyTorch's.
     """
 
-    ranks: Ranks
+    world: World
 
     def _check_input_dim(self, x: Tensor) -> None:
         """Images and vectors alike."""
@@ -141,7 +151,7 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
         """(B, C, ...) -> the same shape."""
         if not self.training:
             return super().forward(x)
-        y, mean, var = _OverRanks.apply(x, self.weight, self.bias, self.eps, self.ranks)
+        y, mean, var = _OverRanks.apply(x, self.weight, self.bias, self.eps, self.world)
         if self.running_mean is not None:
             _follow([self], torch.stack((mean, var))[None])
         return cast(Tensor, y)
@@ -196,7 +206,7 @@ _JOINED: dict[type[nn.Module], tuple[type[nn.Module], type[nn.Module]]] = {
 }
 
 
-def join_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:
+def join_world(model: nn.Module, world: World) -> nn.Module:
     """Make the BatchNorms of a model those of one process that sees the images of all ranks, in place; names stay.
 
     Each rank gives consecutive images of the batch, as many as the others; those that are grouped a multiple of the group. What
@@ -204,18 +214,18 @@ def join_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:
     becomes one BatchNorm over the ranks, with a collective in each forward and each backward. Call it last, on the model of
     `group_batchnorm` and `split_batchnorm`, where it shall train; a single rank changes nothing.
     """
-    if ranks.size > 1:
+    if world.size > 1:
         for module in model.modules():
             if isinstance(module, _Grouped):
                 module.kept = []
             elif (kinds := _JOINED.get(type(module))) is not None:
                 module.__class__ = kinds[any(x.is_cuda for x in module.buffers(recurse=False))]
-                module.ranks, module.process_group = ranks, ranks.group  # type: ignore[assignment]
+                module.world, module.process_group = world, world.group  # type: ignore[assignment]
     return model
 
 
 @torch.no_grad()
-def update_running(model: nn.Module, ranks: Ranks) -> None:
+def update_running(model: nn.Module, world: World) -> None:
     """Move the running statistics over the groups of all ranks since the last call, in the order of the global batch.
 
     All ranks call it, once a step; each has had the same forwards, of as many images. One collective for the whole model, no
@@ -223,7 +233,7 @@ def update_running(model: nn.Module, ranks: Ranks) -> None:
 
     Args:
         model: The model; a forward in training between two calls may have been one of several, each in the order it came.
-        ranks: Those of `join_ranks`.
+        world: Those of `join_ranks`.
     """
     alike: dict[tuple[Any, ...], list[_Grouped]] = {}
     for module in model.modules():
@@ -238,10 +248,10 @@ def update_running(model: nn.Module, ranks: Ranks) -> None:
         torch.cat([torch.cat(cast(list[Tensor], module.kept)).flatten(1) for module in modules], 1)
         for modules in alike.values()
     ]
-    everyones = ranks.gather_equal(torch.cat([found.flatten() for found in own]).to(widest)[None])
+    everyones = world.all_gather(torch.cat([found.flatten() for found in own]).to(widest)[None])
     parts = everyones.split([found.numel() for found in own], 1)
     for ((counts, _, kind), modules), found, part in zip(alike.items(), own, parts, strict=True):
-        forwards = part.view(ranks.size, *found.shape).to(kind).split(counts, 1)
+        forwards = part.view(world.size, *found.shape).to(kind).split(counts, 1)
         _follow(modules, torch.cat([forward.flatten(0, 1) for forward in forwards]))
         for module in modules:
             module.kept = []
@@ -253,7 +263,9 @@ def _follow(modules: Iterable[nn.modules.batchnorm._BatchNorm], found: Tensor) -
     modules = list(modules)
     steps, momentum = len(found), modules[0].momentum
     found = found.flatten(1)
-    running = [cast(Tensor, x) for module in modules for x in (module.running_mean, module.running_var)]
+    running = [
+        cast(Tensor, x) for module in modules for x in (module.running_mean, module.running_var)
+    ]
     counts = [cast(Tensor, module.num_batches_tracked) for module in modules]
     torch._foreach_add_(counts, steps)
     if momentum is None:
@@ -266,7 +278,11 @@ def _follow(modules: Iterable[nn.modules.batchnorm._BatchNorm], found: Tensor) -
     moved = share(steps, momentum, found.dtype, found.device) @ found
     torch._foreach_mul_(running, (1 - momentum) ** steps)
     torch._foreach_add_(
-        running, [x.to(y.dtype) for x, y in zip(moved.split([len(x) for x in running]), running, strict=True)]
+        running,
+        [
+            x.to(y.dtype)
+            for x, y in zip(moved.split([len(x) for x in running]), running, strict=True)
+        ],
     )
 
 
@@ -283,15 +299,19 @@ class _OverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, world: World
     ) -> tuple[Tensor, Tensor, Tensor]:
         last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
         ctx.layout = torch.channels_last if last else torch.contiguous_format
         x = x.contiguous(memory_format=ctx.layout)
         kind = torch.promote_types(x.dtype, torch.float32)
         count = torch.full((1,), x.numel() // x.shape[1], dtype=kind, device=x.device)
-        own = torch.batch_norm_update_stats(x, None, None, 0.0) if len(x) else x.new_zeros(2, x.shape[1], dtype=kind)
-        of_ranks = ranks.gather_equal(torch.cat((*own, count)).to(kind)[None])
+        own = (
+            torch.batch_norm_update_stats(x, None, None, 0.0)
+            if len(x)
+            else x.new_zeros(2, x.shape[1], dtype=kind)
+        )
+        of_ranks = world.all_gather(torch.cat((*own, count)).to(kind)[None])
         counts = of_ranks[:, -1:]
         total = counts.sum()
         means, variances = of_ranks[:, :-1].chunk(2, 1)
@@ -300,7 +320,7 @@ class _OverRanks(torch.autograd.Function):
         rstd = (biased + eps).rsqrt()
         y = F.batch_norm(x, mean, biased, weight, bias, False, 0.0, eps)
         ctx.save_for_backward(x, weight, mean, rstd, total)
-        ctx.eps, ctx.ranks = eps, ranks
+        ctx.eps, ctx.world = eps, world
         var = biased * (total / (total - 1))
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var
@@ -312,12 +332,29 @@ class _OverRanks(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=ctx.layout)
         arguments = gradient, x, weight, None, None, mean, rstd, True, ctx.eps
         if len(x):
-            _, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(*arguments, [False, True, True])
+            _, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+                *arguments, [False, True, True]
+            )
         else:
             to_weight, to_bias = torch.zeros_like(mean), torch.zeros_like(mean)
-        both = ctx.ranks.total(torch.stack((to_weight, to_bias)).to(mean.dtype)) / total
+        both = ctx.world.all_reduce_sum(torch.stack((to_weight, to_bias)).to(mean.dtype)) / total
         factor = rstd if weight is None else weight * rstd
         # gradient factor - (x - mean) rstd both[0] factor - both[1] factor: an affine map of x, and of the gradient.
-        out = F.batch_norm(x, mean, torch.ones_like(mean), -factor * rstd * both[0], -factor * both[1], False, 0.0, 0.0)
+        out = F.batch_norm(
+            x,
+            mean,
+            torch.ones_like(mean),
+            -factor * rstd * both[0],
+            -factor * both[1],
+            False,
+            0.0,
+            0.0,
+        )
         out.addcmul_(gradient, factor.to(x.dtype).view(-1, *[1] * (x.ndim - 2)))
-        return out, to_weight if weight is not None else None, to_bias if weight is not None else None, None, None
+        return (
+            out,
+            to_weight if weight is not None else None,
+            to_bias if weight is not None else None,
+            None,
+            None,
+        )

@@ -20,7 +20,9 @@ FEATURES = 512
 class ConvLayer(nn.Module):
     """Convolution, BatchNorm and, unless linear, ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, linear: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, linear: bool = False
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
         self.bn = nn.BatchNorm2d(outputs)

@@ -19,7 +19,12 @@ from .norm import without_source
 from .osnet import WIDTHS
 
 # Published checkpoints carry a NumPy scalar (their rank-1) beside the tensors.
-_SAFE: list[Any] = [np.float64(0).__reduce__()[0], np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
+_SAFE: list[Any] = [
+    np.float64(0).__reduce__()[0],
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+]
 _DROPPED = ("classifier.", "fc.")
 
 
@@ -44,7 +49,9 @@ def read_tensors(path: Path) -> Any:
         ) from error
     except Exception as error:  # damaged bytes raise nearly any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} cannot be read as weights ({reason}); fetch it again") from error
+        raise WeightsError(
+            f"{path} cannot be read as weights ({reason}); fetch it again"
+        ) from error
 
 
 def load_imagenet(model: ReIdNet) -> None:
@@ -87,7 +94,9 @@ def load_weights_file(model: ReIdNet, path: Path) -> None:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
-        raise WeightsError(f"{path} holds no state_dict; save one with torch.save(model.state_dict(), PATH)")
+        raise WeightsError(
+            f"{path} holds no state_dict; save one with torch.save(model.state_dict(), PATH)"
+        )
     state = without_source({str(k).removeprefix("module."): v for k, v in content.items()})
     if any(k.startswith("backbone.") for k in state):
         _load(model, state, path, model.name)

@@ -36,7 +36,10 @@ def qualified(name: str) -> str:
 def full_precision(x: Tensor) -> Iterator[None]:
     """Around an operator's own products: neither autocast nor PyTorch's own choice of precision rounds them."""
     # Once these have been set, PyTorch 2.9 refuses to read the older setting, which is all that 2.8 has.
-    backends: list[Any] = [getattr(torch.backends.mkldnn, "matmul", None), torch.backends.cuda.matmul]
+    backends: list[Any] = [
+        getattr(torch.backends.mkldnn, "matmul", None),
+        torch.backends.cuda.matmul,
+    ]
     newer = [backend for backend in backends if hasattr(backend, "fp32_precision")]
     chosen = [backend.fp32_precision for backend in newer]
     older = None if newer else torch.get_float32_matmul_precision()
@@ -64,7 +67,9 @@ def takes_kernels(*rows: Tensor) -> bool:
 
 def device_of(x: Tensor) -> contextlib.AbstractContextManager[None]:
     """Make the tensor's device the current one: Triton launches there, not where its arguments are."""
-    return contextlib.nullcontext() if x.is_cpu else torch.get_device_module(x.device).device(x.device)
+    return (
+        contextlib.nullcontext() if x.is_cpu else torch.get_device_module(x.device).device(x.device)
+    )
 
 
 def once(gradient: Tensor) -> Tensor:
@@ -81,22 +86,26 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Tensor:
-        raise RuntimeError("the losses of reid_kernels have no second derivative: they are differentiable once")
+        raise RuntimeError(
+            "the losses of reid_kernels have no second derivative: they are differentiable once"
+        )
 
 
 def check_tensor(name: str, x: Any) -> None:
     """A tensor, and not what could be made one."""
     if not isinstance(x, Tensor):
-        raise ValueError(f"{name}: found a {type(x).__name__}, wanted a torch.Tensor")
+        raise ValueError(f"{name}: got a {type(x).__name__}, expected a torch.Tensor")
 
 
 def check_rows(name: str, x: Tensor) -> None:
     """A matrix of rows, of a dtype that the operators take."""
     check_tensor(name, x)
     if x.ndim != 2:
-        raise ValueError(f"{name}: found shape {tuple(x.shape)}, wanted two dimensions, (rows, D)")
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected two dimensions, (rows, D)")
     if x.dtype not in DTYPES:
-        raise ValueError(f"{name}: found dtype {x.dtype}, wanted float32, float16, bfloat16 or float64")
+        raise ValueError(
+            f"{name}: got dtype {x.dtype}, expected float32, float16, bfloat16 or float64"
+        )
 
 
 def check_pair(name: str, x: Tensor, bank: Tensor, bank_name: str = "bank") -> None:
@@ -104,10 +113,12 @@ def check_pair(name: str, x: Tensor, bank: Tensor, bank_name: str = "bank") -> N
     check_rows(name, x)
     check_rows(bank_name, bank)
     if x.shape[1] != bank.shape[1]:
-        raise ValueError(f"{bank_name}: found rows of width {bank.shape[1]}, wanted {x.shape[1]}, the width of {name}")
+        raise ValueError(
+            f"{bank_name}: got rows of width {bank.shape[1]}, expected {x.shape[1]}, the width of {name}"
+        )
     if x.dtype != bank.dtype:
         raise ValueError(
-            f"{bank_name}: found dtype {bank.dtype}, wanted {x.dtype}, the dtype of {name}; cast one of them"
+            f"{bank_name}: got dtype {bank.dtype}, expected {x.dtype}, the dtype of {name}; cast one of them"
         )
     check_device(bank_name, bank, x, name)
 
@@ -115,16 +126,20 @@ def check_pair(name: str, x: Tensor, bank: Tensor, bank_name: str = "bank") -> N
 def check_device(name: str, x: Tensor, like: Tensor, like_name: str) -> None:
     """Both on one device."""
     if x.device != like.device:
-        raise ValueError(f"{name}: found device {x.device}, wanted {like.device}, the device of {like_name}")
+        raise ValueError(
+            f"{name}: got device {x.device}, expected {like.device}, the device of {like_name}"
+        )
 
 
 def check_ids(name: str, x: Tensor, count: int, like: Tensor, like_name: str, per: str) -> None:
     """One int64 per row of something."""
     check_tensor(name, x)
     if x.ndim != 1 or x.shape[0] != count:
-        raise ValueError(f"{name}: found shape {tuple(x.shape)}, wanted ({count},), one for each {per}")
+        raise ValueError(
+            f"{name}: got shape {tuple(x.shape)}, expected ({count},), one for each {per}"
+        )
     if x.dtype != torch.int64:
-        raise ValueError(f"{name}: found dtype {x.dtype}, wanted torch.int64")
+        raise ValueError(f"{name}: got dtype {x.dtype}, expected torch.int64")
     check_device(name, x, like, like_name)
 
 
@@ -135,13 +150,15 @@ def check_range(name: str, x: Tensor, low: int, high: int, ignored: int | None =
         bad = (outside if ignored is None else outside & (x != ignored)).nonzero()
         if len(bad):
             place = int(bad[0, 0])
-            raise ValueError(f"{name}: found {int(x[place])} at place {place}, wanted values in [{low}, {high})")
+            raise ValueError(
+                f"{name}: got {int(x[place])} at place {place}, expected values in [{low}, {high})"
+            )
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """One of a few words."""
     if value not in choices:
-        raise ValueError(f"{name}: found {value!r}, wanted one of {', '.join(choices)}")
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
 
 
 def check_finite(**rows: Tensor) -> None:
@@ -150,9 +167,11 @@ def check_finite(**rows: Tensor) -> None:
         bad = (~torch.isfinite(x).all(1)).nonzero()
         if len(bad):
             found = f"row {int(bad[0, 0])} is not finite ({len(bad)} such rows)"
-            raise NotFiniteError(f"{name}: found that {found}, wanted finite values")
+            raise NotFiniteError(f"{name}: {found}, expected finite values")
     names = " and ".join(rows)
-    raise NotFiniteError(f"{names}: found rows whose product is not finite, wanted rows of moderate length")
+    raise NotFiniteError(
+        f"{names}: got rows whose product is not finite, expected rows of moderate length"
+    )
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

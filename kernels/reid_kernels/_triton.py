@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import Tile
+from .tiles import Tile
 
 #: The interpreter multiplies bfloat16 wrongly, so there operands are rounded beforehand and multiplied in float32.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -79,10 +79,14 @@ def product(
     for start in range(0, dim, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         a = tl.load(
-            a_ptr + a_rows[:, None] * a_stride + d[None, :], mask=a_mask[:, None] & (d < dim)[None, :], other=0.0
+            a_ptr + a_rows[:, None] * a_stride + d[None, :],
+            mask=a_mask[:, None] & (d < dim)[None, :],
+            other=0.0,
         )
         b = tl.load(
-            b_ptr + b_rows[None, :] * b_stride + d[:, None], mask=b_mask[None, :] & (d < dim)[:, None], other=0.0
+            b_ptr + b_rows[None, :] * b_stride + d[:, None],
+            mask=b_mask[None, :] & (d < dim)[:, None],
+            other=0.0,
         )
         total = tl.dot(a.to(OPERAND), b.to(OPERAND), total, input_precision=PRECISION)
     return total

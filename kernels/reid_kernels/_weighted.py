@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._ops import unit_stride
 from ._triton import Operands, rounded
-from .configs import Tile, weighted_tile
+from .tiles import Tile, weighted_tile
 
 #: Programs that fill a GPU: with fewer tiles, the rows of the bank are split.
 _PROGRAMS = 256
@@ -91,7 +91,9 @@ def weighted_rows_kernel(
             other=0.0,
         )
         b = tl.load(
-            bank_ptr + j[:, None] * bank_stride + d[None, :], mask=(j < n)[:, None] & (d < dim)[None, :], other=0.0
+            bank_ptr + j[:, None] * bank_stride + d[None, :],
+            mask=(j < n)[:, None] & (d < dim)[None, :],
+            other=0.0,
         )
         total = tl.dot(w.to(OPERAND), b.to(OPERAND), total, input_precision=PRECISION)
     place = (split * m + row)[:, None] * dim + d[None, :]

@@ -59,7 +59,9 @@ def class_index(classes: Tensor) -> ClassIndex:
     if not torch.compiler.is_compiling():
         check_range("classes", classes, -1, n)
         count = min(n, int(ordered[-1]) + 1) if n else 0
-    return ClassIndex(order, torch.searchsorted(ordered, torch.arange(count + 1, device=classes.device)))
+    return ClassIndex(
+        order, torch.searchsorted(ordered, torch.arange(count + 1, device=classes.device))
+    )
 
 
 def bank_contrast_loss(
@@ -114,7 +116,9 @@ def bank_contrast_loss(
     check_choice("reduction", reduction, REDUCTIONS)
     order, starts = _checked(features, bank, targets, temperature, classes, precision)
     wanted = torch.is_grad_enabled() and features.requires_grad
-    losses = _bank_contrast(features, bank, targets, order, starts, temperature, ignore_index, wanted, precision)[0]
+    losses = _bank_contrast(
+        features, bank, targets, order, starts, temperature, ignore_index, wanted, precision
+    )[0]
     if reduction == "none":
         return losses
     total = losses.sum()
@@ -141,7 +145,11 @@ def bank_contrast_loss_reference(
     losses = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")
     if reduction == "none":
         return losses
-    return losses.sum() / (targets != ignore_index).sum().clamp(min=1) if reduction == "mean" else losses.sum()
+    return (
+        losses.sum() / (targets != ignore_index).sum().clamp(min=1)
+        if reduction == "mean"
+        else losses.sum()
+    )
 
 
 class ContrastShares(NamedTuple):
@@ -243,10 +251,10 @@ def _checked(
     check_ids("targets", targets, features.shape[0], features, "features", "feature row")
     if isinstance(temperature, Tensor) and temperature.requires_grad:
         raise ValueError(
-            "temperature: it requires a gradient, wanted a number; divide the features by it, and give 1.0"
+            "temperature: it requires a gradient, expected a number; divide the features by it, and give 1.0"
         )
     if not temperature > 0:
-        raise ValueError(f"temperature: found {temperature}, wanted a number above 0")
+        raise ValueError(f"temperature: got {temperature}, expected a number above 0")
     check_choice("precision", precision, PRECISIONS)
     if classes is None:
         return None, None
@@ -254,10 +262,14 @@ def _checked(
         check_ids("classes", classes, bank.shape[0], bank, "bank", "bank row")
         classes = class_index(classes)
     if not isinstance(classes, tuple) or len(classes) != 2:
-        raise ValueError(f"classes: found a {type(classes).__name__}, wanted a torch.Tensor or a ClassIndex")
+        raise ValueError(
+            f"classes: got a {type(classes).__name__}, expected a torch.Tensor or a ClassIndex"
+        )
     order, starts = classes
     if order.shape[0] != bank.shape[0]:
-        raise ValueError(f"classes: found {order.shape[0]} rows, wanted {bank.shape[0]}, the rows of bank")
+        raise ValueError(
+            f"classes: got {order.shape[0]} rows, expected {bank.shape[0]}, the rows of bank"
+        )
     check_device("classes", order, bank, "bank")
     return order, starts
 
@@ -283,7 +295,9 @@ def class_means(bank: Tensor, classes: Tensor | ClassIndex, count: int) -> Tenso
         classes = class_index(classes)
     # Traced, the index has a start for each row, and empty classes behind.
     if not torch.compiler.is_compiling() and classes.starts.shape[0] - 1 > count:
-        raise ValueError(f"count: found {count}, wanted {classes.starts.shape[0] - 1} at least, one above every class")
+        raise ValueError(
+            f"count: got {count}, expected {classes.starts.shape[0] - 1} at least, one above every class"
+        )
     means = _class_means(bank.detach(), *classes)
     return F.pad(means, (0, 0, 0, count - means.shape[0]))
 
@@ -326,11 +340,15 @@ def _bank_contrast(
         from .bank_loss_cpu import contrast_blocked
 
         with full_precision(features):
-            return contrast_blocked(features, bank, targets, order, starts, temperature, ignore_index, gradient)
+            return contrast_blocked(
+                features, bank, targets, order, starts, temperature, ignore_index, gradient
+            )
     from .bank_loss_triton import contrast_triton
 
     with device_of(features):
-        return contrast_triton(features, bank, targets, order, starts, temperature, ignore_index, gradient, precision)
+        return contrast_triton(
+            features, bank, targets, order, starts, temperature, ignore_index, gradient, precision
+        )
 
 
 @_bank_contrast.register_fake
@@ -371,11 +389,15 @@ def _bank_shares(
         from .bank_loss_cpu import shares_blocked
 
         with full_precision(features):
-            return shares_blocked(features, bank, targets, order, starts, temperature, ignore_index, gradient)
+            return shares_blocked(
+                features, bank, targets, order, starts, temperature, ignore_index, gradient
+            )
     from .bank_loss_triton import shares_triton
 
     with device_of(features):
-        return shares_triton(features, bank, targets, order, starts, temperature, ignore_index, gradient, precision)
+        return shares_triton(
+            features, bank, targets, order, starts, temperature, ignore_index, gradient, precision
+        )
 
 
 @_bank_shares.register_fake
@@ -437,7 +459,9 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    features, bank, targets, order, starts, ctx.temperature, ctx.ignore_index, ctx.gradient, _ = inputs
+    features, bank, targets, order, starts, ctx.temperature, ctx.ignore_index, ctx.gradient, _ = (
+        inputs
+    )
     _, log_sums, gradient = output
     counted = targets != ctx.ignore_index
     ctx.mark_non_differentiable(log_sums, gradient)
@@ -459,7 +483,9 @@ def _backward(ctx: Any, weights: Tensor | None, *_: Any) -> tuple[Tensor | None,
         weights = weights.masked_fill(~counted, 0.0)
     if weights is not None and ctx.needs_input_grad[0]:
         if not ctx.gradient:
-            raise RuntimeError("bank_contrast_loss: the features did not require a gradient when the loss was taken")
+            raise RuntimeError(
+                "bank_contrast_loss: the features did not require a gradient when the loss was taken"
+            )
         to_features = once((gradient * weights[:, None]).to(ctx.dtype))
     if weights is not None and ctx.needs_input_grad[1]:
         features, bank, targets, order, starts, log_sums = rest

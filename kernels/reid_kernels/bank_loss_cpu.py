@@ -34,7 +34,9 @@ def contrast_blocked(
     if features.is_cpu and not bool(torch.isfinite(losses).all() & torch.isfinite(running).all()):
         if starts is not None and bool((own[counted] == -torch.inf).any()):
             wrong = int(targets[counted][(own[counted] == -torch.inf)[:, 0]][0])
-            raise ValueError(f"targets: found class {wrong}, which has no rows, wanted classes of `classes`")
+            raise ValueError(
+                f"targets: got class {wrong}, which has no rows, expected classes of `classes`"
+            )
         check_finite(features=features[counted], bank=bank)
     return losses, log_sums, running
 
@@ -112,7 +114,9 @@ def bank_gradient_blocked(
     """Gradient for the bank of the losses weighted (B,), in its dtype: the logits again, block by block."""
     kind = accumulator(features.dtype)
     counted = targets != ignore_index
-    features, targets, log_sums, weights = (x[counted] for x in (features, targets, log_sums, weights))
+    features, targets, log_sums, weights = (
+        x[counted] for x in (features, targets, log_sums, weights)
+    )
     scaled, factor = features.to(kind) / temperature, weights.to(kind)
     out = torch.zeros_like(bank)
     for first, rows, empty in _blocks(bank, order, starts, len(features)):
@@ -129,7 +133,9 @@ def bank_gradient_blocked(
             edges = starts[first : first + len(rows) + 1]
             sizes = edges.diff()
             members = order[int(edges[0]) : int(edges[-1])]
-            out[members] = (block / sizes.clamp(min=1)[:, None]).repeat_interleave(sizes, 0).to(out.dtype)
+            out[members] = (
+                (block / sizes.clamp(min=1)[:, None]).repeat_interleave(sizes, 0).to(out.dtype)
+            )
     return out
 
 
@@ -169,7 +175,11 @@ def _blocks(
         else:
             edges = starts[first : stop + 1]
             sizes = edges.diff()
-            yield first, means_of_classes(bank, order, edges), (sizes == 0) if bool((sizes == 0).any()) else None
+            yield (
+                first,
+                means_of_classes(bank, order, edges),
+                (sizes == 0) if bool((sizes == 0).any()) else None,
+            )
 
 
 def _targets_in(targets: Tensor, first: int, length: int) -> tuple[Tensor, Tensor]:

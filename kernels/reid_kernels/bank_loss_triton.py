@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ._ops import unit_stride
 from ._triton import Operands, operands, product, product_options, rounded
-from .configs import WEIGHTED_SPLITS, product_tile, weighted_tile
+from .tiles import WEIGHTED_SPLITS, product_tile, weighted_tile
 
 #: Bytes of class means that exist at a time.
 _MEANS = 2**25
@@ -41,9 +41,13 @@ def contrast_triton(
     `piece` is the number of bank rows taken at a time, a multiple of every tile.
     """
     bank, targets = unit_stride(bank), targets.contiguous()
-    work = _over_bank(features, bank, targets, order, starts, temperature, gradient, precision, piece)
+    work = _over_bank(
+        features, bank, targets, order, starts, temperature, gradient, precision, piece
+    )
     # A class is subtracted as the mean of its rows.
-    chosen = bank if order is None or starts is None else _means_of_targets(bank, order, starts, targets)
+    chosen = (
+        bank if order is None or starts is None else _means_of_targets(bank, order, starts, targets)
+    )
     return work.finish(chosen, ignore_index)
 
 
@@ -61,7 +65,9 @@ def shares_triton(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses (B,), log-sum-exps (B,), weighted means and vectors of the targets, (B, D) or (0, D), likewise."""
     bank, targets = unit_stride(bank), targets.contiguous()
-    work = _over_bank(features, bank, targets, order, starts, temperature, gradient, precision, piece)
+    work = _over_bank(
+        features, bank, targets, order, starts, temperature, gradient, precision, piece
+    )
     losses, log_sums, means = work.finish(bank, ignore_index, shares=True)
     if not gradient:
         return losses, log_sums, means, torch.empty_like(means)
@@ -93,7 +99,12 @@ def _over_bank(
     order, starts = order.contiguous(), starts.contiguous()
     work = Contrast(features, targets, starts, len(starts) - 1, temperature, gradient, how, piece)
     for number, first, stop in work.pieces():
-        work.take(rounded(means_of_classes(bank, order, starts[first : stop + 1]), how), number, first, stop)
+        work.take(
+            rounded(means_of_classes(bank, order, starts[first : stop + 1]), how),
+            number,
+            first,
+            stop,
+        )
     return work
 
 
@@ -123,7 +134,13 @@ class Contrast:
         piece: int | None,
     ) -> None:
         self.batch, self.dim = features.shape
-        self.targets, self.starts, self.count, self.gradient, self.how = targets, starts, count, gradient, how
+        self.targets, self.starts, self.count, self.gradient, self.how = (
+            targets,
+            starts,
+            count,
+            gradient,
+            how,
+        )
         self.scale = 1.0 / temperature
         # Means of classes are float32 whatever the bank is.
         memory = features.dtype if starts is None else torch.float32
@@ -179,13 +196,18 @@ class Contrast:
             **product_options(self.how, self.tile),
         )
         tops = self.tile_top, self.tile_sum, self.top, self.total
-        running_kernel[(self.batch,)](*tops, self.batch, here, self.tiles, number, BLOCK_T=256, num_warps=1)
+        running_kernel[(self.batch,)](
+            *tops, self.batch, here, self.tiles, number, BLOCK_T=256, num_warps=1
+        )
         if self.gradient:
             self._add(rows, number)
 
     def _add(self, rows: Tensor, number: int) -> None:
         """Add the rows of a piece, weighted with their exponentials."""
-        blocks, parts = triton.cdiv(self.batch, self.sums.rows), triton.cdiv(self.dim, self.sums.columns)
+        blocks, parts = (
+            triton.cdiv(self.batch, self.sums.rows),
+            triton.cdiv(self.dim, self.sums.columns),
+        )
         weighted_kernel[(blocks * parts * self.splits,)](
             self.shares,
             rows,
@@ -210,7 +232,9 @@ class Contrast:
             num_stages=self.sums.stages,
         )
 
-    def finish(self, chosen: Tensor, ignore_index: int, shares: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def finish(
+        self, chosen: Tensor, ignore_index: int, shares: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, log-sum-exps and gradients, or weighted means where `shares` are wanted.
 
         `chosen` is the bank, or with classes the mean of each feature's (B, D). It is not read for shares.
@@ -301,7 +325,9 @@ def means_kernel(
         place = start + tl.arange(0, BLOCK_N)
         row = tl.load(order_ptr + place, mask=place < end, other=0)
         mask = (place < end)[:, None] & (d < dim)[None, :]
-        total += tl.load(bank_ptr + row[:, None] * stride + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        total += tl.load(bank_ptr + row[:, None] * stride + d[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
     mean = tl.sum(total, axis=0) / tl.maximum(end - begin, 1).to(tl.float32)
     tl.store(out_ptr + number * dim + d, mean, mask=d < dim)
 
@@ -365,21 +391,29 @@ def shares_kernel(
     exists = local < stop - begin
     if CLASSES:
         start = starts_ptr + begin + local
-        exists = exists & (tl.load(start + 1, mask=exists, other=0) > tl.load(start, mask=exists, other=0))
+        exists = exists & (
+            tl.load(start + 1, mask=exists, other=0) > tl.load(start, mask=exists, other=0)
+        )
     logits = tl.where(exists[None, :], logits, float("-inf"))
     target = tl.load(targets_ptr + b, mask=b < batch, other=-1) - begin
     inside = (target >= 0) & (target < BLOCK_N)
     hit = local[None, :] == tl.where(inside, target, -1).to(tl.int32)[:, None]
     own = tl.sum(tl.where(hit, logits, 0.0), axis=1)
     # No such row: -inf here, NaN for who asks.
-    tl.store(own_ptr + b, tl.where(own == float("-inf"), float("nan"), own), mask=(b < batch) & inside)
+    tl.store(
+        own_ptr + b, tl.where(own == float("-inf"), float("nan"), own), mask=(b < batch) & inside
+    )
     top = tl.max(logits, axis=1)
     share = tl.exp(logits - tl.where(top == float("-inf"), 0.0, top)[:, None])
     tl.store(tile_top_ptr + b * tiles + number, top, mask=b < batch)
     tl.store(tile_sum_ptr + b * tiles + number, tl.sum(share, axis=1), mask=b < batch)
     if SHARES:
         mask = (b < batch)[:, None] & (place < piece)[None, :]
-        tl.store(shares_ptr + b[:, None] * piece + place[None, :], share.to(shares_ptr.dtype.element_ty), mask=mask)
+        tl.store(
+            shares_ptr + b[:, None] * piece + place[None, :],
+            share.to(shares_ptr.dtype.element_ty),
+            mask=mask,
+        )
 
 
 @triton.jit(do_not_specialize=["number", "here", "tiles"])
@@ -400,7 +434,12 @@ def running_kernel(
     top = before
     for start in range(0, here, BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)
-        top = tl.maximum(top, tl.max(tl.load(tile_top_ptr + b * tiles + t, mask=t < here, other=float("-inf")), axis=0))
+        top = tl.maximum(
+            top,
+            tl.max(
+                tl.load(tile_top_ptr + b * tiles + t, mask=t < here, other=float("-inf")), axis=0
+            ),
+        )
     shift = tl.where(top == float("-inf"), 0.0, top)
     total = tl.load(total_ptr + number * batch + b) * tl.exp(before - shift)
     for start in range(0, here, BLOCK_T):
@@ -448,13 +487,19 @@ def weighted_kernel(
     for start in range(split * BLOCK_K, count, SPLITS * BLOCK_K):
         j = start + tl.arange(0, BLOCK_K).to(tl.int64)
         share = tl.load(
-            shares_ptr + b[:, None] * piece + j[None, :], mask=(b < batch)[:, None] & (j < count)[None, :], other=0.0
+            shares_ptr + b[:, None] * piece + j[None, :],
+            mask=(b < batch)[:, None] & (j < count)[None, :],
+            other=0.0,
         )
         row = tl.load(
-            rows_ptr + j[:, None] * rows_stride + d[None, :], mask=(j < count)[:, None] & (d < dim)[None, :], other=0.0
+            rows_ptr + j[:, None] * rows_stride + d[None, :],
+            mask=(j < count)[:, None] & (d < dim)[None, :],
+            other=0.0,
         )
         # BLOCK_K divides TILE: these shares lie below one maximum.
-        tile_top = tl.load(tile_top_ptr + b * tiles + start // TILE, mask=b < batch, other=float("-inf"))
+        tile_top = tl.load(
+            tile_top_ptr + b * tiles + start // TILE, mask=b < batch, other=float("-inf")
+        )
         part = tl.dot(share.to(OPERAND), row.to(OPERAND), input_precision=PRECISION)
         total += part * tl.exp(tile_top - shift)[:, None]
     tl.store(sums, total, mask=mask)
@@ -505,13 +550,17 @@ def finish_kernel(
             d = start + tl.arange(0, BLOCK_D)
             sums = tl.zeros((BLOCK_D,), dtype=tl.float32)
             for split in tl.static_range(SPLITS):
-                sums += tl.load(running_ptr + split * batch * dim + b * dim + d, mask=d < dim, other=0.0)
+                sums += tl.load(
+                    running_ptr + split * batch * dim + b * dim + d, mask=d < dim, other=0.0
+                )
             if ONLY_MEANS:
                 # Nothing to weigh is a mean of zero.
                 mean = sums / tl.where(total == 0.0, 1.0, total)
                 tl.store(running_ptr + b * dim + d, mean, mask=d < dim)
             else:
-                chosen = tl.load(chosen_ptr + place * chosen_stride + d, mask=d < dim, other=0.0).to(tl.float32)
+                chosen = tl.load(
+                    chosen_ptr + place * chosen_stride + d, mask=d < dim, other=0.0
+                ).to(tl.float32)
                 # The target's logit is NaN where no such row exists; so is then the gradient.
                 slope = (sums / total - chosen) * scale + 0.0 * own
                 tl.store(running_ptr + b * dim + d, tl.where(counted, slope, 0.0), mask=d < dim)

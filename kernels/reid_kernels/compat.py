@@ -52,7 +52,13 @@ class HybridMemory(nn.Module):
     labels: Tensor
 
     def __init__(
-        self, num_features: int, num_samples: int, temp: float = 0.05, momentum: float = 0.2, *, precision: str = "auto"
+        self,
+        num_features: int,
+        num_samples: int,
+        temp: float = 0.05,
+        momentum: float = 0.2,
+        *,
+        precision: str = "auto",
     ) -> None:
         super().__init__()
         _check_settings(temp, momentum, precision)
@@ -65,7 +71,7 @@ class HybridMemory(nn.Module):
         """The loss of a batch; its backward pass updates the memory.
 
         Args:
-            inputs: (B, D), rows of length one.
+            inputs: (B, D), unit-norm rows.
             indexes: (B,) int64, which image of the memory each is.
 
         Returns:
@@ -75,7 +81,9 @@ class HybridMemory(nn.Module):
             ValueError: Wrong shape, dtype or device, or an index or label out of range.
         """
         memory = self.features.detach()
-        check_ids("labels", self.labels, memory.shape[0], memory, "the memory", "image of the memory")
+        check_ids(
+            "labels", self.labels, memory.shape[0], memory, "the memory", "image of the memory"
+        )
         check_range("labels", self.labels, -1, memory.shape[0])
         inputs = _updated_in_backward(inputs, memory, "indexes", indexes, self.momentum)
         targets = self.labels[indexes]
@@ -83,7 +91,13 @@ class HybridMemory(nn.Module):
         inputs, targets = inputs[counted], targets[counted]
         index = class_index(self.labels)
         cross_entropy = bank_contrast_loss(
-            inputs, memory, targets, self.temp, classes=index, reduction="none", precision=self.precision
+            inputs,
+            memory,
+            targets,
+            self.temp,
+            classes=index,
+            reduction="none",
+            precision=self.precision,
         )
         # Where the sum of exponentials is small the 1e-6 under the fraction counts: log p = -ce - log(1 + 1e-6 / sum).
         own = (inputs * _means_of(memory, index, targets)).sum(1) / self.temp
@@ -123,7 +137,12 @@ class ClusterMemory(nn.Module):
         super().__init__()
         self.num_features, self.num_samples = num_features, num_samples
         _check_settings(temp, momentum, precision)
-        self.temp, self.momentum, self.use_hard, self.precision = temp, momentum, use_hard, precision
+        self.temp, self.momentum, self.use_hard, self.precision = (
+            temp,
+            momentum,
+            use_hard,
+            precision,
+        )
         self.register_buffer("features", torch.zeros(num_samples, num_features))
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -142,7 +161,9 @@ class ClusterMemory(nn.Module):
         memory = self.features.detach()
         check_rows("inputs", inputs)
         inputs = F.normalize(inputs.to(memory.dtype))
-        inputs = _updated_in_backward(inputs, memory, "targets", targets, self.momentum, -1, self.use_hard)
+        inputs = _updated_in_backward(
+            inputs, memory, "targets", targets, self.momentum, -1, self.use_hard
+        )
         return bank_contrast_loss(inputs, memory, targets, self.temp, precision=self.precision)
 
 
@@ -179,7 +200,7 @@ class MMCLMemory(nn.Module):
     ) -> None:
         super().__init__()
         if epochs < 1:
-            raise ValueError(f"epochs: found {epochs}, wanted at least 1")
+            raise ValueError(f"epochs: got {epochs}, expected at least 1")
         check_choice("precision", precision, PRECISIONS)
         self.num_features, self.num_samples, self.epochs = num_features, num_samples, epochs
         self.delta, self.hard_ratio, self.precision = delta, hard_ratio, precision
@@ -197,7 +218,7 @@ class MMCLMemory(nn.Module):
         """The loss of a batch; its backward pass updates the memory.
 
         Args:
-            inputs: (B, D), rows of length one.
+            inputs: (B, D), unit-norm rows.
             indexes: (B,) int64, which image of the memory each is.
             epoch: Sets the momentum, see `epochs`.
             positives: (indptr, indices) of each image's positives, itself among them, as `predict` gives them. None: only
@@ -213,17 +234,22 @@ class MMCLMemory(nn.Module):
         if epoch is not None and alpha is None:
             alpha = 0.5 * epoch / self.epochs
         elif epoch is not None or alpha is None:
-            raise ValueError(f"epoch, alpha: found {epoch} and {alpha}, wanted one of the two")
+            raise ValueError(f"epoch, alpha: got {epoch} and {alpha}, expected one of the two")
         if not 0 <= alpha <= 1:
             raise ValueError(
-                f"epoch, alpha: found {epoch}, momentum {alpha}, wanted a momentum in [0, 1] (0.5 epoch / epochs)"
+                f"epoch, alpha: got {epoch}, momentum {alpha}, expected a momentum in [0, 1] (0.5 epoch / epochs)"
             )
         memory = self.mem.detach()
         inputs = _updated_in_backward(inputs, memory, "indexes", indexes, alpha)
         if positives is None:
             positives = torch.arange(len(indexes) + 1, device=indexes.device), indexes
         return multilabel_bank_loss(
-            inputs, memory, positives, delta=self.delta, hard_ratio=self.hard_ratio, precision=self.precision
+            inputs,
+            memory,
+            positives,
+            delta=self.delta,
+            hard_ratio=self.hard_ratio,
+            precision=self.precision,
         )
 
     @torch.no_grad()
@@ -234,9 +260,9 @@ class MMCLMemory(nn.Module):
 
 def _check_settings(temp: float, momentum: float, precision: str) -> None:
     if not temp > 0:
-        raise ValueError(f"temp: found {temp}, wanted a number above 0")
+        raise ValueError(f"temp: got {temp}, expected a number above 0")
     if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum: found {momentum}, wanted a number in [0, 1]")
+        raise ValueError(f"momentum: got {momentum}, expected a number in [0, 1]")
     check_choice("precision", precision, PRECISIONS)
 
 
@@ -244,7 +270,9 @@ class _UpdateInBackward(torch.autograd.Function):
     """The inputs as they are; in the backward pass, which comes after that of the loss, the bank moves towards them."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, bank: Tensor, targets: Tensor, momentum: float, hardest: bool) -> Tensor:
+    def forward(
+        ctx: Any, inputs: Tensor, bank: Tensor, targets: Tensor, momentum: float, hardest: bool
+    ) -> Tensor:
         ctx.save_for_backward(inputs, targets)
         # Not among the saved tensors: another batch's backward pass may change it before this one's.
         ctx.bank, ctx.momentum, ctx.hardest = bank, momentum, hardest
@@ -262,13 +290,19 @@ class _UpdateInBackward(torch.autograd.Function):
 
 
 def _updated_in_backward(
-    inputs: Tensor, bank: Tensor, name: str, ids: Tensor, momentum: float, lowest: int = 0, hardest: bool = False
+    inputs: Tensor,
+    bank: Tensor,
+    name: str,
+    ids: Tensor,
+    momentum: float,
+    lowest: int = 0,
+    hardest: bool = False,
 ) -> Tensor:
     """The inputs in the bank's dtype, tied to its update; checked here, where a mistake can still be traced."""
     check_rows("inputs", inputs)
     if inputs.shape[1] != bank.shape[1]:
         raise ValueError(
-            f"inputs: found rows of width {inputs.shape[1]}, wanted {bank.shape[1]}, the width of the memory"
+            f"inputs: got rows of width {inputs.shape[1]}, expected {bank.shape[1]}, the width of the memory"
         )
     check_device("inputs", inputs, bank, "the memory")
     check_ids(name, ids, inputs.shape[0], inputs, "inputs", "image")

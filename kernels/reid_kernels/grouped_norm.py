@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._ops import DTYPES, accumulator, check_device, check_tensor, device_of, once, qualified, takes_kernels
+from ._ops import (
+    DTYPES,
+    accumulator,
+    check_device,
+    check_tensor,
+    device_of,
+    once,
+    qualified,
+    takes_kernels,
+)
 from .grouped_norm_cpu import channels_last, group_parts
 
 
@@ -46,18 +55,22 @@ def grouped_batch_norm(
     """
     check_tensor("x", x)
     if x.ndim < 2:
-        raise ValueError(f"x: found shape {tuple(x.shape)}, wanted two dimensions or more, (B, C, ...)")
+        raise ValueError(
+            f"x: got shape {tuple(x.shape)}, expected two dimensions or more, (B, C, ...)"
+        )
     if x.dtype not in DTYPES:
-        raise ValueError(f"x: found dtype {x.dtype}, wanted float32, float16, bfloat16 or float64")
+        raise ValueError(f"x: got dtype {x.dtype}, expected float32, float16, bfloat16 or float64")
     if group < 1 or x.shape[0] % group:
-        raise ValueError(f"group: found {group}, wanted a divisor of {x.shape[0]}, the images of x")
+        raise ValueError(f"group: got {group}, expected a divisor of {x.shape[0]}, the images of x")
     if x.shape[0] and group * math.prod(x.shape[2:]) < 2:
-        raise ValueError(f"x: found shape {tuple(x.shape)}, wanted more than one value a channel in each group")
+        raise ValueError(
+            f"x: got shape {tuple(x.shape)}, expected more than one value a channel in each group"
+        )
     for name, of_channels in (("weight", weight), ("bias", bias)):
         check_tensor(name, of_channels)
         if of_channels.shape != x.shape[1:2]:
             raise ValueError(
-                f"{name}: found shape {tuple(of_channels.shape)}, wanted ({x.shape[1]},), one for each channel"
+                f"{name}: got shape {tuple(of_channels.shape)}, expected ({x.shape[1]},), one for each channel"
             )
         check_device(name, of_channels, x, "x")
     if torch.compiler.is_compiling():
@@ -90,7 +103,9 @@ def _traced(x: Tensor) -> bool:
     return type(x) not in (Tensor, torch.nn.Parameter)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images normalised, means, variances with Bessel's correction, and 1 / sqrt(variance + eps)."""
     x = _dense(x)
     if not x.numel():
@@ -114,7 +129,11 @@ def _gradients(
     if not x.numel():
         return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
     # In the memory format of the images.
-    gradient = gradient.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last(x) else gradient.contiguous()
+    gradient = (
+        gradient.movedim(1, -1).contiguous().movedim(-1, 1)
+        if channels_last(x)
+        else gradient.contiguous()
+    )
     if takes_kernels(x):
         from .grouped_norm_triton import backward_triton
 
@@ -125,11 +144,15 @@ def _gradients(
     return (backward_native if x.is_cpu else backward_plain)(gradient, x, weight, mean, rstd, group)
 
 
-_grouped_batch_norm = torch.library.custom_op(qualified("grouped_batch_norm"), _forward, mutates_args=())
+_grouped_batch_norm = torch.library.custom_op(
+    qualified("grouped_batch_norm"), _forward, mutates_args=()
+)
 
 
 @_grouped_batch_norm.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, var, rstd = (weight.new_empty(x.shape[0] // group, x.shape[1]) for _ in range(3))
     return torch.empty_like(_dense(x)), mean, var, rstd
 

@@ -23,7 +23,9 @@ def forward_native(
     y = torch.empty_like(x)
     # Moving averages that keep nothing of what they held are the statistics themselves.
     mean, var, again, rstd = (weight.new_zeros(x.shape[0] // group, x.shape[1]) for _ in range(4))
-    each = zip(_images(x).split(group), _images(y).split(group), mean, var, again, rstd, strict=True)
+    each = zip(
+        _images(x).split(group), _images(y).split(group), mean, var, again, rstd, strict=True
+    )
     for part, out, m, v, a, r in each:
         _forward(part, weight, bias, m, v, True, 1.0, eps, out=out, save_mean=a, save_invstd=r)
     return y, mean, var, rstd
@@ -43,7 +45,9 @@ def backward_native(
     groups = zip(gradient.split(group), x.split(group), out.split(group), mean, rstd, strict=True)
     sums = []
     for own, part, to, m, r in groups:
-        found, *of_group = _sums(own, part, weight, None, None, m, r, True, 0.0, [copied, True, True])
+        found, *of_group = _sums(
+            own, part, weight, None, None, m, r, True, 0.0, [copied, True, True]
+        )
         sums.append(of_group)
         if copied:
             to.copy_(found)
@@ -55,7 +59,9 @@ def backward_native(
         one, none, nothing = torch.ones_like(weight), x.new_empty(0), x.new_empty(0)
         each = zip(x.split(group), out.split(group), slope, constant, mean, strict=True)
         for part, to, a, b, m in each:
-            _forward(part, a, b, m, one, False, 0.0, 0.0, out=to, save_mean=none, save_invstd=nothing)
+            _forward(
+                part, a, b, m, one, False, 0.0, 0.0, out=to, save_mean=none, save_invstd=nothing
+            )
         _add_product(out, gradient, factor)
     return whole, to_weight.sum(0), to_bias.sum(0)
 

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import NORM, Tile
 from .grouped_norm_cpu import channels_last
+from .tiles import NORM, Tile
 
 #: Programs that sums are spread over, whatever the device: results do not depend on where they are made.
 _PROGRAMS = 1024
@@ -85,13 +85,17 @@ class _Layout:
         last = channels_last(x)
         self.images, self.places = (1, group * places) if last else (group, places)
         #: From image to image, channel to channel, place to place.
-        self.strides = (self.places * channels, 1, channels) if last else (channels * places, places, 1)
+        self.strides = (
+            (self.places * channels, 1, channels) if last else (channels * places, places, 1)
+        )
         self.tile: Tile = NORM["channels last" if last else "contiguous"]
         self.blocks = triton.cdiv(self.places, self.tile.rows)
         self.grid = (triton.cdiv(channels, self.tile.columns), x.shape[0] // group)
 
 
-def _sums(x: Tensor, other: Tensor, mean: Tensor, layout: _Layout, backward: bool) -> tuple[Tensor, int]:
+def _sums(
+    x: Tensor, other: Tensor, mean: Tensor, layout: _Layout, backward: bool
+) -> tuple[Tensor, int]:
     """Two sums of each part of a group, (G, parts, 2, C), and the number of values of a group and channel."""
     units = layout.images * layout.blocks
     parts = max(1, min(units, _PROGRAMS // math.prod(layout.grid)))
@@ -241,8 +245,12 @@ def statistics_kernel(
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     group = tl.program_id(1).to(tl.int64)
     mask = c < channels
-    plain, square = _added_up(partial_ptr + group * parts * 2 * channels, c, parts, channels, BLOCK_P, BLOCK_C)
-    first = tl.load(x_ptr + group * group_stride + c.to(tl.int64) * channel_stride, mask=mask, other=0.0)
+    plain, square = _added_up(
+        partial_ptr + group * parts * 2 * channels, c, parts, channels, BLOCK_P, BLOCK_C
+    )
+    first = tl.load(
+        x_ptr + group * group_stride + c.to(tl.int64) * channel_stride, mask=mask, other=0.0
+    )
     moved = plain / count
     rest = tl.maximum(square - plain * moved, 0.0)
     # A NaN stays one.
@@ -274,7 +282,9 @@ def slopes_kernel(
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     group = tl.program_id(1).to(tl.int64)
     mask = c < channels
-    plain, product = _added_up(partial_ptr + group * parts * 2 * channels, c, parts, channels, BLOCK_P, BLOCK_C)
+    plain, product = _added_up(
+        partial_ptr + group * parts * 2 * channels, c, parts, channels, BLOCK_P, BLOCK_C
+    )
     where = group * channels + c
     rstd = tl.load(rstd_ptr + where, mask=mask, other=0.0)
     factor = rstd * tl.load(weight_ptr + c, mask=mask, other=0.0)

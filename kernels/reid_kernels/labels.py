@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._ops import check_ids, check_range, check_rows, device_of, full_precision, qualified, takes_kernels
+from ._ops import (
+    check_ids,
+    check_range,
+    check_rows,
+    device_of,
+    full_precision,
+    qualified,
+    takes_kernels,
+)
 
 
 def label_prediction(
@@ -24,7 +32,7 @@ def label_prediction(
     together. There is no gradient.
 
     Args:
-        bank: (n, D) float32, float16 or bfloat16 (float64 too, computed in float64), rows of length one or zero. Sums are
+        bank: (n, D) float32, float16 or bfloat16 (float64 too, computed in float64), unit-norm rows or zero. Sums are
             float32.
         rows: (B,) int64, rows of the bank, in any order, repeated or not.
         threshold: t; similarities above it count.
@@ -46,7 +54,7 @@ def label_prediction(
     check_rows("bank", bank)
     check_ids("rows", rows, rows.numel(), bank, "bank", "image of the batch")
     if at_least < 1:
-        raise ValueError(f"at_least: found {at_least}, wanted 1 or more")
+        raise ValueError(f"at_least: got {at_least}, expected 1 or more")
     return _label_prediction(bank.detach(), rows, float(threshold), at_least)
 
 
@@ -69,11 +77,15 @@ def label_prediction_reference(
         positives = order[: min(max(1, last) + 1, above)]
         indices += positives if i in positives else [*positives, i]
         indptr.append(len(indices))
-    return torch.tensor(indptr, device=bank.device), torch.tensor(indices, dtype=torch.int64, device=bank.device)
+    return torch.tensor(indptr, device=bank.device), torch.tensor(
+        indices, dtype=torch.int64, device=bank.device
+    )
 
 
 @torch.library.custom_op(qualified("label_prediction"), mutates_args=())
-def _label_prediction(bank: Tensor, rows: Tensor, threshold: float, at_least: int) -> tuple[Tensor, Tensor]:
+def _label_prediction(
+    bank: Tensor, rows: Tensor, threshold: float, at_least: int
+) -> tuple[Tensor, Tensor]:
     check_range("rows", rows, 0, len(bank))
     if not takes_kernels(bank, rows):
         from .labels_cpu import labels_blocked

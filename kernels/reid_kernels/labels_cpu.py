@@ -14,20 +14,24 @@ from .multilabel_cpu import count_rows, row_blocks, similarities
 _FIRST, _NEXT = 10, 32
 
 
-def labels_blocked(bank: Tensor, rows: Tensor, threshold: float, at_least: int) -> tuple[Tensor, Tensor]:
+def labels_blocked(
+    bank: Tensor, rows: Tensor, threshold: float, at_least: int
+) -> tuple[Tensor, Tensor]:
     """`label_prediction` on checked arguments."""
     kind = accumulator(bank.dtype)
-    if bank.is_cpu and not bool(torch.isfinite(torch.linalg.vector_norm(bank, dim=1, dtype=kind)).all()):
+    if bank.is_cpu and not bool(
+        torch.isfinite(torch.linalg.vector_norm(bank, dim=1, dtype=kind)).all()
+    ):
         check_finite(bank=bank)
 
     def similar(some: Tensor) -> Tensor:
         return similarities(bank[some], bank, kind)
 
-    def ranks(candidates: Tensor, own: Tensor) -> Tensor:
-        return ranks_blocked(len(bank), candidates, own, kind, similar)
+    def closer(candidates: Tensor, own: Tensor) -> Tensor:
+        return closer_blocked(len(bank), candidates, own, kind, similar)
 
     near = neighbours_above(rows, threshold, row_blocks(len(rows), len(bank), kind), similar)
-    return walk(len(bank), rows, at_least, *near, ranks)
+    return walk(len(bank), rows, at_least, *near, closer)
 
 
 def neighbours_above(
@@ -52,9 +56,9 @@ def walk(
     at_least: int,
     above: Tensor,
     neighbours: Tensor,
-    ranks: Callable[[Tensor, Tensor], Tensor],
+    closer: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Positives of rows. What `ranks` is asked, and how often, depends on the arguments alone.
+    """Positives of rows. What `closer` is asked, and how often, depends on the arguments alone.
 
     Args:
         n: Rows of the bank.
@@ -62,7 +66,7 @@ def walk(
         at_least: The least bound on a rank.
         above: (B,) int64, how many neighbours each row has.
         neighbours: Those above the threshold, most similar first, row after row.
-        ranks: For pairs of a candidate and a row (P,), how many rows are more similar to the candidate than that row is.
+        closer: For pairs of a candidate and a row (P,), how many rows are more similar to the candidate than that row is.
     """
     starts = above.cumsum(0) - above
     bound = above.clamp(min=at_least)
@@ -77,7 +81,7 @@ def walk(
         row, _ = exists.nonzero(as_tuple=True)
         candidates = neighbours[(starts[active, None] + place)[exists]]
         bad = torch.zeros_like(exists)
-        bad[exists] = ranks(candidates, rows[active][row]) > bound[active][row]
+        bad[exists] = closer(candidates, rows[active][row]) > bound[active][row]
         good[active] = torch.where(bad, place, start + size).amin(1).minimum(above[active])
         start, size = start + size, _NEXT if start == 0 else 4 * size
         active = active[(good[active] == start) & (above[active] > start)]
@@ -93,7 +97,9 @@ def _above(similarity: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     return count_rows(near), column[order]
 
 
-def _lists(rows: Tensor, neighbours: Tensor, starts: Tensor, above: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+def _lists(
+    rows: Tensor, neighbours: Tensor, starts: Tensor, above: Tensor, taken: Tensor
+) -> tuple[Tensor, Tensor]:
     """The first `taken` neighbours of each row, and the row itself behind them where it is not one of them."""
     row = torch.arange(len(rows), device=rows.device).repeat_interleave(above)
     place = torch.arange(len(neighbours), device=rows.device) - starts[row]
@@ -108,7 +114,7 @@ def _lists(rows: Tensor, neighbours: Tensor, starts: Tensor, above: Tensor, take
     return indptr, indices
 
 
-def ranks_blocked(
+def closer_blocked(
     n: int,
     candidates: Tensor,
     own: Tensor,
@@ -116,7 +122,7 @@ def ranks_blocked(
     similar: Callable[[Tensor], Tensor],
     pair: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """`ranks` for `walk`, with the similarities of each candidate computed once, however many pairs it is in.
+    """`closer` for `walk`, with the similarities of each candidate computed once, however many pairs it is in.
 
     Args:
         n: Most columns of a block of similarities.
@@ -133,7 +139,11 @@ def ranks_blocked(
     for now in row_blocks(len(candidate), n, kind):
         ends = torch.tensor([now.start, now.stop], device=own.device)
         first, last = torch.searchsorted(inverse, ends).tolist()
-        similarity, place, some = similar(candidate[now]), inverse[first:last] - now.start, own[first:last]
+        similarity, place, some = (
+            similar(candidate[now]),
+            inverse[first:last] - now.start,
+            own[first:last],
+        )
         bound = similarity[place, some] if pair is None else pair(similarity, place, some)
         counts[order[first:last]] = _closer(similarity, place, bound)
     return counts

@@ -9,16 +9,22 @@ from torch import Tensor
 
 from ._ops import unit_stride
 from ._triton import Operands, operands, product, product_options, rounded
-from .configs import Tile, product_tile
-from .labels_cpu import neighbours_above, ranks_blocked, walk
+from .labels_cpu import closer_blocked, neighbours_above, walk
 from .multilabel_triton import BLOCK, similarities
+from .tiles import Tile, product_tile
 
 #: Pairs a candidate from which its similarities are stored.
 _SHARED = 4
 
 
 def labels_triton(
-    bank: Tensor, rows: Tensor, threshold: float, at_least: int, *, tile: Tile | None = None, block: int = BLOCK
+    bank: Tensor,
+    rows: Tensor,
+    threshold: float,
+    at_least: int,
+    *,
+    tile: Tile | None = None,
+    block: int = BLOCK,
 ) -> tuple[Tensor, Tensor]:
     """`label_prediction` on checked arguments, none of them empty."""
     bank = unit_stride(bank)
@@ -29,16 +35,18 @@ def labels_triton(
     def similar(some: Tensor) -> Tensor:
         return similarities(bank[some], bank, how, tile)
 
-    def ranks(candidates: Tensor, own: Tensor) -> Tensor:
+    def closer(candidates: Tensor, own: Tensor) -> Tensor:
         # Many rows that walk far walk the same candidates: then their similarities are worth keeping.
         if _SHARED * len(candidates.unique()) < len(candidates):
-            return ranks_blocked(n, candidates, own, torch.float32, similar)
+            return closer_blocked(n, candidates, own, torch.float32, similar)
         return count_closer(bank, candidates, own, how, tile).long()
 
-    return walk(n, rows, at_least, *neighbours_above(rows, threshold, blocks, similar), ranks)
+    return walk(n, rows, at_least, *neighbours_above(rows, threshold, blocks, similar), closer)
 
 
-def count_closer(bank: Tensor, candidates: Tensor, own: Tensor, how: Operands, tile: Tile | None = None) -> Tensor:
+def count_closer(
+    bank: Tensor, candidates: Tensor, own: Tensor, how: Operands, tile: Tile | None = None
+) -> Tensor:
     """For pairs (P,) of rows, how many rows of the bank are more similar to the candidate than `own` is, (P,) int32."""
     pairs, (n, dim) = len(candidates), bank.shape
     tile = tile or product_tile(how.dtype, how.precision, pairs)
@@ -95,7 +103,11 @@ def pair_similarity_kernel(
             BLOCK_D,
         )
         diagonal = tl.sum(tl.where(pair[:, None] == other[None, :], tile, 0.0), axis=1)
-        tl.store(similarity_ptr + pair, diagonal, mask=(place >= start) & (place < start + BLOCK_N) & (pair < pairs))
+        tl.store(
+            similarity_ptr + pair,
+            diagonal,
+            mask=(place >= start) & (place < start + BLOCK_N) & (pair < pairs),
+        )
 
 
 @triton.jit
@@ -138,5 +150,7 @@ def count_closer_kernel(
         BLOCK_D,
     )
     bound = tl.load(similarity_ptr + pair, mask=pair < pairs, other=0.0)
-    closer = (similarity > bound[:, None]) & (column < n)[None, :] & (column[None, :] != own[:, None])
+    closer = (
+        (similarity > bound[:, None]) & (column < n)[None, :] & (column[None, :] != own[:, None])
+    )
     tl.atomic_add(counts_ptr + pair, tl.sum(closer.to(tl.int32), axis=1), mask=pair < pairs)

@@ -21,7 +21,9 @@ from ._ops import (
 _WIDEST = 2**13
 
 
-def update_bank_(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, *, ignore_index: int = -1) -> Tensor:
+def update_bank_(
+    bank: Tensor, features: Tensor, targets: Tensor, momentum: float, *, ignore_index: int = -1
+) -> Tensor:
     """In place, v <- m v + (1 - m) f, normalised, for each feature of the batch in order.
 
     The update of SpCL's and MMCL's image memories and of Cluster Contrast's cluster memory. A row that several features name is
@@ -50,11 +52,15 @@ def update_bank_(bank: Tensor, features: Tensor, targets: Tensor, momentum: floa
     check_pair("bank", bank, features, "features")
     check_ids("targets", targets, features.shape[0], features, "features", "feature row")
     if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum: found {momentum}, wanted a number in [0, 1]")
+        raise ValueError(f"momentum: got {momentum}, expected a number in [0, 1]")
     if (bank.shape[0] > 1 and bank.stride(0) == 0) or (bank.shape[1] > 1 and bank.stride(1) == 0):
-        raise ValueError(f"bank: found strides {tuple(bank.stride())}, wanted rows that do not overlap in memory")
+        raise ValueError(
+            f"bank: got strides {tuple(bank.stride())}, expected rows that do not overlap in memory"
+        )
     if bank.requires_grad and torch.is_grad_enabled():
-        raise ValueError("bank: it requires a gradient, wanted a buffer: a memory is updated, not trained")
+        raise ValueError(
+            "bank: it requires a gradient, expected a buffer: a memory is updated, not trained"
+        )
     _update_bank(bank, features.detach(), targets, momentum, ignore_index)
     return bank
 
@@ -73,7 +79,9 @@ def update_bank_reference(
 
 
 @torch.library.custom_op(qualified("update_bank_"), mutates_args=("bank",))
-def _update_bank(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int) -> None:
+def _update_bank(
+    bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int
+) -> None:
     if bank.is_cpu:
         check_range("targets", targets, 0, len(bank), ignored=ignore_index)
     if features.untyped_storage().data_ptr() == bank.untyped_storage().data_ptr():
@@ -92,7 +100,9 @@ def _(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_i
     return None
 
 
-def _update_rows(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int) -> None:
+def _update_rows(
+    bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int
+) -> None:
     """Rows do not touch each other, so the first features of all rows go together, then the second ones, and so on."""
     counted = targets != ignore_index
     if features.is_cpu and not bool(torch.isfinite(features[counted]).all()):
@@ -105,7 +115,9 @@ def _update_rows(bank: Tensor, features: Tensor, targets: Tensor, momentum: floa
         bank[targets[now]] = F.normalize(moved).to(bank.dtype)
 
 
-def hardest_rows(features: Tensor, bank: Tensor, targets: Tensor, *, ignore_index: int = -1) -> Tensor:
+def hardest_rows(
+    features: Tensor, bank: Tensor, targets: Tensor, *, ignore_index: int = -1
+) -> Tensor:
     """The features that Cluster Contrast updates its hard memory with: of each class in the batch the least similar one.
 
     Args:

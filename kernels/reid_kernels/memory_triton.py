@@ -9,7 +9,9 @@ from torch import Tensor
 from ._ops import unit_stride
 
 
-def update_triton(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int) -> None:
+def update_triton(
+    bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int
+) -> None:
     """`update_bank_` on checked arguments, none of them empty; the bank's rows narrow enough to be held whole."""
     batch, dim = features.shape
     features = unit_stride(features)

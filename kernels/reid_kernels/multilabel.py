@@ -81,9 +81,11 @@ def multilabel_bank_loss(
     """
     check_pair("features", features, bank)
     if bank.requires_grad:
-        raise ValueError("bank: found requires_grad, wanted a buffer: the gradient goes to features alone")
+        raise ValueError(
+            "bank: got requires_grad, expected a buffer: the gradient goes to features alone"
+        )
     if not 0 <= hard_ratio <= 1:
-        raise ValueError(f"hard_ratio: found {hard_ratio}, wanted 0 to 1")
+        raise ValueError(f"hard_ratio: got {hard_ratio}, expected 0 to 1")
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("precision", precision, PRECISIONS)
     if isinstance(positives, Tensor):
@@ -91,9 +93,18 @@ def multilabel_bank_loss(
         labels, indices = positives, None
     else:
         if not isinstance(positives, tuple | list) or len(positives) != 2:
-            raise ValueError(f"positives: found a {type(positives).__name__}, wanted (indptr, indices) or bit rows")
+            raise ValueError(
+                f"positives: got a {type(positives).__name__}, expected (indptr, indices) or bit rows"
+            )
         labels, indices = positives
-        check_ids("positives[0]", labels, len(features) + 1, features, "features", "row of features, and the end")
+        check_ids(
+            "positives[0]",
+            labels,
+            len(features) + 1,
+            features,
+            "features",
+            "row of features, and the end",
+        )
         check_ids("positives[1]", indices, indices.numel(), features, "features", "positive")
     wanted = torch.is_grad_enabled() and features.requires_grad
     losses, _ = _multilabel_bank_loss(
@@ -129,7 +140,10 @@ def multilabel_bank_loss_reference(
         if len(far):
             hard = max(1, int(hard_ratio * len(far)))
             least = far.detach().topk(hard).values[-1]
-            above, equal = (~(far.detach() <= least)).to(s.dtype), (far.detach() == least).to(s.dtype)
+            above, equal = (
+                (~(far.detach() <= least)).to(s.dtype),
+                (far.detach() == least).to(s.dtype),
+            )
             weight = above + equal * (hard - above.sum()) / equal.sum()
             losses[i] += (weight[weight != 0] * (1 + far[weight != 0]).square()).sum() / hard
     losses = losses.to(accumulator(features.dtype))
@@ -143,10 +157,10 @@ def _check_bits(bits: Tensor, features: Tensor, n: int) -> None:
     wanted = (features.shape[0], (n + 31) // 32)
     if bits.ndim != 2 or bits.shape[0] != wanted[0] or bits.shape[1] != wanted[1]:
         raise ValueError(
-            f"positives: found bit rows of shape {tuple(bits.shape)}, wanted {wanted}, (B, ceil(n / 32)), or (indptr, indices)"
+            f"positives: got bit rows of shape {tuple(bits.shape)}, expected {wanted}, (B, ceil(n / 32)), or (indptr, indices)"
         )
     if bits.dtype != torch.int32:
-        raise ValueError(f"positives: found bit rows of dtype {bits.dtype}, wanted torch.int32")
+        raise ValueError(f"positives: got bit rows of dtype {bits.dtype}, expected torch.int32")
     check_device("positives", bits, features, "features")
 
 
@@ -156,12 +170,14 @@ def _check_csr(indptr: Tensor, indices: Tensor, n: int) -> None:
         return
     if int(indptr[0]) != 0 or int(indptr[-1]) != len(indices):
         raise ValueError(
-            f"positives[0]: found {int(indptr[0])} first and {int(indptr[-1])} last, "
-            f"wanted 0 and {len(indices)}, the number of indices"
+            f"positives[0]: got {int(indptr[0])} first and {int(indptr[-1])} last, "
+            f"expected 0 and {len(indices)}, the number of indices"
         )
     falls = (indptr[1:] < indptr[:-1]).nonzero()
     if len(falls):
-        raise ValueError(f"positives[0]: found a fall behind place {int(falls[0, 0])}, wanted values that never fall")
+        raise ValueError(
+            f"positives[0]: got a fall behind place {int(falls[0, 0])}, expected values that never fall"
+        )
     check_range("positives[1]", indices, 0, n)
 
 
@@ -187,7 +203,9 @@ def _multilabel_bank_loss(
     from .multilabel_triton import multilabel_triton
 
     with device_of(features):
-        return multilabel_triton(features, bank, positives, indices, delta, hard_ratio, precision, wanted)
+        return multilabel_triton(
+            features, bank, positives, indices, delta, hard_ratio, precision, wanted
+        )
 
 
 @_multilabel_bank_loss.register_fake
@@ -217,7 +235,16 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _scale(ctx: Any, losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
-    return once((losses.detach()[:, None] * gradient).to(ctx.dtype)), None, None, None, None, None, None, None
+    return (
+        once((losses.detach()[:, None] * gradient).to(ctx.dtype)),
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 _multilabel_bank_loss.register_autograd(_scale, setup_context=_keep)

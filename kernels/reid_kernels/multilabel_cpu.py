@@ -33,7 +33,9 @@ def multilabel_blocked(
             positive = _from_bits(positives[now], n)
         else:
             positive = _from_lists(positives[now.start : now.stop + 1], indices, n)
-        losses[now], chosen = _terms(similarities(features[now], bank, kind), positive, delta, hard_ratio, wanted)
+        losses[now], chosen = _terms(
+            similarities(features[now], bank, kind), positive, delta, hard_ratio, wanted
+        )
         if chosen is not None:
             gradient[now] = _weighted_sum(bank, *chosen)
     if losses.is_cpu and not bool(torch.isfinite(losses).all()):
@@ -60,7 +62,9 @@ def similarities(rows: Tensor, bank: Tensor, kind: torch.dtype) -> Tensor:
 
 def count_rows(mask: Tensor) -> Tensor:
     """How many values of each row are true, (B,) int64. What PyTorch sums it copies as int64: so a little at a time."""
-    return torch.cat([some.sum(1) for some in mask.split(max(1, BLOCK // (64 * max(1, mask.shape[1]))))])
+    return torch.cat(
+        [some.sum(1) for some in mask.split(max(1, BLOCK // (64 * max(1, mask.shape[1]))))]
+    )
 
 
 def _from_bits(bits: Tensor, n: int) -> Tensor:
@@ -107,7 +111,10 @@ def _terms(
     share = (hard - above).to(least.dtype) / equal
     similarity[row, column] = near
     row, column = chosen.logical_or_(positive).nonzero(as_tuple=True)
-    value, positive_weight = similarity[row, column], -2 * delta / count.clamp(min=1).to(least.dtype)
+    value, positive_weight = (
+        similarity[row, column],
+        -2 * delta / count.clamp(min=1).to(least.dtype),
+    )
     weight = 2 * (1 + value) / hard[row] * torch.where(value == least[row, 0], share[row], 1)
     weight = torch.where(positive[row, column], positive_weight[row] * (1 - value), weight)
     total = count_rows(chosen)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ._ops import unit_stride
 from ._triton import Operands, operands, product, product_options, rounded, sortable
 from ._weighted import weighted_rows
-from .configs import Tile, product_tile
+from .tiles import Tile, product_tile
 
 #: Bytes of similarities that exist at a time.
 BLOCK = 2**28
@@ -51,7 +51,9 @@ def multilabel_triton(
     negatives = n - total.long()
     hard = (negatives.double() * hard_ratio).long().clamp_(min=1).minimum(negatives).int()
     losses = torch.empty(count, dtype=torch.float32, device=bank.device)
-    gradient = torch.empty(count if wanted else 0, bank.shape[1], dtype=torch.float32, device=bank.device)
+    gradient = torch.empty(
+        count if wanted else 0, bank.shape[1], dtype=torch.float32, device=bank.device
+    )
     rows = max(1, block // (4 * n))
     for start in range(0, count, rows):
         now = slice(start, start + rows)
@@ -97,9 +99,18 @@ def similarities(rows: Tensor, bank: Tensor, how: Operands, tile: Tile | None = 
 
 def bit_rows(indptr: Tensor, indices: Tensor, n: int) -> Tensor:
     """Lists of positives as bit rows (B, ceil(n / 32)) int32. What lies outside [0, n) is left out."""
-    bits = torch.zeros(len(indptr) - 1, triton.cdiv(n, 32), dtype=torch.int32, device=indices.device)
+    bits = torch.zeros(
+        len(indptr) - 1, triton.cdiv(n, 32), dtype=torch.int32, device=indices.device
+    )
     bit_rows_kernel[(len(bits),)](
-        indptr.contiguous(), indices.contiguous(), bits, len(indices), n, bits.shape[1], BLOCK=_CHUNK, num_warps=4
+        indptr.contiguous(),
+        indices.contiguous(),
+        bits,
+        len(indices),
+        n,
+        bits.shape[1],
+        BLOCK=_CHUNK,
+        num_warps=4,
     )
     return bits
 
@@ -148,7 +159,9 @@ def similarity_kernel(
         BLOCK_D,
     )
     tl.store(
-        similarity_ptr + row[:, None] * n + column[None, :], similarity, mask=(row < m)[:, None] & (column < n)[None, :]
+        similarity_ptr + row[:, None] * n + column[None, :],
+        similarity,
+        mask=(row < m)[:, None] & (column < n)[None, :],
     )
 
 
@@ -208,7 +221,11 @@ def negative_keys(similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N: tl.co
     inside = column < n
     similarity = tl.load(similarity_ptr + row * n + column, mask=inside, other=0.0)
     positive = is_positive(bits_ptr, row, words, column, inside)
-    return similarity, tl.where(inside & (positive == 0), sortable(similarity), -0x80000000), inside & positive
+    return (
+        similarity,
+        tl.where(inside & (positive == 0), sortable(similarity), -0x80000000),
+        inside & positive,
+    )
 
 
 @triton.jit
@@ -254,7 +271,9 @@ def select_kernel(
     above = tl.zeros((BLOCK_N,), dtype=tl.int32)
     equal = tl.zeros((BLOCK_N,), dtype=tl.int32)
     for start in range(0, n, BLOCK_N):
-        similarity, key, positive = negative_keys(similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N)
+        similarity, key, positive = negative_keys(
+            similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N
+        )
         near += tl.where(positive, (1 - similarity) * (1 - similarity), 0.0)
         far += tl.where(key > key_least, (1 + similarity) * (1 + similarity), 0.0)
         above += (key > key_least).to(tl.int32)
@@ -270,7 +289,9 @@ def select_kernel(
 
     if WEIGHTS:
         for start in range(0, n, BLOCK_N):
-            similarity, key, positive = negative_keys(similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N)
+            similarity, key, positive = negative_keys(
+                similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N
+            )
             weight = 2 * (1 + similarity) / places * tl.where(key == key_least, share, 1.0)
             weight = tl.where((key >= key_least) & (hard > 0), weight, 0.0)
             weight = tl.where(positive, -2 * delta * (1 - similarity) / positives, weight)

@@ -29,30 +29,30 @@ from ._ops import (
     takes_kernels,
     unit_stride,
 )
-from .labels_cpu import ranks_blocked, walk
+from .labels_cpu import closer_blocked, walk
 from .memory import update_bank_
 from .multilabel import Positives
 from .multilabel_cpu import row_blocks, similarities
 from .topk import similarity_topk
 
 
-class Shards(Protocol):
+class World(Protocol):
     """The processes that share a bank. All but `own` is collective, and gives the same on all."""
 
-    def own(self, n: int, rank: int | None = None) -> slice:
+    def local_slice(self, n: int, rank: int | None = None) -> slice:
         """The rows of n that lie on a process, on this one when none is named: ceil(n / processes), fewer on the last."""
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
         """The sum of tensors of one shape."""
 
-    def gather_equal(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """Rows of all processes, as many on each, in their order."""
 
-    def gather(self, rows: Tensor) -> Tensor:
+    def all_gather_rows(self, rows: Tensor) -> Tensor:
         """Rows of all processes, any number on each, in their order."""
 
 
-def bank_rows(bank: Tensor, rows: Tensor, n: int, shards: Shards) -> Tensor:
+def bank_rows(bank: Tensor, rows: Tensor, n: int, world: World) -> Tensor:
     """Rows (R, D) of the bank, wherever they lie: R x D values are summed over the processes. The device is not waited for.
 
     Args:
@@ -64,14 +64,18 @@ def bank_rows(bank: Tensor, rows: Tensor, n: int, shards: Shards) -> Tensor:
     Returns:
         (R, D) float32, float64 for float64.
     """
-    place, inside = _local(rows, n, shards)
+    place, inside = _local(rows, n, world)
     kind = accumulator(bank.dtype)
-    taken = bank[place].to(kind) if len(bank) else bank.new_zeros((len(rows), bank.shape[1]), dtype=kind)
-    return shards.total(taken.masked_fill(~inside[:, None], 0))
+    taken = (
+        bank[place].to(kind)
+        if len(bank)
+        else bank.new_zeros((len(rows), bank.shape[1]), dtype=kind)
+    )
+    return world.all_reduce_sum(taken.masked_fill(~inside[:, None], 0))
 
 
 def sharded_label_prediction(
-    bank: Tensor, rows: Tensor, n: int, shards: Shards, *, threshold: float = 0.6, at_least: int = 10
+    bank: Tensor, rows: Tensor, n: int, world: World, *, threshold: float = 0.6, at_least: int = 10
 ) -> tuple[Tensor, Tensor]:
     """`label_prediction` for a batch that is the same on all processes.
 
@@ -101,24 +105,26 @@ def sharded_label_prediction(
         ValueError: On a CPU, rows outside [0, n).
     """
     check_range("rows", rows, 0, n)
-    own, kind = shards.own(n), accumulator(bank.dtype)
-    step = _most(n, shards)
+    own, kind = world.local_slice(n), accumulator(bank.dtype)
+    step = _most(n, world)
     if bank.is_cpu:
         norms = torch.linalg.vector_norm(bank, dim=1, dtype=kind)
-        bad = int(shards.total((~torch.isfinite(norms)).sum()))
+        bad = int(world.all_reduce_sum((~torch.isfinite(norms)).sum()))
         if bad:
-            raise NotFiniteError(f"bank: found that {bad} rows are not finite, wanted finite values")
+            raise NotFiniteError(f"bank: {bad} rows are not finite, expected finite values")
 
     def similar(some: Tensor) -> Tensor:
-        return _products(bank_rows(bank, some, n, shards), bank)
+        return _products(bank_rows(bank, some, n, world), bank)
 
     def pair(similarity: Tensor, place: Tensor, column: Tensor) -> Tensor:
-        column, inside = _local(column, n, shards)
-        found = similarity[place, column] if similarity.shape[1] else similarity.new_zeros(len(place))
-        return shards.total(found.masked_fill(~inside, 0))
+        column, inside = _local(column, n, world)
+        found = (
+            similarity[place, column] if similarity.shape[1] else similarity.new_zeros(len(place))
+        )
+        return world.all_reduce_sum(found.masked_fill(~inside, 0))
 
-    def ranks(candidates: Tensor, some: Tensor) -> Tensor:
-        return shards.total(ranks_blocked(step, candidates, some, kind, similar, pair))
+    def closer(candidates: Tensor, some: Tensor) -> Tensor:
+        return world.all_reduce_sum(closer_blocked(step, candidates, some, kind, similar, pair))
 
     with full_precision(bank), device_of(bank), torch.no_grad():
         found = []
@@ -127,17 +133,24 @@ def sharded_label_prediction(
             row, column = (similarity > threshold).nonzero(as_tuple=True)
             value = similarity[row, column].double().view(torch.int64)
             found.append(torch.stack([(row + now.start) * n + column + own.start, value], 1))
-        pairs, value = shards.gather(torch.cat(found or [rows.new_zeros(0, 2)])).unbind(1)
+        pairs, value = world.all_gather_rows(torch.cat(found or [rows.new_zeros(0, 2)])).unbind(1)
         # One process's pairs come row after row, columns ascending, and lower columns lie on lower processes.
         order = value.contiguous().view(torch.float64).argsort(descending=True, stable=True)
         row = pairs[order] // n
         order = order[row.argsort(stable=True)]
         above = torch.bincount(row, minlength=len(rows))
-        return walk(n, rows, at_least, above, pairs[order] % n, ranks)
+        return walk(n, rows, at_least, above, pairs[order] % n, closer)
 
 
 def sharded_similarity_topk(
-    query: Tensor, bank: Tensor, k: int, n: int, shards: Shards, *, normalize: bool = True, exclude: Tensor
+    query: Tensor,
+    bank: Tensor,
+    k: int,
+    n: int,
+    world: World,
+    *,
+    normalize: bool = True,
+    exclude: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """`similarity_topk` at "ieee" precision: the best of each process's best. 12 k values a query and process travel.
 
@@ -156,22 +169,30 @@ def sharded_similarity_topk(
     Raises:
         NotFiniteError: On a CPU, rows whose similarity is not finite, on all processes.
     """
-    place, inside = _local(exclude, n, shards)
+    place, inside = _local(exclude, n, world)
     wrong = None
     try:
         values, indices = similarity_topk(
-            query, bank, k, normalize=normalize, exclude=torch.where(inside, place, -1), precision="ieee"
+            query,
+            bank,
+            k,
+            normalize=normalize,
+            exclude=torch.where(inside, place, -1),
+            precision="ieee",
         )
     except NotFiniteError as error:
         wrong = error
         values = query.new_zeros((len(query), k), dtype=accumulator(query.dtype))
         indices = exclude.new_zeros((len(query), k))
-    if query.is_cpu and int(shards.total(torch.tensor(int(wrong is not None)))):
-        raise wrong or NotFiniteError("query and bank: found rows whose product is not finite, wanted finite values")
-    indices = torch.where(indices < 0, -1, indices + shards.own(n).start)
+    if query.is_cpu and int(world.all_reduce_sum(torch.tensor(int(wrong is not None)))):
+        raise wrong or NotFiniteError(
+            "query and bank: got rows whose product is not finite, expected finite values"
+        )
+    indices = torch.where(indices < 0, -1, indices + world.local_slice(n).start)
     # Equal similarities stay in the order of the processes, which is that of their rows.
     values, indices = (
-        shards.gather_equal(x).view(-1, len(query), k).transpose(0, 1).flatten(1) for x in (values, indices)
+        world.all_gather(x).view(-1, len(query), k).transpose(0, 1).flatten(1)
+        for x in (values, indices)
     )
     values, order = values.sort(dim=1, descending=True, stable=True)
     return values[:, :k].contiguous(), indices.gather(1, order)[:, :k]
@@ -183,7 +204,7 @@ def sharded_multilabel_bank_loss(
     positives: Sequence[Positives],
     weights: Sequence[float],
     n: int,
-    shards: Shards,
+    world: World,
     *,
     delta: float = 5.0,
     hard_ratio: float = 0.01,
@@ -217,21 +238,21 @@ def sharded_multilabel_bank_loss(
     Raises:
         NotFiniteError: On a CPU, rows that are not finite, on all processes.
     """
-    kind, own = accumulator(features.dtype), shards.own(n)
+    kind, own = accumulator(features.dtype), world.local_slice(n)
     losses = features.new_zeros(len(features), dtype=kind)
     gradient = features.new_zeros(features.shape, dtype=kind)
-    step = _most(n, shards)
+    step = _most(n, world)
     with full_precision(features), device_of(features), torch.no_grad():
         for now in row_blocks(len(features), len(positives) * step, kind):
             masks = torch.stack([_own_labels(some, now, own) for some in positives])
             similarity = _products(features[now], bank)
-            terms, weight = _terms(similarity, masks, n, step, shards, delta, hard_ratio)
+            terms, weight = _terms(similarity, masks, n, step, world, delta, hard_ratio)
             for j, factor in enumerate(weights):
                 terms[j] *= factor
                 weight[j] *= factor
             losses[now] = terms.sum(0)
             gradient[now] = weight.sum(0) @ bank.to(kind)
-        gradient = shards.total(gradient)
+        gradient = world.all_reduce_sum(gradient)
     if losses.is_cpu and not bool(torch.isfinite(losses).all()):
         check_finite(features=features, bank=bank)
     return losses, gradient
@@ -244,7 +265,7 @@ def with_gradient(features: Tensor, losses: Tensor, gradient: Tensor) -> Tensor:
 
 
 def sharded_update_bank_(
-    bank: Tensor, features: Tensor, rows: Tensor, momentum: float, n: int, shards: Shards
+    bank: Tensor, features: Tensor, rows: Tensor, momentum: float, n: int, world: World
 ) -> Tensor:
     """`update_bank_` of the process's own rows, in batch order: bit for bit what it leaves in them of a whole bank.
 
@@ -266,20 +287,20 @@ def sharded_update_bank_(
     check_range("rows", rows, 0, n)
     if features.is_cpu and not bool(torch.isfinite(features).all()):
         check_finite(features=features)
-    place, inside = _local(rows, n, shards)
+    place, inside = _local(rows, n, world)
     return update_bank_(bank, features, torch.where(inside, place, -1), momentum)
 
 
-def _local(rows: Tensor, n: int, shards: Shards) -> tuple[Tensor, Tensor]:
+def _local(rows: Tensor, n: int, world: World) -> tuple[Tensor, Tensor]:
     """Places of rows among this process's, and whether they are among them; 0 where they are not."""
-    own = shards.own(n)
+    own = world.local_slice(n)
     inside = (rows >= own.start) & (rows < own.stop)
     return torch.where(inside, rows - own.start, 0), inside
 
 
-def _most(n: int, shards: Shards) -> int:
+def _most(n: int, world: World) -> int:
     """Rows of the process that has most: what all cut their work by."""
-    return shards.own(n, 0).stop
+    return world.local_slice(n, 0).stop
 
 
 def _products(rows: Tensor, bank: Tensor) -> Tensor:
@@ -288,7 +309,9 @@ def _products(rows: Tensor, bank: Tensor) -> Tensor:
         from ._triton import operands
         from .multilabel_triton import similarities as products
 
-        return products(unit_stride(rows.to(bank.dtype)), unit_stride(bank), operands(bank.dtype, "ieee"))
+        return products(
+            unit_stride(rows.to(bank.dtype)), unit_stride(bank), operands(bank.dtype, "ieee")
+        )
     return similarities(rows, bank, accumulator(bank.dtype))
 
 
@@ -300,26 +323,36 @@ def _own_labels(positives: Positives, now: slice, own: slice) -> Tensor:
         return ((positives[now][:, place // 32] >> (place % 32)) & 1).bool()
     indptr, indices = positives
     count = len(indptr) - 1
-    row = torch.arange(count, device=indices.device).repeat_interleave(indptr.diff(), output_size=len(indices))
+    row = torch.arange(count, device=indices.device).repeat_interleave(
+        indptr.diff(), output_size=len(indices)
+    )
     inside = (indices >= own.start) & (indices < own.stop) & (row >= now.start) & (row < now.stop)
     # What is not there goes into a column of its own.
     found = torch.zeros(now.stop - now.start, columns + 1, dtype=torch.bool, device=indices.device)
-    found[torch.where(inside, row - now.start, 0), torch.where(inside, indices - own.start, columns)] = True
+    found[
+        torch.where(inside, row - now.start, 0), torch.where(inside, indices - own.start, columns)
+    ] = True
     return found[:, :columns]
 
 
 def _terms(
-    similarity: Tensor, positive: Tensor, n: int, step: int, shards: Shards, delta: float, hard_ratio: float
+    similarity: Tensor,
+    positive: Tensor,
+    n: int,
+    step: int,
+    world: World,
+    delta: float,
+    hard_ratio: float,
 ) -> tuple[Tensor, Tensor]:
     """Losses (J, rows), and gradient weights (J, rows, own columns), of masks of the latter shape."""
-    count = shards.total(positive.sum(2))
+    count = world.all_reduce_sum(positive.sum(2))
     negatives = n - count
     hard = (negatives.double() * hard_ratio).long().clamp_(min=1).minimum(negatives)
     far = similarity.masked_fill(positive, -torch.inf)
     # No row has more hard negatives.
     most = min(max(1, int(hard_ratio * n)), step)
     best = far.topk(min(most, far.shape[2]), dim=2).values
-    best = shards.gather_equal(F.pad(best, (0, most - best.shape[2]), value=-torch.inf)[None])
+    best = world.all_gather(F.pad(best, (0, most - best.shape[2]), value=-torch.inf)[None])
     best = best.movedim(0, 2).flatten(2)
     first = best.topk(min(max(1, int(hard_ratio * n)), best.shape[2]), dim=2).values
     least = first.gather(2, (hard[:, :, None] - 1).clamp_(min=0))
@@ -328,14 +361,18 @@ def _terms(
     above = (~(first <= least)).sum(2)
 
     near = torch.where(positive, 1 - similarity, 0)
-    sums = shards.total(torch.stack([(far == least).sum(2).double(), near.double().square().sum(2)]))
+    sums = world.all_reduce_sum(
+        torch.stack([(far == least).sum(2).double(), near.double().square().sum(2)])
+    )
     share = (hard - above).to(least.dtype) / sums[0].clamp(min=1).to(least.dtype)
     labels, places = count.clamp(min=1).to(least.dtype), hard.clamp(min=1).to(least.dtype)
     inside = torch.arange(first.shape[2], device=hard.device) < hard[:, :, None]
     losses = delta * sums[1].to(least.dtype) / labels
     losses += (1 + first).square().masked_fill_(~inside, 0).sum(2) / places
 
-    weight = 2 * (1 + similarity) / places[:, :, None] * torch.where(far == least, share[:, :, None], 1)
+    weight = (
+        2 * (1 + similarity) / places[:, :, None] * torch.where(far == least, share[:, :, None], 1)
+    )
     # Written so that a NaN is chosen.
     weight = weight.masked_fill_(far < least, 0)
     return losses, torch.where(positive, -2 * delta / labels[:, :, None] * near, weight)

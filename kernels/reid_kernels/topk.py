@@ -69,7 +69,7 @@ def similarity_topk(
     """
     check_pair("query", query, bank)
     if not isinstance(k, int | torch.SymInt) or not 1 <= k <= MAX_K:
-        raise ValueError(f"k: found {k}, wanted 1 to {MAX_K}")
+        raise ValueError(f"k: got {k}, expected 1 to {MAX_K}")
     if exclude is not None:
         check_ids("exclude", exclude, query.shape[0], query, "query", "query row")
     check_choice("precision", precision, PRECISIONS)
@@ -117,4 +117,6 @@ def _(
     query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
 ) -> tuple[Tensor, Tensor]:
     shape = (query.shape[0], k)
-    return query.new_empty(shape, dtype=accumulator(query.dtype)), query.new_empty(shape, dtype=torch.int64)
+    return query.new_empty(shape, dtype=accumulator(query.dtype)), query.new_empty(
+        shape, dtype=torch.int64
+    )

@@ -37,14 +37,21 @@ def topk_blocked(
     if not most or not len(query):
         return values, indices
     same = query is bank or (
-        query.data_ptr() == bank.data_ptr() and query.shape == bank.shape and query.stride() == bank.stride()
+        query.data_ptr() == bank.data_ptr()
+        and query.shape == bank.shape
+        and query.stride() == bank.stride()
     )
     bank = bank.to(kind)
     query = bank if same else query.to(kind)
     bank_scale = _inverse_norms(bank) if normalize else None
     query_scale = bank_scale if same else _inverse_norms(query) if normalize else None
     worthwhile = precision != "ieee" and has_bf16_units() and query.is_cpu and kind == torch.float32
-    if worthwhile and bank.shape[1] >= 64 and len(bank) >= max(1024, 8 * k) and len(query) >= _FEWEST:
+    if (
+        worthwhile
+        and bank.shape[1] >= 64
+        and len(bank) >= max(1024, 8 * k)
+        and len(query) >= _FEWEST
+    ):
         _certified(query, bank, query_scale, bank_scale, exclude, values, indices, same)
     else:
         rows = max(1, _BLOCK // (kind.itemsize * len(bank)))
@@ -147,11 +154,15 @@ def _certified(
         counts = torch.bincount(row, minlength=len(q))
         kept &= (counts <= most) & (counts >= k) & torch.isfinite(kth)
         inside = kept[row]
-        _rescore(q, bank, scale, bank_scale, row[inside], column[inside], values[now], indices[now], kept)
+        _rescore(
+            q, bank, scale, bank_scale, row[inside], column[inside], values[now], indices[now], kept
+        )
         left.append((~kept).nonzero()[:, 0] + start)
     again = torch.cat(left)
     for some in again.split(max(1, _BLOCK // (4 * n))) if len(again) else ():
-        exact = _similarity(query[some], bank, None if query_scale is None else query_scale[some], bank_scale, None)
+        exact = _similarity(
+            query[some], bank, None if query_scale is None else query_scale[some], bank_scale, None
+        )
         _drop(exact, None if exclude is None else exclude[some])
         values[some], indices[some] = select(exact, k)
     if exclude is not None:
@@ -188,7 +199,9 @@ def _rescore(
     keys = pack(similarity, column)
     counts = torch.bincount(row, minlength=len(query))
     place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-    table = torch.full((len(query), max(k, int(counts.max()) if len(row) else k)), torch.iinfo(torch.int64).min)
+    table = torch.full(
+        (len(query), max(k, int(counts.max()) if len(row) else k)), torch.iinfo(torch.int64).min
+    )
     table[row, place] = keys
     best = table[kept].topk(k, dim=1).values
     values[kept], indices[kept] = unpack(best)
@@ -202,7 +215,11 @@ def pair_products(query: Tensor, bank: Tensor, row: Tensor, column: Tensor) -> T
         # PyTorch calls its CSR tensors beta, once a process.
         warnings.simplefilter("ignore", UserWarning)
         pattern = torch.sparse_csr_tensor(
-            starts, column, query.new_zeros(len(column)), (len(query), len(bank)), check_invariants=False
+            starts,
+            column,
+            query.new_zeros(len(column)),
+            (len(query), len(bank)),
+            check_invariants=False,
         )
         return torch.sparse.sampled_addmm(pattern, query, bank.T, beta=0.0).values()
 
@@ -219,7 +236,9 @@ def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
     ordered = (keys >> 32).int()
     values = torch.where(ordered >= 0, ordered, ordered ^ 0x7FFFFFFF).view(torch.float32)
     absent = keys == torch.iinfo(torch.int64).min
-    return values.masked_fill(absent, -torch.inf), (0xFFFFFFFF - (keys & 0xFFFFFFFF)).masked_fill(absent, -1)
+    return values.masked_fill(absent, -torch.inf), (0xFFFFFFFF - (keys & 0xFFFFFFFF)).masked_fill(
+        absent, -1
+    )
 
 
 def _rounded(rows: Tensor, scale: Tensor | None, padded: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,17 +251,25 @@ def _rounded(rows: Tensor, scale: Tensor | None, padded: int) -> tuple[Tensor, T
         exact = rows[now] if scale is None else rows[now] * scale[now, None]
         copy[start : start + len(exact)] = exact
         torch.linalg.vector_norm(exact, dim=1, out=length[now])
-        torch.linalg.vector_norm(exact - copy[start : start + len(exact)].float(), dim=1, out=error[now])
+        torch.linalg.vector_norm(
+            exact - copy[start : start + len(exact)].float(), dim=1, out=error[now]
+        )
     # Of the scaling's own rounding, and of the norms'.
     return copy, error * 1.001 + length * 2.0**-22 + _SHORTEST, length * 1.001 + _SHORTEST
 
 
 def _similarity(
-    query: Tensor, bank: Tensor, query_scale: Tensor | None, bank_scale: Tensor | None, room: Tensor | None
+    query: Tensor,
+    bank: Tensor,
+    query_scale: Tensor | None,
+    bank_scale: Tensor | None,
+    room: Tensor | None,
 ) -> Tensor:
     """Similarities of some queries, written to the first rows of `room` where it is given."""
     if len(query) < _FEWEST:
-        block = torch.mm(torch.nn.functional.pad(query, (0, 0, 0, _FEWEST - len(query))), bank.T)[: len(query)]
+        block = torch.mm(torch.nn.functional.pad(query, (0, 0, 0, _FEWEST - len(query))), bank.T)[
+            : len(query)
+        ]
     else:
         block = torch.mm(query, bank.T, out=None if room is None else room[: len(query)])
     if query_scale is not None and bank_scale is not None:
@@ -268,5 +295,10 @@ def _dropped(indices: Tensor, exclude: Tensor) -> Tensor:
 @functools.cache
 def has_bf16_units() -> bool:
     """Whether PyTorch's bfloat16 product runs on units of its own here; without them it is slower than float32's."""
-    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return torch.backends.mkldnn.is_available() and any(bool(ask()) for ask in known if ask is not None)
+    known = (
+        getattr(torch.cpu, name, None)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return torch.backends.mkldnn.is_available() and any(
+        bool(ask()) for ask in known if ask is not None
+    )

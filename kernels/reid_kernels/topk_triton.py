@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._ops import unit_stride
 from ._triton import Operands, operands, packed, product, product_options, rounded, sortable
-from .configs import GROUP, REDUCE, product_tile
+from .tiles import GROUP, REDUCE, product_tile
 from .topk_cpu import unpack
 
 #: Bytes of group keys, and of re-scored keys, that exist at a time.
@@ -30,7 +30,9 @@ def topk_triton(
     query, bank = unit_stride(query), unit_stride(bank)
     exclude = None if exclude is None else exclude.contiguous()
     if precision != "auto" or query.dtype != torch.float32:
-        return _topk(query, bank, k, normalize, exclude, "ieee" if precision == "auto" else precision)[:2]
+        return _topk(
+            query, bank, k, normalize, exclude, "ieee" if precision == "auto" else precision
+        )[:2]
     values, indices, certain = _topk(query, bank, k, normalize, exclude, "bf16")
     again = (~certain).nonzero()[:, 0]
     if len(again):
@@ -58,7 +60,9 @@ def _topk(
         now = slice(start, start + rows)
         own = None if exclude is None else exclude[now].contiguous()
         best = group_maxima(q[now], b, own, how).topk(chosen, dim=1).values
-        keys = rescore(query[now], bank, q.scale[now], b.scale, 0xFFFFFFFF - (best & 0xFFFFFFFF), own)
+        keys = rescore(
+            query[now], bank, q.scale[now], b.scale, 0xFFFFFFFF - (best & 0xFFFFFFFF), own
+        )
         first = keys.topk(min(k, keys.shape[1]), dim=1).values
         if first.shape[1] < k:
             first = torch.nn.functional.pad(first, (0, k - first.shape[1]), value=_LOWEST)
@@ -83,8 +87,12 @@ class Rounded:
     def __init__(self, rows: Tensor, how: Operands, normalize: bool) -> None:
         dtype = how.dtype
         n, dim = rows.shape
-        self.low = rows if dtype == rows.dtype else torch.empty(n, dim, dtype=dtype, device=rows.device)
-        self.scale, self.error, self.length = torch.empty(3, n, dtype=torch.float32, device=rows.device)
+        self.low = (
+            rows if dtype == rows.dtype else torch.empty(n, dim, dtype=dtype, device=rows.device)
+        )
+        self.scale, self.error, self.length = torch.empty(
+            3, n, dtype=torch.float32, device=rows.device
+        )
         grid = (triton.cdiv(n, REDUCE.rows),)
         round_kernel[grid](
             rows,
@@ -140,7 +148,12 @@ def group_maxima(query: Rounded, bank: Rounded, exclude: Tensor | None, how: Ope
 
 
 def rescore(
-    query: Tensor, bank: Tensor, query_scale: Tensor, bank_scale: Tensor, groups: Tensor, exclude: Tensor | None
+    query: Tensor,
+    bank: Tensor,
+    query_scale: Tensor,
+    bank_scale: Tensor,
+    groups: Tensor,
+    exclude: Tensor | None,
 ) -> Tensor:
     """The keys of all columns of each query's groups (B, g), by float32 sums: (B, g * GROUP) int64."""
     m, chosen = groups.shape
@@ -192,7 +205,9 @@ def round_kernel(
     for start in range(0, dim, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         mask = (row < n)[:, None] & (d < dim)[None, :]
-        x = tl.load(rows_ptr + row[:, None] * stride + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(rows_ptr + row[:, None] * stride + d[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
         square += x * x
         if COPY:
             low = x.to(low_ptr.dtype.element_ty)
@@ -301,7 +316,9 @@ def rescore_kernel(
         d = start + tl.arange(0, BLOCK_D)
         q = tl.load(query_ptr + row * query_stride + d, mask=d < dim, other=0.0).to(tl.float32)
         mask = real[:, None] & (d < dim)[None, :]
-        b = tl.load(bank_ptr + column[:, None] * bank_stride + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(bank_ptr + column[:, None] * bank_stride + d[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
         total += b * q[None, :]
     similarity = tl.sum(total, axis=1) * tl.load(query_scale_ptr + row)
     similarity *= tl.load(bank_scale_ptr + column, mask=real, other=0.0)

@@ -24,10 +24,18 @@ import pytest
 import torch
 from PIL import Image
 
-from fastreid_al.active.annotators import Oracle, Replay, Terminal
-from fastreid_al.active.closure import Closure
-from fastreid_al.active.questions import Annotator, Answer, NoAnswer, Question, QuitAsking, UndoLast, Verdict
-from fastreid_al.active.sheet import MEMBERS, draw_sheet
+from fastreid_al.annotators.annotators import Oracle, Replay, Terminal
+from fastreid_al.annotators.sheet import MEMBERS, draw_sheet
+from fastreid_al.answers.closure import Closure
+from fastreid_al.answers.question import (
+    Annotator,
+    Answer,
+    NoAnswer,
+    Question,
+    QuitAsking,
+    UndoLast,
+    Verdict,
+)
 from fastreid_al.data.records import Record
 from fastreid_al.errors import UserError
 
@@ -38,13 +46,19 @@ PAIRS = list(combinations(range(150), 2))
 
 
 def question(
-    a: int, b: int, first: Sequence[int] | None = None, second: Sequence[int] | None = None, reason: str = "merge"
+    a: int,
+    b: int,
+    first: Sequence[int] | None = None,
+    second: Sequence[int] | None = None,
+    reason: str = "merge",
 ) -> Question:
     groups = torch.tensor(first or [a]), torch.tensor(second or [b])
     return Question((a, b), groups, reason, 0.71, 1.0)
 
 
-def answers(annotator: Annotator, pairs: Sequence[tuple[int, int]] = PAIRS) -> dict[tuple[int, int], Verdict]:
+def answers(
+    annotator: Annotator, pairs: Sequence[tuple[int, int]] = PAIRS
+) -> dict[tuple[int, int], Verdict]:
     return {pair: annotator.answer(question(*pair)) for pair in pairs}
 
 
@@ -72,7 +86,7 @@ def test_oracle_answers_alike_in_any_order_of_questions_and_of_images() -> None:
 
 def test_oracle_answers_alike_in_another_process() -> None:
     code = (
-        "import torch; from fastreid_al.active.annotators import Oracle; from fastreid_al.active.questions import Question\n"
+        "import torch; from fastreid_al.annotators.annotators import Oracle; from fastreid_al.answers.question import Question\n"
         "oracle = Oracle(torch.arange(150) % 30, error=0.3, unsure=0.2, seed=1)\n"
         "for b in range(1, 150):\n"
         "    rows = torch.tensor([0]), torch.tensor([b])\n"
@@ -81,7 +95,9 @@ def test_oracle_answers_alike_in_another_process() -> None:
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\n")
-    here = answers(Oracle(IDENTITIES, error=0.3, unsure=0.2, seed=1), [(0, b) for b in range(1, 150)])
+    here = answers(
+        Oracle(IDENTITIES, error=0.3, unsure=0.2, seed=1), [(0, b) for b in range(1, 150)]
+    )
     assert said[:-1] == [verdict.value for verdict in here.values()]
 
 
@@ -89,9 +105,14 @@ def test_oracle_answers_by_name_not_by_row() -> None:
     names = [f"cam/{row:03}.jpg" for row in range(150)]
     moved = torch.randperm(150).tolist()
     oracle = Oracle(IDENTITIES, names, error=0.5, seed=2)
-    other = Oracle(IDENTITIES[torch.tensor(moved)], [names[row] for row in moved], error=0.5, seed=2)
+    other = Oracle(
+        IDENTITIES[torch.tensor(moved)], [names[row] for row in moved], error=0.5, seed=2
+    )
     place = {row: at for at, row in enumerate(moved)}
-    assert all(oracle.answer(question(a, b)) is other.answer(question(place[a], place[b])) for a, b in PAIRS)
+    assert all(
+        oracle.answer(question(a, b)) is other.answer(question(place[a], place[b]))
+        for a, b in PAIRS
+    )
 
 
 def test_oracle_keeps_names_apart() -> None:
@@ -103,7 +124,9 @@ def test_oracle_keeps_names_apart() -> None:
 
 
 def test_oracle_seeds_differ() -> None:
-    assert answers(Oracle(IDENTITIES, error=0.5, seed=0)) != answers(Oracle(IDENTITIES, error=0.5, seed=1))
+    assert answers(Oracle(IDENTITIES, error=0.5, seed=0)) != answers(
+        Oracle(IDENTITIES, error=0.5, seed=1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +136,12 @@ def test_oracle_rates_come_out_near(rates: tuple[float, float, float]) -> None:
     error, unsure, not_comparable = rates
     said = answers(Oracle(IDENTITIES, error=error, unsure=unsure, not_comparable=not_comparable))
     found = Counter(v if v in (U, X) else v is truth(pair) for pair, v in said.items())
-    expected: dict[Any, float] = {U: unsure, X: not_comparable, False: error, True: 1 - error - unsure - not_comparable}
+    expected: dict[Any, float] = {
+        U: unsure,
+        X: not_comparable,
+        False: error,
+        True: 1 - error - unsure - not_comparable,
+    }
     for outcome, rate in expected.items():
         assert found[outcome] / len(PAIRS) == pytest.approx(rate, abs=0.015)
     wrong = {truth(pair) for pair, v in said.items() if v in (S, D) and v is not truth(pair)}
@@ -128,7 +156,13 @@ def test_oracle_rates_of_one_leave_nothing_to_chance() -> None:
 
 
 @pytest.mark.parametrize(
-    "rates", [{"error": -0.1}, {"unsure": 1.1}, {"not_comparable": float("nan")}, {"error": 0.6, "unsure": 0.5}]
+    "rates",
+    [
+        {"error": -0.1},
+        {"unsure": 1.1},
+        {"not_comparable": float("nan")},
+        {"error": 0.6, "unsure": 0.5},
+    ],
 )
 def test_oracle_refuses_rates_that_are_no_shares(rates: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"between 0 and 1|sum to 1\.1"):
@@ -188,10 +222,15 @@ def extent(image: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, 
     return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
 
 
-def test_sheet_shows_the_two_images_large_and_their_groups(records: list[Record], tmp_path: Path) -> None:
+def test_sheet_shows_the_two_images_large_and_their_groups(
+    records: list[Record], tmp_path: Path
+) -> None:
     path = tmp_path / "new folder" / "sheet.png"
     shown = draw_sheet(question(2, 7, [2, 3, 4], [7, 8]), records, path, 3)
-    assert shown == ([records[i].path.as_posix() for i in (2, 3, 4)], [records[i].path.as_posix() for i in (7, 8)])
+    assert shown == (
+        [records[i].path.as_posix() for i in (2, 3, 4)],
+        [records[i].path.as_posix() for i in (7, 8)],
+    )
     assert os.listdir(path.parent) == ["sheet.png"]
     with Image.open(path) as image:
         found = colours(image)
@@ -241,19 +280,26 @@ def test_sheet_shows_a_grey_box_for_an_unreadable_image(
     whole = records[1].path.read_bytes()
     records[1].path.unlink()
     if content is not None:
-        records[1].path.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
+        records[1].path.write_bytes(
+            whole[: len(whole) // 2] if isinstance(content, str) else content
+        )
     found = colours(draw(question(0, 1, [0, 1], [1, 2]), records, tmp_path / "sheet.png"))
     assert found[0xBB, 0xBB, 0xBB] > 200 * 300
 
 
-def test_sheet_of_groups_of_one_image_and_unknown_cameras(records: list[Record], tmp_path: Path) -> None:
+def test_sheet_of_groups_of_one_image_and_unknown_cameras(
+    records: list[Record], tmp_path: Path
+) -> None:
     unknown = [r._replace(camera=-1) for r in records]
     shown = draw_sheet(question(0, 1), unknown, tmp_path / "sheet.png")
     assert shown == ([records[0].path.as_posix()], [records[1].path.as_posix()])
 
 
 def test_sheet_keeps_the_aspect_of_very_wide_and_very_tall_images(tmp_path: Path) -> None:
-    sizes, inks = [(3000, 30), (8, 3000), (1, 3000), (3000, 1)], [(250, 0, 0), (0, 0, 250), (0, 200, 0), (200, 0, 200)]
+    sizes, inks = (
+        [(3000, 30), (8, 3000), (1, 3000), (3000, 1)],
+        [(250, 0, 0), (0, 0, 250), (0, 200, 0), (200, 0, 200)],
+    )
     records = [Record(tmp_path / f"{i}.png", 0, 0) for i in range(4)]
     for record, size, ink in zip(records, sizes, inks, strict=True):
         Image.new("RGB", size, ink).save(record.path)
@@ -279,7 +325,10 @@ def test_sheet_shows_images_that_are_not_the_medoids(records: list[Record], tmp_
     """Merges are confirmed with other images of the two groups."""
     asked = question(4, 8, [3, 4, 5], [7, 8])
     shown = draw_sheet(asked, records, tmp_path / "sheet.png")
-    assert shown == ([records[i].path.as_posix() for i in (4, 3, 5)], [records[i].path.as_posix() for i in (8, 7)])
+    assert shown == (
+        [records[i].path.as_posix() for i in (4, 3, 5)],
+        [records[i].path.as_posix() for i in (8, 7)],
+    )
 
 
 def test_sheet_that_cannot_be_written_says_so(records: list[Record], tmp_path: Path) -> None:
@@ -297,7 +346,9 @@ def test_sheet_that_cannot_be_written_says_so(records: list[Record], tmp_path: P
 
 def piped(records: list[Record], text: str) -> tuple[Terminal, io.StringIO]:
     out = io.StringIO()
-    return Terminal(records, records[0].path.parent / "sheet.png", stdin=io.StringIO(text), stdout=out), out
+    return Terminal(
+        records, records[0].path.parent / "sheet.png", stdin=io.StringIO(text), stdout=out
+    ), out
 
 
 def test_piped_letters_and_words_are_answers(records: list[Record]) -> None:
@@ -323,7 +374,9 @@ def test_undo_takes_the_last_answer_back(line: str, records: list[Record]) -> No
     with pytest.raises(UndoLast):
         terminal.answer(question(2, 3))
     assert terminal.answer(question(0, 1)) is D
-    assert [text.split(":")[0] for text in out.getvalue().splitlines() if text.startswith("question")] == [
+    assert [
+        text.split(":")[0] for text in out.getvalue().splitlines() if text.startswith("question")
+    ] == [
         "question 1",
         "question 2",
         "question 1",
@@ -355,7 +408,9 @@ class Broken(io.StringIO):
         raise self.error
 
 
-def test_end_of_input_or_no_input_leaves(records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_of_input_or_no_input_leaves(
+    records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sheet = records[0].path.parent / "sheet.png"
     closed = io.StringIO("s\n")
     closed.close()
@@ -371,9 +426,13 @@ def test_end_of_input_or_no_input_leaves(records: list[Record], monkeypatch: pyt
 def test_interrupt_and_other_failures_while_reading(records: list[Record]) -> None:
     sheet = records[0].path.parent / "sheet.png"
     with pytest.raises(QuitAsking, match="left"):
-        Terminal(records, sheet, stdin=Broken(KeyboardInterrupt()), stdout=io.StringIO()).answer(question(0, 1))
+        Terminal(records, sheet, stdin=Broken(KeyboardInterrupt()), stdout=io.StringIO()).answer(
+            question(0, 1)
+        )
     with pytest.raises(OSError, match="no memory"):
-        Terminal(records, sheet, stdin=Broken(OSError(12, "no memory")), stdout=io.StringIO()).answer(question(0, 1))
+        Terminal(
+            records, sheet, stdin=Broken(OSError(12, "no memory")), stdout=io.StringIO()
+        ).answer(question(0, 1))
     text = io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8")
     with pytest.raises(QuitAsking, match="not text"):
         Terminal(records, sheet, stdin=text, stdout=io.StringIO()).answer(question(0, 1))
@@ -383,7 +442,10 @@ def test_question_is_told_in_words_and_the_sheet_once(records: list[Record]) -> 
     terminal, out = piped(records, "s\nd\n")
     assert terminal.shown == ([], [])
     terminal.answer(question(0, 7, [0, 1, 2], [7]))
-    assert terminal.shown == ([records[i].path.as_posix() for i in (0, 1, 2)], [records[7].path.as_posix()])
+    assert terminal.shown == (
+        [records[i].path.as_posix() for i in (0, 1, 2)],
+        [records[7].path.as_posix()],
+    )
     terminal.answer(question(3, 4, reason="split"))
     assert terminal.shown == ([records[3].path.as_posix()], [records[4].path.as_posix()])
     text = out.getvalue()
@@ -435,7 +497,11 @@ def at_terminal(records: list[Record]) -> Iterator[tuple[Pty, Terminal, int]]:
         open(slave, closefd=False) as stdin,
         open(slave, "w", closefd=False) as stdout,
     ):
-        yield Pty(master), Terminal(records, records[0].path.parent / "s.png", stdin=stdin, stdout=stdout), slave
+        yield (
+            Pty(master),
+            Terminal(records, records[0].path.parent / "s.png", stdin=stdin, stdout=stdout),
+            slave,
+        )
     for fd in (slave, master):
         with contextlib.suppress(OSError):
             os.close(fd)
@@ -467,7 +533,9 @@ def press(person: Pty, terminal: Terminal, *keys: bytes) -> object:
 
 
 @pytest.mark.parametrize(("key", "verdict"), [(b"s", S), (b"D", D), (b"u", U), (b"x", X)])
-def test_one_key_answers_without_enter(key: bytes, verdict: Verdict, at_terminal: tuple[Pty, Terminal, int]) -> None:
+def test_one_key_answers_without_enter(
+    key: bytes, verdict: Verdict, at_terminal: tuple[Pty, Terminal, int]
+) -> None:
     person, terminal, slave = at_terminal
     before = termios.tcgetattr(slave)
     assert press(person, terminal, key) is verdict
@@ -501,7 +569,9 @@ def test_unknown_keys_and_arrows_are_asked_again(at_terminal: tuple[Pty, Termina
     assert person.seen.count("\ns same, d different") == 4
 
 
-def test_keys_pressed_before_the_question_are_dropped(at_terminal: tuple[Pty, Terminal, int]) -> None:
+def test_keys_pressed_before_the_question_are_dropped(
+    at_terminal: tuple[Pty, Terminal, int],
+) -> None:
     person, terminal, _ = at_terminal
     person.press(b"s\nsss")
     assert press(person, terminal, b"d") is D
@@ -520,8 +590,8 @@ def test_ctrl_c_leaves_where_its_signal_is_caught_by_a_run(records: list[Record]
     """The training loop notes the first Ctrl-C and lets the second kill: the terminal must not wait for either."""
     code = (
         "import fcntl, pathlib, signal, termios, torch\n"
-        "from fastreid_al.active.annotators import Terminal\n"
-        "from fastreid_al.active.questions import Question, QuitAsking\n"
+        "from fastreid_al.annotators.annotators import Terminal\n"
+        "from fastreid_al.answers.question import Question, QuitAsking\n"
         "from fastreid_al.data.records import Record\n"
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
         "signal.signal(signal.SIGINT, lambda *_: print('noted', flush=True))\n"
@@ -534,7 +604,9 @@ def test_ctrl_c_leaves_where_its_signal_is_caught_by_a_run(records: list[Record]
     master, slave = pty.openpty()
     person = Pty(master)
     command = [sys.executable, "-c", code]
-    run = subprocess.Popen(command, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    run = subprocess.Popen(
+        command, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
     try:
         person.wait("[q]uit > ")
         person.press(b"\x03")
@@ -551,5 +623,5 @@ def test_without_termios_the_terminal_is_read_by_lines(
     at_terminal: tuple[Pty, Terminal, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     person, terminal, _ = at_terminal
-    monkeypatch.setattr("fastreid_al.active.annotators._HAS_TERMIOS", False)
+    monkeypatch.setattr("fastreid_al.annotators.annotators._HAS_TERMIOS", False)
     assert press(person, terminal, b"different\n") is D

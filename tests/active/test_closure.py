@@ -7,13 +7,18 @@ from itertools import combinations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references_active import BruteAnswer, BruteClosure
 
-from fastreid_al.active.closure import Closure, Effect
-from fastreid_al.active.questions import Answer, Verdict
+from fastreid_al.answers.closure import Closure, Effect
+from fastreid_al.answers.question import Answer, Verdict
+from tests.support.references_active import BruteAnswer, BruteClosure
 
 IMAGES = 8
-SAME, DIFFERENT, UNSURE, NOT_COMPARABLE = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE, Verdict.NOT_COMPARABLE
+SAME, DIFFERENT, UNSURE, NOT_COMPARABLE = (
+    Verdict.SAME,
+    Verdict.DIFFERENT,
+    Verdict.UNSURE,
+    Verdict.NOT_COMPARABLE,
+)
 MIXED = [SAME] * 5 + [DIFFERENT] * 3 + [UNSURE, NOT_COMPARABLE]
 WITHOUT_NEED = [1]
 WITH_NEED = [1, 1, 1, 2, 2, 3]
@@ -42,7 +47,9 @@ def answer_lists(
 
 
 def brute(answers: list[Answer]) -> BruteClosure:
-    return BruteClosure(BruteAnswer(x.event, x.left, x.right, x.verdict.value, x.need, x.confirms) for x in answers)
+    return BruteClosure(
+        BruteAnswer(x.event, x.left, x.right, x.verdict.value, x.need, x.confirms) for x in answers
+    )
 
 
 def told(*facts: tuple[int, int, Verdict]) -> Closure:
@@ -63,7 +70,9 @@ def assert_equal(closure: Closure, reference: BruteClosure) -> None:
     assert [set(x.set_aside) for x in closure.contradictions] == reference.set_aside
 
 
-def assert_proof(closure: Closure, answers: dict[int, Answer], in_force: dict[int, str], a: int, b: int) -> None:
+def assert_proof(
+    closure: Closure, answers: dict[int, Answer], in_force: dict[int, str], a: int, b: int
+) -> None:
     verdict, events = closure.verdict(a, b), closure.chain(a, b)
     if verdict is None:
         assert events == []
@@ -166,7 +175,9 @@ def test_components_and_enemies_are_those_of_the_verdicts(answers: list[Answer])
         assert reference.verdict(a, b) == expected
     for image in set(range(IMAGES)) - set(images):
         assert closure.root(image) is None
-        assert all(reference.verdict(image, other) is None for other in range(IMAGES) if other != image)
+        assert all(
+            reference.verdict(image, other) is None for other in range(IMAGES) if other != image
+        )
 
 
 @settings(max_examples=200, deadline=None)
@@ -190,7 +201,9 @@ def test_without_transitivity_only_answered_pairs_have_a_verdict(answers: list[A
 
 @settings(max_examples=150, deadline=None)
 @given(answers=answer_lists())
-def test_a_chain_without_transitivity_is_an_answer_about_the_pair_that_says_so(answers: list[Answer]) -> None:
+def test_a_chain_without_transitivity_is_an_answer_about_the_pair_that_says_so(
+    answers: list[Answer],
+) -> None:
     closure = Closure.replay(answers, transitive=False)
     by_event = {x.event: x for x in answers}
     for a, b in combinations(range(IMAGES), 2):
@@ -277,8 +290,12 @@ def test_a_merge_that_needs_two_waits_for_the_second_pair() -> None:
     assert closure.add(Answer(3, 0, 1, SAME, 2)) is Effect.PENDING
     assert closure.verdict(0, 1) is None
     assert not closure.counted(3)
-    assert closure.add(Answer(4, 1, 0, SAME, 2, 3)) is Effect.PENDING, "the same pair again is no confirmation"
-    assert closure.add(Answer(5, 2, 3, SAME, 2)) is Effect.PENDING, "another merge is no confirmation"
+    assert closure.add(Answer(4, 1, 0, SAME, 2, 3)) is Effect.PENDING, (
+        "the same pair again is no confirmation"
+    )
+    assert closure.add(Answer(5, 2, 3, SAME, 2)) is Effect.PENDING, (
+        "another merge is no confirmation"
+    )
     assert closure.add(Answer(6, 4, 5, SAME, 2, 3)) is Effect.NEW
     assert closure.verdict(0, 1) is SAME
     assert closure.verdict(4, 5) is SAME
@@ -295,7 +312,12 @@ def test_a_different_counts_at_once_whatever_the_merge_needs() -> None:
 
 def test_a_confirmed_answer_has_the_age_of_its_own_event() -> None:
     """Event 0 counts only after event 2, but it is older than event 1."""
-    answers = [Answer(0, 0, 1, SAME, 2), Answer(1, 1, 2, SAME), Answer(2, 5, 6, SAME, 2, 0), Answer(3, 0, 2, DIFFERENT)]
+    answers = [
+        Answer(0, 0, 1, SAME, 2),
+        Answer(1, 1, 2, SAME),
+        Answer(2, 5, 6, SAME, 2, 0),
+        Answer(3, 0, 2, DIFFERENT),
+    ]
     closure = Closure.replay(answers)
     assert closure.verdict(0, 1) is SAME
     assert closure.verdict(1, 2) is DIFFERENT

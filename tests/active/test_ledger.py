@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from fastreid_al.active import store
-from fastreid_al.active.closure import Closure
-from fastreid_al.active.ledger import ImageKeys, Ledger
-from fastreid_al.active.questions import Verdict
+from fastreid_al.answers import database as store
+from fastreid_al.answers.closure import Closure
+from fastreid_al.answers.ledger import ImageKeys, Ledger
+from fastreid_al.answers.question import Verdict
 from fastreid_al.cli import run_main
 from fastreid_al.errors import LedgerError
 from fastreid_al.ledger import main
@@ -38,7 +38,14 @@ def keys(n: int = 10, dataset: str = "market1501") -> ImageKeys:
 
 
 def put(ledger: Ledger, left: int, right: int, verdict: Verdict = SAME, **more: object) -> int:
-    values = {"annotator": "anna", "asked_at": 100.0, "answered_at": 101.5, "epoch": 3, "reason": "split", **more}
+    values = {
+        "annotator": "anna",
+        "asked_at": 100.0,
+        "answered_at": 101.5,
+        "epoch": 3,
+        "reason": "split",
+        **more,
+    }
     return ledger.append(left, right, verdict, **values)  # type: ignore[arg-type]
 
 
@@ -63,14 +70,33 @@ def filled(file: str) -> str:
 def test_an_answer_comes_back_as_it_was_given(place: str, file: str) -> None:
     url = {"memory": "sqlite://", "file": file, "url": f"sqlite:///{file}"}[place]
     with Ledger.open(url, keys()) as ledger:
-        first = put(ledger, 3, 7, score=0.25, similarity=0.5, need=2, shown=(["a.jpg", "b.jpg"], ["c.jpg"]))
+        first = put(
+            ledger, 3, 7, score=0.25, similarity=0.5, need=2, shown=(["a.jpg", "b.jpg"], ["c.jpg"])
+        )
         second = put(ledger, 7, 1, DIFFERENT, confirms=first, reason="confirm", epoch=None)
         assert (first, second, ledger.last_answer(), ledger.last_event()) == (1, 2, 2, 2)
-        assert ledger.answers() == [(1, 3, 7, SAME, 2, None, 1.5, ""), (2, 7, 1, DIFFERENT, 1, 1, 1.5, "")]
+        assert ledger.answers() == [
+            (1, 3, 7, SAME, 2, None, 1.5, ""),
+            (2, 7, 1, DIFFERENT, 1, 1, 1.5, ""),
+        ]
         one, two = ledger.events()
-        assert (one.left, one.right, one.right_digest) == ("train/3.jpg", "train/7.jpg", f"{7:032x}")
-        assert (one.score, one.similarity, one.shown) == (0.25, 0.5, (["a.jpg", "b.jpg"], ["c.jpg"]))
-        assert (two.kind, two.verdict, two.confirms, two.epoch, two.shown) == ("answer", "different", 1, None, ([], []))
+        assert (one.left, one.right, one.right_digest) == (
+            "train/3.jpg",
+            "train/7.jpg",
+            f"{7:032x}",
+        )
+        assert (one.score, one.similarity, one.shown) == (
+            0.25,
+            0.5,
+            (["a.jpg", "b.jpg"], ["c.jpg"]),
+        )
+        assert (two.kind, two.verdict, two.confirms, two.epoch, two.shown) == (
+            "answer",
+            "different",
+            1,
+            None,
+            ([], []),
+        )
         assert ledger.integrity() == []
 
 
@@ -96,7 +122,9 @@ def test_without_keys_a_ledger_of_an_image_set_takes_its_own_images_only(filled:
     with Ledger.open(filled) as ledger:
         assert [(a.left, a.right) for a in ledger.answers()] == [(0, 1), (1, 2), (2, 3), (4, 5)]
         put(ledger, 0, 3)
-        with pytest.raises(LedgerError, match="has no image 99; open it with the images of market1501"):
+        with pytest.raises(
+            LedgerError, match="has no image 99; open it with the images of market1501"
+        ):
             put(ledger, 0, 99)
 
 
@@ -120,7 +148,12 @@ def test_an_answer_that_confirms_nothing_is_refused_and_its_images_are_not_remem
 
 def test_an_empty_ledger_says_so(file: str) -> None:
     with Ledger.open(file, keys()) as ledger:
-        assert (ledger.answers(), ledger.last_event(), ledger.last_answer(), ledger.seconds()) == ([], 0, None, 0.0)
+        assert (ledger.answers(), ledger.last_event(), ledger.last_answer(), ledger.seconds()) == (
+            [],
+            0,
+            None,
+            0.0,
+        )
         assert (list(ledger.events()), ledger.unusable(), ledger.integrity()) == ([], 0, [])
 
 
@@ -167,7 +200,11 @@ def test_answers_say_which_run_gave_them(file: str) -> None:
         put(ledger, 1, 2, run="b")
         put(ledger, 2, 3)
         assert [a.run for a in ledger.answers()] == ["a", "b", ""]
-        assert (ledger.last_answer(), ledger.last_answer("a"), ledger.last_answer("c")) == (3, 1, None)
+        assert (ledger.last_answer(), ledger.last_answer("a"), ledger.last_answer("c")) == (
+            3,
+            1,
+            None,
+        )
         ledger.undo(1, "anna")
         assert ledger.last_answer("a") is None
 
@@ -296,7 +333,10 @@ def test_an_empty_file_is_no_ledger_to_read_and_becomes_one_to_write(file: str) 
 
 
 def test_what_was_opened_for_reading_is_not_written(filled: str) -> None:
-    with Ledger.open(filled, write=False) as ledger, pytest.raises(LedgerError, match="opened for reading"):
+    with (
+        Ledger.open(filled, write=False) as ledger,
+        pytest.raises(LedgerError, match="opened for reading"),
+    ):
         ledger.undo(1, "anna")
 
 
@@ -323,7 +363,10 @@ def test_a_transaction_of_another_process_is_waited_for_and_then_named(
     filled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "BUSY_SECONDS", 0.1)
-    with Ledger.open(filled, keys()) as ledger, contextlib.closing(sqlite3.connect(filled)) as other:
+    with (
+        Ledger.open(filled, keys()) as ledger,
+        contextlib.closing(sqlite3.connect(filled)) as other,
+    ):
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerError, match="locked by a transaction of another process"):
             put(ledger, 0, 5)
@@ -437,7 +480,9 @@ def test_a_second_writer_is_refused_until_the_first_is_killed(filled: str) -> No
     child = hold(filled)
     try:
         line = refused(filled, images=keys())
-        assert line.startswith(f"{filled} is in use by process {child}; wait for it, or name another ledger")
+        assert line.startswith(
+            f"{filled} is in use by process {child}; wait for it, or name another ledger"
+        )
         with Ledger.open(filled, write=False) as reader:
             assert len(reader.answers()) == 4
     finally:
@@ -534,12 +579,30 @@ def test_65_000_answers_are_read_and_replayed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("UPDATE events SET verdict = 'perhaps' WHERE id = 2", "event 2 has a verdict that is not known"),
-        ("UPDATE events SET verdict = NULL WHERE id = 2", "event 2 has a verdict that is not known"),
-        ("UPDATE events SET left_id = 99 WHERE id = 3", "event 3 is about an image that is not in the ledger"),
-        ("UPDATE events SET confirms = 99 WHERE id = 1", "event 1 confirms an answer that is not in the ledger"),
-        ("UPDATE events SET confirms = 6 WHERE id = 1", "event 1 confirms an answer that is not in the ledger"),
-        ("UPDATE events SET undoes = 99 WHERE id = 6", "event 6 undoes an answer that is not in the ledger"),
+        (
+            "UPDATE events SET verdict = 'perhaps' WHERE id = 2",
+            "event 2 has a verdict that is not known",
+        ),
+        (
+            "UPDATE events SET verdict = NULL WHERE id = 2",
+            "event 2 has a verdict that is not known",
+        ),
+        (
+            "UPDATE events SET left_id = 99 WHERE id = 3",
+            "event 3 is about an image that is not in the ledger",
+        ),
+        (
+            "UPDATE events SET confirms = 99 WHERE id = 1",
+            "event 1 confirms an answer that is not in the ledger",
+        ),
+        (
+            "UPDATE events SET confirms = 6 WHERE id = 1",
+            "event 1 confirms an answer that is not in the ledger",
+        ),
+        (
+            "UPDATE events SET undoes = 99 WHERE id = 6",
+            "event 6 undoes an answer that is not in the ledger",
+        ),
         ("UPDATE events SET kind = 'x' WHERE id = 4", "event 4 is neither an answer nor an undo"),
     ],
 )
@@ -573,11 +636,17 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_show_counts_and_names_contradictions(filled: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_counts_and_names_contradictions(
+    filled: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Ledger.open(filled, keys()) as ledger:
         put(ledger, 0, 3, need=1)
         put(ledger, 8, 9, need=2)
-    lines = dict(line.split(maxsplit=1) for line in run(capsys, "show", filled).splitlines() if line[0] != " ")
+    lines = dict(
+        line.split(maxsplit=1)
+        for line in run(capsys, "show", filled).splitlines()
+        if line[0] != " "
+    )
     assert lines["data"] == "set        market1501"
     assert lines["questions"] == "6 answered, last event 8"
     assert lines["undone"] == "1"
@@ -599,12 +668,20 @@ def test_show_of_an_empty_ledger(file: str, capsys: pytest.CaptureFixture[str]) 
     assert "0 answered, last event 0" in run(capsys, "show", file)
 
 
-def test_export_of_answers_holds_every_event(filled: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_of_answers_holds_every_event(
+    filled: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = list(csv.DictReader(io.StringIO(run(capsys, "export", filled))))
     assert [row["id"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
     assert [row["undone"] for row in rows] == ["False"] * 4 + ["True", "False"]
-    assert (rows[2]["left"], rows[2]["verdict"], rows[5]["undoes"]) == ("train/2.jpg", "different", "5")
-    lines = [json.loads(line) for line in run(capsys, "export", filled, "--format", "jsonl").splitlines()]
+    assert (rows[2]["left"], rows[2]["verdict"], rows[5]["undoes"]) == (
+        "train/2.jpg",
+        "different",
+        "5",
+    )
+    lines = [
+        json.loads(line) for line in run(capsys, "export", filled, "--format", "jsonl").splitlines()
+    ]
     assert [line["undone_by"] for line in lines] == [None] * 4 + [6, None]
     assert lines[0]["shown"] == [[], []]
     as_of = run(capsys, "export", filled, "--as-of", "5", "--format=jsonl").splitlines()
@@ -628,14 +705,21 @@ def test_export_of_the_closure_gives_each_pair_with_the_chain_that_proves_it(
         ("1", "3"): ("different", "2 3"),
         ("2", "3"): ("different", "3"),
     }
-    early = run(capsys, "export", filled, "--what", "closure", "--as-of=1", "--format", "jsonl").splitlines()
+    early = run(
+        capsys, "export", filled, "--what", "closure", "--as-of=1", "--format", "jsonl"
+    ).splitlines()
     assert [json.loads(line)["chain"] for line in early] == [[1]]
 
 
 def test_export_of_one_pair(filled: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["export", filled, "--what", "closure", "--format", "jsonl", "--pair", "train/3.jpg"]
     row = json.loads(run(capsys, *words, "train/0.jpg"))
-    assert row == {"left": "train/3.jpg", "right": "train/0.jpg", "verdict": "different", "chain": [3, 2, 1]}
+    assert row == {
+        "left": "train/3.jpg",
+        "right": "train/0.jpg",
+        "verdict": "different",
+        "chain": [3, 2, 1],
+    }
     assert run(capsys, *words, "train/4.jpg") == ""
     with pytest.raises(LedgerError, match=r"no answer is about 3\.jpg"):
         main([*words[:-1], "3.jpg", "train/0.jpg"])
@@ -676,7 +760,9 @@ def test_check_of_a_whole_ledger_is_clean(filled: str, capsys: pytest.CaptureFix
         ["show", "x"],
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_line_is_one_line_and_status_2(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exit_:
         run_main(lambda: main(words))
     assert exit_.value.code == 2
@@ -706,7 +792,8 @@ def server_programs() -> Path | None:
 def server() -> Iterator[str]:
     """URL of a database on a server of its own, which listens on a socket in its folder only."""
     pytest.importorskip(
-        "psycopg", reason="the driver of PostgreSQL is not installed: pip install 'fastreid_al[postgres]'"
+        "psycopg",
+        reason="the driver of PostgreSQL is not installed: pip install 'fastreid_al[postgres]'",
     )
     programs = server_programs()
     if programs is None:
@@ -720,14 +807,31 @@ def server() -> Iterator[str]:
 
     def call(program: str, *words: str) -> None:
         done = subprocess.run(
-            [str(programs / program), *words], cwd=folder, capture_output=True, text=True, timeout=120, **demote
+            [str(programs / program), *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            **demote,
         )
         if done.returncode:
-            pytest.skip(f"PostgreSQL's {program} does not run here: {(done.stderr or done.stdout).strip()[-300:]}")
+            pytest.skip(
+                f"PostgreSQL's {program} does not run here: {(done.stderr or done.stdout).strip()[-300:]}"
+            )
 
     data = str(folder / "data")
     call("initdb", "-D", data, "-U", "anna", "-A", "trust", "-E", "UTF8", "--no-sync")
-    call("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -c listen_addresses=''", "start")
+    call(
+        "pg_ctl",
+        "-D",
+        data,
+        "-w",
+        "-l",
+        str(folder / "log"),
+        "-o",
+        f"-k {folder} -c listen_addresses=''",
+        "start",
+    )
     try:
         yield f"postgresql://anna@/postgres?host={folder}"
     finally:
@@ -746,7 +850,9 @@ def database(server: str) -> str:
     return server.replace("/postgres?", f"/{name}?")
 
 
-def test_postgres_keeps_answers_as_a_file_does(database: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_postgres_keeps_answers_as_a_file_does(
+    database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "holds no ledger" in refused(database, write=False)
     with Ledger.open(database, keys()) as ledger:
         first = put(ledger, 0, 1, score=0.5, shown=(["a"], ["b"]))
@@ -766,7 +872,9 @@ def test_postgres_keeps_answers_as_a_file_does(database: str, capsys: pytest.Cap
         put(ledger, 0, 1)
     assert "4 answered" not in run(capsys, "show", database)
     assert run(capsys, "check", database) == "clean\n"
-    assert "train/2.jpg,train/3.jpg,different,3" in run(capsys, "export", database, "--what", "closure")
+    assert "train/2.jpg,train/3.jpg,different,3" in run(
+        capsys, "export", database, "--what", "closure"
+    )
     assert "msmt17" in refused(database, images=keys(dataset="msmt17"))
 
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references_active import reference_kmedoids, reference_merges, reference_splits
 
-from fastreid_al.active import Question, propose_merges, propose_splits
+from fastreid_al.active import propose_merges, propose_splits
+from fastreid_al.answers import Question
 from fastreid_al.clustering import kmedoids
+from tests.support.references_active import reference_kmedoids, reference_merges, reference_splits
 
 Asked = set[frozenset[tuple[int, frozenset[int]]]]
 Propose = Callable[[torch.Tensor, torch.Tensor], list[Question]]
@@ -36,7 +37,9 @@ def quantised(features: np.ndarray) -> np.ndarray:
     return np.round(features / np.linalg.norm(features, axis=1, keepdims=True) * 2**20) / 2**20
 
 
-def cloud(rng: np.random.Generator, n: int, centres: int, noise: float, dim: int = 12) -> np.ndarray:
+def cloud(
+    rng: np.random.Generator, n: int, centres: int, noise: float, dim: int = 12
+) -> np.ndarray:
     """Points near centres that are near each other, as the features of persons are."""
     means = rng.normal(size=(1, dim)) + rng.normal(size=(centres, dim))
     return quantised(means[rng.integers(0, centres, n)] + noise * rng.normal(size=(n, dim)))
@@ -71,15 +74,22 @@ def assert_falling(similarities: np.ndarray) -> None:
 
 def expected_merges(features: np.ndarray, labels: np.ndarray, **options: float) -> Asked:
     merges = reference_merges(features, labels, **options)
-    members = {int(x): frozenset(np.flatnonzero(labels == x).tolist()) for x in set(labels.tolist())}
+    members = {
+        int(x): frozenset(np.flatnonzero(labels == x).tolist()) for x in set(labels.tolist())
+    }
     return {
-        frozenset((row, members[cluster]) for row, cluster in zip(merge.shown, merge.clusters, strict=True))
+        frozenset(
+            (row, members[cluster])
+            for row, cluster in zip(merge.shown, merge.clusters, strict=True)
+        )
         for merge in merges
     }
 
 
 def assert_same_splits(features: np.ndarray, labels: np.ndarray, rule: str) -> list[Question]:
-    questions = propose_splits(torch.from_numpy(features), torch.from_numpy(labels), k_max_rule=rule)
+    questions = propose_splits(
+        torch.from_numpy(features), torch.from_numpy(labels), k_max_rule=rule
+    )
     splits = reference_splits(features, labels, rule)
     assert asked(questions) == set().union(*(split.questions() for split in splits))
     for question in questions:
@@ -88,15 +98,21 @@ def assert_same_splits(features: np.ndarray, labels: np.ndarray, rule: str) -> l
         assert question.cluster == labels[left] == labels[right]
         for image, group in zip(question.images, question.groups, strict=True):
             assert_falling(features[group.numpy()[1:]] @ features[image])
-        assert question.similarity == pytest.approx(float(features[left] @ features[right]), abs=1e-5)
+        assert question.similarity == pytest.approx(
+            float(features[left] @ features[right]), abs=1e-5
+        )
         assert math.isfinite(question.score)
     return questions
 
 
-def assert_same_merges(features: np.ndarray, labels: np.ndarray, **options: float) -> list[Question]:
+def assert_same_merges(
+    features: np.ndarray, labels: np.ndarray, **options: float
+) -> list[Question]:
     questions = propose_merges(torch.from_numpy(features), torch.from_numpy(labels), **options)
     assert asked(questions) == expected_merges(features, labels, **options)
-    similarity = {frozenset(x.clusters): x.similarity for x in reference_merges(features, labels, **options)}
+    similarity = {
+        frozenset(x.clusters): x.similarity for x in reference_merges(features, labels, **options)
+    }
     for question in questions:
         clusters = frozenset(int(labels[row]) for row in question.images)
         assert question.reason == "merge"
@@ -130,14 +146,24 @@ def test_medoids_of_small_whole_similarities(data: st.DataObject, m: int) -> Non
 
 
 @settings(max_examples=150, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), m=st.integers(1, 40), k=st.integers(1, 8), prototypes=st.integers(1, 6))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    m=st.integers(1, 40),
+    k=st.integers(1, 8),
+    prototypes=st.integers(1, 6),
+)
 def test_medoids_of_exact_ties_and_duplicates(seed: int, m: int, k: int, prototypes: int) -> None:
     features = sign_vectors(np.random.default_rng(seed), m, prototypes, flips=3)
     assert_same_medoids(features @ features.T, min(k, m))
 
 
 @settings(max_examples=300, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), m=st.integers(4, 30), k=st.integers(2, 6), extent=st.sampled_from([5, 12, 40]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    m=st.integers(4, 30),
+    k=st.integers(2, 6),
+    extent=st.sampled_from([5, 12, 40]),
+)
 def test_medoids_of_points_on_a_grid(seed: int, m: int, k: int, extent: int) -> None:
     """Distances in whole numbers: the start is often wrong, and several exchanges mend it equally well."""
     points = np.random.default_rng(seed).integers(0, extent, size=(m, 2))
@@ -215,7 +241,9 @@ def test_splits_of_clouds(seed: int, rule: str) -> None:
 @pytest.mark.parametrize("prototypes", [1, 3, 8])
 def test_splits_with_exact_ties(seed: int, prototypes: int, rule: str) -> None:
     rng = np.random.default_rng([seed, prototypes])
-    labels = labels_of_sizes(rng, [1, 8, 32, *rng.integers(1, 100, 3).tolist()], noise=int(rng.integers(0, 20)))
+    labels = labels_of_sizes(
+        rng, [1, 8, 32, *rng.integers(1, 100, 3).tolist()], noise=int(rng.integers(0, 20))
+    )
     assert_same_splits(sign_vectors(rng, len(labels), prototypes, flips=2), labels, rule)
 
 
@@ -227,7 +255,9 @@ def test_splits_with_exact_ties(seed: int, prototypes: int, rule: str) -> None:
     exact=st.booleans(),
     rule=st.sampled_from(["paper", "root"]),
 )
-def test_splits_of_any_clustering(seed: int, sizes: list[int], noise: int, exact: bool, rule: str) -> None:
+def test_splits_of_any_clustering(
+    seed: int, sizes: list[int], noise: int, exact: bool, rule: str
+) -> None:
     rng = np.random.default_rng(seed)
     labels = labels_of_sizes(rng, sizes, noise)
     n = len(labels)
@@ -239,7 +269,9 @@ def test_splits_of_any_clustering(seed: int, sizes: list[int], noise: int, exact
 def test_splits_with_an_image_alone(seed: int, size: int, alone: int) -> None:
     """Images that are like no other make groups of one."""
     rng = np.random.default_rng(seed)
-    features = np.concatenate([cloud(rng, size - alone, 2, 0.3), quantised(rng.normal(size=(alone, 12)))])
+    features = np.concatenate(
+        [cloud(rng, size - alone, 2, 0.3), quantised(rng.normal(size=(alone, 12)))]
+    )
     assert_same_splits(features, np.zeros(size, dtype=np.int64), "root")
 
 
@@ -248,7 +280,9 @@ def test_a_group_of_one_is_wholly_compact(seed: int) -> None:
     """Clusters whose best k hangs on what an image alone counts."""
     rng = np.random.default_rng(seed)
     size, alone = int(rng.integers(18, 40)), int(rng.integers(1, 5))
-    features = np.concatenate([cloud(rng, size - alone, 2, 0.3), quantised(rng.normal(size=(alone, 12)))])
+    features = np.concatenate(
+        [cloud(rng, size - alone, 2, 0.3), quantised(rng.normal(size=(alone, 12)))]
+    )
     assert_same_splits(features, np.zeros(size, dtype=np.int64), "root")
 
 
@@ -276,7 +310,9 @@ def test_three_identities_in_one_cluster_are_three_questions() -> None:
     rng = np.random.default_rng(3)
     truth = rng.integers(0, 3, 100)
     features = quantised(np.eye(3)[truth] + 0.05 * rng.normal(size=(100, 3)))
-    questions = propose_splits(torch.from_numpy(features), torch.zeros(100, dtype=torch.int64), "root")
+    questions = propose_splits(
+        torch.from_numpy(features), torch.zeros(100, dtype=torch.int64), "root"
+    )
     assert len(questions) == 3
     for question in questions:
         for group in question.groups:
@@ -296,7 +332,10 @@ def test_a_cluster_of_more_than_a_thousand_images_is_split_whole() -> None:
     questions = propose_splits(features, labels)
     groups = {q.images[side]: q.groups[side].tolist() for q in questions for side in (0, 1)}
     assert len(questions) == len(groups) * (len(groups) - 1) // 2 > 0
-    assert sorted(row for group in groups.values() for row in group) == (labels == 0).nonzero()[:, 0].tolist()
+    assert (
+        sorted(row for group in groups.values() for row in group)
+        == (labels == 0).nonzero()[:, 0].tolist()
+    )
     similarity = features @ features.T
     for medoid, group in groups.items():
         assert group[0] == medoid
@@ -380,7 +419,9 @@ def test_one_near_centroid_makes_one_question() -> None:
     features = quantised(np.array([[1.0, 0, 0, 0], [1, 0.1, 0, 0], [0.3, 0, 1, 0], [0.3, 0, 0, 1]]))
     labels = np.array([2, 0, 1, 3])
     questions = assert_same_merges(features, labels)
-    assert frozenset(questions[0].images) == {0, 1} or any(frozenset(q.images) == {0, 1} for q in questions)
+    assert frozenset(questions[0].images) == {0, 1} or any(
+        frozenset(q.images) == {0, 1} for q in questions
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -426,7 +467,10 @@ def test_no_neighbours_at_all_are_refused(l_max: int) -> None:
 def test_asking_changes_nothing_and_is_repeatable(propose: Propose) -> None:
     rng = np.random.default_rng(4)
     array = labels_of_sizes(rng, [40, 50, 3, 6, 1], noise=4)
-    features, labels = torch.from_numpy(cloud(rng, len(array), centres=5, noise=0.5)), torch.from_numpy(array)
+    features, labels = (
+        torch.from_numpy(cloud(rng, len(array), centres=5, noise=0.5)),
+        torch.from_numpy(array),
+    )
     before = features.clone(), labels.clone()
     first, second = propose(features, labels), propose(features, labels)
     assert torch.equal(features, before[0]) and torch.equal(labels, before[1])
@@ -440,7 +484,9 @@ def test_labels_need_not_follow_each_other(propose: Propose) -> None:
     array = labels_of_sizes(rng, [40, 50, 3, 6, 1], noise=4)
     features = torch.from_numpy(cloud(rng, len(array), centres=5, noise=0.5))
     spread = np.where(array >= 0, 7 * array + 3, -1)
-    assert asked(propose(features, torch.from_numpy(array))) == asked(propose(features, torch.from_numpy(spread)))
+    assert asked(propose(features, torch.from_numpy(array))) == asked(
+        propose(features, torch.from_numpy(spread))
+    )
 
 
 @pytest.mark.parametrize("propose", [propose_splits, propose_merges])
@@ -448,5 +494,8 @@ def test_single_precision_features_ask_the_same(propose: Propose) -> None:
     """Of features that single precision holds exactly, no tie may break another way."""
     rng = np.random.default_rng(6)
     array = labels_of_sizes(rng, [40, 50, 3, 6, 1], noise=4)
-    features, labels = torch.from_numpy(cloud(rng, len(array), centres=5, noise=0.5)), torch.from_numpy(array)
+    features, labels = (
+        torch.from_numpy(cloud(rng, len(array), centres=5, noise=0.5)),
+        torch.from_numpy(array),
+    )
     assert asked(propose(features.float(), labels)) == asked(propose(features, labels))

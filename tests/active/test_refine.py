@@ -7,18 +7,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import clustered_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastreid_al.active import Asker, Closure, Ledger, NoAnswer, Oracle, Question, QuitAsking, UndoLast, Verdict, refine
-from fastreid_al.active.asker import OutOfQuestions
+from fastreid_al.active import refine
 from fastreid_al.active.partition import Partition, apply_memory, settle
-from fastreid_al.active.questions import Answer
-from fastreid_al.active.rules import random_pairs, spal_pairs
+from fastreid_al.active.strategies.baselines import random_pairs, spal_pairs
+from fastreid_al.annotators import Oracle
+from fastreid_al.answers import (
+    Asker,
+    Closure,
+    Ledger,
+    NoAnswer,
+    Question,
+    QuitAsking,
+    UndoLast,
+    Verdict,
+)
+from fastreid_al.answers.asker import OutOfQuestions
+from fastreid_al.answers.question import Answer
 from fastreid_al.config import QuestionConfig
 from fastreid_al.metrics import pair_scores
+from tests.support.features import clustered_features
 
 SAME, DIFFERENT, UNSURE = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE
 STRATEGIES = ("ucal", "gain", "spal", "random")
@@ -31,14 +42,20 @@ def crowded(n: int = 400, people: int = 20, seed: int = 0) -> tuple[Tensor, Tens
     identities = random.integers(people, size=n)
     cloud = 2 * identities + random.integers(2, size=n)
     # The two clouds of a person lie near each other, those of neighbours nearly as near.
-    centres = clouds[cloud] + 1.2 * clustered_features(people, people, 16, 0.0, seed + 1)[identities]
+    centres = (
+        clouds[cloud] + 1.2 * clustered_features(people, people, 16, 0.0, seed + 1)[identities]
+    )
     features = centres + 0.5 * random.normal(size=(n, 16)) / 4
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     labels = cloud.copy()
     mixed = random.random(n) < 0.15
     labels[mixed] = (labels[mixed] + 2) % (2 * people)
     labels[random.random(n) < 0.1] = -1
-    return torch.from_numpy(features).float(), torch.from_numpy(identities), torch.from_numpy(labels)
+    return (
+        torch.from_numpy(features).float(),
+        torch.from_numpy(identities),
+        torch.from_numpy(labels),
+    )
 
 
 class Counting:
@@ -55,7 +72,9 @@ class Counting:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_no_pair_is_asked_twice_over_many_rounds_nor_one_that_the_answers_imply(strategy: str) -> None:
+def test_no_pair_is_asked_twice_over_many_rounds_nor_one_that_the_answers_imply(
+    strategy: str,
+) -> None:
     features, identities, labels = crowded()
 
     class Strict(Counting):
@@ -66,7 +85,14 @@ def test_no_pair_is_asked_twice_over_many_rounds_nor_one_that_the_answers_imply(
     annotator = Strict(identities)
     asker = Asker(annotator)
     for epoch in range(4):
-        refine(features, labels, asker, strategy, QuestionConfig(per_epoch=60, k_max_rule="root"), epoch)
+        refine(
+            features,
+            labels,
+            asker,
+            strategy,
+            QuestionConfig(per_epoch=60, k_max_rule="root"),
+            epoch,
+        )
     assert annotator.asked
     assert len(annotator.asked) == len(set(annotator.asked)) == asker.asked
 
@@ -76,7 +102,9 @@ def test_no_pair_is_asked_twice_over_many_rounds_nor_one_that_the_answers_imply(
 def test_with_a_perfect_oracle_the_labels_contradict_no_answer(strategy: str, closure: str) -> None:
     features, identities, labels = crowded()
     asker = Asker(Oracle(identities), closure=closure)
-    refined, spent = refine(features, labels, asker, strategy, QuestionConfig(per_epoch=150, k_max_rule="root"))
+    refined, spent = refine(
+        features, labels, asker, strategy, QuestionConfig(per_epoch=150, k_max_rule="root")
+    )
     assert 0 < spent.questions <= 150
     assert sum(spent.verdicts.values()) == spent.questions
     if closure == "transitive":
@@ -90,8 +118,12 @@ def test_questions_make_the_clusters_better_and_gain_more_than_random_pairs(stra
     features, identities, labels = crowded()
     config = QuestionConfig(per_epoch=120, k_max_rule="root", merge_share=1.0)
     before = pair_scores(labels, identities).f1
-    after = pair_scores(refine(features, labels, Asker(Oracle(identities)), strategy, config).labels, identities).f1
-    random = pair_scores(refine(features, labels, Asker(Oracle(identities)), "random", config).labels, identities).f1
+    after = pair_scores(
+        refine(features, labels, Asker(Oracle(identities)), strategy, config).labels, identities
+    ).f1
+    random = pair_scores(
+        refine(features, labels, Asker(Oracle(identities)), "random", config).labels, identities
+    ).f1
     assert after > before + 0.1
     assert after > random + 0.1
 
@@ -102,7 +134,14 @@ def test_budgets_hold_in_a_round_and_in_all(strategy: str) -> None:
     annotator = Counting(identities)
     asker = Asker(annotator, budget=25)
     spent = [
-        refine(features, labels, asker, strategy, QuestionConfig(per_epoch=10, k_max_rule="root"), epoch)[1].questions
+        refine(
+            features,
+            labels,
+            asker,
+            strategy,
+            QuestionConfig(per_epoch=10, k_max_rule="root"),
+            epoch,
+        )[1].questions
         for epoch in range(4)
     ]
     assert spent == [10, 10, 5, 0]
@@ -121,14 +160,18 @@ def test_a_budget_of_nothing_asks_nothing_and_leaves_the_clusters(strategy: str)
 def test_someone_who_is_always_unsure_changes_nothing(strategy: str) -> None:
     features, identities, labels = crowded()
     asker = Asker(Oracle(identities, unsure=1.0))
-    refined, spent = refine(features, labels, asker, strategy, QuestionConfig(per_epoch=100, k_max_rule="root"))
+    refined, spent = refine(
+        features, labels, asker, strategy, QuestionConfig(per_epoch=100, k_max_rule="root")
+    )
     assert spent.questions > 0
     assert spent.verdicts["unsure"] == spent.questions
     assert torch.equal(refined, Partition(labels).labels())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("labels", [torch.full((12,), -1), torch.zeros(12, dtype=torch.int64), torch.arange(12) // 6])
+@pytest.mark.parametrize(
+    "labels", [torch.full((12,), -1), torch.zeros(12, dtype=torch.int64), torch.arange(12) // 6]
+)
 def test_few_or_no_clusters_are_no_trouble(strategy: str, labels: Tensor) -> None:
     features = torch.from_numpy(clustered_features(12, 3)).float()
     refined, _ = refine(features, labels, Asker(Oracle(torch.arange(12) // 4)), strategy)
@@ -177,7 +220,9 @@ def test_a_round_that_was_broken_off_goes_on_where_it_stood_and_ends_in_the_same
     assert not set(first.asked) & set(second.asked)
 
 
-def test_an_answer_taken_back_is_asked_again_and_the_round_is_as_if_it_had_never_been_given() -> None:
+def test_an_answer_taken_back_is_asked_again_and_the_round_is_as_if_it_had_never_been_given() -> (
+    None
+):
     features, identities, labels = crowded()
     config = QuestionConfig(per_epoch=40, k_max_rule="root")
 
@@ -193,7 +238,9 @@ def test_an_answer_taken_back_is_asked_again_and_the_round_is_as_if_it_had_never
     annotator = Slipping(identities)
     asker = Asker(annotator)
     refined, spent = refine(features, labels, asker, "gain", config)
-    assert torch.equal(refined, refine(features, labels, Asker(Oracle(identities)), "gain", config).labels)
+    assert torch.equal(
+        refined, refine(features, labels, Asker(Oracle(identities)), "gain", config).labels
+    )
     assert spent.questions == 40
     assert annotator.asked[19] == annotator.asked[21]
     assert len(asker.ledger.answers()) == 40
@@ -249,7 +296,10 @@ def test_a_merge_that_other_images_speak_against_does_not_count_and_is_not_asked
 def test_a_merge_of_single_images_needs_no_more_pairs_than_there_are() -> None:
     asker = Asker(Counting(torch.zeros(3, dtype=torch.int64)), confirm_merges=5)
     asker.begin(0)
-    assert asker.ask(Question((0, 1), (torch.tensor([0]), torch.tensor([1, 2])), "merge", 0.9, 1.0)) is SAME
+    assert (
+        asker.ask(Question((0, 1), (torch.tensor([0]), torch.tensor([1, 2])), "merge", 0.9, 1.0))
+        is SAME
+    )
     assert asker.annotator.asked == [(0, 1), (0, 2)]
 
 
@@ -269,7 +319,9 @@ def test_the_budget_ends_a_confirmation_and_the_merge_waits() -> None:
 @st.composite
 def answered_labels(draw: st.DrawFn) -> tuple[list[Answer], Tensor]:
     images = 12
-    pair = st.tuples(st.integers(0, images - 1), st.integers(0, images - 1)).filter(lambda p: p[0] != p[1])
+    pair = st.tuples(st.integers(0, images - 1), st.integers(0, images - 1)).filter(
+        lambda p: p[0] != p[1]
+    )
     answers = draw(st.lists(st.tuples(pair, st.sampled_from([SAME, DIFFERENT])), max_size=20))
     labels = draw(st.lists(st.integers(-1, 3), min_size=images, max_size=images))
     return [Answer(i + 1, *p, v) for i, (p, v) in enumerate(answers)], torch.tensor(labels)
@@ -300,7 +352,10 @@ def test_an_image_that_would_bring_enemies_together_moves_alone() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     # 0 and 3 are different, 1 and 4 the same: 4 moves to 1, the clusters stay.
     closure = Closure.replay([Answer(1, 0, 3, DIFFERENT), Answer(2, 1, 4, SAME)])
-    assert apply_memory(features, labels, closure).tolist() in ([0, 0, 0, 1, 0, 1], [0, 1, 0, 1, 1, 1])
+    assert apply_memory(features, labels, closure).tolist() in (
+        [0, 0, 0, 1, 0, 1],
+        [0, 1, 0, 1, 1, 1],
+    )
 
 
 @pytest.mark.parametrize(
@@ -360,7 +415,9 @@ def test_an_annotator_may_pass_and_nothing_is_recorded_or_spent(strategy: str) -
 
     annotator = Passing(identities)
     asker = Asker(annotator)
-    _, spent = refine(features, labels, asker, strategy, QuestionConfig(per_epoch=30, k_max_rule="root"))
+    _, spent = refine(
+        features, labels, asker, strategy, QuestionConfig(per_epoch=30, k_max_rule="root")
+    )
     assert 0 < spent.questions == len(annotator.asked) == len(asker.ledger.answers()) <= 30
 
 
@@ -371,14 +428,21 @@ def test_the_papers_memory_changes_the_labels_too_and_asks_no_pair_twice(strateg
     asker = Asker(annotator, closure="none")
     for epoch in range(3):
         refined = refine(
-            features, labels, asker, strategy, QuestionConfig(per_epoch=200, k_max_rule="root"), epoch
+            features,
+            labels,
+            asker,
+            strategy,
+            QuestionConfig(per_epoch=200, k_max_rule="root"),
+            epoch,
         ).labels
     assert len(annotator.asked) == len(set(annotator.asked))
     assert not torch.equal(refined, Partition(labels).labels())
     assert pair_scores(refined, identities).f1 > pair_scores(labels, identities).f1
 
 
-def test_answers_that_a_changed_round_does_not_ask_for_are_known_and_counted(tmp_path: Path) -> None:
+def test_answers_that_a_changed_round_does_not_ask_for_are_known_and_counted(
+    tmp_path: Path,
+) -> None:
     features, identities, labels = crowded()
     settings = QuestionConfig(k_max_rule="root")
 
@@ -389,7 +453,13 @@ def test_answers_that_a_changed_round_does_not_ask_for_are_known_and_counted(tmp
             return super().answer(question)
 
     with Ledger.open(str(tmp_path / "a.sqlite")) as ledger, pytest.raises(QuitAsking):
-        refine(features, labels, Asker(Leaving(identities), ledger, run="mine", budget=60), "ucal", settings)
+        refine(
+            features,
+            labels,
+            Asker(Leaving(identities), ledger, run="mine", budget=60),
+            "ucal",
+            settings,
+        )
     with Ledger.open(str(tmp_path / "a.sqlite")) as ledger:
         ledger.undo(5, "somebody")
         annotator = Counting(identities)
@@ -436,7 +506,9 @@ def test_undo_takes_back_answers_of_this_run_alone() -> None:
                 raise UndoLast
             return super().answer(question)
 
-    refine(features, labels, Asker(Slipping(identities), other.ledger, run="mine"), "gain", settings)
+    refine(
+        features, labels, Asker(Slipping(identities), other.ledger, run="mine"), "gain", settings
+    )
     assert len(other.ledger.answers()) == 10
 
 
@@ -449,7 +521,10 @@ def test_a_confirmation_that_nobody_can_decide_ends() -> None:
     annotator = Hesitant(torch.zeros(60, dtype=torch.int64))
     asker = Asker(annotator, confirm_merges=1)
     asker.begin(0)
-    assert asker.ask(Question((0, 30), (torch.arange(30), torch.arange(30, 60)), "merge", 0.9, 1.0)) is UNSURE
+    assert (
+        asker.ask(Question((0, 30), (torch.arange(30), torch.arange(30, 60)), "merge", 0.9, 1.0))
+        is UNSURE
+    )
     assert len(annotator.asked) <= 7
 
 
@@ -459,8 +534,17 @@ def test_gain_goes_on_with_a_confirmation_that_the_budget_broke_off() -> None:
     )
     labels, identities = torch.tensor([0, 0, 0, 1, 1]), torch.zeros(5, dtype=torch.int64)
     asker = Asker(Oracle(identities), confirm_merges=1)
-    assert refine(features, labels, asker, "gain", QuestionConfig(per_epoch=1)).labels.tolist() == [0, 0, 0, 1, 1]
-    assert refine(features, labels, asker, "gain", QuestionConfig(per_epoch=1)).labels.tolist() == [0] * 5
+    assert refine(features, labels, asker, "gain", QuestionConfig(per_epoch=1)).labels.tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+    ]
+    assert (
+        refine(features, labels, asker, "gain", QuestionConfig(per_epoch=1)).labels.tolist()
+        == [0] * 5
+    )
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -469,10 +553,17 @@ def test_over_many_rounds_no_answer_contradicts_the_labels(strategy: str) -> Non
     asker = Asker(Oracle(identities))
     for epoch in range(4):
         refined = refine(
-            features, labels, asker, strategy, QuestionConfig(per_epoch=60, k_max_rule="root"), epoch
+            features,
+            labels,
+            asker,
+            strategy,
+            QuestionConfig(per_epoch=60, k_max_rule="root"),
+            epoch,
         ).labels
         for answer in asker.ledger.answers():
-            assert bool(refined[answer.left] == refined[answer.right] >= 0) == (answer.verdict is SAME)
+            assert bool(refined[answer.left] == refined[answer.right] >= 0) == (
+                answer.verdict is SAME
+            )
 
 
 def test_gain_asks_until_no_merge_is_left() -> None:

@@ -7,9 +7,9 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from helpers import clustered_features
 
 from fastreid_al.clustering import ivf_neighbours, nearest_neighbours
+from tests.support.features import clustered_features
 
 FEATURES = torch.from_numpy(clustered_features(3000, 200)).float()
 
@@ -24,24 +24,28 @@ needs_faiss = pytest.mark.skipif(faiss is None, reason="FAISS is not installed")
 @needs_faiss
 def test_neighbours_are_those_of_the_exact_search_but_for_the_share_that_is_named() -> None:
     found, exact = ivf_neighbours(FEATURES, 30), nearest_neighbours(FEATURES, 30)
-    assert found.ranks.shape == exact.shape
-    assert found.ranks.dtype == torch.int64
-    assert torch.equal(found.ranks[:, 0], torch.arange(3000))
-    assert all(len(set(row)) == 30 for row in found.ranks.tolist())
-    share = np.mean([np.isin(a, b).mean() for a, b in zip(exact[:, 1:], found.ranks[:, 1:], strict=True)])
+    assert found.neighbours.shape == exact.shape
+    assert found.neighbours.dtype == torch.int64
+    assert torch.equal(found.neighbours[:, 0], torch.arange(3000))
+    assert all(len(set(row)) == 30 for row in found.neighbours.tolist())
+    share = np.mean(
+        [np.isin(a, b).mean() for a, b in zip(exact[:, 1:], found.neighbours[:, 1:], strict=True)]
+    )
     assert 0.98 <= found.recall <= 1
     assert found.recall == pytest.approx(share, abs=0.01)
     assert ivf_neighbours(FEATURES, 30, sample=10**6).recall == pytest.approx(share, abs=1e-4)
-    similarity = (FEATURES[:, None] * FEATURES[found.ranks[:, 1:]]).sum(-1)
+    similarity = (FEATURES[:, None] * FEATURES[found.neighbours[:, 1:]]).sum(-1)
     assert (similarity.diff(dim=1) <= 1e-6).all()
 
 
 @needs_faiss
 def test_recall_says_when_too_few_lists_are_probed() -> None:
-    recalls = [ivf_neighbours(FEATURES, 30, lists=30, probes=probes).recall for probes in (1, 3, 30)]
+    recalls = [
+        ivf_neighbours(FEATURES, 30, lists=30, probes=probes).recall for probes in (1, 3, 30)
+    ]
     assert recalls[0] < recalls[1] < recalls[2] == 1
     exact = nearest_neighbours(FEATURES, 30)
-    everywhere = ivf_neighbours(FEATURES, 30, lists=50, probes=50).ranks
+    everywhere = ivf_neighbours(FEATURES, 30, lists=50, probes=50).neighbours
     assert (everywhere == exact).float().mean() > 0.999
 
 
@@ -50,10 +54,10 @@ def test_rows_whose_lists_are_too_short_are_searched_exactly() -> None:
     # A list a row: one probe finds the row alone.
     features = FEATURES[:60]
     found = ivf_neighbours(features, 12, lists=60, probes=1)
-    assert found.ranks.min() >= 0
-    assert found.ranks.max() < 60
+    assert found.neighbours.min() >= 0
+    assert found.neighbours.max() < 60
     assert found.recall > 0.5
-    assert all(len(set(row)) == 12 for row in found.ranks.tolist())
+    assert all(len(set(row)) == 12 for row in found.neighbours.tolist())
 
 
 @needs_faiss
@@ -61,11 +65,11 @@ def test_equal_rows_are_neighbours_by_lowest_index_and_count_as_found() -> None:
     features = torch.nn.functional.normalize(torch.eye(4).repeat_interleave(40, 0))
     found = ivf_neighbours(features, 6, lists=4)
     assert found.recall == 1
-    assert found.ranks[0].tolist() == [0, 1, 2, 3, 4, 5]
-    for row, ranks in enumerate(found.ranks.tolist()):
-        assert ranks[0] == row
-        assert ranks[1:] == sorted(ranks[1:])
-        assert {r // 40 for r in ranks} == {row // 40}
+    assert found.neighbours[0].tolist() == [0, 1, 2, 3, 4, 5]
+    for row, neighbours in enumerate(found.neighbours.tolist()):
+        assert neighbours[0] == row
+        assert neighbours[1:] == sorted(neighbours[1:])
+        assert {r // 40 for r in neighbours} == {row // 40}
 
 
 @needs_faiss
@@ -80,26 +84,28 @@ def test_the_same_rows_give_the_same_neighbours_at_any_number_of_threads() -> No
             assert faiss.omp_get_max_threads() == outside
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found[0].ranks, found[1].ranks)
-    assert torch.equal(found[0].ranks, found[2].ranks)
+    assert torch.equal(found[0].neighbours, found[1].neighbours)
+    assert torch.equal(found[0].neighbours, found[2].neighbours)
     assert found[0].recall == found[1].recall == found[2].recall
 
 
 @needs_faiss
-@pytest.mark.parametrize(("n", "k", "width"), [(0, 5, 0), (1, 5, 1), (2, 5, 2), (7, 1, 1), (7, 30, 7)])
+@pytest.mark.parametrize(
+    ("n", "k", "width"), [(0, 5, 0), (1, 5, 1), (2, 5, 2), (7, 1, 1), (7, 30, 7)]
+)
 def test_few_rows_have_short_lists(n: int, k: int, width: int) -> None:
     found = ivf_neighbours(FEATURES[:n].double(), k)
-    assert found.ranks.shape == (n, width)
+    assert found.neighbours.shape == (n, width)
     assert found.recall == 1
-    assert torch.equal(found.ranks, nearest_neighbours(FEATURES[:n], k))
+    assert torch.equal(found.neighbours, nearest_neighbours(FEATURES[:n], k))
 
 
 @needs_faiss
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k": 0}, "k: found 0, wanted 1 to 1025"),
-        ({"k": 1026}, "k: found 1026, wanted 1 to 1025"),
+        ({"k": 0}, "k: got 0, expected 1 to 1025"),
+        ({"k": 1026}, "k: got 1026, expected 1 to 1025"),
         ({"lists": 0}, "lists: found 0"),
         ({"probes": 0}, "probes: found 0"),
         ({"sample": 0}, "sample: found 0"),
@@ -115,5 +121,7 @@ def test_arguments_out_of_range_are_named(arguments: dict, message: str) -> None
 
 def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs FAISS; pip install 'fastreid_al\[ivf\]', or search exactly"):
+    with pytest.raises(
+        ValueError, match=r"needs FAISS; pip install 'fastreid_al\[ivf\]', or search exactly"
+    ):
         ivf_neighbours(FEATURES, 30)

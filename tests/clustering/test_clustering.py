@@ -6,11 +6,22 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from helpers import clustered_features, unit
-from references import reference_dbscan, reference_jaccard, reference_ranks, reference_self_paced
 from sklearn.cluster import DBSCAN
 
-from fastreid_al.clustering import Graph, dbscan, jaccard_graph, nearest_neighbours, self_paced_labels
+from fastreid_al.clustering import (
+    Graph,
+    dbscan,
+    jaccard_graph,
+    nearest_neighbours,
+    self_paced_labels,
+)
+from tests.support.features import clustered_features, unit
+from tests.support.references import (
+    reference_dbscan,
+    reference_jaccard,
+    reference_neighbours,
+    reference_self_paced,
+)
 
 
 def random_features(n: int, dim: int = 16, seed: int = 0) -> np.ndarray:
@@ -54,7 +65,7 @@ def test_neighbours_equal_a_stable_sort_with_the_image_itself_first(name: str, k
     if name == "one point, many times":
         features = np.tile([[1.0, 0.0]], (50, 1))
     found = nearest_neighbours(torch.from_numpy(features), k)
-    assert np.array_equal(found.numpy(), reference_ranks(features, k))
+    assert np.array_equal(found.numpy(), reference_neighbours(features, k))
 
 
 def test_neighbours_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +94,9 @@ def test_graph_equals_the_dense_distance(name: str, k1: int, k2: int) -> None:
 
 def test_graph_is_symmetric_sorted_and_without_loops() -> None:
     graph = jaccard_graph(torch.from_numpy(FEATURES["clustered"]).float())
-    matrix = sp.csr_array((graph.distances.numpy(), graph.indices.numpy(), graph.indptr.numpy()), shape=(graph.n,) * 2)
+    matrix = sp.csr_array(
+        (graph.distances.numpy(), graph.indices.numpy(), graph.indptr.numpy()), shape=(graph.n,) * 2
+    )
     assert graph.distances.dtype == torch.float32
     assert np.array_equal(dense(graph), dense(graph).T)
     assert matrix.has_canonical_format
@@ -111,7 +124,9 @@ def test_float32_graph_is_the_float64_graph_to_rounding() -> None:
 @pytest.mark.parametrize("name", FEATURES)
 @pytest.mark.parametrize("eps", [0.3, 0.5, 0.6])
 @pytest.mark.parametrize("min_samples", [1, 2, 4])
-def test_dbscan_equals_the_reference_and_scikit_learn(name: str, eps: float, min_samples: int) -> None:
+def test_dbscan_equals_the_reference_and_scikit_learn(
+    name: str, eps: float, min_samples: int
+) -> None:
     graph = jaccard_graph(torch.from_numpy(FEATURES[name]), k1=20)
     distance = dense(graph)
     labels = dbscan(graph, eps, min_samples)
@@ -130,7 +145,10 @@ def test_dbscan_puts_a_border_point_into_the_lowest_numbered_cluster() -> None:
     np.fill_diagonal(distance, 0)
     matrix = sp.csr_array(np.where(distance < 1, distance, 0))
     graph = Graph(
-        *(torch.from_numpy(a) for a in (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data)),
+        *(
+            torch.from_numpy(a)
+            for a in (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data)
+        ),
         0.62,
     )
     assert dbscan(graph, 0.5, min_samples=4).tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1]
@@ -146,7 +164,9 @@ def test_self_paced_labels_equal_the_reference(name: str, eps: float, gap: float
     assert np.array_equal(labels.numpy(), expected)
     again, kept = self_paced_labels(graph, eps, gap, threshold=0.05)
     assert kept == 0.05
-    assert np.array_equal(again.numpy(), reference_self_paced(dense(graph), eps, gap, threshold=0.05)[0])
+    assert np.array_equal(
+        again.numpy(), reference_self_paced(dense(graph), eps, gap, threshold=0.05)[0]
+    )
 
 
 def test_self_paced_selection_leaves_out_unreliable_clusters() -> None:
@@ -170,10 +190,10 @@ def test_self_paced_selection_leaves_out_unreliable_clusters() -> None:
             "1 of 3 rows are not of length one.*row 1 of length 3",
         ),
         ({"features": torch.eye(4).half()}, "float16"),
-        ({"features": np.eye(4)}, "found a ndarray, wanted a torch.Tensor"),
-        ({"neighbours": "all"}, "found 'all', wanted 'exact' or"),
-        ({"neighbours": (torch.zeros(4, 4), 1.0)}, "found a tuple, wanted 'exact' or"),
-        ({"neighbours": torch.zeros(4, 3, dtype=torch.int64)}, r"wanted \(4, 4\)"),
+        ({"features": np.eye(4)}, "got a ndarray, expected a torch.Tensor"),
+        ({"neighbours": "all"}, "got 'all', expected 'exact' or"),
+        ({"neighbours": (torch.zeros(4, 4), 1.0)}, "got a tuple, expected 'exact' or"),
+        ({"neighbours": torch.zeros(4, 3, dtype=torch.int64)}, r"expected \(4, 4\)"),
         ({"neighbours": torch.tensor([[0, 1], [1, 2], [2, 2], [3, 0]]), "k1": 2}, "row 2"),
         ({"neighbours": torch.tensor([[0, 1], [1, 4], [2, 1], [3, 0]]), "k1": 2}, "row 1"),
         ({"neighbours": torch.tensor([[1, 0], [1, 2], [2, 1], [3, 0]]), "k1": 2}, "row 0"),
@@ -201,7 +221,7 @@ def test_empty_features_give_an_empty_graph() -> None:
 
 def test_a_list_longer_than_the_search_goes_is_named() -> None:
     features = torch.from_numpy(random_features(1100))
-    with pytest.raises(ValueError, match="k1: found 1026, wanted 1025 at most"):
+    with pytest.raises(ValueError, match="k1: got 1026, expected 1025 at most"):
         jaccard_graph(features, k1=1026)
     assert jaccard_graph(features[:40], k1=1026).n == 40
 
@@ -209,8 +229,8 @@ def test_a_list_longer_than_the_search_goes_is_named() -> None:
 @pytest.mark.parametrize(
     ("features", "k", "message"),
     [
-        (torch.eye(4), 0, "k: found 0, wanted 1 or more"),
-        (torch.ones(4), 2, r"found \(4,\) torch.float32, wanted a tensor \(n, D\)"),
+        (torch.eye(4), 0, "k: got 0, expected 1 or more"),
+        (torch.ones(4), 2, r"got \(4,\) torch.float32, expected a tensor \(n, D\)"),
         (torch.eye(4).half(), 2, "float16"),
         (np.eye(4), 2, "found ndarray"),
     ],
@@ -221,5 +241,5 @@ def test_neighbours_of_what_are_no_rows_are_refused(features: object, k: int, me
 
 
 def test_a_negative_gap_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"eps_gap: found -0\.1"):
+    with pytest.raises(ValueError, match=r"eps_gap: got -0\.1"):
         self_paced_labels(jaccard_graph(torch.eye(4)), 0.4, -0.1)

@@ -7,16 +7,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import clustered_features, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import reference_jaccard, reference_ranks
 from torch import Tensor
 
 from fastreid_al import native
 from fastreid_al.clustering import Graph, jaccard_graph, nearest_neighbours, neighbours
+from tests.support.features import clustered_features, unit
+from tests.support.references import reference_jaccard, reference_neighbours
 
-pytestmark = pytest.mark.skipif(native.extension() is None, reason="the extension is not built here")
+pytestmark = pytest.mark.skipif(
+    native.extension() is None, reason="the extension is not built here"
+)
 
 
 @pytest.fixture(params=["bfloat16", "float32"])
@@ -53,7 +55,9 @@ def exact_ranks(features: Tensor, k: int) -> np.ndarray:
     kind=st.sampled_from(["clustered", "signs"]),
     low=st.booleans(),
 )
-def test_lists_are_those_of_exact_similarities(seed: int, n: int, dim: int, k: int, kind: str, low: bool) -> None:
+def test_lists_are_those_of_exact_similarities(
+    seed: int, n: int, dim: int, k: int, kind: str, low: bool
+) -> None:
     features = rows(seed, n, dim) if kind == "clustered" else signs(seed, n, dim)
     if kind == "signs" and dim not in (1, 16, 64, 256):
         features = signs(seed, n, 16)
@@ -64,7 +68,9 @@ def test_lists_are_those_of_exact_similarities(seed: int, n: int, dim: int, k: i
 
 
 @pytest.mark.parametrize("spread", [1e-4, 1e-3, 1e-2, 0.5])
-def test_rows_too_close_to_tell_apart_in_tiles_are_searched_for_exactly(product: str, spread: float) -> None:
+def test_rows_too_close_to_tell_apart_in_tiles_are_searched_for_exactly(
+    product: str, spread: float
+) -> None:
     features = rows(1, 1500, 128, spread, count=2)
     assert np.array_equal(nearest_neighbours(features, 30).numpy(), exact_ranks(features, 30))
 
@@ -73,7 +79,7 @@ def test_many_equal_rows_go_by_their_index(product: str) -> None:
     features = rows(2, 1000, 96)
     features[200:900] = features[100].clone()
     found = nearest_neighbours(features, 30)
-    assert np.array_equal(found.numpy(), reference_ranks(features.double().numpy(), 30))
+    assert np.array_equal(found.numpy(), reference_neighbours(features.double().numpy(), 30))
     assert found[500].tolist() == [500, 100, *range(200, 228)]
 
 
@@ -146,18 +152,20 @@ def test_compiled_and_pytorch_graphs_are_bit_equal(
     name: str, k1: int, k2: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = GRAPHS[name]
-    ranks = nearest_neighbours(features, k1)
-    compiled = [jaccard_graph(features, k1, k2, 0.7, neighbours=ranks)]
+    neighbours = nearest_neighbours(features, k1)
+    compiled = [jaccard_graph(features, k1, k2, 0.7, neighbours=neighbours)]
     for threads in (1, 3):
         monkeypatch.setattr(native, "threads", lambda threads=threads: threads)
-        compiled.append(jaccard_graph(features, k1, k2, 0.7, neighbours=ranks))
+        compiled.append(jaccard_graph(features, k1, k2, 0.7, neighbours=neighbours))
     monkeypatch.setattr(native, "extension", lambda: None)
-    plain = jaccard_graph(features, k1, k2, 0.7, neighbours=ranks)
+    plain = jaccard_graph(features, k1, k2, 0.7, neighbours=neighbours)
     assert all(same(found, plain) for found in compiled)
 
 
 @pytest.mark.parametrize("name", ["clustered", "ties", "fewer than k1"])
-def test_graphs_of_float64_features_agree_to_rounding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_of_float64_features_agree_to_rounding(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     features = torch.from_numpy(unit(GRAPHS[name].double().numpy()))
     compiled = jaccard_graph(features)
     monkeypatch.setattr(native, "extension", lambda: None)
@@ -173,12 +181,14 @@ def test_float32_distances_are_within_rounding_of_the_reference() -> None:
     expected = reference_jaccard(features.double().numpy(), 30, 6)
     i = torch.arange(graph.n).repeat_interleave(graph.indptr.diff())
     assert len(i) > 5000
-    assert np.allclose(graph.distances.double(), expected[i.numpy(), graph.indices.numpy()], rtol=0, atol=3e-7)
+    assert np.allclose(
+        graph.distances.double(), expected[i.numpy(), graph.indices.numpy()], rtol=0, atol=3e-7
+    )
 
 
 def test_given_lists_are_used_as_they_are() -> None:
     features = GRAPHS["clustered"]
-    ranks = nearest_neighbours(features, 30)
-    assert same(jaccard_graph(features, neighbours=ranks), jaccard_graph(features))
+    neighbours = nearest_neighbours(features, 30)
+    assert same(jaccard_graph(features, neighbours=neighbours), jaccard_graph(features))
     shifted = (torch.arange(900)[:, None] + torch.arange(30)) % 900
     assert not same(jaccard_graph(features, neighbours=shifted), jaccard_graph(features))

@@ -10,27 +10,31 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import clustered_features, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import reference_dbscan, reference_self_paced
 from torch import Tensor
 
 from fastreid_al import native
 from fastreid_al.clustering import Graph, cosine_dbscan, dbscan, radius_graph, self_paced_labels
-from fastreid_al.clustering.peers import numbered_by_core
+from fastreid_al.clustering.backends import numbered_by_core
+from tests.support.features import clustered_features, unit
+from tests.support.references import reference_dbscan, reference_self_paced
 
 BACKENDS = ["extension", "PyTorch", "sklearn"]
 EPS = (0.3, 0.1, 0.0, 0.6)
 
 
-def graph_of(distance: np.ndarray, dtype: torch.dtype = torch.float64, max_distance: float = 0.62) -> Graph:
+def graph_of(
+    distance: np.ndarray, dtype: torch.dtype = torch.float64, max_distance: float = 0.62
+) -> Graph:
     """Every pair up to max_distance, pairs at distance zero too."""
     near = distance <= max_distance
     np.fill_diagonal(near, False)
     indptr = np.concatenate([[0], near.sum(1).cumsum()]).astype(np.int64)
     arrays = indptr, near.nonzero()[1].astype(np.int64), distance[near]
-    return Graph(*map(torch.from_numpy, arrays[:2]), torch.from_numpy(arrays[2]).to(dtype), max_distance)
+    return Graph(
+        *map(torch.from_numpy, arrays[:2]), torch.from_numpy(arrays[2]).to(dtype), max_distance
+    )
 
 
 def random_distances(n: int, seed: int, levels: int = 8, share: float = 0.3) -> np.ndarray:
@@ -65,7 +69,9 @@ def _four_threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("min_samples", [1, 2, 4, 100])
-@pytest.mark.parametrize(("n", "share"), [(1, 1.0), (2, 1.0), (40, 0.15), (90, 0.05), (60, 1.0), (50, 0.0)])
+@pytest.mark.parametrize(
+    ("n", "share"), [(1, 1.0), (2, 1.0), (40, 0.15), (90, 0.05), (60, 1.0), (50, 0.0)]
+)
 def test_labels_of_several_radii_equal_the_reference(
     n: int, share: float, min_samples: int, dtype: torch.dtype, backend: str
 ) -> None:
@@ -101,7 +107,9 @@ def test_every_backend_labels_random_graphs_alike(
         found.append(dbscan(graph, eps, min_samples))
     for labels in found:
         assert labels.shape == (len(eps), n)
-        assert np.array_equal(labels.numpy(), np.array(expected, dtype=np.int64).reshape(len(eps), n))
+        assert np.array_equal(
+            labels.numpy(), np.array(expected, dtype=np.int64).reshape(len(eps), n)
+        )
 
 
 @pytest.mark.usefixtures("_four_threads")
@@ -111,7 +119,10 @@ def test_labels_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monke
     n = 20_000
     names = random.permutation(n)
     pairs = np.concatenate(
-        [np.stack([names[:-1], names[1:]], 1)[random.random(n - 1) < 0.9], random.integers(n, size=(n, 2))]
+        [
+            np.stack([names[:-1], names[1:]], 1)[random.random(n - 1) < 0.9],
+            random.integers(n, size=(n, 2)),
+        ]
     )
     pairs = np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
     both = np.concatenate([pairs, pairs[:, ::-1]])
@@ -151,7 +162,12 @@ def test_one_radius_gives_one_row(backend: str) -> None:
 
 def test_graphs_without_nodes_or_edges(backend: str) -> None:
     for n in (0, 3):
-        graph = Graph(torch.zeros(n + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0), 0.62)
+        graph = Graph(
+            torch.zeros(n + 1, dtype=torch.int64),
+            torch.zeros(0, dtype=torch.int64),
+            torch.zeros(0),
+            0.62,
+        )
         assert dbscan(graph, 0.5, 2, backend).tolist() == [-1] * n
         assert dbscan(graph, (0.5, 0.4), 1, backend).tolist() == [list(range(n))] * 2
         labels, threshold = self_paced_labels(graph, backend=backend)  # type: ignore[arg-type]
@@ -176,21 +192,38 @@ def test_self_paced_labels_equal_the_reference_with_every_backend(n: int, backen
 
 
 MALFORMED: dict[str, tuple[Callable[[Graph], Graph], str]] = {
-    "falling": (lambda g: g._replace(indptr=torch.tensor([0, 2, 1, 4])), "indptr falls behind node 1"),
-    "short": (lambda g: g._replace(indptr=torch.tensor([0, 1, 2, 3])), "indptr goes from 0 to 3, wanted 0 to 4"),
+    "falling": (
+        lambda g: g._replace(indptr=torch.tensor([0, 2, 1, 4])),
+        "indptr falls behind node 1",
+    ),
+    "short": (
+        lambda g: g._replace(indptr=torch.tensor([0, 1, 2, 3])),
+        "indptr goes from 0 to 3, expected 0 to 4",
+    ),
     "late": (lambda g: g._replace(indptr=torch.tensor([1, 2, 3, 4])), "indptr goes from 1 to 4"),
-    "high": (lambda g: g._replace(indices=torch.tensor([1, 0, 3, 1])), "found an index 3, wanted 0 to 2"),
+    "high": (
+        lambda g: g._replace(indices=torch.tensor([1, 0, 3, 1])),
+        "got an index 3, expected 0 to 2",
+    ),
     "negative": (lambda g: g._replace(indices=torch.tensor([1, 0, -1, 1])), "found an index -1"),
-    "no indptr": (lambda g: g._replace(indptr=torch.zeros(0, dtype=torch.int64)), "found shapes (0,)"),
+    "no indptr": (
+        lambda g: g._replace(indptr=torch.zeros(0, dtype=torch.int64)),
+        "found shapes (0,)",
+    ),
     "lengths": (lambda g: g._replace(distances=torch.zeros(3)), "found shapes (4,), (4,), (3,)"),
     "dtype": (lambda g: g._replace(indices=g.indices.int()), "found int64, int32, float64"),
-    "half": (lambda g: g._replace(distances=g.distances.half()), "float16, wanted int64, int64 and float32 or float64"),
+    "half": (
+        lambda g: g._replace(distances=g.distances.half()),
+        "float16, expected int64, int64 and float32 or float64",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_a_malformed_graph_is_refused_before_it_is_followed(name: str) -> None:
-    graph = Graph(torch.tensor([0, 1, 3, 4]), torch.tensor([1, 0, 2, 1]), torch.full((4,), 0.1).double(), 0.62)
+    graph = Graph(
+        torch.tensor([0, 1, 3, 4]), torch.tensor([1, 0, 2, 1]), torch.full((4,), 0.1).double(), 0.62
+    )
     assert dbscan(graph, 0.5, 2).tolist() == [0, 0, 0]
     spoil, message = MALFORMED[name]
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -200,12 +233,12 @@ def test_a_malformed_graph_is_refused_before_it_is_followed(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"eps": -0.1}, "eps: found -0.1, wanted a number in [0, 1)"),
-        ({"eps": 1.0}, "eps: found 1.0, wanted a number in [0, 1)"),
+        ({"eps": -0.1}, "eps: got -0.1, expected a number in [0, 1)"),
+        ({"eps": 1.0}, "eps: got 1.0, expected a number in [0, 1)"),
         ({"eps": float("nan")}, "eps: found nan"),
-        ({"eps": (0.5, 0.63)}, "eps: found 0.63, wanted 0.62 at most, the reach of the graph"),
-        ({"min_samples": 0}, "min_samples: found 0, wanted at least 1"),
-        ({"backend": "gpu"}, "backend: found 'gpu', wanted one of auto, graph, cuml, sklearn"),
+        ({"eps": (0.5, 0.63)}, "eps: got 0.63, expected 0.62 at most, the reach of the graph"),
+        ({"min_samples": 0}, "min_samples: got 0, expected at least 1"),
+        ({"backend": "gpu"}, "backend: got 'gpu', expected one of auto, graph, cuml, sklearn"),
     ],
 )
 def test_settings_out_of_range_are_named(arguments: dict, message: str) -> None:
@@ -222,17 +255,27 @@ def test_a_backend_that_is_not_installed_says_what_to_install(
         lambda: dbscan(graph_of(random_distances(5, 0)), 0.5, backend=backend),  # type: ignore[arg-type]
         lambda: cosine_dbscan(torch.eye(4), 0.5, backend=backend),  # type: ignore[arg-type]
     ):
-        with pytest.raises(ValueError, match=f"'{backend}' is not installed; pip install {package}"):
+        with pytest.raises(
+            ValueError, match=f"'{backend}' is not installed; pip install {package}"
+        ):
             call()
 
 
-def test_cuml_is_refused_where_its_dense_array_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuml_is_refused_where_its_dense_array_would_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     n = 50_000
-    graph = Graph(torch.zeros(n + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0), 0.62)
+    graph = Graph(
+        torch.zeros(n + 1, dtype=torch.int64),
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(0),
+        0.62,
+    )
     with pytest.raises(
-        ValueError, match="dense array, 10 GB in float32 for 50000 nodes, and is refused past 40000; take 'graph'"
+        ValueError,
+        match="dense array, 10 GB in float32 for 50000 nodes, and is refused past 40000; take 'graph'",
     ):
         dbscan(graph, 0.5, backend="cuml")
 
@@ -275,7 +318,9 @@ def test_radius_graph_holds_every_pair_within_the_radius(
         assert graph.distances.dtype == dtype
         assert graph.max_distance == 0.3
         dense = torch.zeros(n, n, dtype=dtype)
-        dense[torch.repeat_interleave(torch.arange(n), graph.indptr.diff()), graph.indices] = graph.distances
+        dense[torch.repeat_interleave(torch.arange(n), graph.indptr.diff()), graph.indices] = (
+            graph.distances
+        )
         assert torch.equal(dense, dense.T)
 
 
@@ -284,7 +329,9 @@ def test_cosine_labels_equal_the_reference_with_every_backend(seed: int, backend
     # Signs over a root of 16: similarities are multiples of 1/8, and many rows are equal; the radii lie between.
     random = np.random.default_rng(seed)
     centres = random.choice([-0.25, 0.25], (20, 16))
-    features = centres[random.integers(20, size=150)] * random.choice([-1, 1], (150, 16), p=[0.06, 0.94])
+    features = centres[random.integers(20, size=150)] * random.choice(
+        [-1, 1], (150, 16), p=[0.06, 0.94]
+    )
     eps = (0.06, 0.2, 0.3, 0.43)
     for dtype in (torch.float32, torch.float64):
         rows = torch.from_numpy(features).to(dtype)
@@ -301,15 +348,26 @@ def test_no_features_have_no_labels(backend: str) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda x: x.index_fill_(0, torch.tensor(3), torch.nan), "1 of 20 rows .* the first is row 3 of length nan"),
-        (lambda x: x.index_fill_(0, torch.tensor(4), torch.inf), "the first is row 4 of length inf"),
-        (lambda x: x.mul_(1.01), "20 of 20 rows .* the first is row 0 of length 1.01; torch.nn.functional.normalize"),
+        (
+            lambda x: x.index_fill_(0, torch.tensor(3), torch.nan),
+            "1 of 20 rows .* the first is row 3 of length nan",
+        ),
+        (
+            lambda x: x.index_fill_(0, torch.tensor(4), torch.inf),
+            "the first is row 4 of length inf",
+        ),
+        (
+            lambda x: x.mul_(1.01),
+            "20 of 20 rows .* the first is row 0 of length 1.01; torch.nn.functional.normalize",
+        ),
         (lambda x: x.index_fill_(0, torch.tensor(7), 0), "the first is row 7 of length 0"),
         (lambda x: x[0], "found shape"),
-        (lambda x: x.half(), "wanted float32 or float64"),
+        (lambda x: x.half(), "expected float32 or float64"),
     ],
 )
-def test_rows_that_are_not_unit_rows_are_named(spoil: Callable[[Tensor], Tensor], message: str) -> None:
+def test_rows_that_are_not_unit_rows_are_named(
+    spoil: Callable[[Tensor], Tensor], message: str
+) -> None:
     features = torch.from_numpy(unit(np.random.default_rng(0).normal(size=(20, 8)))).float()
     for call in (radius_graph, cosine_dbscan):
         with pytest.raises(ValueError, match=message):
@@ -321,9 +379,9 @@ def test_a_radius_that_holds_too_many_pairs_is_refused_on_the_way() -> None:
     assert len(radius_graph(features, 0.1, most_edges=9900).indices) == 9900
     with pytest.raises(ValueError, match="more than 9899 edges; take a smaller one"):
         radius_graph(features, 0.1, most_edges=9899)
-    with pytest.raises(ValueError, match=r"max_distance: found 1, wanted a number in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"max_distance: got 1, expected a number in \[0, 1\)"):
         radius_graph(features, 1)
-    with pytest.raises(ValueError, match=r"eps: found 1.5, wanted a number in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"eps: got 1.5, expected a number in \[0, 1\)"):
         cosine_dbscan(features, (0.1, 1.5))
 
 

@@ -13,15 +13,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references_active import _split_score, reference_kmedoids
 from torch import Tensor
 
 from fastreid_al import native
 from fastreid_al.clustering import Groupings, kmedoids, kmedoids_many
 from fastreid_al.clustering.kmedoids import dot_products
+from tests.support.references_active import _split_score, reference_kmedoids
 
 module = import_module("fastreid_al.clustering.kmedoids")
-needs_extension = pytest.mark.skipif(native.extension() is None, reason="the extension is not built")
+needs_extension = pytest.mark.skipif(
+    native.extension() is None, reason="the extension is not built"
+)
 
 
 @pytest.fixture(params=[pytest.param("extension", marks=needs_extension), "Python"])
@@ -44,7 +46,9 @@ def tied(rng: np.random.Generator, n: int, prototypes: int, flips: int = 2) -> n
     return signs / 4
 
 
-def cloud(rng: np.random.Generator, n: int, centres: int, dim: int = 12, noise: float = 0.5) -> np.ndarray:
+def cloud(
+    rng: np.random.Generator, n: int, centres: int, dim: int = 12, noise: float = 0.5
+) -> np.ndarray:
     """Rows near centres that are near each other, unit to six digits, in steps of 2^-20."""
     means = rng.normal(size=(1, dim)) + rng.normal(size=(max(1, centres), dim))
     rows = means[rng.integers(0, max(1, centres), n)] + noise * rng.normal(size=(n, dim))
@@ -63,14 +67,18 @@ def assert_equal(found: Groupings, expected: Groupings) -> None:
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     for name in ("similarity", "scores", "totals"):
         assert getattr(found, name).dtype == torch.float64
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name), rtol=1e-12, atol=1e-12
+        )
 
 
 def assert_as_the_reference(
     features: np.ndarray, indptr: Tensor, members: Tensor, k_max: list[int], k_min: int
 ) -> Groupings:
     """Every k of every cluster, step by step."""
-    found = kmedoids_many(torch.from_numpy(features), indptr, members, torch.tensor(k_max, dtype=torch.int64), k_min)
+    found = kmedoids_many(
+        torch.from_numpy(features), indptr, members, torch.tensor(k_max, dtype=torch.int64), k_min
+    )
     scores, totals = found.scores.tolist(), found.totals.tolist()
     medoids = found.medoids.split(found.k.tolist())
     for c, most in enumerate(k_max):
@@ -103,7 +111,9 @@ def assert_as_the_reference(
     k_min=st.integers(1, 3),
     prototypes=st.integers(0, 6),
 )
-def test_many_clusters_equal_the_reference(seed: int, sizes: list[int], k_min: int, prototypes: int) -> None:
+def test_many_clusters_equal_the_reference(
+    seed: int, sizes: list[int], k_min: int, prototypes: int
+) -> None:
     rng = np.random.default_rng(seed)
     sizes = [size for size in sizes if size >= k_min]
     features = tied(rng, 30, prototypes) if prototypes else cloud(rng, 30, 4)
@@ -150,7 +160,9 @@ def test_sizes_around_whole_lanes(size: int) -> None:
 @pytest.mark.usefixtures("_engine")
 def test_as_many_medoids_as_images_even_when_all_are_one_image() -> None:
     features = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    found = kmedoids_many(features, torch.tensor([0, 3, 5]), torch.tensor([0, 0, 0, 1, 0]), torch.tensor([3, 2]))
+    found = kmedoids_many(
+        features, torch.tensor([0, 3, 5]), torch.tensor([0, 0, 0, 1, 0]), torch.tensor([3, 2])
+    )
     assert found.k.tolist() == [2, 2]
     assert found.medoids.tolist() == [0, 0, 1, 0]
     assert found.labels.tolist() == [0, 1, 0, 0, 1]
@@ -174,14 +186,19 @@ def test_results_do_not_depend_on_threads_on_the_group_or_on_the_order_of_cluste
     monkeypatch.setattr(module, "_BLOCK", 8 * 3000)
     assert_equal(kmedoids_many(features, indptr, members, k_max), whole)
     turned = kmedoids_many(
-        features, torch.tensor([0, *np.cumsum(sizes[::-1])]), torch.cat(members.split(sizes)[::-1]), k_max.flip(0)
+        features,
+        torch.tensor([0, *np.cumsum(sizes[::-1])]),
+        torch.cat(members.split(sizes)[::-1]),
+        k_max.flip(0),
     )
     assert torch.equal(turned.k.flip(0), whole.k)
     assert torch.equal(torch.cat(turned.labels.split(sizes[::-1])[::-1]), whole.labels)
 
 
 @pytest.mark.usefixtures("_engine")
-@pytest.mark.parametrize("form", ["float16", "bfloat16", "float32", "columns of a wider array", "every other row"])
+@pytest.mark.parametrize(
+    "form", ["float16", "bfloat16", "float32", "columns of a wider array", "every other row"]
+)
 def test_any_floating_rows(form: str) -> None:
     rng = np.random.default_rng(1)
     features = torch.from_numpy(tied(rng, 60, 6))
@@ -200,7 +217,12 @@ def test_any_floating_rows(form: str) -> None:
 @pytest.mark.usefixtures("_engine")
 @pytest.mark.parametrize("rows", [0, 5])
 def test_no_clusters_at_all(rows: int) -> None:
-    found = kmedoids_many(torch.zeros(rows, 4), torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 2)
+    found = kmedoids_many(
+        torch.zeros(rows, 4),
+        torch.zeros(1, dtype=torch.int64),
+        torch.zeros(0, dtype=torch.int64),
+        2,
+    )
     assert all(len(x) == 0 for x in found)
 
 
@@ -257,7 +279,9 @@ def test_losses_are_no_greater_than_those_of_faster_pam() -> None:
     ours, theirs = [], []
     for _ in range(60):
         m, k = int(rng.integers(12, 120)), int(rng.integers(2, 9))
-        features = torch.from_numpy(cloud(rng, m, int(rng.integers(1, 12)), noise=float(rng.uniform(0.2, 1.0))))
+        features = torch.from_numpy(
+            cloud(rng, m, int(rng.integers(1, 12)), noise=float(rng.uniform(0.2, 1.0)))
+        )
         found = kmedoids_many(features, torch.tensor([0, m]), torch.arange(m), k, k)
         distances = (1 - features @ features.T).numpy()
         losses = [faster.fasterpam(distances, k, random_state=seed).loss for seed in range(5)]
@@ -281,23 +305,23 @@ def refused(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"features": torch.ones(6)}, r"features: found \(6,\) torch.float32, wanted"),
+        ({"features": torch.ones(6)}, r"features: got \(6,\) torch.float32, expected"),
         ({"features": torch.ones(6, 2, dtype=torch.int64)}, "features: found"),
         ({"indptr": torch.tensor([0, 3, 6], dtype=torch.int32)}, "indptr: found"),
         ({"indptr": torch.tensor([[0, 3, 6]])}, "indptr: found"),
         ({"indptr": torch.tensor([], dtype=torch.int64)}, "indptr: found"),
-        ({"indptr": torch.tensor([1, 3, 6])}, r"indptr: found \[1, 6\], wanted 0 to 6"),
-        ({"indptr": torch.tensor([0, 3, 5])}, r"indptr: found \[0, 5\], wanted 0 to 6"),
+        ({"indptr": torch.tensor([1, 3, 6])}, r"indptr: got \[1, 6\], expected 0 to 6"),
+        ({"indptr": torch.tensor([0, 3, 5])}, r"indptr: got \[0, 5\], expected 0 to 6"),
         ({"indptr": torch.tensor([0, 5, 3, 6]), "k_max": 2}, "indptr: found 5 before 3"),
-        ({"members": torch.tensor([0, 1, 2, 3, 4, 6])}, "members: found 6, wanted 0 to 5"),
-        ({"members": torch.tensor([0, 1, -1, 3, 4, 5])}, "members: found -1, wanted 0 to 5"),
+        ({"members": torch.tensor([0, 1, 2, 3, 4, 6])}, "members: got 6, expected 0 to 5"),
+        ({"members": torch.tensor([0, 1, -1, 3, 4, 5])}, "members: got -1, expected 0 to 5"),
         ({"members": torch.arange(6.0)}, "members: found"),
-        ({"k_max": torch.tensor([2, 4])}, "k_max: found 4 for cluster 1, wanted 2 to 3"),
-        ({"k_max": torch.tensor([1, 2])}, "k_max: found 1 for cluster 0, wanted 2 to 3"),
+        ({"k_max": torch.tensor([2, 4])}, "k_max: got 4 for cluster 1, expected 2 to 3"),
+        ({"k_max": torch.tensor([1, 2])}, "k_max: got 1 for cluster 0, expected 2 to 3"),
         ({"k_max": torch.tensor([2])}, r"k_max: found \(1,\)"),
         ({"k_max": 0}, "k_max: found 0"),
         ({"k_min": 0}, "k_min: found 0"),
-        ({"k_min": 3}, "k_max: found 2 for cluster 0, wanted 3 to 3"),
+        ({"k_min": 3}, "k_max: got 2 for cluster 0, expected 3 to 3"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(changes: dict[str, object], message: str) -> None:
@@ -329,7 +353,9 @@ def test_similarities_that_are_not_finite_are_refused() -> None:
 
 @pytest.mark.parametrize("extension", [True, False], ids=["extension", "Python"])
 @pytest.mark.parametrize("scale", [1e4, 1e10])
-def test_exchanges_end_where_sums_are_large(extension: bool, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exchanges_end_where_sums_are_large(
+    extension: bool, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Equal points, and gains that are rounding: these were exchanged for ever."""
     if not extension:
         monkeypatch.setattr(native, "extension", lambda: None)
@@ -346,8 +372,10 @@ def test_a_start_is_whole_numbers() -> None:
         kmedoids(torch.eye(5), 2, start=torch.tensor([1, 1]))
 
 
-def test_a_matrix_that_is_not_symmetric_is_refused_and_one_that_is_but_for_rounding_is_not() -> None:
-    with pytest.raises(ValueError, match="wanted a symmetric matrix"):
+def test_a_matrix_that_is_not_symmetric_is_refused_and_one_that_is_but_for_rounding_is_not() -> (
+    None
+):
+    with pytest.raises(ValueError, match="expected a symmetric matrix"):
         kmedoids(torch.rand(9, 9, generator=torch.Generator().manual_seed(0)), 3)
     rows = torch.randn(60, 8, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
     similarity = rows @ rows.T

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import clustered_features
-from ranked import Pool
 from torch import Tensor
 
 from fastreid_al import native
@@ -18,12 +16,14 @@ from fastreid_al.clustering import (
     dbscan,
     ivf_neighbours,
     jaccard_graph,
-    jaccard_ranks,
+    jaccard_sharded,
     nearest_neighbours,
     neighbours,
     self_paced_labels,
 )
-from fastreid_al.ranks import Ranks
+from fastreid_al.distributed.world import World
+from tests.support.features import clustered_features
+from tests.support.process_pool import Pool
 
 SIZES = [2, 3, 4]
 K1, K2, EPS, GAP = 30, 6, 0.6, 0.02
@@ -37,7 +37,9 @@ def clustered(n: int, dim: int, dtype: torch.dtype = torch.float32, spread: floa
 
 def signs(n: int, dim: int) -> Tensor:
     """Similarities are few whole multiples of 2 / dim: ties everywhere."""
-    return torch.from_numpy(np.random.default_rng(n).choice([-1.0, 1.0], (n, dim)) / math.sqrt(dim)).float()
+    return torch.from_numpy(
+        np.random.default_rng(n).choice([-1.0, 1.0], (n, dim)) / math.sqrt(dim)
+    ).float()
 
 
 def copies(n: int, dim: int) -> Tensor:
@@ -64,33 +66,46 @@ CASES = {
 }
 
 
-def labels_of(features: Tensor, ranks: Ranks, k1: int, k2: int) -> tuple[Tensor, Graph, Tensor, float | None]:
-    lists = nearest_neighbours(features, k1, ranks)
-    graph = jaccard_graph(features, k1, k2, EPS + GAP, neighbours=lists, ranks=ranks)
-    labels, threshold = self_paced_labels(graph, EPS, GAP, ranks=ranks)
-    return lists, graph, torch.cat([labels[None], dbscan(graph, (0.3, 0.5), 3, ranks=ranks)]), threshold
+def labels_of(
+    features: Tensor, world: World, k1: int, k2: int
+) -> tuple[Tensor, Graph, Tensor, float | None]:
+    lists = nearest_neighbours(features, k1, world)
+    graph = jaccard_graph(features, k1, k2, EPS + GAP, neighbours=lists, world=world)
+    labels, threshold = self_paced_labels(graph, EPS, GAP, world=world)
+    return (
+        lists,
+        graph,
+        torch.cat([labels[None], dbscan(graph, (0.3, 0.5), 3, world=world)]),
+        threshold,
+    )
 
 
-def on_ranks(ranks: Ranks, features: Tensor, k1: int, k2: int, settings: dict[str, Any]) -> tuple[Any, ...]:
+def on_ranks(
+    world: World, features: Tensor, k1: int, k2: int, settings: dict[str, Any]
+) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
         set_up(patch, **settings)
-        own = features[ranks.own(len(features))]
-        lists, graph, labels, threshold = labels_of(own, ranks, k1, k2)
+        own = features[world.local_slice(len(features))]
+        lists, graph, labels, threshold = labels_of(own, world, k1, k2)
         return [x.numpy() for x in (lists, *graph[:3], labels)], threshold
 
 
-def set_up(patch: pytest.MonkeyPatch, block: int = 2**23, compiled: bool = True, low: bool | None = None) -> None:
-    patch.setattr(jaccard_ranks, "_BLOCK", block)
+def set_up(
+    patch: pytest.MonkeyPatch, block: int = 2**23, compiled: bool = True, low: bool | None = None
+) -> None:
+    patch.setattr(jaccard_sharded, "_BLOCK", block)
     if not compiled:
         patch.setattr(native, "extension", lambda: None)
     if low is not None:
         patch.setattr(neighbours, "has_bf16_units", lambda: low)
 
 
-def check(pool: Pool, size: int, features: Tensor, k1: int = K1, k2: int = K2, **settings: Any) -> None:
+def check(
+    pool: Pool, size: int, features: Tensor, k1: int = K1, k2: int = K2, **settings: Any
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         set_up(patch, **settings)
-        lists, graph, labels, threshold = labels_of(features, Ranks(), k1, k2)
+        lists, graph, labels, threshold = labels_of(features, World(), k1, k2)
     found = pool.run(on_ranks, size, features, k1, k2, settings)
     parts = list(zip(*(arrays for arrays, _ in found), strict=True))
     assert np.array_equal(np.concatenate(parts[0]), lists)
@@ -104,9 +119,17 @@ def check(pool: Pool, size: int, features: Tensor, k1: int = K1, k2: int = K2, *
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [*((name, 4) for name in CASES), ("clustered", 2), ("copies", 3), ("ties", 3), ("an empty shard", 3)],
+    [
+        *((name, 4) for name in CASES),
+        ("clustered", 2),
+        ("copies", 3),
+        ("ties", 3),
+        ("an empty shard", 3),
+    ],
 )
-def test_lists_graph_and_labels_are_those_of_a_process_alone(pool: Pool, name: str, size: int) -> None:
+def test_lists_graph_and_labels_are_those_of_a_process_alone(
+    pool: Pool, name: str, size: int
+) -> None:
     check(pool, size, CASES[name])
 
 
@@ -140,26 +163,31 @@ def test_random_sets_of_any_size(pool: Pool) -> None:
     for _ in range(6):
         n, k1 = int(random.integers(0, 60)), int(random.integers(1, 24))
         dtype = torch.float64 if random.integers(2) else torch.float32
-        features = clustered(n, int(random.choice([2, 16, 64])), dtype, float(random.choice([0.1, 0.6, 2.0])))
+        features = clustered(
+            n, int(random.choice([2, 16, 64])), dtype, float(random.choice([0.1, 0.6, 2.0]))
+        )
         lengths = torch.linalg.vector_norm(features, dim=1)
         assert not len(features) or float((lengths - 1).abs().max()) < 1e-2
         check(pool, int(random.integers(2, 5)), features, k1, int(random.integers(1, 10)))
 
 
-def refused(ranks: Ranks, name: str) -> str:
-    features = clustered(20, 16)[ranks.own(20)]
-    last, options = ranks.rank == ranks.size - 1, {}
+def refused(world: World, name: str) -> str:
+    features = clustered(20, 16)[world.local_slice(20)]
+    last, options = world.rank == world.size - 1, {}
     if name == "lists":
-        lists = nearest_neighbours(clustered(20, 16), 6)[ranks.own(20)]
+        lists = nearest_neighbours(clustered(20, 16), 6)[world.local_slice(20)]
         options = {"neighbours": lists[:, :5] if last else lists}
     elif last and name in ("not finite", "long"):
         features[1, 0] = torch.nan if name == "not finite" else 2.0
     elif last:
-        features = {"dtype": features.half(), "width": features[:, :3], "rows": features[2:], "shape": features[0]}[
-            name
-        ]
+        features = {
+            "dtype": features.half(),
+            "width": features[:, :3],
+            "rows": features[2:],
+            "shape": features[0],
+        }[name]
     try:
-        jaccard_graph(features, 6, ranks=ranks, **options)
+        jaccard_graph(features, 6, world=world, **options)
     except ValueError as error:
         return str(error)
     return "taken"
@@ -172,8 +200,8 @@ def refused(ranks: Ranks, name: str) -> str:
         ("long", "1 of 20 rows are not of length one, the first is row 15 of length 2"),
         ("lists", "found shape (6, 5)"),
         ("dtype", "found dtype torch.float16"),
-        ("width", "wanted one kind"),
-        ("rows", "found [7, 7, 4] rows on them, wanted [6, 6, 6]"),
+        ("width", "expected one kind"),
+        ("rows", "got [7, 7, 4] rows on them, expected [6, 6, 6]"),
         ("shape", "found shape (16,)"),
     ],
 )
@@ -183,12 +211,12 @@ def test_what_is_wrong_on_one_rank_is_said_on_all(pool: Pool, name: str, message
     assert message in said[0]
 
 
-def wrong_neighbours(ranks: Ranks) -> str:
-    features = clustered(20, 16)[ranks.own(20)]
-    if ranks.rank == 1:
+def wrong_neighbours(world: World) -> str:
+    features = clustered(20, 16)[world.local_slice(20)]
+    if world.rank == 1:
         features[2, 0] = torch.nan
     with pytest.raises(ValueError, match="row 9 is not finite") as raised:
-        nearest_neighbours(features, 4, ranks)
+        nearest_neighbours(features, 4, world)
     return str(raised.value)
 
 
@@ -196,35 +224,39 @@ def test_rows_that_are_not_finite_are_named_by_their_number_among_all(pool: Pool
     assert len(set(pool.run(wrong_neighbours, 3))) == 1
 
 
-def wrong_graph(ranks: Ranks) -> str:
+def wrong_graph(world: World) -> str:
     """Two rows a rank, which name node 1; on the last a node that is not there."""
-    index = 1 if ranks.rank < ranks.size - 1 else 6
+    index = 1 if world.rank < world.size - 1 else 6
     graph = Graph(torch.tensor([0, 1, 1]), torch.tensor([index]), torch.tensor([0.2]), 0.5)
-    with pytest.raises(ValueError, match="found an index 6, wanted 0 to 5") as raised:
-        dbscan(graph, 0.4, ranks=ranks)
+    with pytest.raises(ValueError, match="got an index 6, expected 0 to 5") as raised:
+        dbscan(graph, 0.4, world=world)
     for backend in ("sklearn", "cuml"):
-        with pytest.raises(ValueError, match=f"found '{backend}', wanted 'graph' on 3 ranks"):
-            dbscan(graph, 0.4, backend=backend, ranks=ranks)
-    with pytest.raises(ValueError, match="found ivf on 3 ranks, wanted exact"):
-        ivf_neighbours(torch.ones(2, 2), 1, ranks=ranks)
+        with pytest.raises(ValueError, match=f"got '{backend}', expected 'graph' on 3 ranks"):
+            dbscan(graph, 0.4, backend=backend, world=world)
+    with pytest.raises(ValueError, match="got ivf on 3 ranks, expected exact"):
+        ivf_neighbours(torch.ones(2, 2), 1, world=world)
     return str(raised.value)
 
 
-def test_what_runs_on_one_process_alone_is_refused_and_so_is_a_graph_that_names_no_node(pool: Pool) -> None:
+def test_what_runs_on_one_process_alone_is_refused_and_so_is_a_graph_that_names_no_node(
+    pool: Pool,
+) -> None:
     assert len(set(pool.run(wrong_graph, 3))) == 1
 
 
-def chained(ranks: Ranks, n: int, paths: list[Tensor]) -> Tensor:
+def chained(world: World, n: int, paths: list[Tensor]) -> Tensor:
     """The clusters of paths through the nodes: each of their edges may join two ranks."""
     a, b = (torch.cat([path[some] for path in paths]) for some in (slice(None, -1), slice(1, None)))
     rows, columns = torch.cat([a, b]), torch.cat([b, a])
-    where = ranks.own(n)
+    where = world.local_slice(n)
     own = (rows >= where.start) & (rows < where.stop)
     rows, columns = rows[own], columns[own]
     sort = (rows * n + columns).argsort()
     counts = torch.bincount(rows - where.start, minlength=where.stop - where.start)
     indptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    return dbscan(Graph(indptr, columns[sort], torch.full((len(sort),), 0.1), 0.5), 0.4, 2, ranks=ranks)
+    return dbscan(
+        Graph(indptr, columns[sort], torch.full((len(sort),), 0.1), 0.5), 0.4, 2, world=world
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -236,5 +268,7 @@ def test_clusters_that_wind_through_all_ranks_are_whole(pool: Pool, size: int) -
         lead = torch.tensor([int(path.min()) for path in paths])
         numbers = lead.argsort().argsort()
         for labels in pool.run(chained, size, n, paths):
-            assert all((labels[path] == number).all() for path, number in zip(paths, numbers, strict=True))
+            assert all(
+                (labels[path] == number).all() for path, number in zip(paths, numbers, strict=True)
+            )
         assert pool.run(chained, size, n, [order])[0].tolist() == [0] * n

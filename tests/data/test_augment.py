@@ -24,7 +24,7 @@ from fastreid_al.data.augment import (
     resized_crop,
     rotate,
 )
-from fastreid_al.data.camstyle import CameraStyle
+from fastreid_al.data.camera_style import CameraStyle
 from fastreid_al.data.records import Record
 
 #: Off but for what a test sets.
@@ -46,15 +46,26 @@ def test_flip_equals_torchvision() -> None:
 def test_pad_and_crop_equal_torchvision() -> None:
     images, top, left = batch(), torch.randint(21, (9,)), torch.randint(21, (9,))
     top[0], left[0], top[1], left[1] = 0, 0, 20, 20
-    expected = [tv.crop(tv.pad(i, [10]), int(t), int(x), 32, 16) for i, t, x in zip(images, top, left, strict=True)]
+    expected = [
+        tv.crop(tv.pad(i, [10]), int(t), int(x), 32, 16)
+        for i, t, x in zip(images, top, left, strict=True)
+    ]
     assert torch.equal(pad_crop(images, top, left, 10), torch.stack(expected))
 
 
 def test_resized_crop_equals_torchvision() -> None:
     images = batch()
-    boxes = torch.tensor([[0, 0, 32, 16], [5, 3, 17, 11], [31, 15, 1, 1], [0, 7, 32, 2], [9, 0, 23, 16]]).repeat(2, 1)
+    boxes = torch.tensor(
+        [[0, 0, 32, 16], [5, 3, 17, 11], [31, 15, 1, 1], [0, 7, 32, 2], [9, 0, 23, 16]]
+    ).repeat(2, 1)
     expected = [
-        tv2.resized_crop(i.float(), *box, size=[32, 16], interpolation=InterpolationMode.BILINEAR, antialias=False)
+        tv2.resized_crop(
+            i.float(),
+            *box,
+            size=[32, 16],
+            interpolation=InterpolationMode.BILINEAR,
+            antialias=False,
+        )
         for i, box in zip(images, boxes[:9].tolist(), strict=True)
     ]
     assert torch.allclose(resized_crop(images, boxes[:9]), torch.stack(expected), atol=1e-3)
@@ -99,8 +110,12 @@ def test_jitter_equals_torchvision() -> None:
 
 def test_erase_equals_torchvision() -> None:
     images = normalize(batch())
-    boxes = torch.tensor([[0, 0, 32, 16], [5, 3, 7, 2], [31, 15, 1, 1], [4, 4, 0, 0]]).repeat(3, 1)[:9]
-    expected = [tv.erase(i, *box, v=torch.zeros(1)) for i, box in zip(images, boxes.tolist(), strict=True)]
+    boxes = torch.tensor([[0, 0, 32, 16], [5, 3, 7, 2], [31, 15, 1, 1], [4, 4, 0, 0]]).repeat(3, 1)[
+        :9
+    ]
+    expected = [
+        tv.erase(i, *box, v=torch.zeros(1)) for i, box in zip(images, boxes.tolist(), strict=True)
+    ]
     assert torch.equal(erase(images, boxes), torch.stack(expected))
 
 
@@ -127,10 +142,16 @@ def test_probabilities_are_respected() -> None:
 def test_drawn_crops_keep_to_area_aspect_and_image() -> None:
     augment = Augment(ImageConfig(crop_area=(0.64, 1.0)), seed=1)
     top, left, height, width = augment._crops(4000, 256, 128).float().unbind(1)
-    assert min(top.min(), left.min()) >= 0 and (top + height).max() <= 256 and (left + width).max() <= 128
+    assert (
+        min(top.min(), left.min()) >= 0
+        and (top + height).max() <= 256
+        and (left + width).max() <= 128
+    )
     share, aspect = height * width / (256 * 128), height / width
     assert share.min() > 0.63 and share.max() <= 1
-    assert 0.74 < share.mean() < 0.765  # 0.7515 by the integral: the steeper a crop, the smaller it must be
+    assert (
+        0.74 < share.mean() < 0.765
+    )  # 0.7515 by the integral: the steeper a crop, the smaller it must be
     # An aspect past 2 fits only below some area, so that the whole image is rare.
     assert aspect.min() > 1.97 and aspect.max() < 3.03 and (share == 1).float().mean() < 0.02
     free = height < 250
@@ -144,9 +165,13 @@ def test_a_crop_that_never_fits_is_the_whole_image() -> None:
 
 def test_drawn_angles_are_uniform_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[torch.Tensor] = []
-    monkeypatch.setattr("fastreid_al.data.augment.rotate", lambda images, degrees: drawn.append(degrees) or images)
+    monkeypatch.setattr(
+        "fastreid_al.data.augment.rotate", lambda images, degrees: drawn.append(degrees) or images
+    )
     Augment(replace(NOTHING, rotate=10), seed=1)(batch(2000, 2, 2))
-    assert -10 <= drawn[0].min() < -9.9 and 9.9 < drawn[0].max() <= 10 and drawn[0].mean().abs() < 0.4
+    assert (
+        -10 <= drawn[0].min() < -9.9 and 9.9 < drawn[0].max() <= 10 and drawn[0].mean().abs() < 0.4
+    )
 
 
 def test_settings_left_out_change_no_draw() -> None:
@@ -155,7 +180,9 @@ def test_settings_left_out_change_no_draw() -> None:
     draws = torch.Generator().manual_seed(5)
     expected = flip(images, torch.rand(9, generator=draws) < 0.5)
     expected = pad_crop(expected, *torch.randint(21, (2, 9), generator=draws), 10)
-    expected = normalize(jitter(expected.float(), *(1 + 0.3 * (2 * torch.rand(3, 9, generator=draws) - 1))))
+    expected = normalize(
+        jitter(expected.float(), *(1 + 0.3 * (2 * torch.rand(3, 9, generator=draws) - 1)))
+    )
     augment = Augment(config, seed=5)
     augment.generator.set_state(draws.get_state())
     expected = erase(expected, augment._boxes(9, 32, 16))
@@ -195,16 +222,23 @@ def test_styles_are_drawn_first_and_from_the_same_generator() -> None:
 
 
 @pytest.mark.parametrize("styled", [False, True])
-@pytest.mark.parametrize("config", [ImageConfig(), ImageConfig(jitter=0.3), recipe("msmt17", method="nnct").image])
-def test_parts_of_a_batch_are_augmented_as_the_whole_whatever_they_are(config: ImageConfig, styled: bool) -> None:
+@pytest.mark.parametrize(
+    "config", [ImageConfig(), ImageConfig(jitter=0.3), recipe("msmt17", method="nnct").image]
+)
+def test_parts_of_a_batch_are_augmented_as_the_whole_whatever_they_are(
+    config: ImageConfig, styled: bool
+) -> None:
     images, rows = batch(), torch.arange(19, 10, -1)
     style = Darker([Record(Path(f"{i}.jpg"), 0, i % 2) for i in range(20)], 0.5) if styled else None
     whole = Augment(config, 3, style)
     expected = whole(images, rows)
     for size in (1, 2, 4):
-        ranks = [slice(start, start + -(-9 // size)) for start in range(0, 9 + 3 * (size == 4), -(-9 // size))]
+        parts = [
+            slice(start, start + -(-9 // size))
+            for start in range(0, 9 + 3 * (size == 4), -(-9 // size))
+        ]
         found = []
-        for part in ranks:
+        for part in parts:
             augment = Augment(config, 3, style)
             found.append(augment.apply(images[part], augment.draw(9, 32, 16, rows).part(part)))
             assert torch.equal(augment.generator.get_state(), whole.generator.get_state())
@@ -238,7 +272,9 @@ def test_everything_off_is_normalisation_alone() -> None:
     assert torch.equal(Augment(config, seed=0)(images), normalize(images))
 
 
-@pytest.mark.parametrize("config", [ImageConfig(), ImageConfig(jitter=0.3), recipe("msmt17", method="nnct").image])
+@pytest.mark.parametrize(
+    "config", [ImageConfig(), ImageConfig(jitter=0.3), recipe("msmt17", method="nnct").image]
+)
 def test_state_of_the_generator_repeats_the_draws(config: ImageConfig) -> None:
     images, augment = batch(), Augment(config, seed=3)
     augment(images)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ranked import Pool
 
 from fastreid_al.data import cache, pixels
 from fastreid_al.data.pixels import PixelStore, cache_folder, decode
+from fastreid_al.distributed.world import World
 from fastreid_al.errors import DataError
-from fastreid_al.ranks import Ranks
+from tests.support.process_pool import Pool
 
 SIZE = (16, 8)
 
@@ -81,10 +81,21 @@ def test_moved_files_are_found_and_another_order_or_size_is_not(
     first = decode(photos, *SIZE, cache=kept)
     elsewhere = photos[0].parent.rename(photos[0].parent.with_name("elsewhere"))
     moved = decode([elsewhere / path.name for path in photos], *SIZE, cache=kept)
-    assert len(decoded) == 7 and first.digests == moved.digests and moved.bad[0].path == elsewhere / "2.png"
+    assert (
+        len(decoded) == 7
+        and first.digests == moved.digests
+        and moved.bad[0].path == elsewhere / "2.png"
+    )
     turned = decode([elsewhere / path.name for path in reversed(photos)], *SIZE, cache=kept)
-    assert len(decoded) == 14 and torch.equal(turned.read(torch.arange(6)), first.read(torch.arange(6)).flip(0))
-    assert decode([elsewhere / path.name for path in photos], 8, 8, cache=kept).pixels.shape == (7, 3, 8, 8)
+    assert len(decoded) == 14 and torch.equal(
+        turned.read(torch.arange(6)), first.read(torch.arange(6)).flip(0)
+    )
+    assert decode([elsewhere / path.name for path in photos], 8, 8, cache=kept).pixels.shape == (
+        7,
+        3,
+        8,
+        8,
+    )
     assert len(decoded) == 21
 
 
@@ -109,7 +120,9 @@ def test_files_are_read_once_for_their_digests_unless_they_were_just_changed(
 ) -> None:
     taken: list[bytes] = []
     original = cache.digest_of
-    monkeypatch.setattr(cache, "digest_of", lambda content: taken.append(content) or original(content))
+    monkeypatch.setattr(
+        cache, "digest_of", lambda content: taken.append(content) or original(content)
+    )
     files = {path.read_bytes() for path in photos}
 
     def read() -> int:
@@ -152,7 +165,9 @@ def test_a_damaged_file_is_said_once_and_made_again(
     warnings: list[str] = []
     fresh = decode(photos, *SIZE)
     for count in (0, 1, 1):
-        assert same(decode(photos, *SIZE, cache=kept, store_gib=store_gib, warn=warnings.append), fresh)
+        assert same(
+            decode(photos, *SIZE, cache=kept, store_gib=store_gib, warn=warnings.append), fresh
+        )
         assert len(warnings) == count
         if not warnings:
             held(kept)[0].write_bytes(DAMAGES[damage](held(kept)[0].read_bytes()))
@@ -168,10 +183,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 ) -> None:
     fresh, warnings = decode(photos, *SIZE), []
     (kept.parent / "file").write_bytes(b"")
-    assert same(decode(photos, *SIZE, cache=kept.parent / "file" / "below", warn=warnings.append), fresh)
+    assert same(
+        decode(photos, *SIZE, cache=kept.parent / "file" / "below", warn=warnings.append), fresh
+    )
     monkeypatch.setattr(cache, "reserve", full)
     assert same(decode(photos, *SIZE, cache=kept, warn=warnings.append), fresh)
-    assert len(warnings) == 2 and all(" are not kept in " in line and "\n" not in line for line in warnings)
+    assert len(warnings) == 2 and all(
+        " are not kept in " in line and "\n" not in line for line in warnings
+    )
     assert "No space left on device" in warnings[1] and held(kept) == held(kept, "*.part") == []
 
 
@@ -207,7 +226,12 @@ def test_what_was_used_longest_ago_makes_room(photos: list[Path], kept: Path) ->
     os.utime(kept / "notes.txt", (0, 0))
     decode(photos, 18, 8, cache=kept, cache_gib=2.5 * size / 2**30)
     left = held(kept)
-    assert len(left) == 2 and used in left and not (kept / "old.part").exists() and (kept / "notes.txt").exists()
+    assert (
+        len(left) == 2
+        and used in left
+        and not (kept / "old.part").exists()
+        and (kept / "notes.txt").exists()
+    )
 
 
 def test_what_is_past_the_budget_alone_is_not_kept(photos: list[Path], kept: Path) -> None:
@@ -231,7 +255,9 @@ def test_images_changed_between_their_digest_and_their_decoding_are_not_kept(
     assert store.digests[0] == store.digests[1] and held(kept) == [] and len(warnings) == 1
 
 
-def test_an_interrupted_decoding_leaves_neither_file_nor_lock(photos: list[Path], kept: Path) -> None:
+def test_an_interrupted_decoding_leaves_neither_file_nor_lock(
+    photos: list[Path], kept: Path
+) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
@@ -241,15 +267,21 @@ def test_an_interrupted_decoding_leaves_neither_file_nor_lock(photos: list[Path]
     assert len(decode(photos, *SIZE, cache=kept)) == 6 and len(held(kept)) == 1
 
 
-def test_the_setting_names_the_users_folder_another_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_setting_names_the_users_folder_another_or_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("FASTREID_AL_CACHE", str(tmp_path))
-    assert [cache_folder(x) for x in ("auto", "none", "/x/y")] == [tmp_path / "pixels", None, Path("/x/y")]
+    assert [cache_folder(x) for x in ("auto", "none", "/x/y")] == [
+        tmp_path / "pixels",
+        None,
+        Path("/x/y"),
+    ]
 
 
-def at_once(ranks: Ranks, paths: list[Path], kept: Path) -> tuple[int, torch.Tensor]:
+def at_once(world: World, paths: list[Path], kept: Path) -> tuple[int, torch.Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         done = counted(patch.setattr)
-        ranks.any(False)
+        world.any_true(False)
         store = decode(paths, *SIZE, cache=kept)
         return len(done), store.read(torch.arange(len(store)))
 
@@ -261,10 +293,12 @@ def test_of_processes_at_once_one_decodes(pool: Pool, photos: list[Path], kept: 
     assert all(torch.equal(images, expected) for _, images in found)
 
 
-def together(ranks: Ranks, paths: list[Path], kept: Path | None, spare: Path) -> tuple[int, PixelStore]:
+def together(
+    world: World, paths: list[Path], kept: Path | None, spare: Path
+) -> tuple[int, PixelStore]:
     with pytest.MonkeyPatch.context() as patch:
         done = counted(patch.setattr)
-        store = decode(paths, *SIZE, cache=kept, store_dir=spare, ranks=ranks)
+        store = decode(paths, *SIZE, cache=kept, store_dir=spare, world=world)
     assert file_behind(store).startswith(str(kept or spare))
     return len(done), PixelStore(store.pixels.clone(), store.slots, store.digests, store.bad)
 
@@ -281,22 +315,30 @@ def test_ranks_map_what_one_of_them_decodes(
     assert len(held(kept)) == keep and list((tmp_path / "spare").glob("*")) == []
 
 
-def failing(ranks: Ranks, paths: list[Path], spare: Path, how: str) -> str:
+def failing(world: World, paths: list[Path], spare: Path, how: str) -> str:
     try:
         if how == "no room":
             with pytest.MonkeyPatch.context() as patch:
-                if ranks.rank == 1:
+                if world.rank == 1:
                     patch.setattr(cache, "reserve", full)
                     patch.setattr(pixels, "reserve", full)
-                decode(paths if ranks.rank != 1 else paths[::-1], *SIZE, store_gib=0, store_dir=spare, ranks=ranks)
+                decode(
+                    paths if world.rank != 1 else paths[::-1],
+                    *SIZE,
+                    store_gib=0,
+                    store_dir=spare,
+                    world=world,
+                )
         else:
-            decode(paths[ranks.rank == 2 :], *SIZE, store_dir=spare, ranks=ranks)
+            decode(paths[world.rank == 2 :], *SIZE, store_dir=spare, world=world)
     except DataError as error:
         return str(error)
     return ""
 
 
-def test_an_error_of_one_rank_is_raised_on_all(pool: Pool, photos: list[Path], tmp_path: Path) -> None:
+def test_an_error_of_one_rank_is_raised_on_all(
+    pool: Pool, photos: list[Path], tmp_path: Path
+) -> None:
     no_room = pool.run(failing, 3, photos, tmp_path / "spare", "no room")
     assert all("no place for" in text for text in no_room) and no_room[0].startswith("rank 1: ")
     other = pool.run(failing, 3, photos, tmp_path / "spare", "others")
@@ -304,6 +346,8 @@ def test_an_error_of_one_rank_is_raised_on_all(pool: Pool, photos: list[Path], t
     assert list((tmp_path / "spare").glob("*")) == []
 
 
-def test_a_process_alone_reads_what_fits_into_memory_and_maps_what_does_not(photos: list[Path], kept: Path) -> None:
+def test_a_process_alone_reads_what_fits_into_memory_and_maps_what_does_not(
+    photos: list[Path], kept: Path
+) -> None:
     assert file_behind(decode(photos, *SIZE, cache=kept)) == ""
     assert file_behind(decode(photos, *SIZE, cache=kept, store_gib=0)) == str(held(kept)[0])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastreid_al.data import feed
-from fastreid_al.data.feed import Feed, ahead, pick_place
+from fastreid_al.data import loader
+from fastreid_al.data.loader import Feed, ahead, pick_place
 from fastreid_al.data.pixels import PixelStore
 from fastreid_al.errors import DataError
 
@@ -26,7 +26,9 @@ def test_on_a_cpu_a_feed_is_a_read_of_the_store(place: str) -> None:
     rows = torch.tensor([11, 0, 5, 5])
     assert len(images) == 12 and torch.equal(images.read(rows), store.pixels[2 * rows])
     later, sooner = images.start(rows[:1]), images.start(rows[1:])
-    assert torch.equal(sooner(), store.read(rows[1:])) and torch.equal(later(), store.read(rows[:1]))
+    assert torch.equal(sooner(), store.read(rows[1:])) and torch.equal(
+        later(), store.read(rows[:1])
+    )
     assert images.read(rows[:0]).shape == (0, 3, 4, 2)
 
 
@@ -39,7 +41,14 @@ def test_a_batch_is_started_while_the_one_before_is_worked_on() -> None:
 
     for batch, images in ahead(range(3), start):
         events.append(f"work {batch} {images}")
-    assert events == ["start 0", "start 1", "work 0 pixels 0", "start 2", "work 1 pixels 1", "work 2 pixels 2"]
+    assert events == [
+        "start 0",
+        "start 1",
+        "work 0 pixels 0",
+        "start 2",
+        "work 1 pixels 1",
+        "work 2 pixels 2",
+    ]
     assert list(ahead([], start)) == []
 
 
@@ -63,8 +72,8 @@ def test_the_device_is_refused_when_it_has_no_room_with_what_is_missing_and_what
 def test_constants_are_made_once_and_serve_training_after_inference() -> None:
     cpu = torch.device("cpu")
     with torch.inference_mode():
-        first = feed.constant((1.5, 2.5), cpu)
-    assert feed.constant((1.5, 2.5), cpu) is first and not first.is_inference()
+        first = loader.constant((1.5, 2.5), cpu)
+    assert loader.constant((1.5, 2.5), cpu) is first and not first.is_inference()
     weight = torch.ones(2, requires_grad=True)
     (weight * first).sum().backward()
     assert torch.equal(weight.grad, first)

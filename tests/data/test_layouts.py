@@ -20,9 +20,19 @@ def put(folder: Path, *names: str) -> None:
 
 
 def put_market(root: Path) -> None:
-    put(root / "bounding_box_train", "0007_c1s1_000451_03.jpg", "0002_c1s1_000451_03.jpg", "0002_c6s1_000001_01.jpg")
+    put(
+        root / "bounding_box_train",
+        "0007_c1s1_000451_03.jpg",
+        "0002_c1s1_000451_03.jpg",
+        "0002_c6s1_000001_01.jpg",
+    )
     put(root / "query", "0001_c1s1_000001_00.jpg", "0003_c2s1_000001_00.jpg")
-    put(root / "bounding_box_test", "-1_c1s1_000001_00.jpg", "0000_c2s1_000001_00.jpg", "0001_c3s1_000001_00.jpg")
+    put(
+        root / "bounding_box_test",
+        "-1_c1s1_000001_00.jpg",
+        "0000_c2s1_000001_00.jpg",
+        "0001_c3s1_000001_00.jpg",
+    )
     (root / "bounding_box_train" / "Thumbs.db").write_bytes(b"x")
 
 
@@ -45,7 +55,9 @@ def labels(records: list) -> list[tuple[int, int]]:
     return [(r.identity, r.camera) for r in records]
 
 
-@pytest.mark.parametrize("place", ["market1501/Market-1501-v15.09.15", "Market-1501-v15.09.15", "market1501", ""])
+@pytest.mark.parametrize(
+    "place", ["market1501/Market-1501-v15.09.15", "Market-1501-v15.09.15", "market1501", ""]
+)
 def test_market_is_found_from_the_data_root_or_its_own_folder(tmp_path: Path, place: str) -> None:
     put_market(tmp_path / place)
     images = load("market1501", tmp_path, verbose=False)
@@ -69,7 +81,9 @@ def test_a_folder_named_like_an_identity_does_not_confuse_the_parser(tmp_path: P
         ("", ("train", "test")),
     ],
 )
-def test_msmt17_lists_give_train_and_val(tmp_path: Path, place: str, folders: tuple[str, str]) -> None:
+def test_msmt17_lists_give_train_and_val(
+    tmp_path: Path, place: str, folders: tuple[str, str]
+) -> None:
     put_msmt(tmp_path / place, *folders)
     images = load("msmt17", tmp_path, verbose=False)
     assert labels(images.train) == [(0, 1), (1, 2), (2, 15), (2, 3)]
@@ -116,7 +130,10 @@ def test_counts_are_printed_and_differences_from_the_published_set_are_named(
     load("market1501", tmp_path)
     printed = capsys.readouterr().out
     assert "train         3 images      2 identities   2 cameras" in printed
-    assert "warning: train is not the published set of 12,936 images, 751 identities, 6 cameras" in printed
+    assert (
+        "warning: train is not the published set of 12,936 images, 751 identities, 6 cameras"
+        in printed
+    )
     unlabelled = ImageSet("folder", tmp_path, [], [], [])
     assert not any("warning" in line for line in describe(unlabelled))
 
@@ -135,7 +152,11 @@ def test_missing_folder_names_its_nearest_neighbour(tmp_path: Path) -> None:
 
 
 def test_empty_folder_says_what_was_looked_for_and_what_lies_there(tmp_path: Path) -> None:
-    fails("looked for bounding_box_train in .*Market-1501-v15.09.15.*holds nothing", "market1501", tmp_path)
+    fails(
+        "looked for bounding_box_train in .*Market-1501-v15.09.15.*holds nothing",
+        "market1501",
+        tmp_path,
+    )
     (tmp_path / "photos").mkdir()
     fails("holds photos", "msmt17", tmp_path)
     fails("holds no image", "folder", tmp_path)
@@ -154,7 +175,8 @@ def test_list_naming_an_absent_image_is_refused_with_its_line(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("oops", "line 1: 'oops'"), ("a/b_c.jpg 3", "is not 'FOLDER"), ("", "is empty")]
+    ("line", "message"),
+    [("oops", "line 1: 'oops'"), ("a/b_c.jpg 3", "is not 'FOLDER"), ("", "is empty")],
 )
 def test_unreadable_list_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     put_msmt(tmp_path)

@@ -18,7 +18,9 @@ from fastreid_al.errors import DataError
 
 
 def picture(seed: int, size: tuple[int, int] = (37, 81)) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
+    noise = np.random.default_rng(seed).integers(
+        0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8
+    )
     return Image.fromarray(noise).resize(size)
 
 
@@ -34,7 +36,9 @@ def test_pixels_equal_torchvision_resize(photos: list[Path]) -> None:
     store = decode(photos, 64, 32)
     rows = torch.tensor([5, 0, 5])
     expected = [
-        tv.pil_to_tensor(tv.resize(Image.open(photos[r]).convert("RGB"), [64, 32], InterpolationMode.BICUBIC))
+        tv.pil_to_tensor(
+            tv.resize(Image.open(photos[r]).convert("RGB"), [64, 32], InterpolationMode.BICUBIC)
+        )
         for r in rows.tolist()
     ]
     assert torch.equal(store.read(rows), torch.stack(expected))
@@ -42,7 +46,9 @@ def test_pixels_equal_torchvision_resize(photos: list[Path]) -> None:
     assert len(set(store.digests)) == 7
 
 
-def test_memory_mapped_store_equals_the_one_in_memory_and_leaves_no_file(photos: list[Path], tmp_path: Path) -> None:
+def test_memory_mapped_store_equals_the_one_in_memory_and_leaves_no_file(
+    photos: list[Path], tmp_path: Path
+) -> None:
     rows = torch.arange(7)
     folder = tmp_path / "store"
     mapped = decode(photos, 64, 32, store_gib=0, store_dir=folder)
@@ -50,7 +56,9 @@ def test_memory_mapped_store_equals_the_one_in_memory_and_leaves_no_file(photos:
     assert list(folder.iterdir()) == []
 
 
-def test_a_store_that_does_not_fit_on_the_disk_is_refused(photos: list[Path], tmp_path: Path) -> None:
+def test_a_store_that_does_not_fit_on_the_disk_is_refused(
+    photos: list[Path], tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=r"no place for .* GiB .* store-dir"):
         pixels._allocate(10**9, 4096, 4096, 0, tmp_path)
     assert [p for p in tmp_path.iterdir() if p.name.startswith("pixels-")] == []
@@ -74,7 +82,9 @@ def odd_images() -> dict[str, bytes]:
         "palette.png": saved(picture(5).convert("P"), "PNG"),
         "alpha.png": saved(picture(5).convert("RGBA"), "PNG"),
         "deep.png": saved(deep, "PNG"),
-        "animated.webp": saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True),
+        "animated.webp": saved(
+            frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True
+        ),
         "huge.png": saved(Image.new("L", (9000, 9000)), "PNG"),
         "bomb.png": saved(Image.new("1", (20000, 20000)), "PNG"),
     }
@@ -88,13 +98,27 @@ def test_odd_images_are_converted_or_named_and_left_out(tmp_path: Path) -> None:
     paths.append(tmp_path / "absent.jpg")
     store = decode(paths, 32, 16)
     left_out = {bad.path.name: bad.reason for bad in store.bad}
-    assert sorted(left_out) == ["absent.jpg", "bomb.png", "huge.png", "text.jpg", "truncated.jpg", "zero.jpg"]
+    assert sorted(left_out) == [
+        "absent.jpg",
+        "bomb.png",
+        "huge.png",
+        "text.jpg",
+        "truncated.jpg",
+        "zero.jpg",
+    ]
     assert left_out["zero.jpg"] == "the file is empty"
     assert left_out["text.jpg"] == "not an image"
     assert "million pixels" in left_out["huge.png"]
     assert all("\n" not in reason for reason in left_out.values())
     names = [paths[i].name for i in store.slots.tolist()]
-    assert names == ["cmyk.jpg", "grey.png", "palette.png", "alpha.png", "deep.png", "animated.webp"]
+    assert names == [
+        "cmyk.jpg",
+        "grey.png",
+        "palette.png",
+        "alpha.png",
+        "deep.png",
+        "animated.webp",
+    ]
     read = dict(zip(names, store.read(torch.arange(len(store))), strict=True))
     assert torch.equal(read["grey.png"][0], read["grey.png"][2])
     expected = np.rint(np.arange(32 * 16).reshape(32, 16) * 128 / 257)

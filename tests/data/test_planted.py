@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastreid_al.clustering import dbscan, jaccard_graph
-from fastreid_al.data import planted, planted_partition
 from fastreid_al.metrics import pair_scores
+from fastreid_al.synthetic import features, planted_partition
 
 
 @pytest.mark.parametrize(
@@ -27,25 +27,32 @@ def test_the_same_seed_gives_the_same_bits_on_every_machine(exact: bool, digest:
 
 
 def test_another_seed_gives_other_rows() -> None:
-    assert not torch.equal(planted_partition(50, 16, seed=1).features, planted_partition(50, 16, seed=2).features)
+    assert not torch.equal(
+        planted_partition(50, 16, seed=1).features, planted_partition(50, 16, seed=2).features
+    )
 
 
 def test_who_is_who_does_not_hang_on_the_features() -> None:
-    plain, other = planted_partition(500, 16), planted_partition(500, 1, spread=3, camera_shift=0, exact=True)
+    plain, other = (
+        planted_partition(500, 16),
+        planted_partition(500, 1, spread=3, camera_shift=0, exact=True),
+    )
     assert torch.equal(plain.identities, other.identities)
     assert torch.equal(plain.cameras, other.cameras)
 
 
 def test_blocks_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = planted_partition(300, 20, seed=1)
-    monkeypatch.setattr(planted, "_BLOCK", 20 * 7)
+    monkeypatch.setattr(features, "_BLOCK", 20 * 7)
     for part, by_blocks in zip(whole, planted_partition(300, 20, seed=1), strict=True):
         assert torch.equal(part, by_blocks)
 
 
 def test_rows_are_of_length_one() -> None:
     features = planted_partition(400, 512).features
-    torch.testing.assert_close(features.double().norm(dim=1), torch.ones(400, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        features.double().norm(dim=1), torch.ones(400, dtype=torch.float64), rtol=0, atol=1e-6
+    )
 
 
 def test_dot_products_of_exact_rows_are_exact_in_float32() -> None:
@@ -92,7 +99,11 @@ def test_images_of_an_identity_are_near_and_nearer_under_one_camera() -> None:
     similarity.fill_diagonal_(torch.nan)
     same = drawn.identities[:, None] == drawn.identities
     together = drawn.cameras[:, None] == drawn.cameras
-    mean = {(a, b): float(similarity[(same == a) & (together == b)].nanmean()) for a in (0, 1) for b in (0, 1)}
+    mean = {
+        (a, b): float(similarity[(same == a) & (together == b)].nanmean())
+        for a in (0, 1)
+        for b in (0, 1)
+    }
     assert mean[1, 1] > mean[1, 0] + 0.02 > mean[0, 1] + 0.1
     assert mean[0, 1] > mean[0, 0]
 
@@ -132,5 +143,5 @@ def test_few_images_are_drawn_too(n: int, outliers: float) -> None:
     ],
 )
 def test_an_argument_outside_its_range_is_named(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: found"):
+    with pytest.raises(ValueError, match=f"^{name}: got"):
         planted_partition(**{"n": 10, "dim": 4, **{name: value}})

@@ -8,7 +8,9 @@ import torch
 from fastreid_al.data.samplers import IdentitySampler
 
 
-def sampler(classes: list[int], cameras: list[int], size: int, k: int, iterations: int = 5) -> IdentitySampler:
+def sampler(
+    classes: list[int], cameras: list[int], size: int, k: int, iterations: int = 5
+) -> IdentitySampler:
     return IdentitySampler(torch.tensor(classes), torch.tensor(cameras), size, k, iterations)
 
 

@@ -1,4 +1,4 @@
-"""The drawn set: counts and layout of MSMT17_V1, fixed pixels, twins, queries with a match, atomic writing."""
+"""The synthetic set: counts and layout of MSMT17_V1, fixed pixels, twins, queries with a match, atomic writing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ import pytest
 from PIL import Image
 
 from fastreid_al.config import MSMT17_SIZE, SyntheticConfig
-from fastreid_al.data import drawing, synthetic
-from fastreid_al.data.drawing import CLOTH_COLOURS, TWIN_TRAITS, draw_image, jpeg_quality, traits_of, twin_of
-from fastreid_al.data.synthetic import cached_synthetic, write_synthetic
+from fastreid_al.synthetic import dataset, render
+from fastreid_al.synthetic.dataset import cached_synthetic, write_synthetic
+from fastreid_al.synthetic.render import (
+    CLOTH_COLOURS,
+    TWIN_TRAITS,
+    draw_image,
+    jpeg_quality,
+    traits_of,
+    twin_of,
+)
 
 SMALL = SyntheticConfig(10, 120, 9, 30, 80, cameras=4, height=48)
 
@@ -37,7 +44,11 @@ def lines(folder: Path, part: str) -> list[tuple[str, int, int]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +59,22 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_list_has_the_configured_images_and_every_file_is_listed_once(small: Path) -> None:
-    train, val, query, gallery = (lines(small, part) for part in ("train", "val", "query", "gallery"))
+    train, val, query, gallery = (
+        lines(small, part) for part in ("train", "val", "query", "gallery")
+    )
     assert (len(train) + len(val), len(query), len(gallery)) == (120, 30, 80)
     assert len(val) == round(120 * 2373 / 32_621)
     for split, rows in (("train", train + val), ("test", query + gallery)):
-        on_disk = sorted(str(path.relative_to(small / split)) for path in (small / split).rglob("*.jpg"))
+        on_disk = sorted(
+            str(path.relative_to(small / split)) for path in (small / split).rglob("*.jpg")
+        )
         assert on_disk == sorted(path for path, _, _ in rows)
     assert {identity for _, identity, _ in train + val} == set(range(10))
-    assert {identity for _, identity, _ in query} == {identity for _, identity, _ in gallery} == set(range(9))
+    assert (
+        {identity for _, identity, _ in query}
+        == {identity for _, identity, _ in gallery}
+        == set(range(9))
+    )
 
 
 def test_file_names_carry_identity_index_and_camera(small: Path) -> None:
@@ -81,8 +100,13 @@ def test_each_query_has_a_match_from_another_camera_and_one_from_its_own(small: 
 
 
 def test_the_plan_of_msmt17_has_its_counts_and_its_variety() -> None:
-    plan = synthetic._plan(MSMT17_SIZE)
-    assert Counter(shot.part for shot in plan) == {"train": 30_248, "val": 2373, "query": 11_659, "gallery": 82_161}
+    plan = dataset._plan(MSMT17_SIZE)
+    assert Counter(shot.part for shot in plan) == {
+        "train": 30_248,
+        "val": 2373,
+        "query": 11_659,
+        "gallery": 82_161,
+    }
     assert len({(shot.split, shot.path(0)) for shot in plan}) == 126_441
     images = Counter(shot.identity for shot in plan if shot.split == "train")
     cameras = {(shot.identity, shot.camera) for shot in plan if shot.split == "train"}
@@ -92,7 +116,7 @@ def test_the_plan_of_msmt17_has_its_counts_and_its_variety() -> None:
 
 
 @pytest.mark.parametrize("key", PINNED, ids=str)
-def test_pixels_are_the_pinned_ones(key: tuple[synthetic.Split, int, int, int]) -> None:
+def test_pixels_are_the_pinned_ones(key: tuple[dataset.Split, int, int, int]) -> None:
     pixels = draw_image(SyntheticConfig(), *key)
     assert pixels.dtype == np.uint8 and pixels.shape[0] == 128 and pixels.shape[2] == 3
     assert hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest() == PINNED[key]
@@ -105,17 +129,24 @@ def test_a_stronger_cast_moves_the_cameras_apart_and_nothing_else() -> None:
         means = np.mean([image.mean((0, 1)) for image in drawn], axis=0)
         return means / means.sum()
 
-    spread = [np.std([tint(cast, camera) for camera in range(1, 5)], axis=0).sum() for cast in (0.0, 1.0, 4.0)]
+    spread = [
+        np.std([tint(cast, camera) for camera in range(1, 5)], axis=0).sum()
+        for cast in (0.0, 1.0, 4.0)
+    ]
     assert 2 * spread[0] < spread[1] and 2.5 * spread[1] < spread[2]
-    assert (drawing._camera(0, 1, 48, 50.0).curve.max(1) > 10).all()
+    assert (render._camera(0, 1, 48, 50.0).curve.max(1) > 10).all()
     plain, strong = (draw_image(replace(SMALL, cast=cast), "train", 0, 1, 0) for cast in (1.0, 4.0))
     assert plain.shape == strong.shape
-    assert np.array_equal(drawing._camera(0, 1, 48, 1.0).scene, drawing._camera(0, 1, 48, 4.0).scene)
+    assert np.array_equal(render._camera(0, 1, 48, 1.0).scene, render._camera(0, 1, 48, 4.0).scene)
 
 
-def test_the_usual_cast_keeps_the_name_of_the_cached_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "write_synthetic", lambda *_, **__: None)
-    usual, strong = (cached_synthetic(replace(SMALL, cast=cast), tmp_path).parent.name for cast in (1.0, 4.0))
+def test_the_usual_cast_keeps_the_name_of_the_cached_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "write_synthetic", lambda *_, **__: None)
+    usual, strong = (
+        cached_synthetic(replace(SMALL, cast=cast), tmp_path).parent.name for cast in (1.0, 4.0)
+    )
     assert usual == "synthetic-v1-10-120-9-30-80-4-48-0-0943d606"
     assert strong.startswith("synthetic-v1-10-120-9-30-80-4-48-0-4.0-")
 
@@ -123,7 +154,7 @@ def test_the_usual_cast_keeps_the_name_of_the_cached_folder(tmp_path: Path, monk
 def test_an_image_does_not_depend_on_what_was_drawn_before() -> None:
     keys = [(identity, camera, 5) for identity in range(3) for camera in (1, 2)]
     forwards = [draw_image(SMALL, "test", *key) for key in keys]
-    drawing._camera.cache_clear()
+    render._camera.cache_clear()
     traits_of.cache_clear()
     backwards = [draw_image(SMALL, "test", *key) for key in reversed(keys)][::-1]
     assert all(np.array_equal(a, b) for a, b in zip(forwards, backwards, strict=True))
@@ -132,15 +163,19 @@ def test_an_image_does_not_depend_on_what_was_drawn_before() -> None:
 def test_two_processes_write_the_same_files_as_one(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthetic, "SMALL_SET", 1)
+    monkeypatch.setattr(dataset, "SMALL_SET", 1)
     write_synthetic(tmp_path / "set", SMALL, workers=2)
     assert contents(tmp_path / "set") == contents(small)
 
 
 def test_another_seed_draws_other_people() -> None:
     other = replace(SMALL, seed=1)
-    assert not np.array_equal(draw_image(SMALL, "train", 0, 1, 0), draw_image(other, "train", 0, 1, 0))
-    assert [traits_of(SMALL, "train", i) for i in range(5)] != [traits_of(other, "train", i) for i in range(5)]
+    assert not np.array_equal(
+        draw_image(SMALL, "train", 0, 1, 0), draw_image(other, "train", 0, 1, 0)
+    )
+    assert [traits_of(SMALL, "train", i) for i in range(5)] != [
+        traits_of(other, "train", i) for i in range(5)
+    ]
 
 
 def test_train_and_test_show_different_people() -> None:
@@ -151,7 +186,9 @@ def test_train_and_test_show_different_people() -> None:
 
 
 def test_a_twin_differs_from_its_original_in_one_visible_trait() -> None:
-    twins = [(identity, twin_of(identity)) for identity in range(700) if twin_of(identity) is not None]
+    twins = [
+        (identity, twin_of(identity)) for identity in range(700) if twin_of(identity) is not None
+    ]
     assert 0.12 < len(twins) / 700 < 0.18
     for identity, original in twins:
         new, old = (asdict(traits_of(MSMT17_SIZE, "test", who)) for who in (identity, original))
@@ -160,7 +197,7 @@ def test_a_twin_differs_from_its_original_in_one_visible_trait() -> None:
 
 
 def test_every_pair_of_garment_colours_leaves_a_twin_a_third_one() -> None:
-    assert all(drawing._unlike(a, b) for a in CLOTH_COLOURS for b in CLOTH_COLOURS)
+    assert all(render._unlike(a, b) for a in CLOTH_COLOURS for b in CLOTH_COLOURS)
 
 
 def test_jpeg_quality_varies_from_40_to_95() -> None:
@@ -170,7 +207,12 @@ def test_jpeg_quality_varies_from_40_to_95() -> None:
 
 def test_progress_counts_up_to_the_whole_set(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    write_synthetic(tmp_path / "set", SMALL, workers=1, on_progress=lambda done, total: seen.append((done, total)))
+    write_synthetic(
+        tmp_path / "set",
+        SMALL,
+        workers=1,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
     assert seen == sorted(seen) and seen[-1] == (230, 230)
 
 
@@ -212,7 +254,9 @@ def test_a_folder_with_contents_is_refused(tmp_path: Path) -> None:
         ({"gallery_images": 17}, "gallery_images must be 2 or more for each of 9"),
     ],
 )
-def test_an_impossible_set_is_refused_in_one_line(change: dict[str, float], message: str, tmp_path: Path) -> None:
+def test_an_impossible_set_is_refused_in_one_line(
+    change: dict[str, float], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message) as error:
         cached_synthetic(replace(SMALL, **change), tmp_path)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []

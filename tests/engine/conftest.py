@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny import SYNTHETIC, tiny_config
 
 from fastreid_al.config import RunConfig
-from fastreid_al.data.synthetic import cached_synthetic
-from fastreid_al.methods import run
+from fastreid_al.runs import train
+from fastreid_al.synthetic.dataset import cached_synthetic
+from tests.support.tiny import SYNTHETIC, tiny_config
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,7 +25,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _no_figure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's figure takes longer than its training: it is drawn where a test is about it."""
     if "figure" not in request.node.name:
-        monkeypatch.setattr(run, "draw_curves", lambda *_: None)
+        monkeypatch.setattr(train, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
 
 from fastreid_al.cli import parse_training
 from fastreid_al.config import (
@@ -22,14 +21,16 @@ from fastreid_al.config import (
     RunConfig,
     SyntheticConfig,
 )
-from fastreid_al.data.synthetic import cached_synthetic
 from fastreid_al.engine import Interrupted
 from fastreid_al.engine.checkpoint import load_checkpoint
 from fastreid_al.errors import CheckpointError, DataError, UserError
-from fastreid_al.methods import NNCT, UCAL, Finished, dry_run, run_training
-from fastreid_al.methods import run as runner
-from fastreid_al.methods.score import evaluate_file
+from fastreid_al.methods import NNCT, UCAL
 from fastreid_al.models import without_source
+from fastreid_al.runs import Finished, dry_run, run_training
+from fastreid_al.runs import train as runner
+from fastreid_al.runs.evaluate import evaluate_file
+from fastreid_al.synthetic.dataset import cached_synthetic
+from tests.support.tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
 
 SOURCE = SyntheticConfig(
     train_identities=6,
@@ -74,7 +75,9 @@ def adapted(config: RunConfig, name: str = "instance memory") -> RunConfig:
 
 
 @pytest.fixture(scope="module", params=CLASS)
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Finished]:
+def whole(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Finished]:
     """A run that nothing stopped, of each kind."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     return request.param, run_training(adapted(tiny_config(folder), request.param))
@@ -91,7 +94,9 @@ def short(config: RunConfig) -> RunConfig:
 def copied(short: RunConfig, tmp_path: Path) -> tuple[RunConfig, Path]:
     """A source on disk, copied so that it can be damaged, and its training images."""
     shutil.copytree(cached_synthetic(SOURCE), tmp_path / "source" / "MSMT17_V1")
-    return replace(short, source="msmt17", source_root=str(tmp_path / "source")), tmp_path / "source/MSMT17_V1/train"
+    return replace(
+        short, source="msmt17", source_root=str(tmp_path / "source")
+    ), tmp_path / "source/MSMT17_V1/train"
 
 
 def test_a_stopped_run_resumes_to_a_bit_identical_state(
@@ -120,7 +125,9 @@ def test_what_is_evaluated_is_the_network_of_the_target(whole: tuple[str, Finish
         assert ranking.mAP == finished.history[-1]["mAP"]
 
 
-def test_domains_train_their_own_batchnorms_and_nnct_its_classifier(whole: tuple[str, Finished]) -> None:
+def test_domains_train_their_own_batchnorms_and_nnct_its_classifier(
+    whole: tuple[str, Finished],
+) -> None:
     name, finished = whole
     state = load_checkpoint(finished.folder / "last.pt")
     model, split = state["model"], name != "instance memory"
@@ -138,7 +145,9 @@ def test_domains_train_their_own_batchnorms_and_nnct_its_classifier(whole: tuple
     else:
         count = int(state["method"]["memory"]["classes"].max()) + 1
         assert len(state["method"]["memory"]["classes"]) == 64 + 36
-        assert len(state["method"]["memory"]["bank"]) == (count if name == "cluster memory" else 64 + 6)
+        assert len(state["method"]["memory"]["bank"]) == (
+            count if name == "cluster memory" else 64 + 6
+        )
 
 
 def test_questions_are_asked_about_the_target_alone(short: RunConfig) -> None:
@@ -148,7 +157,9 @@ def test_questions_are_asked_about_the_target_alone(short: RunConfig) -> None:
     assert record["share_total"] == record["questions"] / (64 * 63 / 2)
 
 
-def test_a_source_may_move_but_not_change_on_resume(copied: tuple[RunConfig, Path], tmp_path: Path) -> None:
+def test_a_source_may_move_but_not_change_on_resume(
+    copied: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
     config, _ = copied
     run_training(config)
     (tmp_path / "source").rename(tmp_path / "moved")
@@ -159,35 +170,52 @@ def test_a_source_may_move_but_not_change_on_resume(copied: tuple[RunConfig, Pat
     run_training(longer, resume=True)
     first, *_ = sorted((tmp_path / "moved" / "MSMT17_V1" / "train").rglob("*.jpg"))
     Image.new("RGB", (20, 40)).save(first)
-    with pytest.raises(CheckpointError, match=rf"1 changed \(first: source: train/.*{first.name}\)"):
+    with pytest.raises(
+        CheckpointError, match=rf"1 changed \(first: source: train/.*{first.name}\)"
+    ):
         run_training(longer, resume=True)
-    with pytest.raises(CheckpointError, match=r"--source msmt17, the run asks for --source market1501"):
+    with pytest.raises(
+        CheckpointError, match=r"--source msmt17, the run asks for --source market1501"
+    ):
         run_training(replace(longer, source="market1501"), resume=True)
     heavier = replace(longer, adaptation=replace(longer.adaptation, weight=0.5))
-    with pytest.raises(CheckpointError, match=r"--adaptation.weight 0.3, the run asks for --adaptation.weight 0.5"):
+    with pytest.raises(
+        CheckpointError, match=r"--adaptation.weight 0.3, the run asks for --adaptation.weight 0.5"
+    ):
         run_training(heavier, resume=True)
 
 
 def test_the_source_must_be_another_set(config: RunConfig, tmp_path: Path) -> None:
     same = replace(config, source="synthetic", adaptation=AdaptationConfig(synthetic=SYNTHETIC))
     with pytest.raises(
-        DataError, match=r"show the same people: both are drawn with seed 0; .*--adaptation.synthetic.seed"
+        DataError,
+        match=r"show the same people: both are drawn with seed 0; .*--adaptation.synthetic.seed",
     ):
         run_training(same)
     (tmp_path / "link").symlink_to(cached_synthetic(SYNTHETIC), target_is_directory=True)
     with pytest.raises(
-        DataError, match=r"64 training images of the source are those that are trained on .*--source-root"
+        DataError,
+        match=r"64 training images of the source are those that are trained on .*--source-root",
     ):
         dry_run(replace(config, source="msmt17", source_root=str(tmp_path / "link")))
     larger = AdaptationConfig(synthetic=replace(SYNTHETIC, train_images=80))
     with pytest.raises(
-        DataError, match=r"show the same people: both are drawn with seed 0; .*--adaptation.synthetic.seed"
+        DataError,
+        match=r"show the same people: both are drawn with seed 0; .*--adaptation.synthetic.seed",
     ):
         dry_run(replace(same, adaptation=larger))
     root = tmp_path / "tree"
     shutil.copytree(cached_synthetic(SYNTHETIC) / "train", root / "train")
-    crops = replace(config, dataset="folder", data_root=str(root / "train"), source="folder", source_root=str(root))
-    with pytest.raises(DataError, match=r"64 training images of the source are those that are trained on \(first: "):
+    crops = replace(
+        config,
+        dataset="folder",
+        data_root=str(root / "train"),
+        source="folder",
+        source_root=str(root),
+    )
+    with pytest.raises(
+        DataError, match=r"64 training images of the source are those that are trained on \(first: "
+    ):
         dry_run(crops)
     assert not Path(str(config.run_dir)).exists()
 
@@ -208,7 +236,9 @@ def test_the_source_must_be_labelled(copied: tuple[RunConfig, Path], tmp_path: P
         run_training(flat)
 
 
-def test_identities_that_cannot_be_read_are_counted_after_decoding(copied: tuple[RunConfig, Path]) -> None:
+def test_identities_that_cannot_be_read_are_counted_after_decoding(
+    copied: tuple[RunConfig, Path],
+) -> None:
     config, train = copied
     kept = sorted(p for p in train.iterdir() if p.is_dir())[0]
     for path in train.rglob("*.jpg"):
@@ -219,10 +249,14 @@ def test_identities_that_cannot_be_read_are_counted_after_decoding(copied: tuple
 
 
 def test_a_missing_source_names_its_own_option(short: RunConfig, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--source msmt17: folder .*nowhere does not exist; .*--source-root"):
+    with pytest.raises(
+        DataError, match=r"--source msmt17: folder .*nowhere does not exist; .*--source-root"
+    ):
         run_training(replace(short, source="msmt17", source_root=str(tmp_path / "nowhere")))
     bad = AdaptationConfig(synthetic=replace(SOURCE, cameras=1))
-    with pytest.raises(DataError, match=r"--source synthetic: --adaptation.synthetic: cameras must be 2"):
+    with pytest.raises(
+        DataError, match=r"--source synthetic: --adaptation.synthetic: cameras must be 2"
+    ):
         run_training(replace(short, adaptation=bad))
 
 
@@ -236,7 +270,9 @@ def test_a_source_smaller_than_a_batch_is_refused_or_warned_of(
 ) -> None:
     monkeypatch.setattr(runner, "train", lambda *_: None)
     larger = replace(short, batch=replace(short.batch, size=48))
-    with pytest.raises(UserError, match=r"--batch.size 48 is more than the 36 training images of the source"):
+    with pytest.raises(
+        UserError, match=r"--batch.size 48 is more than the 36 training images of the source"
+    ):
         dry_run(replace(larger, method="nnct"))
     run_training(larger)
     assert "36 images of the source are fewer than a batch of 48" in capsys.readouterr().out
@@ -244,7 +280,10 @@ def test_a_source_smaller_than_a_batch_is_refused_or_warned_of(
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("nnct", "loss 0.7 x source + 0.3 x target"), ("instance memory", "their identities are classes")],
+    [
+        ("nnct", "loss 0.7 x source + 0.3 x target"),
+        ("instance memory", "their identities are classes"),
+    ],
 )
 def test_dry_run_says_what_the_source_is(
     config: RunConfig, name: str, said: str, capsys: pytest.CaptureFixture[str]
@@ -258,8 +297,19 @@ def test_dry_run_says_what_the_source_is(
 
 
 def test_the_command_line_names_a_source() -> None:
-    words = ["--source", "synthetic", "--adaptation.synthetic.seed", "7", "--adaptation.weight", "0.4"]
+    words = [
+        "--source",
+        "synthetic",
+        "--adaptation.synthetic.seed",
+        "7",
+        "--adaptation.weight",
+        "0.4",
+    ]
     config, _ = parse_training([*words, "--network.domain-bn", "false"])
-    assert (config.source, config.source_root, config.network.domain_bn) == ("synthetic", "data", False)
+    assert (config.source, config.source_root, config.network.domain_bn) == (
+        "synthetic",
+        "data",
+        False,
+    )
     assert (config.adaptation.synthetic.seed, config.adaptation.weight) == (7, 0.4)
     assert parse_training([])[0].source is None

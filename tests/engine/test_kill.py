@@ -9,19 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tiny import tiny_config
 
-from fastreid_al.active import Ledger
+from fastreid_al.answers import Ledger
 from fastreid_al.config import QuestionConfig, RunConfig
 from fastreid_al.engine.checkpoint import load_checkpoint
-from fastreid_al.methods import run_training
+from fastreid_al.runs import run_training
+from tests.support.tiny import tiny_config
 
 KILLS = 20
 
 
 def asking_config(run_dir: Path) -> RunConfig:
     """A tiny run that asks questions from its second epoch on."""
-    return replace(tiny_config(run_dir), ask="gain", questions=QuestionConfig(start=1, per_epoch=15))
+    return replace(
+        tiny_config(run_dir), ask="gain", questions=QuestionConfig(start=1, per_epoch=15)
+    )
 
 
 def answers(run_dir: Path) -> list[tuple[int, int, str]]:
@@ -37,7 +39,9 @@ def train(config: RunConfig, threads: int) -> None:
     run_training(config, resume=True)
 
 
-def test_killed_at_twenty_random_instants_the_weights_are_those_of_the_undisturbed_run(tmp_path: Path) -> None:
+def test_killed_at_twenty_random_instants_the_weights_are_those_of_the_undisturbed_run(
+    tmp_path: Path,
+) -> None:
     # A fork server that has imported everything makes a fresh process in milliseconds, so that kills fall into the run.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fastreid_al.methods", "tiny"])

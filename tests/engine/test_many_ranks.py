@@ -15,21 +15,36 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from ranked import Pool
-from tiny import SYNTHETIC, tiny_config
 from torch import Tensor
 
-from fastreid_al.config import MemoryConfig, NetworkConfig, OptimizerConfig, QuestionConfig, RunConfig
-from fastreid_al.engine import distributed
+from fastreid_al.config import (
+    MemoryConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    QuestionConfig,
+    RunConfig,
+)
+from fastreid_al.distributed import launch
+from fastreid_al.distributed.launch import check_same_images
+from fastreid_al.distributed.world import World
 from fastreid_al.engine.checkpoint import load_checkpoint
-from fastreid_al.engine.distributed import check_same_images
 from fastreid_al.errors import UserError
-from fastreid_al.methods import run, run_training
 from fastreid_al.models import build_model
-from fastreid_al.ranks import Ranks
+from fastreid_al.runs import run_training, train
+from tests.support.process_pool import Pool
+from tests.support.tiny import SYNTHETIC, tiny_config
 
 #: What is counted, or compared with a tolerance; scores follow from features that differ by rounding.
-EXACT = ("clusters", "clustered", "alone", "classes", "questions", "labels_per_image", "drafted_pair_f1", "pair_f1")
+EXACT = (
+    "clusters",
+    "clustered",
+    "alone",
+    "classes",
+    "questions",
+    "labels_per_image",
+    "drafted_pair_f1",
+    "pair_f1",
+)
 
 
 def configured(run_dir: Path, name: str) -> RunConfig:
@@ -38,27 +53,40 @@ def configured(run_dir: Path, name: str) -> RunConfig:
     Short steps of plain SGD: statistics of four tiny images make a change of 1e-7 in the weights grow tenfold with each longer
     one, and Adam's first steps turn the rounding of a gradient near zero into a step of full length.
     """
-    config = replace(tiny_config(run_dir), epochs=2, evaluate_every=2, network=NetworkConfig(bn_group=4))
-    config = replace(config, model="resnet18", optimizer=OptimizerConfig(name="sgd", lr=1e-5, momentum=0.0))
+    config = replace(
+        tiny_config(run_dir), epochs=2, evaluate_every=2, network=NetworkConfig(bn_group=4)
+    )
+    config = replace(
+        config, model="resnet18", optimizer=OptimizerConfig(name="sgd", lr=1e-5, momentum=0.0)
+    )
     if name == "cluster memory, questions":
         asked = QuestionConfig(start=1, per_epoch=10)
-        config = replace(config, ask="gain", questions=asked, memory=MemoryConfig(kind="cluster", hardest=True))
+        config = replace(
+            config, ask="gain", questions=asked, memory=MemoryConfig(kind="cluster", hardest=True)
+        )
         return replace(config, cluster=replace(config.cluster, source="extract"))
     if name == "source":
         return replace(
-            config, source="synthetic", adaptation=replace(config.adaptation, synthetic=replace(SYNTHETIC, seed=1))
+            config,
+            source="synthetic",
+            adaptation=replace(config.adaptation, synthetic=replace(SYNTHETIC, seed=1)),
         )
     if name == "nnct":
         nnct = replace(config.nnct, single_label=1, threshold=0.3)
-        return replace(config, method="nnct", nnct=nnct, network=NetworkConfig(bn_group=0, test_features="pool5"))
+        return replace(
+            config,
+            method="nnct",
+            nnct=nnct,
+            network=NetworkConfig(bn_group=0, test_features="pool5"),
+        )
     return config
 
 
-def trained(ranks: Ranks, config: RunConfig, cache: str) -> list[dict[str, Any]]:
+def trained(world: World, config: RunConfig, cache: str) -> list[dict[str, Any]]:
     """The history of a run."""
     os.environ["FASTREID_AL_CACHE"] = cache
-    run.draw_curves = lambda *_: None  # type: ignore[assignment]
-    return run_training(config, resume=True, ranks=ranks).history
+    train.draw_curves = lambda *_: None  # type: ignore[assignment]
+    return run_training(config, resume=True, world=world).history
 
 
 def assert_alike(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
@@ -89,50 +117,72 @@ def moved(folder: Path) -> Tensor:
     torch.manual_seed(0)
     first = build_model("resnet18", "none", bn_group=0).state_dict()
     last = load_checkpoint(folder / "last.pt")["model"]
-    return torch.cat([(last[k] - v).double().flatten() for k, v in first.items() if "weight" in k or "bias" in k])
+    return torch.cat(
+        [(last[k] - v).double().flatten() for k, v in first.items() if "weight" in k or "bias" in k]
+    )
 
 
 def test_a_run_of_two_ranks_goes_on_alone_and_on_four(pool: Pool, tmp_path: Path) -> None:
     cache = os.environ["FASTREID_AL_CACHE"]
     config = configured(tmp_path / "run", "instance memory")
-    [whole] = pool.run(trained, 1, replace(config, run_dir=str(tmp_path / "whole"), epochs=3), cache)
+    [whole] = pool.run(
+        trained, 1, replace(config, run_dir=str(tmp_path / "whole"), epochs=3), cache
+    )
     for size, epochs in ((2, 1), (4, 2), (1, 3)):
-        history = pool.run(trained, size, replace(config, epochs=epochs, evaluate_every=0), cache)[0]
+        history = pool.run(trained, size, replace(config, epochs=epochs, evaluate_every=0), cache)[
+            0
+        ]
     assert_alike([{k: v for k, v in r.items() if k != "mAP"} for r in whole], history)
     assert not (tmp_path / "run" / "last.json").exists()
 
 
-def refused(ranks: Ranks, config: RunConfig, change: dict[str, Any]) -> str:
+def refused(world: World, config: RunConfig, change: dict[str, Any]) -> str:
     try:
-        run_training(replace(config, **change) if ranks.rank == 1 else config, ranks=ranks)
+        run_training(replace(config, **change) if world.rank == 1 else config, world=world)
     except UserError as error:
         return str(error)
     return "nothing"
 
 
-def other_images(ranks: Ranks) -> str:
-    data = {"a.jpg": "1", "b.jpg": "2"} if ranks.rank < 2 else {"a.jpg": "1", "b.jpg": "3", "c.jpg": "4"}
+def other_images(world: World) -> str:
+    data = (
+        {"a.jpg": "1", "b.jpg": "2"}
+        if world.rank < 2
+        else {"a.jpg": "1", "b.jpg": "3", "c.jpg": "4"}
+    )
     with pytest.raises(UserError) as raised:
-        check_same_images(ranks, data)
+        check_same_images(world, data)
     return str(raised.value)
 
 
-def test_ranks_of_different_images_are_refused_by_all_and_the_first_difference_is_named(pool: Pool) -> None:
+def test_ranks_of_different_images_are_refused_by_all_and_the_first_difference_is_named(
+    pool: Pool,
+) -> None:
     for said in pool.run(other_images, 3):
-        assert "rank 2 reads other images than rank 0: 1 new (first: c.jpg), 1 changed (first: b.jpg)" in said
+        assert (
+            "rank 2 reads other images than rank 0: 1 new (first: c.jpg), 1 changed (first: b.jpg)"
+            in said
+        )
 
 
 def test_more_ranks_than_images_are_refused(pool: Pool, tmp_path: Path) -> None:
     for name in "abc":
         Image.new("RGB", (24, 48), (ord(name), 0, 0)).save(tmp_path / f"{name}_c1.png")
-    config = replace(configured(tmp_path / "run", "instance memory"), dataset="folder", data_root=str(tmp_path))
+    config = replace(
+        configured(tmp_path / "run", "instance memory"), dataset="folder", data_root=str(tmp_path)
+    )
     for said in pool.run(refused, 4, config, {}):
-        assert "4 ranks are more than the 3 training images: start torchrun with fewer processes" in said
+        assert (
+            "4 ranks are more than the 3 training images: start torchrun with fewer processes"
+            in said
+        )
 
 
-def test_without_nccl_gpus_exchange_over_gloo_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nccl_gpus_exchange_over_gloo_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
-    backend, why = distributed._backend(torch.device("cuda"))
+    backend, why = launch._backend(torch.device("cuda"))
     assert backend == "gloo" and "no NCCL" in why
 
 
@@ -143,18 +193,39 @@ def test_ranks_of_different_settings_or_parts_are_refused_by_all_and_the_differe
     for said in pool.run(refused, 2, config, {"seed": 5}):
         assert "rank 1 was started with --seed 5, rank 0 with --seed 0" in said
     for said in pool.run(refused, 4, replace(config, batch=replace(config.batch, size=24)), {}):
-        assert "--batch.size 24 does not divide into 4 ranks of groups of --network.bn-group 4: give 16 or 32" in said
+        assert (
+            "--batch.size 24 does not divide into 4 ranks of groups of --network.bn-group 4: give 16 or 32"
+            in said
+        )
 
 
-def test_a_rank_that_is_killed_is_started_again_and_the_run_ends_as_it_would_have(tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_is_started_again_and_the_run_ends_as_it_would_have(
+    tmp_path: Path,
+) -> None:
     def command(folder: str) -> list[str]:
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
-        options = ["--config", str(tmp_path / "tiny.json"), "--run-dir", str(tmp_path / folder), "--device", "cpu"]
+        torchrun = [
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "--max-restarts",
+            "1",
+        ]
+        options = [
+            "--config",
+            str(tmp_path / "tiny.json"),
+            "--run-dir",
+            str(tmp_path / folder),
+            "--device",
+            "cpu",
+        ]
         return [sys.executable, "-m", *torchrun, "-m", "fastreid_al.train", *options]
 
     (tmp_path / "tiny.json").write_text(json.dumps(asdict(tiny_config(tmp_path))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole = subprocess.run(command("whole"), env=environment, capture_output=True, text=True, timeout=150)
+    whole = subprocess.run(
+        command("whole"), env=environment, capture_output=True, text=True, timeout=150
+    )
     assert whole.returncode == 0, whole.stderr[-2000:]
     with subprocess.Popen(
         command("killed"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -162,10 +233,14 @@ def test_a_rank_that_is_killed_is_started_again_and_the_run_ends_as_it_would_hav
         pointer = tmp_path / "killed" / "last.json"
         while not pointer.exists() and process.poll() is None:
             time.sleep(0.05)
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        children = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+        ).stdout.split()
         os.kill(int(children[-1]), signal.SIGKILL)
         said = process.communicate(timeout=150)[0].decode()
     assert process.returncode == 0, said[-2000:]
     assert "resuming" in said
-    first, second = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "killed"))
+    first, second = (
+        load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "killed")
+    )
     assert all(torch.equal(first[k], second[k]) for k in first)

@@ -9,19 +9,27 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
 
-from fastreid_al.config import AdaptationConfig, EvaluationConfig, ImageConfig, NNCTConfig, RunConfig, StyleConfig
+from fastreid_al.config import (
+    AdaptationConfig,
+    EvaluationConfig,
+    ImageConfig,
+    NNCTConfig,
+    RunConfig,
+    StyleConfig,
+)
 from fastreid_al.data import load
-from fastreid_al.data.camstyle import ColourStyle, Styles
+from fastreid_al.data.camera_style import ColourStyle, Styles
 from fastreid_al.data.pixels import decode
 from fastreid_al.data.records import STYLE_COPIES
-from fastreid_al.data.synthetic import cached_synthetic
 from fastreid_al.engine import Interrupted
 from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
 from fastreid_al.errors import CheckpointError, DataError, UserError
-from fastreid_al.methods import NNCT, dry_run, run_training
-from fastreid_al.methods.score import evaluate_file
+from fastreid_al.methods import NNCT
+from fastreid_al.runs import dry_run, run_training
+from fastreid_al.runs.evaluate import evaluate_file
+from fastreid_al.synthetic.dataset import cached_synthetic
+from tests.support.tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
 
 
 def nnct_config(run_dir: Path) -> RunConfig:
@@ -79,9 +87,9 @@ def test_styles_are_given_the_pixels_and_rows_of_the_target_alone(
 
 def test_a_style_changes_what_is_learnt(config: RunConfig) -> None:
     losses = {
-        style: run_training(replace(config, epochs=1, camstyle=style, run_dir=f"{config.run_dir}-{style}")).history[0][
-            "loss"
-        ]
+        style: run_training(
+            replace(config, epochs=1, camstyle=style, run_dir=f"{config.run_dir}-{style}")
+        ).history[0]["loss"]
         for style in ("none", "colour")
     }
     assert losses["none"] != losses["colour"]
@@ -101,7 +109,9 @@ def test_a_stopped_run_resumes_to_a_bit_identical_state(
     assert load_checkpoint(Path(str(config.run_dir)) / "last.pt")["step"] == 2
     resumed = run_training(config, resume=True)
     a, b = (load_checkpoint(run.folder / "last.pt") for run in (whole, resumed))
-    assert set(a["method"]["label_memory"]) == ({"ids", "counts", "dropped"} if layout == "sparse" else {"words"})
+    assert set(a["method"]["label_memory"]) == (
+        {"ids", "counts", "dropped"} if layout == "sparse" else {"words"}
+    )
     assert same_state(a, b)
 
 
@@ -110,7 +120,9 @@ def test_learning_rates_of_both_groups_follow_their_settings_on_resume(config: R
     file = run_training(replace(begun, epochs=1)).folder / "last.pt"
     groups = load_checkpoint(file)["optimizer"]["param_groups"]
     assert [(g["lr"], g["nesterov"]) for g in groups] == [(0.02, False), (0.01, False)]
-    changed = replace(config, optimizer=replace(config.optimizer, lr=0.01, backbone_lr=0.001, momentum=0.5))
+    changed = replace(
+        config, optimizer=replace(config.optimizer, lr=0.01, backbone_lr=0.001, momentum=0.5)
+    )
     run = run_training(replace(changed, epochs=2), resume=True)
     groups = load_checkpoint(run.folder / "last.pt")["optimizer"]["param_groups"]
     assert [g["lr"] for g in groups] == pytest.approx([0.001, 0.0001])
@@ -122,7 +134,10 @@ def test_learning_rates_of_both_groups_follow_their_settings_on_resume(config: R
 def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: RunConfig) -> None:
     finished = run_training(config)
     last = str(finished.folder / "last.pt")
-    assert evaluate_file(EvaluationConfig(last, synthetic=SYNTHETIC)).mAP == finished.history[-1]["mAP"]
+    assert (
+        evaluate_file(EvaluationConfig(last, synthetic=SYNTHETIC)).mAP
+        == finished.history[-1]["mAP"]
+    )
     assert evaluate_file(EvaluationConfig(last)).mAP == finished.history[-1]["mAP"]
     other = EvaluationConfig(last, synthetic=SYNTHETIC, test_features="bn")
     assert evaluate_file(other).mAP != finished.history[-1]["mAP"]
@@ -135,7 +150,10 @@ def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: Ru
         ({"nnct": NNCTConfig(threshold=-1.0)}, r"--nnct.threshold is out of range"),
         ({"nnct": NNCTConfig(lambda_n=-0.1)}, r"--nnct.lambda-n is out of range"),
         ({"neighbours_k": -1}, r"--neighbours-k is out of range"),
-        ({"neighbours_k": 64}, r"--neighbours-k 64 is out of range; 64 images have 0 to 63 neighbours"),
+        (
+            {"neighbours_k": 64},
+            r"--neighbours-k 64 is out of range; 64 images have 0 to 63 neighbours",
+        ),
         (
             {"batch": replace(tiny_config(Path()).batch, size=65)},
             r"--batch.size 65 is more than the 64 training images",
@@ -146,7 +164,10 @@ def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: Ru
         ),
         ({"style": StyleConfig(probability=1.5)}, r"--style.probability is out of range"),
         ({"style": StyleConfig(band=0.0)}, r"--style.band is out of range"),
-        ({"nnct": NNCTConfig(layout="sparse", capacity=2**40)}, r"--nnct.layout and --nnct.capacity: capacity: found"),
+        (
+            {"nnct": NNCTConfig(layout="sparse", capacity=2**40)},
+            r"--nnct.layout and --nnct.capacity: capacity: found",
+        ),
         ({"ask": "gain"}, r"--method nnct has no questions to ask"),
     ],
 )
@@ -161,18 +182,30 @@ def test_what_cannot_work_is_refused_in_one_line_by_a_dry_run_too(
     assert not Path(str(config.run_dir)).exists()
 
 
-def test_a_dry_run_says_what_the_labels_take(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_says_what_the_labels_take(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     dry_run(config)
     printed = capsys.readouterr().out
     assert "3 epochs of 4 batches of 16 images" in printed
     assert "images are drawn in camera styles (colour)" in printed
-    assert "label memory (PLMB) 0.0 MB as bits; single labels in the first 1 epochs, then labels above 0.3" in printed
+    assert (
+        "label memory (PLMB) 0.0 MB as bits; single labels in the first 1 epochs, then labels above 0.3"
+        in printed
+    )
     dry_run(replace(config, nnct=replace(config.nnct, single_label=3)))
-    assert "single labels in all epochs: --nnct.single-label 3 is not less than --epochs 3" in capsys.readouterr().out
+    assert (
+        "single labels in all epochs: --nnct.single-label 3 is not less than --epochs 3"
+        in capsys.readouterr().out
+    )
 
 
-def test_settings_that_do_nothing_are_named(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    dry_run(replace(config, source_root="elsewhere", image=replace(config.image, height=32, width=32)))
+def test_settings_that_do_nothing_are_named(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dry_run(
+        replace(config, source_root="elsewhere", image=replace(config.image, height=32, width=32))
+    )
     printed = capsys.readouterr().out
     assert "warning: --source-root and --adaptation.* do nothing without --source" in printed
     assert "warning: no random crop will be made: at 32 x 32" in printed
@@ -187,23 +220,36 @@ def test_settings_that_do_nothing_are_named(config: RunConfig, capsys: pytest.Ca
 def test_labels_that_short_lists_had_no_room_for_are_counted(
     config: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = replace(config, epochs=2, nnct=NNCTConfig(threshold=-0.5, single_label=1, layout="sparse", capacity=2))
+    few = replace(
+        config,
+        epochs=2,
+        nnct=NNCTConfig(threshold=-0.5, single_label=1, layout="sparse", capacity=2),
+    )
     history = run_training(few).history
     assert history[0]["labels_dropped"] == 0 < history[1]["labels_dropped"]
     assert "labels dropped in all (a larger --nnct.capacity keeps them)" in capsys.readouterr().out
 
 
-def test_osnet_is_scored_as_it_was_trained_without_its_fully_connected_layer(config: RunConfig) -> None:
-    finished = run_training(replace(config, epochs=1, network=replace(config.network, osnet_fc=False)))
+def test_osnet_is_scored_as_it_was_trained_without_its_fully_connected_layer(
+    config: RunConfig,
+) -> None:
+    finished = run_training(
+        replace(config, epochs=1, network=replace(config.network, osnet_fc=False))
+    )
     last = finished.folder / "last.pt"
     state = load_checkpoint(last)
     assert not any(".fc." in name for name in state["model"] if "gate" not in name)
     assert state["method"]["bank"].shape == (64, 128)
-    assert evaluate_file(EvaluationConfig(str(last), synthetic=SYNTHETIC)).mAP == finished.history[-1]["mAP"]
+    assert (
+        evaluate_file(EvaluationConfig(str(last), synthetic=SYNTHETIC)).mAP
+        == finished.history[-1]["mAP"]
+    )
 
 
 @pytest.mark.parametrize("part", ["bank", "label_memory"])
-def test_memories_of_another_number_of_images_are_refused_on_resume(config: RunConfig, part: str) -> None:
+def test_memories_of_another_number_of_images_are_refused_on_resume(
+    config: RunConfig, part: str
+) -> None:
     file = run_training(replace(config, epochs=1)).folder / "last.pt"
     state = load_checkpoint(file)
     other = NNCT(60, 1, config.nnct, config.batch, 3, 0)
@@ -211,13 +257,16 @@ def test_memories_of_another_number_of_images_are_refused_on_resume(config: RunC
     state["method"][part] = other.state_dict()[part]
     save_checkpoint(file, {k: v for k, v in state.items() if k != "format"})
     with pytest.raises(
-        CheckpointError, match=r"the checkpoint does not fit the run: .*64.*; resume with the images"
+        CheckpointError,
+        match=r"the checkpoint does not fit the run: .*64.*; resume with the images",
     ) as no:
         run_training(config, resume=True)
     assert "\n" not in str(no.value)
 
 
-def test_copies_beside_unlabelled_crops_are_no_training_images(with_copies: tuple[RunConfig, Path]) -> None:
+def test_copies_beside_unlabelled_crops_are_no_training_images(
+    with_copies: tuple[RunConfig, Path],
+) -> None:
     folder = with_copies[1]
     crops = folder.parent / "crops"
     shutil.copytree(folder.parent / "train", crops)
@@ -234,8 +283,12 @@ def with_copies(config: RunConfig, tmp_path: Path) -> tuple[RunConfig, Path]:
     first = sorted((root / "train").rglob("*.jpg"))[0]
     own = int(first.stem.split("_")[2])
     for camera in {1, 2, 3} - {own}:
-        Image.new("RGB", (20, 40), (80 * camera, 0, 0)).save(root / STYLE_COPIES / f"{first.stem}_fake_{camera}.jpg")
-    return replace(config, dataset="msmt17", data_root=str(tmp_path), camstyle="files"), root / STYLE_COPIES
+        Image.new("RGB", (20, 40), (80 * camera, 0, 0)).save(
+            root / STYLE_COPIES / f"{first.stem}_fake_{camera}.jpg"
+        )
+    return replace(
+        config, dataset="msmt17", data_root=str(tmp_path), camstyle="files"
+    ), root / STYLE_COPIES
 
 
 def test_copies_that_changed_are_refused_on_resume(
@@ -259,10 +312,14 @@ def test_copies_for_other_cameras_are_refused(with_copies: tuple[RunConfig, Path
     copy = sorted(folder.iterdir())[0]
     copy.rename(copy.with_name(copy.name.rsplit("_", 1)[0] + "_9.jpg"))
     for begin in (dry_run, run_training):
-        with pytest.raises(DataError, match=r"is for camera 9; the training images' cameras are 1, 2, 3"):
+        with pytest.raises(
+            DataError, match=r"is for camera 9; the training images' cameras are 1, 2, 3"
+        ):
             begin(config)
 
 
-def test_absent_copies_are_said_once_and_the_run_goes_on(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_absent_copies_are_said_once_and_the_run_goes_on(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_training(replace(config, epochs=1, camstyle="files"))
     assert capsys.readouterr().out.count("training goes on without camera styles") == 1

@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import SYNTHETIC
 
-from fastreid_al.active import Ledger, Oracle, Question, QuitAsking, Verdict
+from fastreid_al.annotators import Oracle
+from fastreid_al.answers import Ledger, Question, QuitAsking, Verdict
 from fastreid_al.config import OracleConfig, QuestionConfig, RunConfig, SimulationConfig
-from fastreid_al.data.synthetic import cached_synthetic
 from fastreid_al.engine import Interrupted
 from fastreid_al.engine.checkpoint import load_checkpoint
-from fastreid_al.engine.report import Reporter
+from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import LedgerError, UserError
 from fastreid_al.evaluate import main as evaluate_main
-from fastreid_al.methods import run_simulation, run_training
+from fastreid_al.runs import run_simulation, run_training
 from fastreid_al.simulate import main as simulate_main
+from fastreid_al.synthetic.dataset import cached_synthetic
+from tests.support.tiny import SYNTHETIC
 
 COST = ("questions", "share", "answering_seconds")
 
@@ -54,13 +55,21 @@ def test_cost_and_cluster_quality_before_and_after_are_recorded_and_drawn_in_the
     asking: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     history = run_training(asking).history
-    lines = [json.loads(line) for line in (Path(asking.run_dir) / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (Path(asking.run_dir) / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines == history
     assert "questions" not in history[1]
     asked = history[2:]
     for record in asked:
         assert 0 < record["questions"] <= 15
-        assert {"drafted_pair_precision", "drafted_pair_recall", "remembered", "contradictions"} <= record.keys()
+        assert {
+            "drafted_pair_precision",
+            "drafted_pair_recall",
+            "remembered",
+            "contradictions",
+        } <= record.keys()
     for what in COST:
         assert asked[-1][f"{what}_total"] == pytest.approx(sum(r[what] for r in asked))
     n = SYNTHETIC.train_images
@@ -99,7 +108,10 @@ def test_someone_who_is_always_unsure_does_not_stop_the_training(asking: RunConf
 
 @pytest.mark.parametrize("after", [0, 7, 20])
 def test_leaving_while_asked_and_going_on_gives_the_same_weights_and_asks_nothing_twice(
-    asking: RunConfig, after: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    asking: RunConfig,
+    after: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_training(elsewhere(asking, "whole"))
     original, given = Oracle.answer, [0]
@@ -155,25 +167,43 @@ def test_a_ledger_that_another_run_filled_is_known_and_not_counted(asking: RunCo
     run_training(asking)
     shared = str(Path(asking.run_dir) / "answers.sqlite")
     known = answers(asking.run_dir)
-    later = elsewhere(asking, "later", questions=replace(asking.questions, ledger=shared, start=0, per_epoch=3))
+    later = elsewhere(
+        asking, "later", questions=replace(asking.questions, ledger=shared, start=0, per_epoch=3)
+    )
     history = run_training(later).history
     fresh = answers(asking.run_dir)[len(known) :]
     assert len(fresh) == history[-1]["questions_total"] <= 9
-    assert not {frozenset(pair) for _, *pair, _ in fresh} & {frozenset(pair) for _, *pair, _ in known}
+    assert not {frozenset(pair) for _, *pair, _ in fresh} & {
+        frozenset(pair) for _, *pair, _ in known
+    }
 
 
 def test_a_second_trainer_on_one_ledger_is_refused(asking: RunConfig, tmp_path: Path) -> None:
-    shared = replace(asking, questions=replace(asking.questions, ledger=str(tmp_path / "shared.sqlite")))
-    with Ledger.open(str(tmp_path / "shared.sqlite")), pytest.raises(LedgerError, match="in use by process"):
+    shared = replace(
+        asking, questions=replace(asking.questions, ledger=str(tmp_path / "shared.sqlite"))
+    )
+    with (
+        Ledger.open(str(tmp_path / "shared.sqlite")),
+        pytest.raises(LedgerError, match="in use by process"),
+    ):
         run_training(shared)
 
 
-def test_questions_can_be_turned_on_off_and_on_again_on_resume_without_being_forgotten(asking: RunConfig) -> None:
+def test_questions_can_be_turned_on_off_and_on_again_on_resume_without_being_forgotten(
+    asking: RunConfig,
+) -> None:
     run_training(replace(asking, ask="none", epochs=1))
     run_training(replace(asking, epochs=2), resume=True)
     run_training(replace(asking, ask="none", epochs=3), resume=True)
-    history = run_training(replace(asking, ask="ucal", oracle=OracleConfig(error=0.1), epochs=4), resume=True).history
-    assert 0 < history[2]["questions_total"] <= history[4]["questions_total"] == len(answers(asking.run_dir))
+    history = run_training(
+        replace(asking, ask="ucal", oracle=OracleConfig(error=0.1), epochs=4), resume=True
+    ).history
+    assert (
+        0
+        < history[2]["questions_total"]
+        <= history[4]["questions_total"]
+        == len(answers(asking.run_dir))
+    )
 
 
 @pytest.fixture
@@ -216,9 +246,15 @@ def test_renamed_images_are_found_by_content_and_removed_ones_are_counted(
     assert f"{about_removed} of them are about images that are not in this set" in said
 
 
-def test_a_ledger_of_another_image_set_is_refused_with_both_names(asking: RunConfig, copied: RunConfig) -> None:
+def test_a_ledger_of_another_image_set_is_refused_with_both_names(
+    asking: RunConfig, copied: RunConfig
+) -> None:
     run_training(asking)
-    other = elsewhere(copied, "other", questions=replace(copied.questions, ledger=f"{asking.run_dir}/answers.sqlite"))
+    other = elsewhere(
+        copied,
+        "other",
+        questions=replace(copied.questions, ledger=f"{asking.run_dir}/answers.sqlite"),
+    )
     with pytest.raises(LedgerError, match=r"synthetic.*msmt17|msmt17.*synthetic"):
         run_training(other)
 
@@ -234,7 +270,9 @@ def test_a_ledger_of_another_image_set_is_refused_with_both_names(asking: RunCon
         ({"questions": QuestionConfig(ledger="/dev/null/all.sqlite")}, "/dev/null/all.sqlite"),
     ],
 )
-def test_questions_that_cannot_work_are_refused_in_one_line(asking: RunConfig, change: dict, message: str) -> None:
+def test_questions_that_cannot_work_are_refused_in_one_line(
+    asking: RunConfig, change: dict, message: str
+) -> None:
     with pytest.raises(UserError) as refused:
         run_training(replace(asking, **change))
     assert message in str(refused.value)
@@ -248,14 +286,29 @@ def test_an_oracle_for_unlabelled_images_is_refused(asking: RunConfig, tmp_path:
         run_training(replace(asking, dataset="folder", data_root=str(tmp_path)))
 
 
-def test_saved_features_are_simulated(asking: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_saved_features_are_simulated(
+    asking: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_training(replace(asking, ask="none", epochs=1))
     file = tmp_path / "features.npz"
     sizes = [f"--synthetic.{k.replace('_', '-')}={v}" for k, v in vars(SYNTHETIC).items()]
     evaluate_main([f"--checkpoint={asking.run_dir}/last.pt", f"--save-features={file}", *sizes])
     with np.load(file) as saved:
-        assert saved["features"].shape[0] == SYNTHETIC.train_images == len(saved["identities"]) == len(saved["cameras"])
-    simulate_main([f"--features={file}", "--budget=40", "--every=10", f"--out={tmp_path / 'out'}", "--cluster.k1=8"])
+        assert (
+            saved["features"].shape[0]
+            == SYNTHETIC.train_images
+            == len(saved["identities"])
+            == len(saved["cameras"])
+        )
+    simulate_main(
+        [
+            f"--features={file}",
+            "--budget=40",
+            "--every=10",
+            f"--out={tmp_path / 'out'}",
+            "--cluster.k1=8",
+        ]
+    )
     lines = (tmp_path / "out" / "curves.csv").read_text().splitlines()
     assert lines[0] == "strategy,questions,share,precision,recall,f1"
     assert {line.split(",")[0] for line in lines[1:]} == {"ucal", "gain", "spal", "random"}
@@ -272,7 +325,9 @@ def test_saved_features_are_simulated(asking: RunConfig, tmp_path: Path, capsys:
         (["--questions.budget=3"], "a simulation has one --budget"),
     ],
 )
-def test_a_simulation_that_cannot_work_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_a_simulation_that_cannot_work_is_refused(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         simulate_main(["--features=nowhere.npz", f"--out={tmp_path}", *arguments])
 
@@ -281,12 +336,14 @@ def test_a_simulation_that_cannot_work_is_refused(tmp_path: Path, arguments: lis
     ("arrays", "message"),
     [
         ({"features": np.eye(3)}, "no array identities"),
-        ({"features": np.eye(3), "identities": np.arange(2)}, "wanted"),
+        ({"features": np.eye(3), "identities": np.arange(2)}, "expected"),
         ({"features": np.zeros((3, 2)), "identities": np.arange(3)}, "not zero"),
         ({"features": np.full((3, 2), np.nan), "identities": np.arange(3)}, "finite"),
     ],
 )
-def test_feature_files_that_cannot_be_used_are_refused(tmp_path: Path, arrays: dict, message: str) -> None:
+def test_feature_files_that_cannot_be_used_are_refused(
+    tmp_path: Path, arrays: dict, message: str
+) -> None:
     np.savez(tmp_path / "f.npz", **arrays)
     with pytest.raises(UserError, match=message):
         simulate_main([f"--features={tmp_path / 'f.npz'}", f"--out={tmp_path}"])
@@ -300,6 +357,10 @@ def test_a_simulation_whose_clustering_is_not_installed_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(tmp_path / "f.npz", features=np.eye(5), identities=np.arange(5))
-    monkeypatch.setattr("fastreid_al.clustering.peers.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "fastreid_al.clustering.backends.importlib.util.find_spec", lambda name: None
+    )
     with pytest.raises(UserError, match=r"--cluster.dbscan: 'cuml' is not installed"):
-        simulate_main([f"--features={tmp_path / 'f.npz'}", f"--out={tmp_path}", "--cluster.dbscan=cuml"])
+        simulate_main(
+            [f"--features={tmp_path / 'f.npz'}", f"--out={tmp_path}", "--cluster.dbscan=cuml"]
+        )

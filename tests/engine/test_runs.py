@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from fastreid_al.config import MemoryConfig, RunConfig
-from fastreid_al.data.synthetic import cached_synthetic
 from fastreid_al.engine import Interrupted, checkpoint, loop
 from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
 from fastreid_al.errors import CheckpointError, DataError, TrainingError, UserError
 from fastreid_al.evaluate import main as evaluate_main
-from fastreid_al.methods import dry_run, run_training
+from fastreid_al.runs import dry_run, run_training
+from fastreid_al.synthetic.dataset import cached_synthetic
 
 
 def weights(run: str | Path) -> dict[str, torch.Tensor]:
@@ -35,7 +35,10 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def metrics(run: str | Path) -> list[dict]:
     lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "speed")} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "speed")}
+        for line in lines
+    ]
 
 
 def elsewhere(config: RunConfig, name: str, **changes: object) -> RunConfig:
@@ -73,7 +76,14 @@ def test_a_run_leaves_config_versions_metrics_checkpoints_and_figure(
 ) -> None:
     finished = run_training(config)
     names = sorted(p.name for p in finished.folder.iterdir())
-    assert names == ["best.pt", "config.json", "curves.png", "last.pt", "metrics.jsonl", "versions.json"]
+    assert names == [
+        "best.pt",
+        "config.json",
+        "curves.png",
+        "last.pt",
+        "metrics.jsonl",
+        "versions.json",
+    ]
     assert Image.open(finished.folder / "curves.png").size[0] > 500
     assert [r["epoch"] for r in metrics(finished.folder)] == [0, 1, 2, 3]
     last = metrics(finished.folder)[-1]
@@ -99,7 +109,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(config: 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("step", [2, 4, 6])
 def test_a_stopped_run_resumes_to_bit_identical_weights(
-    config: RunConfig, name: str, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: RunConfig,
+    name: str,
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = variant(config, name)
     whole = run_training(elsewhere(config, "whole"))
@@ -147,9 +161,13 @@ def test_more_epochs_can_be_asked_for_on_resume(config: RunConfig) -> None:
 
 def test_checkpoint_of_another_model_or_method_is_refused(config: RunConfig) -> None:
     run_training(replace(config, epochs=1))
-    with pytest.raises(CheckpointError, match=r"--model osnet_x0_25, the run asks for --model resnet18"):
+    with pytest.raises(
+        CheckpointError, match=r"--model osnet_x0_25, the run asks for --model resnet18"
+    ):
         run_training(replace(config, model="resnet18"), resume=True)
-    with pytest.raises(CheckpointError, match=r"--method ucal, the run asks for --method supervised"):
+    with pytest.raises(
+        CheckpointError, match=r"--method ucal, the run asks for --method supervised"
+    ):
         run_training(replace(config, method="supervised"), resume=True)
     shutil.copy(Path(str(config.run_dir)) / "best.pt", Path(str(config.run_dir)) / "last.pt")
     with pytest.raises(CheckpointError, match=r"weights alone"):
@@ -158,9 +176,13 @@ def test_checkpoint_of_another_model_or_method_is_refused(config: RunConfig) -> 
 
 def test_settings_that_the_state_depends_on_may_not_change_on_resume(config: RunConfig) -> None:
     run_training(replace(config, epochs=1))
-    with pytest.raises(CheckpointError, match=r"--memory.kind instance, the run asks for --memory.kind cluster"):
+    with pytest.raises(
+        CheckpointError, match=r"--memory.kind instance, the run asks for --memory.kind cluster"
+    ):
         run_training(replace(config, memory=MemoryConfig(kind="cluster")), resume=True)
-    with pytest.raises(CheckpointError, match=r"--batch.iterations 4, the run asks for --batch.iterations 2"):
+    with pytest.raises(
+        CheckpointError, match=r"--batch.iterations 4, the run asks for --batch.iterations 2"
+    ):
         run_training(replace(config, batch=replace(config.batch, iterations=2)), resume=True)
 
 
@@ -171,16 +193,24 @@ def test_a_lower_learning_rate_on_resume_is_used(config: RunConfig) -> None:
     assert [r["lr"] for r in resumed.history[1:]] == pytest.approx([1e-3, 1e-5, 1e-6])
 
 
-def test_a_run_folder_that_cannot_be_written_is_named_before_anything_slow(config: RunConfig, tmp_path: Path) -> None:
+def test_a_run_folder_that_cannot_be_written_is_named_before_anything_slow(
+    config: RunConfig, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match=r"cannot write into .*name another folder with --run-dir"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot write into .*name another folder with --run-dir"
+    ):
         run_training(replace(config, run_dir=str(tmp_path / "file")))
 
 
-def test_a_run_inside_the_image_folder_does_not_train_on_its_own_figure(config: RunConfig, tmp_path: Path) -> None:
+def test_a_run_inside_the_image_folder_does_not_train_on_its_own_figure(
+    config: RunConfig, tmp_path: Path
+) -> None:
     crops = tmp_path / "crops"
     shutil.copytree(cached_synthetic(config.synthetic) / "train", crops)
-    inside = replace(config, dataset="folder", data_root=str(crops), run_dir=str(crops / "runs" / "a"), epochs=1)
+    inside = replace(
+        config, dataset="folder", data_root=str(crops), run_dir=str(crops / "runs" / "a"), epochs=1
+    )
     finished = run_training(inside)
     assert (finished.folder / "curves.png").exists()
     run_training(replace(inside, epochs=2), resume=True)
@@ -208,7 +238,8 @@ def test_changed_images_are_refused_on_resume_with_the_difference(copied: RunCon
     first, second, *_ = train_images(copied)
     Image.new("RGB", (20, 40)).save(first)
     with pytest.raises(
-        CheckpointError, match=rf"not those the run began with: 1 changed \(first: train/.*{first.name}\)"
+        CheckpointError,
+        match=rf"not those the run began with: 1 changed \(first: train/.*{first.name}\)",
     ):
         run_training(copied, resume=True)
     second.write_bytes(b"")
@@ -252,7 +283,9 @@ def test_few_unlabelled_images_of_one_camera_train_with_warnings(
         run_training(elsewhere(config, "supervised", method="supervised"))
 
 
-def test_nothing_to_contrast_stops_with_one_line_and_keeps_the_checkpoint(config: RunConfig) -> None:
+def test_nothing_to_contrast_stops_with_one_line_and_keeps_the_checkpoint(
+    config: RunConfig,
+) -> None:
     run_training(replace(config, epochs=1))
     before = (Path(str(config.run_dir)) / "last.pt").read_bytes()
     harsh = replace(config, cluster=replace(config.cluster, noise="drop", min_samples=60))
@@ -287,7 +320,9 @@ import torch
 from fastreid_al.cli import run_main
 run_main(lambda: save_checkpoint(Path({str(run / "last.pt")!r}), {{"model": torch.zeros(10**6)}}))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "could not write" in done.stderr
@@ -305,7 +340,9 @@ def test_a_damaged_checkpoint_is_named(config: RunConfig, content: bytes) -> Non
         run_training(config, resume=True)
 
 
-def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_a_newer_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "FORMAT", 99)
         save_checkpoint(tmp_path / "x.pt", {"model": {}})
@@ -324,12 +361,16 @@ def test_evaluation_of_checkpoint_and_bare_weights_repeats_the_run(
     assert f"{100 * last['mAP']:.1f}" in capsys.readouterr().out
     torch.save(weights(finished.folder), tmp_path / "bare.pth")
     size = ["--height", "48", "--width", "24"]
-    evaluate_main(["--checkpoint", str(tmp_path / "bare.pth"), "--model", "osnet_x0_25", *size, *flags])
+    evaluate_main(
+        ["--checkpoint", str(tmp_path / "bare.pth"), "--model", "osnet_x0_25", *size, *flags]
+    )
     assert f"{100 * last['mAP']:.1f}" in capsys.readouterr().out
     with pytest.raises(UserError, match="name its backbone with --model"):
         evaluate_main(["--checkpoint", str(tmp_path / "bare.pth"), *flags])
     with pytest.raises(CheckpointError, match="trained with --model osnet_x0_25, not resnet18"):
-        evaluate_main(["--checkpoint", str(finished.folder / "best.pt"), "--model", "resnet18", *flags])
+        evaluate_main(
+            ["--checkpoint", str(finished.folder / "best.pt"), "--model", "resnet18", *flags]
+        )
 
 
 def test_dry_run_writes_nothing(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,7 +379,9 @@ def test_dry_run_writes_nothing(config: RunConfig, capsys: pytest.CaptureFixture
     assert not Path(str(config.run_dir)).exists()
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"device": "cuda:99"}, {"device": "gpu"}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "change", [{"epochs": 0}, {"device": "cuda:99"}, {"device": "gpu"}, {"seed": -1}]
+)
 def test_settings_that_cannot_work_are_refused_at_once(config: RunConfig, change: dict) -> None:
     with pytest.raises(UserError, match=f"--{next(iter(change))}"):
         run_training(replace(config, **change))

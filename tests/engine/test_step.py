@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fastreid_al.config import EngineConfig, RunConfig
-from fastreid_al.engine.step import Network
+from fastreid_al.engine.network import Network
 from fastreid_al.errors import TrainingError
-from fastreid_al.methods import run_training
 from fastreid_al.methods.contrastive import ContrastiveMethod
 from fastreid_al.models import ReIdNet, build_model
+from fastreid_al.runs import run_training
 
 CPU = torch.device("cpu")
 
@@ -73,10 +73,15 @@ def test_a_compilation_that_fails_is_said_once_and_the_network_runs_plain(
 def build_again(model: ReIdNet) -> dict[str, Tensor]:
     """The state with the running statistics of a network that has seen nothing."""
     fresh = build_model("osnet_x0_25", "none", bn_group=4).state_dict()
-    return {k: fresh[k] if "running" in k or "tracked" in k else v for k, v in model.state_dict().items()}
+    return {
+        k: fresh[k] if "running" in k or "tracked" in k else v
+        for k, v in model.state_dict().items()
+    }
 
 
-@pytest.mark.parametrize(("room", "advice"), [(24, "--batch.size 16 would fit"), (1, "no batch would fit")])
+@pytest.mark.parametrize(
+    ("room", "advice"), [(24, "--batch.size 16 would fit"), (1, "no batch would fit")]
+)
 def test_a_device_without_room_says_what_would_fit(
     model: ReIdNet, monkeypatch: pytest.MonkeyPatch, room: int, advice: str
 ) -> None:
@@ -97,12 +102,15 @@ def test_a_device_without_room_says_what_would_fit(
         network.prove(room, 32, 16, 4)
 
 
-def test_a_step_that_finds_no_room_after_all_is_one_line(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_finds_no_room_after_all_is_one_line(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> Tensor:
         raise torch.OutOfMemoryError("too much")
 
     monkeypatch.setattr(ContrastiveMethod, "loss", full)
     with pytest.raises(
-        TrainingError, match=r"ran out of memory .* a smaller --batch.size than 16, or more ranks than 1"
+        TrainingError,
+        match=r"ran out of memory .* a smaller --batch.size than 16, or more ranks than 1",
     ):
         run_training(replace(config, evaluate_untrained=False))

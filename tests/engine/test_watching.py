@@ -11,14 +11,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastreid_al.config import BatchConfig, RunConfig
 from fastreid_al.engine.clock import Clock
-from fastreid_al.methods import run_training
+from fastreid_al.runs import run_training
 
 
 def test_a_profiled_run_leaves_phases_a_trace_a_table_and_tensorboards_file(
     config: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batch = BatchConfig(size=16, iterations=12)
-    config = replace(config, epochs=1, batch=batch, evaluate_untrained=False, tensorboard=True, profile=True)
+    config = replace(
+        config, epochs=1, batch=batch, evaluate_untrained=False, tensorboard=True, profile=True
+    )
     finished = run_training(config)
     [record] = finished.history
     seconds, speed = record["seconds"], record["speed"]
@@ -46,7 +48,9 @@ def test_a_profiled_run_leaves_phases_a_trace_a_table_and_tensorboards_file(
 
     board = EventAccumulator(str(finished.folder / "tensorboard"))
     board.Reload()
-    assert {"loss", "mAP", "seconds/network", "speed/images_per_second"} <= set(board.Tags()["scalars"])
+    assert {"loss", "mAP", "seconds/network", "speed/images_per_second"} <= set(
+        board.Tags()["scalars"]
+    )
     [scalar] = board.Scalars("mAP")
     assert (scalar.step, scalar.value) == (1, pytest.approx(record["mAP"], rel=1e-6))
 

@@ -9,21 +9,28 @@ import torch
 
 from fastreid_al.config import recipe
 from fastreid_al.data.augment import Augment
-from fastreid_al.data.camstyle import CameraStyle, ColourStyle, FourierStyle
+from fastreid_al.data.camera_style import CameraStyle, ColourStyle, FourierStyle
 from fastreid_al.data.pixels import PixelStore
 from fastreid_al.data.records import Record
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 @pytest.mark.parametrize("kind", ["none", "colour", "fourier"])
 def test_a_batch_is_augmented_alike_on_both(kind: str) -> None:
-    pixels = torch.nn.functional.interpolate(255 * torch.rand(60, 3, 16, 8), (128, 64), mode="bilinear").to(torch.uint8)
+    pixels = torch.nn.functional.interpolate(
+        255 * torch.rand(60, 3, 16, 8), (128, 64), mode="bilinear"
+    ).to(torch.uint8)
     records = [Record(Path(f"{i}.jpg"), 0, i % 3) for i in range(60)]
     store = PixelStore(pixels, torch.arange(60), [""] * 60, [])
     style: CameraStyle | None = None
     if kind != "none":
-        style = ColourStyle(records, store) if kind == "colour" else FourierStyle(records, store, 0.05)
+        style = (
+            ColourStyle(records, store) if kind == "colour" else FourierStyle(records, store, 0.05)
+        )
     rows = torch.randperm(60)[:32]
     found = []
     for device in ("cpu", "cuda"):

@@ -7,7 +7,6 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from helpers import clustered_features
 from torch import Tensor
 
 from fastreid_al.clustering import (
@@ -20,13 +19,18 @@ from fastreid_al.clustering import (
     radius_graph,
     self_paced_labels,
 )
+from tests.support.features import clustered_features
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-needs_cuml = pytest.mark.skipif(importlib.util.find_spec("cuml") is None, reason="cuML is not installed")
-needs_cuvs = pytest.mark.skipif(importlib.util.find_spec("cuvs") is None, reason="cuVS is not installed")
+needs_cuml = pytest.mark.skipif(
+    importlib.util.find_spec("cuml") is None, reason="cuML is not installed"
+)
+needs_cuvs = pytest.mark.skipif(
+    importlib.util.find_spec("cuvs") is None, reason="cuVS is not installed"
+)
 EPS = (0.6, 0.58, 0.62, 0.3)
 
 
@@ -39,7 +43,11 @@ def here(graph: Graph) -> Graph:
 
 
 def jaccard(dtype: torch.dtype, spread: float = 0.9) -> Graph:
-    return here(jaccard_graph(torch.from_numpy(clustered_features(2000, 120, spread=spread)).to(dtype), k1=20))
+    return here(
+        jaccard_graph(
+            torch.from_numpy(clustered_features(2000, 120, spread=spread)).to(dtype), k1=20
+        )
+    )
 
 
 def signs(n: int, seed: int = 0) -> Tensor:
@@ -65,7 +73,9 @@ def test_a_long_chain_is_one_cluster() -> None:
     names = torch.from_numpy(np.random.default_rng(0).permutation(n))
     rows, columns = torch.cat([names[:-1], names[1:]]), torch.cat([names[1:], names[:-1]])
     order = (rows * n + columns).argsort()
-    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=n).cumsum(0)])
+    indptr = torch.cat(
+        [torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=n).cumsum(0)]
+    )
     graph = Graph(indptr, columns[order], torch.full((len(rows),), 0.5), 0.62)
     assert (dbscan(there(graph), 0.5, 2) == 0).all()
 
@@ -84,9 +94,9 @@ def test_a_malformed_graph_on_cuda_is_refused() -> None:
     graph = there(jaccard(torch.float32))
     beyond = graph.indices.clone()
     beyond[5] = 2000
-    with pytest.raises(ValueError, match="found an index 2000"):
+    with pytest.raises(ValueError, match="got an index 2000"):
         dbscan(graph._replace(indices=beyond), 0.5)
-    with pytest.raises(ValueError, match="wanted one device"):
+    with pytest.raises(ValueError, match="expected one device"):
         dbscan(graph._replace(indptr=graph.indptr.cpu()), 0.5)
 
 
@@ -132,8 +142,13 @@ def test_cuml_leaves_the_rows_as_they_are() -> None:
 def test_approximate_neighbours_on_cuda_hold_the_share_that_is_named() -> None:
     rows = torch.from_numpy(clustered_features(5000, 250)).float().cuda()
     found, exact = ivf_neighbours(rows, 30), nearest_neighbours(rows, 30)
-    assert found.ranks.is_cuda
+    assert found.world.is_cuda
     assert found.recall >= 0.98
-    share = np.mean([np.isin(a, b).mean() for a, b in zip(exact[:, 1:].cpu(), found.ranks[:, 1:].cpu(), strict=True)])
+    share = np.mean(
+        [
+            np.isin(a, b).mean()
+            for a, b in zip(exact[:, 1:].cpu(), found.world[:, 1:].cpu(), strict=True)
+        ]
+    )
     assert found.recall == pytest.approx(share, abs=0.01)
-    assert torch.equal(found.ranks, ivf_neighbours(rows, 30).ranks)
+    assert torch.equal(found.world, ivf_neighbours(rows, 30).world)

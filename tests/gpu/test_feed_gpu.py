@@ -12,13 +12,16 @@ from PIL import Image
 
 from fastreid_al.config import ImageConfig, recipe
 from fastreid_al.data.augment import Augment
-from fastreid_al.data.camstyle import CameraStyle, ColourStyle, FileStyle, FourierStyle
-from fastreid_al.data.feed import SHARE, Feed, ahead
+from fastreid_al.data.camera_style import CameraStyle, ColourStyle, FileStyle, FourierStyle
+from fastreid_al.data.loader import SHARE, Feed, ahead
 from fastreid_al.data.pixels import PixelStore, decode
 from fastreid_al.data.records import STYLE_COPIES, ImageSet, Record
 from fastreid_al.errors import DataError
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 N, HEIGHT, WIDTH = 600, 64, 32
 PLACES = pytest.mark.parametrize("place", ["device", "host"])
@@ -26,7 +29,9 @@ PLACES = pytest.mark.parametrize("place", ["device", "host"])
 
 @pytest.fixture(scope="module")
 def store() -> PixelStore:
-    pixels = torch.nn.functional.interpolate(255 * torch.rand(N + 9, 3, 16, 8), (HEIGHT, WIDTH), mode="bilinear")
+    pixels = torch.nn.functional.interpolate(
+        255 * torch.rand(N + 9, 3, 16, 8), (HEIGHT, WIDTH), mode="bilinear"
+    )
     slots = torch.randperm(N + 9)[:N].sort().values
     return PixelStore(pixels.to(torch.uint8), slots, [""] * N, [])
 
@@ -60,10 +65,14 @@ def test_rows_are_those_of_the_store(store: PixelStore, place: str) -> None:
 def test_a_mapped_store_is_fed_alike(tmp_path: Path, place: str) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(20)]
     for i, path in enumerate(paths):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 32, 3), dtype=np.uint8)).save(path)
+        Image.fromarray(
+            np.random.default_rng(i).integers(0, 256, (64, 32, 3), dtype=np.uint8)
+        ).save(path)
     mapped = decode(paths, HEIGHT, WIDTH, store_gib=0, cache=tmp_path / "kept")
     rows = torch.randperm(20)
-    assert torch.equal(Feed(mapped, torch.device("cuda"), place).read(rows).cpu(), mapped.read(rows))
+    assert torch.equal(
+        Feed(mapped, torch.device("cuda"), place).read(rows).cpu(), mapped.read(rows)
+    )
 
 
 def test_a_store_without_room_stays_with_the_host_or_is_refused(store: PixelStore) -> None:
@@ -89,7 +98,13 @@ def style_of(kind: str, store: PixelStore, tmp_path: Path) -> CameraStyle | None
             grey = Image.new("RGB", (WIDTH, HEIGHT), (i % 256,) * 3)
             grey.save(tmp_path / STYLE_COPIES / f"{i:04d}_fake_{(i + 1) % 3}.png")
         config = ImageConfig(height=HEIGHT, width=WIDTH, cache="none")
-        return FileStyle(ImageSet("folder", tmp_path, records, [], []), records, config, tmp_path, lambda line: None)
+        return FileStyle(
+            ImageSet("folder", tmp_path, records, [], []),
+            records,
+            config,
+            tmp_path,
+            lambda line: None,
+        )
     return None
 
 
@@ -97,7 +112,12 @@ def style_of(kind: str, store: PixelStore, tmp_path: Path) -> CameraStyle | None
 @pytest.mark.parametrize("kind", ["none", "colour", "fourier", "files"])
 @pytest.mark.parametrize("method", ["ucal", "nnct"])
 def test_the_data_of_a_step_are_those_of_the_cpu_and_are_not_waited_for(
-    store: PixelStore, tmp_path: Path, unwaiting: Callable[[], None], place: str, kind: str, method: str
+    store: PixelStore,
+    tmp_path: Path,
+    unwaiting: Callable[[], None],
+    place: str,
+    kind: str,
+    method: str,
 ) -> None:
     config = recipe("market1501", method=method).image
     style, cuda = style_of(kind, store, tmp_path), torch.device("cuda")

@@ -11,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import clustered_features, unit
 from torch import Tensor
 
 from fastreid_al import native
-from fastreid_al.clustering import jaccard_cuda, jaccard_graph, nearest_neighbours, self_paced_labels
+from fastreid_al.clustering import (
+    jaccard_cuda,
+    jaccard_graph,
+    nearest_neighbours,
+    self_paced_labels,
+)
 from fastreid_al.config import (
     BatchConfig,
     ClusterConfig,
@@ -30,6 +34,7 @@ from fastreid_al.data.augment import Augment
 from fastreid_al.memory import ClusterMemory, FeatureMemory, InstanceMemory
 from fastreid_al.metrics import rank_gallery
 from fastreid_al.models import build_model
+from tests.support.features import clustered_features, unit
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,7 +60,9 @@ def test_the_extension_has_a_cuda_part_for_this_device() -> None:
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["extension", "PyTorch"])
-@pytest.mark.parametrize("features", [double(1500, 80), on_grid(1500, 80)], ids=["float64", "float32 with ties"])
+@pytest.mark.parametrize(
+    "features", [double(1500, 80), on_grid(1500, 80)], ids=["float64", "float32 with ties"]
+)
 def test_graph_and_labels_equal_those_of_the_cpu(
     features: Tensor, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +71,9 @@ def test_graph_and_labels_equal_those_of_the_cpu(
     assert int(labels.max()) > 10
     if not compiled:
         monkeypatch.setattr(native, "extension", lambda: None)
-    assert torch.equal(nearest_neighbours(features.to(DEVICE), 30).cpu(), nearest_neighbours(features, 30))
+    assert torch.equal(
+        nearest_neighbours(features.to(DEVICE), 30).cpu(), nearest_neighbours(features, 30)
+    )
     there = jaccard_graph(features.to(DEVICE))
     assert all(x.device.type == DEVICE for x in there[:3])
     assert torch.equal(here.indptr, there.indptr.cpu())
@@ -98,7 +107,9 @@ def test_ranking_equals_that_of_the_cpu(ids_on_cuda: bool) -> None:
     random = np.random.default_rng(0)
     query, gallery = on_grid(200, 30), on_grid(1200, 30)
     query_ids, gallery_ids = (torch.from_numpy(random.integers(-1, 40, n)) for n in (200, 1200))
-    query_cameras, gallery_cameras = (torch.from_numpy(random.integers(-1, 4, n)) for n in (200, 1200))
+    query_cameras, gallery_cameras = (
+        torch.from_numpy(random.integers(-1, 4, n)) for n in (200, 1200)
+    )
     here = rank_gallery(query, query_ids, query_cameras, gallery, gallery_ids, gallery_cameras)
     facts = [query_ids, query_cameras, gallery_ids, gallery_cameras]
     qi, qc, gi, gc = (t.to(DEVICE) for t in facts) if ids_on_cuda else facts
@@ -138,8 +149,15 @@ def test_grouped_batchnorm_equals_that_of_the_cpu() -> None:
 
 
 def _fresh_statistics(model: torch.nn.Module) -> dict[str, Tensor]:
-    state = {name: t for name, t in model.state_dict().items() if "running" in name or "num_batches" in name}
-    return {name: torch.ones_like(t) if name.endswith("var") else torch.zeros_like(t) for name, t in state.items()}
+    state = {
+        name: t
+        for name, t in model.state_dict().items()
+        if "running" in name or "num_batches" in name
+    }
+    return {
+        name: torch.ones_like(t) if name.endswith("var") else torch.zeros_like(t)
+        for name, t in state.items()
+    }
 
 
 MEMORIES = [
@@ -199,7 +217,12 @@ def small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
         evaluate_every=0,
         run_dir=str(tmp_path / "run"),
         synthetic=SyntheticConfig(
-            train_identities=16, train_images=160, test_identities=8, query_images=8, gallery_images=40, height=64
+            train_identities=16,
+            train_images=160,
+            test_identities=8,
+            query_images=8,
+            gallery_images=40,
+            height=64,
         ),
         image=ImageConfig(height=64, width=32, pad=4),
         network=NetworkConfig(bn_group=16),
@@ -210,7 +233,7 @@ def small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 def test_training_runs_and_resumes_and_lowers_the_loss(small_run: RunConfig) -> None:
-    from fastreid_al.methods import run_training
+    from fastreid_al.runs import run_training
 
     first = run_training(small_run)
     assert [r["epoch"] for r in first.history] == [0, 1, 2]
@@ -226,8 +249,10 @@ def test_training_runs_and_resumes_and_lowers_the_loss(small_run: RunConfig) -> 
     [(MemoryConfig(), "memory"), (MemoryConfig("cluster", hardest=True), "extract")],
     ids=["instance memory", "cluster memory"],
 )
-def test_unlabelled_training_runs_and_resumes(small_run: RunConfig, memory: MemoryConfig, source: str) -> None:
-    from fastreid_al.methods import run_training
+def test_unlabelled_training_runs_and_resumes(
+    small_run: RunConfig, memory: MemoryConfig, source: str
+) -> None:
+    from fastreid_al.runs import run_training
 
     cluster = replace(small_run.cluster, source=source)  # type: ignore[arg-type]
     config = replace(small_run, method="ucal", memory=memory, cluster=cluster, epochs=1)
@@ -237,12 +262,15 @@ def test_unlabelled_training_runs_and_resumes(small_run: RunConfig, memory: Memo
     assert all(np.isfinite(r["loss"]) for r in after.history[1:])
 
 
-def test_a_run_stopped_within_an_epoch_goes_on(small_run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_within_an_epoch_goes_on(
+    small_run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import os
     import signal
 
     from fastreid_al.engine import Interrupted
-    from fastreid_al.methods import Supervised, run_training
+    from fastreid_al.methods import Supervised
+    from fastreid_al.runs import run_training
 
     update, calls = Supervised.update, []
 
@@ -264,7 +292,9 @@ def test_a_run_stopped_within_an_epoch_goes_on(small_run: RunConfig, monkeypatch
 @pytest.mark.parametrize("strategy", ["ucal", "gain", "spal", "random"])
 def test_questions_and_refined_labels_equal_those_of_the_cpu(strategy: str) -> None:
     pytest.importorskip("sqlalchemy")
-    from fastreid_al.active import Asker, Oracle, propose_merges, propose_splits, refine
+    from fastreid_al.active import propose_merges, propose_splits, refine
+    from fastreid_al.annotators import Oracle
+    from fastreid_al.answers import Asker
     from fastreid_al.config import QuestionConfig
 
     features = on_grid(1200, 60)
@@ -276,7 +306,8 @@ def test_questions_and_refined_labels_equal_those_of_the_cpu(strategy: str) -> N
         assert [q.images for q in here] == [q.images for q in there]
     config = QuestionConfig(per_epoch=100, k_max_rule="root")
     here, there = (
-        refine(f, labels, Asker(Oracle(identities)), strategy, config) for f in (features, features.to(DEVICE))
+        refine(f, labels, Asker(Oracle(identities)), strategy, config)
+        for f in (features, features.to(DEVICE))
     )
     assert there.spent.questions == here.spent.questions > 0
     assert torch.equal(here.labels, there.labels)

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))
-
 from reid_kernels import (
     bank_contrast_loss,
     bank_contrast_loss_reference,
@@ -32,7 +25,9 @@ from reid_kernels.labels import _label_prediction
 from reid_kernels.memory import _update_bank
 from reid_kernels.multilabel import _multilabel_bank_loss
 from reid_kernels.topk import _similarity_topk
-from support import FLOATS, assert_as_good_as_eager, on_grid, strided, unit_rows
+from torch import Tensor
+
+from tests.support.kernels import FLOATS, assert_as_good_as_eager, on_grid, strided, unit_rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,7 +47,9 @@ def positives_of(batch: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("precision", ["auto", *PRECISIONS])
-@pytest.mark.parametrize(("n", "batch", "dim", "k"), [(5000, 300, 96, 30), (777, 50, 65, 1), (20000, 64, 512, 1024)])
+@pytest.mark.parametrize(
+    ("n", "batch", "dim", "k"), [(5000, 300, 96, 30), (777, 50, 65, 1), (20000, 64, 512, 1024)]
+)
 def test_topk_equals_the_reference_where_products_are_exact(
     dtype: torch.dtype, precision: str, n: int, batch: int, dim: int, k: int
 ) -> None:
@@ -61,7 +58,12 @@ def test_topk_equals_the_reference_where_products_are_exact(
     own = torch.randint(-1, n, (batch,))
     exact = similarity_topk_reference(query.float(), bank.float(), k, normalize=False, exclude=own)
     found = similarity_topk(
-        query.to(DEVICE), bank.to(DEVICE), k, normalize=False, exclude=own.to(DEVICE), precision=precision
+        query.to(DEVICE),
+        bank.to(DEVICE),
+        k,
+        normalize=False,
+        exclude=own.to(DEVICE),
+        precision=precision,
     )
     assert torch.equal(found[0].cpu(), exact[0])
     assert torch.equal(found[1].cpu(), exact[1])
@@ -70,13 +72,21 @@ def test_topk_equals_the_reference_where_products_are_exact(
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("precision", ["auto", "ieee"])
-def test_topk_finds_the_most_similar_of_real_rows(dtype: torch.dtype, normalize: bool, precision: str) -> None:
+def test_topk_finds_the_most_similar_of_real_rows(
+    dtype: torch.dtype, normalize: bool, precision: str
+) -> None:
     bank, query = unit_rows(30_000, 256, dtype) * 2, unit_rows(200, 256, dtype, seed=1) * 3
     exact, _ = similarity_topk_reference(query.double(), bank.double(), 50, normalize=normalize)
-    values, indices = similarity_topk(query.to(DEVICE), bank.to(DEVICE), 50, normalize=normalize, precision=precision)
-    torch.testing.assert_close(values.double().cpu(), exact, rtol=0, atol=1e-6 if normalize else 1e-5)
+    values, indices = similarity_topk(
+        query.to(DEVICE), bank.to(DEVICE), 50, normalize=normalize, precision=precision
+    )
+    torch.testing.assert_close(
+        values.double().cpu(), exact, rtol=0, atol=1e-6 if normalize else 1e-5
+    )
     q, b = (F.normalize(x.double()) if normalize else x.double() for x in (query, bank))
-    torch.testing.assert_close((q[:, None] * b[indices.cpu()]).sum(2), exact, rtol=0, atol=1e-6 if normalize else 1e-5)
+    torch.testing.assert_close(
+        (q[:, None] * b[indices.cpu()]).sum(2), exact, rtol=0, atol=1e-6 if normalize else 1e-5
+    )
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
@@ -147,7 +157,9 @@ def test_contrast_loss_is_as_good_as_plain_pytorch(
         found = with_gradient(bank_contrast_loss, *on[:3], 0.05, classes=on[3], precision=precision)
         seen = [x.bfloat16() if precision == "bf16" else x for x in on[:2]]
         eager = with_gradient(bank_contrast_loss_reference, *seen, on[2], 0.05, classes=on[3])
-        exact = with_gradient(bank_contrast_loss_reference, *(x.double() for x in on[:2]), on[2], 0.05, classes=on[3])
+        exact = with_gradient(
+            bank_contrast_loss_reference, *(x.double() for x in on[:2]), on[2], 0.05, classes=on[3]
+        )
         tiny = 1e-5 if precision == "ieee" else 1e-2
         for a, b, c in zip(found, eager, exact, strict=True):
             assert_as_good_as_eager(a, b, c, tiny)
@@ -156,20 +168,29 @@ def test_contrast_loss_is_as_good_as_plain_pytorch(
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("instances", [True, False])
 def test_shares_of_a_part_are_as_good_as_plain_pytorch(dtype: torch.dtype, instances: bool) -> None:
-    bank, features = unit_rows(3000, 96, dtype).to(DEVICE), unit_rows(64, 96, dtype, seed=1).to(DEVICE)
+    bank, features = (
+        unit_rows(3000, 96, dtype).to(DEVICE),
+        unit_rows(64, 96, dtype, seed=1).to(DEVICE),
+    )
     classes = (torch.arange(3000, device=DEVICE) % 700 - 1) if instances else None
     targets = torch.arange(64, device=DEVICE) % 50
     targets[::3] = -1
     found = bank_contrast_shares(features, bank, targets, 0.05, classes=classes)
     eager = bank_contrast_shares_reference(features, bank, targets, 0.05, classes=classes)
-    exact = bank_contrast_shares_reference(features.double(), bank.double(), targets, 0.05, classes=classes)
+    exact = bank_contrast_shares_reference(
+        features.double(), bank.double(), targets, 0.05, classes=classes
+    )
     for part in zip(found, eager, exact, strict=True):
         assert_as_good_as_eager(*part, 1e-5 if dtype == torch.float32 else 1e-2)
     empty = bank_contrast_shares(features, bank[:0], torch.full_like(targets, -1), 0.05)
-    assert bool((empty.log_sums == -torch.inf).all()) and not any(x.any() for x in (empty.means, empty.chosen))
+    assert bool((empty.log_sums == -torch.inf).all()) and not any(
+        x.any() for x in (empty.means, empty.chosen)
+    )
 
 
-def with_gradient(call: object, features: Tensor, *arguments: object, **more: object) -> tuple[Tensor, Tensor]:
+def with_gradient(
+    call: object, features: Tensor, *arguments: object, **more: object
+) -> tuple[Tensor, Tensor]:
     features = features.clone().requires_grad_()
     loss = call(features, *arguments, **more)  # type: ignore[operator]
     loss.backward()
@@ -184,12 +205,17 @@ def test_contrast_loss_gives_the_bank_a_gradient(instances: bool) -> None:
     here, there = bank.clone().requires_grad_(), bank.to(DEVICE).requires_grad_()
     bank_contrast_loss(features, here, targets, 0.1, classes=classes).backward()
     moved = None if classes is None else classes.to(DEVICE)
-    bank_contrast_loss(features.to(DEVICE), there, targets.to(DEVICE), 0.1, classes=moved).backward()
+    bank_contrast_loss(
+        features.to(DEVICE), there, targets.to(DEVICE), 0.1, classes=moved
+    ).backward()
     torch.testing.assert_close(there.grad.cpu(), here.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_targets_that_do_not_exist_read_nothing() -> None:
-    bank, features = unit_rows(50, 8).to(DEVICE), unit_rows(4, 8, seed=1).to(DEVICE).requires_grad_()
+    bank, features = (
+        unit_rows(50, 8).to(DEVICE),
+        unit_rows(4, 8, seed=1).to(DEVICE).requires_grad_(),
+    )
     targets = torch.tensor([0, 50, -1, -9], device=DEVICE)
     losses = bank_contrast_loss(features, bank, targets, 0.1, reduction="none")
     losses.sum().backward()
@@ -211,7 +237,9 @@ def test_class_means_equal_those_of_the_cpu(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("n", "batch", "dim"), [(50, 300, 2048), (3000, 64, 130), (5, 1, 1)])
 @pytest.mark.parametrize("momentum", [0.0, 0.2, 1.0])
-def test_update_applies_the_batch_in_order(dtype: torch.dtype, n: int, batch: int, dim: int, momentum: float) -> None:
+def test_update_applies_the_batch_in_order(
+    dtype: torch.dtype, n: int, batch: int, dim: int, momentum: float
+) -> None:
     bank, features, targets = (
         unit_rows(n, dim, dtype),
         unit_rows(batch, dim, dtype, seed=1),
@@ -225,13 +253,19 @@ def test_update_applies_the_batch_in_order(dtype: torch.dtype, n: int, batch: in
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("n", "batch", "dim"), [(3000, 64, 96), (500, 7, 33), (32_621, 64, 128)])
-def test_multilabel_loss_is_as_good_as_plain_pytorch(dtype: torch.dtype, n: int, batch: int, dim: int) -> None:
+def test_multilabel_loss_is_as_good_as_plain_pytorch(
+    dtype: torch.dtype, n: int, batch: int, dim: int
+) -> None:
     bank, features = unit_rows(n, dim, dtype), unit_rows(batch, dim, dtype, seed=1)
     positives = positives_of(batch, n)
     on = tuple(x.to(DEVICE) for x in positives)
     for precision in PRECISIONS if dtype == torch.float32 else ("auto",):
-        found = with_gradient(multilabel_bank_loss, features.to(DEVICE), bank.to(DEVICE), on, precision=precision)
-        exact = with_gradient(multilabel_bank_loss_reference, features.double(), bank.double(), positives)
+        found = with_gradient(
+            multilabel_bank_loss, features.to(DEVICE), bank.to(DEVICE), on, precision=precision
+        )
+        exact = with_gradient(
+            multilabel_bank_loss_reference, features.double(), bank.double(), positives
+        )
         eager = with_gradient(multilabel_bank_loss_reference, features, bank, positives)
         for a, b, c in zip(found, eager, exact, strict=True):
             assert_as_good_as_eager(a.cpu(), b, c, 1e-5 if precision == "ieee" else 1e-2)
@@ -241,7 +275,10 @@ def test_multilabel_loss_shares_the_last_places_between_ties() -> None:
     bank, features = on_grid(2000, 16), on_grid(9, 16, seed=1)
     positives = positives_of(9, 2000)
     found = with_gradient(
-        multilabel_bank_loss, features.to(DEVICE), bank.to(DEVICE), tuple(x.to(DEVICE) for x in positives)
+        multilabel_bank_loss,
+        features.to(DEVICE),
+        bank.to(DEVICE),
+        tuple(x.to(DEVICE) for x in positives),
     )
     expected = with_gradient(multilabel_bank_loss, features, bank, positives)
     for a, b in zip(found, expected, strict=True):
@@ -286,7 +323,8 @@ def test_operators_are_registered_as_pytorch_wants_them() -> None:
     index = class_index(classes)
     torch.library.opcheck(_similarity_topk, (features, bank, 4, True, targets, "auto"))
     torch.library.opcheck(
-        _bank_contrast, (features.clone().requires_grad_(), bank, targets, *index, 0.1, -1, True, "auto")
+        _bank_contrast,
+        (features.clone().requires_grad_(), bank, targets, *index, 0.1, -1, True, "auto"),
     )
     torch.library.opcheck(_class_means, (bank, *index))
     torch.library.opcheck(_update_bank, (bank.clone(), features, targets, 0.2, -1))
@@ -303,6 +341,8 @@ def test_training_step_compiles_as_one_graph() -> None:
         bank, targets = unit_rows(n, 64).to(DEVICE), torch.arange(32, device=DEVICE)
         torch._dynamo.mark_dynamic(bank, 0)
         features = unit_rows(32, 64, seed=1).to(DEVICE) * 2
-        found, expected = (with_gradient(call, features, bank, targets) for call in (compiled, step))
+        found, expected = (
+            with_gradient(call, features, bank, targets) for call in (compiled, step)
+        )
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

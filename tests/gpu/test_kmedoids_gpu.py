@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import clustered_features
 from torch import Tensor
 
 from fastreid_al import native
 from fastreid_al.clustering import kmedoids_many
+from tests.support.features import clustered_features
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,8 +29,12 @@ def rows_of(sizes: list[int], n: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("extension", [True, False], ids=["CUDA part", "Python"])
-@pytest.mark.parametrize("sizes", [[1], [74, 9, 30], [300, 5, 40, 1, 2, 64, 64, 165, 170], [700, 20, 20, 20]], ids=str)
-def test_groupings_equal_those_of_the_cpu(sizes: list[int], extension: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "sizes", [[1], [74, 9, 30], [300, 5, 40, 1, 2, 64, 64, 165, 170], [700, 20, 20, 20]], ids=str
+)
+def test_groupings_equal_those_of_the_cpu(
+    sizes: list[int], extension: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if extension and native.cuda_extension() is None:
         pytest.skip("the extension has no CUDA part")
     features = on_grid(500, 30)
@@ -39,7 +43,9 @@ def test_groupings_equal_those_of_the_cpu(sizes: list[int], extension: bool, mon
     here = kmedoids_many(features, indptr, members, k_max, 1)
     if not extension:
         monkeypatch.setattr(native, "extension", lambda: None)
-    there = kmedoids_many(features.to(DEVICE), indptr.to(DEVICE), members.to(DEVICE), k_max.to(DEVICE), 1)
+    there = kmedoids_many(
+        features.to(DEVICE), indptr.to(DEVICE), members.to(DEVICE), k_max.to(DEVICE), 1
+    )
     for name in here._fields:
         a, b = getattr(here, name), getattr(there, name)
         assert b.device.type == "cpu"
@@ -55,7 +61,9 @@ def test_groupings_repeat_to_the_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_clusters_that_are_too_large_for_the_device_are_grouped_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clusters_that_are_too_large_for_the_device_are_grouped_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     module = native.cuda_extension()
     if module is None:
         pytest.skip("the extension has no CUDA part")
@@ -83,7 +91,10 @@ def test_the_same_splits_are_proposed_as_on_the_cpu(rule: str) -> None:
 
     features = on_grid(900, 20)
     labels = torch.from_numpy(np.random.default_rng(1).integers(-1, 12, 900))
-    here, there = propose_splits(features, labels, rule), propose_splits(features.to(DEVICE), labels.to(DEVICE), rule)
+    here, there = (
+        propose_splits(features, labels, rule),
+        propose_splits(features.to(DEVICE), labels.to(DEVICE), rule),
+    )
     assert len(here) == len(there) > 0
     for a, b in zip(here, there, strict=True):
         assert a.images == b.images

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import clustered_features
 from torch import Tensor
 
 from fastreid_al import native
 from fastreid_al.config import BatchConfig, NNCTConfig
 from fastreid_al.methods.nnct import NNCT
+from tests.support.features import clustered_features
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,9 +30,13 @@ def features() -> Tensor:
     return torch.from_numpy(clustered_features(N, CLUSTERS, dim=64, spread=0.75)).float()
 
 
-def started(neighbours_k: int, device: str, layout: str = "auto", dtype: torch.dtype = torch.float32) -> NNCT:
+def started(
+    neighbours_k: int, device: str, layout: str = "auto", dtype: torch.dtype = torch.float32
+) -> NNCT:
     """A method whose memory holds every image, in the epochs of several labels."""
-    method = NNCT(N, neighbours_k, NNCTConfig(layout=layout, capacity=12), BatchConfig(32), EPOCHS, 0)  # type: ignore[arg-type]
+    method = NNCT(
+        N, neighbours_k, NNCTConfig(layout=layout, capacity=12), BatchConfig(32), EPOCHS, 0
+    )  # type: ignore[arg-type]
     embeddings = features().to(device, dtype)
     method.label_images(0, embeddings.clone)
     method.loss(embeddings[:1], torch.zeros(1, dtype=torch.int64, device=device))
@@ -87,7 +91,9 @@ def test_iterations_equal_the_cpus(neighbours_k: int, layout: str) -> None:
         assert lists(there.predict(rows.to(DEVICE))) == labels
         sizes += map(len, labels)
         unit = F.normalize(x)
-        assert torch.equal(there.neighbours(unit.to(DEVICE), rows.to(DEVICE)).cpu(), here.neighbours(unit, rows))
+        assert torch.equal(
+            there.neighbours(unit.to(DEVICE), rows.to(DEVICE)).cpu(), here.neighbours(unit, rows)
+        )
         compare_losses(here, there, x, rows)
         for method in (here, there):
             method.update(x.to(method.bank), rows.to(method.bank.device))
@@ -144,11 +150,16 @@ def test_a_loss_of_features_that_are_not_finite_is_nan() -> None:
 def test_training_runs_and_resumes(tmp_path: Path) -> None:
     for package in ("rich", "matplotlib", "sqlalchemy", "platformdirs"):
         pytest.importorskip(package)
-    from tiny import tiny_config
+    from fastreid_al.runs import run_training
+    from tests.support.tiny import tiny_config
 
-    from fastreid_al.methods import run_training
-
-    config = replace(tiny_config(tmp_path), method="nnct", device=DEVICE, nnct=NNCTConfig(single_label=1), epochs=2)
+    config = replace(
+        tiny_config(tmp_path),
+        method="nnct",
+        device=DEVICE,
+        nnct=NNCTConfig(single_label=1),
+        epochs=2,
+    )
     run_training(config)
     after = run_training(replace(config, epochs=3), resume=True)
     assert [r["epoch"] for r in after.history] == [0, 1, 2, 3]

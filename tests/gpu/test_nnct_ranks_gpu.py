@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import clustered_features
 from torch import Tensor
 
 from fastreid_al.config import BatchConfig, NNCTConfig
+from fastreid_al.distributed.world import SINGLE_PROCESS, World
 from fastreid_al.methods import NNCT
-from fastreid_al.ranks import ALONE, Ranks
+from tests.support.features import clustered_features
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,7 +24,7 @@ DEVICE = "cuda"
 N, CLUSTERS, EPOCHS, SIZE = 901, 45, 10, 32
 
 
-class Thread(Ranks):
+class Thread(World):
     """A rank that is a thread: what all give lies in a list that all read."""
 
     def __init__(self, rank: int, given: list[Any], barrier: threading.Barrier) -> None:
@@ -51,10 +51,10 @@ class Thread(Ranks):
         return self.all_objects(count)
 
 
-def iterations(ranks: Ranks, k: int, layout: str, dtype: torch.dtype) -> list[Any]:
+def iterations(world: World, k: int, layout: str, dtype: torch.dtype) -> list[Any]:
     """Losses, gradients, this rank's rows of the memory and labels, and what the log says, after some iterations."""
     settings = NNCTConfig(single_label=1, layout=layout, capacity=12)  # type: ignore[arg-type]
-    method = NNCT(N, k, settings, BatchConfig(SIZE), EPOCHS, 0, ranks=ranks)
+    method = NNCT(N, k, settings, BatchConfig(SIZE), EPOCHS, 0, world=world)
     first = torch.from_numpy(clustered_features(N, CLUSTERS, dim=64, spread=0.75))
     random = np.random.default_rng(1)
     found: list[Any] = []
@@ -66,26 +66,41 @@ def iterations(ranks: Ranks, k: int, layout: str, dtype: torch.dtype) -> list[An
             else torch.arange(step * SIZE, (step + 1) * SIZE)
         )
         noise = torch.from_numpy(random.normal(scale=0.05, size=(SIZE, 64)))
-        own = slice(ranks.rank * SIZE // ranks.size, (ranks.rank + 1) * SIZE // ranks.size)
+        own = slice(world.rank * SIZE // world.size, (world.rank + 1) * SIZE // world.size)
         x = (3 * (first[rows] + noise))[own].to(DEVICE, dtype).requires_grad_()
         some = rows[own].to(DEVICE)
         loss = method.loss(x, some)
         loss.backward()
         method.update(x.detach(), some)
         assert x.grad is not None
-        found.append((ranks.total(loss.detach()) / ranks.size, ranks.gather_equal(x.grad / ranks.size)))
+        found.append(
+            (
+                world.all_reduce_sum(loss.detach()) / world.size,
+                world.all_gather(x.grad / world.size),
+            )
+        )
     assert method.bank.device.type == torch.device(DEVICE).type
-    return [found, ranks.gather(method.bank), method.label_lists(), method.review(torch.arange(N) % CLUSTERS)]
+    return [
+        found,
+        world.all_gather_rows(method.bank),
+        method.label_lists(),
+        method.review(torch.arange(N) % CLUSTERS),
+    ]
 
 
 @pytest.mark.parametrize("layout", ["bits", "sparse"])
-@pytest.mark.parametrize(("size", "k", "dtype"), [(2, 2, torch.float32), (4, 1, torch.float32), (4, 1, torch.float64)])
+@pytest.mark.parametrize(
+    ("size", "k", "dtype"), [(2, 2, torch.float32), (4, 1, torch.float32), (4, 1, torch.float64)]
+)
 def test_ranks_follow_one_process(size: int, k: int, layout: str, dtype: torch.dtype) -> None:
     given, barrier = [None] * size, threading.Barrier(size)
     with ThreadPoolExecutor(size) as pool:
-        waiting = [pool.submit(iterations, Thread(rank, given, barrier), k, layout, dtype) for rank in range(size)]
+        waiting = [
+            pool.submit(iterations, Thread(rank, given, barrier), k, layout, dtype)
+            for rank in range(size)
+        ]
         shared = [some.result() for some in waiting]
-    steps, bank, (indptr, indices), facts = iterations(ALONE, k, layout, dtype)
+    steps, bank, (indptr, indices), facts = iterations(SINGLE_PROCESS, k, layout, dtype)
     tiny = 1e-12 if dtype == torch.float64 else 1e-4
     for found, memory, _, said in shared:
         for (loss, gradient), (wanted, exact) in zip(found, steps, strict=True):

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))
-
 from reid_kernels import grouped_batch_norm, grouped_batch_norm_reference
 from reid_kernels.grouped_norm import _grouped_batch_norm, _grouped_batch_norm_backward
-from support import FLOATS, assert_as_good_as_eager
+from torch import Tensor, nn
 
 from fastreid_al.models import group_batchnorm
+from tests.support.kernels import FLOATS, assert_as_good_as_eager
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,7 +54,13 @@ def loop(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> tuple[Tensor, T
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(
     ("shape", "group"),
-    [((64, 256, 32, 16), 16), ((12, 65, 7, 3), 4), ((64, 512), 16), ((6, 3, 129), 6), ((4, 1, 2, 2), 2)],
+    [
+        ((64, 256, 32, 16), 16),
+        ((12, 65, 7, 3), 4),
+        ((64, 512), 16),
+        ((6, 3, 129), 6),
+        ((4, 1, 2, 2), 2),
+    ],
 )
 def test_it_is_as_good_as_a_loop_over_the_groups(
     dtype: torch.dtype, last: bool, shape: tuple[int, ...], group: int
@@ -79,7 +80,9 @@ def test_it_is_as_good_as_a_loop_over_the_groups(
 def test_it_is_compiled_into_one_graph() -> None:
     inputs = problem((16, 64, 12, 6), torch.bfloat16, True)
     compiled = torch.compile(grouped_batch_norm, fullgraph=True)
-    for a, b in zip(through(compiled, inputs, 4), through(grouped_batch_norm, inputs, 4), strict=True):
+    for a, b in zip(
+        through(compiled, inputs, 4), through(grouped_batch_norm, inputs, 4), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
 
 
@@ -87,7 +90,9 @@ def test_operators_are_registered_as_pytorch_wants_them() -> None:
     x, weight, bias, gradient = problem((4, 3, 2, 2), torch.float32, True)
     torch.library.opcheck(_grouped_batch_norm, (x.requires_grad_(), weight, bias, 2, 1e-5))
     _, mean, _, rstd = _grouped_batch_norm(x.detach(), weight, bias, 2, 1e-5)
-    torch.library.opcheck(_grouped_batch_norm_backward, (gradient, x.detach(), weight, mean, rstd, 2))
+    torch.library.opcheck(
+        _grouped_batch_norm_backward, (gradient, x.detach(), weight, mean, rstd, 2)
+    )
 
 
 def test_it_runs_past_two_to_the_31_values() -> None:
@@ -103,7 +108,9 @@ def test_it_runs_past_two_to_the_31_values() -> None:
 
 
 def test_a_training_step_does_not_wait_for_the_device() -> None:
-    model = group_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), 4).to(DEVICE)
+    model = group_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), 4).to(
+        DEVICE
+    )
     x = torch.randn(8, 3, 9, 9, device=DEVICE)
     model(x).sum().backward()
     torch.cuda.set_sync_debug_mode("error")

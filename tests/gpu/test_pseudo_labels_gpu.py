@@ -37,7 +37,9 @@ def form(request: pytest.FixtureRequest) -> Iterator[str]:
             yield request.param
 
 
-def random_batch(n: int, batch: int, most: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def random_batch(
+    n: int, batch: int, most: int, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(0, most + 1, (batch,), generator=generator)
     total = int(sizes.sum())
@@ -67,10 +69,15 @@ def assert_same(bank: PseudoLabelMemoryBank, expected: PseudoLabelMemoryBank, ro
 @pytest.mark.parametrize("by_similarity", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    ("n", "batch", "most", "capacity"), [(1, 5, 3, 2), (33, 64, 40, 7), (32_621, 64, 40, 64), (90_000, 700, 300, 20)]
+    ("n", "batch", "most", "capacity"),
+    [(1, 5, 3, 2), (33, 64, 40, 7), (32_621, 64, 40, 64), (90_000, 700, 300, 20)],
 )
-def test_bank_equals_the_cpus(n: int, batch: int, most: int, capacity: int, layout: str, by_similarity: bool) -> None:
-    bank, expected = (PseudoLabelMemoryBank(n, layout, capacity, device) for device in (DEVICE, "cpu"))
+def test_bank_equals_the_cpus(
+    n: int, batch: int, most: int, capacity: int, layout: str, by_similarity: bool
+) -> None:
+    bank, expected = (
+        PseudoLabelMemoryBank(n, layout, capacity, device) for device in (DEVICE, "cpu")
+    )
     for seed in range(3):
         given = random_batch(n, batch, most, seed)[: 4 if by_similarity else 3]
         bank.update(*on_device(given))
@@ -82,7 +89,9 @@ def test_bank_equals_the_cpus(n: int, batch: int, most: int, capacity: int, layo
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_longer_than_shared_memory_equal_the_cpus(layout: str) -> None:
-    bank, expected = (PseudoLabelMemoryBank(30_000, layout, 1_000, device) for device in (DEVICE, "cpu"))
+    bank, expected = (
+        PseudoLabelMemoryBank(30_000, layout, 1_000, device) for device in (DEVICE, "cpu")
+    )
     given = random_batch(30_000, 6, 40_000)
     bank.update(*on_device(given))
     expected.update(*given)
@@ -92,7 +101,10 @@ def test_rows_longer_than_shared_memory_equal_the_cpus(layout: str) -> None:
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_empty_batches_change_nothing(layout: str) -> None:
-    bank, none = PseudoLabelMemoryBank(40, layout, device=DEVICE), torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    bank, none = (
+        PseudoLabelMemoryBank(40, layout, device=DEVICE),
+        torch.zeros(0, dtype=torch.int64, device=DEVICE),
+    )
     bank.update(none, torch.zeros(1, dtype=torch.int64, device=DEVICE), none)
     assert_same(bank, PseudoLabelMemoryBank(40, layout), torch.arange(40))
     assert bank.lookup(none)[0].tolist() == [0]
@@ -103,7 +115,10 @@ def test_empty_batches_change_nothing(layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_and_labels_outside_are_left_out(layout: str) -> None:
     bank = PseudoLabelMemoryBank(40, layout, 4, DEVICE)
-    rows, indptr = torch.tensor([40, 3, -1, 5], device=DEVICE), torch.tensor([0, 2, 6, 7, 8], device=DEVICE)
+    rows, indptr = (
+        torch.tensor([40, 3, -1, 5], device=DEVICE),
+        torch.tensor([0, 2, 6, 7, 8], device=DEVICE),
+    )
     bank.update(rows, indptr, torch.tensor([1, 2, 40, 7, -1, 8, 3, 2**40], device=DEVICE))
     indptr, indices = bank.lookup(torch.tensor([3, 40, 5, -1, 4], device=DEVICE))
     assert indptr.tolist() == [0, 2, 2, 2, 2, 3]
@@ -115,14 +130,21 @@ def test_rows_and_labels_outside_are_left_out(layout: str) -> None:
 def test_an_index_pointer_that_is_wrong_harms_no_other_row(layout: str) -> None:
     need_extension()
     bank, rows = PseudoLabelMemoryBank(40, layout, 4, DEVICE), torch.arange(4, device=DEVICE)
-    bank.update(rows, torch.tensor([-5, 2, 1, 2**40, 2], device=DEVICE), torch.tensor([10, 11, 12], device=DEVICE))
+    bank.update(
+        rows,
+        torch.tensor([-5, 2, 1, 2**40, 2], device=DEVICE),
+        torch.tensor([10, 11, 12], device=DEVICE),
+    )
     assert bank.lookup(torch.arange(4, 40, device=DEVICE))[1].tolist() == list(range(4, 40))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_host_does_not_wait_for_an_update_or_for_bit_rows(layout: str) -> None:
     need_extension()
-    bank, given = PseudoLabelMemoryBank(5_000, layout, 8, DEVICE), on_device(random_batch(5_000, 64, 40))
+    bank, given = (
+        PseudoLabelMemoryBank(5_000, layout, 8, DEVICE),
+        on_device(random_batch(5_000, 64, 40)),
+    )
     bank.update(*given)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -179,4 +201,6 @@ def test_a_bank_moves_between_devices(layout: str) -> None:
         other = PseudoLabelMemoryBank(40, layout, 3)
         other.load_state_dict(bank.state_dict())
         assert other.device.type == "cpu"
-        assert all(torch.equal(x, other.state_dict()[name]) for name, x in expected.state_dict().items())
+        assert all(
+            torch.equal(x, other.state_dict()[name]) for name, x in expected.state_dict().items()
+        )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import clustered_features
 from torch import Tensor
 
 from fastreid_al.metrics import Ranking, rank_gallery, ranking, rerank_gallery, reranking
+from tests.support.features import clustered_features
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,8 +19,12 @@ Case = tuple[Tensor, ...]
 
 def case(rows: Tensor, queries: int, identities: int) -> Case:
     random = np.random.default_rng(0)
-    ids, cameras = (torch.from_numpy(random.integers(-1, most, len(rows))) for most in (identities, 4))
-    return tuple(x[side] for side in (slice(queries), slice(queries, None)) for x in (rows, ids, cameras))
+    ids, cameras = (
+        torch.from_numpy(random.integers(-1, most, len(rows))) for most in (identities, 4)
+    )
+    return tuple(
+        x[side] for side in (slice(queries), slice(queries, None)) for x in (rows, ids, cameras)
+    )
 
 
 def coarse(n: int) -> Tensor:
@@ -46,7 +50,12 @@ def test_counted_ranks_are_those_of_the_cpu_ties_among_them(
 ) -> None:
     given = case(coarse(9_000), 700, identities)
     expected = rank_gallery(*given)
-    for name, value in (("_FEW", few), ("_BLOCK_GPU", 2**20), ("_COUNTED_GPU", 2**16), ("_TILE", 1_000)):
+    for name, value in (
+        ("_FEW", few),
+        ("_BLOCK_GPU", 2**20),
+        ("_COUNTED_GPU", 2**16),
+        ("_TILE", 1_000),
+    ):
         monkeypatch.setattr(ranking, name, value)
     assert_same(rank_gallery(*there(given)), expected)
 
@@ -78,7 +87,11 @@ def test_a_gallery_of_msmt17_takes_less_than_two_gigabytes() -> None:
     rows = torch.nn.functional.normalize(torch.randn(queries + gallery, 64, device="cuda"))
     ids = torch.randint(identities, (len(rows),), device="cuda")
     cameras = torch.randint(15, (len(rows),), device="cuda")
-    given = tuple(x[side].clone() for side in (slice(queries), slice(queries, None)) for x in (rows, ids, cameras))
+    given = tuple(
+        x[side].clone()
+        for side in (slice(queries), slice(queries, None))
+        for x in (rows, ids, cameras)
+    )
     del rows, ids, cameras
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

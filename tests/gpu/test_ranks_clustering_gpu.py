@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from fastreid_al.clustering import jaccard_graph, self_paced_labels
-from fastreid_al.data import planted_partition
-from fastreid_al.ranks import ALONE, Ranks
+from fastreid_al.distributed.world import SINGLE_PROCESS, World
+from fastreid_al.synthetic import planted_partition
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,19 +20,21 @@ pytestmark = [
 ]
 
 
-def labels_of(ranks: Ranks, n: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-    features = planted_partition(n, 64, exact=True).features[ranks.own(n)].cuda(ranks.rank)
-    graph = jaccard_graph(features, ranks=ranks)
-    return [x.cpu() for x in graph[:3]], self_paced_labels(graph, ranks=ranks)[0].cpu()
+def labels_of(world: World, n: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    features = planted_partition(n, 64, exact=True).features[world.local_slice(n)].cuda(world.rank)
+    graph = jaccard_graph(features, world=world)
+    return [x.cpu() for x in graph[:3]], self_paced_labels(graph, world=world)[0].cpu()
 
 
 def on_rank(rank: int, size: int, folder: str, n: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     torch.cuda.set_device(rank)
     store = dist.FileStore(f"{folder}/store", size)
-    dist.init_process_group("nccl", store=store, rank=rank, world_size=size, device_id=torch.device("cuda", rank))
+    dist.init_process_group(
+        "nccl", store=store, rank=rank, world_size=size, device_id=torch.device("cuda", rank)
+    )
     control = dist.new_group(backend="gloo")
     try:
-        return labels_of(Ranks(dist.group.WORLD, control=control), n)
+        return labels_of(World(dist.group.WORLD, control=control), n)
     finally:
         dist.destroy_process_group()
 
@@ -41,10 +43,18 @@ def on_rank(rank: int, size: int, folder: str, n: int) -> tuple[list[torch.Tenso
 def test_graph_and_labels_are_those_of_one_gpu(n: int) -> None:
     size = torch.cuda.device_count()
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(size, mp_context=context) as pool:
-        found = [job.result() for job in [pool.submit(on_rank, rank, size, folder, n) for rank in range(size)]]
-    graph, labels = labels_of(ALONE, n)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(size, mp_context=context) as pool,
+    ):
+        found = [
+            job.result()
+            for job in [pool.submit(on_rank, rank, size, folder, n) for rank in range(size)]
+        ]
+    graph, labels = labels_of(SINGLE_PROCESS, n)
     assert all(torch.equal(theirs, labels) for _, theirs in found)
     assert torch.equal(torch.cat([arrays[1] for arrays, _ in found]), graph[1])
     assert torch.equal(torch.cat([arrays[0].diff() for arrays, _ in found]), graph[0].diff())
-    assert torch.allclose(torch.cat([arrays[2] for arrays, _ in found]), graph[2], rtol=0, atol=1e-6)
+    assert torch.allclose(
+        torch.cat([arrays[2] for arrays, _ in found]), graph[2], rtol=0, atol=1e-6
+    )

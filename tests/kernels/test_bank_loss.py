@@ -19,18 +19,30 @@ from reid_kernels import (
     class_means,
 )
 from reid_kernels.bank_loss import _bank_contrast, _bank_gradient, _bank_shares, _class_means
-from support import FLOATS, assert_as_good_as_eager, compiled_once, run_interpreted, strided, unit_rows
 from torch import Tensor
+
+from tests.support.kernels import (
+    FLOATS,
+    assert_as_good_as_eager,
+    compiled_once,
+    run_interpreted,
+    strided,
+    unit_rows,
+)
 
 CLASSES = torch.tensor([0, 2, 5, -1, 2, 0, 5, 2, -1, 3])
 TARGETS = torch.tensor([0, 5, -1, 3, 2])
 
 
-def gradients(call: object, features: Tensor, bank: Tensor, *arguments: object, **more: object) -> tuple[Tensor, ...]:
+def gradients(
+    call: object, features: Tensor, bank: Tensor, *arguments: object, **more: object
+) -> tuple[Tensor, ...]:
     """Loss, and the gradients of its weighted sum for features and bank."""
     f, b = features.clone().requires_grad_(), bank.clone().requires_grad_()
     loss = call(f, b, *arguments, **more)  # type: ignore[operator]
-    weights = torch.linspace(0.5, 1.5, max(loss.numel(), 1), dtype=loss.dtype)[: loss.numel()].view(loss.shape)
+    weights = torch.linspace(0.5, 1.5, max(loss.numel(), 1), dtype=loss.dtype)[: loss.numel()].view(
+        loss.shape
+    )
     (loss * weights).sum().backward()
     return loss.detach(), f.grad, b.grad  # type: ignore[return-value]
 
@@ -69,8 +81,13 @@ def test_loss_and_gradients_are_as_good_as_plain_pytorch(
     block=st.sampled_from([1, 7, 10**6]),
     seed=st.integers(0, 100),
 )
-def test_any_shape_equals_the_reference(batch: int, n: int, dim: int, instances: bool, block: int, seed: int) -> None:
-    bank, features = unit_rows(n, dim, torch.float64, seed), unit_rows(batch, dim, torch.float64, seed + 1)
+def test_any_shape_equals_the_reference(
+    batch: int, n: int, dim: int, instances: bool, block: int, seed: int
+) -> None:
+    bank, features = (
+        unit_rows(n, dim, torch.float64, seed),
+        unit_rows(batch, dim, torch.float64, seed + 1),
+    )
     generator = torch.Generator().manual_seed(seed)
     classes = torch.randint(-1, n, (n,), generator=generator) if instances else None
     pool = torch.arange(n) if classes is None else classes
@@ -106,12 +123,17 @@ def test_shares_are_as_good_as_plain_pytorch(dtype: torch.dtype, classes: Tensor
     bank, features = unit_rows(10, 6, dtype), unit_rows(5, 6, dtype, seed=1)
     found = bank_contrast_shares(features, bank, TARGETS, 0.1, classes=classes)
     eager = bank_contrast_shares_reference(features, bank, TARGETS, 0.1, classes=classes)
-    exact = bank_contrast_shares_reference(features.double(), bank.double(), TARGETS, 0.1, classes=classes)
+    exact = bank_contrast_shares_reference(
+        features.double(), bank.double(), TARGETS, 0.1, classes=classes
+    )
     for part in zip(found, eager, exact, strict=True):
         assert_as_good_as_eager(*part, 1e-6)
     assert found.losses[2] == 0 and not found.chosen[2].any() and bool(found.means[2].any())
     bare = bank_contrast_shares(features, bank, TARGETS, 0.1, classes=classes, gradient=False)
-    assert torch.equal(bare.losses, found.losses) and bare.means.shape == bare.chosen.shape == (0, 6)
+    assert torch.equal(bare.losses, found.losses) and bare.means.shape == bare.chosen.shape == (
+        0,
+        6,
+    )
 
 
 @pytest.mark.parametrize("cuts", [[5], [0, 7], [2, 2, 9]])
@@ -124,17 +146,35 @@ def test_shares_of_parts_make_the_loss_of_the_whole(cuts: list[int], instances: 
     bounds, shares = [0, *cuts, 10], []
     for first, last in itertools.pairwise(bounds):
         part = None if classes is None else classes[first:last]
-        here = torch.isin(targets, torch.arange(first, last) if part is None else part) & (targets >= 0)
-        low = first if part is None else 0 if not bool((part >= 0).any()) else int(part[part >= 0].min())
+        here = torch.isin(targets, torch.arange(first, last) if part is None else part) & (
+            targets >= 0
+        )
+        low = (
+            first
+            if part is None
+            else 0
+            if not bool((part >= 0).any())
+            else int(part[part >= 0].min())
+        )
         local = None if part is None else torch.where(part >= 0, part - low, -1)
         own = torch.where(here, targets - low, -1)
-        shares.append((bank_contrast_shares(features, bank[first:last], own, tau, classes=local), here))
+        shares.append(
+            (bank_contrast_shares(features, bank[first:last], own, tau, classes=local), here)
+        )
     total = torch.stack([share.log_sums for share, _ in shares]).logsumexp(0)
     losses, slopes = torch.zeros(5, dtype=torch.float64), torch.zeros(5, 6, dtype=torch.float64)
     for share, here in shares:
         losses += torch.where(here, share.losses + total - share.log_sums, 0.0)
         slopes += ((share.log_sums - total).exp()[:, None] * share.means - share.chosen) / tau
-    exact = gradients(bank_contrast_loss_reference, features, bank, targets, tau, classes=classes, reduction="none")
+    exact = gradients(
+        bank_contrast_loss_reference,
+        features,
+        bank,
+        targets,
+        tau,
+        classes=classes,
+        reduction="none",
+    )
     weights = torch.linspace(0.5, 1.5, 5, dtype=torch.float64).masked_fill(targets < 0, 0.0)
     torch.testing.assert_close(losses, exact[0], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(slopes * weights[:, None], exact[1], rtol=1e-10, atol=1e-10)
@@ -171,7 +211,9 @@ def test_a_bank_may_change_between_the_loss_and_its_gradient() -> None:
     """As memories do that are updated in the backward pass."""
     bank, features = unit_rows(20, 6), unit_rows(5, 6, seed=1).requires_grad_()
     targets = torch.arange(5)
-    expected = torch.autograd.grad(bank_contrast_loss(features, bank.clone(), targets, 0.1), features)[0]
+    expected = torch.autograd.grad(
+        bank_contrast_loss(features, bank.clone(), targets, 0.1), features
+    )[0]
     loss = bank_contrast_loss(features, bank, targets, 0.1)
     bank.zero_()
     loss.backward()
@@ -227,12 +269,19 @@ def test_a_second_derivative_is_refused() -> None:
 
 def test_a_learnable_temperature_is_refused() -> None:
     with pytest.raises(ValueError, match="temperature: it requires a gradient"):
-        bank_contrast_loss(unit_rows(5, 6), unit_rows(10, 6), torch.arange(5), torch.tensor(0.1, requires_grad=True))
+        bank_contrast_loss(
+            unit_rows(5, 6),
+            unit_rows(10, 6),
+            torch.arange(5),
+            torch.tensor(0.1, requires_grad=True),
+        )
 
 
 def test_class_means_compile() -> None:
     bank = unit_rows(10, 6)
-    compiled = torch.compile(lambda b: class_means(b, CLASSES, 7), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(
+        lambda b: class_means(b, CLASSES, 7), backend="aot_eager", fullgraph=True
+    )
     torch.testing.assert_close(compiled(bank), class_means(bank, CLASSES, 7))
 
 
@@ -251,7 +300,9 @@ def test_nothing_that_counts_gives_zero(batch: int) -> None:
     for n in (0, 5):
         for reduction in ("mean", "sum"):
             features.grad = None
-            loss = bank_contrast_loss(features, unit_rows(n, 4), targets, 0.1, ignore_index=7, reduction=reduction)
+            loss = bank_contrast_loss(
+                features, unit_rows(n, 4), targets, 0.1, ignore_index=7, reduction=reduction
+            )
             loss.backward()
             assert loss.item() == 0
             assert torch.equal(features.grad, torch.zeros(batch, 4))
@@ -261,9 +312,13 @@ def test_nothing_that_counts_gives_zero(batch: int) -> None:
 def test_autocast_does_not_round_the_products(instances: bool) -> None:
     bank, features = unit_rows(300, 64), unit_rows(20, 64, seed=1)
     classes = torch.arange(300) % 70 if instances else None
-    expected = gradients(bank_contrast_loss, features, bank, torch.arange(20), 0.05, classes=classes)
+    expected = gradients(
+        bank_contrast_loss, features, bank, torch.arange(20), 0.05, classes=classes
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        found = gradients(bank_contrast_loss, features, bank, torch.arange(20), 0.05, classes=classes)
+        found = gradients(
+            bank_contrast_loss, features, bank, torch.arange(20), 0.05, classes=classes
+        )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -287,7 +342,8 @@ def test_two_runs_are_equal_to_the_bit(instances: bool) -> None:
     bank, features = unit_rows(3000, 30), unit_rows(40, 30, seed=1)
     classes = torch.arange(3000) % 700 if instances else None
     first, second = (
-        gradients(bank_contrast_loss, features, bank, torch.arange(40), 0.05, classes=classes) for _ in range(2)
+        gradients(bank_contrast_loss, features, bank, torch.arange(40), 0.05, classes=classes)
+        for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -297,7 +353,7 @@ def test_two_runs_are_equal_to_the_bit(instances: bool) -> None:
 def test_rows_that_are_not_finite_are_named(where: str, value: float) -> None:
     rows = {"features": unit_rows(5, 6), "bank": unit_rows(20, 6, seed=1)}
     rows[where][3, 2] = value
-    with pytest.raises(NotFiniteError, match=rf"{where}: found that row 3 is not finite"):
+    with pytest.raises(NotFiniteError, match=rf"{where}: row 3 is not finite"):
         bank_contrast_loss(rows["features"].requires_grad_(), rows["bank"], torch.arange(5), 0.1)
 
 
@@ -307,7 +363,9 @@ def test_an_ignored_row_may_be_anything() -> None:
     targets = torch.tensor([0, 1, 2, -1, 4])
     kept = features[targets >= 0]
     expected = bank_contrast_loss(kept, unit_rows(20, 6, seed=1), targets[targets >= 0], 0.1)
-    torch.testing.assert_close(bank_contrast_loss(features, unit_rows(20, 6, seed=1), targets, 0.1), expected)
+    torch.testing.assert_close(
+        bank_contrast_loss(features, unit_rows(20, 6, seed=1), targets, 0.1), expected
+    )
 
 
 BANK, BATCH = torch.zeros(10, 3), torch.zeros(2, 3)
@@ -317,20 +375,62 @@ BANK, BATCH = torch.zeros(10, 3), torch.zeros(2, 3)
     ("features", "bank", "targets", "more", "message"),
     [
         (torch.zeros(2), BANK, [0, 1], {}, r"features: found shape \(2,\)"),
-        (torch.zeros(2, 4), BANK, [0, 1], {}, "bank: found rows of width 3, wanted 4"),
-        (BATCH.double(), BANK, [0, 1], {}, "bank: found dtype torch.float32, wanted torch.float64"),
-        (BATCH.to("meta"), BANK, [0, 1], {}, "bank: found device cpu, wanted meta"),
-        (BATCH, BANK, [0], {}, r"targets: found shape \(1,\), wanted \(2,\), one for each feature row"),
-        (BATCH, BANK, [0, 10], {}, r"targets: found 10 at place 1, wanted values in \[0, 10\)"),
+        (torch.zeros(2, 4), BANK, [0, 1], {}, "bank: got rows of width 3, expected 4"),
+        (BATCH.double(), BANK, [0, 1], {}, "bank: got dtype torch.float32, expected torch.float64"),
+        (BATCH.to("meta"), BANK, [0, 1], {}, "bank: got device cpu, expected meta"),
+        (
+            BATCH,
+            BANK,
+            [0],
+            {},
+            r"targets: got shape \(1,\), expected \(2,\), one for each feature row",
+        ),
+        (BATCH, BANK, [0, 10], {}, r"targets: got 10 at place 1, expected values in \[0, 10\)"),
         (BATCH, BANK, [0, -2], {}, "targets: found -2 at place 1"),
-        (BATCH, BANK, [0, 1], {"temperature": 0.0}, "temperature: found 0.0, wanted a number above 0"),
-        (BATCH, BANK, [0, 1], {"reduction": "max"}, "reduction: found 'max', wanted one of mean, sum, none"),
+        (
+            BATCH,
+            BANK,
+            [0, 1],
+            {"temperature": 0.0},
+            "temperature: got 0.0, expected a number above 0",
+        ),
+        (
+            BATCH,
+            BANK,
+            [0, 1],
+            {"reduction": "max"},
+            "reduction: got 'max', expected one of mean, sum, none",
+        ),
         (BATCH, BANK, [0, 1], {"precision": "half"}, "precision: found 'half'"),
         (BATCH, BANK, [0, 1], {"classes": CLASSES}, "targets: found class 1, which has no rows"),
-        (BATCH, BANK, [0, 6], {"classes": CLASSES}, r"targets: found 6 at place 1, wanted values in \[0, 6\)"),
-        (BATCH, BANK, [0, 0], {"classes": CLASSES[:4]}, r"classes: found shape \(4,\), wanted \(10,\)"),
-        (BATCH, BANK, [0, 0], {"classes": CLASSES + 6}, r"classes: found 11 at place 2, wanted values in \[-1, 10\)"),
-        (BATCH, BANK, [0, 0], {"classes": class_index(CLASSES[:4].clamp(max=2))}, "classes: found 4 rows, wanted 10"),
+        (
+            BATCH,
+            BANK,
+            [0, 6],
+            {"classes": CLASSES},
+            r"targets: got 6 at place 1, expected values in \[0, 6\)",
+        ),
+        (
+            BATCH,
+            BANK,
+            [0, 0],
+            {"classes": CLASSES[:4]},
+            r"classes: got shape \(4,\), expected \(10,\)",
+        ),
+        (
+            BATCH,
+            BANK,
+            [0, 0],
+            {"classes": CLASSES + 6},
+            r"classes: got 11 at place 2, expected values in \[-1, 10\)",
+        ),
+        (
+            BATCH,
+            BANK,
+            [0, 0],
+            {"classes": class_index(CLASSES[:4].clamp(max=2))},
+            "classes: got 4 rows, expected 10",
+        ),
     ],
 )
 def test_bad_input_is_named(
@@ -352,25 +452,32 @@ def test_class_means_are_means_of_members(dtype: torch.dtype) -> None:
     assert means.dtype == dtype
     for c in range(8):
         member = c == CLASSES
-        expected = bank[member].double().mean(0).to(dtype) if member.any() else torch.zeros(6, dtype=dtype)
+        expected = (
+            bank[member].double().mean(0).to(dtype) if member.any() else torch.zeros(6, dtype=dtype)
+        )
         torch.testing.assert_close(means[c], expected)
-    with pytest.raises(ValueError, match="count: found 4, wanted 6 at least"):
+    with pytest.raises(ValueError, match="count: got 4, expected 6 at least"):
         class_means(bank, CLASSES, 4)
     assert torch.equal(class_means(bank, torch.full((10,), -1), 2), torch.zeros(2, 6, dtype=dtype))
 
 
 @pytest.mark.parametrize("classes", [None, CLASSES])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_operators_are_registered_as_pytorch_wants_them(classes: Tensor | None, dtype: torch.dtype) -> None:
+def test_operators_are_registered_as_pytorch_wants_them(
+    classes: Tensor | None, dtype: torch.dtype
+) -> None:
     order, starts = (None, None) if classes is None else class_index(classes)
     features, bank = unit_rows(5, 6, dtype), unit_rows(10, 6, dtype, seed=1)
     arguments = (features.requires_grad_(), bank, TARGETS, order, starts, 0.1, -1, True, "auto")
     torch.library.opcheck(_bank_contrast, arguments)
     _, log_sums, _ = _bank_contrast(*arguments)
     torch.library.opcheck(
-        _bank_gradient, (features.detach(), bank, TARGETS, order, starts, 0.1, -1, log_sums, torch.ones(5))
+        _bank_gradient,
+        (features.detach(), bank, TARGETS, order, starts, 0.1, -1, log_sums, torch.ones(5)),
     )
-    torch.library.opcheck(_bank_shares, (features.detach(), bank, TARGETS, order, starts, 0.1, -1, True, "auto"))
+    torch.library.opcheck(
+        _bank_shares, (features.detach(), bank, TARGETS, order, starts, 0.1, -1, True, "auto")
+    )
     if order is not None:
         torch.library.opcheck(_class_means, (bank, order, starts))
 
@@ -378,16 +485,23 @@ def test_operators_are_registered_as_pytorch_wants_them(classes: Tensor | None, 
 @pytest.mark.parametrize("instances", [True, False])
 def test_it_compiles_once_for_all_sizes_of_the_bank(instances: bool) -> None:
     def call(features: Tensor, bank: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
-        return bank_contrast_loss(features, bank, targets, 0.1, classes=classes if instances else None)
+        return bank_contrast_loss(
+            features, bank, targets, 0.1, classes=classes if instances else None
+        )
 
-    sizes = [(unit_rows(6, 8), unit_rows(n, 8, seed=1), torch.arange(6), torch.arange(n) % 9) for n in (30, 41, 77)]
+    sizes = [
+        (unit_rows(6, 8), unit_rows(n, 8, seed=1), torch.arange(6), torch.arange(n) % 9)
+        for n in (30, 41, 77)
+    ]
     compiled_once(call, sizes, lambda f, b, t, c: [b, c])
 
 
 def test_gradient_is_the_same_when_compiled() -> None:
     bank, targets = unit_rows(30, 8), torch.arange(6)
     features = unit_rows(6, 8, seed=1).requires_grad_()
-    compiled = torch.compile(lambda f: bank_contrast_loss(f, bank, targets, 0.1), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(
+        lambda f: bank_contrast_loss(f, bank, targets, 0.1), backend="aot_eager", fullgraph=True
+    )
     found = torch.autograd.grad(compiled(features), features)[0]
     expected = torch.autograd.grad(bank_contrast_loss(features, bank, targets, 0.1), features)[0]
     torch.testing.assert_close(found, expected)

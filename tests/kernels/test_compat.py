@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import pytest
-import restated
 import torch
 import torch.nn.functional as F
 from reid_kernels import compat
 from torch import Tensor
+
+from tests.support import kernels_restated as restated
 
 N, DIM, BATCH = 41, 24, 12
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -41,7 +42,9 @@ def _same(found: Tensor, wanted: Tensor) -> None:
     )
 
 
-def _steps(module, memory: Tensor, plain, plain_memory: Tensor, batches, dtype: torch.dtype) -> None:
+def _steps(
+    module, memory: Tensor, plain, plain_memory: Tensor, batches, dtype: torch.dtype
+) -> None:
     """Losses, gradients and memories alike at each step; batches are of inputs and further arguments."""
     for inputs, arguments, plain_arguments in batches:
         before = plain_memory.clone()
@@ -96,7 +99,9 @@ def test_hybrid_memory_keeps_the_small_term_where_all_logits_are_low(dtype):
     indexes = _indexes()
     logits = (inputs @ near.T / 0.05).exp().sum(1)
     assert logits.max() < 1e-6
-    _steps(module, module.features, plain, plain.features, [(inputs, (indexes,), (indexes,))], dtype)
+    _steps(
+        module, module.features, plain, plain.features, [(inputs, (indexes,), (indexes,))], dtype
+    )
 
 
 @DTYPES
@@ -168,7 +173,7 @@ def test_mmcl_memory_takes_the_momentum_in_place_of_the_epoch():
     by_epoch(inputs.clone().requires_grad_(), indexes, 20).backward()
     by_alpha(inputs.clone().requires_grad_(), indexes, alpha=0.2).backward()
     assert torch.equal(by_epoch.mem, by_alpha.mem)
-    with pytest.raises(ValueError, match="epoch, alpha: found None and None"):
+    with pytest.raises(ValueError, match="epoch, alpha: got None and None"):
         by_alpha(inputs, indexes)
 
 
@@ -176,7 +181,10 @@ def test_two_batches_before_one_backward_pass_both_reach_the_memory():
     module, plain = _hybrid(torch.float64, _labels())
     first, second, indexes = _unit(BATCH), _unit(BATCH), _indexes()
     for memory in (module, plain):
-        (memory(first.clone().requires_grad_(), indexes) + memory(second.clone().requires_grad_(), indexes)).backward()
+        (
+            memory(first.clone().requires_grad_(), indexes)
+            + memory(second.clone().requires_grad_(), indexes)
+        ).backward()
     _same(module.features, plain.features)
 
 
@@ -213,13 +221,15 @@ def test_a_batch_without_a_class_updates_the_memory_alone():
 def test_mistakes_are_named_when_the_loss_is_taken():
     module, _ = _hybrid(torch.float32, _labels())
     inputs = _unit(BATCH, torch.float32)
-    with pytest.raises(ValueError, match=rf"indexes: found {N} at place 3, wanted values in \[0, {N}\)"):
+    with pytest.raises(
+        ValueError, match=rf"indexes: got {N} at place 3, expected values in \[0, {N}\)"
+    ):
         module(inputs, torch.tensor([0, 1, 2, N] * 3))
-    with pytest.raises(ValueError, match=r"indexes: found dtype torch\.int32"):
+    with pytest.raises(ValueError, match=r"indexes: got dtype torch\.int32"):
         module(inputs, _indexes().int())
-    with pytest.raises(ValueError, match=f"inputs: found rows of width 3, wanted {DIM}"):
+    with pytest.raises(ValueError, match=f"inputs: got rows of width 3, expected {DIM}"):
         module(inputs[:, :3], _indexes())
-    with pytest.raises(ValueError, match="targets: found -2 at place 0"):
+    with pytest.raises(ValueError, match="targets: got -2 at place 0"):
         _cluster(torch.float32, use_hard=False)[0](inputs, torch.full((BATCH,), -2))
 
 
@@ -240,13 +250,24 @@ def test_a_compiled_memory_trains_like_another(name):
         memory, plain = module.mem, restated.MMCLMemory(module.mem.clone(), hard_ratio=0.1)
         plain_memory = plain.mem
     else:
-        made = _hybrid(torch.float64, _labels()) if name == "hybrid" else _cluster(torch.float64, name == "hard")
+        made = (
+            _hybrid(torch.float64, _labels())
+            if name == "hybrid"
+            else _cluster(torch.float64, name == "hard")
+        )
         (module, plain), memory, plain_memory = made, made[0].features, made[1].features
     batches = []
     for step in range(3):
         arguments = (_indexes(), 20 + step) if name == "mmcl" else (_indexes(),)
         batches.append((_unit(BATCH), arguments, arguments))
-    _steps(torch.compile(module, backend="aot_eager"), memory, plain, plain_memory, batches, torch.float64)
+    _steps(
+        torch.compile(module, backend="aot_eager"),
+        memory,
+        plain,
+        plain_memory,
+        batches,
+        torch.float64,
+    )
 
 
 RANK = """
@@ -285,10 +306,11 @@ dist.destroy_process_group()
 
 def test_processes_that_gather_train_as_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)], env=environment) for rank in range(2)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)], env=environment)
+        for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
     first, second, alone = (torch.load(tmp_path / name) for name in ("0", "1", "alone0"))
     for a, b, c in zip(first, second, alone, strict=True):
         torch.testing.assert_close(a, c, rtol=1e-5, atol=1e-6)

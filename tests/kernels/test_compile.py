@@ -10,8 +10,8 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-import chips  # noqa: E402
-from chips import CHIPS, Compiled  # noqa: E402
+from tests.support import chips  # noqa: E402
+from tests.support.chips import CHIPS, Compiled  # noqa: E402
 
 #: Chips that not every build of Triton makes code for.
 OPTIONAL = ("sm_100", "gfx942")
@@ -62,15 +62,21 @@ def test_low_precision_products_run_on_the_preferred_matrix_units(results: list[
 def _preferred(x: Compiled) -> bool:
     if x.chip == "gfx942":
         kinds = {"tf32": "xf32", "bf16": "bf16", "fp16": "f16"}
-        return {name.rsplit("_", 1)[1] for name in x.matrix} == {kinds[dot.operand] for dot in x.dots}
-    return x.matrix == ({"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}[x.chip],)
+        return {name.rsplit("_", 1)[1] for name in x.matrix} == {
+            kinds[dot.operand] for dot in x.dots
+        }
+    return x.matrix == (
+        {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}[x.chip],
+    )
 
 
 def test_ieee_products_keep_all_bits_of_float32(results: list[Compiled]) -> None:
     exact = [x for x in results if x.dots and all(dot.operand == "fp32" for dot in x.dots)]
     assert exact
     # AMD's matrix units have a full float32 product too.
-    assert [f"{x}: {x.matrix}" for x in exact if not all(name.endswith("_f32") for name in x.matrix)] == []
+    assert [
+        f"{x}: {x.matrix}" for x in exact if not all(name.endswith("_f32") for name in x.matrix)
+    ] == []
     assert [str(x) for x in exact if not x.matrix and not x.plain] == []
 
 

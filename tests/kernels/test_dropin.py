@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "kernels" / "reid_kernels"
 README = ROOT / "kernels" / "README.md"
 SOURCES = sorted(FOLDER.glob("*.py"))
-FENCED = re.findall(r"^ *```python\n(.*?)^ *```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+FENCED = re.findall(
+    r"^ *```python\n(.*?)^ *```", README.read_text(), flags=re.MULTILINE | re.DOTALL
+)
 BLOCKS = [textwrap.dedent(block) for block in FENCED]
 
 #: Every operator of the module `ops` against its reference in float64, and one memory.
@@ -44,9 +46,9 @@ calls = {
 assert set(calls) == {name.removesuffix("_reference") for name in ops.__all__ if name.endswith("_reference")}
 for name, call in calls.items():
     public = name if name in ops.__all__ else name + "_"
-    found = call(getattr(ops, public), x, bank)
+    got = call(getattr(ops, public), x, bank)
     wanted = call(getattr(ops, name + "_reference"), *wide)
-    for a, b in zip(*((y if isinstance(y, tuple) else (y,)) for y in (found, wanted)), strict=True):
+    for a, b in zip(*((y if isinstance(y, tuple) else (y,)) for y in (found, expected)), strict=True):
         torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-4, atol=1e-5)
     print(name)
 memory = ops.compat.ClusterMemory(16, 40)
@@ -59,12 +61,19 @@ assert not torch.equal(before, memory.features)
 
 def _run(code: str, folder: Path, *options: str, path: list[str] | None = None) -> str:
     """What the code prints, in a Python of its own that starts in the folder."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")
+    }
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if path is not None:
         environment["PYTHONPATH"] = os.pathsep.join(path)
     done = subprocess.run(
-        [sys.executable, *options, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *options, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -135,7 +144,10 @@ assert torch.equal(*banks)
 
 
 def test_without_triton_every_operator_runs_on_a_cpu(tmp_path):
-    _run(f"import sys\nsys.modules['triton'] = None\nimport reid_kernels as ops\n{EVERY_OPERATOR}", tmp_path)
+    _run(
+        f"import sys\nsys.modules['triton'] = None\nimport reid_kernels as ops\n{EVERY_OPERATOR}",
+        tmp_path,
+    )
 
 
 def _imports(source: Path, *, when_loaded: bool = False) -> tuple[set[str], set[str]]:
@@ -175,7 +187,9 @@ def test_the_folder_above_is_no_package():
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_the_examples_of_the_readme_run(block):
-    if "get_local_kernel" in block and not hasattr(pytest.importorskip("kernels"), "get_local_kernel"):
+    if "get_local_kernel" in block and not hasattr(
+        pytest.importorskip("kernels"), "get_local_kernel"
+    ):
         pytest.skip("the client package `kernels` is not installed")
     _run(block, ROOT)
 
@@ -184,7 +198,9 @@ def test_the_readme_s_cmc_is_that_of_full_ranked_lists():
     names: dict = {}
     exec(next(block for block in BLOCKS if "cmc" in block), names)
     query, gallery, answers = names["query"], names["gallery"], []
-    for row, pid, camera in zip(1 - query @ gallery.T, names["q_pids"], names["q_camids"], strict=True):
+    for row, pid, camera in zip(
+        1 - query @ gallery.T, names["q_pids"], names["q_camids"], strict=True
+    ):
         order = np.argsort(row.numpy(), kind="stable")
         pids, cameras = names["g_pids"].numpy()[order], names["g_camids"].numpy()[order]
         match = (pids == int(pid))[(pids != int(pid)) | (cameras != int(camera))]

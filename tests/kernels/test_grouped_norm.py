@@ -9,19 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reid_kernels import grouped_batch_norm, grouped_batch_norm_reference
 from reid_kernels.grouped_norm import _grouped_batch_norm, _grouped_batch_norm_backward
-from reid_kernels.grouped_norm_cpu import backward_native, backward_plain, forward_native, forward_plain
-from support import FLOATS, assert_as_good_as_eager, run_interpreted
+from reid_kernels.grouped_norm_cpu import (
+    backward_native,
+    backward_plain,
+    forward_native,
+    forward_plain,
+)
 from torch import Tensor
+
+from tests.support.kernels import FLOATS, assert_as_good_as_eager, run_interpreted
 
 #: Relative error that passes without comparison.
 TINY = {torch.float64: 1e-14, torch.float32: 2e-7, torch.float16: 1e-4, torch.bfloat16: 1e-3}
 
 
-def problem(shape: tuple[int, ...], dtype: torch.dtype, last: bool = False, seed: int = 0) -> list[Tensor]:
+def problem(
+    shape: tuple[int, ...], dtype: torch.dtype, last: bool = False, seed: int = 0
+) -> list[Tensor]:
     """Images of a mean that is not zero, weight, bias, and a gradient."""
     generator = torch.Generator().manual_seed(seed)
     x, gradient = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    x = (2 * x + torch.randn(shape[1], generator=generator).view(-1, *[1] * (len(shape) - 2))).to(dtype)
+    x = (2 * x + torch.randn(shape[1], generator=generator).view(-1, *[1] * (len(shape) - 2))).to(
+        dtype
+    )
     gradient = gradient.to(dtype)
     if last:
         x, gradient = (y.movedim(1, -1).contiguous().movedim(-1, 1) for y in (x, gradient))
@@ -30,7 +40,9 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype, last: bool = False, seed
     return [x, weight, bias, gradient]
 
 
-def through(call, x: Tensor, weight: Tensor, bias: Tensor, gradient: Tensor, group: int) -> list[Tensor]:
+def through(
+    call, x: Tensor, weight: Tensor, bias: Tensor, gradient: Tensor, group: int
+) -> list[Tensor]:
     """Images, statistics and gradients of a form."""
     leaves = [y.clone().requires_grad_() for y in (x, weight, bias)]
     y, mean, var = call(*leaves, group)
@@ -59,7 +71,13 @@ def loop(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> tuple[Tensor, T
     seed=st.integers(0, 100),
 )
 def test_it_is_as_good_as_a_loop_over_the_groups(
-    groups: int, group: int, channels: int, places: tuple[int, ...], dtype: torch.dtype, last: bool, seed: int
+    groups: int,
+    group: int,
+    channels: int,
+    places: tuple[int, ...],
+    dtype: torch.dtype,
+    last: bool,
+    seed: int,
 ) -> None:
     inputs = problem((groups * group, channels, *places), dtype, last, seed)
     found = through(grouped_batch_norm, *inputs, group)
@@ -83,13 +101,17 @@ def test_large_batches_are_written_in_place_as_exactly(last: bool) -> None:
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 2, 2)])
 def test_gradients_are_those_of_differences(shape: tuple[int, ...]) -> None:
     x, weight, bias, _ = (y.requires_grad_() for y in problem(shape, torch.float64))
-    assert torch.autograd.gradcheck(lambda *inputs: grouped_batch_norm(*inputs, 3)[0], (x, weight, bias))
+    assert torch.autograd.gradcheck(
+        lambda *inputs: grouped_batch_norm(*inputs, 3)[0], (x, weight, bias)
+    )
 
 
 def test_what_other_devices_take_is_the_same() -> None:
     x, weight, bias, gradient = problem((6, 5, 3, 2), torch.float64, True)
     plain, native = (f(x, weight, bias, 2, 1e-5) for f in (forward_plain, forward_native))
-    back = [f(gradient, x, weight, plain[1], plain[3], 2) for f in (backward_plain, backward_native)]
+    back = [
+        f(gradient, x, weight, plain[1], plain[3], 2) for f in (backward_plain, backward_native)
+    ]
     for a, b in zip((*plain, *back[0]), (*native, *back[1]), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -110,7 +132,9 @@ def test_images_that_lie_in_memory_in_no_usual_way() -> None:
     odd = torch.empty(4, 3, 2, 12)[..., ::2].copy_(x)
     y, _, _ = grouped_batch_norm(odd.requires_grad_(), weight, bias, 2)
     y.backward(gradient[:1].expand(4, -1, -1, -1))
-    again = through(grouped_batch_norm, x, weight, bias, gradient[:1].expand(4, -1, -1, -1).contiguous(), 2)
+    again = through(
+        grouped_batch_norm, x, weight, bias, gradient[:1].expand(4, -1, -1, -1).contiguous(), 2
+    )
     torch.testing.assert_close(y.detach(), expected[0])
     torch.testing.assert_close(odd.grad, again[3])
 
@@ -118,7 +142,9 @@ def test_images_that_lie_in_memory_in_no_usual_way() -> None:
 def test_on_the_edges() -> None:
     x, weight, bias, gradient = problem((4, 3, 2, 2), torch.float32)
     for empty, group in ((x[:0], 5), (x[:0], 1)):
-        y, mean, var = grouped_batch_norm(empty.requires_grad_(), weight.requires_grad_(), bias, group)
+        y, mean, var = grouped_batch_norm(
+            empty.requires_grad_(), weight.requires_grad_(), bias, group
+        )
         y.sum().backward()
         assert y.shape == empty.shape and mean.shape == var.shape == (0, 3)
         assert not weight.grad.any()
@@ -130,9 +156,10 @@ def test_on_the_edges() -> None:
     assert (mean == 7).all() and not var.any()
     x[3, 1, 0, 0] = torch.nan
     y, _, var = grouped_batch_norm(x, weight, bias, 2)
-    assert y.isnan().flatten(2).any(2).nonzero().tolist() == [[2, 1], [3, 1]] and var.isnan().nonzero().tolist() == [
-        [1, 1]
-    ]
+    assert y.isnan().flatten(2).any(2).nonzero().tolist() == [
+        [2, 1],
+        [3, 1],
+    ] and var.isnan().nonzero().tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -140,10 +167,10 @@ def test_on_the_edges() -> None:
     [
         (torch.zeros(4), 4, 2, r"x: found shape \(4,\)"),
         (torch.zeros(4, 3, dtype=torch.int64), 3, 2, "x: found dtype torch.int64"),
-        (torch.zeros(4, 3), 3, 3, "group: found 3, wanted a divisor of 4"),
-        (torch.zeros(4, 3), 3, 0, "group: found 0, wanted a divisor of 4"),
-        (torch.zeros(4, 3), 3, 1, r"x: found shape \(4, 3\), wanted more than one value a channel"),
-        (torch.zeros(4, 3), 2, 2, r"weight: found shape \(2,\), wanted \(3,\)"),
+        (torch.zeros(4, 3), 3, 3, "group: got 3, expected a divisor of 4"),
+        (torch.zeros(4, 3), 3, 0, "group: got 0, expected a divisor of 4"),
+        (torch.zeros(4, 3), 3, 1, r"x: got shape \(4, 3\), expected more than one value a channel"),
+        (torch.zeros(4, 3), 2, 2, r"weight: got shape \(2,\), expected \(3,\)"),
     ],
 )
 def test_bad_input_is_named(x: Tensor, channels: int, group: int, message: str) -> None:
@@ -157,7 +184,9 @@ def test_operators_are_registered_as_pytorch_wants_them(last: bool) -> None:
     leaves = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_())
     torch.library.opcheck(_grouped_batch_norm, (*leaves, 2, 1e-5))
     _, mean, _, rstd = _grouped_batch_norm(x.detach(), weight.detach(), bias.detach(), 2, 1e-5)
-    torch.library.opcheck(_grouped_batch_norm_backward, (gradient, x.detach(), weight.detach(), mean, rstd, 2))
+    torch.library.opcheck(
+        _grouped_batch_norm_backward, (gradient, x.detach(), weight.detach(), mean, rstd, 2)
+    )
 
 
 @pytest.mark.parametrize("last", [False, True])

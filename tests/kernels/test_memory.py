@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reid_kernels import hardest_rows, update_bank_, update_bank_reference
 from reid_kernels.memory import _update_bank
-from support import FLOATS, compiled_once, run_interpreted, strided, unit_rows
 from torch import Tensor
+
+from tests.support.kernels import FLOATS, compiled_once, run_interpreted, strided, unit_rows
 
 TIGHT = {torch.float64: 1e-14, torch.float32: 2e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -65,7 +66,9 @@ def test_what_cancels_out_stays_zero() -> None:
 def test_a_part_of_a_bank_is_changed_in_place() -> None:
     whole = unit_rows(10, 6)
     expected = whole.clone()
-    expected[4:8] = update_bank_reference(whole[4:8], unit_rows(2, 6, seed=1), torch.tensor([3, 0]), 0.2)
+    expected[4:8] = update_bank_reference(
+        whole[4:8], unit_rows(2, 6, seed=1), torch.tensor([3, 0]), 0.2
+    )
     update_bank_(whole[4:8], strided(unit_rows(2, 6, seed=1)), torch.tensor([3, 0]), 0.2)
     torch.testing.assert_close(whole, expected)
 
@@ -78,7 +81,7 @@ def test_features_may_be_rows_of_the_bank_itself() -> None:
 
 
 def test_rows_of_a_bank_that_overlap_are_refused() -> None:
-    with pytest.raises(ValueError, match="bank: found strides"):
+    with pytest.raises(ValueError, match="bank: got strides"):
         update_bank_(torch.zeros(1, 4).expand(3, 4), torch.ones(1, 4), torch.tensor([0]), 0.5)
 
 
@@ -92,16 +95,54 @@ def test_no_gradient_is_kept() -> None:
     ("bank", "features", "targets", "momentum", "message"),
     [
         (torch.zeros(4), torch.zeros(1, 4), [0], 0.5, r"bank: found shape \(4,\)"),
-        (torch.zeros(4, 3), torch.zeros(1, 4), [0], 0.5, "features: found rows of width 4, wanted 3"),
-        (torch.zeros(4, 3), torch.zeros(1, 3).half(), [0], 0.5, "features: found dtype torch.float16"),
-        (torch.zeros(4, 3), torch.zeros(2, 3), [0], 0.5, r"targets: found shape \(1,\), wanted \(2,\)"),
-        (torch.zeros(4, 3), torch.zeros(1, 3), [4], 0.5, r"targets: found 4 at place 0, wanted values in \[0, 4\)"),
+        (
+            torch.zeros(4, 3),
+            torch.zeros(1, 4),
+            [0],
+            0.5,
+            "features: got rows of width 4, expected 3",
+        ),
+        (
+            torch.zeros(4, 3),
+            torch.zeros(1, 3).half(),
+            [0],
+            0.5,
+            "features: found dtype torch.float16",
+        ),
+        (
+            torch.zeros(4, 3),
+            torch.zeros(2, 3),
+            [0],
+            0.5,
+            r"targets: got shape \(1,\), expected \(2,\)",
+        ),
+        (
+            torch.zeros(4, 3),
+            torch.zeros(1, 3),
+            [4],
+            0.5,
+            r"targets: got 4 at place 0, expected values in \[0, 4\)",
+        ),
         (torch.zeros(4, 3), torch.zeros(1, 3), [-2], 0.5, "targets: found -2 at place 0"),
-        (torch.zeros(4, 3), torch.zeros(1, 3), [0], 1.5, r"momentum: found 1.5, wanted a number in \[0, 1\]"),
-        (torch.zeros(4, 3, requires_grad=True), torch.zeros(1, 3), [0], 0.5, "bank: it requires a gradient"),
+        (
+            torch.zeros(4, 3),
+            torch.zeros(1, 3),
+            [0],
+            1.5,
+            r"momentum: got 1.5, expected a number in \[0, 1\]",
+        ),
+        (
+            torch.zeros(4, 3, requires_grad=True),
+            torch.zeros(1, 3),
+            [0],
+            0.5,
+            "bank: it requires a gradient",
+        ),
     ],
 )
-def test_bad_input_is_named(bank: Tensor, features: Tensor, targets: list[int], momentum: float, message: str) -> None:
+def test_bad_input_is_named(
+    bank: Tensor, features: Tensor, targets: list[int], momentum: float, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         update_bank_(bank, features, torch.tensor(targets), momentum)
 
@@ -116,7 +157,7 @@ def test_hardest_rows_leave_out_what_is_ignored() -> None:
     bank, targets = torch.eye(3), torch.tensor([-1, 1, 1, -1])
     features = torch.tensor([[1.0, 0, 0], [0, 0.5, 0], [0, 0.2, 0], [0, 0, 1]])
     assert hardest_rows(features, bank, targets).tolist() == [2]
-    with pytest.raises(ValueError, match="targets: found 3 at place 0"):
+    with pytest.raises(ValueError, match="targets: got 3 at place 0"):
         hardest_rows(features, bank, torch.tensor([3, 1, 1, -1]))
 
 
@@ -124,13 +165,15 @@ def test_features_that_are_not_finite_do_not_reach_the_bank() -> None:
     bank, features = unit_rows(5, 4), unit_rows(3, 4, seed=1)
     features[1, 2], features[2] = torch.nan, torch.nan
     before = bank.clone()
-    with pytest.raises(ValueError, match="features: found that row 1 is not finite"):
+    with pytest.raises(ValueError, match="features: row 1 is not finite"):
         update_bank_(bank, features, torch.tensor([0, 1, -1]), 0.5)
     assert torch.equal(bank, before)
 
 
 def test_operator_is_registered_as_pytorch_wants_it() -> None:
-    torch.library.opcheck(_update_bank, (unit_rows(5, 4), unit_rows(3, 4, seed=1), torch.tensor([1, 1, -1]), 0.2, -1))
+    torch.library.opcheck(
+        _update_bank, (unit_rows(5, 4), unit_rows(3, 4, seed=1), torch.tensor([1, 1, -1]), 0.2, -1)
+    )
 
 
 def test_it_compiles_once_for_all_sizes_of_the_bank() -> None:
@@ -139,7 +182,9 @@ def test_it_compiles_once_for_all_sizes_of_the_bank() -> None:
         update_bank_(bank, features, targets, 0.3)
         return bank
 
-    sizes = [(unit_rows(n, 6), unit_rows(4, 6, seed=1), torch.tensor([0, 5, 0, -1])) for n in (9, 17, 30)]
+    sizes = [
+        (unit_rows(n, 6), unit_rows(4, 6, seed=1), torch.tensor([0, 5, 0, -1])) for n in (9, 17, 30)
+    ]
     compiled_once(moved, sizes, lambda bank, *_: [bank])
 
 

@@ -7,13 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reid_kernels import multilabel_cpu
-from reid_kernels.multilabel import _multilabel_bank_loss, multilabel_bank_loss, multilabel_bank_loss_reference
-from support import run_interpreted
+from reid_kernels.multilabel import (
+    _multilabel_bank_loss,
+    multilabel_bank_loss,
+    multilabel_bank_loss_reference,
+)
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from tests.support.kernels import run_interpreted
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-EPS = {dtype: max(torch.finfo(dtype).eps, 1e-6 if dtype != torch.float64 else 0) for dtype in DTYPES}
+EPS = {
+    dtype: max(torch.finfo(dtype).eps, 1e-6 if dtype != torch.float64 else 0) for dtype in DTYPES
+}
 
 
 def lists(*rows: list[int]) -> tuple[Tensor, Tensor]:
@@ -43,7 +50,9 @@ def with_gradient(loss, features: Tensor, *args, **kwargs) -> tuple[Tensor, Tens
 def check(features: Tensor, bank: Tensor, positives, **kwargs) -> tuple[Tensor, Tensor]:
     """Loss and gradient, compared with the reference in float64."""
     losses, gradient = with_gradient(multilabel_bank_loss, features, bank, positives, **kwargs)
-    wanted = with_gradient(multilabel_bank_loss_reference, features.double(), bank.double(), positives, **kwargs)
+    wanted = with_gradient(
+        multilabel_bank_loss_reference, features.double(), bank.double(), positives, **kwargs
+    )
     double = features.dtype == torch.float64
     assert losses.dtype == (torch.float64 if double else torch.float32)
     assert gradient.dtype == features.dtype
@@ -65,7 +74,8 @@ def test_loss_and_gradient_are_the_reference_s(data: st.DataObject) -> None:
     )
     most = data.draw(st.sampled_from([0, 3, 200]))
     positives = [
-        torch.randint(0, max(1, n), (int(torch.randint(0, most + 1, ())) if n else 0,)).tolist() for _ in range(batch)
+        torch.randint(0, max(1, n), (int(torch.randint(0, most + 1, ())) if n else 0,)).tolist()
+        for _ in range(batch)
     ]
     form = bits(n, *positives) if data.draw(st.booleans()) and batch else lists(*positives)
     check(
@@ -79,13 +89,17 @@ def test_loss_and_gradient_are_the_reference_s(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_any_values_agree_in_every_dtype(dtype: torch.dtype) -> None:
-    features, bank = (torch.nn.functional.normalize(torch.randn(rows, 24)).to(dtype) for rows in (7, 333))
+    features, bank = (
+        torch.nn.functional.normalize(torch.randn(rows, 24)).to(dtype) for rows in (7, 333)
+    )
     positives = lists(*torch.randint(0, 333, (7, 5)).tolist())
     check(features, bank, positives, hard_ratio=0.05)
 
 
 def test_equal_similarities_at_the_threshold_share_its_places() -> None:
-    bank = torch.tensor([[1.0, 0], [0.5, 0], [0.5, 1], [0.5, 2], [0.0, 1], [-1, 0]], dtype=torch.float64)
+    bank = torch.tensor(
+        [[1.0, 0], [0.5, 0], [0.5, 1], [0.5, 2], [0.0, 1], [-1, 0]], dtype=torch.float64
+    )
     features = torch.tensor([[1.0, 0]], dtype=torch.float64)
     # Two hard places among negatives of 1, 0.5, 0.5, 0.5, 0: one is left for the three at 0.5.
     losses, gradient = check(features, bank, lists([5]), delta=0.0, hard_ratio=0.4)
@@ -125,15 +139,21 @@ def test_hard_negatives_are_counted_in_double_precision() -> None:
 def test_a_positive_that_is_listed_twice_counts_once() -> None:
     features, bank = torch.randn(2, 8), torch.randn(40, 8)
     once = multilabel_bank_loss(features, bank, lists([39, 2], [7]), reduction="none")
-    assert torch.equal(once, multilabel_bank_loss(features, bank, lists([2, 39, 2, 2], [7, 7]), reduction="none"))
-    assert torch.equal(once, multilabel_bank_loss(features, bank, bits(40, [2, 39], [7]), reduction="none"))
+    assert torch.equal(
+        once, multilabel_bank_loss(features, bank, lists([2, 39, 2, 2], [7, 7]), reduction="none")
+    )
+    assert torch.equal(
+        once, multilabel_bank_loss(features, bank, bits(40, [2, 39], [7]), reduction="none")
+    )
 
 
 def test_bits_behind_the_bank_are_not_read() -> None:
     features, bank, clean = torch.randn(1, 8), torch.randn(33, 8), bits(33, [1, 32])
     dirty = clean.clone()
     dirty[0, 1] |= -2
-    assert torch.equal(multilabel_bank_loss(features, bank, clean), multilabel_bank_loss(features, bank, dirty))
+    assert torch.equal(
+        multilabel_bank_loss(features, bank, clean), multilabel_bank_loss(features, bank, dirty)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -142,7 +162,11 @@ def test_blocks_change_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPat
     positives = lists(*torch.randint(0, 70, (9, 3)).tolist())
     whole = with_gradient(multilabel_bank_loss, features, bank, positives, hard_ratio=0.2)
     monkeypatch.setattr(multilabel_cpu, "BLOCK", 4 * 70 * 2)
-    for x, y in zip(whole, with_gradient(multilabel_bank_loss, features, bank, positives, hard_ratio=0.2), strict=True):
+    for x, y in zip(
+        whole,
+        with_gradient(multilabel_bank_loss, features, bank, positives, hard_ratio=0.2),
+        strict=True,
+    ):
         torch.testing.assert_close(x, y, rtol=EPS[dtype], atol=EPS[dtype])
 
 
@@ -152,12 +176,19 @@ def test_gradients_pass_gradcheck() -> None:
     for loss in (multilabel_bank_loss_reference, multilabel_bank_loss):
         for reduction in ("mean", "sum", "none"):
             assert torch.autograd.gradcheck(
-                lambda x, loss=loss, how=reduction: loss(x, bank, positives, hard_ratio=0.2, reduction=how), (features,)
+                lambda x, loss=loss, how=reduction: loss(
+                    x, bank, positives, hard_ratio=0.2, reduction=how
+                ),
+                (features,),
             )
 
 
 def test_the_bank_may_change_between_forward_and_backward() -> None:
-    features, bank, positives = torch.randn(3, 8, requires_grad=True), torch.randn(40, 8), lists([2], [3], [4])
+    features, bank, positives = (
+        torch.randn(3, 8, requires_grad=True),
+        torch.randn(40, 8),
+        lists([2], [3], [4]),
+    )
     (wanted,) = torch.autograd.grad(multilabel_bank_loss(features, bank, positives), features)
     loss = multilabel_bank_loss(features, bank, positives)
     bank.zero_()
@@ -170,7 +201,9 @@ def test_no_gradient_is_computed_where_none_is_wanted() -> None:
     with torch.no_grad():
         assert not multilabel_bank_loss(features, bank, lists([2], [3], [4])).requires_grad
     assert not multilabel_bank_loss(features.detach(), bank, lists([2], [3], [4])).requires_grad
-    _, gradient = _multilabel_bank_loss(features.detach(), bank, bits(40, [], [], []), None, 5.0, 0.01, "auto", False)
+    _, gradient = _multilabel_bank_loss(
+        features.detach(), bank, bits(40, [], [], []), None, 5.0, 0.01, "auto", False
+    )
     assert gradient.shape == (0, 8)
 
 
@@ -179,7 +212,9 @@ def test_reductions() -> None:
     losses = multilabel_bank_loss(features, bank, positives, reduction="none")
     assert losses.shape == (3,)
     torch.testing.assert_close(multilabel_bank_loss(features, bank, positives), losses.mean())
-    torch.testing.assert_close(multilabel_bank_loss(features, bank, positives, reduction="sum"), losses.sum())
+    torch.testing.assert_close(
+        multilabel_bank_loss(features, bank, positives, reduction="sum"), losses.sum()
+    )
 
 
 @pytest.mark.parametrize(("batch", "n", "dim"), [(0, 40, 8), (0, 0, 8), (3, 0, 8), (3, 40, 0)])
@@ -204,10 +239,10 @@ def test_rows_of_zeros() -> None:
 def test_rows_that_are_not_finite_are_named(bad: float) -> None:
     features, bank = torch.ones(3, 8), torch.zeros(40, 8)
     bank[7] = bad
-    with pytest.raises(ValueError, match="bank: found that row 7 is not finite"):
+    with pytest.raises(ValueError, match="bank: row 7 is not finite"):
         multilabel_bank_loss(features, bank, lists([7], [3], []))
     features[1], bank[7] = bad, 1
-    with pytest.raises(ValueError, match="features: found that row 1 is not finite"):
+    with pytest.raises(ValueError, match="features: row 1 is not finite"):
         multilabel_bank_loss(features, bank, lists([7], [3], []))
 
 
@@ -215,7 +250,10 @@ def test_rows_that_are_not_finite_are_named(bad: float) -> None:
 def test_rows_of_any_stride(dtype: torch.dtype) -> None:
     features, bank = integers(8, 3).to(dtype).T, integers(60, 16).to(dtype)[::2, ::2]
     positives = lists([2], [3, 4], [5])
-    spread = torch.stack([positives[0], positives[0]], 1)[:, 0], torch.stack([positives[1]] * 2, 1)[:, 0]
+    spread = (
+        torch.stack([positives[0], positives[0]], 1)[:, 0],
+        torch.stack([positives[1]] * 2, 1)[:, 0],
+    )
     wanted = check(features.contiguous(), bank.contiguous(), positives, hard_ratio=0.2)
     words = torch.stack([bits(30, [2], [3, 4], [5])] * 2, 2)[:, :, 0]
     for form in (spread, words):
@@ -227,15 +265,23 @@ def test_two_runs_give_the_same_bits(dtype: torch.dtype) -> None:
     features, bank = torch.randn(16, 32).to(dtype), torch.randn(500, 32).to(dtype)
     positives = lists(*torch.randint(0, 500, (16, 6)).tolist())
     first = with_gradient(multilabel_bank_loss, features, bank, positives)
-    assert all(map(torch.equal, first, with_gradient(multilabel_bank_loss, features, bank, positives)))
+    assert all(
+        map(torch.equal, first, with_gradient(multilabel_bank_loss, features, bank, positives))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_does_not_lower_the_precision(dtype: torch.dtype) -> None:
-    features, bank, positives = torch.randn(4, 32).to(dtype), torch.randn(50, 32).to(dtype), lists([1], [2], [3], [4])
+    features, bank, positives = (
+        torch.randn(4, 32).to(dtype),
+        torch.randn(50, 32).to(dtype),
+        lists([1], [2], [3], [4]),
+    )
     wanted = with_gradient(multilabel_bank_loss, features, bank, positives)
     with torch.autocast("cpu", torch.bfloat16):
-        assert all(map(torch.equal, wanted, with_gradient(multilabel_bank_loss, features, bank, positives)))
+        assert all(
+            map(torch.equal, wanted, with_gradient(multilabel_bank_loss, features, bank, positives))
+        )
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -243,7 +289,9 @@ def test_autocast_does_not_lower_the_precision(dtype: torch.dtype) -> None:
 def test_the_custom_op_is_well_formed(wanted: bool, listed: bool) -> None:
     features, bank = torch.randn(3, 8, requires_grad=wanted), torch.randn(40, 8)
     positives, indices = lists([2], [3], [4]) if listed else (bits(40, [2], [3], [4]), None)
-    torch.library.opcheck(_multilabel_bank_loss, (features, bank, positives, indices, 5.0, 0.1, "auto", wanted))
+    torch.library.opcheck(
+        _multilabel_bank_loss, (features, bank, positives, indices, 5.0, 0.1, "auto", wanted)
+    )
 
 
 def test_compiles_whole_and_once_for_every_size_of_the_bank() -> None:
@@ -254,7 +302,9 @@ def test_compiles_whole_and_once_for_every_size_of_the_bank() -> None:
         features, bank = torch.randn(3, 8), torch.randn(n, 8)
         positives = lists([2], [3, 9], [n - 1, 4, 5])
         found = with_gradient(compiled, features, bank, positives)
-        assert all(map(torch.equal, found, with_gradient(multilabel_bank_loss, features, bank, positives)))
+        assert all(
+            map(torch.equal, found, with_gradient(multilabel_bank_loss, features, bank, positives))
+        )
         counts.add(counter.frame_count)
     assert len(counts) == 1
 
@@ -266,13 +316,16 @@ GOOD = {"features": torch.ones(2, 4), "bank": torch.ones(40, 4), "positives": li
     ("change", "message"),
     [
         ({"features": torch.ones(4)}, r"features: found shape \(4,\)"),
-        ({"bank": torch.ones(40, 5)}, "bank: found rows of width 5, wanted 4"),
+        ({"bank": torch.ones(40, 5)}, "bank: got rows of width 5, expected 4"),
         ({"bank": torch.ones(40, 4).double()}, "bank: found dtype torch.float64"),
-        ({"bank": torch.ones(40, 4, requires_grad=True)}, "bank: found requires_grad, wanted a buffer"),
-        ({"hard_ratio": 1.5}, "hard_ratio: found 1.5, wanted 0 to 1"),
-        ({"reduction": "max"}, "reduction: found 'max', wanted one of mean, sum, none"),
+        (
+            {"bank": torch.ones(40, 4, requires_grad=True)},
+            "bank: got requires_grad, expected a buffer",
+        ),
+        ({"hard_ratio": 1.5}, "hard_ratio: got 1.5, expected 0 to 1"),
+        ({"reduction": "max"}, "reduction: got 'max', expected one of mean, sum, none"),
         ({"precision": "fp8"}, "precision: found 'fp8'"),
-        ({"positives": lists([0])}, r"positives\[0\]: found shape \(2,\), wanted \(3,\)"),
+        ({"positives": lists([0])}, r"positives\[0\]: got shape \(2,\), expected \(3,\)"),
         (
             {"positives": (torch.tensor([0, 1, 2]), torch.tensor([0, 1], dtype=torch.int32))},
             r"positives\[1\]: found dtype",
@@ -283,17 +336,29 @@ GOOD = {"features": torch.ones(2, 4), "bank": torch.ones(40, 4), "positives": li
         ),
         (
             {"positives": (torch.tensor([1, 1, 2]), torch.tensor([0, 1]))},
-            r"positives\[0\]: found 1 first and 2 last, wanted 0",
+            r"positives\[0\]: got 1 first and 2 last, expected 0",
         ),
-        ({"positives": (torch.tensor([0, 1, 1]), torch.tensor([0, 1]))}, r"found 0 first and 1 last, wanted 0 and 2"),
+        (
+            {"positives": (torch.tensor([0, 1, 1]), torch.tensor([0, 1]))},
+            r"got 0 first and 1 last, expected 0 and 2",
+        ),
         (
             {"positives": (torch.tensor([0, 3, 2]), torch.tensor([0, 1]))},
             r"positives\[0\]: found a fall behind place 1",
         ),
-        ({"positives": lists([0], [40])}, r"positives\[1\]: found 40 at place 1, wanted values in \[0, 40\)"),
+        (
+            {"positives": lists([0], [40])},
+            r"positives\[1\]: got 40 at place 1, expected values in \[0, 40\)",
+        ),
         ({"positives": lists([-1], [0])}, r"positives\[1\]: found -1 at place 0"),
-        ({"positives": torch.zeros(2, 1, dtype=torch.int32)}, r"bit rows of shape \(2, 1\), wanted \(2, 2\)"),
-        ({"positives": torch.zeros(2, 2, dtype=torch.int64)}, "bit rows of dtype torch.int64, wanted torch.int32"),
+        (
+            {"positives": torch.zeros(2, 1, dtype=torch.int32)},
+            r"bit rows of shape \(2, 1\), expected \(2, 2\)",
+        ),
+        (
+            {"positives": torch.zeros(2, 2, dtype=torch.int64)},
+            "bit rows of dtype torch.int64, expected torch.int32",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(change: dict, message: str) -> None:

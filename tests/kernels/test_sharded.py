@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ranked import Pool
 from reid_kernels import (
     NotFiniteError,
     label_prediction,
@@ -23,9 +22,10 @@ from reid_kernels.sharded import (
     sharded_update_bank_,
     with_gradient,
 )
-from support import on_grid, unit_rows
 
-from fastreid_al.ranks import Ranks
+from fastreid_al.distributed.world import World
+from tests.support.kernels import on_grid, unit_rows
+from tests.support.process_pool import Pool
 
 SIZES = [1, 2, 3, 4]
 #: Parts that are not equal, and some that are empty on three and on four ranks.
@@ -35,10 +35,12 @@ NS = [41, 5, 4]
 def crowded(n: int, dim: int = 6, seed: int = 0) -> torch.Tensor:
     """Rows in a few crowds, float64, no two similarities equal."""
     centres = unit_rows(4, dim, torch.float64, seed)
-    return torch.nn.functional.normalize(centres[torch.arange(n) * 7 % 4] + 0.4 * unit_rows(n, dim, torch.float64, 1))
+    return torch.nn.functional.normalize(
+        centres[torch.arange(n) * 7 % 4] + 0.4 * unit_rows(n, dim, torch.float64, 1)
+    )
 
 
-def predicted(ranks: Ranks) -> int:
+def predicted(world: World) -> int:
     walked = 0
     for n in NS:
         rows = torch.arange(9) * 5 % n
@@ -50,14 +52,18 @@ def predicted(ranks: Ranks) -> int:
         ):
             for threshold in thresholds:
                 for at_least in (1, 10):
-                    own = bank[ranks.own(n)].clone()
-                    found = sharded_label_prediction(own, rows, n, ranks, threshold=threshold, at_least=at_least)
+                    own = bank[world.local_slice(n)].clone()
+                    found = sharded_label_prediction(
+                        own, rows, n, world, threshold=threshold, at_least=at_least
+                    )
                     whole = label_prediction(bank, rows, threshold=threshold, at_least=at_least)
-                    wanted = label_prediction_reference(bank.double(), rows, threshold=threshold, at_least=at_least)
+                    wanted = label_prediction_reference(
+                        bank.double(), rows, threshold=threshold, at_least=at_least
+                    )
                     for a, b, c in zip(found, whole, wanted, strict=True):
                         assert torch.equal(a, b) and torch.equal(a, c)
                     walked += int((found[0].diff() > 3).sum())
-        none = sharded_label_prediction(own, rows[:0], n, ranks)
+        none = sharded_label_prediction(own, rows[:0], n, world)
         assert none[0].tolist() == [0] and len(none[1]) == 0
     return walked
 
@@ -67,22 +73,31 @@ def test_labels_are_those_of_the_whole_bank(pool: Pool, size: int) -> None:
     assert min(pool.run(predicted, size)) > 50
 
 
-def nearest(ranks: Ranks) -> None:
+def nearest(world: World) -> None:
     for n in NS:
-        for query, bank in ((crowded(5, seed=3), crowded(n)), (on_grid(5, 4, seed=3), on_grid(n, 4))):
+        for query, bank in (
+            (crowded(5, seed=3), crowded(n)),
+            (on_grid(5, 4, seed=3), on_grid(n, 4)),
+        ):
             exclude = torch.tensor([0, n - 1, -1, n // 2, n // 3])
-            own = bank[ranks.own(n)]
+            own = bank[world.local_slice(n)]
             for k in (1, 2, 7):
                 for normalize in (False, True) if query.dtype == torch.float64 else (False,):
-                    found = sharded_similarity_topk(query, own, k, n, ranks, normalize=normalize, exclude=exclude)
+                    found = sharded_similarity_topk(
+                        query, own, k, n, world, normalize=normalize, exclude=exclude
+                    )
                     for operator in (similarity_topk, similarity_topk_reference):
-                        values, indices = operator(query, bank, k, normalize=normalize, exclude=exclude)
+                        values, indices = operator(
+                            query, bank, k, normalize=normalize, exclude=exclude
+                        )
                         assert torch.equal(found[1], indices)
                         torch.testing.assert_close(found[0], values, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_neighbours_are_those_of_the_whole_bank_equal_ones_from_the_lowest_row(pool: Pool, size: int) -> None:
+def test_neighbours_are_those_of_the_whole_bank_equal_ones_from_the_lowest_row(
+    pool: Pool, size: int
+) -> None:
     pool.run(nearest, size)
 
 
@@ -94,7 +109,7 @@ def bits_of(lists: list[list[int]], n: int) -> torch.Tensor:
     return bits.to(torch.int32)
 
 
-def lost(ranks: Ranks, block: int) -> None:
+def lost(world: World, block: int) -> None:
     from reid_kernels import multilabel_cpu
 
     multilabel_cpu.BLOCK, before = block, multilabel_cpu.BLOCK
@@ -106,17 +121,25 @@ def lost(ranks: Ranks, block: int) -> None:
             (torch.ones(5, 3), torch.ones(n, 3)),
         ):
             # None, all, one twice, some.
-            picked = [[], list(range(n)), [n - 1, n - 1], *torch.randint(n, (2, 6), generator=random).tolist()]
-            lists = torch.tensor([0, *map(len, picked)]).cumsum(0), torch.tensor([j for some in picked for j in some])
+            picked = [
+                [],
+                list(range(n)),
+                [n - 1, n - 1],
+                *torch.randint(n, (2, 6), generator=random).tolist(),
+            ]
+            lists = (
+                torch.tensor([0, *map(len, picked)]).cumsum(0),
+                torch.tensor([j for some in picked for j in some]),
+            )
             other = bits_of([[j % n, (3 * j + 1) % n] for j in range(5)], n)
             for ratio in (0.0, 0.3, 1.0):
                 losses, gradient = sharded_multilabel_bank_loss(
                     features,
-                    bank[ranks.own(n)],
+                    bank[world.local_slice(n)],
                     [lists, other, lists],
                     [1.0, 0.5, 0.25],
                     n,
-                    ranks,
+                    world,
                     delta=3.0,
                     hard_ratio=ratio,
                 )
@@ -128,7 +151,11 @@ def lost(ranks: Ranks, block: int) -> None:
                     )
                     wanted = 1.25 * first + 0.5 * second
                     wanted.sum().backward()
-                    tiny = {"rtol": 1e-12, "atol": 1e-12} if x.dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
+                    tiny = (
+                        {"rtol": 1e-12, "atol": 1e-12}
+                        if x.dtype == torch.float64
+                        else {"rtol": 1e-5, "atol": 1e-5}
+                    )
                     torch.testing.assert_close(losses, wanted.detach(), **tiny)
                     torch.testing.assert_close(gradient, x.grad, **tiny)
     multilabel_cpu.BLOCK = before
@@ -146,23 +173,26 @@ def test_a_known_gradient_reaches_the_features_once() -> None:
     gradient = unit_rows(3, 4, seed=1)
     losses = with_gradient(features, torch.tensor([1.0, 2.0, 4.0]), gradient)
     assert losses.tolist() == [1, 2, 4]
-    (found,) = torch.autograd.grad(losses @ torch.tensor([1.0, 10.0, 100.0]), features, create_graph=True)
+    (found,) = torch.autograd.grad(
+        losses @ torch.tensor([1.0, 10.0, 100.0]), features, create_graph=True
+    )
     assert torch.equal(found.detach(), gradient * torch.tensor([[1.0], [10.0], [100.0]]))
     with pytest.raises(RuntimeError, match="no second derivative"):
         found.sum().backward()
 
 
-def updated(ranks: Ranks) -> None:
+def updated(world: World) -> None:
     for n in NS:
         # Rows that the batch names several times.
         rows = torch.arange(24) * 7 % n
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             whole, features = unit_rows(n, 8, dtype), unit_rows(24, 8, dtype, seed=1)
-            own = whole[ranks.own(n)].clone()
-            assert sharded_update_bank_(own, features, rows, 0.3, n, ranks) is own
-            assert torch.equal(own, update_bank_(whole, features, rows, 0.3)[ranks.own(n)])
+            own = whole[world.local_slice(n)].clone()
+            assert sharded_update_bank_(own, features, rows, 0.3, n, world) is own
+            assert torch.equal(own, update_bank_(whole, features, rows, 0.3)[world.local_slice(n)])
             assert torch.equal(
-                bank_rows(own, rows, n, ranks), whole[rows].to(torch.promote_types(dtype, torch.float32))
+                bank_rows(own, rows, n, world),
+                whole[rows].to(torch.promote_types(dtype, torch.float32)),
             )
 
 
@@ -171,17 +201,19 @@ def test_updates_are_bit_for_bit_those_of_the_whole_bank(pool: Pool, size: int) 
     pool.run(updated, size)
 
 
-def refused(ranks: Ranks) -> list[str]:
+def refused(world: World) -> list[str]:
     n, said = 10, []
     bank, rows, features = unit_rows(n, 4), torch.arange(6), unit_rows(6, 4)
     bank[3] = torch.nan
-    broken, own = features.clone(), bank[ranks.own(n)]
+    broken, own = features.clone(), bank[world.local_slice(n)]
     broken[2] = torch.inf
     for call in (
-        lambda: sharded_label_prediction(own, rows, n, ranks),
-        lambda: sharded_similarity_topk(features, own, 2, n, ranks, exclude=rows),
-        lambda: sharded_multilabel_bank_loss(features, own, [(torch.arange(7), rows)], [1.0], n, ranks),
-        lambda: sharded_update_bank_(own, broken, rows, 0.5, n, ranks),
+        lambda: sharded_label_prediction(own, rows, n, world),
+        lambda: sharded_similarity_topk(features, own, 2, n, world, exclude=rows),
+        lambda: sharded_multilabel_bank_loss(
+            features, own, [(torch.arange(7), rows)], [1.0], n, world
+        ),
+        lambda: sharded_update_bank_(own, broken, rows, 0.5, n, world),
     ):
         with pytest.raises(NotFiniteError) as error:
             call()

@@ -8,8 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reid_kernels import NotFiniteError, similarity_topk, similarity_topk_reference, topk_cpu
 from reid_kernels.topk import _similarity_topk
-from support import FLOATS, HALVES, compiled_once, on_grid, run_interpreted, strided, unit_rows
 from torch import Tensor
+
+from tests.support.kernels import (
+    FLOATS,
+    HALVES,
+    compiled_once,
+    on_grid,
+    run_interpreted,
+    strided,
+    unit_rows,
+)
 
 
 @pytest.fixture(params=["bf16 candidates", "float32"])
@@ -35,14 +44,18 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("k", [1, 30, 128])
 @pytest.mark.parametrize("n", [1024, 1999])
 @pytest.mark.parametrize("excluded", [True, False])
-def test_ties_go_to_the_lowest_row(way: str, k: int, n: int, excluded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ties_go_to_the_lowest_row(
+    way: str, k: int, n: int, excluded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = reached(monkeypatch)
     bank = on_grid(n, 64)
     bank[n // 2] = bank[-1] = bank[3]
     query = torch.cat([bank[:10], on_grid(40, 64, seed=1)])
     own = torch.cat([torch.arange(10), torch.randint(-1, n, (40,))]) if excluded else None
     found = similarity_topk(query, bank, k, normalize=False, exclude=own)
-    expected = similarity_topk_reference(query.double(), bank.double(), k, normalize=False, exclude=own)
+    expected = similarity_topk_reference(
+        query.double(), bank.double(), k, normalize=False, exclude=own
+    )
     assert torch.equal(found[0], expected[0].float())
     assert torch.equal(found[1], expected[1])
     assert bool(seen) == (way != "float32" and 8 * k <= n)
@@ -50,7 +63,9 @@ def test_ties_go_to_the_lowest_row(way: str, k: int, n: int, excluded: bool, mon
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("normalize", [True, False])
-def test_values_are_those_of_the_rows_returned(way: str, dtype: torch.dtype, normalize: bool) -> None:
+def test_values_are_those_of_the_rows_returned(
+    way: str, dtype: torch.dtype, normalize: bool
+) -> None:
     bank, query = unit_rows(1500, 96, dtype) * 3, unit_rows(50, 96, dtype, seed=1) * 2
     values, indices = similarity_topk(query, bank, 20, normalize=normalize)
     exact, order = similarity_topk_reference(query.double(), bank.double(), 20, normalize=normalize)
@@ -59,7 +74,9 @@ def test_values_are_those_of_the_rows_returned(way: str, dtype: torch.dtype, nor
     q, b = query.double(), bank.double()
     if normalize:
         q, b = torch.nn.functional.normalize(q), torch.nn.functional.normalize(b)
-    torch.testing.assert_close((q[:, None] * b[indices]).sum(2), exact, rtol=0, atol=1e-6 if normalize else 1e-5)
+    torch.testing.assert_close(
+        (q[:, None] * b[indices]).sum(2), exact, rtol=0, atol=1e-6 if normalize else 1e-5
+    )
     assert (indices == order).float().mean() > 0.99
 
 
@@ -80,12 +97,16 @@ def test_any_shape_equals_the_reference(
     query, bank = on_grid(b, dim, seed).to(dtype), on_grid(n, dim, seed + 1).to(dtype)
     if normalize:
         # Norms that are powers of two keep the similarities exact.
-        query, bank = (torch.nn.functional.one_hot(x.argmax(1), dim).to(dtype) * 2 for x in (query, bank))
+        query, bank = (
+            torch.nn.functional.one_hot(x.argmax(1), dim).to(dtype) * 2 for x in (query, bank)
+        )
     own = torch.randint(-1, max(n, 1), (b,)) if excluded else None
     if n == 0 and own is not None:
         own.fill_(-1)
     values, indices = similarity_topk(query, bank, k, normalize=normalize, exclude=own)
-    expected = similarity_topk_reference(query.double(), bank.double(), k, normalize=normalize, exclude=own)
+    expected = similarity_topk_reference(
+        query.double(), bank.double(), k, normalize=normalize, exclude=own
+    )
     assert values.shape == indices.shape == (b, k)
     assert torch.equal(values.double(), expected[0])
     assert torch.equal(indices, expected[1])
@@ -99,7 +120,9 @@ def test_any_shape_equals_the_reference(
     crowd=st.sampled_from([0.0, 1e-4, 1e-2, 1.0]),
     seed=st.integers(0, 100),
 )
-def test_bf16_candidates_lose_nothing_however_rows_crowd(n: int, dim: int, k: int, crowd: float, seed: int) -> None:
+def test_bf16_candidates_lose_nothing_however_rows_crowd(
+    n: int, dim: int, k: int, crowd: float, seed: int
+) -> None:
     """Rows that differ by less than bfloat16 can tell, and by more."""
     generator = torch.Generator().manual_seed(seed)
     centre = torch.randn(dim, generator=generator)
@@ -184,7 +207,10 @@ def test_a_bank_searched_with_itself_equals_a_copy(way: str) -> None:
 
 def test_rows_need_not_be_contiguous(way: str) -> None:
     bank, query = unit_rows(1100, 64), unit_rows(20, 64, seed=1)
-    found, expected = similarity_topk(strided(query), strided(bank), 7), similarity_topk(query, bank, 7)
+    found, expected = (
+        similarity_topk(strided(query), strided(bank), 7),
+        similarity_topk(query, bank, 7),
+    )
     torch.testing.assert_close(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
 
@@ -225,7 +251,9 @@ def test_zero_rows_have_similarity_zero(way: str) -> None:
 
 
 def test_fewer_rows_than_k_leave_minus_one() -> None:
-    values, indices = similarity_topk(unit_rows(3, 4), unit_rows(5, 4, seed=1), 9, exclude=torch.tensor([0, -1, 4]))
+    values, indices = similarity_topk(
+        unit_rows(3, 4), unit_rows(5, 4, seed=1), 9, exclude=torch.tensor([0, -1, 4])
+    )
     assert (indices >= 0).sum(1).tolist() == [4, 5, 4]
     assert torch.equal(values.isinf(), indices < 0)
 
@@ -235,32 +263,57 @@ def test_fewer_rows_than_k_leave_minus_one() -> None:
 def test_rows_that_are_not_finite_are_named(way: str, value: float, where: str) -> None:
     rows = {"query": unit_rows(20, 64), "bank": unit_rows(1100, 64, seed=1)}
     rows[where][13, 5] = value
-    with pytest.raises(NotFiniteError, match=rf"{where}: found that row 13 is not finite \(1 such rows\)"):
+    with pytest.raises(NotFiniteError, match=rf"{where}: row 13 is not finite \(1 such rows\)"):
         similarity_topk(rows["query"], rows["bank"], 3)
 
 
 def test_a_row_that_is_not_finite_is_named_among_ties_too(way: str) -> None:
     bank = torch.ones(1100, 64)
     bank[5, 3] = torch.nan
-    with pytest.raises(NotFiniteError, match="bank: found that row 5 is not finite"):
+    with pytest.raises(NotFiniteError, match="bank: row 5 is not finite"):
         similarity_topk(torch.ones(20, 64), bank, 1000)
 
 
 @pytest.mark.parametrize(
     ("query", "bank", "more", "message"),
     [
-        (torch.zeros(3), torch.zeros(2, 4), {}, r"query: found shape \(3,\), wanted two dimensions"),
-        (torch.zeros(3, 4), torch.zeros(2, 5), {}, "bank: found rows of width 5, wanted 4, the width of query"),
-        (torch.zeros(3, 4), torch.zeros(2, 4).half(), {}, "bank: found dtype torch.float16, wanted torch.float32"),
-        (torch.zeros(3, 4).int(), torch.zeros(2, 4).int(), {}, "query: found dtype torch.int32, wanted float32"),
-        (torch.zeros(3, 4), torch.zeros(2, 4, device="meta"), {}, "bank: found device meta, wanted cpu"),
-        (torch.zeros(3, 4), torch.zeros(2, 4), {"k": 0}, "k: found 0, wanted 1 to 1024"),
-        (torch.zeros(3, 4), torch.zeros(2, 4), {"k": 1025}, "k: found 1025, wanted 1 to 1024"),
+        (
+            torch.zeros(3),
+            torch.zeros(2, 4),
+            {},
+            r"query: got shape \(3,\), expected two dimensions",
+        ),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(2, 5),
+            {},
+            "bank: got rows of width 5, expected 4, the width of query",
+        ),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(2, 4).half(),
+            {},
+            "bank: got dtype torch.float16, expected torch.float32",
+        ),
+        (
+            torch.zeros(3, 4).int(),
+            torch.zeros(2, 4).int(),
+            {},
+            "query: got dtype torch.int32, expected float32",
+        ),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(2, 4, device="meta"),
+            {},
+            "bank: got device meta, expected cpu",
+        ),
+        (torch.zeros(3, 4), torch.zeros(2, 4), {"k": 0}, "k: got 0, expected 1 to 1024"),
+        (torch.zeros(3, 4), torch.zeros(2, 4), {"k": 1025}, "k: got 1025, expected 1 to 1024"),
         (
             torch.zeros(3, 4),
             torch.zeros(2, 4),
             {"precision": "fp8"},
-            "precision: found 'fp8', wanted one of auto, ieee",
+            "precision: got 'fp8', expected one of auto, ieee",
         ),
         (
             torch.zeros(3, 4),
@@ -268,38 +321,49 @@ def test_a_row_that_is_not_finite_is_named_among_ties_too(way: str) -> None:
             {"exclude": torch.zeros(2, dtype=torch.int64)},
             r"exclude: found shape \(2,\)",
         ),
-        (torch.zeros(3, 4), torch.zeros(2, 4), {"exclude": torch.zeros(3)}, "exclude: found dtype torch.float32"),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(2, 4),
+            {"exclude": torch.zeros(3)},
+            "exclude: found dtype torch.float32",
+        ),
         (
             torch.zeros(3, 4),
             torch.zeros(2, 4),
             {"exclude": torch.tensor([0, 2, 0])},
-            "exclude: found 2 at place 1, wanted",
+            "exclude: got 2 at place 1, expected",
         ),
     ],
 )
-def test_bad_input_is_named(query: Tensor, bank: Tensor, more: dict[str, object], message: str) -> None:
+def test_bad_input_is_named(
+    query: Tensor, bank: Tensor, more: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         similarity_topk(query, bank, **{"k": 1, **more})  # type: ignore[arg-type]
 
 
 def test_similarities_carry_no_gradient() -> None:
-    values, _ = similarity_topk(unit_rows(3, 4).requires_grad_(), unit_rows(5, 4).requires_grad_(), 2)
+    values, _ = similarity_topk(
+        unit_rows(3, 4).requires_grad_(), unit_rows(5, 4).requires_grad_(), 2
+    )
     assert not values.requires_grad
 
 
 def test_what_is_no_tensor_is_named() -> None:
     bank = unit_rows(5, 4)
-    with pytest.raises(ValueError, match=r"query: found a ndarray, wanted a torch.Tensor"):
+    with pytest.raises(ValueError, match=r"query: got a ndarray, expected a torch.Tensor"):
         similarity_topk(bank.numpy(), bank, 2)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"exclude: found a list, wanted a torch.Tensor"):
+    with pytest.raises(ValueError, match=r"exclude: got a list, expected a torch.Tensor"):
         similarity_topk(bank, bank, 2, exclude=[0] * 5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"k: found 2.0, wanted 1 to 1024"):
+    with pytest.raises(ValueError, match=r"k: got 2.0, expected 1 to 1024"):
         similarity_topk(bank, bank, 2.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("exclude", [None, torch.tensor([0, -1, 3])])
-def test_operator_is_registered_as_pytorch_wants_it(dtype: torch.dtype, exclude: Tensor | None) -> None:
+def test_operator_is_registered_as_pytorch_wants_it(
+    dtype: torch.dtype, exclude: Tensor | None
+) -> None:
     arguments = (unit_rows(3, 8, dtype), unit_rows(20, 8, dtype, seed=1), 4, True, exclude, "auto")
     torch.library.opcheck(_similarity_topk, arguments)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import unit
-from references import reference_instance_loss, reference_update
 from reid_kernels import class_means, hardest_rows
 
 from fastreid_al.memory import ClusterMemory, InstanceMemory
+from tests.support.features import unit
+from tests.support.references import reference_instance_loss, reference_update
 
 
 def rows_of(n: int, dim: int = 8, seed: int = 0) -> torch.Tensor:
@@ -24,7 +24,9 @@ def test_instance_loss_equals_the_reference() -> None:
     memory = InstanceMemory(momentum=0.2, temperature=0.05)
     memory.start(bank)
     memory.begin_epoch(bank, CLASSES)
-    expected = reference_instance_loss(features.numpy(), bank.numpy(), CLASSES.numpy(), CLASSES[rows].numpy(), 0.05)
+    expected = reference_instance_loss(
+        features.numpy(), bank.numpy(), CLASSES.numpy(), CLASSES[rows].numpy(), 0.05
+    )
     assert memory.loss(features, rows).item() == pytest.approx(expected, abs=1e-10)
 
 
@@ -45,7 +47,9 @@ def test_instance_memory_applies_the_batch_in_order(rows: list[int]) -> None:
     memory.start(bank)
     memory.update(features, torch.tensor(rows))
     assert np.allclose(
-        memory.bank.numpy(), reference_update(bank.numpy().copy(), features.numpy(), np.array(rows), 0.2), atol=1e-12
+        memory.bank.numpy(),
+        reference_update(bank.numpy().copy(), features.numpy(), np.array(rows), 0.2),
+        atol=1e-12,
     )
 
 
@@ -70,7 +74,9 @@ def test_cluster_memory_starts_from_normalised_means_and_moves_in_order() -> Non
 
 def test_hardest_update_takes_the_least_similar_image_of_each_class() -> None:
     centroids = torch.eye(3).double()
-    features = torch.tensor([[1.0, 0, 0], [0.6, 0.8, 0], [0, 0.9, 0], [0, 0.2, 0], [0, 0.2, 1]]).double()
+    features = torch.tensor(
+        [[1.0, 0, 0], [0.6, 0.8, 0], [0, 0.9, 0], [0, 0.2, 0], [0, 0.2, 1]]
+    ).double()
     targets = torch.tensor([0, 0, 1, 1, 1])
     assert sorted(hardest_rows(features, centroids, targets).tolist()) == [1, 3]
     memory = ClusterMemory(0.1, 0.05, hardest=True)

@@ -45,7 +45,9 @@ def form(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def csr(labels: list[list[int]]) -> tuple[Tensor, Tensor]:
     sizes = torch.tensor([len(some) for some in labels], dtype=torch.int64)
-    return F.pad(sizes.cumsum(0), (1, 0)), torch.tensor([x for some in labels for x in some], dtype=torch.int64)
+    return F.pad(sizes.cumsum(0), (1, 0)), torch.tensor(
+        [x for some in labels for x in some], dtype=torch.int64
+    )
 
 
 def batch_of(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -54,7 +56,9 @@ def batch_of(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.tensor([row for row, _ in rows], dtype=torch.int64), indptr, indices, similarities
 
 
-def random_batch(n: int, batch: int, most: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def random_batch(
+    n: int, batch: int, most: int, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(0, most + 1, (batch,), generator=generator)
     total = int(sizes.sum())
@@ -159,7 +163,9 @@ def test_number_of_threads_changes_nothing(layout: str) -> None:
             for seed in range(2):
                 bank.update(*random_batch(20_000, 3_000, 60, seed))
             banks.append(bank)
-            answers.append((*bank.lookup(torch.arange(20_000)), bank.lookup_bits(torch.arange(0, 20_000, 7))))
+            answers.append(
+                (*bank.lookup(torch.arange(20_000)), bank.lookup_bits(torch.arange(0, 20_000, 7)))
+            )
     finally:
         torch.set_num_threads(before)
     for bank, answer in zip(banks[1:], answers[1:], strict=True):
@@ -236,7 +242,9 @@ def test_the_loss_takes_both_answers(layout: str) -> None:
     memory = F.normalize(torch.randn(70, 6))
     features, rows = F.normalize(torch.randn(20, 6)), torch.arange(20)
     by_bits = multilabel_bank_loss(features, memory, bank.lookup_bits(rows), hard_ratio=0.1)
-    torch.testing.assert_close(by_bits, multilabel_bank_loss(features, memory, bank.lookup(rows), hard_ratio=0.1))
+    torch.testing.assert_close(
+        by_bits, multilabel_bank_loss(features, memory, bank.lookup(rows), hard_ratio=0.1)
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -254,12 +262,18 @@ def test_state_restores_the_bank(layout: str) -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (PseudoLabelMemoryBank(50, "bits").state_dict(), "state: found bits, wanted that of the layout sparse"),
-        ({}, "state: found nothing, wanted that of the layout sparse"),
-        (PseudoLabelMemoryBank(49, "sparse", 4).state_dict(), r"state\['ids'\]: found \(49, 4\) of torch.int32"),
+        (
+            PseudoLabelMemoryBank(50, "bits").state_dict(),
+            "state: got bits, expected that of the layout sparse",
+        ),
+        ({}, "state: got nothing, expected that of the layout sparse"),
+        (
+            PseudoLabelMemoryBank(49, "sparse", 4).state_dict(),
+            r"state\['ids'\]: found \(49, 4\) of torch.int32",
+        ),
         (
             PseudoLabelMemoryBank(50, "sparse", 5).state_dict(),
-            r"wanted \(50, 4\) of torch.int32, for n = 50 and capacity 4",
+            r"expected \(50, 4\) of torch.int32, for n = 50 and capacity 4",
         ),
     ],
 )
@@ -274,16 +288,19 @@ def test_damaged_states_are_refused() -> None:
     for name, value in (("counts", 5), ("counts", -1), ("ids", 50), ("ids", -2)):
         state = PseudoLabelMemoryBank(50, "sparse", 4).state_dict()
         state[name].view(-1)[7] = value
-        with pytest.raises(ValueError, match=rf"state\['{name}'\]: found values"):
+        with pytest.raises(ValueError, match=rf"state\['{name}'\]: got values"):
             PseudoLabelMemoryBank(50, "sparse", 4).load_state_dict(state)
     state = PseudoLabelMemoryBank(50, "bits").state_dict()
     state["words"][3, 1] = -1
-    with pytest.raises(ValueError, match="labels behind the last image, wanted none from 50 on"):
+    with pytest.raises(ValueError, match="labels behind the last image, expected none from 50 on"):
         PseudoLabelMemoryBank(50, "bits").load_state_dict(state)
 
 
 def test_auto_takes_bits_for_few_images_and_lists_for_many() -> None:
-    small, large = PseudoLabelMemoryBank(32), PseudoLabelMemoryBank(200_001, capacity=2, device="meta")
+    small, large = (
+        PseudoLabelMemoryBank(32),
+        PseudoLabelMemoryBank(200_001, capacity=2, device="meta"),
+    )
     assert (small.layout, small.nbytes, len(small)) == ("bits", 32 * 4, 32)
     assert (large.layout, large.nbytes, len(large)) == ("sparse", 200_001 * 3 * 4 + 8, 200_001)
     assert PseudoLabelMemoryBank(32_621, device="meta").nbytes == 32_621 * 1_020 * 4
@@ -291,7 +308,10 @@ def test_auto_takes_bits_for_few_images_and_lists_for_many() -> None:
 
 
 def test_ids_grow_to_eight_bytes_where_four_are_too_few() -> None:
-    kinds = [PseudoLabelMemoryBank(n, device="meta").state_dict()["ids"].dtype for n in (2**31 - 1, 2**31)]
+    kinds = [
+        PseudoLabelMemoryBank(n, device="meta").state_dict()["ids"].dtype
+        for n in (2**31 - 1, 2**31)
+    ]
     assert kinds == [torch.int32, torch.int64]
 
 
@@ -303,7 +323,10 @@ def test_five_million_images_take_lists_of_1_3_gigabytes() -> None:
     bank.update(rows, indptr, indices, similarities)
     model = Model(0, 64)
     lists = [some.tolist() for some in indices.split(indptr.diff().tolist())]
-    model.update([(row, [(x, 0.0) for x in some]) for row, some in zip(rows.tolist(), lists, strict=True)], False)
+    model.update(
+        [(row, [(x, 0.0) for x in some]) for row, some in zip(rows.tolist(), lists, strict=True)],
+        False,
+    )
     model.labels[n - 1] = model.labels.get(n - 1, {n - 1})
     asked = [*rows.tolist(), n - 1]
     for found, expected in zip(bank.lookup(torch.tensor(asked)), model.lookup(asked), strict=True):
@@ -316,21 +339,25 @@ def test_bits_that_do_not_fit_point_to_lists(n: int, device: str) -> None:
     if device == "meta" and n == 10_000_000:
         PseudoLabelMemoryBank(n, "bits", device=device)
         return
-    with pytest.raises(ValueError, match=r"wanted layout='sparse': the layout bits takes [0-9,.]+ GB, more than"):
+    with pytest.raises(
+        ValueError, match=r"expected layout='sparse': the layout bits takes [0-9,.]+ GB, more than"
+    ):
         PseudoLabelMemoryBank(n, "bits", device=device)
 
 
 def test_lists_that_do_not_fit_say_so() -> None:
-    with pytest.raises(ValueError, match="wanted fewer images or a smaller capacity: the layout sparse takes"):
+    with pytest.raises(
+        ValueError, match="expected fewer images or a smaller capacity: the layout sparse takes"
+    ):
         PseudoLabelMemoryBank(2**40)
 
 
 @pytest.mark.parametrize(
     ("settings_of_bank", "message"),
     [
-        ({"n": 0}, "n: found 0, wanted 1 or more"),
-        ({"n": 5, "layout": "dense"}, "layout: found 'dense', wanted one of auto, bits, sparse"),
-        ({"n": 5, "capacity": 0}, "capacity: found 0, wanted 1 to"),
+        ({"n": 0}, "n: got 0, expected 1 or more"),
+        ({"n": 5, "layout": "dense"}, "layout: got 'dense', expected one of auto, bits, sparse"),
+        ({"n": 5, "capacity": 0}, "capacity: got 0, expected 1 to"),
     ],
 )
 def test_bad_settings_are_named(settings_of_bank: dict[str, object], message: str) -> None:
@@ -345,26 +372,40 @@ ROWS, INDPTR, INDICES = torch.tensor([1, 2]), torch.tensor([0, 1, 3]), torch.ten
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"rows": ROWS.int()}, "rows: found dtype torch.int32, wanted torch.int64"),
+        ({"rows": ROWS.int()}, "rows: got dtype torch.int32, expected torch.int64"),
         ({"rows": ROWS[None]}, r"rows: found shape \(1, 2\)"),
-        ({"rows": [1, 2]}, "rows: found a list, wanted a torch.Tensor"),
-        ({"rows": torch.tensor([1, 5])}, r"rows: found 5 at place 1, wanted values in \[0, 5\)"),
+        ({"rows": [1, 2]}, "rows: got a list, expected a torch.Tensor"),
+        ({"rows": torch.tensor([1, 5])}, r"rows: got 5 at place 1, expected values in \[0, 5\)"),
         ({"rows": torch.tensor([-1, 2])}, "rows: found -1 at place 0"),
-        ({"rows": ROWS.to("meta")}, "rows: found device meta, wanted cpu, the device of the bank"),
-        ({"indptr": INDPTR[:2]}, r"indptr: found shape \(2,\), wanted \(3,\), one for each row, and the end"),
+        ({"rows": ROWS.to("meta")}, "rows: got device meta, expected cpu, the device of the bank"),
+        (
+            {"indptr": INDPTR[:2]},
+            r"indptr: got shape \(2,\), expected \(3,\), one for each row, and the end",
+        ),
         (
             {"indptr": torch.tensor([0, 1, 2])},
-            "indptr: found 0 first and 2 last, wanted 0 and 3, the number of indices",
+            "indptr: got 0 first and 2 last, expected 0 and 3, the number of indices",
         ),
         ({"indptr": torch.tensor([1, 1, 3])}, "indptr: found 1 first and 3 last"),
-        ({"indptr": torch.tensor([0, 4, 3])}, "indptr: found a fall behind place 1, wanted values that never fall"),
+        (
+            {"indptr": torch.tensor([0, 4, 3])},
+            "indptr: got a fall behind place 1, expected values that never fall",
+        ),
         ({"indices": INDICES.float()}, "indices: found dtype torch.float32"),
         ({"indices": torch.tensor([4, 0, 5])}, "indices: found 5 at place 2"),
-        ({"similarities": torch.zeros(2)}, r"similarities: found shape \(2,\), wanted \(3,\), one for each label"),
-        ({"similarities": torch.zeros(3).double()}, "similarities: found dtype torch.float64, wanted torch.float32"),
+        (
+            {"similarities": torch.zeros(2)},
+            r"similarities: got shape \(2,\), expected \(3,\), one for each label",
+        ),
+        (
+            {"similarities": torch.zeros(3).double()},
+            "similarities: got dtype torch.float64, expected torch.float32",
+        ),
     ],
 )
-def test_bad_updates_are_named_and_change_nothing(layout: str, changed: dict[str, Tensor], message: str) -> None:
+def test_bad_updates_are_named_and_change_nothing(
+    layout: str, changed: dict[str, Tensor], message: str
+) -> None:
     bank = PseudoLabelMemoryBank(5, layout)
     with pytest.raises(ValueError, match=message):
         bank.update(**{"rows": ROWS, "indptr": INDPTR, "indices": INDICES, **changed})
@@ -375,9 +416,11 @@ def test_bad_updates_are_named_and_change_nothing(layout: str, changed: dict[str
 def test_bad_lookups_are_named(layout: str) -> None:
     bank = PseudoLabelMemoryBank(5, layout)
     for lookup in (bank.lookup, bank.lookup_bits):
-        with pytest.raises(ValueError, match=r"rows: found 5 at place 1, wanted values in \[0, 5\)"):
+        with pytest.raises(
+            ValueError, match=r"rows: got 5 at place 1, expected values in \[0, 5\)"
+        ):
             lookup(torch.tensor([0, 5]))
-        with pytest.raises(ValueError, match=r"rows: found dtype torch\.float32"):
+        with pytest.raises(ValueError, match=r"rows: got dtype torch\.float32"):
             lookup(torch.zeros(2))
 
 
@@ -433,7 +476,10 @@ def test_a_state_whose_counts_are_not_those_of_its_ids_is_refused() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("own", [slice(0, 40), slice(7, 21), slice(33, 40), slice(40, 40)])
 def test_a_part_of_a_bank_keeps_the_labels_of_its_own_images(layout: str, own: slice) -> None:
-    whole, part = PseudoLabelMemoryBank(40, layout, 3), PseudoLabelMemoryBank(40, layout, 3, own=own)
+    whole, part = (
+        PseudoLabelMemoryBank(40, layout, 3),
+        PseudoLabelMemoryBank(40, layout, 3, own=own),
+    )
     assert len(part) == 40 and part.own == own
     rows, indptr, indices, _ = random_batch(40, 30, 6)
     whole.update(rows, indptr, indices)
@@ -441,8 +487,8 @@ def test_a_part_of_a_bank_keeps_the_labels_of_its_own_images(layout: str, own: s
     mine = [b for b, row in enumerate(rows.tolist()) if own.start <= row < own.stop]
     part.update(rows[mine], *csr([lists[b].tolist() for b in mine]))
     images = torch.arange(own.start, own.stop)
-    for found, wanted in zip(part.lookup(images), whole.lookup(images), strict=True):
-        assert torch.equal(found, wanted)
+    for found, expected in zip(part.lookup(images), whole.lookup(images), strict=True):
+        assert torch.equal(found, expected)
     assert torch.equal(part.lookup_bits(images), whole.lookup_bits(images))
     again = PseudoLabelMemoryBank(40, layout, 3, own=own)
     again.load_state_dict(part.state_dict())
@@ -454,5 +500,7 @@ def test_a_part_of_a_bank_keeps_the_labels_of_its_own_images(layout: str, own: s
 def test_a_part_of_a_bank_refuses_other_images() -> None:
     part = PseudoLabelMemoryBank(40, "bits", own=slice(7, 21))
     for call in (part.lookup, part.lookup_bits, lambda rows: part.update(rows, *csr([[1], [2]]))):
-        with pytest.raises(ValueError, match=r"rows: found 21 at place 1, wanted values in \[7, 21\)"):
+        with pytest.raises(
+            ValueError, match=r"rows: got 21 at place 1, expected values in \[7, 21\)"
+        ):
             call(torch.tensor([7, 21]))

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from ranked import Pool
 from reid_kernels import NotFiniteError
 from torch import Tensor
 
-from fastreid_al import ranks as ranks_module
+from fastreid_al.distributed import world as ranks_module
+from fastreid_al.distributed.world import SINGLE_PROCESS, Sharded, World
 from fastreid_al.memory import ClusterMemory, FeatureMemory, InstanceMemory
-from fastreid_al.ranks import ALONE, Ranks, Sharded
+from tests.support.process_pool import Pool
 
 SIZES = [1, 2, 3, 4]
 DIM = 6
@@ -39,11 +39,11 @@ class Case(NamedTuple):
     epochs: list[list[int]]
     temperature: float = 0.05
 
-    def memory(self, ranks: Ranks) -> FeatureMemory:
+    def memory(self, world: World) -> FeatureMemory:
         source = IDENTITIES if self.source else None
         if self.kind == "instance":
-            return InstanceMemory(0.2, self.temperature, source, ranks)
-        return ClusterMemory(0.1, self.temperature, self.kind == "hardest", source, ranks)
+            return InstanceMemory(0.2, self.temperature, source, world)
+        return ClusterMemory(0.1, self.temperature, self.kind == "hardest", source, world)
 
     @property
     def n(self) -> int:
@@ -51,7 +51,9 @@ class Case(NamedTuple):
 
     def rows(self, count: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return F.normalize(torch.randn(count, DIM, generator=generator, dtype=torch.float64)).to(self.dtype)
+        return F.normalize(torch.randn(count, DIM, generator=generator, dtype=torch.float64)).to(
+            self.dtype
+        )
 
     def batch(self, classes: Tensor, seed: int) -> list[Tensor]:
         """Rows of the target, then of the source: any that have a class, many of them several times."""
@@ -82,21 +84,27 @@ LAYOUTS = [
 ]
 
 
-def part_of(ranks: Ranks, parts: list[Tensor]) -> Tensor:
+def part_of(world: World, parts: list[Tensor]) -> Tensor:
     """This rank's rows of a batch: of the target's half and of the source's."""
-    return torch.cat([part.chunk(ranks.size)[ranks.rank] for part in parts])
+    return torch.cat([part.chunk(world.size)[world.rank] for part in parts])
 
 
-def whole_bank(ranks: Ranks, memory: FeatureMemory) -> Tensor:
+def whole_bank(world: World, memory: FeatureMemory) -> Tensor:
     bank = memory.state_dict()["bank"]
-    assert isinstance(bank, Sharded) == (ranks.size > 1)
-    return ranks.gather(bank.rows) if isinstance(bank, Sharded) else bank
+    assert isinstance(bank, Sharded) == (world.size > 1)
+    return world.all_gather_rows(bank.rows) if isinstance(bank, Sharded) else bank
 
 
-def epoch_of(ranks: Ranks, case: Case, alone: FeatureMemory, shared: FeatureMemory, epoch: int) -> None:
+def epoch_of(
+    world: World, case: Case, alone: FeatureMemory, shared: FeatureMemory, epoch: int
+) -> None:
     """One epoch of both memories, which agree at every step."""
-    tight = {"rtol": 1e-12, "atol": 1e-12} if case.dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6}
-    classes, own = torch.tensor(case.epochs[epoch]), ranks.own(case.n)
+    tight = (
+        {"rtol": 1e-12, "atol": 1e-12}
+        if case.dtype == torch.float64
+        else {"rtol": 1e-5, "atol": 1e-6}
+    )
+    classes, own = torch.tensor(case.epochs[epoch]), world.local_slice(case.n)
     features = case.rows(case.n, 100 + epoch)
     if isinstance(alone, InstanceMemory) and isinstance(shared, InstanceMemory):
         features = alone.features(case.n)
@@ -108,40 +116,46 @@ def epoch_of(ranks: Ranks, case: Case, alone: FeatureMemory, shared: FeatureMemo
         rows = case.batch(classes, 10 * epoch + step)
         x = case.rows(len(rows) * BATCH, 1000 + 10 * epoch + step)
         one = x.clone().requires_grad_()
-        mine = part_of(ranks, list(x.split(BATCH))).requires_grad_()
-        expected, found = alone.loss(one, torch.cat(rows)), shared.loss(mine, part_of(ranks, rows))
+        mine = part_of(world, list(x.split(BATCH))).requires_grad_()
+        expected, found = alone.loss(one, torch.cat(rows)), shared.loss(mine, part_of(world, rows))
         expected.backward()
         found.backward()
-        torch.testing.assert_close(ranks.total(found.detach()) / ranks.size, expected.detach(), **tight)
-        slopes = part_of(ranks, list(one.grad.split(BATCH)))
-        torch.testing.assert_close(mine.grad / ranks.size, slopes, **tight)
+        torch.testing.assert_close(
+            world.all_reduce_sum(found.detach()) / world.size, expected.detach(), **tight
+        )
+        slopes = part_of(world, list(one.grad.split(BATCH)))
+        torch.testing.assert_close(mine.grad / world.size, slopes, **tight)
         alone.update(x, torch.cat(rows))
-        shared.update(mine, part_of(ranks, rows))
-    assert torch.equal(whole_bank(ranks, shared), alone.bank)
+        shared.update(mine, part_of(world, rows))
+    assert torch.equal(whole_bank(world, shared), alone.bank)
 
 
-def both(ranks: Ranks, case: Case) -> tuple[FeatureMemory, FeatureMemory]:
-    memories = case.memory(ALONE), case.memory(ranks)
+def both(world: World, case: Case) -> tuple[FeatureMemory, FeatureMemory]:
+    memories = case.memory(SINGLE_PROCESS), case.memory(world)
     for memory in memories:
         features, beside = case.rows(case.n, 1), case.rows(len(IDENTITIES), 2)
-        memory.start(features[memory.ranks.own(case.n)])
+        memory.start(features[memory.world.local_slice(case.n)])
         if case.source:
-            memory.start_source(beside[memory.ranks.own(len(beside))])
+            memory.start_source(beside[memory.world.local_slice(len(beside))])
     return memories
 
 
-def trained(ranks: Ranks, case: Case) -> list[int]:
+def trained(world: World, case: Case) -> list[int]:
     """Rows of this rank's bank in each epoch."""
-    alone, shared = both(ranks, case)
+    alone, shared = both(world, case)
     held = []
     for epoch in range(len(case.epochs)):
-        epoch_of(ranks, case, alone, shared, epoch)
+        epoch_of(world, case, alone, shared, epoch)
         held.append(len(shared.bank))
-        assert shared.bank.untyped_storage().nbytes() == len(shared.bank) * DIM * shared.bank.itemsize
+        assert (
+            shared.bank.untyped_storage().nbytes() == len(shared.bank) * DIM * shared.bank.itemsize
+        )
     return held
 
 
-@pytest.mark.parametrize(("size", "dtype"), [*((size, torch.float64) for size in SIZES), (3, torch.float32)])
+@pytest.mark.parametrize(
+    ("size", "dtype"), [*((size, torch.float64) for size in SIZES), (3, torch.float32)]
+)
 @pytest.mark.parametrize("source", [False, True])
 @pytest.mark.parametrize("kind", ["instance", "cluster", "hardest"])
 def test_ranks_that_share_a_memory_do_what_one_process_does(
@@ -164,21 +178,21 @@ def test_fewer_images_than_ranks(pool: Pool, kind: str) -> None:
         pool.run(trained, 4, Case(kind, source, torch.float64, [[0, 1], [0, 0], [-1, 0]]))
 
 
-def with_others(ranks: Ranks) -> None:
+def with_others(world: World) -> None:
     """A batch of which some images have no class, most of them on one rank."""
     case = Case("instance", False, torch.float64, [[0, 1, -1, 2, 2]])
-    alone, shared = both(ranks, case)
+    alone, shared = both(world, case)
     for memory in (alone, shared):
         memory.begin_epoch(memory.bank, torch.tensor(case.epochs[0]))
     rows, x = torch.tensor([0, 1, 4, 2, 2, 2]), case.rows(6, 7)
-    one, mine = x.clone().requires_grad_(), part_of(ranks, [x]).requires_grad_()
-    expected, found = alone.loss(one, rows), shared.loss(mine, part_of(ranks, [rows]))
+    one, mine = x.clone().requires_grad_(), part_of(world, [x]).requires_grad_()
+    expected, found = alone.loss(one, rows), shared.loss(mine, part_of(world, [rows]))
     expected.backward()
     found.backward()
-    torch.testing.assert_close(ranks.total(found.detach()) / ranks.size, expected.detach())
-    torch.testing.assert_close(mine.grad / ranks.size, part_of(ranks, [one.grad]))
+    torch.testing.assert_close(world.all_reduce_sum(found.detach()) / world.size, expected.detach())
+    torch.testing.assert_close(mine.grad / world.size, part_of(world, [one.grad]))
     with torch.no_grad():
-        assert torch.equal(shared.loss(mine, part_of(ranks, [rows])), found)
+        assert torch.equal(shared.loss(mine, part_of(world, [rows])), found)
 
 
 def test_the_mean_is_over_the_images_of_the_batch_that_have_a_class(pool: Pool) -> None:
@@ -186,16 +200,19 @@ def test_the_mean_is_over_the_images_of_the_batch_that_have_a_class(pool: Pool) 
         pool.run(with_others, size)
 
 
-def confident(ranks: Ranks) -> None:
-    alone, shared = both(ranks, Case("cluster", False, torch.float32, [list(range(20))], 0.02))
+def confident(world: World) -> None:
+    alone, shared = both(world, Case("cluster", False, torch.float32, [list(range(20))], 0.02))
     features = torch.eye(20)[:, :DIM] + torch.eye(20).flip(1)[:, :DIM]
     features[6:14] = torch.eye(8)[:, :DIM] * 3 + 1
     features = F.normalize(features)
     for memory in (alone, shared):
-        memory.begin_epoch(features[memory.ranks.own(20)], torch.arange(20))
-    rows = torch.arange(20)[: 5 * ranks.size]
+        memory.begin_epoch(features[memory.world.local_slice(20)], torch.arange(20))
+    rows = torch.arange(20)[: 5 * world.size]
     expected = F.cross_entropy(features[rows].double() @ alone.bank.double().T / 0.02, rows)
-    found = ranks.total(shared.loss(part_of(ranks, [features[rows]]), part_of(ranks, [rows]))) / ranks.size
+    found = (
+        world.all_reduce_sum(shared.loss(part_of(world, [features[rows]]), part_of(world, [rows])))
+        / world.size
+    )
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
 
 
@@ -204,23 +221,25 @@ def test_small_losses_do_not_cancel(pool: Pool) -> None:
         pool.run(confident, size)
 
 
-def saved(ranks: Ranks, case: Case) -> tuple[Tensor, Tensor]:
-    alone, shared = both(ranks, case)
-    epoch_of(ranks, case, alone, shared, 0)
-    return whole_bank(ranks, shared), shared.classes
+def saved(world: World, case: Case) -> tuple[Tensor, Tensor]:
+    alone, shared = both(world, case)
+    epoch_of(world, case, alone, shared, 0)
+    return whole_bank(world, shared), shared.classes
 
 
-def continued(ranks: Ranks, case: Case, bank: Tensor, classes: Tensor, sharded: bool) -> None:
-    alone, shared = case.memory(ALONE), case.memory(ranks)
+def continued(world: World, case: Case, bank: Tensor, classes: Tensor, sharded: bool) -> None:
+    alone, shared = case.memory(SINGLE_PROCESS), case.memory(world)
     alone.load_state_dict({"bank": bank.clone(), "classes": classes})
-    own = Sharded(bank[ranks.own(len(bank))], len(bank)) if sharded else bank.clone()
+    own = Sharded(bank[world.local_slice(len(bank))], len(bank)) if sharded else bank.clone()
     shared.load_state_dict({"bank": own, "classes": classes})
     rows = case.batch(classes[: case.n], 5)
     x = case.rows(len(rows) * BATCH, 6)
     expected = alone.loss(x, torch.cat(rows))
-    found = shared.loss(part_of(ranks, list(x.split(BATCH))), part_of(ranks, rows))
-    torch.testing.assert_close(ranks.total(found) / ranks.size, expected, rtol=1e-12, atol=1e-12)
-    epoch_of(ranks, case, alone, shared, 1)
+    found = shared.loss(part_of(world, list(x.split(BATCH))), part_of(world, rows))
+    torch.testing.assert_close(
+        world.all_reduce_sum(found) / world.size, expected, rtol=1e-12, atol=1e-12
+    )
+    epoch_of(world, case, alone, shared, 1)
 
 
 @pytest.mark.parametrize("kind", ["instance", "cluster"])
@@ -233,36 +252,36 @@ def test_what_some_ranks_save_others_load(pool: Pool, kind: str, source: bool) -
         pool.run(continued, others, case, *answers[0], others != 4)
 
 
-def before_the_first_epoch(ranks: Ranks) -> None:
+def before_the_first_epoch(world: World) -> None:
     for kind in ("instance", "cluster"):
         case = Case(kind, False, torch.float64, LAYOUTS[:1])
-        alone, shared = both(ranks, case)
-        again = case.memory(ranks)
+        alone, shared = both(world, case)
+        again = case.memory(world)
         again.load_state_dict(shared.state_dict())
         assert len(again.bank) == 0
-        again.start(case.rows(case.n, 1)[ranks.own(case.n)])
-        epoch_of(ranks, case, alone, again, 0)
+        again.start(case.rows(case.n, 1)[world.local_slice(case.n)])
+        epoch_of(world, case, alone, again, 0)
 
 
 def test_a_memory_that_has_begun_no_epoch_saves_nothing(pool: Pool) -> None:
     pool.run(before_the_first_epoch, 2)
 
 
-def diverged(ranks: Ranks, where: str) -> list[str]:
+def diverged(world: World, where: str) -> list[str]:
     case = Case("cluster", False, torch.float32, LAYOUTS[1:2])
-    _, shared = both(ranks, case)
+    _, shared = both(world, case)
     features = case.rows(N, 3)
-    shared.begin_epoch(features[ranks.own(N)], torch.arange(N))
-    x = features[: 2 * ranks.size]
+    shared.begin_epoch(features[world.local_slice(N)], torch.arange(N))
+    x = features[: 2 * world.size]
     # One rank alone sees it: the owner of a vector, or who computed the feature.
-    if where == "bank" and ranks.rank == ranks.size - 1:
+    if where == "bank" and world.rank == world.size - 1:
         shared.bank[0, 0] = torch.nan
     if where == "features":
         x[0] = torch.inf
     said = []
     for call in (shared.loss, shared.update):
         try:
-            call(part_of(ranks, [x]), part_of(ranks, [torch.arange(len(x))]))
+            call(part_of(world, [x]), part_of(world, [torch.arange(len(x))]))
         except NotFiniteError as error:
             said.append(str(error))
     return said
@@ -275,11 +294,11 @@ def test_vectors_that_are_not_finite_stop_all_ranks(pool: Pool) -> None:
         assert len(answers[0]) == count and all("not finite" in line for line in answers[0])
 
 
-def few_columns(ranks: Ranks) -> None:
-    kept, ranks_module._MOVED = ranks_module._MOVED, 2 * N // ranks.size
+def few_columns(world: World) -> None:
+    kept, ranks_module._MOVED = ranks_module._MOVED, 2 * N // world.size
     try:
         for kind in ("instance", "cluster"):
-            trained(ranks, Case(kind, True, torch.float64, LAYOUTS[:3]))
+            trained(world, Case(kind, True, torch.float64, LAYOUTS[:3]))
     finally:
         ranks_module._MOVED = kept
 

@@ -6,15 +6,17 @@ import sys
 
 import pytest
 import torch
-from helpers import clustered_features
 from torch import Tensor
 
-from fastreid_al.active import Asker, Oracle, Questions, Verdict
+from fastreid_al.active import Questions
+from fastreid_al.annotators import Oracle
+from fastreid_al.answers import Asker, Verdict
 from fastreid_al.clustering import ivf_neighbours, jaccard_graph, self_paced_labels
 from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
 from fastreid_al.errors import TrainingError
 from fastreid_al.methods import UCAL, Supervised
 from fastreid_al.methods.ucal import singleton_classes
+from tests.support.features import clustered_features
 
 N = 200
 FEATURES = torch.from_numpy(clustered_features(N, 15, spread=1.2)).float()
@@ -22,7 +24,9 @@ CAMERAS = torch.arange(N) % 4
 BATCH = BatchConfig(size=16, per_identity=4, iterations=3)
 
 
-def ucal(questions: Questions | None = None, memory: MemoryConfig | None = None, **cluster: object) -> UCAL:
+def ucal(
+    questions: Questions | None = None, memory: MemoryConfig | None = None, **cluster: object
+) -> UCAL:
     settings = ClusterConfig(**{"k1": 15, **cluster})  # type: ignore[arg-type]
     return UCAL(CAMERAS, settings, BATCH, memory or MemoryConfig(), seed=0, questions=questions)
 
@@ -68,7 +72,9 @@ def test_threshold_is_fixed_at_the_first_clustering() -> None:
     method = ucal(source="extract")
     method.label_images(0, lambda: FEATURES)
     first = method.threshold
-    method.label_images(1, lambda: torch.from_numpy(clustered_features(N, 15, spread=0.9, seed=4)).float())
+    method.label_images(
+        1, lambda: torch.from_numpy(clustered_features(N, 15, spread=0.9, seed=4)).float()
+    )
     assert method.threshold == first
 
 
@@ -88,7 +94,9 @@ def test_questions_refine_the_clusters_from_their_epoch_on() -> None:
             assert torch.equal(method.drafted, base.labels)
             assert (facts["questions"], facts["questions_total"]) == (20, 20 * (epoch - 1))
             assert facts["share_total"] == facts["questions_total"] / (N * (N - 1) / 2)
-        assert torch.equal(method.memory.classes[method.labels >= 0], method.labels[method.labels >= 0])
+        assert torch.equal(
+            method.memory.classes[method.labels >= 0], method.labels[method.labels >= 0]
+        )
     for answer in asker.ledger.answers():
         together = method.labels[answer.left] == method.labels[answer.right] >= 0
         assert bool(together) == (answer.verdict is Verdict.SAME)
@@ -96,11 +104,15 @@ def test_questions_refine_the_clusters_from_their_epoch_on() -> None:
 
 def test_supervised_trains_on_true_identities_without_gaps() -> None:
     identities = torch.tensor([7, 3, 7, 9, 3])
-    method = Supervised(identities, torch.zeros(5, dtype=torch.int64), BATCH, MemoryConfig(), seed=0)
+    method = Supervised(
+        identities, torch.zeros(5, dtype=torch.int64), BATCH, MemoryConfig(), seed=0
+    )
     method.label_images(0, lambda: FEATURES[:5])
     assert method.labels.tolist() == [1, 0, 1, 2, 0]
     with pytest.raises(ValueError, match="1 of 2 images have no identity"):
-        Supervised(torch.tensor([0, -1]), torch.zeros(2, dtype=torch.int64), BATCH, MemoryConfig(), seed=0)
+        Supervised(
+            torch.tensor([0, -1]), torch.zeros(2, dtype=torch.int64), BATCH, MemoryConfig(), seed=0
+        )
 
 
 def test_loss_falls_when_features_move_along_its_gradient() -> None:
@@ -126,7 +138,9 @@ def test_state_continues_bit_for_bit() -> None:
 
 
 def test_all_noise_with_dropping_says_what_to_change() -> None:
-    with pytest.raises(TrainingError, match=r"epoch 1: no cluster .*--cluster.eps .*--cluster.noise singleton"):
+    with pytest.raises(
+        TrainingError, match=r"epoch 1: no cluster .*--cluster.eps .*--cluster.noise singleton"
+    ):
         ucal(noise="drop", min_samples=100).label_images(0, lambda: FEATURES)
 
 
@@ -149,7 +163,9 @@ def test_collapsed_features_are_named() -> None:
 def test_features_that_are_not_finite_are_counted() -> None:
     broken = FEATURES.clone()
     broken[3:5] = torch.nan
-    with pytest.raises(TrainingError, match=r"features of 2 of 200 images are not finite.*--optimizer.lr"):
+    with pytest.raises(
+        TrainingError, match=r"features of 2 of 200 images are not finite.*--optimizer.lr"
+    ):
         ucal().label_images(0, lambda: broken)
 
 
@@ -163,15 +179,21 @@ def test_dbscan_of_another_library_gives_the_same_labels(monkeypatch: pytest.Mon
     expected.label_images(0, lambda: FEATURES)
     # The package's function of this name hides its module.
     module = sys.modules["fastreid_al.clustering.dbscan"]
-    monkeypatch.setattr(module, "_by_union_find", lambda *_: pytest.fail("scikit-learn was asked for"))
+    monkeypatch.setattr(
+        module, "_by_union_find", lambda *_: pytest.fail("scikit-learn was asked for")
+    )
     found.label_images(0, lambda: FEATURES)
     assert torch.equal(found.labels, expected.labels)
 
 
-def test_dbscan_that_cannot_run_is_refused_before_the_first_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dbscan_that_cannot_run_is_refused_before_the_first_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for backend in ("cuml", "sklearn"):
-        with pytest.raises(ValueError, match=f"--cluster.dbscan: '{backend}' is not installed; pip install"):
+        with pytest.raises(
+            ValueError, match=f"--cluster.dbscan: '{backend}' is not installed; pip install"
+        ):
             ucal(dbscan=backend)
 
 
@@ -179,16 +201,21 @@ def test_approximate_neighbours_are_clustered_and_their_recall_is_said() -> None
     pytest.importorskip("faiss")
     method = ucal(neighbours="ivf")
     facts = method.label_images(0, lambda: FEATURES)
-    ranks, recall = ivf_neighbours(FEATURES, 15)
+    neighbours, recall = ivf_neighbours(FEATURES, 15)
     assert facts["neighbours_recall"] == recall >= 0.98
-    graph = jaccard_graph(FEATURES, 15, neighbours=ranks)
+    graph = jaccard_graph(FEATURES, 15, neighbours=neighbours)
     assert torch.equal(method.labels, self_paced_labels(graph)[0])
     assert "neighbours_recall" not in ucal().label_images(0, lambda: FEATURES)
 
 
-def test_an_approximate_search_that_is_not_installed_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_approximate_search_that_is_not_installed_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(TrainingError, match=r"epoch 1: --cluster.neighbours ivf: .*pip install 'fastreid_al\[ivf\]'"):
+    with pytest.raises(
+        TrainingError,
+        match=r"epoch 1: --cluster.neighbours ivf: .*pip install 'fastreid_al\[ivf\]'",
+    ):
         ucal(neighbours="ivf").label_images(0, lambda: FEATURES)
 
 

@@ -9,21 +9,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-import references_nnct as reference
 import torch
-from helpers import clustered_features, unit
-from references_nnct import Settings
 from torch import Tensor
 
 from fastreid_al.config import BatchConfig, NNCTConfig
 from fastreid_al.errors import CheckpointError
 from fastreid_al.methods import NNCT
+from tests.support import references_nnct as reference
+from tests.support.features import clustered_features, unit
+from tests.support.references_nnct import Settings
 
 
 def nnct(
-    n: int, k: int = 1, size: int = 4, epochs: int = 10, seed: int = 0, iterations: int = 0, **settings: Any
+    n: int,
+    k: int = 1,
+    size: int = 4,
+    epochs: int = 10,
+    seed: int = 0,
+    iterations: int = 0,
+    **settings: Any,
 ) -> NNCT:
-    return NNCT(n, k, NNCTConfig(**settings), BatchConfig(size=size, iterations=iterations), epochs, seed)
+    return NNCT(
+        n, k, NNCTConfig(**settings), BatchConfig(size=size, iterations=iterations), epochs, seed
+    )
 
 
 def begin(method: NNCT, epoch: int) -> dict[str, float]:
@@ -62,10 +70,14 @@ def planted(memory: np.ndarray, k: int = 0, epochs: int = 10, **settings: Any) -
 def remember(method: NNCT, labels: dict[int, list[int]]) -> None:
     """Write labels into the label memory."""
     for image, some in labels.items():
-        method.label_memory.update(torch.tensor([image]), torch.tensor([0, len(some)]), torch.tensor(some))
+        method.label_memory.update(
+            torch.tensor([image]), torch.tensor([0, len(some)]), torch.tensor(some)
+        )
 
 
-def check_labels(memory: np.ndarray, i: int, expected: set[int], threshold: float = 0.6, at_least: int = 10) -> None:
+def check_labels(
+    memory: np.ndarray, i: int, expected: set[int], threshold: float = 0.6, at_least: int = 10
+) -> None:
     """The labels of image i by the reference and by NNCT."""
     assert reference.predict_labels(memory, i, threshold, at_least) == expected
     method = planted(memory, threshold=threshold, at_least=at_least)
@@ -125,19 +137,25 @@ def test_whole_runs_follow_the_reference(
                 rows[-2:] = [rows[0], rows[3]]
             moved = images[rows] + 0.3 * random.normal(size=(size, dim)) / np.sqrt(dim)
             embeddings = moved * random.uniform(0.3, 4.0, size=(size, 1))
-            expected = reference.step(memory, label_memory, unit(embeddings), rows, epoch, epochs, k, settings)
+            expected = reference.step(
+                memory, label_memory, unit(embeddings), rows, epoch, epochs, k, settings
+            )
             loss, gradient = iterate(method, embeddings, rows)
             assert loss == pytest.approx(expected.loss, abs=1e-10)
             wanted = reference.before_normalisation(expected.gradient, embeddings)
             assert np.abs(gradient - wanted).max() <= 1e-6 * np.abs(wanted).max()
             assert method.bank.dtype == torch.float64
             assert np.allclose(method.bank.numpy(), expected.memory, rtol=0, atol=1e-12)
-            assert lists(*method.label_lists()) == [sorted(labels) for labels in expected.label_memory]
+            assert lists(*method.label_lists()) == [
+                sorted(labels) for labels in expected.label_memory
+            ]
 
             for i, labels, near in zip(rows, expected.labels, expected.neighbours, strict=True):
                 assert len(labels) <= n // 2
                 seen["several"] += len(labels) > 1
-                seen["stopped"] += 1 < len(labels) < reference.count_above(memory, i, settings.threshold)
+                seen["stopped"] += (
+                    1 < len(labels) < reference.count_above(memory, i, settings.threshold)
+                )
                 seen["of others"] += any(expected.label_memory[e] != labels for e in near)
                 seen["in the batch"] += any(e in rows for e in near)
                 seen["up to date"] += any(expected.label_memory[e] != label_memory[e] for e in near)
@@ -157,7 +175,14 @@ def test_the_reference_s_gradient_is_its_difference_quotient() -> None:
         return reference.step(memory, label_memory, unit(x), [0, 1, 2], 3, 4, 2, settings).loss
 
     whole = reference.step(
-        memory, label_memory, unit(embeddings), [0, 1, 2], 3, 4, 2, Settings(single_label=0, hard_ratio=0.1)
+        memory,
+        label_memory,
+        unit(embeddings),
+        [0, 1, 2],
+        3,
+        4,
+        2,
+        Settings(single_label=0, hard_ratio=0.1),
     )
     found = reference.before_normalisation(whole.gradient, embeddings)
     for place in np.ndindex(3, 8):
@@ -173,7 +198,9 @@ def test_an_epoch_of_one_label_leaves_the_label_memory_and_looks_at_no_neighbour
     for epoch in (1, 5):
         begin(method, epoch)
         # (1 - 1)^2 of itself, and (1 + cos 10)^2 of the nearest other.
-        assert loss_of(method, memory[[0, 3]], [0, 3]) == pytest.approx((1 + np.cos(np.deg2rad(10))) ** 2)
+        assert loss_of(method, memory[[0, 3]], [0, 3]) == pytest.approx(
+            (1 + np.cos(np.deg2rad(10))) ** 2
+        )
         assert lists(*method.label_lists()) == [[i] for i in range(6)]
     begin(method, 6)
     loss_of(method, memory[[0, 3]], [0, 3])
@@ -278,7 +305,12 @@ FOUR = np.array([[1, 0], [0.8, 0.6], [-1, 0], [0, -1]])
 
 
 def check_loss(
-    method: NNCT, label_memory: list[set[int]], features: np.ndarray, rows: list[int], k: int, expected: float
+    method: NNCT,
+    label_memory: list[set[int]],
+    features: np.ndarray,
+    rows: list[int],
+    k: int,
+    expected: float,
 ) -> None:
     """The loss of a batch by the reference, which goes by the method's feature memory, and by NNCT, in epoch 1 of 10."""
     memory, settings = method.bank.numpy(), Settings(single_label=1)
@@ -344,7 +376,9 @@ def test_equal_neighbours_are_taken_from_the_lowest_index() -> None:
         check_loss(method, label_memory, memory[[0]], [0], k, expected)
 
 
-@pytest.mark.parametrize(("negatives", "hard"), [(1, 1), (99, 1), (199, 1), (200, 2), (299, 2), (300, 3)])
+@pytest.mark.parametrize(
+    ("negatives", "hard"), [(1, 1), (99, 1), (199, 1), (200, 2), (299, 2), (300, 3)]
+)
 def test_one_in_a_hundred_negatives_is_hard_and_one_at_least(negatives: int, hard: int) -> None:
     # The hardest negatives have similarity 0.5, 0 and 0, the others -1.
     n = negatives + 1
@@ -362,7 +396,10 @@ def test_without_negatives_the_positives_are_the_whole_loss() -> None:
 
 def test_embeddings_of_any_length_give_the_loss_of_their_unit_vectors() -> None:
     method = planted(FOUR, 1)
-    long, short = loss_of(method, 1e3 * FOUR[[0, 1]], [0, 1]), loss_of(method, 1e-3 * FOUR[[0, 1]], [0, 1])
+    long, short = (
+        loss_of(method, 1e3 * FOUR[[0, 1]], [0, 1]),
+        loss_of(method, 1e-3 * FOUR[[0, 1]], [0, 1]),
+    )
     assert long == pytest.approx(1.5 * (1.1 + 0.26) / 2) == short
     before = method.bank.clone()
     method.update(torch.from_numpy(np.array([[0, 7.0]])), torch.tensor([2]))
@@ -391,7 +428,9 @@ def test_the_first_epoch_keeps_the_new_feature_alone() -> None:
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(60, 0.5 * 4 / 60), (8, 0.25)])
-def test_the_memory_s_momentum_grows_with_the_share_of_the_run(epochs: int, expected: float) -> None:
+def test_the_memory_s_momentum_grows_with_the_share_of_the_run(
+    epochs: int, expected: float
+) -> None:
     method = planted(FOUR, epochs=epochs)
     begin(method, 4)
     assert method.momentum == pytest.approx(expected)
@@ -411,7 +450,9 @@ def test_an_image_named_twice_updates_the_memory_in_batch_order_and_has_one_set_
         moved = moved / np.linalg.norm(moved)
     assert np.allclose(method.bank[0].numpy(), moved, rtol=0, atol=1e-14)
     assert lists(*method.label_lists()) == [[0, 1], [0, 1], [2], [3]]
-    expected = reference.step(FOUR, identity(4), features, [0, 1, 0, 0], 4, 8, 0, Settings(single_label=1))
+    expected = reference.step(
+        FOUR, identity(4), features, [0, 1, 0, 0], 4, 8, 0, Settings(single_label=1)
+    )
     assert np.allclose(method.bank.numpy(), expected.memory, rtol=0, atol=1e-14)
     assert expected.label_memory == [{0, 1}, {0, 1}, {2}, {3}]
 
@@ -432,7 +473,9 @@ def test_a_later_batch_replaces_the_labels_of_an_earlier_one() -> None:
 
 
 @pytest.mark.parametrize(("iterations", "expected"), [(0, 5), (3, 3), (12, 12)])
-def test_batches_are_random_images_without_repetition_in_a_pass(iterations: int, expected: int) -> None:
+def test_batches_are_random_images_without_repetition_in_a_pass(
+    iterations: int, expected: int
+) -> None:
     method = nnct(30, size=6, iterations=iterations)
     batches = list(method.batches(2))
     assert method.iterations == len(batches) == expected
@@ -527,9 +570,12 @@ def test_the_state_of_another_image_set_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "k", "size", "what"), [(7, 1, 8, "batch"), (8, 8, 4, "neighbours"), (8, 9, 8, "neighbours")]
+    ("n", "k", "size", "what"),
+    [(7, 1, 8, "batch"), (8, 8, 4, "neighbours"), (8, 9, 8, "neighbours")],
 )
-def test_more_images_or_neighbours_than_there_are_is_refused_in_one_line(n: int, k: int, size: int, what: str) -> None:
+def test_more_images_or_neighbours_than_there_are_is_refused_in_one_line(
+    n: int, k: int, size: int, what: str
+) -> None:
     with pytest.raises(ValueError, match=what) as refused:
         nnct(n, k, size)
     assert "\n" not in str(refused.value)
@@ -547,7 +593,9 @@ def test_a_batch_of_all_images_and_all_the_others_as_neighbours_are_accepted() -
 
 def test_the_references_of_domain_adaptation_are_worked_by_hand() -> None:
     logits = np.array([[0, 0], [0, np.log(3)], [1000, 0]])
-    assert reference.cross_entropy(logits[:2], [0, 1]) == pytest.approx((np.log(2) + np.log(4 / 3)) / 2)
+    assert reference.cross_entropy(logits[:2], [0, 1]) == pytest.approx(
+        (np.log(2) + np.log(4 / 3)) / 2
+    )
     assert reference.cross_entropy(logits[2:], [1]) == pytest.approx(1000)
     assert reference.adapted_loss(2.0, 10.0) == pytest.approx(0.7 * 2 + 0.3 * 10)
     assert reference.adapted_loss(2.0, 10.0, weight=0.5) == pytest.approx(6)

@@ -8,25 +8,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-import references_nnct as reference
 import torch
-from helpers import clustered_features, unit
-from ranked import Pool
 from torch import Tensor
 
 from fastreid_al.config import BatchConfig, NNCTConfig
+from fastreid_al.distributed.world import SINGLE_PROCESS, Sharded, World
 from fastreid_al.errors import TrainingError
 from fastreid_al.memory import PseudoLabelMemoryBank, ShardedLabelMemory
 from fastreid_al.methods import NNCT
 from fastreid_al.methods.adaptation import Source, SourceClassifier
-from fastreid_al.ranks import ALONE, Ranks, Sharded
+from tests.support import references_nnct as reference
+from tests.support.features import clustered_features, unit
+from tests.support.process_pool import Pool
 
 EPOCHS, DIM = 4, 8
 
 
-def nnct(ranks: Ranks, n: int, k: int, size: int, source: SourceClassifier | None = None, **settings: Any) -> NNCT:
+def nnct(
+    world: World, n: int, k: int, size: int, source: SourceClassifier | None = None, **settings: Any
+) -> NNCT:
     chosen = NNCTConfig(**{"single_label": 1, **settings})
-    return NNCT(n, k, chosen, BatchConfig(size=size), EPOCHS, 0, source, ranks=ranks)
+    return NNCT(n, k, chosen, BatchConfig(size=size), EPOCHS, 0, source, world=world)
 
 
 def begin(epoch: int, *methods: NNCT) -> None:
@@ -34,26 +36,32 @@ def begin(epoch: int, *methods: NNCT) -> None:
         method.label_images(epoch, lambda: pytest.fail("no pass over the images is needed"))
 
 
-def part(ranks: Ranks, batch: Tensor, halves: int = 1) -> Tensor:
+def part(world: World, batch: Tensor, halves: int = 1) -> Tensor:
     """This rank's part of a batch, of its target's and its source's half."""
-    return torch.cat([half.chunk(ranks.size)[ranks.rank] for half in batch.chunk(halves)])
+    return torch.cat([half.chunk(world.size)[world.rank] for half in batch.chunk(halves)])
 
 
-def iterate(method: NNCT, embeddings: Tensor, rows: Tensor, halves: int = 1) -> tuple[Tensor, Tensor]:
+def iterate(
+    method: NNCT, embeddings: Tensor, rows: Tensor, halves: int = 1
+) -> tuple[Tensor, Tensor]:
     """One iteration as the loop makes it; the loss and the gradient of the whole batch."""
-    ranks = method.ranks
-    own, some = part(ranks, embeddings, halves).requires_grad_(), part(ranks, rows, halves)
+    world = method.world
+    own, some = part(world, embeddings, halves).requires_grad_(), part(world, rows, halves)
     loss = method.loss(own, some)
     loss.backward()
     method.update(own.detach(), some)
     assert own.grad is not None and loss.ndim == 0
-    gradient = ranks.gather_equal(own.grad / ranks.size)
+    gradient = world.all_gather(own.grad / world.size)
     if halves == 2:
-        gradient = torch.cat([x.chunk(2)[half] for half in (0, 1) for x in gradient.chunk(ranks.size)])
-    return ranks.total(loss.detach()) / ranks.size, gradient
+        gradient = torch.cat(
+            [x.chunk(2)[half] for half in (0, 1) for x in gradient.chunk(world.size)]
+        )
+    return world.all_reduce_sum(loss.detach()) / world.size, gradient
 
 
-def batches(n: int, size: int, epoch: int, repeat: bool, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+def batches(
+    n: int, size: int, epoch: int, repeat: bool, dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor]]:
     """Embeddings and rows; of `repeat` the first rows come again on the last ranks."""
     random = np.random.default_rng(epoch)
     images, found = clustered_features(n, min(n, 6), dim=DIM, spread=0.6, seed=1), []
@@ -74,23 +82,33 @@ def lists(labels: tuple[Tensor, Tensor]) -> list[list[int]]:
 
 def check_state(shared: NNCT, alone: NNCT) -> None:
     """Memories, labels and what the log says, of the whole and of a part."""
-    own = shared.ranks.own(shared.n)
+    own = shared.world.local_slice(shared.n)
     assert torch.equal(shared.bank, alone.bank[own])
     assert lists(shared.label_lists()) == lists(alone.label_lists())[own]
     images = torch.arange(shared.n).flip(0)
-    for found, wanted in zip(shared.label_memory.lookup(images), alone.label_memory.lookup(images), strict=True):
+    for found, wanted in zip(
+        shared.label_memory.lookup(images), alone.label_memory.lookup(images), strict=True
+    ):
         assert torch.equal(found, wanted)
-    assert torch.equal(shared.label_memory.lookup_bits(images), alone.label_memory.lookup_bits(images))
+    assert torch.equal(
+        shared.label_memory.lookup_bits(images), alone.label_memory.lookup_bits(images)
+    )
     for identities in (None, torch.arange(shared.n) % 5):
         assert shared.review(identities) == alone.review(identities)
 
 
 def follow(
-    ranks: Ranks, n: int, k: int, size: int, repeat: bool, settings: dict[str, Any], dtype: torch.dtype
+    world: World,
+    n: int,
+    k: int,
+    size: int,
+    repeat: bool,
+    settings: dict[str, Any],
+    dtype: torch.dtype,
 ) -> tuple[int, int]:
     """Steps of one label and of several; the most labels of an image, and how many were dropped."""
-    shared, alone = (nnct(some, n, k, size, **settings) for some in (ranks, ALONE))
-    if ranks.size > 1:
+    shared, alone = (nnct(some, n, k, size, **settings) for some in (world, SINGLE_PROCESS))
+    if world.size > 1:
         check_state(shared, alone) if alone.bank.numel() else None
     for epoch in range(3):
         begin(epoch, shared, alone)
@@ -120,28 +138,44 @@ def follow(
     ],
 )
 def test_ranks_follow_one_process(
-    pool: Pool, size: int, n: int, k: int, batch: int, repeat: bool, settings: dict[str, Any], dtype: torch.dtype
+    pool: Pool,
+    size: int,
+    n: int,
+    k: int,
+    batch: int,
+    repeat: bool,
+    settings: dict[str, Any],
+    dtype: torch.dtype,
 ) -> None:
     for longest, dropped in pool.run(follow, size, n, k, batch, repeat, settings, dtype):
         assert n < 10 or longest > 2
         assert (dropped > 0) == ("capacity" in settings)
 
 
-def restated(ranks: Ranks, n: int, k: int) -> int:
+def restated(world: World, n: int, k: int) -> int:
     size, several = 12, 0
-    shared = nnct(ranks, n, k, size, hard_ratio=0.05)
+    shared = nnct(world, n, k, size, hard_ratio=0.05)
     settings = reference.Settings(single_label=1, hard_ratio=0.05)
     memory, labels = np.zeros((n, DIM)), [{i} for i in range(n)]
     for epoch in range(3):
         begin(epoch, shared)
         for embeddings, rows in batches(n, size, epoch, True, torch.float64):
             x = embeddings.numpy()
-            wanted = reference.step(memory, labels, unit(x), rows.tolist(), epoch, EPOCHS, k, settings)
+            wanted = reference.step(
+                memory, labels, unit(x), rows.tolist(), epoch, EPOCHS, k, settings
+            )
             loss, gradient = iterate(shared, embeddings, rows)
             assert float(loss) == pytest.approx(wanted.loss, abs=1e-10)
-            assert np.allclose(gradient.numpy(), reference.before_normalisation(wanted.gradient, x), rtol=0, atol=1e-9)
+            assert np.allclose(
+                gradient.numpy(),
+                reference.before_normalisation(wanted.gradient, x),
+                rtol=0,
+                atol=1e-9,
+            )
             memory, labels = wanted.memory, wanted.label_memory
-            assert np.allclose(ranks.gather(shared.bank).numpy(), memory, rtol=0, atol=1e-12)
+            assert np.allclose(
+                world.all_gather_rows(shared.bank).numpy(), memory, rtol=0, atol=1e-12
+            )
             found = lists(shared.label_memory.lookup(torch.arange(n)))
             assert found == [sorted(some) for some in labels]
             several += sum(len(some) > 1 for some in labels)
@@ -152,11 +186,12 @@ def test_ranks_follow_the_reference(pool: Pool) -> None:
     assert min(pool.run(restated, 3, 47, 1)) > 0
 
 
-def adapted(ranks: Ranks) -> None:
+def adapted(world: World) -> None:
     n, m, size = 40, 30, 12
     source = Source(torch.arange(m) % 5, torch.zeros(m, dtype=torch.int64))
     shared, alone = (
-        nnct(some, n, 1, size, SourceClassifier(source, DIM, 0.3, seed=0).double()) for some in (ranks, ALONE)
+        nnct(some, n, 1, size, SourceClassifier(source, DIM, 0.3, seed=0).double())
+        for some in (world, SINGLE_PROCESS)
     )
     for epoch in (0, 1):
         begin(epoch, shared, alone)
@@ -166,13 +201,18 @@ def adapted(ranks: Ranks) -> None:
             strict=True,
         ):
             embeddings, images = torch.cat([target, beside]), torch.cat([rows, n + more])
-            found, wanted = iterate(shared, embeddings, images, 2), iterate(alone, embeddings, images, 2)
+            found, wanted = (
+                iterate(shared, embeddings, images, 2),
+                iterate(alone, embeddings, images, 2),
+            )
             for a, b in zip(found, wanted, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
             check_state(shared, alone)
     assert shared.source is not None and alone.source is not None
     gradient, whole = (method.source.linear.weight.grad for method in (shared, alone))
-    torch.testing.assert_close(ranks.total(gradient) / ranks.size, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        world.all_reduce_sum(gradient) / world.size, whole, rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -180,8 +220,8 @@ def test_a_rank_has_its_part_of_the_target_and_of_the_source(pool: Pool, size: i
     pool.run(adapted, size)
 
 
-def saved(ranks: Ranks, layout: str, n: int) -> dict[str, Any]:
-    method = nnct(ranks, n, 1, 12, layout=layout, capacity=3)
+def saved(world: World, layout: str, n: int) -> dict[str, Any]:
+    method = nnct(world, n, 1, 12, layout=layout, capacity=3)
     for epoch in (0, 1):
         begin(epoch, method)
         for embeddings, rows in batches(n, 12, epoch, True, torch.float64):
@@ -189,14 +229,20 @@ def saved(ranks: Ranks, layout: str, n: int) -> dict[str, Any]:
     return method.state_dict()
 
 
-def resumed(ranks: Ranks, layout: str, n: int, state: dict[str, Any], in_parts: bool) -> None:
+def resumed(world: World, layout: str, n: int, state: dict[str, Any], in_parts: bool) -> None:
     def cut(x: Any) -> Any:
         if isinstance(x, dict):
             return {name: cut(value) for name, value in x.items()}
         rows = isinstance(x, Tensor) and x.ndim > 0 and len(x) == n
-        return Sharded(x[ranks.own(n)].clone(), n) if rows and in_parts and ranks.size > 1 else x
+        return (
+            Sharded(x[world.local_slice(n)].clone(), n)
+            if rows and in_parts and world.size > 1
+            else x
+        )
 
-    shared, alone = (nnct(some, n, 1, 12, layout=layout, capacity=3) for some in (ranks, ALONE))
+    shared, alone = (
+        nnct(some, n, 1, 12, layout=layout, capacity=3) for some in (world, SINGLE_PROCESS)
+    )
     # What came lies in memory that all ranks see.
     state = deepcopy(state)
     shared.load_state_dict(cut(state))
@@ -204,11 +250,13 @@ def resumed(ranks: Ranks, layout: str, n: int, state: dict[str, Any], in_parts: 
     assert shared.label_memory.dropped == alone.label_memory.dropped
     assert shared.bank.untyped_storage().nbytes() == shared.bank.nbytes
     for embeddings, rows in batches(n, 12, 2, True, torch.float64):
-        for a, b in zip(iterate(shared, embeddings, rows), iterate(alone, embeddings, rows), strict=True):
+        for a, b in zip(
+            iterate(shared, embeddings, rows), iterate(alone, embeddings, rows), strict=True
+        ):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
         check_state(shared, alone)
     with pytest.raises(ValueError, match=f"memory is of {n} images, the set has {n + 1}"):
-        nnct(ranks, n + 1, 1, 12, layout=layout, capacity=3).load_state_dict(cut(state))
+        nnct(world, n + 1, 1, 12, layout=layout, capacity=3).load_state_dict(cut(state))
 
 
 def whole_of(states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -224,9 +272,12 @@ def whole_of(states: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("layout", "before", "after"), [("bits", 3, 2), ("sparse", 2, 4), ("sparse", 4, 1), ("bits", 1, 3)]
+    ("layout", "before", "after"),
+    [("bits", 3, 2), ("sparse", 2, 4), ("sparse", 4, 1), ("bits", 1, 3)],
 )
-def test_a_state_goes_on_on_another_number_of_ranks(pool: Pool, layout: str, before: int, after: int) -> None:
+def test_a_state_goes_on_on_another_number_of_ranks(
+    pool: Pool, layout: str, before: int, after: int
+) -> None:
     n = 47
     state = whole_of(pool.run(saved, before, layout, n))
     wanted = pool.run(saved, 1, layout, n)[0]
@@ -237,10 +288,10 @@ def test_a_state_goes_on_on_another_number_of_ranks(pool: Pool, layout: str, bef
         pool.run(resumed, after, layout, n, state, in_parts)
 
 
-def unstarted(ranks: Ranks) -> None:
-    state = nnct(ranks, 20, 1, 12).state_dict()
+def unstarted(world: World) -> None:
+    state = nnct(world, 20, 1, 12).state_dict()
     assert isinstance(state["bank"], Tensor) and state["bank"].shape == (0, 0)
-    shared, alone = (nnct(some, 20, 1, 12) for some in (ranks, ALONE))
+    shared, alone = (nnct(some, 20, 1, 12) for some in (world, SINGLE_PROCESS))
     shared.load_state_dict(state)
     begin(0, shared, alone)
     for embeddings, rows in batches(20, 12, 0, False, torch.float64):
@@ -252,9 +303,9 @@ def test_a_state_from_before_the_first_batch_goes_on(pool: Pool) -> None:
     pool.run(unstarted, 3)
 
 
-def failing(ranks: Ranks) -> str:
+def failing(world: World) -> str:
     for k in (0, 1):
-        method = nnct(ranks, 20, k, 12)
+        method = nnct(world, 20, k, 12)
         begin(0, method)
         (first, rows), (embeddings, more) = batches(20, 12, 0, False, torch.float64)
         iterate(method, first, rows)
@@ -263,14 +314,14 @@ def failing(ranks: Ranks) -> str:
         for epoch in (0, 1):
             begin(epoch, method)
             with pytest.raises(TrainingError, match="the training diverged"):
-                method.loss(part(ranks, embeddings), part(ranks, more))
-        with pytest.raises(ValueError, match="features: found that row 11 is not finite"):
-            method.update(part(ranks, embeddings), part(ranks, more))
-    state = nnct(ranks, 20, 1, 12, layout="sparse").state_dict()
-    if ranks.rank == 1:
+                method.loss(part(world, embeddings), part(world, more))
+        with pytest.raises(ValueError, match="features: row 11 is not finite"):
+            method.update(part(world, embeddings), part(world, more))
+    state = nnct(world, 20, 1, 12, layout="sparse").state_dict()
+    if world.rank == 1:
         state["label_memory"]["counts"].rows[0] = 7
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        nnct(ranks, 20, 1, 12, layout="sparse").load_state_dict(state)
+        nnct(world, 20, 1, 12, layout="sparse").load_state_dict(state)
     return str(error.value)
 
 
@@ -279,8 +330,8 @@ def test_what_one_rank_alone_sees_is_raised_on_all(pool: Pool) -> None:
         assert "state['counts']" in said
 
 
-def sized(ranks: Ranks, n: int, layout: str) -> tuple[int, int]:
-    method = nnct(ranks, n, 1, 12, layout=layout)
+def sized(world: World, n: int, layout: str) -> tuple[int, int]:
+    method = nnct(world, n, 1, 12, layout=layout)
     begin(0, method)
     iterate(method, *batches(n, 12, 0, False, torch.float32)[0])
     assert isinstance(method.label_memory, ShardedLabelMemory)
@@ -299,4 +350,6 @@ def test_each_rank_holds_its_share_of_both_memories(pool: Pool, layout: str) -> 
         scalars = 8 * (layout == "sparse")
         assert sum(labels for labels, _ in held) == whole + (size - 1) * scalars
         assert max(labels for labels, _ in held) == (whole - scalars) // n * step + scalars
-        assert [features for _, features in held] == [4 * DIM * step] * (size - 1) + [4 * DIM * (n - (size - 1) * step)]
+        assert [features for _, features in held] == [4 * DIM * step] * (size - 1) + [
+            4 * DIM * (n - (size - 1) * step)
+        ]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import SYNTHETIC
 
 from fastreid_al.config import EvaluationConfig
-from fastreid_al.methods.score import evaluate_file
 from fastreid_al.models import build_model
+from fastreid_al.runs.evaluate import evaluate_file
+from tests.support.tiny import SYNTHETIC
 
 
 def test_reranked_scores_are_printed_below_the_plain_ones_of_the_same_features(
@@ -18,12 +18,20 @@ def test_reranked_scores_are_printed_below_the_plain_ones_of_the_same_features(
 ) -> None:
     file = str(tmp_path / "weights.pt")
     torch.save(build_model("osnet_x0_25", "none").state_dict(), file)
-    options = {"model": "osnet_x0_25", "height": 32, "width": 16, "synthetic": SYNTHETIC, "dataset": "synthetic"}
+    options = {
+        "model": "osnet_x0_25",
+        "height": 32,
+        "width": 16,
+        "synthetic": SYNTHETIC,
+        "dataset": "synthetic",
+    }
     plain = evaluate_file(EvaluationConfig(file, **options))  # type: ignore[arg-type]
     assert "re-ranked" not in capsys.readouterr().out
     again = evaluate_file(EvaluationConfig(file, rerank=True, **options))  # type: ignore[arg-type]
     printed = [
-        line for line in capsys.readouterr().out.splitlines() if "by the features" in line or "re-ranked" in line
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if "by the features" in line or "re-ranked" in line
     ]
     assert again.mAP == plain.mAP
     assert f"{100 * plain.mAP:.1f}" in printed[0]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import clustered_features
-from ranked import Pool
 from torch import Tensor
 
-from fastreid_al.active import Asker, Oracle, Questions, QuitAsking
+from fastreid_al.active import Questions
+from fastreid_al.annotators import Oracle
+from fastreid_al.answers import Asker, QuitAsking
 from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
+from fastreid_al.distributed.world import SINGLE_PROCESS, World
 from fastreid_al.engine.loop import Interrupted
 from fastreid_al.errors import TrainingError
 from fastreid_al.methods import UCAL, Supervised
 from fastreid_al.methods.adaptation import Source
-from fastreid_al.ranks import ALONE, Ranks
+from tests.support.features import clustered_features
+from tests.support.process_pool import Pool
 
 N, M = 61, 30
 TARGET = F.normalize(torch.from_numpy(clustered_features(N, 6, spread=0.6)).double())
@@ -34,44 +36,57 @@ class Labelled(UCAL):
         return labels, labels
 
 
-def labelled(kind: str, ranks: Ranks, questions: Questions | None = None, watch: object = None) -> UCAL:
+def labelled(
+    kind: str, world: World, questions: Questions | None = None, watch: object = None
+) -> UCAL:
     cluster = ClusterConfig(source="extract" if kind == "cluster" else "memory")
     memory = MemoryConfig(kind=kind)  # type: ignore[arg-type]
     cameras = torch.arange(N) % 4
-    return Labelled(cameras, cluster, BATCH, memory, 0, questions, SOURCE, ranks, watch)  # type: ignore[arg-type]
+    return Labelled(cameras, cluster, BATCH, memory, 0, questions, SOURCE, world, watch)  # type: ignore[arg-type]
 
 
-def trained(ranks: Ranks, kind: str) -> None:
-    pair = labelled(kind, ALONE), labelled(kind, ranks)
+def trained(world: World, kind: str) -> None:
+    pair = labelled(kind, SINGLE_PROCESS), labelled(kind, world)
     for epoch in range(2):
         facts = []
         for method in pair:
 
-            def extract(domain: str = "target", own: Ranks = method.ranks) -> Tensor:
+            def extract(domain: str = "target", own: World = method.world) -> Tensor:
                 whole = BESIDE if domain == "source" else TARGET
                 return whole[own.own(len(whole))]
 
             facts.append(method.label_images(epoch, extract))
         assert facts[0] == facts[1]
-        for step, (rows, same) in enumerate(zip(*(method.batches(epoch) for method in pair), strict=True)):
+        for step, (rows, same) in enumerate(
+            zip(*(method.batches(epoch) for method in pair), strict=True)
+        ):
             assert torch.equal(rows, same)
-            x = 3 * torch.randn(24, TARGET.shape[1], generator=torch.Generator().manual_seed(step)).double()
+            x = (
+                3
+                * torch.randn(
+                    24, TARGET.shape[1], generator=torch.Generator().manual_seed(step)
+                ).double()
+            )
 
             def part(whole: Tensor) -> Tensor:
-                return torch.cat([half.chunk(ranks.size)[ranks.rank] for half in whole.chunk(2)])
+                return torch.cat([half.chunk(world.size)[world.rank] for half in whole.chunk(2)])
 
             one, mine = x.clone().requires_grad_(), part(x).requires_grad_()
             losses = pair[0].loss(one, rows), pair[1].loss(mine, part(rows))
             for loss in losses:
                 loss.backward()
-            torch.testing.assert_close(ranks.total(losses[1].detach()) / ranks.size, losses[0].detach())
-            torch.testing.assert_close(mine.grad / ranks.size, part(one.grad))
+            torch.testing.assert_close(
+                world.all_reduce_sum(losses[1].detach()) / world.size, losses[0].detach()
+            )
+            torch.testing.assert_close(mine.grad / world.size, part(one.grad))
             pair[0].update(x, rows)
             pair[1].update(mine, part(rows))
         assert pair[0].review(IDENTITIES) == pair[1].review(IDENTITIES)
     states = [method.state_dict() for method in pair]
     assert torch.equal(states[0]["labels"], states[1]["labels"])
-    assert torch.equal(states[1]["memory"]["bank"].rows, ranks.local(states[0]["memory"]["bank"]))
+    assert torch.equal(
+        states[1]["memory"]["bank"].rows, world.local_rows(states[0]["memory"]["bank"])
+    )
 
 
 @pytest.mark.parametrize("kind", ["instance", "cluster"])
@@ -80,24 +95,31 @@ def test_an_epoch_on_several_ranks_is_that_of_one(pool: Pool, size: int, kind: s
     pool.run(trained, size, kind)
 
 
-def refused(ranks: Ranks, what: str) -> str:
+def refused(world: World, what: str) -> str:
     features = TARGET.clone()
     if what == "not finite":
         features[-1] = torch.nan
     if what == "collapsed":
         features = features[:1].expand(N, -1)
     images = 2 if what == "few" else N
-    method = Supervised(IDENTITIES[:images], torch.zeros(images), BATCH, MemoryConfig(), 0, ranks)
+    method = Supervised(IDENTITIES[:images], torch.zeros(images), BATCH, MemoryConfig(), 0, world)
     try:
-        return str(method.label_images(0, lambda: features[:images][ranks.own(images)])["classes"])
+        return str(
+            method.label_images(0, lambda: features[:images][world.local_slice(images)])["classes"]
+        )
     except TrainingError as error:
         return str(error)
 
 
 def test_what_stops_one_process_stops_all_ranks_alike(pool: Pool) -> None:
-    for what, said in (("not finite", "of 1 of 61 images"), ("collapsed", "all 61 images"), ("few", "2"), ("", "6")):
+    for what, said in (
+        ("not finite", "of 1 of 61 images"),
+        ("collapsed", "all 61 images"),
+        ("few", "2"),
+        ("", "6"),
+    ):
         answers = pool.run(refused, 4, what)
-        assert answers == [refused(ALONE, what)] * 4
+        assert answers == [refused(SINGLE_PROCESS, what)] * 4
         assert said in answers[0]
 
 
@@ -115,22 +137,28 @@ def test_half_floats_of_autocast_are_contrasted_in_the_memorys_dtype() -> None:
     assert method.memory.bank.dtype == torch.float32
 
 
-def asked(ranks: Ranks) -> tuple[list[int], dict[str, float], bool]:
+def asked(world: World) -> tuple[list[int], dict[str, float], bool]:
     settings = QuestionConfig(start=1, per_epoch=5)
-    questions = Questions(Asker(Oracle(torch.arange(N) % 4)), "gain", settings) if ranks.is_first else None
-    method = labelled("instance", ranks, questions)
+    questions = (
+        Questions(Asker(Oracle(torch.arange(N) % 4)), "gain", settings) if world.is_first else None
+    )
+    method = labelled("instance", world, questions)
     for epoch in range(2):
-        facts = method.label_images(epoch, lambda domain="target": _own(ranks, domain))
-    return method.labels.tolist(), {k: v for k, v in facts.items() if "seconds" not in k}, method.drafted is not None
+        facts = method.label_images(epoch, lambda domain="target": _own(world, domain))
+    return (
+        method.labels.tolist(),
+        {k: v for k, v in facts.items() if "seconds" not in k},
+        method.drafted is not None,
+    )
 
 
-def _own(ranks: Ranks, domain: str) -> Tensor:
+def _own(world: World, domain: str) -> Tensor:
     whole = BESIDE if domain == "source" else TARGET
-    return whole[ranks.own(len(whole))]
+    return whole[world.local_slice(len(whole))]
 
 
 def test_the_first_rank_asks_and_all_learn_the_answers(pool: Pool) -> None:
-    alone = asked(ALONE)
+    alone = asked(SINGLE_PROCESS)
     assert alone[1]["questions"] == 5 and alone[2]
     assert pool.run(asked, 3) == [alone] * 3
 
@@ -147,10 +175,10 @@ class Leaves:
         raise self.error
 
 
-def left(ranks: Ranks, error: BaseException) -> tuple[str, str]:
-    method = labelled("instance", ranks, Leaves(error))  # type: ignore[arg-type]
+def left(world: World, error: BaseException) -> tuple[str, str]:
+    method = labelled("instance", world, Leaves(error))  # type: ignore[arg-type]
     try:
-        method.label_images(0, lambda domain="target": _own(ranks, domain))
+        method.label_images(0, lambda domain="target": _own(world, domain))
     except (QuitAsking, Interrupted, TrainingError) as raised:
         return type(raised).__name__, str(raised.__dict__ or raised)
     return "", ""
@@ -158,4 +186,6 @@ def left(ranks: Ranks, error: BaseException) -> tuple[str, str]:
 
 def test_who_leaves_leaves_on_all_ranks(pool: Pool) -> None:
     for error in (QuitAsking("the annotator left"), Interrupted(15), TrainingError("no")):
-        assert pool.run(left, 3, error) == [(type(error).__name__, str(error.__dict__ or error))] * 3
+        assert (
+            pool.run(left, 3, error) == [(type(error).__name__, str(error.__dict__ or error))] * 3
+        )

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import clustered_features
-from references import reference_update
 from torch import Tensor
 
 from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig, NNCTConfig
@@ -17,6 +15,8 @@ from fastreid_al.errors import TrainingError
 from fastreid_al.memory import ClusterMemory, InstanceMemory
 from fastreid_al.methods import NNCT, UCAL
 from fastreid_al.methods.adaptation import Source, SourceClassifier
+from tests.support.features import clustered_features
+from tests.support.references import reference_update
 
 N, M, DIM = 60, 40, 8
 BATCH = BatchConfig(size=16, per_identity=4, iterations=3)
@@ -24,7 +24,9 @@ BATCH = BatchConfig(size=16, per_identity=4, iterations=3)
 IDENTITIES = torch.arange(M) % 10 + (torch.arange(M) % 10 >= 4)
 SOURCE = Source(IDENTITIES, torch.arange(M) // 10)
 TARGET = F.normalize(torch.from_numpy(clustered_features(N, 6, spread=0.6, dim=DIM)).double())
-BESIDE = F.normalize(torch.from_numpy(clustered_features(M, 10, spread=0.6, dim=DIM, seed=3)).double())
+BESIDE = F.normalize(
+    torch.from_numpy(clustered_features(M, 10, spread=0.6, dim=DIM, seed=3)).double()
+)
 
 
 def extract(domain: str = "target") -> Tensor:
@@ -43,7 +45,9 @@ def ucal(kind: str, source: Source | None = SOURCE) -> UCAL:
 
 
 def embeddings(seed: int) -> Tensor:
-    return 3 * torch.randn(2 * BATCH.size, DIM, generator=torch.Generator().manual_seed(seed)).double()
+    return (
+        3 * torch.randn(2 * BATCH.size, DIM, generator=torch.Generator().manual_seed(seed)).double()
+    )
 
 
 def test_identities_are_numbered_without_gaps_and_unlabelled_sources_refused() -> None:
@@ -95,7 +99,9 @@ def mmcl_by_loops(features: np.ndarray, bank: np.ndarray, rows: list[int]) -> fl
     return float(np.mean(losses))
 
 
-def cross_entropy_by_loops(features: np.ndarray, weights: np.ndarray, identities: list[int]) -> float:
+def cross_entropy_by_loops(
+    features: np.ndarray, weights: np.ndarray, identities: list[int]
+) -> float:
     losses = []
     for f, own in zip(features, identities, strict=True):
         logits = [float(f @ w) for w in weights]
@@ -114,9 +120,13 @@ def test_nnct_weighs_cross_entropy_of_raw_features_against_its_own_loss() -> Non
     torch.nn.init.normal_(method.source.linear.weight, generator=torch.Generator().manual_seed(2))
     x = embeddings(1).requires_grad_()
     loss = method.loss(x, rows)
-    target = mmcl_by_loops(F.normalize(x.detach())[:16].numpy(), method.bank.numpy(), rows[:16].tolist())
+    target = mmcl_by_loops(
+        F.normalize(x.detach())[:16].numpy(), method.bank.numpy(), rows[:16].tolist()
+    )
     weights = method.source.linear.weight.detach().numpy()
-    source = cross_entropy_by_loops(x.detach()[16:].numpy(), weights, SOURCE.identities[rows[16:] - N].tolist())
+    source = cross_entropy_by_loops(
+        x.detach()[16:].numpy(), weights, SOURCE.identities[rows[16:] - N].tolist()
+    )
     assert loss.item() == pytest.approx(0.7 * source + 0.3 * target, abs=1e-10)
     loss.backward()
     assert x.grad is not None and bool(x.grad[:16].any()) and bool(x.grad[16:].any())
@@ -125,7 +135,9 @@ def test_nnct_weighs_cross_entropy_of_raw_features_against_its_own_loss() -> Non
 
 def test_the_classifier_begins_small_and_follows_the_seed() -> None:
     wide = Source(torch.arange(M).repeat(2), torch.zeros(2 * M))
-    first, same, other = (SourceClassifier(wide, 256, 0.3, seed).linear.weight for seed in (0, 0, 1))
+    first, same, other = (
+        SourceClassifier(wide, 256, 0.3, seed).linear.weight for seed in (0, 0, 1)
+    )
     assert first.std().item() == pytest.approx(1e-3, rel=0.05)
     assert torch.equal(first, same) and not torch.equal(first, other)
 
@@ -164,7 +176,11 @@ def test_ucal_contrasts_all_classes_of_both_domains(kind: str) -> None:
     assert len(classes) == target_classes + SOURCE.count
     losses = []
     for f, row in zip(features, rows.tolist(), strict=True):
-        own = int(method.memory.classes[row]) if row < N else target_classes + int(SOURCE.identities[row - N])
+        own = (
+            int(method.memory.classes[row])
+            if row < N
+            else target_classes + int(SOURCE.identities[row - N])
+        )
         logits = [float(np.mean([f @ v for v in members])) / 0.1 for members in classes]
         losses.append(np.log(sum(np.exp(z) for z in logits)) - logits[own])
     expected = np.mean(losses[:16]) + np.mean(losses[16:])
@@ -187,9 +203,16 @@ def test_centroids_of_the_source_begin_as_means_and_move_with_its_images(kind: s
         slots = [r if r < N else N + int(SOURCE.identities[r - N]) for r in rows.tolist()]
         expected = reference_update(before.copy(), features, np.array(slots), 0.2)
     else:
-        slots = [int(method.memory.classes[r]) if r < N else count + (r - N) % 10 for r in rows.tolist()]
-        hard = [min((i for i in range(32) if slots[i] == s), key=lambda i: features[i] @ before[s]) for s in set(slots)]
-        expected = reference_update(before.copy(), features[hard], np.array([slots[i] for i in hard]), 0.1)
+        slots = [
+            int(method.memory.classes[r]) if r < N else count + (r - N) % 10 for r in rows.tolist()
+        ]
+        hard = [
+            min((i for i in range(32) if slots[i] == s), key=lambda i: features[i] @ before[s])
+            for s in set(slots)
+        ]
+        expected = reference_update(
+            before.copy(), features[hard], np.array([slots[i] for i in hard]), 0.1
+        )
     method.update(x, rows)
     assert np.allclose(method.memory.bank.numpy(), expected, atol=1e-12)
     moved = method.memory.bank[-10:].clone()
@@ -236,5 +259,7 @@ def test_memories_without_a_source_hold_nothing_more() -> None:
 
 def test_nnct_needs_a_batch_of_the_source() -> None:
     few = SourceClassifier(Source(torch.arange(10) % 2, torch.zeros(10)), DIM, 0.3, 0)
-    with pytest.raises(ValueError, match=r"--batch.size 16 is more than the 10 training images of the source"):
+    with pytest.raises(
+        ValueError, match=r"--batch.size 16 is more than the 10 training images of the source"
+    ):
         NNCT(N, 1, NNCTConfig(), BATCH, 10, 0, few)

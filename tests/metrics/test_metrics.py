@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import unit
-from references import hand_ranking_case, reference_pairs, reference_ranking
 from torch import Tensor
 
 from fastreid_al.metrics import Ranking, pair_scores, rank_gallery
+from tests.support.features import unit
+from tests.support.references import hand_ranking_case, reference_pairs, reference_ranking
 
 
 def rank_similarity(similarity: np.ndarray, *labels: np.ndarray) -> Ranking:
@@ -17,7 +17,13 @@ def rank_similarity(similarity: np.ndarray, *labels: np.ndarray) -> Ranking:
     query_ids, query_cameras, gallery_ids, gallery_cameras = (torch.as_tensor(a) for a in labels)
     gallery = torch.eye(similarity.shape[1], dtype=torch.float64)
     return rank_gallery(
-        torch.as_tensor(similarity), query_ids, query_cameras, gallery, gallery_ids, gallery_cameras, length=10_000
+        torch.as_tensor(similarity),
+        query_ids,
+        query_cameras,
+        gallery,
+        gallery_ids,
+        gallery_cameras,
+        length=10_000,
     )
 
 
@@ -61,21 +67,27 @@ def test_no_query_with_a_match_scores_zero() -> None:
 
 
 def test_unknown_cameras_never_drop_a_match() -> None:
-    found = rank_similarity(np.array([[1.0, 0.5]]), np.array([3]), np.array([-1]), np.array([3, 4]), np.array([-1, -1]))
+    found = rank_similarity(
+        np.array([[1.0, 0.5]]), np.array([3]), np.array([-1]), np.array([3, 4]), np.array([-1, -1])
+    )
     assert found.mAP == 1
 
 
 def test_perfect_features_rank_perfectly_in_float32() -> None:
     ids = torch.arange(10).repeat(2)
-    features = torch.from_numpy(unit(np.random.default_rng(0).normal(size=(10, 8)))).float().repeat(2, 1)
+    features = (
+        torch.from_numpy(unit(np.random.default_rng(0).normal(size=(10, 8)))).float().repeat(2, 1)
+    )
     cameras: Tensor = torch.arange(20) // 10
-    found = rank_gallery(features[:10], ids[:10], cameras[:10], features[10:], ids[10:], cameras[10:])
+    found = rank_gallery(
+        features[:10], ids[:10], cameras[:10], features[10:], ids[10:], cameras[10:]
+    )
     assert found.mAP == found.mINP == found.rank(1) == 1
 
 
 def test_wrong_shapes_are_named() -> None:
     f, i = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="gallery: found ids"):
+    with pytest.raises(ValueError, match="gallery: got ids"):
         rank_gallery(f, i, i, f, i[:2], i)
     with pytest.raises(ValueError, match="query_features: 3 of 3 rows are not finite"):
         rank_gallery(f / 0, i, i, f, i, i)

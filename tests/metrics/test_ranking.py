@@ -5,20 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import clustered_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranked import Pool
-from references import reference_ranking
 from torch import Tensor
 
+from fastreid_al.distributed.world import World
 from fastreid_al.metrics import Ranking, rank_gallery, ranking
-from fastreid_al.ranks import Ranks
+from tests.support.features import clustered_features
+from tests.support.process_pool import Pool
+from tests.support.references import reference_ranking
 
 Case = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def labels(random: np.random.Generator, n: int, identities: int, cameras: int) -> tuple[Tensor, Tensor]:
+def labels(
+    random: np.random.Generator, n: int, identities: int, cameras: int
+) -> tuple[Tensor, Tensor]:
     """Junk and unknown cameras among them."""
     return tuple(torch.from_numpy(random.integers(-1, most, n)) for most in (identities, cameras))  # type: ignore[return-value]
 
@@ -31,7 +33,9 @@ def coarse(n: int, seed: int) -> Tensor:
 def case(queries: int, gallery: int, identities: int, seed: int = 0, tied: bool = False) -> Case:
     random = np.random.default_rng(seed)
     rows = (
-        coarse(queries + gallery, seed) if tied else torch.from_numpy(clustered_features(queries + gallery, 20)).float()
+        coarse(queries + gallery, seed)
+        if tied
+        else torch.from_numpy(clustered_features(queries + gallery, 20)).float()
     )
     first, second = (labels(random, n, identities, 3) for n in (queries, gallery))
     return rows[:queries], *first, rows[queries:], *second
@@ -48,7 +52,11 @@ def assert_sorted(found: Ranking, given: Case) -> None:
 
 
 @given(
-    st.integers(1, 12), st.integers(1, 40), st.integers(1, 10), st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 128])
+    st.integers(1, 12),
+    st.integers(1, 40),
+    st.integers(1, 10),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 3, 128]),
 )
 @settings(max_examples=60, deadline=None)
 def test_counted_ranks_are_those_of_sorted_lists(
@@ -103,11 +111,11 @@ def test_nothing_to_rank_scores_zero() -> None:
     assert (none.mAP, none.queries, none.skipped) == (0, 0, 0)
 
 
-def among(ranks: Ranks, given: Case, block: int) -> tuple[float, float, list[float], int, int]:
+def among(world: World, given: Case, block: int) -> tuple[float, float, list[float], int, int]:
     ranking._BLOCK = block
     query, query_ids, query_cameras, gallery, *rest = given
-    own = query[ranks.own(len(query))], gallery[ranks.own(len(gallery))]
-    found = rank_gallery(own[0], query_ids, query_cameras, own[1], *rest, ranks=ranks)
+    own = query[world.local_slice(len(query))], gallery[world.local_slice(len(gallery))]
+    found = rank_gallery(own[0], query_ids, query_cameras, own[1], *rest, world=world)
     return found.mAP, found.mINP, found.cmc.tolist(), found.queries, found.skipped
 
 
@@ -133,13 +141,13 @@ def test_all_ranks_give_the_numbers_of_one_process(
         assert pool.run(among, size, given, block) == [expected] * size
 
 
-def wrong(ranks: Ranks) -> str:
+def wrong(world: World) -> str:
     query, ids, cameras, gallery, *rest = case(9, 30, 4)
-    own = query[ranks.own(9)].clone()
-    if ranks.rank == 1:
+    own = query[world.local_slice(9)].clone()
+    if world.rank == 1:
         own[0, 0] = torch.nan
     with pytest.raises(ValueError, match="not finite") as raised:
-        rank_gallery(own, ids, cameras, gallery[ranks.own(30)], *rest, ranks=ranks)
+        rank_gallery(own, ids, cameras, gallery[world.local_slice(30)], *rest, world=world)
     return str(raised.value)
 
 
@@ -147,11 +155,13 @@ def test_what_one_rank_finds_wrong_all_raise(pool: Pool) -> None:
     assert pool.run(wrong, 3) == ["query_features: 1 of 3 rows are not finite"] * 3
 
 
-def without_width(ranks: Ranks) -> float:
+def without_width(world: World) -> float:
     query, ids, cameras, gallery, *rest = case(2, 2, 1, seed=3)
-    shards = (x[ranks.own(2)] if ranks.rank < 2 else x.new_zeros(0, 0) for x in (query, gallery))
+    shards = (
+        x[world.local_slice(2)] if world.rank < 2 else x.new_zeros(0, 0) for x in (query, gallery)
+    )
     first, second = shards
-    return rank_gallery(first, ids, cameras, second, *rest, ranks=ranks).mAP
+    return rank_gallery(first, ids, cameras, second, *rest, world=world).mAP
 
 
 def test_a_rank_without_rows_need_not_know_their_width(pool: Pool) -> None:

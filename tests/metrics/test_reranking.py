@@ -8,27 +8,41 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import unit
-from ranked import Pool
-from references import reference_ranking
 from torch import Tensor
 
+from fastreid_al.distributed.world import World
 from fastreid_al.metrics import Ranking, rank_gallery, rerank_gallery, reranking
-from fastreid_al.ranks import Ranks
+from tests.support.features import unit
+from tests.support.process_pool import Pool
+from tests.support.references import reference_ranking
 
 Case = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def case(queries: int, gallery: int, identities: int, seed: int = 0, spread: float = 1.0, dim: int = 24) -> Case:
+def case(
+    queries: int, gallery: int, identities: int, seed: int = 0, spread: float = 1.0, dim: int = 24
+) -> Case:
     random = np.random.default_rng(seed)
     n = queries + gallery
     ids = random.integers(identities, size=n)
-    rows = unit(unit(random.normal(size=(identities, dim)))[ids] + spread * random.normal(size=(n, dim)) / np.sqrt(dim))
+    rows = unit(
+        unit(random.normal(size=(identities, dim)))[ids]
+        + spread * random.normal(size=(n, dim)) / np.sqrt(dim)
+    )
     features, ids, cameras = (torch.from_numpy(x) for x in (rows, ids, random.integers(-1, 4, n)))
-    return features[:queries], ids[:queries], cameras[:queries], features[queries:], ids[queries:], cameras[queries:]
+    return (
+        features[:queries],
+        ids[:queries],
+        cameras[:queries],
+        features[queries:],
+        ids[queries:],
+        cameras[queries:],
+    )
 
 
-def dense(query: Tensor, gallery: Tensor, k1: int, k2: int, original: float, normalised: bool) -> np.ndarray:
+def dense(
+    query: Tensor, gallery: Tensor, k1: int, k2: int, original: float, normalised: bool
+) -> np.ndarray:
     """d* of queries and gallery; with `normalised` as published: squared distances over the greatest of their column."""
     rows = torch.cat([query, gallery]).double().numpy()
     n, queries = len(rows), len(query)
@@ -76,7 +90,13 @@ def dense_scores(given: Case, *settings: Any) -> dict[str, Any]:
     ],
 )
 def test_final_distances_are_those_of_the_definition(
-    queries: int, gallery: int, identities: int, k1: int, k2: int, original: float, monkeypatch: pytest.MonkeyPatch
+    queries: int,
+    gallery: int,
+    identities: int,
+    k1: int,
+    k2: int,
+    original: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = case(queries, gallery, identities)
     settings = {"k1": k1, "k2": k2, "original": original}
@@ -105,7 +125,9 @@ def test_final_distances_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_lie_near_those_of_the_published_algorithm_and_above_the_plain_ones(seed: int) -> None:
+def test_scores_lie_near_those_of_the_published_algorithm_and_above_the_plain_ones(
+    seed: int,
+) -> None:
     given = case(60, 300, 30, seed, spread=1.4)
     published = dense_scores(given, 20, 6, 0.3, True)["mAP"]
     found = rerank_gallery(*(x.float() if x.is_floating_point() else x for x in given)).mAP
@@ -133,15 +155,15 @@ def test_features_that_are_all_equal_are_ranked_by_index() -> None:
 def test_wrong_settings_and_rows_are_named() -> None:
     query, *facts = case(4, 9, 3)
     for settings in ({"k1": 0}, {"k2": 0}):
-        with pytest.raises(ValueError, match="wanted at least 1"):
+        with pytest.raises(ValueError, match="expected at least 1"):
             rerank_gallery(query, *facts, **settings)
-    with pytest.raises(ValueError, match=r"original: found 1\.5"):
+    with pytest.raises(ValueError, match=r"original: got 1\.5"):
         rerank_gallery(query, *facts, original=1.5)
-    with pytest.raises(ValueError, match="wanted unit rows"):
+    with pytest.raises(ValueError, match="expected unit rows"):
         rerank_gallery(2 * query, *facts)
-    with pytest.raises(ValueError, match="wanted float32 or float64, both alike"):
+    with pytest.raises(ValueError, match="expected float32 or float64, both alike"):
         rerank_gallery(query.float(), *facts)
-    with pytest.raises(ValueError, match="wanted float32 or float64, both alike"):
+    with pytest.raises(ValueError, match="expected float32 or float64, both alike"):
         rerank_gallery(query, *facts[:2], facts[2].float(), *facts[3:])
 
 
@@ -151,10 +173,10 @@ def test_nothing_to_rank_again_scores_zero() -> None:
     assert rerank_gallery(query, *facts[:2], *(x[:0] for x in facts[2:])).skipped == 4
 
 
-def among(ranks: Ranks, given: Case) -> tuple[float, float]:
+def among(world: World, given: Case) -> tuple[float, float]:
     query, query_ids, query_cameras, gallery, *rest = given
-    own = query[ranks.own(len(query))], gallery[ranks.own(len(gallery))]
-    found = rerank_gallery(own[0], query_ids, query_cameras, own[1], *rest, ranks=ranks)
+    own = query[world.local_slice(len(query))], gallery[world.local_slice(len(gallery))]
+    found = rerank_gallery(own[0], query_ids, query_cameras, own[1], *rest, world=world)
     return found.mAP, found.mINP
 
 

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from fastreid_al.models import ReIdNet, build_model, group_batchnorm, split_batchnorm, without_source
+from fastreid_al.models import (
+    ReIdNet,
+    build_model,
+    group_batchnorm,
+    split_batchnorm,
+    without_source,
+)
 
 NAME = "osnet_x0_25"
 IMAGES = torch.randn(12, 3, 48, 24, generator=torch.Generator().manual_seed(1))
@@ -22,7 +28,11 @@ def statistics(model: ReIdNet, source: bool) -> dict[str, torch.Tensor]:
     """Running means and variances by the names that the target has."""
     state = {k: v.clone() for k, v in model.state_dict().items() if "running" in k}
     names = without_source(state)
-    return {k.replace("source_norm.", ""): v for k, v in state.items() if k not in names} if source else names
+    return (
+        {k.replace("source_norm.", ""): v for k, v in state.items() if k not in names}
+        if source
+        else names
+    )
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -45,7 +55,9 @@ def test_the_source_begins_as_a_copy_of_the_weights_that_were_loaded(tmp_path: P
     assert equal(statistics(model, source=True), statistics(model, source=False))
     assert equal(statistics(model, source=True), statistics(trained, source=False))
     assert not model.neck.bias.requires_grad
-    assert not any(p.requires_grad for k, p in model.named_parameters() if k == "neck.source_norm.bias")
+    assert not any(
+        p.requires_grad for k, p in model.named_parameters() if k == "neck.source_norm.bias"
+    )
 
 
 @pytest.mark.parametrize("bn_group", [0, 4])

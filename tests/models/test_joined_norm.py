@@ -7,22 +7,31 @@ from typing import Any, cast
 
 import pytest
 import torch
-from ranked import Pool
 from torch import Tensor, nn
 
-from fastreid_al.models import group_batchnorm, join_ranks, split_batchnorm, update_running
+from fastreid_al.distributed.world import SINGLE_PROCESS, World
+from fastreid_al.models import group_batchnorm, join_world, split_batchnorm, update_running
 from fastreid_al.models.norm import DomainSwitch
-from fastreid_al.ranks import ALONE, Ranks
+from tests.support.process_pool import Pool
 
 BATCH = 16
 STEPS = 2
 Found = tuple[list[Tensor], list[Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
-def network(group: int, dtype: torch.dtype, domains: bool) -> tuple[nn.Sequential, DomainSwitch | None]:
+def network(
+    group: int, dtype: torch.dtype, domains: bool
+) -> tuple[nn.Sequential, DomainSwitch | None]:
     """Convolutions and all kinds of BatchNorm, the last of one value an image and channel."""
     torch.manual_seed(3)
-    layers = [nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 2), nn.BatchNorm2d(5), nn.Flatten()]
+    layers = [
+        nn.Conv2d(2, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 5, 2),
+        nn.BatchNorm2d(5),
+        nn.Flatten(),
+    ]
     model = nn.Sequential(*layers, nn.Linear(40, 7), nn.BatchNorm1d(7))
     for parameter in model.parameters():
         nn.init.normal_(parameter, 0.3, 0.5)
@@ -30,14 +39,16 @@ def network(group: int, dtype: torch.dtype, domains: bool) -> tuple[nn.Sequentia
     return model, split_batchnorm(model) if domains else None
 
 
-def trained(ranks: Ranks, group: int, dtype: torch.dtype, last: bool, domains: bool, momentum: float | None) -> Found:
+def trained(
+    world: World, group: int, dtype: torch.dtype, last: bool, domains: bool, momentum: float | None
+) -> Found:
     """Some steps on this rank's images: outputs, gradients of the images, of the parameters, and what is kept of the rest."""
     model, switch = network(group, dtype, domains)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = momentum
     names = list(model.state_dict())
-    join_ranks(model, ranks)
+    join_world(model, world)
     assert list(model.state_dict()) == names
     generator = torch.Generator().manual_seed(0)
     outputs, to_images = [], []
@@ -47,18 +58,22 @@ def trained(ranks: Ranks, group: int, dtype: torch.dtype, last: bool, domains: b
             if switch is not None:
                 switch.domain = cast(Any, domain)
             images, aims = (
-                torch.randn(shape, generator=generator).to(dtype) for shape in ((BATCH, 2, 5, 7), (BATCH, 7))
+                torch.randn(shape, generator=generator).to(dtype)
+                for shape in ((BATCH, 2, 5, 7), (BATCH, 7))
             )
-            images = images[ranks.own(BATCH)].requires_grad_()
+            images = images[world.local_slice(BATCH)].requires_grad_()
             y = model(images.contiguous(memory_format=torch.channels_last) if last else images)
-            losses.append((y - aims[ranks.own(BATCH)]).square().sum(1).exp().log1p().mean())
+            losses.append((y - aims[world.local_slice(BATCH)]).square().sum(1).exp().log1p().mean())
             outputs.append(y.detach())
             to_images.append(images)
         torch.stack(losses).sum().backward()
-        update_running(model, ranks)
+        update_running(model, world)
     # As DistributedDataParallel does; a rank's own images count W times in its mean.
-    of_images = [cast(Tensor, images.grad) / ranks.size for images in to_images]
-    of_parameters = {k: ranks.total(cast(Tensor, p.grad)) / ranks.size for k, p in model.named_parameters()}
+    of_images = [cast(Tensor, images.grad) / world.size for images in to_images]
+    of_parameters = {
+        k: world.all_reduce_sum(cast(Tensor, p.grad)) / world.size
+        for k, p in model.named_parameters()
+    }
     return outputs, of_images, of_parameters, dict(model.named_buffers())
 
 
@@ -76,16 +91,20 @@ CASES = [
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_do_what_one_process_does(pool: Pool, size: int, case: tuple[Any, ...]) -> None:
-    outputs, of_images, of_parameters, buffers = trained(ALONE, *case)
+    outputs, of_images, of_parameters, buffers = trained(SINGLE_PROCESS, *case)
     found = cast(list[Found], pool.run(trained, size, *case))
     limit = 1e-12 if case[1] == torch.float64 else 1e-5
 
     def close(a: Tensor, b: Tensor) -> None:
-        torch.testing.assert_close(a, b, rtol=limit, atol=limit * max(1.0, float(b.abs().max())) if b.ndim else 0)
+        torch.testing.assert_close(
+            a, b, rtol=limit, atol=limit * max(1.0, float(b.abs().max())) if b.ndim else 0
+        )
 
     for ours, whole in ((0, outputs), (1, of_images)):
         for step, expected in enumerate(whole):
-            close(torch.cat([cast(list[Tensor], of_rank[ours])[step] for of_rank in found]), expected)
+            close(
+                torch.cat([cast(list[Tensor], of_rank[ours])[step] for of_rank in found]), expected
+            )
     for _, _, averaged, after in found:
         assert averaged.keys() == of_parameters.keys() and after.keys() == buffers.keys()
         for name, expected in {**of_parameters, **buffers}.items():
@@ -93,20 +112,24 @@ def test_ranks_do_what_one_process_does(pool: Pool, size: int, case: tuple[Any, 
         assert all(torch.equal(x, found[0][3][name]) for name, x in after.items())
 
 
-def kept_back(ranks: Ranks) -> None:
-    model = join_ranks(group_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), 4), ranks)
+def kept_back(world: World) -> None:
+    model = join_world(group_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), 4), world)
     norm = cast(Any, model[0])
     x = torch.randn(8, 3, 2, 2)
     model(x)
     assert norm.num_batches_tracked == 0 and not norm.running_mean.any()
     model.eval()
     model(x)
-    update_running(model, ranks)
+    update_running(model, world)
     moved = norm.running_mean.clone()
-    update_running(model, ranks)
-    assert norm.num_batches_tracked == 2 * ranks.size and moved.any() and torch.equal(norm.running_mean, moved)
+    update_running(model, world)
+    assert (
+        norm.num_batches_tracked == 2 * world.size
+        and moved.any()
+        and torch.equal(norm.running_mean, moved)
+    )
     model.train()
-    with pytest.raises(ValueError, match="found 6 images on a rank, wanted a multiple of 4"):
+    with pytest.raises(ValueError, match="got 6 images on a rank, expected a multiple of 4"):
         model(x[:6])
 
 
@@ -114,31 +137,35 @@ def test_running_statistics_wait_for_all_ranks_and_are_applied_once(pool: Pool) 
     pool.run(kept_back, 2)
 
 
-def uneven(ranks: Ranks) -> tuple[Tensor, Tensor]:
-    x = torch.randn(3, 4, dtype=torch.float64)[ranks.own(3)].requires_grad_()
-    y = join_ranks(nn.Sequential(nn.BatchNorm1d(4).double()), ranks)(x)
+def uneven(world: World) -> tuple[Tensor, Tensor]:
+    x = torch.randn(3, 4, dtype=torch.float64)[world.local_slice(3)].requires_grad_()
+    y = join_world(nn.Sequential(nn.BatchNorm1d(4).double()), world)(x)
     y.pow(3).sum().backward()
     return y.detach(), cast(Tensor, x.grad)
 
 
 def test_ranks_of_fewer_images_or_none_are_weighed_by_them(pool: Pool) -> None:
     torch.manual_seed(5)
-    whole = uneven(ALONE)
+    whole = uneven(SINGLE_PROCESS)
     for size in (2, 4):
         found = pool.run(seeded, size)
         for place, expected in enumerate(whole):
-            torch.testing.assert_close(torch.cat([x[place] for x in found]), expected, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(
+                torch.cat([x[place] for x in found]), expected, rtol=1e-12, atol=1e-12
+            )
 
 
-def seeded(ranks: Ranks) -> tuple[Tensor, Tensor]:
+def seeded(world: World) -> tuple[Tensor, Tensor]:
     torch.manual_seed(5)
-    return uneven(ranks)
+    return uneven(world)
 
 
 def test_a_single_rank_changes_nothing() -> None:
     model, _ = network(0, torch.float32, True)
     kinds = [type(x) for x in model.modules()]
-    assert [type(x) for x in join_ranks(model, ALONE).modules()] == kinds
-    grouped = join_ranks(group_batchnorm(copy.deepcopy(nn.Sequential(nn.BatchNorm1d(3))), 2), ALONE)
+    assert [type(x) for x in join_world(model, SINGLE_PROCESS).modules()] == kinds
+    grouped = join_world(
+        group_batchnorm(copy.deepcopy(nn.Sequential(nn.BatchNorm1d(3))), 2), SINGLE_PROCESS
+    )
     grouped(torch.randn(4, 3))
     assert cast(Any, grouped[0]).num_batches_tracked == 2  # type: ignore[index]

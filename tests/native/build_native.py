@@ -66,22 +66,42 @@ def build(folder: Path, *, emulated: bool, sanitizer: str | None = None) -> Path
         ]
         sources += sorted(SOURCES.glob("*.cu"))
     return compile_and_link(
-        sources, folder, f"_native{sysconfig.get_config_var('EXT_SUFFIX')}", ["-shared"], flags, sanitizer
+        sources,
+        folder,
+        f"_native{sysconfig.get_config_var('EXT_SUFFIX')}",
+        ["-shared"],
+        flags,
+        sanitizer,
     )
 
 
-def build_program(source: Path, folder: Path, flags: Sequence[str] = (), sanitizer: str | None = None) -> Path:
+def build_program(
+    source: Path, folder: Path, flags: Sequence[str] = (), sanitizer: str | None = None
+) -> Path:
     """Build a program of one file into an empty folder; its path."""
     flags = ["-O1", "-g", "-DFASTREID_AL_EMULATED", f"-I{HERE}", f"-I{SOURCES}", *flags]
     return compile_and_link([source], folder, source.stem, [], flags, sanitizer)
 
 
 def compile_and_link(
-    sources: Sequence[Path], folder: Path, name: str, link: Sequence[str], flags: Sequence[str], sanitizer: str | None
+    sources: Sequence[Path],
+    folder: Path,
+    name: str,
+    link: Sequence[str],
+    flags: Sequence[str],
+    sanitizer: str | None,
 ) -> Path:
     """Compile sources, side by side, and link them; the path of the result."""
     # Pragmas for nvcc are nothing to g++.
-    common = ["-std=c++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-pthread", "-fopenmp", *flags]
+    common = [
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unknown-pragmas",
+        "-pthread",
+        "-fopenmp",
+        *flags,
+    ]
     common += SANITIZERS[sanitizer] if sanitizer else []
     command = [str(compiler()), *common]
 

@@ -19,7 +19,9 @@ def check(module: ModuleType, seed: int, n: int, edges: int, kind: type) -> None
     near = {}
     for a in range(edges):
         # The last is a chain in random order: long paths to one root.
-        pair = (a, a + 1) if n == 2000 else tuple(sorted(random.choice(n, 2, replace=False).tolist()))
+        pair = (
+            (a, a + 1) if n == 2000 else tuple(sorted(random.choice(n, 2, replace=False).tolist()))
+        )
         near[pair] = random.integers(0, 9) / 8
     order = random.permutation(n)
     i, j = np.array([order[list(pair)] for pair in near] or np.zeros((0, 2)), np.int64).T
@@ -49,7 +51,9 @@ def check(module: ModuleType, seed: int, n: int, edges: int, kind: type) -> None
             assert np.array_equal(labels, expected(rows, columns, distances <= e, n, min_samples))
 
 
-def expected(rows: np.ndarray, columns: np.ndarray, near: np.ndarray, n: int, min_samples: int) -> np.ndarray:
+def expected(
+    rows: np.ndarray, columns: np.ndarray, near: np.ndarray, n: int, min_samples: int
+) -> np.ndarray:
     neighbours: list[list[int]] = [[] for _ in range(n)]
     for a, b in zip(rows[near].tolist(), columns[near].tolist(), strict=True):
         neighbours[a].append(b)

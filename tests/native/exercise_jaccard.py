@@ -24,17 +24,21 @@ def run(module: ModuleType) -> None:
 
 def check_graph(module: ModuleType, n: int, k1: int, k2: int, kind: type) -> None:
     random = np.random.default_rng(n)
-    features = random.normal(size=(10, 9))[random.integers(10, size=n)] + 0.3 * random.normal(size=(n, 9))
+    features = random.normal(size=(10, 9))[random.integers(10, size=n)] + 0.3 * random.normal(
+        size=(n, 9)
+    )
     features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(kind)
-    ranks = np.argsort(-(features @ features.T) - 4 * np.eye(n), axis=1, kind="stable")[:, :k1].copy()
+    neighbours = np.argsort(-(features @ features.T) - 4 * np.eye(n), axis=1, kind="stable")[
+        :, :k1
+    ].copy()
     half = min(round(k1 / 2) + 1, k1)
-    expected = dense_distance(features.astype(np.float64), ranks, half, k2)
+    expected = dense_distance(features.astype(np.float64), neighbours, half, k2)
     np.fill_diagonal(expected, 1)
     form = module.jaccard_edges_float32 if kind is np.float32 else module.jaccard_edges_float64
     graphs = []
     for threads in (1, 4):
         edges = form(
-            ranks=ranks.ctypes.data,
+            neighbours=neighbours.ctypes.data,
             n=n,
             k1=k1,
             half=half,
@@ -57,20 +61,27 @@ def check_graph(module: ModuleType, n: int, k1: int, k2: int, kind: type) -> Non
         1e-6 if kind is np.float32 else 1e-12
     )
     for threads in (1, 4):
-        parts = graph_in_parts(module, features, ranks, half, k2, threads)
-        assert all(np.array_equal(a, b) for a, b in zip(parts, (indptr, indices, distances), strict=True))
+        parts = graph_in_parts(module, features, neighbours, half, k2, threads)
+        assert all(
+            np.array_equal(a, b) for a, b in zip(parts, (indptr, indices, distances), strict=True)
+        )
 
 
 def graph_in_parts(
-    module: ModuleType, features: np.ndarray, ranks: np.ndarray, half: int, k2: int, threads: int
+    module: ModuleType,
+    features: np.ndarray,
+    neighbours: np.ndarray,
+    half: int,
+    k2: int,
+    threads: int,
 ) -> tuple[np.ndarray, ...]:
     """The graph from the steps that ranks go through, by one that has all rows; of what it fetches the order is turned."""
     n, width = features.shape
     dtype = features.dtype.name
     share = np.uint32 if dtype == "float32" else np.uint64
     listed, short = np.zeros((n, n), bool), np.zeros((n, n), bool)
-    listed[np.arange(n)[:, None], ranks] = True
-    short[np.arange(n)[:, None], ranks[:, :half]] = True
+    listed[np.arange(n)[:, None], neighbours] = True
+    short[np.arange(n)[:, None], neighbours[:, :half]] = True
     members, halves = csr(listed & listed.T), csr((short & short.T)[::-1])
     places = (n - 1 - members[1]).astype(np.int32)
     made = module.expanded_sets(n, *addresses(*members, places, *halves), n, threads)
@@ -80,12 +91,18 @@ def graph_in_parts(
         some = features[first:] if first else features[: n // 3]
         mine, theirs, out = addresses(features, some, similarities)
         products = getattr(module, f"products_{dtype}")
-        products(*addresses(starts, columns), n, mine, theirs, first, len(some), width, out, threads)
+        products(
+            *addresses(starts, columns), n, mine, theirs, first, len(some), width, out, threads
+        )
     shares = np.empty(len(columns), share)
-    getattr(module, f"shares_{dtype}")(*addresses(starts), n, *addresses(similarities, shares), threads)
-    lists = np.ascontiguousarray(ranks[:, :k2])
+    getattr(module, f"shares_{dtype}")(
+        *addresses(starts), n, *addresses(similarities, shares), threads
+    )
+    lists = np.ascontiguousarray(neighbours[:, :k2])
     averaged = getattr(module, f"averaged_{dtype}")
-    made = averaged(*addresses(lists), n, lists.shape[1], *addresses(starts, columns, shares), n, threads)
+    made = averaged(
+        *addresses(lists), n, lists.shape[1], *addresses(starts, columns, shares), n, threads
+    )
     v = written(made.write, made.count, n, np.int32, share)
     rows = np.repeat(np.arange(n, dtype=np.int32), np.diff(v[0]))
     order = np.lexsort((rows, -v[1]))
@@ -114,12 +131,12 @@ def written(write: Any, count: int, rows: int, index: Any, value: Any) -> tuple[
     return arrays
 
 
-def dense_distance(features: np.ndarray, ranks: np.ndarray, half: int, k2: int) -> np.ndarray:
+def dense_distance(features: np.ndarray, neighbours: np.ndarray, half: int, k2: int) -> np.ndarray:
     n = len(features)
     listed = np.zeros((n, n), bool)
-    listed[np.arange(n)[:, None], ranks] = True
+    listed[np.arange(n)[:, None], neighbours] = True
     short = np.zeros((n, n), bool)
-    short[np.arange(n)[:, None], ranks[:, :half]] = True
+    short[np.arange(n)[:, None], neighbours[:, :half]] = True
     full, short = listed & listed.T, short & short.T
     weights = np.zeros((n, n))
     for i in range(n):
@@ -129,7 +146,7 @@ def dense_distance(features: np.ndarray, ranks: np.ndarray, half: int, k2: int) 
                 support |= short[q]
         weights[i, support] = np.exp(2 * features[support] @ features[i] - 2)
         weights[i] /= weights[i].sum()
-    weights = weights[ranks[:, :k2]].mean(1)
+    weights = weights[neighbours[:, :k2]].mean(1)
     overlap = np.minimum(weights[:, None], weights[None]).sum(2)
     return np.maximum(1 - overlap / (2 - overlap), 0)
 
@@ -157,13 +174,21 @@ def check_overlaps(module: ModuleType, seed: int, n: int, per_row: int, capacity
     found, spills, spilled = np.zeros(1, np.uint64), np.zeros(1, np.uint64), np.zeros(n, np.int32)
     places = [x.ctypes.data for x in parts]
     arguments = module.OverlapArguments(
-        *places, n, least, found_keys.ctypes.data, found_overlaps.ctypes.data, capacity, found.ctypes.data
+        *places,
+        n,
+        least,
+        found_keys.ctypes.data,
+        found_overlaps.ctypes.data,
+        capacity,
+        found.ctypes.data,
     )
     module.overlaps_cuda(arguments, 512, spilled.ctypes.data, spills.ctypes.data, 0)
     if per_row == 40:
         assert 0 < spills[0] < n
     pools = np.zeros((3, n), np.uint32)
-    module.spilled_overlaps_cuda(arguments, spilled.ctypes.data, int(spills[0]), pools.ctypes.data, 3, 0)
+    module.spilled_overlaps_cuda(
+        arguments, spilled.ctypes.data, int(spills[0]), pools.ctypes.data, 3, 0
+    )
     assert not pools.any()
     assert found[0] == len(keys)
     order = np.argsort(found_keys[: min(capacity, len(keys))])

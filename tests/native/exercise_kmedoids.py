@@ -39,7 +39,9 @@ def groups(module: ModuleType, sizes: list[int], k_min: int) -> None:
         module.kmedoids(*common, 0, *(x.ctypes.data for x in out), threads)
     assert all(np.array_equal(a, b) for a, b in zip(here, again, strict=True))
     if module.cuda:
-        ways = np.array([[c, k] for c, row in enumerate(table) for k in range(k_min, row[2] + 1)], np.int64)
+        ways = np.array(
+            [[c, k] for c, row in enumerate(table) for k in range(k_min, row[2] + 1)], np.int64
+        )
         scratch, there = np.zeros(every, np.int64), room()
         most = int(blocks[:, 2].max())
         assert max(sizes) <= module.kmedoids_cuda_most(most)

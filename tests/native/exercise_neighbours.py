@@ -9,14 +9,22 @@ import numpy as np
 
 def run(module: ModuleType) -> None:
     """Check lists from float32 and from bfloat16 tiles, of spread rows and of rows too close to tell apart."""
-    for n, width, k, spread, capacity in ((300, 24, 9, 0.4, 40), (200, 16, 5, 1e-3, 24), (3, 4, 2, 0.4, 20)):
+    for n, width, k, spread, capacity in (
+        (300, 24, 9, 0.4, 40),
+        (200, 16, 5, 1e-3, 24),
+        (3, 4, 2, 0.4, 20),
+    ):
         for bfloat16 in (False, True):
             check(module, n, width, k, spread, capacity, bfloat16)
 
 
-def check(module: ModuleType, n: int, width: int, k: int, spread: float, capacity: int, bfloat16: bool) -> None:
+def check(
+    module: ModuleType, n: int, width: int, k: int, spread: float, capacity: int, bfloat16: bool
+) -> None:
     random = np.random.default_rng(n)
-    rows = random.normal(size=(8, width))[random.integers(8, size=n)] + spread * random.normal(size=(n, width))
+    rows = random.normal(size=(8, width))[random.integers(8, size=n)] + spread * random.normal(
+        size=(n, width)
+    )
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     exact = (rows.astype(np.float64) @ rows.T.astype(np.float64)).astype(np.float32)
     expected = np.argsort(-(exact.astype(np.float64) - 4 * np.eye(n)), axis=1, kind="stable")[:, :k]
@@ -37,18 +45,22 @@ def check(module: ModuleType, n: int, width: int, k: int, spread: float, capacit
             for column in range(row, n, 90):
                 wide = min(90, n - column)
                 tile = np.ascontiguousarray(similarity[row : row + high, column : column + wide])
-                module.take_tile(candidates, tile.ctypes.data, bfloat16, row, high, column, wide, threads)
-        ranks = np.empty((n, k + 1), np.int64)
-        module.finish(candidates, bfloat16, rows.ctypes.data, width, ranks.ctypes.data, threads)
-        lists.append(ranks)
+                module.take_tile(
+                    candidates, tile.ctypes.data, bfloat16, row, high, column, wide, threads
+                )
+        world = np.empty((n, k + 1), np.int64)
+        module.finish(candidates, bfloat16, rows.ctypes.data, width, world.ctypes.data, threads)
+        lists.append(world)
     assert np.array_equal(*lists)
-    assert np.array_equal(ranks[:, 0], np.arange(n))
-    complete = ranks[:, 1] >= 0
-    assert np.array_equal(ranks[complete, 1:], expected[complete])
+    assert np.array_equal(world[:, 0], np.arange(n))
+    complete = world[:, 1] >= 0
+    assert np.array_equal(world[complete, 1:], expected[complete])
     if spread == 0.4:
         assert complete.all()
         for threads in (1, 4):
-            assert np.array_equal(among_others(module, rows, exact, similarity, k + 1, bfloat16, threads), expected)
+            assert np.array_equal(
+                among_others(module, rows, exact, similarity, k + 1, bfloat16, threads), expected
+            )
 
 
 def among_others(
@@ -74,6 +86,8 @@ def among_others(
         module.take_tile(candidates, tile.ctypes.data, bfloat16, 0, n, 0, stop - start, threads)
         others = rows[start:stop].copy()
         found = (x.ctypes.data for x in (known, places))
-        module.merge(candidates, rows.ctypes.data, others.ctypes.data, start, width, *found, threads)
+        module.merge(
+            candidates, rows.ctypes.data, others.ctypes.data, start, width, *found, threads
+        )
     assert np.array_equal(known, np.take_along_axis(exact, places, 1))
     return np.array([[j for j in row if j != i] for i, row in enumerate(places.tolist())])

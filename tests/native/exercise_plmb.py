@@ -15,7 +15,9 @@ Labels = list[list[int]]
 class Bank:
     """A bank in NumPy arrays, `kind` None for bits and the dtype of the ids for lists, and the functions of one device."""
 
-    def __init__(self, module: ModuleType, cuda: bool, n: int, kind: type | None, capacity: int) -> None:
+    def __init__(
+        self, module: ModuleType, cuda: bool, n: int, kind: type | None, capacity: int
+    ) -> None:
         self.module, self.cuda, self.n = module, cuda, n
         self.words = (n + 31) // 32
         images = np.arange(n)
@@ -32,7 +34,9 @@ class Bank:
     def call(self, name: str, *arguments: Any) -> None:
         """On a GPU the last argument is a stream, else the number of threads."""
         plain = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
-        getattr(self.module, f"{name}_cuda" if self.cuda else name)(*self.bank, *plain, 0 if self.cuda else 4)
+        getattr(self.module, f"{name}_cuda" if self.cuda else name)(
+            *self.bank, *plain, 0 if self.cuda else 4
+        )
 
     def update(self, rows: list[int], labels: Labels, likeness: np.ndarray | None) -> None:
         """Replace rows."""
@@ -41,7 +45,15 @@ class Bank:
         given = NONE if likeness is None else likeness
         assert fits(self.module, rows, indptr, indices, self.n)
         self.call(
-            "plmb_update", np.array(rows), len(rows), indptr, indices, len(indices), given, self.dropped, *scratch
+            "plmb_update",
+            np.array(rows),
+            len(rows),
+            indptr,
+            indices,
+            len(indices),
+            given,
+            self.dropped,
+            *scratch,
         )
 
     def lookup(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,10 +71,14 @@ class Bank:
         return indptr, indices[:-1], bits[:-1]
 
 
-def fits(module: ModuleType, rows: list[int], indptr: np.ndarray, indices: np.ndarray, n: int) -> bool:
+def fits(
+    module: ModuleType, rows: list[int], indptr: np.ndarray, indices: np.ndarray, n: int
+) -> bool:
     """Whether a batch is in order."""
     named = np.array(rows, np.int64)
-    return module.plmb_fits(named.ctypes.data, len(rows), indptr.ctypes.data, indices.ctypes.data, len(indices), n)
+    return module.plmb_fits(
+        named.ctypes.data, len(rows), indptr.ctypes.data, indices.ctypes.data, len(indices), n
+    )
 
 
 def csr(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
@@ -75,13 +91,17 @@ def kept(labels: list[int], likeness: list[float] | None, capacity: float) -> tu
     """What a list keeps of labels, ascending, and how many it has no room for."""
     places = range(len(labels))
     if likeness is not None:
-        places = sorted(places, key=lambda p: (np.inf if math.isnan(likeness[p]) else -likeness[p], p))
+        places = sorted(
+            places, key=lambda p: (np.inf if math.isnan(likeness[p]) else -likeness[p], p)
+        )
     distinct = list(dict.fromkeys(labels[p] for p in places))
     room = len(distinct) if capacity == np.inf else int(capacity)
     return sorted(distinct[:room]), len(distinct[room:])
 
 
-def exercise(module: ModuleType, cuda: bool, n: int, kind: type | None, capacity: int, sizes: list[int]) -> None:
+def exercise(
+    module: ModuleType, cuda: bool, n: int, kind: type | None, capacity: int, sizes: list[int]
+) -> None:
     """Update a bank with rows of so many labels, and compare all of it."""
     random = np.random.default_rng(n + capacity)
     bank = Bank(module, cuda, n, kind, capacity)
@@ -91,7 +111,9 @@ def exercise(module: ModuleType, cuda: bool, n: int, kind: type | None, capacity
         rows = random.integers(n, size=len(sizes)).tolist()
         named += rows
         labels = [random.integers(n, size=size).tolist() for size in sizes]
-        likeness = random.choice(np.array([0.1, 0.5, 0.9, 0.0, -0.0, np.inf, -np.inf, np.nan], np.float32), sum(sizes))
+        likeness = random.choice(
+            np.array([0.1, 0.5, 0.9, 0.0, -0.0, np.inf, -np.inf, np.nan], np.float32), sum(sizes)
+        )
         bank.update(rows, labels, likeness if by_likeness else None)
         start = np.cumsum([0, *sizes])
         for b, row in enumerate(rows):

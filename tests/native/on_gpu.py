@@ -67,7 +67,9 @@ def arrays_from(allocate: Callable[[int], int], release: Callable[[int], None]) 
             del sizes[address]
             release(address)
 
-    handler = Handler(b"of the tests", 1, None, Malloc(malloc), Calloc(calloc), Realloc(realloc), Free(free))
+    handler = Handler(
+        b"of the tests", 1, None, Malloc(malloc), Calloc(calloc), Realloc(realloc), Free(free)
+    )
     # Arrays keep it for as long as they live, which may be longer than this function.
     ctypes.pythonapi.Py_IncRef(PyObject(handler))
     new = ctypes.pythonapi.PyCapsule_New

@@ -26,7 +26,9 @@ def kernels_of(output: str) -> list[dict[str, int | str]]:
     found: list[dict[str, int | str]] = []
     for block in re.split(r"Compiling entry function ", output)[1:]:
         name = re.match(r"'(\S+)' for 'sm_\d+", block)
-        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block)
+        frame = re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block
+        )
         registers = re.search(r"Used (\d+) registers", block)
         shared = re.search(r"(\d+) bytes smem", block)
         assert name and frame and registers, block
@@ -43,9 +45,13 @@ def kernels_of(output: str) -> list[dict[str, int | str]]:
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Path, str], subprocess.CompletedProcess[str]]:
+def compiled(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[tuple[Path, str], subprocess.CompletedProcess[str]]:
     assert NVCC is not None
-    listed = subprocess.run([NVCC, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        [NVCC, "--list-gpu-arch"], capture_output=True, text=True, check=True
+    ).stdout
     chips = [chip for chip in CHIPS if f"compute_{chip}\n" in listed]
     assert chips, listed
     folder = tmp_path_factory.mktemp("cubins")

@@ -13,18 +13,24 @@ KERNELS = ("sums", "shuffles", "histogram", "warps", "links", "stuck", "overflow
 
 
 def run(program: Path, kernel: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([program, kernel], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [program, kernel], env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_native.build_program(build_native.HERE / "emulation.cpp", tmp_path_factory.mktemp("emulation"))
+    return build_native.build_program(
+        build_native.HERE / "emulation.cpp", tmp_path_factory.mktemp("emulation")
+    )
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("watched")
-    return build_native.build_program(build_native.HERE / "emulation.cpp", folder, sanitizer="thread")
+    return build_native.build_program(
+        build_native.HERE / "emulation.cpp", folder, sanitizer="thread"
+    )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

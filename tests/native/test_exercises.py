@@ -17,6 +17,8 @@ def test_installed_extension_agrees_with_numpy(installed, script: Path):
 
 @scripts
 @pytest.mark.parametrize("seed", ["1", "2"])
-def test_emulated_kernels_agree_with_numpy(emulated, script: Path, seed: str, monkeypatch: pytest.MonkeyPatch):
+def test_emulated_kernels_agree_with_numpy(
+    emulated, script: Path, seed: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("FASTREID_AL_EMULATED_SEED", seed)
     build_native.exercise(script, emulated)

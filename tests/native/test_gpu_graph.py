@@ -6,9 +6,9 @@ from types import ModuleType
 
 import pytest
 import torch
-from helpers import clustered_features
 
 from fastreid_al.clustering import jaccard_cuda, jaccard_graph, nearest_neighbours
+from tests.support.features import clustered_features
 
 
 @pytest.mark.parametrize(("slots", "pairs"), [(2048, 64), (512, 1)])
@@ -19,8 +19,10 @@ def test_the_graph_is_that_of_the_cpu(
     monkeypatch.setattr(jaccard_cuda, "_SLOTS", slots)
     monkeypatch.setattr(jaccard_cuda, "_PAIRS_PER_ROW", pairs)
     features = torch.from_numpy(clustered_features(800, 20, spread=0.5)).float()
-    ranks = nearest_neighbours(features, 30)
-    indptr, indices, distances = jaccard_cuda.jaccard_edges(emulated, features, ranks, 16, 6, 0.62, 0)
+    world = nearest_neighbours(features, 30)
+    indptr, indices, distances = jaccard_cuda.jaccard_edges(
+        emulated, features, world, 16, 6, 0.62, 0
+    )
     expected = jaccard_graph(features, max_distance=0.62)
     assert len(indices) > 10_000
     assert torch.equal(indptr, expected.indptr)

@@ -42,7 +42,9 @@ def test_arrays_have_their_data_where_they_are_told():
 
 def test_cuda_functions_are_waited_for_and_others_are_not():
     said: list[str] = []
-    module = SimpleNamespace(cuda=True, f_cuda=lambda x, *, y: said.append(f"f {x} {y}"), f=lambda: said.append("cpu"))
+    module = SimpleNamespace(
+        cuda=True, f_cuda=lambda x, *, y: said.append(f"f {x} {y}"), f=lambda: said.append("cpu")
+    )
     waiting = on_gpu.Waiting(module, lambda: said.append("waited"))
     waiting.f_cuda(1, y=2)
     waiting.f()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import small
 import torch
 from reid_kernels import (
     bank_contrast_loss,
@@ -15,14 +14,20 @@ from reid_kernels import (
 from reid_kernels.bank_loss_cpu import means_of_classes as means_blocked
 from reid_kernels.bank_loss_cpu import shares_blocked
 from reid_kernels.bank_loss_triton import contrast_triton, means_of_classes, shares_triton
-from support import assert_as_good_as_eager, strided, unit_rows
 from torch import Tensor
 
+from tests.kernels.interpreted import small
+from tests.support.kernels import assert_as_good_as_eager, strided, unit_rows
 
-def reference(features: Tensor, bank: Tensor, targets: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+
+def reference(
+    features: Tensor, bank: Tensor, targets: Tensor, classes: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Losses and their gradients."""
     features = features.clone().requires_grad_()
-    losses = bank_contrast_loss_reference(features, bank, targets, 0.1, classes=classes, reduction="none")
+    losses = bank_contrast_loss_reference(
+        features, bank, targets, 0.1, classes=classes, reduction="none"
+    )
     losses.sum().backward()
     return losses.detach(), features.grad  # type: ignore[return-value]
 
@@ -50,10 +55,19 @@ def main() -> None:
                         arguments = (features, bank, targets, order, starts, 0.1, -1)
                         losses, _, slopes = contrast_triton(*arguments, True, precision, piece)
                         for found, plain, best in zip(
-                            (losses, slopes), rough if precision == "bf16" else eager, exact, strict=True
+                            (losses, slopes),
+                            rough if precision == "bf16" else eager,
+                            exact,
+                            strict=True,
                         ):
                             # Rounding features to bfloat16 alone moves a logit by up to 2^-8 / tau.
-                            tiny = 2e-2 if precision == "bf16" else 1e-2 if dtype != torch.float32 else 1e-6
+                            tiny = (
+                                2e-2
+                                if precision == "bf16"
+                                else 1e-2
+                                if dtype != torch.float32
+                                else 1e-6
+                            )
                             assert_as_good_as_eager(found, plain, best, tiny)
                             cases.count += 1
                         again = contrast_triton(*arguments, False, precision, piece)
@@ -61,8 +75,16 @@ def main() -> None:
                         assert again[2].shape == (0, dim)
                         if piece and precision in ("auto", "ieee") and dtype != torch.float16:
                             same_shares(cases, *arguments, precision, piece)
-    bank, features, targets = unit_rows(40, 21), unit_rows(5, 21, seed=1), torch.tensor([0, 39, 40, -1, -7])
-    for f, b in ((features, bank), (strided(features), strided(bank)), (features, small.far_apart(bank))):
+    bank, features, targets = (
+        unit_rows(40, 21),
+        unit_rows(5, 21, seed=1),
+        torch.tensor([0, 39, 40, -1, -7]),
+    )
+    for f, b in (
+        (features, bank),
+        (strided(features), strided(bank)),
+        (features, small.far_apart(bank)),
+    ):
         losses, _, slopes = contrast_triton(f, b, targets, None, None, 0.1, -1, True, "auto", 16)
         expected = reference(features.double(), bank.double(), targets.clamp(-1, 39), None)
         cases.close(losses[[0, 1]], expected[0][[0, 1]], 2e-6)
@@ -75,17 +97,25 @@ def main() -> None:
     classes = torch.randint(-1, 9, (40,))
     order, starts = class_index(classes)
     for dtype in small.DTYPES:
-        cases.close(means_of_classes(bank.to(dtype), order, starts), means_blocked(bank.to(dtype), order, starts), 1e-6)
+        cases.close(
+            means_of_classes(bank.to(dtype), order, starts),
+            means_blocked(bank.to(dtype), order, starts),
+            1e-6,
+        )
     through_operators(cases)
     cases.done()
 
 
-def same_shares(cases: small.Cases, features: Tensor, bank: Tensor, targets: Tensor, *rest: object) -> None:
+def same_shares(
+    cases: small.Cases, features: Tensor, bank: Tensor, targets: Tensor, *rest: object
+) -> None:
     """The shares of a part, of which some features' targets are not in it."""
     order, starts, tau, ignored, precision, piece = rest
     arguments = (features, bank, targets, order, starts, tau, ignored)
     found = shares_triton(*arguments, True, precision, piece)
-    exact = shares_blocked(*(x.double() for x in (features, bank)), targets, order, starts, tau, ignored, True)
+    exact = shares_blocked(
+        *(x.double() for x in (features, bank)), targets, order, starts, tau, ignored, True
+    )
     for a, b in zip(found, exact, strict=True):
         cases.close(a, b.float(), 2e-2 if features.dtype != torch.float32 else 2e-6)
     if len(features) == 3:
@@ -99,7 +129,11 @@ def through_operators(cases: small.Cases) -> None:
     """Loss and gradients of the registered operator, targets that are no contiguous column, and no class at all."""
     bank, features, wide = unit_rows(40, 21), unit_rows(5, 21, seed=1), torch.randint(0, 9, (5, 3))
     classes = torch.arange(80).view(40, 2)[:, 0] % 9
-    for some, targets in ((None, wide[:, 0]), (classes, wide[:, 1]), (None, torch.tensor(3).expand(5))):
+    for some, targets in (
+        (None, wide[:, 0]),
+        (classes, wide[:, 1]),
+        (None, torch.tensor(3).expand(5)),
+    ):
         found, exact = [], []
         for kept, kind, call in (
             (found, torch.float32, bank_contrast_loss),
@@ -121,10 +155,16 @@ def through_operators(cases: small.Cases) -> None:
         cases.equal(f.grad, torch.zeros(5, 21))
         empty = torch.full((40,), -1)
         empty[3] = 2
-        for some, where in ((None, wide[:, 0]), (nothing, nothing[:5]), (empty, torch.tensor([2, -1, -1, 2, -1]))):
+        for some, where in (
+            (None, wide[:, 0]),
+            (nothing, nothing[:5]),
+            (empty, torch.tensor([2, -1, -1, 2, -1])),
+        ):
             found = bank_contrast_shares(features, bank, where, 0.1, classes=some)
             for a, b in zip(
-                found, bank_contrast_shares_reference(features, bank, where, 0.1, classes=some), strict=True
+                found,
+                bank_contrast_shares_reference(features, bank, where, 0.1, classes=some),
+                strict=True,
             ):
                 cases.close(a, b, 2e-6)
         cases.close(class_means(bank, classes, 9), means_blocked(bank, *class_index(classes)), 1e-6)

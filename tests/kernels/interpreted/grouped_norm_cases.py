@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import small
 import torch
-from reid_kernels import configs, grouped_batch_norm, grouped_batch_norm_reference
+from reid_kernels import grouped_batch_norm, grouped_batch_norm_reference, tiles
 from reid_kernels.grouped_norm_triton import backward_triton, forward_triton
 from torch import Tensor
+
+from tests.kernels.interpreted import small
 
 #: Largest errors of values near one.
 TIGHT = {torch.float32: 3e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}
@@ -16,7 +17,12 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor, group: int, gradient: Tensor)
     """What the reference gives in float64, and its gradients."""
     inputs = [y.double().requires_grad_() for y in (x, weight, bias)]
     y, mean, var = grouped_batch_norm_reference(*inputs, group)
-    return [y.detach(), mean.detach(), var.detach(), *torch.autograd.grad(y, inputs, gradient.double())]
+    return [
+        y.detach(),
+        mean.detach(),
+        var.detach(),
+        *torch.autograd.grad(y, inputs, gradient.double()),
+    ]
 
 
 def main() -> None:
@@ -30,7 +36,9 @@ def main() -> None:
                 x, gradient = (torch.randn(shape) + shift for shift in (3, 0))
                 x, gradient = (y.to(dtype) for y in (x, gradient))
                 if last:
-                    x, gradient = (y.movedim(1, -1).contiguous().movedim(-1, 1) for y in (x, gradient))
+                    x, gradient = (
+                        y.movedim(1, -1).contiguous().movedim(-1, 1) for y in (x, gradient)
+                    )
                 weight, bias = torch.rand(shape[1]), torch.randn(shape[1])
                 wanted = exact(x, weight, bias, group, gradient)
                 y, mean, var, rstd = forward_triton(x, weight, bias, group, 1e-5)
@@ -55,7 +63,7 @@ def main() -> None:
     wanted = exact(x.detach(), torch.ones(3), torch.zeros(3), 2, 2 * y.detach())
     cases.close(y.detach(), wanted[0], 3e-6)
     cases.close(x.grad, wanted[3], 1e-5)
-    assert configs.NORM["contiguous"].rows == 16
+    assert tiles.NORM["contiguous"].rows == 16
     cases.done()
 
 

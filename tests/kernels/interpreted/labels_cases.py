@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import small
 import torch
 import torch.nn.functional as F
 from reid_kernels import label_prediction
 from reid_kernels._triton import INTERPRETED, operands
-from reid_kernels.configs import Tile
 from reid_kernels.labels import label_prediction_reference
 from reid_kernels.labels_triton import count_closer, labels_triton
-from support import on_grid
+from reid_kernels.tiles import Tile
 from torch import Tensor
+
+from tests.kernels.interpreted import small
+from tests.support.kernels import on_grid
 
 TILE = Tile(16, 16, 16, 1, 1)
 
@@ -31,7 +32,9 @@ def counts_are_those_of_the_whole_matrix() -> None:
     candidates, own = torch.randint(0, 70, (40,)), torch.randint(0, 70, (40,))
     wanted = counted(bank @ bank.T, candidates, own)
     for tile in (TILE, Tile(16, 32, 16, 1, 1), Tile(32, 16, 16, 1, 1)):
-        assert torch.equal(count_closer(bank, candidates, own, operands(torch.float32, "ieee"), tile), wanted)
+        assert torch.equal(
+            count_closer(bank, candidates, own, operands(torch.float32, "ieee"), tile), wanted
+        )
     for dtype in (torch.float16, torch.bfloat16):
         found = count_closer(bank.to(dtype), candidates, own, operands(dtype, "ieee"), TILE)
         assert torch.equal(found, wanted)
@@ -73,7 +76,9 @@ def an_empty_memory_gives_each_row_itself() -> None:
 
 def banks_past_two_to_the_31_values_are_read() -> None:
     bank, rows = on_grid(40, 12), torch.tensor([0, 20, 39])
-    found, expected = (labels_triton(some, rows, 0.2, 3, tile=TILE) for some in (small.far_apart(bank), bank))
+    found, expected = (
+        labels_triton(some, rows, 0.2, 3, tile=TILE) for some in (small.far_apart(bank), bank)
+    )
     assert len(found[1]) > 3
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import small
 import torch
 from reid_kernels import update_bank_, update_bank_reference
 from reid_kernels.memory_triton import update_triton
-from support import strided, unit_rows
+
+from tests.kernels.interpreted import small
+from tests.support.kernels import strided, unit_rows
 
 TIGHT = {torch.float32: 2e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -21,7 +22,13 @@ def main() -> None:
                 targets = torch.randint(-1, n, (batch,))
                 found = bank.clone()
                 update_triton(found, features, targets, momentum, -1)
-                cases.close(found, update_bank_reference(bank, features, targets, momentum), TIGHT[dtype], dtype, n)
+                cases.close(
+                    found,
+                    update_bank_reference(bank, features, targets, momentum),
+                    TIGHT[dtype],
+                    dtype,
+                    n,
+                )
                 again = bank.clone()
                 update_triton(again, strided(features), targets, momentum, -1)
                 cases.equal(again, found)
@@ -34,7 +41,9 @@ def main() -> None:
     # A target that does not exist writes nothing.
     found = bank.clone()
     update_triton(found, features, torch.tensor([5, -3, 2, 2**40]), 0.5, -1)
-    cases.close(found, update_bank_reference(bank, features, torch.tensor([-1, -1, 2, -1]), 0.5), 2e-7)
+    cases.close(
+        found, update_bank_reference(bank, features, torch.tensor([-1, -1, 2, -1]), 0.5), 2e-7
+    )
     far = small.far_apart(bank)
     update_triton(far, features, torch.tensor([4, 0, 4, 1]), 0.5, -1)
     cases.close(far, update_bank_reference(bank, features, torch.tensor([4, 0, 4, 1]), 0.5), 2e-7)
@@ -43,7 +52,9 @@ def main() -> None:
     cases.equal(opposite, torch.zeros(1, 2))
     with small.through_operators():
         found = update_bank_(bank.clone(), features, torch.tensor([2, 0, 2, -1]), 0.5)
-    cases.close(found, update_bank_reference(bank, features, torch.tensor([2, 0, 2, -1]), 0.5), 2e-7)
+    cases.close(
+        found, update_bank_reference(bank, features, torch.tensor([2, 0, 2, -1]), 0.5), 2e-7
+    )
     cases.done()
 
 

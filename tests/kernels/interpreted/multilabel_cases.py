@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import small
 import torch
 from reid_kernels import multilabel_bank_loss
 from reid_kernels._triton import INTERPRETED, Operands, operands, tl
 from reid_kernels._weighted import weighted_rows
-from reid_kernels.configs import Tile
 from reid_kernels.multilabel import multilabel_bank_loss_reference
 from reid_kernels.multilabel_cpu import multilabel_blocked
 from reid_kernels.multilabel_triton import bit_rows, count_bits, multilabel_triton, similarities
-from support import unit_rows
+from reid_kernels.tiles import Tile
 from torch import Tensor
+
+from tests.kernels.interpreted import small
+from tests.support.kernels import unit_rows
 
 TILE = Tile(16, 16, 16, 1, 1)
 SELECT = Tile(1, 32, 0, 1, 1)
@@ -39,11 +40,23 @@ def run(
 ):
     labels, indices = (positives, None) if isinstance(positives, Tensor) else positives
     return multilabel_triton(
-        features, bank, labels, indices, delta, ratio, precision, True, tile=TILE, select=SELECT, block=block
+        features,
+        bank,
+        labels,
+        indices,
+        delta,
+        ratio,
+        precision,
+        True,
+        tile=TILE,
+        select=SELECT,
+        block=block,
     )
 
 
-def expected(features: Tensor, bank: Tensor, positives: object, delta: float, ratio: float) -> tuple[Tensor, Tensor]:
+def expected(
+    features: Tensor, bank: Tensor, positives: object, delta: float, ratio: float
+) -> tuple[Tensor, Tensor]:
     features = features.double().requires_grad_()
     losses = multilabel_bank_loss_reference(
         features, bank.double(), positives, delta=delta, hard_ratio=ratio, reduction="none"
@@ -121,7 +134,12 @@ def bit_rows_hold_each_positive_once_and_nothing_outside() -> None:
     assert bits.shape == (4, 3) and bits.dtype == torch.int32
     places = torch.arange(96)
     held = (bits[:, places // 32] >> (places % 32)) & 1 == 1
-    assert [row.nonzero()[:, 0].tolist() for row in held] == [[0, 31, 32, 69], [], [64], list(range(70))]
+    assert [row.nonzero()[:, 0].tolist() for row in held] == [
+        [0, 31, 32, 69],
+        [],
+        [64],
+        list(range(70)),
+    ]
     assert count_bits(bits, 70).tolist() == [4, 0, 1, 70]
     assert count_bits(torch.full((2, 3), -1, dtype=torch.int32), 70).tolist() == [70, 70]
     features, bank = torch.randn(4, 20), torch.randn(70, 20)
@@ -132,7 +150,11 @@ def bit_rows_hold_each_positive_once_and_nothing_outside() -> None:
 def rows_of_any_stride_are_read() -> None:
     positives = lists([3], [0], [1])
     features, bank = torch.randn(20, 3).T / 2, (torch.randn(40, 50) / 2)[:, 7:27]
-    close(run(features, bank, positives, 5.0, 0.11), expected(features, bank, positives, 5.0, 0.11), 2e-6)
+    close(
+        run(features, bank, positives, 5.0, 0.11),
+        expected(features, bank, positives, 5.0, 0.11),
+        2e-6,
+    )
     found = run(features, bank[:, ::2].repeat(1, 2), positives, 5.0, 0.11)
     close(found, expected(features, bank[:, ::2].repeat(1, 2), positives, 5.0, 0.11), 2e-6)
 
@@ -148,22 +170,30 @@ def weighted_rows_splits_the_bank_and_adds_in_order() -> None:
     assert torch.equal(found, strided)
     low = bank.bfloat16()
     exact = weighted_rows(weights, low, Operands(torch.float32, tl.float32, "tf32"), TILE)
-    torch.testing.assert_close(exact.double(), weights.double() @ low.double(), rtol=2e-6, atol=2e-5)
+    torch.testing.assert_close(
+        exact.double(), weights.double() @ low.double(), rtol=2e-6, atol=2e-5
+    )
     rough = weighted_rows(weights, low, operands(torch.bfloat16, "ieee"), TILE)
-    torch.testing.assert_close(rough.double(), weights.bfloat16().double() @ low.double(), rtol=2e-6, atol=2e-5)
+    torch.testing.assert_close(
+        rough.double(), weights.bfloat16().double() @ low.double(), rtol=2e-6, atol=2e-5
+    )
 
 
 def similarities_are_the_product() -> None:
     rows, bank = torch.randn(5, 20), torch.randn(50, 20)
     found = similarities(rows, bank, operands(torch.float32, "ieee"), TILE)
-    torch.testing.assert_close(found.double(), rows.double() @ bank.double().T, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(
+        found.double(), rows.double() @ bank.double().T, rtol=1e-6, atol=1e-5
+    )
 
 
 def banks_past_two_to_the_31_values_are_read() -> None:
     bank, features = unit_rows(40, 20), unit_rows(3, 20, seed=1)
     positives = torch.tensor([0, 2, 2, 3]), torch.tensor([4, 39, 38])
     found, expected = (
-        multilabel_triton(features, some, *positives, 5.0, 0.1, "ieee", True, tile=TILE, select=SELECT)
+        multilabel_triton(
+            features, some, *positives, 5.0, 0.1, "ieee", True, tile=TILE, select=SELECT
+        )
         for some in (small.far_apart(bank), bank)
     )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -174,7 +204,10 @@ def the_registered_operator_takes_the_kernels() -> None:
     bank, features = unit_rows(70, 20), unit_rows(3, 20, seed=1)
     positives = torch.tensor([0, 2, 2, 3]), torch.tensor([4, 9, 69])
     found = []
-    for call, kind in ((multilabel_bank_loss, torch.float32), (multilabel_bank_loss_reference, torch.float64)):
+    for call, kind in (
+        (multilabel_bank_loss, torch.float32),
+        (multilabel_bank_loss_reference, torch.float64),
+    ):
         f = features.to(kind).clone().requires_grad_()
         with small.through_operators():
             loss = call(f, bank.to(kind), positives)

@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from reid_kernels import bank_loss, configs, grouped_norm, labels, memory, multilabel, topk
+from reid_kernels import bank_loss, grouped_norm, labels, memory, multilabel, tiles, topk
 from torch import Tensor
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
@@ -20,10 +20,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def shrink_tiles() -> None:
     """Tiles of 16 everywhere. Before the kernels' first launch."""
-    for value in vars(configs).values():
+    for value in vars(tiles).values():
         if isinstance(value, dict):
             for key, tile in value.items():
-                if isinstance(tile, configs.Tile):
+                if isinstance(tile, tiles.Tile):
                     value[key] = dataclasses.replace(tile, rows=16, columns=16, depth=16)
 
 
@@ -43,7 +43,9 @@ def through_operators() -> Iterator[None]:
 def far_apart(rows: Tensor) -> Tensor:
     """The same rows, so far apart in memory that the last lies past 2^31 values; pages between them are never touched."""
     stride = 2**31 // (len(rows) - 1) + 1
-    far = torch.empty((len(rows) - 1) * stride + rows.shape[1], dtype=rows.dtype).as_strided(rows.shape, (stride, 1))
+    far = torch.empty((len(rows) - 1) * stride + rows.shape[1], dtype=rows.dtype).as_strided(
+        rows.shape, (stride, 1)
+    )
     far.copy_(rows)
     assert far.stride(0) * (len(rows) - 1) > 2**31
     return far
@@ -58,7 +60,12 @@ class Cases:
     def close(self, found: Tensor, expected: Tensor, tolerance: float, *what: Any) -> None:
         """Within a tolerance, infinities and NaN alike."""
         torch.testing.assert_close(
-            found.double(), expected.double(), rtol=0, atol=tolerance, equal_nan=True, msg=lambda m: f"{what}: {m}"
+            found.double(),
+            expected.double(),
+            rtol=0,
+            atol=tolerance,
+            equal_nan=True,
+            msg=lambda m: f"{what}: {m}",
         )
         self.count += 1
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import small
 import torch
 from reid_kernels import similarity_topk, similarity_topk_reference
 from reid_kernels.topk_triton import topk_triton
-from support import on_grid, strided, unit_rows
+
+from tests.kernels.interpreted import small
+from tests.support.kernels import on_grid, strided, unit_rows
 
 
 def main() -> None:
@@ -16,10 +17,14 @@ def main() -> None:
     for n, b, dim, k in ((70, 5, 20, 7), (33, 18, 37, 33), (3, 2, 5, 6), (17, 1, 1, 1)):
         for dtype in small.DTYPES:
             query, bank = on_grid(b, dim).to(dtype), on_grid(n, dim, seed=1).to(dtype)
-            for precision in ("auto", "ieee", "tf32", "bf16") if dtype == torch.float32 else ("auto",):
+            for precision in (
+                ("auto", "ieee", "tf32", "bf16") if dtype == torch.float32 else ("auto",)
+            ):
                 own = torch.randint(-1, n, (b,)) if n != 33 else None
                 found = topk_triton(query, bank, k, False, own, precision)
-                exact = similarity_topk_reference(query.double(), bank.double(), k, normalize=False, exclude=own)
+                exact = similarity_topk_reference(
+                    query.double(), bank.double(), k, normalize=False, exclude=own
+                )
                 cases.equal(found[0].double(), exact[0], n, dtype, precision)
                 cases.equal(found[1], exact[1], n, dtype, precision)
     query, bank = unit_rows(4, 21, seed=3) * 2, unit_rows(50, 21, seed=4) * 3
@@ -27,12 +32,18 @@ def main() -> None:
     for normalize in (True, False):
         for precision in ("auto", "ieee"):
             exact = similarity_topk_reference(query.double(), bank.double(), 9, normalize=normalize)
-            for q, b in ((query, bank), (strided(query), strided(bank)), (query, small.far_apart(bank))):
+            for q, b in (
+                (query, bank),
+                (strided(query), strided(bank)),
+                (query, small.far_apart(bank)),
+            ):
                 values, indices = topk_triton(q, b, 9, normalize, None, precision)
                 cases.close(values, exact[0], 2e-6, normalize, precision)
                 cases.equal(indices, exact[1], normalize, precision)
     # Rows closer together than bfloat16 can tell are settled in float32.
-    crowd = torch.ones(1, 16) + 1e-3 * torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
+    crowd = torch.ones(1, 16) + 1e-3 * torch.randn(
+        60, 16, generator=torch.Generator().manual_seed(0)
+    )
     values, _ = topk_triton(crowd[:3], crowd, 8, True, None, "auto")
     cases.close(values, similarity_topk_reference(crowd[:3].double(), crowd.double(), 8)[0], 5e-7)
     # A NaN stands first, as in torch.topk; an infinite row does not disturb the others.

@@ -1,0 +1,394 @@
+"""The database under a ledger: its tables, one connection, one writer, and errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import socket
+import sqlite3
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from ..errors import LedgerError
+
+FORMAT = 1
+#: How long a transaction waits for that of another process.
+BUSY_SECONDS = 5.0
+#: What to do about a ledger that is not as it was written.
+ASK_CHECK = "python -m fastreid_al.ledger check says what is wrong"
+_CONNECT_SECONDS = 10
+_WORD = 0xFFFFFFFF
+#: Who holds an advisory lock of 64 bits, which the server lists as two halves.
+_HOLDER = """
+    SELECT coalesce(nullif(a.application_name, ''), 'process ' || a.pid) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.classid::bigint = :high AND l.objid::bigint = :low
+"""
+
+_SCHEMA = sa.MetaData()
+META = sa.Table(
+    "meta",
+    _SCHEMA,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+IMAGES = sa.Table(
+    "images",
+    _SCHEMA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+)
+EVENTS = sa.Table(
+    "events",
+    _SCHEMA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("left_id", sa.ForeignKey("images.id")),
+    sa.Column("right_id", sa.ForeignKey("images.id")),
+    sa.Column("verdict", sa.Text),
+    sa.Column("annotator", sa.Text, nullable=False),
+    sa.Column("asked_at", sa.Double, nullable=False),
+    sa.Column("answered_at", sa.Double, nullable=False),
+    sa.Column("epoch", sa.Integer),
+    sa.Column("reason", sa.Text),
+    sa.Column("score", sa.Double),
+    sa.Column("similarity", sa.Double),
+    sa.Column("need", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("confirms", sa.ForeignKey("events.id")),
+    sa.Column("undoes", sa.ForeignKey("events.id")),
+    sa.Column("shown", sa.Text),
+    sa.Column("run", sa.Text),
+    sqlite_autoincrement=True,
+)
+
+
+class Store:
+    """The database of a ledger: one connection, one lock, short transactions, and errors of one line.
+
+    Args:
+        url: Path of an SQLite file, or a URL.
+        write: Be its one writer.
+
+    Raises:
+        LedgerError: It cannot be opened, or has another writer.
+    """
+
+    def __init__(self, url: str, write: bool) -> None:
+        self.write = write
+        place = _place(url)
+        self.name = (
+            str(place) if isinstance(place, Path) else place.render_as_string(hide_password=True)
+        )
+        self._open = contextlib.ExitStack()
+        try:
+            if isinstance(place, Path):
+                self._take_file(place)
+            with self._one_line():
+                engine = _engine(place, write)
+                self._sqlite = engine.dialect.name == "sqlite"
+                self._connection = engine.connect()
+                self._open.callback(self._hang_up)
+                if not self._sqlite and write:
+                    self._take_server()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection, then let go of the lock."""
+        self._open.close()
+
+    def prepare(self, dataset: str) -> None:
+        """See that the database holds a ledger that this version reads; make one in an empty database."""
+        ours = set(_SCHEMA.tables)
+        with self.reading() as connection:
+            if (
+                self._sqlite
+                and self.write
+                and connection.exec_driver_sql("PRAGMA quick_check(1)").scalar() != "ok"
+            ):
+                raise LedgerError(f"{self.name} is damaged; {ASK_CHECK}; restore a copy")
+            tables = set(sa.inspect(connection).get_table_names())
+            meta = read_meta(connection) if ours <= tables else {}
+        version = meta.get("format", "")
+        # A server's database may hold other things beside the ledger, a file may not.
+        if not (tables if self._sqlite else tables & ours):
+            self._create(dataset)
+        elif not version.isdecimal():
+            raise LedgerError(
+                f"{self.name} is a database of something else than answers; name another ledger"
+            )
+        elif int(version) > FORMAT:
+            raise LedgerError(
+                f"{self.name} was written by a newer fastreid_al (format {version}); update the package"
+            )
+        if self._sqlite and self.write:
+            # This cannot be set within a transaction.
+            with self._one_line():
+                self._connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+                self._connection.rollback()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that reads."""
+        with self._transaction("BEGIN") as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that writes: on the disk when the block ends, undone when it raises."""
+        if not self.write:
+            raise LedgerError(
+                f"{self.name} was opened for reading; open it with write=True to add to it"
+            )
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str) -> Iterator[Connection]:
+        # In place of a lost connection a new one would be made, which does not hold the lock.
+        if self._connection.invalidated or self._connection.closed:
+            raise LedgerError(f"{self.name} is closed; go on with --resume")
+        with self._one_line(), self._connection.begin():
+            if self._sqlite:
+                self._connection.exec_driver_sql(begin)
+            yield self._connection
+
+    def damage(self) -> list[str]:
+        """What the database itself finds wrong with its file."""
+        if not self._sqlite:
+            return []
+        try:
+            with self.reading() as connection:
+                found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+        except LedgerError as error:
+            return [str(error)]
+        return [line for text in found if text != "ok" for line in text.splitlines()]
+
+    def _create(self, dataset: str) -> None:
+        if not self.write:
+            raise LedgerError(f"{self.name} is empty: it holds no ledger")
+        with self.writing() as connection:
+            _SCHEMA.create_all(connection)
+            connection.execute(
+                META.insert(),
+                [{"key": "format", "value": str(FORMAT)}, {"key": "dataset", "value": dataset}],
+            )
+
+    def _take_file(self, path: Path) -> None:
+        """See that a file can be used as asked, and lock it for writing."""
+        if path.is_dir():
+            raise LedgerError(f"{path} is a folder; name a file in it")
+        if not self.write:
+            if not path.exists():
+                raise LedgerError(f"there is no ledger {path}, seen from {Path.cwd()}")
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The lock is that of the file, by whatever name it is called.
+            lock = _FileLock(Path(os.path.realpath(path)))
+        except BlockingIOError as error:
+            raise LedgerError(_in_use(self.name, f"process {error.strerror}")) from error
+        except OSError as error:
+            raise LedgerError(_not_writable(self.name, error.strerror)) from error
+        self._open.callback(lock.free)
+        if path.exists() and not _writable(path):
+            raise LedgerError(_not_writable(self.name, "the file is read-only"))
+
+    def _take_server(self) -> None:
+        """Take the lock of the ledger in a server's database; the server frees it when this connection ends.
+
+        It is taken on the connection that writes: who lost the lock cannot write either.
+        """
+        with self._connection.begin():
+            who = f"fastreid_al process {os.getpid()} on {socket.gethostname()}"
+            self._connection.execute(sa.select(sa.func.set_config("application_name", who, False)))
+            place = self._connection.execute(
+                sa.select(sa.func.current_database(), sa.func.current_schema())
+            ).one()
+            digest = hashlib.blake2b(
+                "/".join(map(str, (*place, EVENTS.name))).encode(), digest_size=8
+            ).digest()
+            key = int.from_bytes(digest, "big", signed=True)
+            if self._connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar():
+                return
+            holder = self._connection.execute(
+                sa.text(_HOLDER), {"high": key >> 32 & _WORD, "low": key & _WORD}
+            ).scalar()
+        raise LedgerError(
+            _in_use(self.name, (holder or "another process").removeprefix("fastreid_al "))
+        )
+
+    def _hang_up(self) -> None:
+        # A server that is gone already has let go as well.
+        with contextlib.suppress(SQLAlchemyError):
+            self._connection.close()
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Turn what a database says into what a person can do about it."""
+        try:
+            yield
+        except DBAPIError as error:
+            raise LedgerError(self._explain(error)) from error
+        except SQLAlchemyError as error:
+            raise LedgerError(f"{self.name} cannot be used ({_first_line(error)})") from error
+
+    def _explain(self, error: DBAPIError) -> str:
+        text = _first_line(error.orig)
+        said = text.lower()
+        if not self._sqlite:
+            lost = "the connection was lost" if error.connection_invalidated else "the server says"
+            return f"{self.name}: {lost} ({text}); every acknowledged answer is kept. Mend that, then go on with --resume"
+        if "not a database" in said:
+            return f"{self.name} is not a ledger: it is no SQLite file; name another"
+        if "malformed" in said or "corrupt" in said:
+            return f"{self.name} is damaged ({text}); {ASK_CHECK}; restore a copy"
+        if "locked" in said:
+            return (
+                f"{self.name} is locked by a transaction of another process; close the program that has it open, "
+                "then try again"
+            )
+        if "readonly" in said or "unable to open" in said:
+            return _not_writable(self.name, text)
+        return f"{self.name} cannot be used ({text}); every acknowledged answer is kept. Mend that, then go on with --resume"
+
+
+class _FileLock:
+    """An exclusive lock beside a file, freed by the system when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: Another process holds it; `strerror` is the number of that process.
+        OSError: The lock cannot be made.
+    """
+
+    #: Those of this process: a forked child, such as a worker that loads images, would keep them after its parent's death.
+    held: ClassVar[weakref.WeakSet[_FileLock]] = weakref.WeakSet()
+
+    def __init__(self, path: Path) -> None:
+        place = path.with_name(path.name + ".lock")
+        self._handle: int | None = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(self._handle, 32).decode(errors="replace").strip()
+            self._close()
+            raise BlockingIOError(error.errno, holder or "unknown") from error
+        except OSError:
+            self._close()
+            raise
+        os.ftruncate(self._handle, 0)
+        os.write(self._handle, f"{os.getpid()}\n".encode())
+        self.held.add(self)
+
+    def free(self) -> None:
+        """Let go of the lock, also where a forked child has not closed its copy yet."""
+        if self._handle is not None:
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
+            self._close()
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    @classmethod
+    def free_all(cls) -> None:
+        """Let go of the copies that a forked child has; the parent keeps its own."""
+        for lock in list(cls.held):
+            lock._close()
+
+
+os.register_at_fork(after_in_child=_FileLock.free_all)
+
+
+def read_meta(connection: Connection) -> dict[str, str]:
+    """The format of a ledger, and the name of its image set."""
+    return {line.key: line.value for line in connection.execute(sa.select(META))}
+
+
+def _place(url: str) -> Path | URL:
+    """A path for an SQLite file, a URL for everything else."""
+    if "://" not in url:
+        return Path(url)
+    try:
+        found = make_url(url)
+    except ArgumentError as error:
+        raise LedgerError(
+            f"'{url}' is not a URL of a database; try postgresql://user@host/name, or a file's path"
+        ) from error
+    backend = found.get_backend_name()
+    if backend == "sqlite":
+        return found if found.database in (None, "", ":memory:") else Path(found.database)
+    if backend not in ("postgresql", "postgres"):
+        raise LedgerError(
+            f"a ledger is an SQLite file or a PostgreSQL database, not {backend}; name another"
+        )
+    # What "postgresql" alone stands for depends on the version of SQLAlchemy.
+    return found if "+" in found.drivername else found.set(drivername="postgresql+psycopg")
+
+
+def _engine(place: Path | URL, write: bool) -> Engine:
+    """Connections are not pooled: a ledger holds one, and an SQLite database in memory lives as long as that."""
+    if isinstance(place, Path) or place.get_backend_name() == "sqlite":
+        file = None if isinstance(place, URL) else place
+        return sa.create_engine(
+            "sqlite://", creator=lambda: _connect(file, write), poolclass=NullPool
+        )
+    if "connect_timeout" not in place.query and place.get_driver_name() in ("psycopg", "psycopg2"):
+        place = place.update_query_dict({"connect_timeout": str(_CONNECT_SECONDS)})
+    try:
+        # A transaction sees one state of the ledger, as it does in SQLite.
+        return sa.create_engine(place, poolclass=NullPool, isolation_level="REPEATABLE READ")
+    except (ImportError, NoSuchModuleError) as error:
+        raise LedgerError(
+            f"the driver of PostgreSQL is missing ({_first_line(error)}); pip install 'fastreid_al[postgres]'"
+        ) from error
+
+
+def _connect(file: Path | None, write: bool) -> sqlite3.Connection:
+    # The module begins no transactions of its own: which kind it is to be is said at each.
+    connection = sqlite3.connect(
+        _file_uri(file, write), uri=True, timeout=BUSY_SECONDS, isolation_level=None
+    )
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute(f"PRAGMA query_only={'OFF' if write else 'ON'}")
+    return connection
+
+
+def _file_uri(file: Path | None, write: bool) -> str:
+    if file is None:
+        return "file::memory:"
+    uri = f"file:{quote(os.path.abspath(file))}"
+    if write:
+        return f"{uri}?mode=rwc"
+    # A reader makes two small files beside the ledger. Where it cannot, nobody can write the ledger either, unless they exist.
+    beside = file.with_name(file.name + "-wal")
+    return f"{uri}?mode=rw" if _writable(file.parent) or beside.exists() else f"{uri}?immutable=1"
+
+
+def _writable(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _in_use(name: str, who: str) -> str:
+    return f"{name} is in use by {who}; wait for it, or name another ledger with --questions.ledger"
+
+
+def _not_writable(name: str, reason: str | None) -> str:
+    return f"{name} cannot be written ({reason}); make it and its folder writable, or name another with --questions.ledger"
+
+
+def _first_line(error: object) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

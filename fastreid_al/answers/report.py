@@ -1,0 +1,252 @@
+"""What a ledger holds, for people and for other programs: lines to read, rows to export."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain, combinations, product
+from typing import Any, TextIO
+
+from ..errors import LedgerError
+from .closure import Closure, Contradiction
+from .ledger import Event, Ledger
+from .question import Answer, Verdict
+
+#: A row of an export, by column.
+Row = dict[str, Any]
+
+ANSWER_COLUMNS = [*(field.name for field in dataclasses.fields(Event)), "undone"]
+CLOSURE_COLUMNS = ["left", "right", "verdict", "chain"]
+_WIDTH = 16
+
+
+def show(url: str) -> list[str]:
+    """Counts of a ledger's answers, and what follows from them.
+
+    Raises:
+        LedgerError: It cannot be read.
+    """
+    with Ledger.open(url, write=False) as ledger:
+        events = list(ledger.events())
+        answers = ledger.answers()
+        closure = Closure.replay(answers)
+        in_force = [e for e in events if e.kind == "answer" and e.undone_by is None]
+        lines = [
+            _line("ledger", ledger.name),
+            _line("data set", ledger.dataset() or "none"),
+            _line("questions", f"{len(in_force):,} answered, last event {ledger.last_event()}"),
+            _line("undone", f"{sum(e.undone_by is not None for e in events):,}"),
+            _line("verdicts", _counts(e.verdict for e in in_force)),
+            _line("annotators", _counts(e.annotator for e in in_force)),
+            _line("reasons", _counts(e.reason for e in in_force)),
+            _line("epochs", _counts((e.epoch for e in in_force), by_number=True)),
+            _line("pending", _pending(answers, closure)),
+            *_components(closure),
+            _line("time", f"{ledger.seconds():,.1f} s of answering"),
+            _line("contradictions", f"{len(closure.contradictions):,}"),
+        ]
+    by_number = {e.id: e for e in events}
+    return lines + [_contradiction(c, by_number) for c in closure.contradictions]
+
+
+def export(
+    url: str,
+    what: str,
+    form: str,
+    out: str = "-",
+    *,
+    as_of: int | None = None,
+    pair: Sequence[str] | None = None,
+) -> None:
+    """Write a ledger's events, or the pairs of images that its answers decide.
+
+    Args:
+        url: The ledger.
+        what: "answers" or "closure".
+        form: "csv" or "jsonl".
+        out: File to write, "-" for standard output.
+        as_of: Last event that counts; all when not given.
+        pair: Paths of two images: the closure of these alone.
+
+    Raises:
+        LedgerError: The ledger cannot be read, the pair is not in it, or the file cannot be written.
+    """
+    if pair is not None and what != "closure":
+        raise LedgerError("--pair is about what follows from the answers; add --what closure")
+    with Ledger.open(url, write=False) as ledger:
+        columns = ANSWER_COLUMNS if what == "answers" else CLOSURE_COLUMNS
+        rows = (
+            answer_rows(ledger, as_of) if what == "answers" else closure_rows(ledger, as_of, pair)
+        )
+        # The first row is made before the file is: a pair that is not in the ledger leaves the file of before alone.
+        rows = chain([first for first in [next(rows, None)] if first], rows)
+        if out == "-":
+            write_rows(rows, columns, form, sys.stdout)
+            return
+        _keep_ledger(url, out)
+        try:
+            with open(out, "w", newline="", encoding="utf-8") as file:
+                write_rows(rows, columns, form, file)
+        except OSError as error:
+            raise LedgerError(
+                f"could not write {out} ({error.strerror}); name another file with --out"
+            ) from error
+
+
+def undo(url: str, event: int, annotator: str) -> str:
+    """Take an answer back, and say which.
+
+    Raises:
+        LedgerError: There is no such answer, or the ledger cannot be written.
+    """
+    # To be read first: opened for writing, a ledger that does not exist would be made.
+    with Ledger.open(url, write=False) as ledger:
+        said = next((e for e in ledger.events() if e.id == event), None)
+    with Ledger.open(url) as ledger:
+        by = ledger.undo(event, annotator)
+    return f"event {by} undoes {_describe(event, said)}"
+
+
+def check(url: str) -> list[str]:
+    """What is wrong with a ledger, a line each.
+
+    Raises:
+        LedgerError: It cannot be read at all.
+    """
+    with Ledger.open(url, write=False) as ledger:
+        return ledger.integrity()
+
+
+def answer_rows(ledger: Ledger, as_of: int | None = None) -> Iterator[Row]:
+    """Every event up to one, as it was written, and whether it was undone by then."""
+    for event in ledger.events():
+        if as_of is not None and event.id > as_of:
+            return
+        by = event.undone_by if as_of is None or (event.undone_by or 0) <= as_of else None
+        # Shallow: `dataclasses.asdict` would copy what was shown.
+        fields = {name: getattr(event, name) for name in ANSWER_COLUMNS[:-1]}
+        yield {**fields, "undone_by": by, "undone": by is not None}
+
+
+def closure_rows(
+    ledger: Ledger, as_of: int | None = None, pair: Sequence[str] | None = None
+) -> Iterator[Row]:
+    """Every pair of images that the answers decide, with the events that prove it, a row at a time.
+
+    There can be many more rows than answers: all pairs of a component, and of two components that are different.
+    """
+    names = ledger.images()
+    closure = Closure.replay(ledger.answers(as_of))
+    pairs = _decided_pairs(closure) if pair is None else iter([_find_pair(names, pair)])
+    for a, b in pairs:
+        if (verdict := closure.verdict(a, b)) is not None:
+            yield {
+                "left": names[a],
+                "right": names[b],
+                "verdict": verdict.value,
+                "chain": closure.chain(a, b),
+            }
+
+
+def write_rows(rows: Iterator[Row], columns: Sequence[str], form: str, file: TextIO) -> None:
+    """Write rows as they come: "csv" with a head, or "jsonl", an object a line."""
+    if form == "jsonl":
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows([_cell(row[name]) for name in columns] for row in rows)
+
+
+def _decided_pairs(closure: Closure) -> Iterator[tuple[int, int]]:
+    """Pairs within each component, then those with each component that is known to be different from it."""
+    components = {root: sorted(images) for root, images in closure.components().items()}
+    order = sorted(components, key=lambda root: components[root][0])
+    place = {root: i for i, root in enumerate(order)}
+    for root in order:
+        yield from combinations(components[root], 2)
+        for enemy in sorted(closure.enemies(root), key=place.__getitem__):
+            if place[enemy] > place[root]:
+                yield from product(components[root], components[enemy])
+
+
+def _find_pair(names: dict[int, str], pair: Sequence[str]) -> tuple[int, int]:
+    # The latest image of a path, when its content changed.
+    numbers = {path: image for image, path in names.items()}
+    for path in pair:
+        if path not in numbers:
+            raise LedgerError(
+                f"no answer is about {path}; paths are relative to the folder of the image set"
+            )
+    return numbers[pair[0]], numbers[pair[1]]
+
+
+def _pending(answers: Sequence[Answer], closure: Closure) -> str:
+    count = sum(a.verdict is Verdict.SAME and not closure.counted(a.event) for a in answers)
+    return f'{count:,} "same" that wait for others to agree' if count else "0"
+
+
+def _components(closure: Closure) -> list[str]:
+    sizes = [len(images) for images in closure.components().values()]
+    joined = [size for size in sizes if size > 1]
+    enemies = sum(len(closure.enemies(root)) for root in closure.components()) // 2
+    largest = f", the largest of {max(joined):,}" if joined else ""
+    return [
+        _line("components", f"{len(joined):,} of two images and more{largest}"),
+        _line("cannot-links", f"{enemies:,} between components"),
+    ]
+
+
+def _contradiction(found: Contradiction, events: dict[int, Event]) -> str:
+    line = f"  {_describe(found.event, events.get(found.event))}, against {_numbers(found.against)}"
+    aside = _numbers(found.set_aside)
+    return line + (f"; set aside: {aside}" if aside else "")
+
+
+def _describe(number: int, event: Event | None) -> str:
+    return (
+        f"event {number}"
+        if event is None
+        else f"event {number} ({event.left}, {event.right}: {event.verdict})"
+    )
+
+
+def _counts(values: Iterator[object], by_number: bool = False) -> str:
+    counts = Counter("none" if value is None else value for value in values)
+    found: list[tuple[object, int]] = counts.most_common()
+    if by_number:
+        found.sort(key=lambda item: (isinstance(item[0], str), item[0]))
+    return (
+        ", ".join(
+            f"{value}: {count:,}" if by_number else f"{value} {count:,}" for value, count in found
+        )
+        or "none"
+    )
+
+
+def _numbers(events: Sequence[int]) -> str:
+    return " ".join(map(str, events))
+
+
+def _line(what: str, value: str) -> str:
+    return f"{what:<{_WIDTH}}{value}"
+
+
+def _cell(value: object) -> object:
+    """A value of a row in a table: a chain as numbers with spaces, paths as JSON, since they may hold spaces."""
+    if isinstance(value, list):
+        return _numbers(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else value
+
+
+def _keep_ledger(url: str, out: str) -> None:
+    with contextlib.suppress(OSError):
+        if os.path.samefile(url, out):
+            raise LedgerError(f"--out {out} is the ledger itself; name another file")

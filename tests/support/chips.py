@@ -1,0 +1,476 @@
+"""Machine code of the Triton kernels for several chips, without any of them.
+
+The launchers run on small CPU tensors while a recorder stands in for the launch, so signatures, constants and alignment are
+those of a real call; each distinct launch is then compiled for each chip by Triton's own compiler. What came out is printed as
+a Markdown table by `python tests/kernels/chips.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+import triton.language as tl
+from reid_kernels import tiles
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+#: Width of features; batches on both sides of each choice by size; a bank whose size nothing divides.
+DIM = 2048
+SMALL, LARGE, BANK = 64, 256, 999
+#: The widest row of a memory that a kernel takes.
+WIDEST = 2**13
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+#: Dtype of the rows, precision asked for.
+OPERANDS = (
+    (torch.float32, "ieee"),
+    (torch.float32, "tf32"),
+    (torch.float32, "bf16"),
+    (torch.bfloat16, "ieee"),
+    (torch.float16, "ieee"),
+)
+
+
+class Chip(NamedTuple):
+    """A chip that kernels are compiled for.
+
+    Args:
+        target: What Triton calls it.
+        shared: Bytes of shared memory that a program can have.
+        matrix: Patterns of the instructions of its matrix units, the preferred one first.
+        plain: Pattern of float32 multiply-adds outside of them.
+    """
+
+    target: GPUTarget
+    shared: int
+    matrix: tuple[str, ...]
+    plain: str
+
+
+CHIPS = {
+    "sm_80": Chip(GPUTarget("cuda", 80, 32), 163 * 1024, (r"mma\.sync",), r"fma\.rn\.f32"),
+    "sm_90": Chip(
+        GPUTarget("cuda", 90, 32), 227 * 1024, (r"wgmma\.mma_async", r"mma\.sync"), r"fma\.rn\.f32"
+    ),
+    "sm_100": Chip(
+        GPUTarget("cuda", 100, 32), 227 * 1024, (r"tcgen05\.mma", r"mma\.sync"), r"fma\.rn\.f32"
+    ),
+    "gfx942": Chip(
+        GPUTarget("hip", "gfx942", 64), 64 * 1024, (r"v_mfma_\w+",), r"v_(?:pk_)?fmac?_f32"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A product of two tiles, as the kernel asks for it: tile sizes, operands (fp32, tf32, bf16, fp16)."""
+
+    rows: int
+    depth: int
+    columns: int
+    operand: str
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of one launch.
+
+    Args:
+        kernel: Name.
+        config: Constants and options of the launch.
+        memory: Dtypes that are read.
+        dots: The kernel's products.
+        chip: Name.
+        failure: The compiler's message where it made nothing; the rest is empty then.
+        registers: A thread.
+        shared: Bytes a program.
+        spilled: Bytes a thread keeps in memory for want of registers.
+        matrix: Instructions of the matrix units found.
+        plain: Whether there are float32 multiply-adds outside of them.
+    """
+
+    kernel: str
+    config: str
+    memory: str
+    dots: tuple[Dot, ...]
+    chip: str
+    failure: str = ""
+    registers: int = 0
+    shared: int = 0
+    spilled: int = 0
+    matrix: tuple[str, ...] = ()
+    plain: bool = False
+
+    @property
+    def operand(self) -> str:
+        """What is multiplied, or the dtype that is read where nothing is."""
+        return "/".join(sorted({dot.operand for dot in self.dots})) or self.memory
+
+    def __str__(self) -> str:
+        return f"{self.kernel}[{self.config}, {self.memory}, {self.operand}] on {self.chip}"
+
+
+class Launch(NamedTuple):
+    """A kernel and what it was called with."""
+
+    kernel: JITFunction
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal where Triton compiles one code for both."""
+        return (
+            self.kernel.__name__,
+            *map(_kind, self.args),
+            *((k, str(v)) for k, v in sorted(self.kwargs.items())),
+        )
+
+    def memory(self) -> str:
+        """Dtypes of the first two arguments, which are the rows read, or of the first alone."""
+        names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+        first = [str(x.dtype)[6:] for x in self.args[:2] if isinstance(x, Tensor)]
+        floats = [names[x] for x in dict.fromkeys(first) if x in names]
+        return "/".join(floats) or first[0]
+
+    def half(self) -> bool:
+        """Whether it reads float16, of which the tiles are those of bfloat16: one chip is enough."""
+        return any(isinstance(x, Tensor) and x.dtype == torch.float16 for x in self.args)
+
+    def config(self) -> str:
+        """Block sizes, warps, stages, and the flags that are set."""
+        blocks = [str(v) for k, v in self.kwargs.items() if k.startswith("BLOCK_")]
+        flags = [k.lower() for k, v in self.kwargs.items() if v is True]
+        rest = [
+            f"{self.kwargs[k]} {k[4:]}" for k in ("num_warps", "num_stages") if k in self.kwargs
+        ]
+        return ", ".join(["x".join(blocks), *rest, *flags])
+
+
+def _kind(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return str(x.dtype), x.data_ptr() % 16 == 0
+    if isinstance(x, bool) or not isinstance(x, int):
+        return str(x)
+    return x == 1, x % 16 == 0, -(2**31) <= x < 2**31
+
+
+def _rows(rows: int, dtype: torch.dtype, dim: int = DIM) -> Tensor:
+    return torch.ones(rows, dim, dtype=dtype)
+
+
+def _ids(count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.int64)
+
+
+def _cases() -> Iterator[tuple[torch.dtype, str, int, bool]]:
+    """Dtype, precision, batch, and a flag that is off for bfloat16 rows alone: without a part the code is only smaller."""
+    for (dtype, precision), batch, flag in itertools.product(
+        OPERANDS, (SMALL, LARGE), (False, True)
+    ):
+        if flag or dtype == torch.bfloat16:
+            yield dtype, precision, batch, flag
+
+
+def launch_topk() -> None:
+    from reid_kernels.topk_triton import topk_triton
+
+    for dtype, precision, batch, flag in _cases():
+        exclude = _ids(batch) if flag else None
+        topk_triton(_rows(batch, dtype), _rows(BANK, dtype), 7, flag, exclude, precision)
+
+
+def launch_contrast() -> None:
+    from reid_kernels.bank_loss_triton import contrast_triton, shares_triton
+
+    order, starts = torch.arange(BANK), torch.arange(BANK + 1)
+    for (dtype, precision, batch, gradient), grouped in itertools.product(_cases(), (False, True)):
+        groups = (order, starts) if grouped else (None, None)
+        features, bank = _rows(batch, dtype), _rows(BANK, dtype)
+        for launch in (contrast_triton, shares_triton):
+            launch(features, bank, _ids(batch), *groups, 0.05, -1, gradient, precision)
+
+
+def launch_update() -> None:
+    from reid_kernels.memory_triton import update_triton
+
+    for dtype, dim in (*((x, DIM) for x in FLOATS), (torch.float32, 512), (torch.float32, WIDEST)):
+        update_triton(_rows(9, dtype, dim), _rows(9, dtype, dim), _ids(9), 0.2, -1)
+
+
+def launch_multilabel() -> None:
+    from reid_kernels.multilabel_triton import multilabel_triton
+
+    bits = torch.zeros(LARGE, -(-BANK // 32), dtype=torch.int32)
+    for dtype, precision, batch, flag in _cases():
+        positives, indices = (
+            (torch.arange(batch + 1), _ids(batch)) if flag else (bits[:batch], None)
+        )
+        features, bank = _rows(batch, dtype), _rows(BANK, dtype)
+        multilabel_triton(features, bank, positives, indices, 5.0, 0.01, precision, flag)
+
+
+def launch_labels() -> None:
+    from reid_kernels._triton import operands
+    from reid_kernels.labels_triton import count_closer
+
+    for dtype, pairs in itertools.product(FLOATS, (SMALL, LARGE)):
+        count_closer(_rows(BANK, dtype), _ids(pairs), _ids(pairs), operands(dtype, "ieee"))
+
+
+def launch_grouped_norm() -> None:
+    """Both memory formats, each in one dtype, of which neither changes a tile; forward is a part of backward."""
+    from reid_kernels.grouped_norm_triton import backward_triton, forward_triton
+
+    weight, of_groups = torch.ones(64), torch.ones(2, 64)
+    x = torch.ones(4, 64, 24, 12)
+    backward_triton(x, x, weight, of_groups, of_groups, 2)
+    x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+    forward_triton(x, weight, weight, 2, 1e-5)
+    backward_triton(x, x, weight, of_groups, of_groups, 2)
+
+
+#: Each calls one operator's launcher in every way that picks another tile, dtype or flag.
+LAUNCHERS: tuple[Callable[[], None], ...] = (
+    launch_topk,
+    launch_contrast,
+    launch_update,
+    launch_multilabel,
+    launch_labels,
+    launch_grouped_norm,
+)
+
+
+@contextlib.contextmanager
+def _recording(launches: list[Launch]) -> Iterator[None]:
+    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches.append(Launch(self, args, kwargs))
+
+    with mock.patch.object(JITFunction, "run", record):
+        yield
+
+
+def captured() -> list[Launch]:
+    """Every distinct launch, in the same order in every process."""
+    launches: list[Launch] = []
+    with _recording(launches):
+        for launcher in LAUNCHERS:
+            launcher()
+    return list({launch.key(): launch for launch in launches}.values())
+
+
+def kernel_names() -> set[str]:
+    """All functions of the package that are launched."""
+    sources = [path.read_text() for path in Path(tiles.__file__).parent.glob("*.py")]
+    return {
+        name
+        for source in sources
+        for name in re.findall(r"@triton\.jit(?:\(.*\))?\ndef (\w+_kernel)\(", source)
+    }
+
+
+def unread_tiles() -> list[str]:
+    """Rows of the table of tiles that no launcher looked at."""
+    read: list[tiles.Tile] = []
+
+    def note(self: tiles.Tile, name: str) -> Any:
+        read.append(self)
+        return object.__getattribute__(self, name)
+
+    with mock.patch.object(tiles.Tile, "__getattribute__", note):
+        captured()
+    seen = {id(tile) for tile in read}
+    tables = {
+        k: v if isinstance(v, dict) else {"": v} for k, v in vars(tiles).items() if k.isupper()
+    }
+    rows = (
+        (f"{name} {key}".strip(), x) for name, table in tables.items() for key, x in table.items()
+    )
+    return [name for name, x in rows if isinstance(x, tiles.Tile) and id(x) not in seen]
+
+
+class _Driver:
+    """Stands in for the driver of a machine with the chip."""
+
+    def __init__(self, chip: str) -> None:
+        self.chip = chip
+
+    def get_current_device(self) -> str:
+        return self.chip
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return CHIPS[self.chip].target
+
+
+def compiled(launch: Launch, chip: str, **options: Any) -> Compiled:
+    """Compile one launch."""
+    driver.set_active(_Driver(chip))  # type: ignore[arg-type]
+    name, config, memory = launch.kernel.__name__, launch.config(), launch.memory()
+    try:
+        code = launch.kernel.run(*launch.args, grid=(1,), warmup=True, **launch.kwargs, **options)
+    except Exception as error:
+        return Compiled(name, config, memory, (), chip, failure=f"{type(error).__name__}: {error}")
+    text = code.asm["ptx" if "ptx" in code.asm else "amdgcn"]
+    matrix = tuple(
+        x for pattern in CHIPS[chip].matrix for x in sorted(set(re.findall(pattern, text)))
+    )
+    registers, spilled = _resources(code.asm)
+    return Compiled(
+        name,
+        config,
+        memory,
+        _dots(code.asm["ttir"]),
+        chip,
+        registers=registers,
+        shared=code.metadata.shared,
+        spilled=spilled,
+        matrix=matrix,
+        plain=re.search(CHIPS[chip].plain, text) is not None,
+    )
+
+
+def _dots(ttir: str) -> tuple[Dot, ...]:
+    pattern = r"tt\.dot [^\n]*?(?:inputPrecision = (\w+) )?: tensor<(\d+)x(\d+)x(\w+)> \* tensor<\d+x(\d+)x"
+    found = re.findall(pattern, ttir)
+    names = {"f32": "fp32", "f16": "fp16"}
+    return tuple(
+        Dot(int(m), int(k), int(n), how or names.get(kind, kind)) for how, m, k, kind, n in found
+    )
+
+
+def _resources(asm: dict[str, Any]) -> tuple[int, int]:
+    """Registers, and bytes of stack: the kernels have no arrays of their own, so all of it is spilled registers."""
+    if "amdgcn" in asm:
+        names = ("vgpr_count", "private_segment_fixed_size")
+        registers, stack = (
+            int(re.findall(rf"\.{name}:\s*(\d+)", asm["amdgcn"])[-1]) for name in names
+        )
+        return registers, stack
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[-1]
+    return int(registers), int(stack)
+
+
+@triton.jit
+def nothing_much(x_ptr, n, BLOCK: tl.constexpr):  # noqa: N803
+    """What every chip can run: where it does not compile, Triton was built without the chip."""
+    place = tl.arange(0, BLOCK)
+    tl.store(x_ptr + place, tl.load(x_ptr + place, mask=place < n) * 2.0, mask=place < n)
+
+
+class Job(NamedTuple):
+    """One launch for one chip.
+
+    Args:
+        launch: Its number among the captured ones, or None for `nothing_much`.
+        chip: Name.
+        options: Options of the compiler over those of the launch.
+    """
+
+    launch: int | None
+    chip: str
+    options: tuple[tuple[str, int], ...] = ()
+
+
+def every_job() -> list[Job]:
+    """Every launch for every chip; float16, whose tiles are those of bfloat16, for one chip alone."""
+    pairs = itertools.product(enumerate(captured()), CHIPS)
+    jobs = [
+        Job(number, chip)
+        for (number, launch), chip in pairs
+        if chip == "sm_90" or not launch.half()
+    ]
+    return [*(Job(None, chip) for chip in CHIPS), *jobs]
+
+
+def compile_jobs(jobs: list[Job], workers: int | None = None) -> list[Compiled]:
+    """Compile afresh, in processes of their own: none of Triton's state here changes, and it may be the interpreter's."""
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),
+    ):
+        os.environ.pop("TRITON_INTERPRET", None)
+        workers = min(len(jobs), workers or min(4, os.cpu_count() or 1))
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            return list(pool.map(_compile_job, jobs))
+
+
+_launches: list[Launch] = []
+
+
+def _compile_job(job: Job) -> Compiled:
+    if job.launch is None:
+        return compiled(Launch(nothing_much, (torch.ones(64), 63), {"BLOCK": 64}), job.chip)
+    if not _launches:
+        _launches.extend(captured())
+    return compiled(_launches[job.launch], job.chip, **dict(job.options))
+
+
+def table(results: list[Compiled]) -> str:
+    """As Markdown; of launches that differ in alignment alone, the one with the most registers."""
+    lines = [
+        "kernel | config | memory, operand | chip | registers | shared KiB | spilled bytes | multiply-add"
+    ]
+    lines.append(" | ".join(["---"] * 8))
+    worst: dict[str, Compiled] = {}
+    for x in results:
+        if str(x) not in worst or x.registers > worst[str(x)].registers:
+            worst[str(x)] = x
+    for x in worst.values():
+        kind = x.failure or " ".join(x.matrix) or ("FMA" if x.plain else "-")
+        shared = f"{x.shared / 1024:.1f}"
+        cells = (
+            x.kernel,
+            x.config,
+            f"{x.memory}, {x.operand}",
+            x.chip,
+            x.registers,
+            shared,
+            x.spilled,
+            kind,
+        )
+        lines.append(" | ".join(map(str, cells)))
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Resources of every Triton kernel on every chip, as a Markdown table."
+    )
+    parser.add_argument("--out", type=Path, help="a file instead of the standard output")
+    parser.add_argument("--workers", type=int)
+    args = parser.parse_args()
+    text = table(compile_jobs([job for job in every_job() if job.launch is not None], args.workers))
+    if args.out:
+        args.out.write_text(text)
+    else:
+        sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()

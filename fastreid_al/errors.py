@@ -8,6 +8,29 @@ class UserError(Exception):
     said = False
 
 
+class SettingError(UserError):
+    """A setting whose value cannot be used.
+
+    The message names settings by their key in backquotes, such as `batch.size`. The command line prints
+    them as options (`--batch.size`); library code never spells an option.
+
+    Args:
+        key: Key of the setting, such as "batch.size".
+        got: Its value.
+        expected: What the setting takes, such as "2 or more".
+        hint: What to do, as a clause; empty when `expected` says enough.
+    """
+
+    def __init__(self, key: str, got: object, expected: str, hint: str = "") -> None:
+        super().__init__(
+            f"`{key}`: got {got!r}, expected {expected}" + (f"; {hint}" if hint else "")
+        )
+        self.key = key
+        self.got = got
+        self.expected = expected
+        self.hint = hint
+
+
 class DataError(UserError):
     """An image set that cannot be read as asked."""
 

@@ -1,0 +1,60 @@
+"""Finds strategies, annotators, data sets and models by name, built-in ones and those of other packages.
+
+An extension is an entry point: a name in one of the groups below and the "module:object" that it
+stands for. Built-in extensions are written the same way, so that nothing is imported before its use.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from .errors import SettingError
+
+STRATEGIES = "fastreid_al.strategies"
+ANNOTATORS = "fastreid_al.annotators"
+DATASETS = "fastreid_al.datasets"
+MODELS = "fastreid_al.models"
+
+#: The extensions that this package brings, by group.
+BUILT_IN: Mapping[str, Mapping[str, str]] = {
+    STRATEGIES: {},
+    ANNOTATORS: {},
+    DATASETS: {},
+    MODELS: {},
+}
+
+
+@cache
+def available(group: str) -> Mapping[str, EntryPoint]:
+    """The extensions of a group by name; one of another package replaces a built-in one.
+
+    Args:
+        group: `STRATEGIES`, `ANNOTATORS`, `DATASETS` or `MODELS`.
+    """
+    found = {name: EntryPoint(name, value, group) for name, value in BUILT_IN[group].items()}
+    for point in entry_points(group=group):
+        found[point.name] = point
+    return found
+
+
+def load(group: str, name: str, key: str) -> Any:
+    """Import the extension of a name.
+
+    Args:
+        group: `STRATEGIES`, `ANNOTATORS`, `DATASETS` or `MODELS`.
+        name: Its name.
+        key: Key of the setting that holds the name, for the message.
+
+    Raises:
+        SettingError: No extension has this name; the message names the nearest one.
+    """
+    known = available(group)
+    if name in known:
+        return known[name].load()
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}?" if near else ""
+    raise SettingError(key, name, f"one of {', '.join(known)}", hint)

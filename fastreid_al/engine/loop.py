@@ -126,10 +126,10 @@ def train(
         for epoch in range(state.epoch, config.epochs):
             start = time.perf_counter()
             if state.step == 0:
-                state.facts = state.method.label_images(epoch, extract)
-                if state.method.drafted is not None and identities is not None:
-                    scores = pair_scores(state.method.drafted, identities)
-                    state.facts |= {f"drafted_pair_{k}": v for k, v in scores._asdict().items()}
+                state.metrics = state.method.label_images(epoch, extract)
+                if state.method.labels_before_questions is not None and identities is not None:
+                    scores = pair_scores(state.method.labels_before_questions, identities)
+                    state.metrics |= {f"drafted_pair_{k}": v for k, v in scores._asdict().items()}
             labelled = time.perf_counter()
             begun = state.step
             try:
@@ -299,9 +299,9 @@ def _epoch_record(state: Training, identities: Tensor | None) -> dict[str, Any]:
         "epoch": state.epoch + 1,
         "loss": loss,
         "lr": state.scheduler.get_last_lr()[0],
-        **state.facts,
+        **state.metrics,
     }
-    return record | state.method.review(identities)
+    return record | state.method.label_metrics(identities)
 
 
 def _evaluates(config: RunConfig, epoch: int) -> bool:

@@ -29,14 +29,14 @@ class Method(Protocol):
         """Batches in an epoch."""
 
     @property
-    def drafted(self) -> Tensor | None:
+    def labels_before_questions(self) -> Tensor | None:
         """(n,) int64: the clusters that the epoch's were refined from; None when they were not."""
 
     def layers(self) -> nn.ModuleList:
         """The layers that are trained beside the network, as new ones; a part of `state_dict`."""
 
     def label_images(self, epoch: int, extract: Callable[..., Tensor]) -> dict[str, float]:
-        """Label the images for the epoch; gives facts for the log. `extract("source")` gives the source's features."""
+        """Label the images for the epoch; returns metrics for the log. `extract("source")` gives the source's features."""
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Rows of the images of each batch; the same again when asked again for the same epoch.
@@ -50,7 +50,7 @@ class Method(Protocol):
     def update(self, embeddings: Tensor, rows: Tensor) -> None:
         """Take notice of the batch's embeddings, after the step."""
 
-    def review(self, identities: Tensor | None) -> dict[str, float]:
+    def label_metrics(self, identities: Tensor | None) -> dict[str, float]:
         """What the log says of the labels at the end of an epoch, against the true identities (n,) where they are known."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Training:
         epoch: Epochs completed.
         step: Batches done of the epoch under way.
         loss: Sum of the losses of the epoch under way.
-        facts: What the method said when it labelled the images of the epoch under way.
+        metrics: What the method said when it labelled the images of the epoch under way.
         history: One record an epoch.
         pending: Record of a trained epoch whose evaluation is still due.
     """
@@ -92,7 +92,7 @@ class Training:
     epoch: int = 0
     step: int = 0
     loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    facts: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     pending: dict[str, Any] | None = None
 
@@ -113,7 +113,7 @@ class Training:
             "epoch": self.epoch,
             "step": self.step,
             "loss": self.world.all_reduce_sum(self.loss) / self.world.size,
-            "facts": self.facts,
+            "metrics": self.metrics,
             "history": self.history,
             "pending": self.pending,
         }
@@ -148,7 +148,11 @@ class Training:
         self.augment.generator.set_state(state["random"]["augment"])
         torch.set_rng_state(state["random"]["torch"])
         self.epoch, self.step, self.loss = state["epoch"], state["step"], state["loss"]
-        self.facts, self.history, self.pending = state["facts"], state["history"], state["pending"]
+        self.metrics, self.history, self.pending = (
+            state["metrics"],
+            state["history"],
+            state["pending"],
+        )
         if state["config"]["optimizer"] != dataclasses.asdict(self.config.optimizer):
             self._apply_optimizer_settings()
 

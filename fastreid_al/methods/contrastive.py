@@ -63,9 +63,9 @@ class ContrastiveMethod:
         #: (n,) int64: the cluster of each image in this epoch, -1 outside every cluster.
         self.labels = torch.zeros(0, dtype=torch.int64)
         #: (n,) int64: the clusters that the epoch's were refined from; None when they were not.
-        self.drafted: Tensor | None = None
+        self.labels_before_questions: Tensor | None = None
         #: What a subclass says of the epoch, for the log.
-        self.facts: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
 
     def layers(self) -> nn.ModuleList:
         """None: the classes are told apart by the memory."""
@@ -95,7 +95,7 @@ class ContrastiveMethod:
                 "source"; of several ranks each its own rows.
 
         Returns:
-            Facts for the log.
+            Metrics for the log.
 
         Raises:
             TrainingError: The features are not finite or all the same, or there are fewer than two classes to contrast.
@@ -127,7 +127,7 @@ class ContrastiveMethod:
             "clustered": clustered,
             "alone": len(self.labels) - clustered,
             "classes": count,
-            **self.facts,
+            **self.metrics,
         }
 
     def _spread(self, features: Tensor) -> float:
@@ -183,7 +183,7 @@ class ContrastiveMethod:
         """Of length one, in the memory's dtype: autocast gives half floats."""
         return F.normalize(embeddings.to(self.memory.bank.dtype))
 
-    def review(self, identities: Tensor | None) -> dict[str, float]:
+    def label_metrics(self, identities: Tensor | None) -> dict[str, float]:
         """Precision, recall and F1 of the epoch's clusters over pairs of images, where the identities are known."""
         if identities is None:
             return {}

@@ -113,7 +113,7 @@ class NNCT:
             else ShardedLabelMemory(n, settings.layout, settings.capacity, world)
         )
         #: No clusters are refined.
-        self.drafted: None = None
+        self.labels_before_questions: None = None
         #: Whether the labels are predicted in the epoch under way, or each image is its own only one.
         self.predicts = False
         #: Share of the old vector that an update of the memory keeps in the epoch under way.
@@ -273,22 +273,22 @@ class NNCT:
         )
         return lists[0].cpu(), lists[1].cpu()
 
-    def review(self, identities: Tensor | None) -> dict[str, float]:
+    def label_metrics(self, identities: Tensor | None) -> dict[str, float]:
         """What the log says of the labels.
 
         Labels of an image, itself left aside; those that short lists had no room for, in the run so far; precision and recall
         of the labels, where the identities are known. The same on all ranks.
         """
         indptr, indices = self.label_lists()
-        facts: dict[str, float] = {
+        metrics: dict[str, float] = {
             "labels_per_image": sum(self.world.all_gather_counts(len(indices))) / self.n - 1
         }
         if self.label_memory.layout == "sparse":
-            facts["labels_dropped"] = self.label_memory.dropped
+            metrics["labels_dropped"] = self.label_memory.dropped
         if identities is not None:
             scores = list_scores(indptr, indices, identities, self.world)
-            facts |= {f"label_{k}": v for k, v in scores._asdict().items()}
-        return facts
+            metrics |= {f"label_{k}": v for k, v in scores._asdict().items()}
+        return metrics
 
     def _make_memories(self, features: Tensor) -> None:
         """The width and the place of the memories are those of the first features."""

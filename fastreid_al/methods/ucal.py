@@ -76,7 +76,7 @@ class UCAL(ContrastiveMethod):
     def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """Sec. 3.1 and 3.2: cluster, select, refine."""
         c = self.cluster
-        neighbours, self.facts = self._neighbours(epoch, features)
+        neighbours, self.metrics = self._neighbours(epoch, features)
         far = c.eps + c.eps_gap
         graph = jaccard_graph(
             features, c.k1, c.k2, max_distance=far, neighbours=neighbours, world=self.world
@@ -90,7 +90,7 @@ class UCAL(ContrastiveMethod):
     def _refined(self, epoch: int, features: Tensor, labels: Tensor) -> Tensor:
         """The clusters (n,) after the epoch's questions. They are asked on the first rank, which then has all features."""
         questions = self.questions if self.world.is_first else None
-        self.drafted = None
+        self.labels_before_questions = None
         if not self.world.any_true(questions is not None and epoch >= questions.config.start):
             return labels
         start = time.perf_counter()
@@ -101,8 +101,8 @@ class UCAL(ContrastiveMethod):
             return questions.refine(epoch, features, labels)
 
         refined, asked = self.world.compute_on_first(ask, self._watch)
-        self.drafted = labels
-        self.facts |= asked | {"seconds_questions": time.perf_counter() - start}
+        self.labels_before_questions = labels
+        self.metrics |= asked | {"seconds_questions": time.perf_counter() - start}
         return refined
 
     def _neighbours(

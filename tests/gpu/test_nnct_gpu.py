@@ -102,7 +102,9 @@ def test_iterations_equal_the_cpus(neighbours_k: int, layout: str) -> None:
     for name, expected in here.label_memory.state_dict().items():
         assert torch.equal(there.label_memory.state_dict()[name].cpu(), expected)
     assert [x.tolist() for x in there.label_lists()] == [x.tolist() for x in here.label_lists()]
-    assert there.review(torch.arange(N) % CLUSTERS) == here.review(torch.arange(N) % CLUSTERS)
+    assert there.label_metrics(torch.arange(N) % CLUSTERS) == here.label_metrics(
+        torch.arange(N) % CLUSTERS
+    )
 
 
 def test_a_state_moves_between_devices() -> None:

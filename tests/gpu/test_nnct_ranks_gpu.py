@@ -84,7 +84,7 @@ def iterations(world: World, k: int, layout: str, dtype: torch.dtype) -> list[An
         found,
         world.all_gather_rows(method.bank),
         method.label_lists(),
-        method.review(torch.arange(N) % CLUSTERS),
+        method.label_metrics(torch.arange(N) % CLUSTERS),
     ]
 
 

@@ -88,10 +88,10 @@ def test_questions_refine_the_clusters_from_their_epoch_on() -> None:
         base.label_images(epoch, lambda: FEATURES)
         if epoch < 2:
             assert torch.equal(method.labels, base.labels)
-            assert method.drafted is None
+            assert method.labels_before_questions is None
             assert "questions" not in facts
         else:
-            assert torch.equal(method.drafted, base.labels)
+            assert torch.equal(method.labels_before_questions, base.labels)
             assert (facts["questions"], facts["questions_total"]) == (20, 20 * (epoch - 1))
             assert facts["share_total"] == facts["questions_total"] / (N * (N - 1) / 2)
         assert torch.equal(

@@ -94,7 +94,7 @@ def check_state(shared: NNCT, alone: NNCT) -> None:
         shared.label_memory.lookup_bits(images), alone.label_memory.lookup_bits(images)
     )
     for identities in (None, torch.arange(shared.n) % 5):
-        assert shared.review(identities) == alone.review(identities)
+        assert shared.label_metrics(identities) == alone.label_metrics(identities)
 
 
 def follow(

@@ -81,7 +81,7 @@ def trained(world: World, kind: str) -> None:
             torch.testing.assert_close(mine.grad / world.size, part(one.grad))
             pair[0].update(x, rows)
             pair[1].update(mine, part(rows))
-        assert pair[0].review(IDENTITIES) == pair[1].review(IDENTITIES)
+        assert pair[0].label_metrics(IDENTITIES) == pair[1].label_metrics(IDENTITIES)
     states = [method.state_dict() for method in pair]
     assert torch.equal(states[0]["labels"], states[1]["labels"])
     assert torch.equal(
@@ -148,7 +148,7 @@ def asked(world: World) -> tuple[list[int], dict[str, float], bool]:
     return (
         method.labels.tolist(),
         {k: v for k, v in facts.items() if "seconds" not in k},
-        method.drafted is not None,
+        method.labels_before_questions is not None,
     )
 
 

@@ -50,7 +50,7 @@ from fastreid_al.config import (
 )
 from fastreid_al.data import ImageSet
 from fastreid_al.data.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
-from fastreid_al.data.loader import Feed
+from fastreid_al.data.loader import BatchLoader
 from fastreid_al.data.pixels import PixelStore
 from fastreid_al.data.records import Record
 from fastreid_al.data.samplers import IdentitySampler, PassSampler, iterations_of
@@ -192,8 +192,8 @@ class Evaluation:
         self.config, self.seconds = config, {"evaluation_extraction_s": 0.0, "ranking_s": 0.0}
         counts = [size.query, size.gallery]
         # As the engine's own evaluation reads them.
-        self.feeds = [
-            Feed(store_of(pixels, count), torch.device(device), "host") for count in counts
+        self.loaders = [
+            BatchLoader(store_of(pixels, count), torch.device(device), "host") for count in counts
         ]
         features, identities = harness.unit_rows(
             device, "float32", sum(counts), dim_of(size.backbone)
@@ -207,8 +207,8 @@ class Evaluation:
         """The scores of the planted features."""
         engine, stage = self.config.engine, self.config.network.test_features
         self.seconds["evaluation_extraction_s"] = sum(
-            harness.clocked(extract_features, network, feed, engine, None, stage)[1]
-            for feed in self.feeds
+            harness.clocked(extract_features, network, loader, engine, None, stage)[1]
+            for loader in self.loaders
         )
         ranking, self.seconds["ranking_s"] = harness.clocked(rank_gallery, *self.sides)
         return ranking
@@ -244,7 +244,7 @@ class Ours:
         self.network = Network(model, config.engine, self.device, self.warnings.append)
         n = len(planted.features)
         self.pixels = noise(min(n, PIXELS), config.image)
-        self.feed = Feed(store_of(self.pixels, n), self.device, config.image.place)
+        self.loader = BatchLoader(store_of(self.pixels, n), self.device, config.image.place)
 
     def epoch(
         self,
@@ -281,7 +281,7 @@ class Ours:
             train(
                 state,
                 self.network,
-                self.feed,
+                self.loader,
                 RunFolder(Path(name)),
                 silent(),
                 evaluate,
@@ -291,7 +291,7 @@ class Ours:
 
     @contextmanager
     def _method(self, config: RunConfig, folder: Path) -> Iterator[Method]:
-        n, planted = len(self.feed), self.planted
+        n, planted = len(self.loader), self.planted
         if config.method == "nnct":
             nnct = PlantedNNCT(
                 n, config.neighbours_k, config.nnct, config.batch, nnct_step.EPOCHS, config.seed
@@ -306,7 +306,7 @@ class Ours:
         records = [Record(folder / f"{i}.jpg", *who) for i, who in enumerate(people)]
         images = ImageSet("msmt17", folder, records, [], [])
         with open_questions(
-            config, images, records, self.feed.store.digests, folder, silent()
+            config, images, records, self.loader.store.digests, folder, silent()
         ) as questions:
             ucal = PlantedUCAL(
                 planted.cameras,
@@ -609,7 +609,7 @@ def test_epoch(
         peak_from="resident set of the process"
         if peak is None
         else "allocated on the device, less what is planted",
-        pixels_on=ours.feed.place,
+        pixels_on=ours.loader.place,
         precision="bf16" if ours.network.bf16 else "float32",
         compiled=ours.network.compiled and not ours.warnings,
         warm_up_s=round(warm_s, 2),
@@ -632,7 +632,7 @@ def test_epoch(
 def beside(ours: Ours, planted: Planted, iterations: int, device: str) -> dict[str, Any]:
     """The plain loop and ours in turns: medians of either, and an epoch of the plain loop as long as these say."""
     before = watch_memory(device)
-    n, size, count = len(ours.feed), ours.config.batch.size, BATCHES[device]
+    n, size, count = len(ours.loader), ours.config.batch.size, BATCHES[device]
     plain = Plain(ours.config, ours.pixels, planted, device)
     extracts = ours.config.method == "ucal"
     turns: list[dict[str, float]] = []

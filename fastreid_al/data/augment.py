@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..config import ImageConfig
 from .camera_style import CameraStyle, Styles
-from .loader import constant, sent
+from .loader import device_constant, to_device_async
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -135,7 +135,9 @@ class Draws(NamedTuple):
             return self
         # Every number is a float32 or a whole number below 2^24, so that nothing is rounded.
         packed = [x.reshape(len(self.flipped), -1).float() for x in self[1:] if x is not None]
-        parts = iter(sent(torch.cat(packed, 1), device).split([x.shape[1] for x in packed], 1))
+        parts = iter(
+            to_device_async(torch.cat(packed, 1), device).split([x.shape[1] for x in packed], 1)
+        )
         moved = (None if x is None else next(parts).reshape(x.shape).to(x.dtype) for x in self[1:])
         return Draws._make([self.styles, *moved])
 
@@ -257,4 +259,4 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
-    return constant(values, like.device).view(1, 3, 1, 1)
+    return device_constant(values, like.device).view(1, 3, 1, 1)

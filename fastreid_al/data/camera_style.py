@@ -21,7 +21,7 @@ from ..config import ImageConfig, StyleConfig, StyleName
 from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import DataError
 from .folder import images_below
-from .loader import Feed, constant, sent
+from .loader import BatchLoader, device_constant, to_device_async
 from .pixels import PixelStore, cache_folder, decode
 from .records import STYLE_COPIES, UNKNOWN, ImageSet, Record
 
@@ -95,7 +95,7 @@ class CameraStyle(ABC):
         changed = (styles.drawn != styles.own).nonzero()[:, 0]
         if not len(changed):
             return pixels
-        where = sent(changed, pixels.device)
+        where = to_device_async(changed, pixels.device)
         styled = self._restyle(pixels[where], *(x[changed] for x in styles))
         return pixels.to(styled.dtype).index_copy(0, where, styled)
 
@@ -184,7 +184,7 @@ class ColourStyle(CameraStyle):
         shift = self.means[drawn, :, None] - maps @ self.means[own, :, None]
         colours = pixels.flatten(2).float()
         lab = self.space == "lab"
-        shift, maps = sent(torch.cat([shift, maps], 2), pixels.device).split([1, 3], 2)
+        shift, maps = to_device_async(torch.cat([shift, maps], 2), pixels.device).split([1, 3], 2)
         moved = torch.baddbmm(shift, maps, rgb_to_lab(colours) if lab else colours)
         return (lab_to_rgb(moved) if lab else moved).clamp_(0, 255).view(pixels.shape)
 
@@ -211,11 +211,11 @@ def rgb_to_lab(colours: Tensor) -> Tensor:
     """CIELAB under D65 of sRGB in [0, 255]: (B, 3, pixels) floating to the same shape, L in [0, 100]."""
     x = colours / 255
     linear = torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055).clamp_min(0) ** 2.4)
-    xyz = constant(_XYZ, x.device, x.dtype) @ linear
+    xyz = device_constant(_XYZ, x.device, x.dtype) @ linear
     root = torch.where(
         xyz > (6 / 29) ** 3, xyz.clamp_min(0) ** (1 / 3), xyz * (29 / 6) ** 2 / 3 + 4 / 29
     )
-    lab: Tensor = constant(_LAB, x.device, x.dtype) @ root
+    lab: Tensor = device_constant(_LAB, x.device, x.dtype) @ root
     lab[:, 0] -= 16
     return lab
 
@@ -223,9 +223,9 @@ def rgb_to_lab(colours: Tensor) -> Tensor:
 def lab_to_rgb(lab: Tensor) -> Tensor:
     """The inverse of `rgb_to_lab`; colours outside sRGB's range come out below 0 or above 255."""
     shifted = torch.cat([lab[:, :1] + 16, lab[:, 1:]], 1)
-    root = constant(_FROM_LAB, lab.device, lab.dtype) @ shifted
+    root = device_constant(_FROM_LAB, lab.device, lab.dtype) @ shifted
     xyz = torch.where(root > 6 / 29, root**3, (root - 4 / 29) * 3 * (6 / 29) ** 2)
-    linear = constant(_FROM_XYZ, lab.device, lab.dtype) @ xyz
+    linear = device_constant(_FROM_XYZ, lab.device, lab.dtype) @ xyz
     curved = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
     return 255 * torch.where(linear <= 0.0031308, 12.92 * linear, curved)
 
@@ -321,7 +321,7 @@ class FourierStyle(CameraStyle):
     def _restyle(self, pixels: Tensor, rows: Tensor, own: Tensor, drawn: Tensor) -> Tensor:
         waves, amplitudes = self._on(pixels.device)
         images = pixels.float()
-        own, drawn = sent(torch.stack([own, drawn]), pixels.device)
+        own, drawn = to_device_async(torch.stack([own, drawn]), pixels.device)
         change = waves.spectrum(images) * (amplitudes[drawn] / amplitudes[own] - 1)
         return (images + waves.image(change)).clamp_(0, 255)
 
@@ -329,8 +329,8 @@ class FourierStyle(CameraStyle):
         """The tables on a device; they stay there."""
         if device not in self._tables:
             self._tables[device] = (
-                _Waves(*(sent(x, device) for x in self._waves)),
-                sent(self.amplitudes, device),
+                _Waves(*(to_device_async(x, device) for x in self._waves)),
+                to_device_async(self.amplitudes, device),
             )
         return self._tables[device]
 
@@ -413,7 +413,7 @@ class FileStyle(CameraStyle):
             on_progress=on_progress,
             warn=warn,
         )
-        self._feed: Feed | None = None
+        self._loader: BatchLoader | None = None
         self._place, self._warn = image.place, warn
         bad = self._store.bad
         if bad:
@@ -444,9 +444,11 @@ class FileStyle(CameraStyle):
     def _restyle(self, pixels: Tensor, rows: Tensor, own: Tensor, drawn: Tensor) -> Tensor:
         places = self.table[rows, drawn].long()
         there = (places >= 0).nonzero()[:, 0]
-        if self._feed is None or self._feed.device != pixels.device:
-            self._feed = Feed(self._store, pixels.device, self._place, self._warn)
-        return pixels.index_copy(0, sent(there, pixels.device), self._feed.read(places[there]))
+        if self._loader is None or self._loader.device != pixels.device:
+            self._loader = BatchLoader(self._store, pixels.device, self._place, self._warn)
+        return pixels.index_copy(
+            0, to_device_async(there, pixels.device), self._loader.read(places[there])
+        )
 
     def describe(self) -> str:
         """One line for the log."""

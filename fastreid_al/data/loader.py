@@ -27,7 +27,7 @@ RESERVE = 2.0
 _BLOCK = 256
 
 
-class Feed:
+class BatchLoader:
     """Reads images of a store by row, for one device.
 
     On a GPU the store lies on it as a whole (device), which takes 98 kB an image of 256 x 128 (3.2 GB at n = 32,621, 98 GB at
@@ -63,7 +63,7 @@ class Feed:
         if pick_place(size, torch.cuda.mem_get_info(self.device)[0], place, warn) == "device":
             self._pixels = self._copied()
         else:
-            self._pool = ThreadPoolExecutor(1, "feed")
+            self._pool = ThreadPoolExecutor(1, "loader")
             self._stream = torch.cuda.Stream(self.device)
 
     @property
@@ -88,7 +88,7 @@ class Feed:
         where the store lies there too.
         """
         if self._pixels is not None:
-            return partial(self._pixels.index_select, 0, sent(rows, self.device))
+            return partial(self._pixels.index_select, 0, to_device_async(rows, self.device))
         if self._pool is None:
             return partial(self._read, rows)
         return partial(self._taken, self._pool.submit(self._staged, rows))
@@ -135,7 +135,7 @@ def pick_place(
     """Whether a store of `size` bytes goes to a device with `free` bytes: device or host.
 
     Raises:
-        DataError: As `Feed`.
+        DataError: As `BatchLoader`.
     """
     needed = f"the pixels take {size / 2**30:.1f} GiB"
     if place == "device" and size > (room := free - RESERVE * 2**30):
@@ -152,7 +152,7 @@ def pick_place(
     return "host" if place == "host" else "device"
 
 
-def ahead(batches: Iterable[A], start: Callable[[A], B]) -> Iterator[tuple[A, B]]:
+def prefetch(batches: Iterable[A], start: Callable[[A], B]) -> Iterator[tuple[A, B]]:
     """Each batch with what `start` gives for it, which is called while the batch before it is still worked on."""
     waiting: tuple[A, B] | None = None
     for batch in batches:
@@ -163,7 +163,7 @@ def ahead(batches: Iterable[A], start: Callable[[A], B]) -> Iterator[tuple[A, B]
         yield waiting
 
 
-def sent(x: Tensor, device: torch.device) -> Tensor:
+def to_device_async(x: Tensor, device: torch.device) -> Tensor:
     """A small tensor on a device, through pinned memory, so that neither the host nor the device waits."""
     if device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
@@ -171,7 +171,9 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
 
 
 @functools.cache
-def constant(values: Any, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+def device_constant(
+    values: Any, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Numbers, in a tuple of any depth, that lie on a device once and for all."""
     with torch.inference_mode(False):
-        return sent(torch.tensor(values, dtype=dtype), device)
+        return to_device_async(torch.tensor(values, dtype=dtype), device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import EngineConfig, ImageConfig
 from ..data.augment import normalize
-from ..data.loader import Feed, Place, ahead
+from ..data.loader import BatchLoader, Place, prefetch
 from ..data.pixels import PixelStore, cache_folder, decode
 from ..data.records import ImageSet, Record
 from ..distributed.world import SINGLE_PROCESS, World
@@ -23,7 +23,7 @@ from .network import Network
 
 def extract_features(
     network: Network,
-    feed: Feed,
+    loader: BatchLoader,
     settings: EngineConfig,
     on_progress: Callable[[int, int], None] | None = None,
     stage: Stage = "bn",
@@ -34,7 +34,7 @@ def extract_features(
 
     Args:
         network: The network.
-        feed: The images.
+        loader: The images.
         settings: Images at a time, and whether mirror images are extracted too.
         on_progress: Called with (images done, images in all).
         stage: Which features.
@@ -48,7 +48,7 @@ def extract_features(
     model, device = network.model, network.device
     training = model.training
     model.eval()
-    own = world.local_slice(len(feed))
+    own = world.local_slice(len(loader))
     size = own.stop - own.start
     out = torch.empty(size, model.features, device=device)
     batch = min(settings.extract_batch, size)
@@ -60,13 +60,13 @@ def extract_features(
     ]
     done = 0
     with torch.inference_mode():
-        for rows, images in ahead(parts, lambda rows: feed.start(own.start + rows)):
+        for rows, images in prefetch(parts, lambda rows: loader.start(own.start + rows)):
             network.begin_step()
             prepared = normalize(images()).contiguous(memory_format=torch.channels_last)
             start, done = int(rows[0]), int(rows[-1]) + 1
             out[start:done] = network.features(prepared, stage, domain, settings.flip_features)
             if on_progress is not None:
-                on_progress(min(world.size * done, len(feed)), len(feed))
+                on_progress(min(world.size * done, len(loader)), len(loader))
     model.train(training)
     return out
 
@@ -98,7 +98,7 @@ class Evaluator:
         self._settings, self._world = settings or EngineConfig(), world
         self._images, self._config = images, config
         self._store_dir, self._reporter = store_dir, reporter
-        self._splits: dict[str, tuple[Feed, Tensor, Tensor]] = {}
+        self._splits: dict[str, tuple[BatchLoader, Tensor, Tensor]] = {}
 
     def __call__(self, network: Network) -> Ranking:
         """Extract, then rank.
@@ -118,10 +118,10 @@ class Evaluator:
         """Features, identities and cameras of the queries, then of the gallery."""
         sides = []
         for split in ("query", "gallery"):
-            feed, ids, cameras = self._decoded(split, network.device)
-            with self._reporter.progress(f"extracting {split}", len(feed)) as update:
+            loader, ids, cameras = self._decoded(split, network.device)
+            with self._reporter.progress(f"extracting {split}", len(loader)) as update:
                 features = extract_features(
-                    network, feed, self._settings, update, self._stage, world=self._world
+                    network, loader, self._settings, update, self._stage, world=self._world
                 )
             if self._world.any_true(not torch.isfinite(features).all()):
                 raise TrainingError(
@@ -130,7 +130,7 @@ class Evaluator:
             sides += [features, ids, cameras]
         return sides
 
-    def _decoded(self, split: str, device: torch.device) -> tuple[Feed, Tensor, Tensor]:
+    def _decoded(self, split: str, device: torch.device) -> tuple[BatchLoader, Tensor, Tensor]:
         if split not in self._splits:
             records = [r for r in self._images.splits[split] if r.identity >= 0]
             store, kept = decode_records(
@@ -142,7 +142,7 @@ class Evaluator:
                 )
             # Read once at each evaluation: the device's memory is better left to training.
             place: Place = "device" if self._config.place == "device" else "host"
-            self._splits[split] = Feed(store, device, place), *identities_and_cameras(kept)
+            self._splits[split] = BatchLoader(store, device, place), *identities_and_cameras(kept)
         return self._splits[split]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import RunConfig
-from ..data.loader import Feed, ahead, sent
+from ..data.loader import BatchLoader, prefetch, to_device_async
 from ..distributed.world import World
 from ..errors import TrainingError
 from ..metrics import Ranking, pair_scores
@@ -44,7 +44,7 @@ class _Run:
     Args:
         state: The run.
         network: The network as it is run.
-        feed: Pixels of the training images.
+        loader: Pixels of the training images.
         source: Pixels of the source's training images.
         folder: Takes checkpoints and metrics.
         reporter: Says how it goes.
@@ -55,8 +55,8 @@ class _Run:
 
     state: Training
     network: Network
-    feed: Feed
-    source: Feed | None
+    loader: BatchLoader
+    source: BatchLoader | None
     folder: RunFolder
     reporter: Reporter
     evaluate: Callable[[Network], Ranking] | None
@@ -72,19 +72,19 @@ class _Run:
 def train(
     state: Training,
     network: Network,
-    feed: Feed,
+    loader: BatchLoader,
     folder: RunFolder,
     reporter: Reporter,
     evaluate: Callable[[Network], Ranking] | None = None,
     identities: Tensor | None = None,
-    source: Feed | None = None,
+    source: BatchLoader | None = None,
 ) -> None:
     """Train from wherever the state stands to the last epoch.
 
     Args:
         state: The run.
         network: Its network, as it is run.
-        feed: Pixels of the training images.
+        loader: Pixels of the training images.
         folder: Takes checkpoints and metrics.
         reporter: Says how it goes.
         evaluate: Scores the network; None when the set has nothing to evaluate on.
@@ -101,11 +101,11 @@ def train(
     folder.rewrite_metrics(state.history)
     clock = Clock(device)
     profile = Profile(folder, config.profile, device)
-    run = _Run(state, network, feed, source, folder, reporter, evaluate, clock, profile)
+    run = _Run(state, network, loader, source, folder, reporter, evaluate, clock, profile)
 
     def extract(domain: Domain = "target") -> Tensor:
         pixels, what = (
-            (source, "extracting the source") if domain == "source" else (feed, "extracting")
+            (source, "extracting the source") if domain == "source" else (loader, "extracting")
         )
         assert pixels is not None
         with clock("extraction"), reporter.progress(what, len(pixels)) as update:
@@ -206,8 +206,8 @@ def _train_epoch(run: _Run, stop: _Stop) -> None:
     # A sum on the device: it is read once, at the end of the epoch.
     state.loss = state.loss.to(device)
     with run.profile.steps(total - state.step) as stepped:
-        fed = ahead(batches, partial(_part, run))
-        for _, part in run.reporter.track(what, fed, total, state.step):
+        prefetched = prefetch(batches, partial(_part, run))
+        for _, part in run.reporter.track(what, prefetched, total, state.step):
             network.begin_step()
             with clock("data"):
                 images, beside, own = _batch(run, part)
@@ -244,7 +244,7 @@ def _no_room(run: _Run) -> str:
     )
     return (
         f"epoch {run.state.epoch + 1}: {run.device} ({whole / 2**30:.0f} GiB) ran out of memory beside the feature memory; "
-        f"a smaller --batch.size than {size}{run.feed.spare}, or more ranks than {world}, which share the memory, needs less"
+        f"a smaller --batch.size than {size}{run.loader.spare}, or more ranks than {world}, which share the memory, needs less"
     )
 
 
@@ -263,17 +263,19 @@ class _Part(NamedTuple):
 
 def _part(run: _Run, rows: Tensor) -> _Part:
     """Begin to bring this rank's part of a batch (B,), or (2B,) with a source, to the device; each half is cut by itself."""
-    n = len(run.feed)
+    n = len(run.loader)
     target, others = rows[rows < n], rows[rows >= n]
     own = run.state.world.local_slice(len(target))
     here = torch.cat([target[own], others[own]])
     source = None if run.source is None else run.source.start(others[own] - n)
-    return _Part(target, own, sent(here, run.device), run.feed.start(target[own]), source)
+    return _Part(
+        target, own, to_device_async(here, run.device), run.loader.start(target[own]), source
+    )
 
 
 def _batch(run: _Run, part: _Part) -> tuple[Tensor, Tensor | None, Tensor]:
     """Images, the source's, and rows. Draws are those of the whole batch, so that ranks draw alike."""
-    augment, (height, width) = run.state.augment, run.feed.store.pixels.shape[-2:]
+    augment, (height, width) = run.state.augment, run.loader.store.pixels.shape[-2:]
     n = len(part.target)
     # Camera styles are the target's; its images are known to them by their rows.
     draws = augment.draw(n, height, width, part.target).part(part.own)

@@ -14,7 +14,7 @@ import torch
 from ..answers import Verdict
 from ..config import EngineConfig, EvaluationConfig, ImageConfig, SyntheticConfig, TestFeatures
 from ..data import ImageSet
-from ..data.loader import Feed
+from ..data.loader import BatchLoader
 from ..distributed.launch import alone_or_refuse
 from ..engine.console import Reporter, RunFolder, percent, ranking_metrics
 from ..engine.extract import Evaluator, decode_records, extract_features, identities_and_cameras
@@ -106,7 +106,9 @@ def _save_features(
     )
     with reporter.progress("extracting train", len(store)) as update:
         features = (
-            extract_features(network, Feed(store, network.device, "host"), settings, update, stage)
+            extract_features(
+                network, BatchLoader(store, network.device, "host"), settings, update, stage
+            )
             .cpu()
             .numpy()
         )

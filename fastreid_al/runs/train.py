@@ -17,7 +17,7 @@ from ..config import RunConfig
 from ..data import ImageSet, describe, load
 from ..data.augment import Augment
 from ..data.camera_style import CameraStyle, camera_style, match_copies, nothing_to_draw
-from ..data.loader import Feed
+from ..data.loader import BatchLoader
 from ..data.pixels import PixelStore
 from ..data.records import STYLE_COPIES, UNKNOWN, Record, count
 from ..data.samplers import iterations_of
@@ -158,17 +158,17 @@ def _run(
             reporter.line(f"resuming {folder.path} after epoch {state.epoch}, batch {state.step}")
             del saved
         folder.describe(config)
-        feed = Feed(store, device, config.image.place, reporter.warn)
+        loader = BatchLoader(store, device, config.image.place, reporter.warn)
         network = Network(model, config.engine, device, reporter.warn)
         part, step = config.batch.size // world.size, max(config.network.bn_group, 2)
         height, width = config.image.height, config.image.width
-        network.prove(part, height, width, step, source is not None, feed.spare, world)
+        network.prove(part, height, width, step, source is not None, loader.spare, world)
         network.join(world)
         try:
             train(
                 state,
                 network,
-                feed,
+                loader,
                 folder,
                 reporter,
                 Evaluator(
@@ -185,7 +185,7 @@ def _run(
                 identities if (identities != UNKNOWN).all() else None,
                 None
                 if source is None
-                else Feed(source.store, device, config.image.place, reporter.warn),
+                else BatchLoader(source.store, device, config.image.place, reporter.warn),
             )
         except (Interrupted, QuitAsking) as stop:
             reporter.line(_stopped(state, folder, stop, world))

@@ -258,7 +258,9 @@ def test_packed_draws_are_unpacked_as_they_were(monkeypatch: pytest.MonkeyPatch)
     """On the meta device nothing is kept, so that the copy is caught on its way there."""
     draws = Augment(recipe("msmt17", method="nnct").image, 3).draw(9, 256, 128)
     copies: list[torch.Tensor] = []
-    monkeypatch.setattr("fastreid_al.data.augment.sent", lambda x, device: copies.append(x) or x)
+    monkeypatch.setattr(
+        "fastreid_al.data.augment.to_device_async", lambda x, device: copies.append(x) or x
+    )
     moved = draws.to(torch.device("meta"))
     assert len(copies) == 1
     for before, after in zip(draws[1:], moved[1:], strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastreid_al.data import loader
-from fastreid_al.data.loader import Feed, ahead, pick_place
+from fastreid_al.data.loader import BatchLoader, pick_place, prefetch
 from fastreid_al.data.pixels import PixelStore
 from fastreid_al.errors import DataError
 
@@ -22,7 +22,7 @@ def store_of(n: int = 12) -> PixelStore:
 @pytest.mark.parametrize("place", ["auto", "device", "host"])
 def test_on_a_cpu_a_feed_is_a_read_of_the_store(place: str) -> None:
     store = store_of()
-    images = Feed(store, torch.device("cpu"), place)
+    images = BatchLoader(store, torch.device("cpu"), place)
     rows = torch.tensor([11, 0, 5, 5])
     assert len(images) == 12 and torch.equal(images.read(rows), store.pixels[2 * rows])
     later, sooner = images.start(rows[:1]), images.start(rows[1:])
@@ -39,7 +39,7 @@ def test_a_batch_is_started_while_the_one_before_is_worked_on() -> None:
         events.append(f"start {batch}")
         return f"pixels {batch}"
 
-    for batch, images in ahead(range(3), start):
+    for batch, images in prefetch(range(3), start):
         events.append(f"work {batch} {images}")
     assert events == [
         "start 0",
@@ -49,7 +49,7 @@ def test_a_batch_is_started_while_the_one_before_is_worked_on() -> None:
         "work 1 pixels 1",
         "work 2 pixels 2",
     ]
-    assert list(ahead([], start)) == []
+    assert list(prefetch([], start)) == []
 
 
 def test_auto_takes_the_device_where_half_of_what_is_free_is_enough_and_says_else_why() -> None:
@@ -72,8 +72,8 @@ def test_the_device_is_refused_when_it_has_no_room_with_what_is_missing_and_what
 def test_constants_are_made_once_and_serve_training_after_inference() -> None:
     cpu = torch.device("cpu")
     with torch.inference_mode():
-        first = loader.constant((1.5, 2.5), cpu)
-    assert loader.constant((1.5, 2.5), cpu) is first and not first.is_inference()
+        first = loader.device_constant((1.5, 2.5), cpu)
+    assert loader.device_constant((1.5, 2.5), cpu) is first and not first.is_inference()
     weight = torch.ones(2, requires_grad=True)
     (weight * first).sum().backward()
     assert torch.equal(weight.grad, first)

@@ -13,7 +13,7 @@ from PIL import Image
 from fastreid_al.config import ImageConfig, recipe
 from fastreid_al.data.augment import Augment
 from fastreid_al.data.camera_style import CameraStyle, ColourStyle, FileStyle, FourierStyle
-from fastreid_al.data.loader import SHARE, Feed, ahead
+from fastreid_al.data.loader import SHARE, BatchLoader, prefetch
 from fastreid_al.data.pixels import PixelStore, decode
 from fastreid_al.data.records import STYLE_COPIES, ImageSet, Record
 from fastreid_al.errors import DataError
@@ -45,20 +45,20 @@ def unwaiting() -> Iterator[Callable[[], None]]:
 
 @PLACES
 def test_rows_are_those_of_the_store(store: PixelStore, place: str) -> None:
-    feed = Feed(store, torch.device("cuda"), place)
-    assert feed.place == place
+    loader = BatchLoader(store, torch.device("cuda"), place)
+    assert loader.place == place
     batches = [torch.randint(N, (size,)) for size in (64, 1, 0, 300, 64, 7) * 5]
     scratch = torch.rand(2048, 2048, device="cuda")
     seen = []
-    for rows, images in ahead(batches, feed.start):
+    for rows, images in prefetch(batches, loader.start):
         for _ in range(3):
             scratch = scratch @ scratch  # the stream is behind the copies
         seen.append((rows, images().clone()))
     for rows, images in seen:
         assert images.is_cuda and torch.equal(images.cpu(), store.read(rows))
-    assert torch.equal(feed.read(batches[0]).cpu(), store.read(batches[0]))
+    assert torch.equal(loader.read(batches[0]).cpu(), store.read(batches[0]))
     if place == "device":
-        assert torch.equal(feed.read(batches[0].cuda()).cpu(), store.read(batches[0]))
+        assert torch.equal(loader.read(batches[0].cuda()).cpu(), store.read(batches[0]))
 
 
 @PLACES
@@ -71,7 +71,7 @@ def test_a_mapped_store_is_fed_alike(tmp_path: Path, place: str) -> None:
     mapped = decode(paths, HEIGHT, WIDTH, store_gib=0, cache=tmp_path / "kept")
     rows = torch.randperm(20)
     assert torch.equal(
-        Feed(mapped, torch.device("cuda"), place).read(rows).cpu(), mapped.read(rows)
+        BatchLoader(mapped, torch.device("cuda"), place).read(rows).cpu(), mapped.read(rows)
     )
 
 
@@ -80,10 +80,13 @@ def test_a_store_without_room_stays_with_the_host_or_is_refused(store: PixelStor
     much = int(free * (1 + SHARE) / 2) // store.pixels[0].nbytes
     large = PixelStore(store.pixels, torch.zeros(1, dtype=torch.int64).expand(much), [], [])
     said: list[str] = []
-    assert Feed(large, torch.device("cuda"), "auto", said.append).place == "host" and len(said) == 1
+    assert (
+        BatchLoader(large, torch.device("cuda"), "auto", said.append).place == "host"
+        and len(said) == 1
+    )
     more = PixelStore(store.pixels, torch.zeros(1, dtype=torch.int64).expand(2 * much), [], [])
     with pytest.raises(DataError, match=r"give --image\.place host"):
-        Feed(more, torch.device("cuda"), "device")
+        BatchLoader(more, torch.device("cuda"), "device")
 
 
 def style_of(kind: str, store: PixelStore, tmp_path: Path) -> CameraStyle | None:
@@ -121,12 +124,12 @@ def test_the_data_of_a_step_are_those_of_the_cpu_and_are_not_waited_for(
 ) -> None:
     config = recipe("market1501", method=method).image
     style, cuda = style_of(kind, store, tmp_path), torch.device("cuda")
-    feed = Feed(store, cuda, place)
+    loader = BatchLoader(store, cuda, place)
     there, here = Augment(config, 3, style), Augment(config, 3, style)
     batches = [torch.randperm(N)[:32] for _ in range(6)]
     part, found = slice(8, 24), []
     # Tables and pinned memory are made in the first steps.
-    for step, (rows, images) in enumerate(ahead(batches, lambda rows: feed.start(rows[part]))):
+    for step, (rows, images) in enumerate(prefetch(batches, lambda rows: loader.start(rows[part]))):
         if step == 2:
             unwaiting()
         draws = there.draw(len(rows), HEIGHT, WIDTH, rows)

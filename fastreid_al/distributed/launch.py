@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from ..config import RunConfig
-from ..engine.checkpoint import different_images
+from ..data.fingerprint import different_images
 from ..errors import UserError
 from .world import SINGLE_PROCESS, World
 

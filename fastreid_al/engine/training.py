@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ..config import OptimizerConfig, RunConfig
 from ..data.augment import Augment
+from ..data.fingerprint import check_same_data
 from ..distributed.launch import flat
 from ..distributed.world import SINGLE_PROCESS, Sharded, World
 from ..errors import CheckpointError, TrainingError
 from ..models import ReIdNet, without_source
-from .checkpoint import check_same_data, load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, save_checkpoint
 from .console import RunFolder
 from .sharded_checkpoint import drop_shards, has_shards, load_shards, save_shards
 

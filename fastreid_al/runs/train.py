@@ -17,6 +17,7 @@ from ..config import RunConfig
 from ..data import ImageSet, describe, load
 from ..data.augment import Augment
 from ..data.camera_style import CameraStyle, camera_style, match_copies, nothing_to_draw
+from ..data.fingerprint import data_fingerprint
 from ..data.loader import BatchLoader
 from ..data.pixels import PixelStore
 from ..data.records import STYLE_COPIES, UNKNOWN, Record, count
@@ -31,7 +32,6 @@ from ..distributed.launch import (
     restarted,
 )
 from ..distributed.world import SINGLE_PROCESS, World
-from ..engine.checkpoint import data_fingerprint
 from ..engine.console import Reporter, RunFolder, draw_curves
 from ..engine.extract import Evaluator, decode_records, identities_and_cameras
 from ..engine.loop import Interrupted, train

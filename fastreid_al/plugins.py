@@ -21,7 +21,12 @@ MODELS = "fastreid_al.models"
 
 #: The extensions that this package brings, by group.
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
-    STRATEGIES: {},
+    STRATEGIES: {
+        "ucal": "fastreid_al.methods.ucal:ask_snps_then_mpps",
+        "gain": "fastreid_al.active.strategies.gain:ask_by_expected_gain",
+        "spal": "fastreid_al.active.strategies.spal:ask_farthest_and_nearest",
+        "random": "fastreid_al.active.strategies.random_pairs:ask_random_pairs",
+    },
     ANNOTATORS: {},
     DATASETS: {},
     MODELS: {},

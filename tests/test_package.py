@@ -41,7 +41,7 @@ LAYERS = (
     ("annotators", "methods"),
     ("runs",),
 )
-EVERYWHERE = {"config", "errors", "files", "native"}
+EVERYWHERE = {"config", "errors", "files", "native", "plugins"}
 ALLOWED = {
     package: EVERYWHERE | {package} | {name for below in LAYERS[: level + 1] for name in below}
     for level, layer in enumerate(LAYERS)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -11,13 +11,7 @@ from ..answers.asker import Asker, OutOfQuestions, RoundAgain, Spent
 from ..answers.question import Verdict
 from ..config import QuestionConfig
 from .partition import apply_memory
-from .strategies.baselines import ask_pairs, ask_ucal, random_pairs, spal_pairs
-from .strategies.gain import ask_gain
-
-StrategyName = Literal["ucal", "gain", "spal", "random"]
-
-#: Random pairs that a round draws when no budget says how many.
-_RANDOM = 1000
+from .strategies import Strategy, load_strategy
 
 
 class Refined(NamedTuple):
@@ -36,7 +30,7 @@ def refine(
     features: Tensor,
     labels: Tensor,
     asker: Asker,
-    strategy: StrategyName = "ucal",
+    strategy: Strategy | str = "ucal",
     config: QuestionConfig | None = None,
     epoch: int = 0,
 ) -> Refined:
@@ -58,48 +52,28 @@ def refine(
         QuitAsking: The annotator leaves; every answer is in the ledger, and the same round can be begun again.
     """
     config = config or QuestionConfig()
-    ask = _STRATEGIES[strategy]
+    ask = load_strategy(strategy)
     while True:
         asker.begin(epoch, config.per_epoch)
-        remembered = apply_memory(features, labels, asker.memory)
-        asker.current = remembered.clone
+        known = apply_memory(features, labels, asker.memory)
+        asker.features = features
+        asker.labels = known
+        asker.current_labels = partial(_labels_after_answers, features, known, asker)
         try:
-            ask(features, remembered, asker, config)
+            ask(features, known, asker, config)
         except OutOfQuestions:
             pass
         except RoundAgain:
             continue
-        refined = asker.current()
+        refined = asker.current_labels()
         spent = asker.end()
         # A rule looks at the images that it shows; others of the same groups may have answers too.
         return Refined(apply_memory(features, refined, asker.memory), spent)
 
 
-def _gain(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig) -> None:
-    ask_gain(features, labels, asker)
-
-
-def _spal(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig) -> None:
-    ask_pairs(features, labels, asker, spal_pairs(features, labels))
-
-
-def _random(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig) -> None:
-    allowed = asker.allowed()
-    count = _RANDOM if allowed is None else allowed
-    ask_pairs(
-        features,
-        labels,
-        asker,
-        random_pairs(features, labels, count, 1_000_003 * asker.seed + asker.epoch),
-    )
-
-
-_STRATEGIES: dict[str, Callable[[Tensor, Tensor, Asker, QuestionConfig], None]] = {
-    "ucal": ask_ucal,
-    "gain": _gain,
-    "spal": _spal,
-    "random": _random,
-}
+def _labels_after_answers(features: Tensor, labels: Tensor, asker: Asker) -> Tensor:
+    """Return the labels (n,) of a strategy that only asks: the given ones, made to agree with every answer."""
+    return apply_memory(features, labels, asker.constraints())
 
 
 class Questions:
@@ -111,7 +85,7 @@ class Questions:
         config: When, how many, and the constants of the rules.
     """
 
-    def __init__(self, asker: Asker, strategy: StrategyName, config: QuestionConfig) -> None:
+    def __init__(self, asker: Asker, strategy: Strategy | str, config: QuestionConfig) -> None:
         self.asker, self.strategy, self.config = asker, strategy, config
 
     def refine(

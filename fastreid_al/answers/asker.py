@@ -19,7 +19,7 @@ from .question import Annotator, Answer, NoAnswer, Question, UndoLast, Verdict
 
 ClosureName = Literal["transitive", "none"]
 #: Gives the labels as the answers so far would leave them.
-Current = Callable[[], Tensor]
+CurrentLabels = Callable[[], Tensor]
 #: Further pairs that are asked about for each answer that a merge needs, when some do not decide it.
 _TRIES = 3
 
@@ -85,8 +85,11 @@ class Asker:
         #: Questions and seconds of the rounds that ended.
         self.asked, self.seconds = 0, 0.0
         #: Called after each answer with the questions so far and what gives the present labels.
-        self.watch: Callable[[int, Current], None] | None = None
-        self.current: Current = lambda: torch.zeros(0, dtype=torch.int64)
+        self.watch: Callable[[int, CurrentLabels], None] | None = None
+        self.current_labels: CurrentLabels = lambda: torch.zeros(0, dtype=torch.int64)
+        #: Unit-norm features (n, D) and clusters (n,) of the round, which `ask_pair` needs.
+        self.features: Tensor | None = None
+        self.labels: Tensor | None = None
         self.epoch = 0
         self._limit: int | None = None
         #: Answers beyond the position, by pair, until the round asks for them.
@@ -97,13 +100,16 @@ class Asker:
         self._open_round()
 
     def begin(self, epoch: int, limit: int | None = None) -> None:
-        """Begin a round of at most `limit` questions."""
-        self.epoch, self._limit = epoch, limit
+        """Begin a round of at most `limit` questions; None is no limit."""
+        self.epoch = epoch
+        self._limit = limit
         self._open_round()
 
     def end(self) -> Spent:
         """End the round: every answer of the ledger is known, and what this run gave is counted."""
         self._catch_up()
+        self.features = None
+        self.labels = None
         self.position = self.ledger.last_event()
         self.asked += self.spent.questions
         self.seconds += self.spent.seconds
@@ -145,6 +151,31 @@ class Asker:
     def constraints(self) -> Closure:
         """What the labels must agree with: the memory, also where it infers nothing about what to ask."""
         return self.memory if self.transitive else Closure.replay(self.memory.answers())
+
+    def ask_pair(self, i: int, j: int) -> Verdict:
+        """Ask whether two images show the same identity.
+
+        Args:
+            i: Row of one image.
+            j: Row of the other image.
+
+        Returns:
+            The verdict; see `ask`.
+
+        Raises:
+            ValueError: Both rows are the same, or the round has no features and labels.
+            OutOfQuestions: The budget is spent.
+        """
+        i = int(i)
+        j = int(j)
+        if i == j:
+            raise ValueError(f"ask_pair: got image {i} twice, expected two different images")
+        if self.features is None or self.labels is None:
+            raise ValueError("ask_pair: the round has no features and labels")
+        same_cluster = int(self.labels[i]) == int(self.labels[j]) >= 0
+        reason = "split" if same_cluster else "merge"
+        similarity = float(self.features[i] @ self.features[j])
+        return self.ask(Question.about_images(i, j, reason, similarity))
 
     def ask(self, question: Question) -> Verdict:
         """What a person says of the two groups of a question, from memory where it is known.
@@ -234,7 +265,7 @@ class Asker:
         self.spent.verdicts[answer.verdict.value] += 1
         self.spent.contradictions += effect is Effect.CONTRADICTION
         if self.watch is not None:
-            self.watch(self.asked + self.spent.questions, self.current)
+            self.watch(self.asked + self.spent.questions, self.current_labels)
 
     def _catch_up(self) -> None:
         """Take every answer that lies ahead, in the order in which they were given."""

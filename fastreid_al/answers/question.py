@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -37,6 +38,16 @@ class Question:
     similarity: float
     score: float
     cluster: int = -1
+
+    @classmethod
+    def about_images(
+        cls, i: int, j: int, reason: str, similarity: float, score: float = 0.0
+    ) -> Question:
+        """Return a question about two single images, the one with the lower row first."""
+        low = min(i, j)
+        high = max(i, j)
+        groups = torch.tensor([low]), torch.tensor([high])
+        return cls((low, high), groups, reason, similarity, score)
 
 
 class Answer(NamedTuple):

@@ -1,12 +1,15 @@
 """UCAL, unsupervised clustering active learning (Gao and Li, BMVC 2021), to be read beside the paper.
 
 Sec. 3.1, the base, is here: at each epoch cluster the features with DBSCAN on the k-reciprocal Jaccard distance, keep the
-reliable part of each cluster (self-paced selection), and train against the cluster centroids with Eq. 1. Sec. 3.2 refines the
-clusters between these two steps with the answers of a person: `fastreid_al.active`, given as `questions`.
+reliable part of each cluster (self-paced selection), and train against the cluster centroids with Eq. 1.
+
+Sec. 3.2, the questions, is `ask_snps_then_mpps`: between clustering and training, clusters are split (SNPS) and merged (MPPS)
+according to the answers of a person.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,8 +18,13 @@ import torch
 from torch import Tensor
 
 from ..active import Questions
+from ..active.mpps import propose_merges
+from ..active.partition import Partition, Split
+from ..active.snps import propose_splits
+from ..answers.asker import Asker
+from ..answers.question import Verdict
 from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
-from ..config import BatchConfig, ClusterConfig, MemoryConfig
+from ..config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
 from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import TrainingError
 from .adaptation import Source
@@ -138,6 +146,61 @@ class UCAL(ContrastiveMethod):
             else "a smaller --cluster.eps or --cluster.k1 splits it"
         )
         return f"epoch {epoch + 1}: {found} among {len(self.labels)} images, nothing to contrast; {advice}"
+
+
+def ask_snps_then_mpps(
+    features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig
+) -> None:
+    """Ask the questions of Sec. 3.2: split clusters with SNPS, then merge clusters with MPPS.
+
+    SNPS (Sec. 3.2.1, `propose_splits`): k-medoids groups the members of each cluster. The k whose groups have the greatest
+    sum of compactness (Eq. 2) times independence (Eq. 3) is taken (Eq. 4), and there is one question for every two groups:
+    are their medoids the same identity? Groups whose answer is "different" are separated.
+
+    MPPS (Sec. 3.2.2, `propose_merges`): on the clusters that SNPS leaves, each centroid is compared with its most similar
+    centroids. The gaps of the sorted similarities (Eq. 5), min-max normalised (Eq. 6), say how many of them are asked about.
+    Clusters whose answer is "same" are merged, at most `config.merge_share` of all clusters and at least one.
+
+    Both ask in the order of descending score.
+
+    Args:
+        features: (n, D) unit-norm.
+        labels: (n,) int64 cluster of each image, -1 outside every cluster.
+        asker: Asks the annotator and records the answers.
+        config: k_max_rule of SNPS; l_max, delta and merge_share of MPPS.
+
+    Raises:
+        OutOfQuestions: The budget is spent.
+    """
+    partition = Partition(labels)
+    asker.current_labels = partition.labels
+
+    # SNPS
+    split_questions = propose_splits(features, labels, config.k_max_rule)
+    splits = Split.of_clusters(split_questions)
+    for question in split_questions:
+        verdict = asker.ask(question)
+        splits[question.cluster].answer(question, verdict, partition)
+
+    # MPPS
+    clusters = partition.current()
+    merges_left = _most_merges(clusters, config.merge_share)
+    for question in propose_merges(features, clusters, config.l_max, config.delta):
+        if merges_left == 0:
+            return
+        if asker.ask(question) is Verdict.SAME:
+            first, second = (partition.label_of(image) for image in question.images)
+            if first != second:
+                partition.merge(first, second)
+                merges_left -= 1
+
+
+def _most_merges(clusters: Tensor, share: float) -> int:
+    """Return how many clusters may be merged: a share of them, at least one unless the share is 0."""
+    if share == 0:
+        return 0
+    count = len(clusters[clusters >= 0].unique())
+    return max(1, math.floor(share * count))
 
 
 def singleton_classes(labels: Tensor) -> Tensor:

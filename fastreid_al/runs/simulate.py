@@ -6,20 +6,20 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..active import refine
-from ..active.refine import StrategyName
+from ..active.strategies import load_strategy
 from ..annotators import Oracle
 from ..answers import Asker
 from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
 from ..config import ClusterConfig, SimulationConfig
 from ..engine.console import Reporter, percent
-from ..errors import DataError, UserError
+from ..errors import DataError, SettingError, UserError
 from ..files import write_atomically
 from ..metrics import PairScores, pair_scores
 
@@ -93,7 +93,7 @@ def simulate(
     features: Tensor,
     labels: Tensor,
     identities: Tensor,
-    strategy: StrategyName,
+    strategy: str,
     config: SimulationConfig,
 ) -> list[Point]:
     """One strategy: round after round on its own labels, until the budget is spent or a round has nothing to ask.
@@ -196,21 +196,19 @@ def draw(points: list[Point], path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
-def _strategies(config: SimulationConfig) -> list[StrategyName]:
-    known = get_args(StrategyName)
+def _strategies(config: SimulationConfig) -> list[str]:
     names = [name.strip() for name in config.ask.split(",") if name.strip()]
-    wrong = [name for name in names if name not in known]
-    if wrong or not names:
-        raise UserError(
-            f"--ask: there is no {wrong[0] if wrong else 'strategy'!r}; known: {', '.join(known)}"
-        )
+    if not names:
+        raise SettingError("ask", config.ask, "names of strategies, with commas between")
+    for name in names:
+        load_strategy(name)
     if config.budget < 0 or config.every < 1:
         raise UserError("--budget must be 0 at least, and --every 1")
     if any(getattr(config.questions, name) is not None for name in ("budget", "ledger", "replay")):
         raise UserError(
             "a simulation has one --budget, and neither a ledger nor a replay; leave these --questions out"
         )
-    return list(dict.fromkeys(names))  # type: ignore[arg-type]  # they are among the known
+    return list(dict.fromkeys(names))
 
 
 def _scores(scores: PairScores) -> str:

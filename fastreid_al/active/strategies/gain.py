@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...answers.asker import Asker
 from ...answers.question import Question, Verdict
 from ...clustering.neighbours import nearest_neighbours
+from ...config import QuestionConfig
 from ..partition import Partition, Split
 from ..snps import clusters, propose_splits
 
@@ -74,7 +75,9 @@ class Calibration:
         return np.concatenate([np.ones((len(seen), 1)), (seen - self._mean) / self._scale], 1)
 
 
-def ask_gain(features: Tensor, labels: Tensor, asker: Asker) -> None:
+def ask_by_expected_gain(
+    features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig
+) -> None:
     """Ask until no question is left that could change something, or the budget is spent.
 
     Splits inside clusters and merges of cluster centroids and single images, whichever is expected to gain more, the best
@@ -85,13 +88,14 @@ def ask_gain(features: Tensor, labels: Tensor, asker: Asker) -> None:
     Args:
         features: (n, D) unit rows.
         labels: (n,) int64, -1 for an image outside every cluster.
-        asker: Asks; its `current` gives the labels as they stand.
+        asker: Asks the annotator and records the answers.
+        config: Not used; the constants of this strategy are those of this module.
 
     Raises:
         OutOfQuestions: The budget is spent.
     """
     partition = Partition(labels)
-    asker.current = partition.labels
+    asker.current_labels = partition.labels
     different, same = Calibration(*_DIFFERENT), Calibration(*_SAME)
     while True:
         splits = _Splits(

@@ -1,6 +1,6 @@
 """A whole epoch of UCAL and of NNCT by phases, and training and extraction beside a plain PyTorch loop in the same run.
 
-Ours is `engine.train` on a run put together as `fastreid_al.train` does it, with the papers' settings; phases are the engine's
+Ours is `engine.TrainingLoop` on a run put together as `fastreid_al.train` does it, with the papers' settings; phases are the engine's
 own. UCAL's is its first epoch, the only one of SpCL's memory that extracts features, with questions that an oracle answers;
 NNCT's is one in the middle of its run, with predicted labels. Camera styles are left out: they need files.
 
@@ -54,11 +54,15 @@ from fastreid_al.data.loader import BatchLoader
 from fastreid_al.data.pixels import PixelStore
 from fastreid_al.data.records import Record
 from fastreid_al.data.samplers import IdentitySampler, PassSampler, iterations_of
-from fastreid_al.engine.console import Reporter, RunFolder
+from fastreid_al.engine.console import Reporter
 from fastreid_al.engine.extract import extract_features
-from fastreid_al.engine.loop import train
+from fastreid_al.engine.loop import TrainingLoop
+from fastreid_al.engine.method import Method
 from fastreid_al.engine.network import Network, choose_algorithms
-from fastreid_al.engine.training import Method, Training, make_optimizer
+from fastreid_al.engine.optimizer import make_optimizer
+from fastreid_al.engine.run_folder import RunFolder
+from fastreid_al.engine.stop_signal import StopSignal
+from fastreid_al.engine.training import Training
 from fastreid_al.methods.nnct import NNCT
 from fastreid_al.methods.ucal import UCAL
 from fastreid_al.metrics import Ranking, rank_gallery
@@ -278,15 +282,16 @@ class Ours:
                 epoch=first,
             )
             identities = self.planted.identities.cpu()
-            train(
+            TrainingLoop(
                 state,
                 self.network,
                 self.loader,
                 RunFolder(Path(name)),
                 silent(),
+                StopSignal(),
                 evaluate,
                 identities,
-            )
+            ).run()
         return state.history[-1]
 
     @contextmanager
@@ -306,7 +311,7 @@ class Ours:
         records = [Record(folder / f"{i}.jpg", *who) for i, who in enumerate(people)]
         images = ImageSet("msmt17", folder, records, [], [])
         with open_questions(
-            config, images, records, self.loader.store.digests, folder, silent()
+            config, images, records, self.loader.store.digests, folder, silent(), StopSignal()
         ) as questions:
             ucal = PlantedUCAL(
                 planted.cameras,

@@ -13,7 +13,13 @@ from .errors import CheckpointError
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside `path`, flush it to the disk, and put it in place: at any instant the old or the new file is whole.
+    """Write a file so that at any instant either the old or the new content is complete on disk.
+
+    The content is written into a temporary file next to `path`, flushed to the disk, and renamed.
+
+    Args:
+        path: The file.
+        write: Writes the content into the open file that it is called with.
 
     Raises:
         CheckpointError: The disk is full or not writable; the old file is intact.
@@ -32,11 +38,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         kept = "the one before it is intact" if path.exists() else "there is none before it"
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise CheckpointError(
-            f"could not write {path} ({reason}); {kept}. Mend that, then go on with --resume"
+            f"could not write {path} ({reason}); {kept}. Fix this, then continue with `resume`"
         ) from error
 
 
 def _sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename survives a power failure."""
     with contextlib.suppress(OSError):  # not every file system lets a folder be opened
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -46,5 +53,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically."""
-    write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+    """Write JSON atomically.
+
+    Raises:
+        CheckpointError: The disk is full or not writable; the old file is intact.
+    """
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -10,7 +10,7 @@ from .cli import parse_training, run_main
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, train; exits with 128 + the signal's number when a signal stopped the run, with 0 when the annotator left."""
     config, options = parse_training(arguments)
-    from .engine.loop import Interrupted
+    from .engine.stop_signal import Interrupted
     from .runs import dry_run, run_training
 
     if options.dry_run:

@@ -53,7 +53,7 @@ def package_with(library: str, content: bytes, tmp_path: Path) -> Path:
 
 
 def load_in(folder: Path) -> subprocess.CompletedProcess[str]:
-    code = "from fastreid_al import diagnosis; diagnosis.load()"
+    code = "from fastreid_al.runs import doctor; doctor.load()"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
     )

@@ -69,7 +69,7 @@ def reduced_on_the_host(world: World) -> float:
     devices = dist.new_group(
         list(range(world.size)), backend="cuda:gloo", use_local_synchronization=True
     )
-    return float(World(devices, None, world.group).total(torch.tensor(world.rank + 1.0)))
+    return float(World(devices, None, world.group).all_reduce_sum(torch.tensor(world.rank + 1.0)))
 
 
 def test_what_lies_on_the_host_is_summed_where_the_group_is_one_of_devices(pool: Pool) -> None:

@@ -1,10 +1,13 @@
-"""The thin training loop, checkpoints, feature extraction and run reports; it does not know which paper it runs."""
+"""Trains, saves, extracts features and reports for any method; it knows no paper."""
 
-from .console import Reporter, RunFolder
+from .console import Reporter
 from .extract import Evaluator, extract_features
-from .loop import Interrupted, train
+from .loop import TrainingLoop
+from .method import Method
 from .network import Network
-from .training import Method, Training
+from .run_folder import RunFolder
+from .stop_signal import Interrupted, StopSignal
+from .training import Training
 
 __all__ = [
     "Evaluator",
@@ -13,7 +16,8 @@ __all__ = [
     "Network",
     "Reporter",
     "RunFolder",
+    "StopSignal",
     "Training",
+    "TrainingLoop",
     "extract_features",
-    "train",
 ]

@@ -1,4 +1,4 @@
-"""Where the time of an epoch goes, without waiting for the device."""
+"""Measures how long the phases of an epoch take, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 import torch
 
-#: Pairs of events after which their times are taken: by then the device is long past the first of them.
+#: Pairs of events that are kept. When they are full the first half is read, which does not wait:
+#: by then the device has long passed these events.
 _KEPT = 512
 
 
 class Clock:
-    """Seconds by phase. On a GPU of the device's time, between events that are read later; else of the processor's.
+    """Seconds by phase: on a GPU its own time, between events that are read later; else wall time.
 
     Args:
         device: Where the work is done.
@@ -26,7 +27,10 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Count what happens inside as a phase; phases do not overlap. It has its name in traces, too."""
+        """Add the time of the block to a phase, which has this name in traces, too.
+
+        Phases do not overlap.
+        """
         with torch.profiler.record_function(phase):
             if not self._cuda:
                 start = time.perf_counter()
@@ -35,7 +39,8 @@ class Clock:
                 finally:
                     self.add(phase, time.perf_counter() - start)
                 return
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
             begin.record()
             try:
                 yield
@@ -43,19 +48,20 @@ class Clock:
                 end.record()
                 self._events.append((phase, begin, end))
                 if len(self._events) == _KEPT:
-                    self._take(_KEPT // 2)
+                    self._read_events(_KEPT // 2)
 
     def add(self, phase: str, seconds: float) -> None:
-        """Count seconds that were measured elsewhere."""
+        """Add seconds that were measured elsewhere to a phase."""
         self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
 
     def read(self) -> dict[str, float]:
-        """Seconds of each phase since the last reading, which waits for the device."""
-        self._take(len(self._events))
-        seconds, self._seconds = self._seconds, {}
+        """Return the seconds of each phase since the last call. Waits for the device."""
+        self._read_events(len(self._events))
+        seconds = self._seconds
+        self._seconds = {}
         return seconds
 
-    def _take(self, count: int) -> None:
+    def _read_events(self, count: int) -> None:
         for phase, begin, end in self._events[:count]:
             end.synchronize()
             self.add(phase, begin.elapsed_time(end) / 1000)

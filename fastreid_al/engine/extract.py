@@ -19,6 +19,7 @@ from ..metrics import Ranking, rank_gallery, rerank_gallery
 from ..models import Domain, Stage
 from .console import Reporter
 from .network import Network
+from .stop_signal import StopSignal
 
 
 def extract_features(
@@ -30,7 +31,7 @@ def extract_features(
     domain: Domain = "target",
     world: World = SINGLE_PROCESS,
 ) -> Tensor:
-    """Features of all images under the present weights, in evaluation mode.
+    """Extract the features of all images under the present weights, in evaluation mode.
 
     Args:
         network: The network.
@@ -38,50 +39,65 @@ def extract_features(
         settings: Images at a time, and whether mirror images are extracted too.
         on_progress: Called with (images done, images in all).
         stage: Which features.
-        domain: Whose images they are, where each domain has BatchNorms of its own.
-        world: Each extracts its own of the images.
+        domain: Domain of the images, where each domain has its own BatchNorms.
+        world: Processes of the run; each extracts its own images.
 
     Returns:
-        (n, D) float32 on the device, written in place batch by batch: 267 MB at n = 32,621 and 8.2 GB at 1e6 for D = 2,048;
-        with several ranks the rows of this one.
+        (n, D) float32 on the device: 267 MB at n = 32,621 and 8.2 GB at 1e6 for D = 2,048. With
+        several processes the rows of this one.
     """
-    model, device = network.model, network.device
+    model = network.model
     training = model.training
     model.eval()
     own = world.local_slice(len(loader))
-    size = own.stop - own.start
-    out = torch.empty(size, model.features, device=device)
-    batch = min(settings.extract_batch, size)
-    # A compiled network has one shape: the last batch is filled up with images that were done.
-    last = size - batch if network.compiled else size
-    parts = [
-        torch.arange(start, min(start + batch, size))
-        for start in (min(s, last) for s in range(0, size, max(1, batch)))
-    ]
+    count = own.stop - own.start
+    features = torch.empty(count, model.features, device=network.device)  # (n, D)
     done = 0
     with torch.inference_mode():
+        parts = _parts(count, settings.extract_batch, network.compiled)
         for rows, images in prefetch(parts, lambda rows: loader.start(own.start + rows)):
             network.begin_step()
             prepared = normalize(images()).contiguous(memory_format=torch.channels_last)
-            start, done = int(rows[0]), int(rows[-1]) + 1
-            out[start:done] = network.features(prepared, stage, domain, settings.flip_features)
+            start = int(rows[0])
+            done = int(rows[-1]) + 1
+            features[start:done] = network.features(prepared, stage, domain, settings.flip_features)
             if on_progress is not None:
                 on_progress(min(world.size * done, len(loader)), len(loader))
     model.train(training)
-    return out
+    return features
+
+
+def _parts(count: int, size: int, same_size: bool) -> list[Tensor]:
+    """Split rows into consecutive parts.
+
+    Args:
+        count: Rows in all.
+        size: Rows of a part.
+        same_size: Whether the last part is filled up with rows of the part before it, because a
+            compiled network takes batches of one shape.
+    """
+    size = min(size, count)
+    parts = []
+    for start in range(0, count, max(1, size)):
+        first = min(start, count - size) if same_size else start
+        parts.append(torch.arange(first, min(first + size, count)))
+    return parts
 
 
 class Evaluator:
-    """Ranks the gallery for the queries of an image set; decodes them at first use and keeps the pixels.
+    """Ranks the gallery of an image set for its queries.
+
+    The images are decoded at the first call; their pixels are kept for later ones.
 
     Args:
-        images: The set; junk is left out before it is decoded.
+        images: The set; junk images are left out before they are decoded.
         config: Size of the images and budget of the pixel store.
         store_dir: Folder of a memory-mapped store.
         reporter: Shows progress and names unreadable images.
         stage: Which features are ranked.
-        settings: How they are extracted.
-        world: Each extracts and ranks its share.
+        settings: How the features are extracted.
+        world: Processes of the run; each extracts and ranks a part of the images.
+        stop: Signals that end an evaluation.
     """
 
     def __init__(
@@ -93,56 +109,83 @@ class Evaluator:
         stage: Stage = "bn",
         settings: EngineConfig | None = None,
         world: World = SINGLE_PROCESS,
+        stop: StopSignal | None = None,
     ) -> None:
+        self._images = images
+        self._config = config
+        self._store_dir = store_dir
+        self._reporter = reporter
         self._stage: Stage = stage
-        self._settings, self._world = settings or EngineConfig(), world
-        self._images, self._config = images, config
-        self._store_dir, self._reporter = store_dir, reporter
+        self._settings = settings or EngineConfig()
+        self._world = world
+        self._stop = stop or StopSignal()
         self._splits: dict[str, tuple[BatchLoader, Tensor, Tensor]] = {}
 
     def __call__(self, network: Network) -> Ranking:
-        """Extract, then rank.
+        """Extract the features, and rank the gallery by them.
 
         Raises:
-            DataError: The set has no query or no gallery image that can be read.
-            TrainingError: The network gives features that are not finite.
+            DataError: No query or no gallery image can be read.
+            TrainingError: The features are not finite.
+            Interrupted: A signal came.
         """
         return rank_gallery(*self._sides(network), world=self._world)
 
     def with_reranking(self, network: Network) -> tuple[Ranking, Ranking]:
-        """The ranking and that after k-reciprocal re-ranking, of the same features; raises as a call does."""
+        """Extract the features, and rank the gallery by them, without and with k-reciprocal re-ranking.
+
+        Raises:
+            DataError: No query or no gallery image can be read.
+            TrainingError: The features are not finite.
+            Interrupted: A signal came.
+        """
         sides = self._sides(network)
         return rank_gallery(*sides, world=self._world), rerank_gallery(*sides, world=self._world)
 
     def _sides(self, network: Network) -> list[Tensor]:
-        """Features, identities and cameras of the queries, then of the gallery."""
+        """Return features, identities and cameras of the queries, then those of the gallery."""
         sides = []
         for split in ("query", "gallery"):
-            loader, ids, cameras = self._decoded(split, network.device)
+            loader, identities, cameras = self._decoded(split, network.device)
             with self._reporter.progress(f"extracting {split}", len(loader)) as update:
                 features = extract_features(
-                    network, loader, self._settings, update, self._stage, world=self._world
+                    network,
+                    loader,
+                    self._settings,
+                    self._stop.checked(update),
+                    self._stage,
+                    world=self._world,
                 )
             if self._world.any_true(not torch.isfinite(features).all()):
                 raise TrainingError(
-                    f"the {split} features are not finite: the network has diverged, there is nothing to rank"
+                    f"the {split} features are not finite: the network has diverged, "
+                    "there is nothing to rank"
                 )
-            sides += [features, ids, cameras]
+            sides += [features, identities, cameras]
         return sides
 
     def _decoded(self, split: str, device: torch.device) -> tuple[BatchLoader, Tensor, Tensor]:
-        if split not in self._splits:
-            records = [r for r in self._images.splits[split] if r.identity >= 0]
-            store, kept = decode_records(
-                records, split, self._config, self._store_dir, self._reporter, self._world
+        """Return the pixels, identities and cameras of a split; decoded at the first call."""
+        if split in self._splits:
+            return self._splits[split]
+        labelled = [r for r in self._images.splits[split] if r.identity >= 0]
+        store, records = decode_records(
+            labelled,
+            split,
+            self._config,
+            self._store_dir,
+            self._reporter,
+            self._world,
+            self._stop,
+        )
+        if not records:
+            raise DataError(
+                f"{self._images.root}: no readable {split} image; evaluation needs query and gallery"
             )
-            if not kept:
-                raise DataError(
-                    f"{self._images.root}: no readable {split} image; evaluation needs query and gallery"
-                )
-            # Read once at each evaluation: the device's memory is better left to training.
-            place: Place = "device" if self._config.place == "device" else "host"
-            self._splits[split] = BatchLoader(store, device, place), *identities_and_cameras(kept)
+        # Read only once in each evaluation: the device's memory serves training better.
+        place: Place = "device" if self._config.place == "device" else "host"
+        loader = BatchLoader(store, device, place)
+        self._splits[split] = (loader, *identities_and_cameras(records))
         return self._splits[split]
 
 
@@ -153,8 +196,23 @@ def decode_records(
     store_dir: Path,
     reporter: Reporter,
     world: World = SINGLE_PROCESS,
+    stop: StopSignal | None = None,
 ) -> tuple[PixelStore, list[Record]]:
-    """Decode the images of a split; returns the store and the records that could be read. All ranks call it."""
+    """Decode the images of a split. All processes call it.
+
+    Args:
+        records: The images.
+        split: Name of the split, for the lines that are printed.
+        config: Size of the images, budget of the pixel store, cache.
+        store_dir: Folder of a memory-mapped store, when the settings name none.
+        reporter: Shows progress and names unreadable images.
+        world: Processes of the run.
+        stop: Signals that end the decoding.
+
+    Returns:
+        The pixels, and the records of the images that could be read.
+    """
+    stop = stop or StopSignal()
     with reporter.progress(f"decoding {split}", len(records)) as update:
         store = decode(
             [r.path for r in records],
@@ -165,7 +223,7 @@ def decode_records(
             cache=cache_folder(config.cache),
             cache_gib=config.cache_gib,
             world=world,
-            on_progress=update,
+            on_progress=stop.checked(update),
             warn=reporter.warn,
         )
     reporter.bad_images(split, store.bad)
@@ -173,5 +231,17 @@ def decode_records(
 
 
 def identities_and_cameras(records: Sequence[Record]) -> tuple[Tensor, Tensor]:
-    """Two (n,) int64 tensors."""
-    return torch.tensor([r.identity for r in records]), torch.tensor([r.camera for r in records])
+    """Return the identities and the cameras of images, (n,) int64 each."""
+    identities = [r.identity for r in records]
+    cameras = [r.camera for r in records]
+    return torch.tensor(identities), torch.tensor(cameras)
+
+
+def ranking_metrics(ranking: Ranking) -> dict[str, float]:
+    """Return the scores of a ranking that a run records."""
+    return {
+        "mAP": ranking.mAP,
+        "mINP": ranking.mINP,
+        **{f"rank{k}": ranking.rank(k) for k in (1, 5, 10)},
+        "skipped_queries": ranking.skipped,
+    }

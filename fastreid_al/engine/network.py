@@ -1,4 +1,4 @@
-"""The network as the engine runs it: precision, compilation, ranks."""
+"""The network as the engine runs it: precision, compilation, several processes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import TrainingError
 from ..models import Domain, ReIdNet, Stage, join_world
 
-#: torch.compile's modes, by the setting.
+#: Modes of torch.compile, by the setting `engine.compile`.
 _MODES = {"default": "default", "graphs": "reduce-overhead"}
 
 
 class Network:
-    """Forward passes of a network, in float32 outside.
+    """Forward passes of a network in the configured precision, with float32 results.
 
     Args:
-        model: The network; what it holds stays its own.
+        model: The network; its weights are used in place.
         settings: Precision and compilation.
-        device: Where it lies.
-        warn: Told once why a compilation was given up.
+        device: Where the network is.
+        warn: Called with one line when the network cannot be compiled as asked.
     """
 
     def __init__(
@@ -37,33 +37,41 @@ class Network:
         device: torch.device,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.model, self.device = model, device
+        self.model = model
+        self.device = device
         self.bf16 = precision_of(settings, device) == "bf16"
         mode = compile_of(settings, device)
-        self.compiled, self.graphs = mode != "none", mode == "graphs"
+        self.compiled = mode != "none"
+        self.graphs = mode == "graphs"
         if settings.compile == "graphs" and not self.graphs:
             warn("CUDA graphs need a GPU: the network is compiled without them")
-        self._forward: _Compiled | None = None
+        self._forward: _CompiledForward | None = None
         if self.compiled:
-            self._forward = _Compiled(model.forward, _MODES[mode], warn)
+            self._forward = _CompiledForward(model.forward, _MODES[mode], warn)
             model.forward = self._forward  # type: ignore[method-assign]
         self._train: nn.Module = model
 
     def join(self, world: World) -> Network:
-        """From now on average the gradients of `train` over ranks (DDP), whose BatchNorms are one another's; gives itself."""
+        """Wrap the network in DDP and synchronise its BatchNorms, where there are several processes.
+
+        Args:
+            world: The processes that train together.
+
+        Returns:
+            The network itself.
+        """
         join_world(self.model, world)
         if world.size > 1:
-            # Running statistics are kept the same by `update_running`, not by copying buffers.
-            known = inspect.signature(DistributedDataParallel).parameters
-            copies = (
-                "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-            )
+            # `update_running` keeps the running statistics equal; DDP need not copy the buffers.
+            parameters = inspect.signature(DistributedDataParallel).parameters
+            new_name = "forward_sync_buffers" in parameters
+            copies_buffers = "forward_sync_buffers" if new_name else "broadcast_buffers"
             self._train = DistributedDataParallel(
                 self.model,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 process_group=world.group,
                 gradient_as_bucket_view=True,
-                **{copies: False},  # type: ignore[arg-type]
+                **{copies_buffers: False},  # type: ignore[arg-type]
             )
         return self
 
@@ -77,59 +85,55 @@ class Network:
         spare: str = "",
         world: World = SINGLE_PROCESS,
     ) -> None:
-        """Run a training step on noise, where compiling or the device's memory may fail, before anything slow is done.
+        """Run a training step on noise, to see before expensive work whether it compiles and fits.
 
-        The network is left as it was. To be called before `join`: no rank waits for another in it.
+        The network is left as it was. Call it before `join`: inside, no process waits for another.
 
         Args:
             batch: Images that are forwarded together.
-            height: Their height.
-            width: Their width.
-            step: What a batch is a multiple of.
-            source: Whether as many images of a source are forwarded beside.
-            spare: What else would make room, for the message.
-            world: Ranks that do the same.
+            height: Height of an image in pixels.
+            width: Width of an image in pixels.
+            step: A smaller batch must be a multiple of this number.
+            source: Whether as many images of a source are forwarded in each step.
+            spare: What else would free memory, as the end of the message.
+            world: Processes that do the same.
 
         Raises:
-            TrainingError: The device has no room; what would fit is named.
+            TrainingError: The device does not have enough memory; the message names a batch that fits.
         """
         if not self.compiled and self.device.type != "cuda":
             return
 
-        def fits(some: int) -> bool:
-            return not world.any_true(not self._fits(some, height, width, source))
+        def fits(count: int) -> bool:
+            return not world.any_true(not self._fits(count, height, width, source))
 
         if fits(batch):
             return
-        less = batch // 2 // step * step
-        while less and not fits(less):
-            less = less // 2 // step * step
-        advice = (
-            f"--batch.size {less * world.size} would fit"
-            if less
-            else "no batch would fit: take a smaller --model or image"
-        )
-        images = f"{batch} images of {height} x {width}" + (
-            " on each rank" if world.size > 1 else ""
-        )
+        smaller = batch // 2 // step * step
+        while smaller and not fits(smaller):
+            smaller = smaller // 2 // step * step
+        advice = "no batch would fit: take a smaller `model` or image"
+        if smaller:
+            advice = f"`batch.size` {smaller * world.size} would fit"
+        each = " on each rank" if world.size > 1 else ""
         raise TrainingError(
-            f"{self.device} has no room for a batch of {images} ({self.model.name}); {advice}{spare}"
+            f"{self.device} has no memory for a batch of {batch} images of {height} x {width}{each} "
+            f"({self.model.name}); {advice}{spare}"
         )
 
     def _fits(self, batch: int, height: int, width: int, source: bool) -> bool:
-        kept = [b.clone() for b in self.model.buffers()]
+        """Whether a training step of `batch` images fits; tried again uncompiled if compiling fails."""
+        kept = [buffer.clone() for buffer in self.model.buffers()]
         self.model.train()
+        domains: tuple[Domain, ...] = ("target", "source") if source else ("target",)
+        embeddings = []
         try:
             self.begin_step()
-            outs = []
-            for domain in cast(
-                "tuple[Domain, ...]", ("target", "source") if source else ("target",)
-            ):
+            for domain in domains:
                 images = torch.randn(batch, 3, height, width, device=self.device)
-                outs.append(
-                    self.train(images.contiguous(memory_format=torch.channels_last), domain)
-                )
-            torch.cat(outs).square().mean().backward()
+                images = images.contiguous(memory_format=torch.channels_last)
+                embeddings.append(self.train(images, domain))
+            torch.cat(embeddings).square().mean().backward()
             return True
         except torch.OutOfMemoryError:
             return False
@@ -137,7 +141,8 @@ class Network:
             if self._forward is None or not self._forward.give_up(error):
                 raise
         finally:
-            outs = []
+            # Free the graph before the cache is emptied.
+            embeddings = []
             self.model.zero_grad(set_to_none=True)
             for buffer, before in zip(self.model.buffers(), kept, strict=True):
                 buffer.copy_(before)
@@ -146,12 +151,20 @@ class Network:
         return self._fits(batch, height, width, source)
 
     def begin_step(self) -> None:
-        """Say that what earlier steps gave is no longer needed."""
+        """Begin a step; results of earlier steps may be overwritten from here on (CUDA graphs)."""
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
 
     def train(self, images: Tensor, domain: Domain = "target") -> Tensor:
-        """Embeddings (B, D) float32 of any length, with gradient, of normalised images (B, 3, H, W)."""
+        """Compute embeddings with gradient.
+
+        Args:
+            images: (B, 3, H, W) float32, normalised.
+            domain: Whose BatchNorms to use, where each domain has its own.
+
+        Returns:
+            (B, D) float32, not normalised.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             out = self._train(images, "raw", domain)
         return cast(Tensor, out).float()
@@ -159,33 +172,43 @@ class Network:
     def features(
         self, images: Tensor, stage: Stage, domain: Domain = "target", flip: bool = False
     ) -> Tensor:
-        """Features (B, D) float32 of normalised images; with `flip` the mean with those of the mirrored ones, of length one."""
+        """Compute unit-norm features, without regard to gradients.
+
+        Args:
+            images: (B, 3, H, W) float32, normalised.
+            stage: Which features.
+            domain: Whose BatchNorms to use, where each domain has its own.
+            flip: Whether to average the features of the images and of their mirror images.
+
+        Returns:
+            (B, D) float32.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             out = self.model(images, stage, domain).float()
             if flip:
-                # A graph writes its next result where this one lies.
+                # A CUDA graph writes its next result over this one.
                 out = out.clone() if self.graphs else out
                 out = out + self.model(images.flip(-1), stage, domain).float()
         return torch.nn.functional.normalize(out) if self.bf16 or flip else cast(Tensor, out)
 
 
 def precision_of(settings: EngineConfig, device: torch.device) -> str:
-    """float32 or bf16: by the device where the setting is auto."""
+    """Return "float32" or "bf16"; the setting auto is decided by the device."""
     if settings.precision != "auto":
         return settings.precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
 def compile_of(settings: EngineConfig, device: torch.device) -> str:
-    """none, default or graphs: by the device where the setting is auto. Without a GPU there are no graphs."""
+    """Return "none", "default" or "graphs"; auto is decided by the device, and graphs need a GPU."""
     if settings.compile == "auto":
         return "default" if device.type == "cuda" else "none"
     return "default" if settings.compile == "graphs" and device.type != "cuda" else settings.compile
 
 
 def choose_algorithms(deterministic: bool) -> None:
-    """Have PyTorch take the fastest algorithms for a run's shapes, or only those that give the same bits from run to run."""
-    # Shapes are few and fixed, so trying out convolutions pays.
+    """Let PyTorch use the fastest algorithms, or only those with the same bits from run to run."""
+    # Shapes are few and fixed, so it pays to try out the algorithms for convolutions.
     torch.backends.cudnn.benchmark = not deterministic
     if not deterministic:
         return
@@ -193,17 +216,18 @@ def choose_algorithms(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-class _Compiled:
-    """A compiled forward; at its first failure the plain one from then on, and why is said."""
+class _CompiledForward:
+    """A compiled forward pass, which falls back to eager at its first failure, with a warning."""
 
     def __init__(self, plain: Callable[..., Any], mode: str, warn: Callable[[str], None]) -> None:
-        self._plain, self._warn = plain, warn
-        self._run: Callable[..., Any] = torch.compile(plain, mode=mode, dynamic=False)
+        self._plain = plain
+        self._warn = warn
+        self._current: Callable[..., Any] = torch.compile(plain, mode=mode, dynamic=False)
 
     def __call__(self, images: Tensor, stage: Stage = "bn", domain: Domain = "target") -> Tensor:
-        """What the network gives."""
+        """Run the forward pass."""
         try:
-            return cast(Tensor, self._run(images, stage, domain))
+            return cast(Tensor, self._current(images, stage, domain))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -212,15 +236,22 @@ class _Compiled:
             return cast(Tensor, self._plain(images, stage, domain))
 
     def give_up(self, error: Exception) -> bool:
-        """Run uncompiled from now on; False where it was already so."""
-        if self._run is self._plain:
+        """Run uncompiled from now on, with a warning.
+
+        Args:
+            error: Why compiling failed.
+
+        Returns:
+            False when it ran uncompiled already.
+        """
+        if self._current is self._plain:
             return False
-        self._run = self._plain
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
-            type(error).__name__
-        ]
-        why = next((line for line in lines if "error:" in line.lower()), lines[0])
+        self._current = self._plain
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = lines or [type(error).__name__]
+        reason = next((line for line in lines if "error:" in line.lower()), lines[0])
         self._warn(
-            f"torch.compile failed ({why[:200]}); the network runs uncompiled. To leave the attempt out: --engine.compile none"
+            f"torch.compile failed ({reason[:200]}); the network runs uncompiled. "
+            "Set `engine.compile` to none to skip the attempt"
         )
         return True

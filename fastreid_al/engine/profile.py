@@ -1,4 +1,4 @@
-"""`--profile`: a trace of some training steps, and a table of where the run's time went."""
+"""The profile of a run: a trace of some training steps, and a table of the seconds by phase."""
 
 from __future__ import annotations
 
@@ -8,31 +8,46 @@ from typing import Any
 
 import torch
 
-from .console import RunFolder
+from .run_folder import RunFolder
 
-#: Steps that are let pass, and that are traced, where the epoch has so many.
-_WAIT, _TRACED = 2, 6
+#: Steps before the traced ones, where the epoch is long enough.
+_WAIT = 2
+#: Steps that are traced, where the epoch is long enough.
+_TRACED = 6
 #: Rows of the table of operators.
 _ROWS = 40
+_ABOUT = (
+    "Seconds by epoch. Of labels: extraction, clustering, questions; "
+    "of training: data, network, memory, optimizer."
+)
 
 
 class Profile:
     """Traces steps of the first epoch that this process trains.
 
     Args:
-        folder: Takes trace.json and profile.txt.
-        wanted: Whether anything is traced.
+        folder: The folder of the run, which gets trace.json and profile.txt.
+        wanted: Whether anything is traced; only the process that writes into the folder traces.
         device: Where the work is done.
     """
 
     def __init__(self, folder: RunFolder, wanted: bool, device: torch.device) -> None:
-        self._folder, self._wanted, self._device = folder, wanted and folder.writes, device
+        self._folder = folder
+        self._wanted = wanted and folder.writes
+        self._device = device
         self._profiler: torch.profiler.profile | None = None
         self._traced = False
 
     @contextmanager
     def steps(self, count: int) -> Iterator[Callable[[], None]]:
-        """Trace some of `count` steps; gives what is called after each of them."""
+        """Trace some of the steps of the block.
+
+        Args:
+            count: Steps of the block.
+
+        Yields:
+            A function to call after each step.
+        """
         if not self._wanted or self._traced:
             yield lambda: None
             return
@@ -49,7 +64,11 @@ class Profile:
         self._profiler = profiler
 
     def write(self, history: list[dict[str, Any]]) -> None:
-        """Write trace.json, and profile.txt: seconds of each phase by epoch, and the operators of the traced steps."""
+        """Write trace.json, and profile.txt: seconds of each phase by epoch, and operators by time.
+
+        Args:
+            history: One record an epoch, with its seconds.
+        """
         if not self._wanted:
             return
         operators = ""
@@ -57,21 +76,21 @@ class Profile:
             self._profiler.export_chrome_trace(str(self._folder.path / "trace.json"))
             by = "self_cuda_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
             operators = self._profiler.key_averages().table(sort_by=by, row_limit=_ROWS)
-        trained = [record for record in history if record.get("seconds")]
-        names = list(dict.fromkeys(name for record in trained for name in record["seconds"]))
-        width = max((len(name) for name in names), default=0) + 2
-        about = "Seconds by epoch. Of labels: extraction, clustering, questions; of training: data, network, memory, optimizer."
-        lines = [about, ""]
-        lines.append(
-            f"{'epoch':<{width}}"
-            + "".join(f"{record['epoch']:>10}" for record in trained)
-            + "     in all"
-        )
-        for name in names:
-            values = [record["seconds"].get(name, 0.0) for record in trained]
-            lines.append(
-                f"{name:<{width}}"
-                + "".join(f"{v:>10.3f}" for v in values)
-                + f"{sum(values):>11.3f}"
-            )
-        self._folder.write_text("profile.txt", "\n".join([*lines, "", operators]) + "\n")
+        lines = [_ABOUT, "", *_seconds_table(history), "", operators]
+        self._folder.write_text("profile.txt", "\n".join(lines) + "\n")
+
+
+def _seconds_table(history: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table with a row for each phase, and a column for each trained epoch."""
+    trained = [record for record in history if record.get("seconds")]
+    phases: dict[str, None] = {}
+    for record in trained:
+        phases |= dict.fromkeys(record["seconds"])
+    width = max((len(phase) for phase in phases), default=0) + 2
+    epochs = "".join(f"{record['epoch']:>10}" for record in trained)
+    lines = [f"{'epoch':<{width}}{epochs}     in all"]
+    for phase in phases:
+        seconds = [record["seconds"].get(phase, 0.0) for record in trained]
+        cells = "".join(f"{value:>10.3f}" for value in seconds)
+        lines.append(f"{phase:<{width}}{cells}{sum(seconds):>11.3f}")
+    return lines

@@ -1,7 +1,9 @@
-"""Checkpoints of several ranks: one file for what all share, sharded tensors by torch.distributed.checkpoint.
+"""Checkpoints of several processes: one file of common values, and tensors sharded by rows.
 
-A checkpoint is a folder, `last-N`, and `last.json` names the one that holds; both are written whole or not at all. Any number
-of ranks can go on from it, a single process too. DCP keeps its index as a pickle: resume from folders that you trust.
+A checkpoint is a folder `last-N`; `last.json` names the valid one. Both are written whole or not at
+all. Any number of processes can resume from it, also a single one. The sharded tensors are written by
+torch.distributed.checkpoint (DCP), which keeps its index as a pickle: resume only from folders that
+you trust.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +25,30 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from ..distributed.world import Sharded, World
-from ..engine.checkpoint import load_checkpoint, save_checkpoint
 from ..errors import CheckpointError
 from ..files import write_json
+from .checkpoint import load_checkpoint, save_checkpoint
 
 POINTER = "last.json"
-_COMMON, _TENSORS = "common.pt", "tensors"
+_COMMON = "common.pt"
+_TENSORS = "tensors"
 
 
 def save_shards(run: Path, state: dict[str, Any], world: World) -> None:
-    """Save a dictionary of tensors, `Sharded` tensors and plain values. All ranks call it.
+    """Save a dictionary of tensors, `Sharded` tensors and plain values. All processes call it.
+
+    Args:
+        run: The folder of the run.
+        state: The state; what is not `Sharded` is written by the first process.
+        world: The processes of the run.
 
     Raises:
-        CheckpointError: On all ranks: the disk is full or not writable; the checkpoint before it is intact.
+        CheckpointError: On all processes: the disk is full or not writable; the checkpoint before it
+            is intact.
     """
     before = _pointed(run) if world.is_first else None
-    number = world.all_gather_objects(0 if before is None else int(before.rsplit("-", 1)[1]) + 1)[0]
-    folder = run / f"last-{number}"
+    number = 0 if before is None else int(before.rsplit("-", 1)[1]) + 1
+    folder = run / f"last-{world.all_gather_objects(number)[0]}"
     error = None
     try:
         if world.is_first:
@@ -46,86 +56,90 @@ def save_shards(run: Path, state: dict[str, Any], world: World) -> None:
             folder.mkdir(parents=True)
     except OSError as failed:
         error = failed.strerror
-    _agree(world, error, run)
-    parts = dict(_sharded(state))
+    _raise_together(world, error, run)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.save(
-                {name: _distributed(part, world) for name, part in parts.items()},
-                checkpoint_id=folder / _TENSORS,
-                process_group=world.control,
-            )
-        if world.is_first:
-            save_checkpoint(
-                folder / _COMMON, {**_without(state), "sharded": {k: p.n for k, p in parts.items()}}
-            )
-            write_json(run / POINTER, {"checkpoint": folder.name, "ranks": world.size})
-            for old in run.glob("last-*"):
-                if old.name != folder.name:
-                    shutil.rmtree(old, ignore_errors=True)
+        _write(run, folder, state, world)
     except Exception as failed:
         if not isinstance(failed, CheckpointError | OSError | dcp.CheckpointException):
             raise
         error = str(failed).splitlines()[0]
-    _agree(world, error, run)
+    _raise_together(world, error, run)
+
+
+def _write(run: Path, folder: Path, state: dict[str, Any], world: World) -> None:
+    """Write a checkpoint into its folder, point to it, and remove the ones before it."""
+    parts = dict(_sharded(state))
+    tensors = {name: _distributed(part, world) for name, part in parts.items()}
+    with _without_warnings():
+        dcp.save(tensors, checkpoint_id=folder / _TENSORS, process_group=world.control)
+    if not world.is_first:
+        return
+    lengths = {name: part.n for name, part in parts.items()}
+    save_checkpoint(folder / _COMMON, {**_without_sharded(state), "sharded": lengths})
+    write_json(run / POINTER, {"checkpoint": folder.name, "ranks": world.size})
+    for old in run.glob("last-*"):
+        if old.name != folder.name:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def has_shards(run: Path) -> bool:
-    """Whether a run's last checkpoint is one of several ranks."""
+    """Whether the last checkpoint of a run was written by several processes."""
     return (run / POINTER).is_file()
 
 
 def load_shards(run: Path, world: World) -> dict[str, Any]:
-    """Load what `save_shards` wrote, to the CPU: to a rank its rows of sharded tensors, to a process alone the whole.
+    """Load what `save_shards` wrote, to the CPU. All processes call it.
 
-    All ranks call it.
+    Args:
+        run: The folder of the run.
+        world: The processes of the run; each gets its own rows of the sharded tensors as `Sharded`, a
+            single process gets the whole tensors.
 
     Raises:
-        CheckpointError: It is missing, damaged, or of a newer version.
+        CheckpointError: The checkpoint is missing, damaged, or of another format.
     """
     name = _pointed(run)
     if name is None:
         raise CheckpointError(
-            f"{run / POINTER} names no checkpoint; delete it and last.pt to begin anew, or begin another run from best.pt "
-            "with --weights"
+            f"{run / POINTER} names no checkpoint; delete it and last.pt to start from the "
+            "beginning, or start another run from best.pt with `weights`"
         )
     state = load_checkpoint(run / name / _COMMON)
     lengths: dict[str, int] = state.pop("sharded")
-    tensors = run / name / _TENSORS
     try:
-        found = dcp.FileSystemReader(tensors).read_metadata().state_dict_metadata
-        rooms: dict[str, Tensor] = {}
-        for key in lengths:
-            about = found[key]
-            assert isinstance(about, TensorStorageMetadata)
-            own = world.local_slice(about.size[0])
-            rows = torch.empty(
-                (own.stop - own.start, *about.size[1:]), dtype=about.properties.dtype
-            )
-            rooms[key] = (
-                rows
-                if world.size == 1
-                else _distributed(Sharded(rows, about.size[0]), world, "cpu")
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.load(
-                rooms, checkpoint_id=tensors, process_group=world.control, no_dist=world.size == 1
-            )
+        tensors = _read_tensors(run / name / _TENSORS, lengths, world)
     except (OSError, KeyError, AssertionError, dcp.CheckpointException) as error:
         raise CheckpointError(
-            f"{tensors} is not a readable checkpoint; delete {run / POINTER} and last.pt to begin anew, or begin another run "
-            "from best.pt with --weights"
+            f"{run / name / _TENSORS} is not a readable checkpoint; delete {run / POINTER} and "
+            "last.pt to start from the beginning, or start another run from best.pt with `weights`"
         ) from error
-    for key, room in rooms.items():
-        rows = room.to_local() if isinstance(room, DTensor) else room
+    for key, tensor in tensors.items():
+        rows = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         _put(state, key, rows if world.size == 1 else Sharded(rows, lengths[key]))
     return state
 
 
+def _read_tensors(folder: Path, lengths: dict[str, int], world: World) -> dict[str, Tensor]:
+    """Read this process's rows of the sharded tensors, by their paths in the state."""
+    found = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    tensors: dict[str, Tensor] = {}
+    for key in lengths:
+        about = found[key]
+        assert isinstance(about, TensorStorageMetadata)
+        own = world.local_slice(about.size[0])
+        shape = (own.stop - own.start, *about.size[1:])
+        rows = torch.empty(shape, dtype=about.properties.dtype)
+        if world.size > 1:
+            rows = _distributed(Sharded(rows, about.size[0]), world, "cpu")
+        tensors[key] = rows
+    with _without_warnings():
+        single = world.size == 1
+        dcp.load(tensors, checkpoint_id=folder, process_group=world.control, no_dist=single)
+    return tensors
+
+
 def drop_shards(run: Path) -> None:
-    """Forget the checkpoint of several ranks, when a process alone has written its own."""
+    """Remove the checkpoint of several processes, after a single process has written its own."""
     if has_shards(run):
         os.unlink(run / POINTER)
         for old in run.glob("last-*"):
@@ -133,43 +147,49 @@ def drop_shards(run: Path) -> None:
 
 
 def _pointed(run: Path) -> str | None:
+    """Return the name of the valid checkpoint's folder; None when there is none."""
     try:
         name = json.loads((run / POINTER).read_text())["checkpoint"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return (
-        name if isinstance(name, str) and name.startswith("last-") and name[5:].isdigit() else None
-    )
+    if isinstance(name, str) and name.startswith("last-") and name[5:].isdigit():
+        return name
+    return None
 
 
-def _agree(world: World, error: str | None, run: Path) -> None:
-    """Raise on all ranks what went wrong on one."""
-    wrong = [said for said in world.all_gather_objects(error) if said is not None]
-    if wrong:
-        kept = (
-            "the checkpoint before it is intact" if has_shards(run) else "there is none before it"
-        )
+def _raise_together(world: World, error: str | None, run: Path) -> None:
+    """Raise the first process's error on all processes; `error` is this process's, or None."""
+    errors = [other for other in world.all_gather_objects(error) if other is not None]
+    if errors:
+        kept = "the checkpoint before it is intact"
+        if not has_shards(run):
+            kept = "there is none before it"
         raise CheckpointError(
-            f"could not write a checkpoint into {run} ({wrong[0]}); {kept}. Mend that, then go on with --resume"
+            f"could not write a checkpoint into {run} ({errors[0]}); {kept}. "
+            "Fix this, then continue with `resume`"
         )
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hide DCP's warnings, which are about its own settings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _distributed(part: Sharded, world: World, device: str | None = None) -> DTensor:
-    rows = part.rows.detach()
+    """Return a sharded tensor in the form that DCP takes."""
+    rows = part.rows.detach().contiguous()
     assert world.control is not None
     mesh = DeviceMesh.from_group(world.control, device or rows.device.type)
     shape = torch.Size((part.n, *rows.shape[1:]))
-    return DTensor.from_local(
-        rows.contiguous(), mesh, [Shard(0)], shape=shape, stride=_strides(shape)
-    )
-
-
-def _strides(shape: torch.Size) -> tuple[int, ...]:
-    return torch.empty(shape, device="meta").stride()
+    strides = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(rows, mesh, [Shard(0)], shape=shape, stride=strides)
 
 
 def _sharded(state: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Sharded]]:
-    """The sharded tensors of nested dictionaries, by path."""
+    """Yield the sharded tensors of nested dictionaries with their paths, such as "method/memory"."""
     for key, value in state.items():
         if isinstance(value, Sharded):
             yield prefix + key, value
@@ -177,16 +197,17 @@ def _sharded(state: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Sha
             yield from _sharded(value, f"{prefix}{key}/")
 
 
-def _without(state: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries without their sharded tensors."""
-    return {
-        k: _without(v) if isinstance(v, dict) else v
-        for k, v in state.items()
-        if not isinstance(v, Sharded)
-    }
+def _without_sharded(state: dict[str, Any]) -> dict[str, Any]:
+    """Return nested dictionaries without their sharded tensors."""
+    kept = {}
+    for key, value in state.items():
+        if not isinstance(value, Sharded):
+            kept[key] = _without_sharded(value) if isinstance(value, dict) else value
+    return kept
 
 
 def _put(state: dict[str, Any], path: str, value: object) -> None:
+    """Set a value in nested dictionaries by its path."""
     *groups, key = path.split("/")
     for group in groups:
         state = state.setdefault(group, {})

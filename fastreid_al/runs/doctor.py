@@ -237,7 +237,7 @@ def _bf16() -> Line:
 
 def _in_python(function: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Call a function of this module in a process that finds what this one finds."""
-    code = f"from fastreid_al import diagnosis; diagnosis.{function}(*{arguments!r})"
+    code = f"from fastreid_al.runs import doctor; doctor.{function}(*{arguments!r})"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(Path(p).absolute()) for p in sys.path),

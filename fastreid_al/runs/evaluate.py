@@ -15,10 +15,17 @@ from ..answers import Verdict
 from ..config import EngineConfig, EvaluationConfig, ImageConfig, SyntheticConfig, TestFeatures
 from ..data import ImageSet
 from ..data.loader import BatchLoader
-from ..distributed.launch import alone_or_refuse
-from ..engine.console import Reporter, RunFolder, percent, ranking_metrics
-from ..engine.extract import Evaluator, decode_records, extract_features, identities_and_cameras
+from ..distributed.launch import require_single_process
+from ..engine.console import Reporter, percent
+from ..engine.extract import (
+    Evaluator,
+    decode_records,
+    extract_features,
+    identities_and_cameras,
+    ranking_metrics,
+)
 from ..engine.network import Network
+from ..engine.run_folder import RunFolder
 from ..errors import CheckpointError, DataError, UserError
 from ..files import write_atomically
 from ..metrics import Ranking
@@ -39,7 +46,7 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
         UserError: The file or the image set cannot be used, in one line.
     """
     reporter = reporter or Reporter()
-    alone_or_refuse("evaluate")
+    require_single_process("evaluate")
     file = Path(options.checkpoint)
     run = file.parent if file.name.startswith("last") else file
     if (file.is_dir() or file.suffix == ".json") and (run / "last.pt").is_file():

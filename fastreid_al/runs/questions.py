@@ -15,6 +15,7 @@ from ..data.records import ImageSet, Record
 from ..distributed.world import SINGLE_PROCESS, World
 from ..engine.console import Reporter
 from ..engine.extract import identities_and_cameras
+from ..engine.stop_signal import StopSignal
 from ..errors import UserError
 from ..files import write_atomically
 
@@ -31,6 +32,7 @@ def open_questions(
     digests: Sequence[str],
     folder: Path,
     reporter: Reporter,
+    stop: StopSignal,
     world: World = SINGLE_PROCESS,
 ) -> Iterator[Questions | None]:
     """The questions that a run asks, with its ledger held open; None when it asks none, and on all ranks but the first.
@@ -60,9 +62,7 @@ def open_questions(
             seed=config.seed,
         )
         # Every answer is on the disk when this is called, so a signal may end the asking there.
-        asker.watch = lambda questions, current: (
-            reporter.between() if reporter.between is not None else None
-        )
+        asker.watch = lambda questions, current: stop.check()
         yield Questions(asker, config.ask, settings)  # type: ignore[arg-type]  # "none" was sorted out above
 
 

@@ -23,27 +23,31 @@ from ..data.pixels import PixelStore
 from ..data.records import STYLE_COPIES, UNKNOWN, Record, count
 from ..data.samplers import iterations_of
 from ..distributed.launch import (
-    alone_or_refuse,
-    check_same_images,
-    check_same_settings,
     device_of_rank,
     joined,
     may_restart,
+    require_single_process,
     restarted,
 )
 from ..distributed.world import SINGLE_PROCESS, World
-from ..engine.console import Reporter, RunFolder, draw_curves
+from ..engine.console import Reporter
+from ..engine.curves import draw_curves
 from ..engine.extract import Evaluator, decode_records, identities_and_cameras
-from ..engine.loop import Interrupted, train
+from ..engine.loop import TrainingLoop
+from ..engine.method import Method
 from ..engine.network import Network, choose_algorithms
-from ..engine.sharded_checkpoint import has_shards
-from ..engine.training import Method, Training, check_resumable, last_state, make_optimizer
+from ..engine.optimizer import make_optimizer
+from ..engine.resume import check_resumable, holds_run, last_state
+from ..engine.run_folder import RunFolder
+from ..engine.stop_signal import Interrupted, StopSignal
+from ..engine.training import Training
 from ..errors import DataError, UserError
 from ..methods.adaptation import Source, SourceClassifier
 from ..methods.nnct import NNCT
 from ..methods.supervised import Supervised
 from ..methods.ucal import UCAL
 from ..models import ReIdNet, build_model
+from .agreement import check_same_images, check_same_settings
 from .checks import check_parts, check_settings, load_images, pick_device, warn_of_settings
 from .evaluate import summarise
 from .questions import check_questions, open_questions
@@ -94,15 +98,10 @@ def run_training(
         raise UserError(
             "--max-restarts: name the run's folder with --run-dir, where a restart finds its checkpoint"
         )
-    with joined(device) as (world, how):
+    with joined(device, raised_together=(Interrupted,)) as (world, how):
         if how is not None and world.is_first:
             reporter.line(how)
-        try:
-            return _run(config, resume or restarted(), reporter, world, device)
-        except Interrupted as stopped:
-            # All ranks stop together, so that they part in peace.
-            stop = stopped
-    raise stop
+        return _run(config, resume or restarted(), reporter, world, device)
 
 
 def _run(
@@ -114,7 +113,7 @@ def _run(
     folder = RunFolder(
         world.all_gather_objects(_run_path(config))[0], world.is_first, config.tensorboard
     )
-    if world.any_true((folder.last.exists() or has_shards(folder.path)) and not resume):
+    if world.any_true(holds_run(folder) and not resume):
         raise UserError(
             f"{folder.path} already holds a run: continue it with --resume, or name another with --run-dir"
         )
@@ -128,6 +127,7 @@ def _run(
     images = world.first_then_rest(lambda: load_images(config, reporter))
     check_questions(config, all(r.identity != UNKNOWN for r in images.train))
     source_images = world.first_then_rest(lambda: _load_source(config, images, reporter))
+    stop_signal = StopSignal(ends_phases=world.size == 1)
     model = _model(config, device, fresh=saved is None)
     if config.method == "nnct":
         # Refuse what the whole set cannot have before it is decoded; the method itself is made of what can be read.
@@ -146,11 +146,11 @@ def _run(
     )
     identities = identities_and_cameras(records)[0]
     with open_questions(
-        config, images, records, store.digests, folder.path, reporter, world
+        config, images, records, store.digests, folder.path, reporter, stop_signal, world
     ) as questions:
         style = _style(config, images, records, store, folder, reporter, world)
         state = _training(
-            config, model, images, store, records, questions, source, style, world, reporter
+            config, model, images, store, records, questions, source, style, world, stop_signal
         )
         check_same_images(world, state.data)
         if saved is not None:
@@ -165,12 +165,13 @@ def _run(
         network.prove(part, height, width, step, source is not None, loader.spare, world)
         network.join(world)
         try:
-            train(
+            TrainingLoop(
                 state,
                 network,
                 loader,
                 folder,
                 reporter,
+                stop_signal,
                 Evaluator(
                     images,
                     config.image,
@@ -179,6 +180,7 @@ def _run(
                     config.network.test_features,
                     config.engine,
                     world,
+                    stop_signal,
                 )
                 if images.query
                 else None,
@@ -186,7 +188,7 @@ def _run(
                 None
                 if source is None
                 else BatchLoader(source.store, device, config.image.place, reporter.warn),
-            )
+            ).run()
         except (Interrupted, QuitAsking) as stop:
             reporter.line(_stopped(state, folder, stop, world))
             if isinstance(stop, QuitAsking):
@@ -204,7 +206,7 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
     Raises:
         UserError: What would stand in the way, in one line.
     """
-    alone_or_refuse("--dry-run")
+    require_single_process("a dry run")
     reporter = reporter or Reporter()
     check_settings(config)
     check_parts(config, 1)
@@ -394,11 +396,11 @@ def _training(
     source: _Decoded | None,
     style: CameraStyle | None,
     world: World,
-    reporter: Reporter,
+    stop: StopSignal,
 ) -> Training:
     settings = config.optimizer
     known = None if source is None else source.source
-    method = _method(config, records, questions, known, model.features, world, reporter)
+    method = _method(config, records, questions, known, model.features, world, stop)
     layers = method.layers().to(next(model.parameters()).device)
     optimizer = make_optimizer(model, settings, layers)
     data = data_fingerprint(images, records, store.digests)
@@ -454,7 +456,7 @@ def _method(
     source: Source | None,
     features: int,
     world: World,
-    reporter: Reporter,
+    stop: StopSignal,
 ) -> Method:
     if config.method == "nnct":
         return _nnct(config, len(records), source, features, world)
@@ -463,12 +465,8 @@ def _method(
         if config.method == "supervised":
             return Supervised(identities, cameras, config.batch, config.memory, config.seed, world)
 
-        def watch() -> None:
-            if reporter.between is not None:
-                reporter.between()
-
         settings = config.cluster, config.batch, config.memory, config.seed
-        return UCAL(cameras, *settings, questions, source, world, watch)
+        return UCAL(cameras, *settings, questions, source, world, stop.check)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -21,7 +21,7 @@ from fastreid_al.config import (
     RunConfig,
     SyntheticConfig,
 )
-from fastreid_al.engine import Interrupted
+from fastreid_al.engine import Interrupted, TrainingLoop
 from fastreid_al.engine.checkpoint import load_checkpoint
 from fastreid_al.errors import CheckpointError, DataError, UserError
 from fastreid_al.methods import NNCT, UCAL
@@ -175,12 +175,12 @@ def test_a_source_may_move_but_not_change_on_resume(
     ):
         run_training(longer, resume=True)
     with pytest.raises(
-        CheckpointError, match=r"--source msmt17, the run asks for --source market1501"
+        CheckpointError, match=r"`source` msmt17, the run asks for `source` market1501"
     ):
         run_training(replace(longer, source="market1501"), resume=True)
     heavier = replace(longer, adaptation=replace(longer.adaptation, weight=0.5))
     with pytest.raises(
-        CheckpointError, match=r"--adaptation.weight 0.3, the run asks for --adaptation.weight 0.5"
+        CheckpointError, match=r"`adaptation.weight` 0.3, the run asks for `adaptation.weight` 0.5"
     ):
         run_training(heavier, resume=True)
 
@@ -268,7 +268,7 @@ def test_a_supervised_run_takes_no_source(short: RunConfig) -> None:
 def test_a_source_smaller_than_a_batch_is_refused_or_warned_of(
     short: RunConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "train", lambda *_: None)
+    monkeypatch.setattr(TrainingLoop, "run", lambda _: None)
     larger = replace(short, batch=replace(short.batch, size=48))
     with pytest.raises(
         UserError, match=r"--batch.size 48 is more than the 36 training images of the source"

@@ -25,12 +25,12 @@ from fastreid_al.config import (
     RunConfig,
 )
 from fastreid_al.distributed import launch
-from fastreid_al.distributed.launch import check_same_images
 from fastreid_al.distributed.world import World
 from fastreid_al.engine.checkpoint import load_checkpoint
 from fastreid_al.errors import UserError
 from fastreid_al.models import build_model
 from fastreid_al.runs import run_training, train
+from fastreid_al.runs.agreement import check_same_images
 from tests.support.process_pool import Pool
 from tests.support.tiny import SYNTHETIC, tiny_config
 
@@ -191,7 +191,7 @@ def test_ranks_of_different_settings_or_parts_are_refused_by_all_and_the_differe
 ) -> None:
     config = configured(tmp_path / "run", "instance memory")
     for said in pool.run(refused, 2, config, {"seed": 5}):
-        assert "rank 1 was started with --seed 5, rank 0 with --seed 0" in said
+        assert "rank 1 was started with `seed` 5, rank 0 with `seed` 0" in said
     for said in pool.run(refused, 4, replace(config, batch=replace(config.batch, size=24)), {}):
         assert (
             "--batch.size 24 does not divide into 4 ranks of groups of --network.bn-group 4: give 16 or 32"

@@ -227,7 +227,7 @@ def test_labels_that_short_lists_had_no_room_for_are_counted(
     )
     history = run_training(few).history
     assert history[0]["labels_dropped"] == 0 < history[1]["labels_dropped"]
-    assert "labels dropped in all (a larger --nnct.capacity keeps them)" in capsys.readouterr().out
+    assert "labels dropped in all (a larger `nnct.capacity` keeps them)" in capsys.readouterr().out
 
 
 def test_osnet_is_scored_as_it_was_trained_without_its_fully_connected_layer(

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from fastreid_al.config import MemoryConfig, RunConfig
-from fastreid_al.engine import Interrupted, checkpoint, loop
+from fastreid_al.engine import Interrupted, TrainingLoop, checkpoint
 from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
 from fastreid_al.errors import CheckpointError, DataError, TrainingError, UserError
 from fastreid_al.evaluate import main as evaluate_main
@@ -60,7 +60,7 @@ def variant(config: RunConfig, name: str) -> RunConfig:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, signum: int = signal.SIGTERM) -> None:
     """Send this process a signal in the middle of the given step."""
-    original, done = loop._batch, [0]
+    original, done = TrainingLoop._augmented, [0]
 
     def counting(*args: Any) -> Any:
         done[0] += 1
@@ -68,7 +68,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, signum: int = signal
             os.kill(os.getpid(), signum)
         return original(*args)
 
-    monkeypatch.setattr(loop, "_batch", counting)
+    monkeypatch.setattr(TrainingLoop, "_augmented", counting)
 
 
 def test_a_run_leaves_config_versions_metrics_checkpoints_and_figure(
@@ -162,26 +162,26 @@ def test_more_epochs_can_be_asked_for_on_resume(config: RunConfig) -> None:
 def test_checkpoint_of_another_model_or_method_is_refused(config: RunConfig) -> None:
     run_training(replace(config, epochs=1))
     with pytest.raises(
-        CheckpointError, match=r"--model osnet_x0_25, the run asks for --model resnet18"
+        CheckpointError, match=r"`model` osnet_x0_25, the run asks for `model` resnet18"
     ):
         run_training(replace(config, model="resnet18"), resume=True)
     with pytest.raises(
-        CheckpointError, match=r"--method ucal, the run asks for --method supervised"
+        CheckpointError, match=r"`method` ucal, the run asks for `method` supervised"
     ):
         run_training(replace(config, method="supervised"), resume=True)
     shutil.copy(Path(str(config.run_dir)) / "best.pt", Path(str(config.run_dir)) / "last.pt")
-    with pytest.raises(CheckpointError, match=r"weights alone"):
+    with pytest.raises(CheckpointError, match=r"only weights"):
         run_training(config, resume=True)
 
 
 def test_settings_that_the_state_depends_on_may_not_change_on_resume(config: RunConfig) -> None:
     run_training(replace(config, epochs=1))
     with pytest.raises(
-        CheckpointError, match=r"--memory.kind instance, the run asks for --memory.kind cluster"
+        CheckpointError, match=r"`memory.kind` instance, the run asks for `memory.kind` cluster"
     ):
         run_training(replace(config, memory=MemoryConfig(kind="cluster")), resume=True)
     with pytest.raises(
-        CheckpointError, match=r"--batch.iterations 4, the run asks for --batch.iterations 2"
+        CheckpointError, match=r"`batch.iterations` 4, the run asks for `batch.iterations` 2"
     ):
         run_training(replace(config, batch=replace(config.batch, iterations=2)), resume=True)
 
@@ -198,7 +198,7 @@ def test_a_run_folder_that_cannot_be_written_is_named_before_anything_slow(
 ) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(
-        CheckpointError, match=r"cannot write into .*name another folder with --run-dir"
+        CheckpointError, match=r"cannot write into .*name another folder with `run_dir`"
     ):
         run_training(replace(config, run_dir=str(tmp_path / "file")))
 
@@ -300,7 +300,7 @@ def test_divergence_stops_with_one_line_and_keeps_the_checkpoint(config: RunConf
     state = load_checkpoint(run / "last.pt")
     state["optimizer"]["param_groups"][0]["lr"] = float("inf")
     save_checkpoint(run / "last.pt", state)
-    with pytest.raises(TrainingError, match=r"not finite.*--optimizer.lr"):
+    with pytest.raises(TrainingError, match=r"not finite.*`optimizer.lr`"):
         run_training(config, resume=True)
     assert all(torch.isfinite(v).all() for v in weights(run).values())
 

@@ -80,7 +80,7 @@ def build_again(model: ReIdNet) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("room", "advice"), [(24, "--batch.size 16 would fit"), (1, "no batch would fit")]
+    ("room", "advice"), [(24, "`batch.size` 16 would fit"), (1, "no batch would fit")]
 )
 def test_a_device_without_room_says_what_would_fit(
     model: ReIdNet, monkeypatch: pytest.MonkeyPatch, room: int, advice: str
@@ -111,6 +111,6 @@ def test_a_step_that_finds_no_room_after_all_is_one_line(
     monkeypatch.setattr(ContrastiveMethod, "loss", full)
     with pytest.raises(
         TrainingError,
-        match=r"ran out of memory .* a smaller --batch.size than 16, or more ranks than 1",
+        match=r"ran out of memory.* A smaller `batch.size` than 16, or more ranks than 1",
     ):
         run_training(replace(config, evaluate_untrained=False))

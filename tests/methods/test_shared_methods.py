@@ -12,7 +12,7 @@ from fastreid_al.annotators import Oracle
 from fastreid_al.answers import Asker, QuitAsking
 from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
 from fastreid_al.distributed.world import SINGLE_PROCESS, World
-from fastreid_al.engine.loop import Interrupted
+from fastreid_al.engine.stop_signal import Interrupted
 from fastreid_al.errors import TrainingError
 from fastreid_al.methods import UCAL, Supervised
 from fastreid_al.methods.adaptation import Source

@@ -1,0 +1,120 @@
+"""What a run continues from, and whether a checkpoint fits the run that asks for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import RunConfig
+from ..distributed.world import World
+from ..errors import CheckpointError
+from .checkpoint import load_checkpoint
+from .run_folder import RunFolder
+from .sharded_checkpoint import has_shards, load_shards
+
+#: Prefixes of the settings that may change on resume without making the checkpoint's state meaningless.
+_MAY_CHANGE = (
+    "epochs",
+    "evaluate_",
+    "device",
+    "data_root",
+    "source_root",
+    "run_dir",
+    "weights",
+    "image.store_",
+    "image.cache",
+    "image.place",
+    "engine.",
+    "tensorboard",
+    "profile",
+    "cluster.",
+    "optimizer.lr",
+    "optimizer.backbone_lr",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "optimizer.step",
+    "optimizer.gamma",
+    "ask",
+    "annotator",
+    "questions.",
+    "oracle.",
+)
+
+
+def holds_run(folder: RunFolder) -> bool:
+    """Whether the folder holds a checkpoint, of one process or of several."""
+    return folder.last.exists() or has_shards(folder.path)
+
+
+def last_state(folder: RunFolder, world: World) -> dict[str, Any] | None:
+    """Return the last state that a run saved, by one process or by several; None when it saved none.
+
+    All processes call it.
+
+    Args:
+        folder: The folder of the run.
+        world: The processes of the run.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+    """
+    sharded = load_shards(folder.path, world) if has_shards(folder.path) else None
+    whole = load_checkpoint(folder.last) if folder.last.exists() else None
+    if sharded is None or whole is None:
+        return sharded or whole
+    # Both exist when several processes wrote weights for evaluation beside their shards, or when a
+    # single process was killed after it had written its checkpoint and before it removed the shards.
+    if "optimizer" not in whole:
+        return sharded
+    return whole if _progress(whole) > _progress(sharded) else sharded
+
+
+def _progress(state: Mapping[str, Any]) -> tuple[int, int]:
+    return state["epoch"], state["step"]
+
+
+def check_resumable(state: Mapping[str, Any], config: RunConfig) -> None:
+    """Refuse a checkpoint of a run with other settings, before expensive work starts.
+
+    Args:
+        state: A checkpoint's state.
+        config: The configuration of the run that asks for it.
+
+    Raises:
+        CheckpointError: Settings differ that may not change, which are named; or the checkpoint lacks
+            the state of a training run.
+    """
+    if "optimizer" not in state:
+        raise CheckpointError(
+            "the checkpoint holds only weights; resume from last.pt of a run, not best.pt"
+        )
+    trained = flatten(state["config"])
+    asked = flatten(dataclasses.asdict(config))
+    different = [
+        key
+        for key, value in asked.items()
+        if trained.get(key) != value and not key.startswith(_MAY_CHANGE)
+    ]
+    if different:
+        raise CheckpointError(
+            f"the checkpoint was trained with {named_values(trained, different)}, "
+            f"the run asks for {named_values(asked, different)}; "
+            "resume with the former, or start a new run with another `run_dir`"
+        )
+
+
+def named_values(settings: Mapping[str, Any], keys: list[str]) -> str:
+    """Name some settings and their values for a message."""
+    return " ".join(f"`{key}` {settings.get(key)}" for key in keys)
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as `group.name` -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

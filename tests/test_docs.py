@@ -1,0 +1,133 @@
+"""README and docs/: examples run, options exist, pages are reachable, words are the field's."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+EXECUTED = [
+    ROOT / "README.md",
+    *(DOCS / f"{page}.md" for page in ("python", "kernels", "extending")),
+]
+
+FENCE = re.compile(
+    r"(?P<mark><!-- not executed: [^>]*-->\n+)?^(?P<indent> *)```python\n(?P<code>.*?)^ *```$",
+    re.MULTILINE | re.DOTALL,
+)
+LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?:#[^)]*)?\)")
+OPTION = re.compile(r"(?<![\w-])--(?P<name>[a-z][\w-]*(?:\.[a-z][\w-]*)*)(?P<group>\.\*)?")
+COMMANDS = (
+    ["train"],
+    ["evaluate"],
+    ["simulate"],
+    ["synthesize"],
+    *(["ledger", name] for name in ("show", "export", "undo", "check")),
+)
+#: Options of other programs: torchrun, pip, pytest, mkdocs, git, the scripts of bench/, Slurm.
+FOREIGN = {
+    *("standalone", "nproc-per-node", "nnodes", "max-restarts"),
+    *("rdzv-backend", "rdzv-id", "rdzv-endpoint"),
+    *("strict", "check", "inplace", "benchmark-only", "benchmark-json", "scale"),
+    *("json", "plot", "figure", "undocumented"),
+    *("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "signal"),
+}
+PRIVATE_WORDS = re.compile(
+    r"drawn (set|world)|\bcorridors?\b|\bhouse\b|\b(one|the|this) room\b(?! for)|_ROOMS"
+    r"|found [^\"]{,40}, wanted|\bin peace\b|\ba process alone\b|\bLikewise\b|begun? anew",
+    re.IGNORECASE,
+)
+CODE = ("fastreid_al", "kernels", "csrc", "bench", "tests")
+SUFFIXES = {".py", ".md", ".h", ".cpp", ".cu"}
+
+
+def blocks(page: Path) -> Iterator[str]:
+    """The Python examples of a page that are meant to run."""
+    for found in FENCE.finditer(page.read_text()):
+        if found["mark"] is None:
+            yield textwrap.dedent(found["code"])
+
+
+@pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.name)
+def test_the_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    code = "\n".join(blocks(page))
+    assert code, f"{page.name} has no example that runs"
+    script = tmp_path / "example.py"
+    script.write_text(code)
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 600
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r"[\w/]+\.md", yaml.safe_dump(yaml.safe_load(navigation())))
+    assert sorted(listed) == [page.relative_to(DOCS).as_posix() for page in PAGES]
+
+
+def navigation() -> str:
+    """The nav of mkdocs.yml as YAML."""
+    return (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    targets = [t for t in LINK.findall(page.read_text()) if not t.startswith(("http:", "https:"))]
+    assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def options() -> set[str]:
+    """Every option of every command, as `--help` prints it."""
+    found: set[str] = set()
+    code = "import sys; from fastreid_al import cli; sys.argv = ['x']; cli.{}({!r})"
+    parsers = {"train": "parse_training", "evaluate": "parse_evaluation"}
+    parsers |= {"simulate": "parse_simulation", "synthesize": "parse_synthesis"}
+    for command, *words in COMMANDS:
+        parse = parsers.get(command, "parse_ledger")
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(parse, [*words, "--help"])],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        found |= {name for name, _ in OPTION.findall(done.stdout)}
+    return {name.replace("_", "-") for name in found}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_the_options_of_a_page_exist(page: Path, options: set[str]) -> None:
+    for name, group in OPTION.findall(page.read_text()):
+        plain = name.replace("_", "-")
+        if group:
+            known = any(option.startswith(f"{plain}.") for option in options)
+        else:
+            known = plain in options or plain in FOREIGN
+        assert known, f"{page.name} names --{name}{group}, which no command takes"
+
+
+@pytest.mark.parametrize("page", [*TEXTS, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_pages_keep_to_the_words_of_the_field(page: Path) -> None:
+    assert PRIVATE_WORDS.findall(page.read_text()) == []

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from reid_kernels._ops import full_precision
+from reid_kernels.numerics import full_precision
 from torch import Tensor
 
 from .backends import Backend, check_backend, cuml_labels, sklearn_labels

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from reid_kernels import similarity_topk
-from reid_kernels._ops import full_precision
-from reid_kernels.topk_cpu import has_bf16_units, select
+from reid_kernels.numerics import full_precision, has_bf16_units, select_topk
 from torch import Tensor
 
 from .. import native
@@ -116,7 +115,7 @@ def _symmetric(features: Tensor, k: int) -> Tensor:
     )
     # Rows with more near equals than there is room for.
     for left in (neighbours[:, 1] < 0).nonzero()[:, 0].split(max(16, _TILE // len(features))):
-        neighbours[left, 1:] = select(_similarities(features, left, features, left), k - 1)[1]
+        neighbours[left, 1:] = select_topk(_similarities(features, left, features, left), k - 1)[1]
     return neighbours
 
 
@@ -163,7 +162,7 @@ def _over_ranks(features: Tensor, k: int, world: World) -> Tensor:
         for left in (found.counts < 0).nonzero()[:, 0].split(max(16, _TILE // len(shard))):
             exact = _similarities(features, left, shard, left if mine else None)
             known = similarities[left], columns[left]
-            _merge(known, select(exact, min(k - 1, len(shard))), other.start)
+            _merge(known, select_topk(exact, min(k - 1, len(shard))), other.start)
             similarities[left], columns[left] = known
     return torch.cat([own[:, None], columns], dim=1)
 

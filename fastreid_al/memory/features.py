@@ -23,10 +23,10 @@ from reid_kernels import (
     ClassIndex,
     NotFiniteError,
     bank_contrast_loss,
-    bank_contrast_shares,
     class_index,
     class_means,
     hardest_rows,
+    partial_contrast,
     update_bank_,
 )
 from reid_kernels.sharded import with_gradient
@@ -192,10 +192,12 @@ class FeatureMemory:
         classes = self.classes[rows]
         targets = self._local[classes]
         wanted = features.requires_grad and torch.is_grad_enabled()
-        shares = bank_contrast_shares(
+        partial = partial_contrast(
             batch, self.bank, targets, tau, classes=self._index, gradient=wanted
         )
-        told = torch.stack([shares.losses, shares.log_sums, (targets >= 0).to(shares.losses.dtype)])
+        told = torch.stack(
+            [partial.losses, partial.log_sum_exp, (targets >= 0).to(partial.losses.dtype)]
+        )
         losses, log_sums, here = world.all_gather(told[None]).unbind(1)
         counted = classes >= 0
         # The loss against the target's own part, which keeps what is small, and what the other parts add to its sum.
@@ -211,9 +213,9 @@ class FeatureMemory:
         first = world.rank * len(features)
         loss = loss[first : first + len(features)]
         if wanted:
-            weights = (shares.log_sums - log_sums.logsumexp(0)).exp()[:, None]
+            weights = (partial.log_sum_exp - log_sums.logsumexp(0)).exp()[:, None]
             slopes = (
-                (shares.means.mul_(weights) - shares.chosen)
+                (partial.softmax_means.mul_(weights) - partial.target_vectors)
                 .div_(tau)
                 .masked_fill_(~counted[:, None], 0.0)
             )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-from reid_kernels._ops import full_precision
+from reid_kernels.numerics import full_precision
 from torch import Tensor
 
 from ..clustering.csr import ranges

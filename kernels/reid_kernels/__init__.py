@@ -1,48 +1,31 @@
-"""Operators of person re-identification that stand alone: PyTorch and Triton are all that they need.
+"""Operators of person re-identification. They need PyTorch, on a GPU also Triton, and nothing else.
 
-Each works on any device and picks its implementation by the device of its arguments: Triton kernels on a GPU, blocked PyTorch
-on a CPU. Each has a plain reference beside it (`*_reference`), any floating dtype. This folder can be installed with the
-project, copied alone into another one, or loaded by path.
+Each operator runs on any device and chooses its implementation by the device of its arguments: Triton kernels on a GPU, blocked
+PyTorch on a CPU. Each has a plain reference for any floating dtype, `NAME_reference`. The folder can be installed with the
+project, copied into another one, or loaded by path.
 """
 
-from . import compat
-from ._ops import NotFiniteError
-from .bank_loss import (
-    ClassIndex,
-    ContrastShares,
-    bank_contrast_loss,
-    bank_contrast_loss_reference,
-    bank_contrast_shares,
-    bank_contrast_shares_reference,
-    class_index,
-    class_means,
-)
-from .grouped_norm import grouped_batch_norm, grouped_batch_norm_reference
-from .labels import label_prediction, label_prediction_reference
-from .memory import hardest_rows, update_bank_, update_bank_reference
-from .multilabel import multilabel_bank_loss, multilabel_bank_loss_reference
-from .topk import similarity_topk, similarity_topk_reference
+from typing import Any
 
-__all__ = [
-    "ClassIndex",
-    "ContrastShares",
-    "NotFiniteError",
-    "bank_contrast_loss",
-    "bank_contrast_loss_reference",
-    "bank_contrast_shares",
-    "bank_contrast_shares_reference",
-    "class_index",
-    "class_means",
-    "compat",
-    "grouped_batch_norm",
-    "grouped_batch_norm_reference",
-    "hardest_rows",
-    "label_prediction",
-    "label_prediction_reference",
-    "multilabel_bank_loss",
-    "multilabel_bank_loss_reference",
-    "similarity_topk",
-    "similarity_topk_reference",
-    "update_bank_",
-    "update_bank_reference",
-]
+from . import _deprecated, bank_loss, compat, grouped_norm, labels, multilabel, topk, update_bank
+from ._ops import NotFiniteError
+from .bank_loss import *
+from .grouped_norm import *
+from .labels import *
+from .multilabel import *
+from .topk import *
+from .update_bank import *
+
+#: An operator's module lists its own public names.
+__all__ = ["NotFiniteError", "compat"]
+__all__ += bank_loss.__all__
+__all__ += grouped_norm.__all__
+__all__ += labels.__all__
+__all__ += multilabel.__all__
+__all__ += topk.__all__
+__all__ += update_bank.__all__
+
+
+def __getattr__(name: str) -> Any:
+    """Find former public names."""
+    return _deprecated.former_name(__name__, name)

@@ -1,5 +1,8 @@
 """What the Triton kernels share: the product of two tiles, keys that sort like floats, operands of a stated precision."""
 
+# Kernels are not typed Python.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 import os

@@ -1,5 +1,8 @@
 """Weighted sums of the rows of a bank in Triton, bitwise repeatable: the gradient of losses whose classes are its rows."""
 
+# Kernels are not typed Python.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 import torch

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from ._ops import PRECISIONS, check_choice, check_device, check_ids, check_range, check_rows
 from .bank_loss import ClassIndex, bank_contrast_loss, class_index, class_means
 from .labels import label_prediction
-from .memory import hardest_rows, update_bank_
 from .multilabel import multilabel_bank_loss
+from .update_bank import hardest_rows, update_bank_
 
 #: What SpCL adds to the softmax's sum of exponentials, and to the probability before its logarithm.
 _EPSILON = 1e-6

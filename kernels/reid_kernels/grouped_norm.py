@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ._ops import (
     DTYPES,
-    accumulator,
     check_device,
     check_tensor,
     device_of,
@@ -19,6 +18,9 @@ from ._ops import (
     takes_kernels,
 )
 from .grouped_norm_cpu import channels_last, group_parts
+from .numerics import accumulator
+
+__all__ = ["grouped_batch_norm", "grouped_batch_norm_reference"]
 
 
 def grouped_batch_norm(

@@ -1,5 +1,8 @@
 """`grouped_batch_norm` in Triton: sums of parts of a group, what follows from them, and one pass that writes."""
 
+# Kernels are not typed Python.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 import math

@@ -10,10 +10,12 @@ from ._ops import (
     check_range,
     check_rows,
     device_of,
-    full_precision,
     qualified,
     takes_kernels,
 )
+from .numerics import full_precision
+
+__all__ = ["label_prediction", "label_prediction_reference"]
 
 
 def label_prediction(

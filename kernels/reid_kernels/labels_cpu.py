@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._ops import accumulator, check_finite
+from ._ops import check_finite
 from .multilabel_cpu import count_rows, row_blocks, similarities
+from .numerics import accumulator
 
 #: Candidates that are judged first, and those after them; from then on four times as many each time.
 _FIRST, _NEXT = 10, 32

@@ -1,5 +1,8 @@
 """`label_prediction` in Triton: ranks are counted where similarities arise, and none of a candidate's is stored."""
 
+# Kernels are not typed Python.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 import torch

@@ -9,18 +9,19 @@ from torch import Tensor
 
 from ._ops import (
     PRECISIONS,
-    accumulator,
     check_choice,
     check_device,
     check_ids,
     check_pair,
     check_range,
     device_of,
-    full_precision,
     once,
     qualified,
     takes_kernels,
 )
+from .numerics import accumulator, full_precision
+
+__all__ = ["multilabel_bank_loss", "multilabel_bank_loss_reference"]
 
 REDUCTIONS = ("mean", "sum", "none")
 

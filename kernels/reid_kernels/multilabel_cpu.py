@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import accumulator, check_finite
+from ._ops import check_finite
+from .numerics import accumulator
 
 #: Bytes of similarities that exist at a time.
 BLOCK = 2**26

@@ -5,6 +5,9 @@ and writes the gradient's weights over the similarities, and a product of weight
 are read 16 times, from the L2 cache; two bits of the threshold are settled each time. There is no sort and no float atomic.
 """
 
+# Kernels are not typed Python.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 import torch

@@ -20,20 +20,19 @@ from torch import Tensor
 
 from ._ops import (
     NotFiniteError,
-    accumulator,
     check_finite,
     check_range,
     device_of,
-    full_precision,
     once,
     takes_kernels,
     unit_stride,
 )
 from .labels_cpu import closer_blocked, walk
-from .memory import update_bank_
 from .multilabel import Positives
 from .multilabel_cpu import row_blocks, similarities
+from .numerics import accumulator, full_precision
 from .topk import similarity_topk
+from .update_bank import update_bank_
 
 
 class World(Protocol):

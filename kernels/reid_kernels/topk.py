@@ -8,16 +8,17 @@ from torch import Tensor
 
 from ._ops import (
     PRECISIONS,
-    accumulator,
     check_choice,
     check_ids,
     check_pair,
     check_range,
     device_of,
-    full_precision,
     qualified,
     takes_kernels,
 )
+from .numerics import accumulator, full_precision
+
+__all__ = ["similarity_topk", "similarity_topk_reference"]
 
 MAX_K = 1024
 

@@ -5,13 +5,13 @@ Works on any device; the bfloat16 form is for CPUs with bfloat16 units.
 
 from __future__ import annotations
 
-import functools
 import warnings
 
 import torch
 from torch import Tensor
 
-from ._ops import accumulator, check_finite
+from ._ops import check_finite
+from .numerics import accumulator, has_bf16_units, select_topk
 
 #: Bytes of similarities that exist at a time: in float32, and in bfloat16.
 _BLOCK = 2**24
@@ -62,38 +62,12 @@ def topk_blocked(
             block = _similarity(query[now], bank, scale, bank_scale, room)
             own = None if exclude is None else exclude[now]
             _drop(block, own)
-            values[now, :most], indices[now, :most] = select(block, most)
+            values[now, :most], indices[now, :most] = select_topk(block, most)
             if own is not None:
                 indices[now][_dropped(indices[now], own)] = -1
     if query.is_cpu and not bool((values < torch.inf).all()):
         check_finite(query=query, bank=bank)
     return values, indices
-
-
-def select(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The first k places of a stable descending sort of each row, k <= the row's length."""
-    n = similarity.shape[1]
-    values, indices = similarity.topk(min(k + 1, n), dim=1)
-    equal = values[:, 1:] == values[:, :-1]
-    crossing = equal[:, k - 1].nonzero()[:, 0] if n > k else values.new_zeros(0, dtype=torch.int64)
-    values, indices = values[:, :k].contiguous(), indices[:, :k].contiguous()
-    if bool(equal.any()):
-        for some in crossing.split(max(1, _BLOCK // (16 * n))):
-            indices[some] = _first_of_equals(similarity[some], values[some, -1:], k)
-            values[some] = similarity[some].gather(1, indices[some])
-        indices, order = indices.sort(dim=1)
-        values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-        indices = indices.gather(1, order)
-    return values, indices
-
-
-def _first_of_equals(similarity: Tensor, last: Tensor, k: int) -> Tensor:
-    """All columns above the k-th value, and the lowest ones equal to it, ascending: k a row."""
-    # Written so that a NaN is above.
-    above, equal = ~(similarity <= last), similarity == last
-    wanted = k - above.sum(1, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= wanted))
-    return chosen.nonzero()[:, 1].view(len(similarity), k)
 
 
 def _certified(
@@ -164,7 +138,7 @@ def _certified(
             query[some], bank, None if query_scale is None else query_scale[some], bank_scale, None
         )
         _drop(exact, None if exclude is None else exclude[some])
-        values[some], indices[some] = select(exact, k)
+        values[some], indices[some] = select_topk(exact, k)
     if exclude is not None:
         indices[_dropped(indices, exclude)] = -1
 
@@ -290,15 +264,3 @@ def _drop(similarity: Tensor, exclude: Tensor | None) -> None:
 
 def _dropped(indices: Tensor, exclude: Tensor) -> Tensor:
     return indices == exclude[:, None]
-
-
-@functools.cache
-def has_bf16_units() -> bool:
-    """Whether PyTorch's bfloat16 product runs on units of its own here; without them it is slower than float32's."""
-    known = (
-        getattr(torch.cpu, name, None)
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return torch.backends.mkldnn.is_available() and any(
-        bool(ask()) for ask in known if ask is not None
-    )

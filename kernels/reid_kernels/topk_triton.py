@@ -5,6 +5,9 @@ of 16 columns; the first k columns lie in the first k groups by (maximum, lower 
 in float32 and sorted. Values and places travel as one int64 key, so that every sort is stable by construction.
 """
 
+# Kernels are not typed Python.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 import torch

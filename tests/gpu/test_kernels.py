@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from reid_kernels import (
     bank_contrast_loss,
     bank_contrast_loss_reference,
-    bank_contrast_shares,
-    bank_contrast_shares_reference,
     class_index,
     class_means,
     label_prediction,
     multilabel_bank_loss,
     multilabel_bank_loss_reference,
+    partial_contrast,
+    partial_contrast_reference,
     similarity_topk,
     similarity_topk_reference,
     update_bank_,
@@ -22,9 +22,9 @@ from reid_kernels import (
 )
 from reid_kernels.bank_loss import _bank_contrast, _class_means
 from reid_kernels.labels import _label_prediction
-from reid_kernels.memory import _update_bank
 from reid_kernels.multilabel import _multilabel_bank_loss
 from reid_kernels.topk import _similarity_topk
+from reid_kernels.update_bank import _update_bank
 from torch import Tensor
 
 from tests.support.kernels import FLOATS, assert_as_good_as_eager, on_grid, strided, unit_rows
@@ -175,16 +175,16 @@ def test_shares_of_a_part_are_as_good_as_plain_pytorch(dtype: torch.dtype, insta
     classes = (torch.arange(3000, device=DEVICE) % 700 - 1) if instances else None
     targets = torch.arange(64, device=DEVICE) % 50
     targets[::3] = -1
-    found = bank_contrast_shares(features, bank, targets, 0.05, classes=classes)
-    eager = bank_contrast_shares_reference(features, bank, targets, 0.05, classes=classes)
-    exact = bank_contrast_shares_reference(
+    found = partial_contrast(features, bank, targets, 0.05, classes=classes)
+    eager = partial_contrast_reference(features, bank, targets, 0.05, classes=classes)
+    exact = partial_contrast_reference(
         features.double(), bank.double(), targets, 0.05, classes=classes
     )
     for part in zip(found, eager, exact, strict=True):
         assert_as_good_as_eager(*part, 1e-5 if dtype == torch.float32 else 1e-2)
-    empty = bank_contrast_shares(features, bank[:0], torch.full_like(targets, -1), 0.05)
-    assert bool((empty.log_sums == -torch.inf).all()) and not any(
-        x.any() for x in (empty.means, empty.chosen)
+    empty = partial_contrast(features, bank[:0], torch.full_like(targets, -1), 0.05)
+    assert bool((empty.log_sum_exp == -torch.inf).all()) and not any(
+        x.any() for x in (empty.softmax_means, empty.target_vectors)
     )
 
 
@@ -324,7 +324,7 @@ def test_operators_are_registered_as_pytorch_wants_them() -> None:
     torch.library.opcheck(_similarity_topk, (features, bank, 4, True, targets, "auto"))
     torch.library.opcheck(
         _bank_contrast,
-        (features.clone().requires_grad_(), bank, targets, *index, 0.1, -1, True, "auto"),
+        (features.clone().requires_grad_(), bank, targets, *index, 0.1, -1, True, False, "auto"),
     )
     torch.library.opcheck(_class_means, (bank, *index))
     torch.library.opcheck(_update_bank, (bank.clone(), features, targets, 0.2, -1))

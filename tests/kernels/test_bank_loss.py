@@ -12,13 +12,13 @@ from reid_kernels import (
     NotFiniteError,
     bank_contrast_loss,
     bank_contrast_loss_reference,
-    bank_contrast_shares,
-    bank_contrast_shares_reference,
     bank_loss_cpu,
     class_index,
     class_means,
+    partial_contrast,
+    partial_contrast_reference,
 )
-from reid_kernels.bank_loss import _bank_contrast, _bank_gradient, _bank_shares, _class_means
+from reid_kernels.bank_loss import _bank_contrast, _bank_gradient, _class_means
 from torch import Tensor
 
 from tests.support.kernels import (
@@ -121,16 +121,16 @@ def test_gradients_are_those_of_finite_differences(classes: Tensor | None, reduc
 @pytest.mark.parametrize("classes", [None, CLASSES])
 def test_shares_are_as_good_as_plain_pytorch(dtype: torch.dtype, classes: Tensor | None) -> None:
     bank, features = unit_rows(10, 6, dtype), unit_rows(5, 6, dtype, seed=1)
-    found = bank_contrast_shares(features, bank, TARGETS, 0.1, classes=classes)
-    eager = bank_contrast_shares_reference(features, bank, TARGETS, 0.1, classes=classes)
-    exact = bank_contrast_shares_reference(
+    found = partial_contrast(features, bank, TARGETS, 0.1, classes=classes)
+    eager = partial_contrast_reference(features, bank, TARGETS, 0.1, classes=classes)
+    exact = partial_contrast_reference(
         features.double(), bank.double(), TARGETS, 0.1, classes=classes
     )
     for part in zip(found, eager, exact, strict=True):
         assert_as_good_as_eager(*part, 1e-6)
-    assert found.losses[2] == 0 and not found.chosen[2].any() and bool(found.means[2].any())
-    bare = bank_contrast_shares(features, bank, TARGETS, 0.1, classes=classes, gradient=False)
-    assert torch.equal(bare.losses, found.losses) and bare.means.shape == bare.chosen.shape == (
+    assert found.losses[2] == 0 and not found.target_vectors[2].any() and bool(found.softmax_means[2].any())
+    bare = partial_contrast(features, bank, TARGETS, 0.1, classes=classes, gradient=False)
+    assert torch.equal(bare.losses, found.losses) and bare.softmax_means.shape == bare.target_vectors.shape == (
         0,
         6,
     )
@@ -143,7 +143,7 @@ def test_shares_of_parts_make_the_loss_of_the_whole(cuts: list[int], instances: 
     features, targets, tau = unit_rows(5, 6, torch.float64), torch.tensor([0, 6, 5, 3, -1]), 0.05
     classes = torch.tensor([0, 0, 1, 2, 3, 5, -1, 6, 6, -1]) if instances else None
     bank = unit_rows(10, 6, torch.float64, seed=1)
-    bounds, shares = [0, *cuts, 10], []
+    bounds, parts = [0, *cuts, 10], []
     for first, last in itertools.pairwise(bounds):
         part = None if classes is None else classes[first:last]
         here = torch.isin(targets, torch.arange(first, last) if part is None else part) & (
@@ -158,14 +158,12 @@ def test_shares_of_parts_make_the_loss_of_the_whole(cuts: list[int], instances: 
         )
         local = None if part is None else torch.where(part >= 0, part - low, -1)
         own = torch.where(here, targets - low, -1)
-        shares.append(
-            (bank_contrast_shares(features, bank[first:last], own, tau, classes=local), here)
-        )
-    total = torch.stack([share.log_sums for share, _ in shares]).logsumexp(0)
+        parts.append((partial_contrast(features, bank[first:last], own, tau, classes=local), here))
+    total = torch.stack([share.log_sum_exp for share, _ in parts]).logsumexp(0)
     losses, slopes = torch.zeros(5, dtype=torch.float64), torch.zeros(5, 6, dtype=torch.float64)
-    for share, here in shares:
-        losses += torch.where(here, share.losses + total - share.log_sums, 0.0)
-        slopes += ((share.log_sums - total).exp()[:, None] * share.means - share.chosen) / tau
+    for share, here in parts:
+        losses += torch.where(here, share.losses + total - share.log_sum_exp, 0.0)
+        slopes += ((share.log_sum_exp - total).exp()[:, None] * share.softmax_means - share.target_vectors) / tau
     exact = gradients(
         bank_contrast_loss_reference,
         features,
@@ -184,18 +182,18 @@ def test_shares_of_parts_make_the_loss_of_the_whole(cuts: list[int], instances: 
 def test_a_part_without_classes_adds_nothing(classes: Tensor | None) -> None:
     rows = unit_rows(3 if classes is not None and len(classes) else 0, 6)
     nowhere = torch.full((5,), -1)
-    for call in (bank_contrast_shares, bank_contrast_shares_reference):
+    for call in (partial_contrast, partial_contrast_reference):
         share = call(unit_rows(5, 6), rows, nowhere, 0.1, classes=classes)
-        assert torch.equal(share.log_sums, torch.full((5,), -torch.inf))
-        assert not any(x.any() for x in (share.losses, share.means, share.chosen))
-        assert share.means.shape == share.chosen.shape == (5, 6)
+        assert torch.equal(share.log_sum_exp, torch.full((5,), -torch.inf))
+        assert not any(x.any() for x in (share.losses, share.softmax_means, share.target_vectors))
+        assert share.softmax_means.shape == share.target_vectors.shape == (5, 6)
 
 
 def test_a_part_does_not_fail_alone() -> None:
     bank = unit_rows(4, 6)
     bank[2, 1] = torch.nan
-    share = bank_contrast_shares(unit_rows(2, 6), bank, torch.tensor([0, -1]), 0.1)
-    assert bool(share.log_sums.isnan().all()) and bool(share.means.isnan().all())
+    share = partial_contrast(unit_rows(2, 6), bank, torch.tensor([0, -1]), 0.1)
+    assert bool(share.log_sum_exp.isnan().all()) and bool(share.softmax_means.isnan().all())
 
 
 def test_classes_may_be_indexed_once_for_many_losses() -> None:
@@ -268,7 +266,7 @@ def test_a_second_derivative_is_refused() -> None:
 
 
 def test_a_learnable_temperature_is_refused() -> None:
-    with pytest.raises(ValueError, match="temperature: it requires a gradient"):
+    with pytest.raises(ValueError, match="temperature: got a tensor that requires a gradient"):
         bank_contrast_loss(
             unit_rows(5, 6),
             unit_rows(10, 6),
@@ -374,7 +372,7 @@ BANK, BATCH = torch.zeros(10, 3), torch.zeros(2, 3)
 @pytest.mark.parametrize(
     ("features", "bank", "targets", "more", "message"),
     [
-        (torch.zeros(2), BANK, [0, 1], {}, r"features: found shape \(2,\)"),
+        (torch.zeros(2), BANK, [0, 1], {}, r"features: got shape \(2,\)"),
         (torch.zeros(2, 4), BANK, [0, 1], {}, "bank: got rows of width 3, expected 4"),
         (BATCH.double(), BANK, [0, 1], {}, "bank: got dtype torch.float32, expected torch.float64"),
         (BATCH.to("meta"), BANK, [0, 1], {}, "bank: got device cpu, expected meta"),
@@ -385,8 +383,8 @@ BANK, BATCH = torch.zeros(10, 3), torch.zeros(2, 3)
             {},
             r"targets: got shape \(1,\), expected \(2,\), one for each feature row",
         ),
-        (BATCH, BANK, [0, 10], {}, r"targets: got 10 at place 1, expected values in \[0, 10\)"),
-        (BATCH, BANK, [0, -2], {}, "targets: found -2 at place 1"),
+        (BATCH, BANK, [0, 10], {}, r"targets: got 10 at index 1, expected values in \[0, 10\)"),
+        (BATCH, BANK, [0, -2], {}, "targets: got -2 at index 1"),
         (
             BATCH,
             BANK,
@@ -401,14 +399,14 @@ BANK, BATCH = torch.zeros(10, 3), torch.zeros(2, 3)
             {"reduction": "max"},
             "reduction: got 'max', expected one of mean, sum, none",
         ),
-        (BATCH, BANK, [0, 1], {"precision": "half"}, "precision: found 'half'"),
-        (BATCH, BANK, [0, 1], {"classes": CLASSES}, "targets: found class 1, which has no rows"),
+        (BATCH, BANK, [0, 1], {"precision": "half"}, "precision: got 'half'"),
+        (BATCH, BANK, [0, 1], {"classes": CLASSES}, "targets: got class 1, which has no rows"),
         (
             BATCH,
             BANK,
             [0, 6],
             {"classes": CLASSES},
-            r"targets: got 6 at place 1, expected values in \[0, 6\)",
+            r"targets: got 6 at index 1, expected values in \[0, 6\)",
         ),
         (
             BATCH,
@@ -422,7 +420,7 @@ BANK, BATCH = torch.zeros(10, 3), torch.zeros(2, 3)
             BANK,
             [0, 0],
             {"classes": CLASSES + 6},
-            r"classes: got 11 at place 2, expected values in \[-1, 10\)",
+            r"classes: got 11 at index 2, expected values in \[-1, 10\)",
         ),
         (
             BATCH,
@@ -468,16 +466,15 @@ def test_operators_are_registered_as_pytorch_wants_them(
 ) -> None:
     order, starts = (None, None) if classes is None else class_index(classes)
     features, bank = unit_rows(5, 6, dtype), unit_rows(10, 6, dtype, seed=1)
-    arguments = (features.requires_grad_(), bank, TARGETS, order, starts, 0.1, -1, True, "auto")
+    loss = (bank, TARGETS, order, starts, 0.1, -1, True)
+    arguments = (features.requires_grad_(), *loss, False, "auto")
     torch.library.opcheck(_bank_contrast, arguments)
-    _, log_sums, _ = _bank_contrast(*arguments)
+    _, log_sums, _, _ = _bank_contrast(*arguments)
     torch.library.opcheck(
         _bank_gradient,
         (features.detach(), bank, TARGETS, order, starts, 0.1, -1, log_sums, torch.ones(5)),
     )
-    torch.library.opcheck(
-        _bank_shares, (features.detach(), bank, TARGETS, order, starts, 0.1, -1, True, "auto")
-    )
+    torch.library.opcheck(_bank_contrast, (features.detach(), *loss, True, "auto"))
     if order is not None:
         torch.library.opcheck(_class_means, (bank, order, starts))
 

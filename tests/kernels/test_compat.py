@@ -222,14 +222,14 @@ def test_mistakes_are_named_when_the_loss_is_taken():
     module, _ = _hybrid(torch.float32, _labels())
     inputs = _unit(BATCH, torch.float32)
     with pytest.raises(
-        ValueError, match=rf"indexes: got {N} at place 3, expected values in \[0, {N}\)"
+        ValueError, match=rf"indexes: got {N} at index 3, expected values in \[0, {N}\)"
     ):
         module(inputs, torch.tensor([0, 1, 2, N] * 3))
     with pytest.raises(ValueError, match=r"indexes: got dtype torch\.int32"):
         module(inputs, _indexes().int())
     with pytest.raises(ValueError, match=f"inputs: got rows of width 3, expected {DIM}"):
         module(inputs[:, :3], _indexes())
-    with pytest.raises(ValueError, match="targets: got -2 at place 0"):
+    with pytest.raises(ValueError, match="targets: got -2 at index 0"):
         _cluster(torch.float32, use_hard=False)[0](inputs, torch.full((BATCH,), -2))
 
 

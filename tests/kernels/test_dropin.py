@@ -37,7 +37,7 @@ positives = torch.arange(0, 19, 2), torch.arange(18)
 calls = {
     "similarity_topk": lambda f, x, bank: f(x, bank, 5),
     "bank_contrast_loss": lambda f, x, bank: f(x, bank, ids, 0.05),
-    "bank_contrast_shares": lambda f, x, bank: f(x, bank, ids, 0.05),
+    "partial_contrast": lambda f, x, bank: f(x, bank, ids, 0.05),
     "multilabel_bank_loss": lambda f, x, bank: f(x, bank, positives, hard_ratio=0.1),
     "update_bank": lambda f, x, bank: f(bank.clone(), x, ids, 0.2),
     "label_prediction": lambda f, x, bank: f(bank, ids, threshold=0.1),

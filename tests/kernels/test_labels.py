@@ -193,15 +193,15 @@ def test_compiles_whole_and_once_for_every_size_of_the_bank() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bank": torch.ones(4)}, r"bank: found shape \(4,\)"),
-        ({"bank": torch.ones(4, 4, dtype=torch.int64)}, "bank: found dtype torch.int64"),
-        ({"rows": torch.zeros(2, 2, dtype=torch.int64)}, r"rows: found shape \(2, 2\)"),
+        ({"bank": torch.ones(4)}, r"bank: got shape \(4,\)"),
+        ({"bank": torch.ones(4, 4, dtype=torch.int64)}, "bank: got dtype torch.int64"),
+        ({"rows": torch.zeros(2, 2, dtype=torch.int64)}, r"rows: got shape \(2, 2\)"),
         (
             {"rows": torch.zeros(2, dtype=torch.int32)},
             "rows: got dtype torch.int32, expected torch.int64",
         ),
-        ({"rows": torch.tensor([0, 5])}, r"rows: got 5 at place 1, expected values in \[0, 5\)"),
-        ({"rows": torch.tensor([-1])}, "rows: found -1 at place 0"),
+        ({"rows": torch.tensor([0, 5])}, r"rows: got 5 at index 1, expected values in \[0, 5\)"),
+        ({"rows": torch.tensor([-1])}, "rows: got -1 at index 0"),
         ({"at_least": 0}, "at_least: got 0, expected 1 or more"),
     ],
 )

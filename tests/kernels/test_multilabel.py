@@ -315,24 +315,24 @@ GOOD = {"features": torch.ones(2, 4), "bank": torch.ones(40, 4), "positives": li
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"features": torch.ones(4)}, r"features: found shape \(4,\)"),
+        ({"features": torch.ones(4)}, r"features: got shape \(4,\)"),
         ({"bank": torch.ones(40, 5)}, "bank: got rows of width 5, expected 4"),
-        ({"bank": torch.ones(40, 4).double()}, "bank: found dtype torch.float64"),
+        ({"bank": torch.ones(40, 4).double()}, "bank: got dtype torch.float64"),
         (
             {"bank": torch.ones(40, 4, requires_grad=True)},
             "bank: got requires_grad, expected a buffer",
         ),
         ({"hard_ratio": 1.5}, "hard_ratio: got 1.5, expected 0 to 1"),
         ({"reduction": "max"}, "reduction: got 'max', expected one of mean, sum, none"),
-        ({"precision": "fp8"}, "precision: found 'fp8'"),
+        ({"precision": "fp8"}, "precision: got 'fp8'"),
         ({"positives": lists([0])}, r"positives\[0\]: got shape \(2,\), expected \(3,\)"),
         (
             {"positives": (torch.tensor([0, 1, 2]), torch.tensor([0, 1], dtype=torch.int32))},
-            r"positives\[1\]: found dtype",
+            r"positives\[1\]: got dtype",
         ),
         (
             {"positives": (torch.tensor([0, 1, 2]), torch.zeros(2, 1, dtype=torch.int64))},
-            r"positives\[1\]: found shape",
+            r"positives\[1\]: got shape",
         ),
         (
             {"positives": (torch.tensor([1, 1, 2]), torch.tensor([0, 1]))},
@@ -344,13 +344,13 @@ GOOD = {"features": torch.ones(2, 4), "bank": torch.ones(40, 4), "positives": li
         ),
         (
             {"positives": (torch.tensor([0, 3, 2]), torch.tensor([0, 1]))},
-            r"positives\[0\]: found a fall behind place 1",
+            r"positives\[0\]: got a fall behind place 1",
         ),
         (
             {"positives": lists([0], [40])},
-            r"positives\[1\]: got 40 at place 1, expected values in \[0, 40\)",
+            r"positives\[1\]: got 40 at index 1, expected values in \[0, 40\)",
         ),
-        ({"positives": lists([-1], [0])}, r"positives\[1\]: found -1 at place 0"),
+        ({"positives": lists([-1], [0])}, r"positives\[1\]: got -1 at index 0"),
         (
             {"positives": torch.zeros(2, 1, dtype=torch.int32)},
             r"bit rows of shape \(2, 1\), expected \(2, 2\)",

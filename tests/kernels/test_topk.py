@@ -319,19 +319,19 @@ def test_a_row_that_is_not_finite_is_named_among_ties_too(way: str) -> None:
             torch.zeros(3, 4),
             torch.zeros(2, 4),
             {"exclude": torch.zeros(2, dtype=torch.int64)},
-            r"exclude: found shape \(2,\)",
+            r"exclude: got shape \(2,\)",
         ),
         (
             torch.zeros(3, 4),
             torch.zeros(2, 4),
             {"exclude": torch.zeros(3)},
-            "exclude: found dtype torch.float32",
+            "exclude: got dtype torch.float32",
         ),
         (
             torch.zeros(3, 4),
             torch.zeros(2, 4),
             {"exclude": torch.tensor([0, 2, 0])},
-            "exclude: got 2 at place 1, expected",
+            "exclude: got 2 at index 1, expected",
         ),
     ],
 )

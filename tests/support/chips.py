@@ -208,7 +208,7 @@ def launch_contrast() -> None:
 
 
 def launch_update() -> None:
-    from reid_kernels.memory_triton import update_triton
+    from reid_kernels.update_bank_triton import update_triton
 
     for dtype, dim in (*((x, DIM) for x in FLOATS), (torch.float32, 512), (torch.float32, WIDEST)):
         update_triton(_rows(9, dtype, dim), _rows(9, dtype, dim), _ids(9), 0.2, -1)

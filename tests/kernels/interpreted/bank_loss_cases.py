@@ -6,10 +6,10 @@ import torch
 from reid_kernels import (
     bank_contrast_loss,
     bank_contrast_loss_reference,
-    bank_contrast_shares,
-    bank_contrast_shares_reference,
     class_index,
     class_means,
+    partial_contrast,
+    partial_contrast_reference,
 )
 from reid_kernels.bank_loss_cpu import means_of_classes as means_blocked
 from reid_kernels.bank_loss_cpu import shares_blocked
@@ -160,10 +160,10 @@ def through_operators(cases: small.Cases) -> None:
             (nothing, nothing[:5]),
             (empty, torch.tensor([2, -1, -1, 2, -1])),
         ):
-            found = bank_contrast_shares(features, bank, where, 0.1, classes=some)
+            found = partial_contrast(features, bank, where, 0.1, classes=some)
             for a, b in zip(
                 found,
-                bank_contrast_shares_reference(features, bank, where, 0.1, classes=some),
+                partial_contrast_reference(features, bank, where, 0.1, classes=some),
                 strict=True,
             ):
                 cases.close(a, b, 2e-6)

@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from reid_kernels import bank_loss, grouped_norm, labels, memory, multilabel, tiles, topk
+from reid_kernels import bank_loss, grouped_norm, labels, multilabel, tiles, topk, update_bank
 from torch import Tensor
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
@@ -35,7 +35,7 @@ def through_operators() -> Iterator[None]:
         return rows[0].dtype != torch.float64 and all(x.numel() for x in rows)
 
     with contextlib.ExitStack() as stack:
-        for module in (bank_loss, grouped_norm, labels, memory, multilabel, topk):
+        for module in (bank_loss, grouped_norm, labels, multilabel, topk, update_bank):
             stack.enter_context(mock.patch.object(module, "takes_kernels", takes_kernels))
         yield
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from reid_kernels import update_bank_, update_bank_reference
-from reid_kernels.memory_triton import update_triton
+from reid_kernels.update_bank_triton import update_triton
 
 from tests.kernels.interpreted import small
 from tests.support.kernels import strided, unit_rows

@@ -1,5 +1,8 @@
 """`update_bank_` in Triton: one program for each row of the bank that the batch names."""
 
+# Kernels are not typed Python.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 import triton

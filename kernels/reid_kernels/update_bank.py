@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._ops import (
-    accumulator,
     check_finite,
     check_ids,
     check_pair,
@@ -16,6 +15,9 @@ from ._ops import (
     qualified,
     takes_kernels,
 )
+from .numerics import accumulator
+
+__all__ = ["hardest_rows", "update_bank_", "update_bank_reference"]
 
 #: Values of a row that the kernel holds in the registers of one program.
 _WIDEST = 2**13
@@ -89,7 +91,7 @@ def _update_bank(
     if not takes_kernels(bank, features) or bank.shape[1] > _WIDEST or bank.stride(1) != 1:
         _update_rows(bank, features, targets, momentum, ignore_index)
         return
-    from .memory_triton import update_triton
+    from .update_bank_triton import update_triton
 
     with device_of(bank):
         update_triton(bank, features, targets, momentum, ignore_index)

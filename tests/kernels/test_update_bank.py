@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reid_kernels import hardest_rows, update_bank_, update_bank_reference
-from reid_kernels.memory import _update_bank
+from reid_kernels.update_bank import _update_bank
 from torch import Tensor
 
 from tests.support.kernels import FLOATS, compiled_once, run_interpreted, strided, unit_rows
@@ -94,7 +94,7 @@ def test_no_gradient_is_kept() -> None:
 @pytest.mark.parametrize(
     ("bank", "features", "targets", "momentum", "message"),
     [
-        (torch.zeros(4), torch.zeros(1, 4), [0], 0.5, r"bank: found shape \(4,\)"),
+        (torch.zeros(4), torch.zeros(1, 4), [0], 0.5, r"bank: got shape \(4,\)"),
         (
             torch.zeros(4, 3),
             torch.zeros(1, 4),
@@ -107,7 +107,7 @@ def test_no_gradient_is_kept() -> None:
             torch.zeros(1, 3).half(),
             [0],
             0.5,
-            "features: found dtype torch.float16",
+            "features: got dtype torch.float16",
         ),
         (
             torch.zeros(4, 3),
@@ -121,9 +121,9 @@ def test_no_gradient_is_kept() -> None:
             torch.zeros(1, 3),
             [4],
             0.5,
-            r"targets: got 4 at place 0, expected values in \[0, 4\)",
+            r"targets: got 4 at index 0, expected values in \[0, 4\)",
         ),
-        (torch.zeros(4, 3), torch.zeros(1, 3), [-2], 0.5, "targets: found -2 at place 0"),
+        (torch.zeros(4, 3), torch.zeros(1, 3), [-2], 0.5, "targets: got -2 at index 0"),
         (
             torch.zeros(4, 3),
             torch.zeros(1, 3),
@@ -157,7 +157,7 @@ def test_hardest_rows_leave_out_what_is_ignored() -> None:
     bank, targets = torch.eye(3), torch.tensor([-1, 1, 1, -1])
     features = torch.tensor([[1.0, 0, 0], [0, 0.5, 0], [0, 0.2, 0], [0, 0, 1]])
     assert hardest_rows(features, bank, targets).tolist() == [2]
-    with pytest.raises(ValueError, match="targets: got 3 at place 0"):
+    with pytest.raises(ValueError, match="targets: got 3 at index 0"):
         hardest_rows(features, bank, torch.tensor([3, 1, 1, -1]))
 
 
@@ -189,4 +189,4 @@ def test_it_compiles_once_for_all_sizes_of_the_bank() -> None:
 
 
 def test_kernel_equals_the_reference_in_the_interpreter() -> None:
-    run_interpreted("memory_cases")
+    run_interpreted("update_bank_cases")

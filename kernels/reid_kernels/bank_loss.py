@@ -103,7 +103,7 @@ class ContrastProblem(NamedTuple):
     partial: bool
     precision: str
 
-    def index(self) -> ClassIndex | None:
+    def classes(self) -> ClassIndex | None:
         """Return the index of the classes, None where each bank row is a class of its own."""
         if self.order is None or self.starts is None:
             return None

@@ -134,7 +134,7 @@ def bank_gradient_blocked(problem: ContrastProblem, log_sums: Tensor, weights: T
     targets = problem.targets[counted]
     log_sums = log_sums[counted]
     factor = weights[counted].to(kind)
-    index = problem.index()
+    index = problem.classes()
     out = torch.zeros_like(problem.bank)
     for first, vectors, empty in _blocks(problem, len(scaled)):
         # d loss / d logit = softmax - one-hot of the target.
@@ -194,7 +194,7 @@ def _blocks(problem: ContrastProblem, batch: int | None = None) -> Iterator[_Blo
     """Yield the classes block by block; `batch` is the number of features that logits are computed for, by default all."""
     bank = problem.bank
     kind = accumulator(bank.dtype)
-    index = problem.index()
+    index = problem.classes()
     count = problem.class_count()
     batch = len(problem.features) if batch is None else batch
     step = max(1, min(max(64, _BLOCK // max(1, bank.shape[1])), _LOGITS // max(1, batch)))

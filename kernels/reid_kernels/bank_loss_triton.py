@@ -52,7 +52,7 @@ def contrast_triton(
         problem: The loss.
         piece: Classes in a piece, a multiple of every tile; by default as many as fit the caches.
     """
-    index = problem.index()
+    index = problem.classes()
     if index is not None:
         index = ClassIndex(index.order.contiguous(), index.starts.contiguous())
     problem = problem._replace(

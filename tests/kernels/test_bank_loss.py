@@ -128,9 +128,15 @@ def test_shares_are_as_good_as_plain_pytorch(dtype: torch.dtype, classes: Tensor
     )
     for part in zip(found, eager, exact, strict=True):
         assert_as_good_as_eager(*part, 1e-6)
-    assert found.losses[2] == 0 and not found.target_vectors[2].any() and bool(found.softmax_means[2].any())
+    assert (
+        found.losses[2] == 0
+        and not found.target_vectors[2].any()
+        and bool(found.softmax_means[2].any())
+    )
     bare = partial_contrast(features, bank, TARGETS, 0.1, classes=classes, gradient=False)
-    assert torch.equal(bare.losses, found.losses) and bare.softmax_means.shape == bare.target_vectors.shape == (
+    assert torch.equal(
+        bare.losses, found.losses
+    ) and bare.softmax_means.shape == bare.target_vectors.shape == (
         0,
         6,
     )
@@ -163,7 +169,9 @@ def test_shares_of_parts_make_the_loss_of_the_whole(cuts: list[int], instances: 
     losses, slopes = torch.zeros(5, dtype=torch.float64), torch.zeros(5, 6, dtype=torch.float64)
     for share, here in parts:
         losses += torch.where(here, share.losses + total - share.log_sum_exp, 0.0)
-        slopes += ((share.log_sum_exp - total).exp()[:, None] * share.softmax_means - share.target_vectors) / tau
+        slopes += (
+            (share.log_sum_exp - total).exp()[:, None] * share.softmax_means - share.target_vectors
+        ) / tau
     exact = gradients(
         bank_contrast_loss_reference,
         features,

@@ -197,14 +197,16 @@ def launch_topk() -> None:
 
 
 def launch_contrast() -> None:
-    from reid_kernels.bank_loss_triton import contrast_triton, shares_triton
+    from reid_kernels.bank_loss import ContrastProblem
+    from reid_kernels.bank_loss_triton import contrast_triton
 
     order, starts = torch.arange(BANK), torch.arange(BANK + 1)
     for (dtype, precision, batch, gradient), grouped in itertools.product(_cases(), (False, True)):
         groups = (order, starts) if grouped else (None, None)
         features, bank = _rows(batch, dtype), _rows(BANK, dtype)
-        for launch in (contrast_triton, shares_triton):
-            launch(features, bank, _ids(batch), *groups, 0.05, -1, gradient, precision)
+        for partial in (False, True):
+            settings = (0.05, -1, gradient, partial, precision)
+            contrast_triton(ContrastProblem(features, bank, _ids(batch), *groups, *settings))
 
 
 def launch_update() -> None:

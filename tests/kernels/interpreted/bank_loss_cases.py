@@ -11,9 +11,10 @@ from reid_kernels import (
     partial_contrast,
     partial_contrast_reference,
 )
+from reid_kernels.bank_loss import ContrastProblem
+from reid_kernels.bank_loss_cpu import contrast_blocked
 from reid_kernels.bank_loss_cpu import means_of_classes as means_blocked
-from reid_kernels.bank_loss_cpu import shares_blocked
-from reid_kernels.bank_loss_triton import contrast_triton, means_of_classes, shares_triton
+from reid_kernels.bank_loss_triton import contrast_triton, means_of_classes
 from torch import Tensor
 
 from tests.kernels.interpreted import small
@@ -53,7 +54,8 @@ def main() -> None:
                         rough = reference(features.bfloat16(), bank.bfloat16(), targets, classes)
                     for piece in (None, 32):
                         arguments = (features, bank, targets, order, starts, 0.1, -1)
-                        losses, _, slopes = contrast_triton(*arguments, True, precision, piece)
+                        problem = ContrastProblem(*arguments, True, False, precision)
+                        losses, _, slopes, _ = contrast_triton(problem, piece)
                         for found, plain, best in zip(
                             (losses, slopes),
                             rough if precision == "bf16" else eager,
@@ -70,11 +72,11 @@ def main() -> None:
                             )
                             assert_as_good_as_eager(found, plain, best, tiny)
                             cases.count += 1
-                        again = contrast_triton(*arguments, False, precision, piece)
+                        again = contrast_triton(problem._replace(gradient=False), piece)
                         cases.equal(again[0], losses, n, dtype, precision, piece)
                         assert again[2].shape == (0, dim)
                         if piece and precision in ("auto", "ieee") and dtype != torch.float16:
-                            same_shares(cases, *arguments, precision, piece)
+                            same_partial(cases, problem._replace(partial=True), piece)
     bank, features, targets = (
         unit_rows(40, 21),
         unit_rows(5, 21, seed=1),
@@ -85,7 +87,8 @@ def main() -> None:
         (strided(features), strided(bank)),
         (features, small.far_apart(bank)),
     ):
-        losses, _, slopes = contrast_triton(f, b, targets, None, None, 0.1, -1, True, "auto", 16)
+        problem = ContrastProblem(f, b, targets, None, None, 0.1, -1, True, False, "auto")
+        losses, _, slopes, _ = contrast_triton(problem, 16)
         expected = reference(features.double(), bank.double(), targets.clamp(-1, 39), None)
         cases.close(losses[[0, 1]], expected[0][[0, 1]], 2e-6)
         cases.close(slopes[[0, 1]], expected[1][[0, 1]], 2e-6)
@@ -106,20 +109,17 @@ def main() -> None:
     cases.done()
 
 
-def same_shares(
-    cases: small.Cases, features: Tensor, bank: Tensor, targets: Tensor, *rest: object
-) -> None:
-    """The shares of a part, of which some features' targets are not in it."""
-    order, starts, tau, ignored, precision, piece = rest
-    arguments = (features, bank, targets, order, starts, tau, ignored)
-    found = shares_triton(*arguments, True, precision, piece)
-    exact = shares_blocked(
-        *(x.double() for x in (features, bank)), targets, order, starts, tau, ignored, True
+def same_partial(cases: small.Cases, problem: ContrastProblem, piece: int) -> None:
+    """Compare the partial result of a shard that does not hold the targets of some features."""
+    found = contrast_triton(problem, piece)
+    features = problem.features
+    exact = contrast_blocked(
+        problem._replace(features=features.double(), bank=problem.bank.double())
     )
     for a, b in zip(found, exact, strict=True):
         cases.close(a, b.float(), 2e-2 if features.dtype != torch.float32 else 2e-6)
     if len(features) == 3:
-        bare = shares_triton(*arguments, False, precision, piece)
+        bare = contrast_triton(problem._replace(gradient=False), piece)
         cases.equal(bare[0], found[0])
         cases.equal(bare[1], found[1])
         assert bare[2].shape == bare[3].shape == (0, features.shape[1])

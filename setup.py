@@ -1,8 +1,9 @@
 """Builds `fastreid_al._native` from csrc/; everything else is in pyproject.toml.
 
-Environment: FASTREID_AL_CUDA=auto (the CUDA part where nvcc is found), 1 (required) or 0 (left out);
-FASTREID_AL_CUDA_ARCHITECTURES, such as "80;90", in place of every architecture that this nvcc knows of those in use.
-Without a C++ compiler the package installs without the extension, and computes the same in Python.
+Environment: FASTREID_AL_CUDA is auto (build the CUDA part if nvcc is found), 1 (require it) or 0
+(leave it out). FASTREID_AL_CUDA_ARCHITECTURES, such as "80;90", replaces the default: every
+architecture of ARCHITECTURES that nvcc knows. Without a C++ compiler the package installs without
+the extension and computes the same in Python.
 """
 
 from __future__ import annotations
@@ -24,26 +25,27 @@ FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wext
 
 
 class BuildNative(build_ext):
-    """Adds objects that nvcc compiles, where it is found."""
+    """Compiles csrc/*.cpp, and csrc/*.cu if nvcc is found."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Compile and link, with the CUDA part where it is wanted and can be had."""
+        """Compile and link, with the CUDA part if it is requested and available."""
         try:
             import pybind11
         except ImportError:
-            raise SystemExit("building in place wants pybind11: pip install pybind11") from None
+            raise SystemExit("building in place needs pybind11: pip install pybind11") from None
         ext.include_dirs.append(pybind11.get_include())
-        # What an earlier build left may have been made with other settings.
+        # Objects of an earlier build may have been compiled with other settings.
         self.force = True
-        wanted = os.environ.get("FASTREID_AL_CUDA") or "auto"
-        if wanted not in ("auto", "0", "1"):
-            raise SystemExit(f"FASTREID_AL_CUDA: found {wanted!r}, wanted auto, 0 or 1")
-        # Asked for by name (the CUDA part, or `setup.py build_ext`), it is no longer optional.
-        ext.optional = wanted != "1" and "build_ext" not in self.distribution.commands
+        cuda = os.environ.get("FASTREID_AL_CUDA") or "auto"
+        if cuda not in ("auto", "0", "1"):
+            raise SystemExit(f"FASTREID_AL_CUDA: got {cuda!r}, expected auto, 0 or 1")
+        # A failure is an error if the CUDA part or `setup.py build_ext` was requested explicitly.
+        ext.optional = cuda != "1" and "build_ext" not in self.distribution.commands
         nvcc = _nvcc()
-        if wanted == "1" and nvcc is None:
+        if cuda == "1" and nvcc is None:
             raise CompileError(
-                "FASTREID_AL_CUDA=1, but nvcc was not found in CUDA_HOME, in /usr/local/cuda or on PATH"
+                "FASTREID_AL_CUDA=1, but nvcc was not found in CUDA_HOME, in /usr/local/cuda or on "
+                "PATH"
             )
         plain = (
             list(ext.extra_objects),
@@ -51,28 +53,29 @@ class BuildNative(build_ext):
             list(ext.library_dirs),
             list(ext.libraries),
         )
-        if wanted != "0" and nvcc is not None:
+        if cuda != "0" and nvcc is not None:
             try:
                 self._add_cuda(ext, nvcc)
                 super().build_extension(ext)
                 return
             except (BaseError, CCompilerError, subprocess.CalledProcessError, OSError) as error:
-                if wanted == "1":
+                if cuda == "1":
                     raise CompileError(
                         f"the CUDA part failed, and FASTREID_AL_CUDA=1: {error}"
                     ) from error
                 self.warn(
-                    f"the CUDA part failed and is left out (FASTREID_AL_CUDA=0 does not try): {error}"
+                    f"the CUDA part failed and is left out (FASTREID_AL_CUDA=0 skips it): {error}"
                 )
                 ext.extra_objects, ext.define_macros, ext.library_dirs, ext.libraries = plain
         try:
             super().build_extension(ext)
         except (BaseError, CCompilerError):
             self.warn(
-                "fastreid_al._native was not built: the package works without it, in Python, and clustering is slower. "
-                "With a C++17 compiler and Python's headers (Debian, Ubuntu: g++, python3-dev) install it again"
+                "fastreid_al._native was not built: the package works without it, in Python, and "
+                "clustering is slower. To build it, install a C++17 compiler and Python's headers "
+                "(Debian, Ubuntu: g++, python3-dev) and reinstall the package"
             )
-            # A library of an earlier build would be taken for this one's.
+            # Remove the library of an earlier build, which would be loaded instead.
             library = Path(self.get_ext_fullpath(ext.name))
             library.unlink(missing_ok=True)
             if self.editable_mode:
@@ -85,7 +88,7 @@ class BuildNative(build_ext):
             return
         numbers = _architectures(nvcc)
         targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
-        # Later devices compile this at run time.
+        # PTX for later devices, which compile it at run time.
         targets.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
         threads = max(1, (os.cpu_count() or 1) // len(sources))
         flags = [
@@ -115,7 +118,7 @@ class BuildNative(build_ext):
 
 
 def _compile(nvcc: Path, source: Path, out: Path, flags: list[str]) -> Path:
-    """Compile one source, unless that was done with this command since anything in csrc/ changed."""
+    """Compile a source unless its object is up to date with csrc/ and with this command."""
     command = [str(nvcc), "-c", str(source), "-o", str(out), *flags]
     done = out.with_suffix(".command")
     changed = max(p.stat().st_mtime for p in SOURCES.iterdir())
@@ -132,7 +135,7 @@ def _compile(nvcc: Path, source: Path, out: Path, flags: list[str]) -> Path:
 
 
 def _architectures(nvcc: Path) -> list[int]:
-    """Numbers such as 80 and 90, ascending."""
+    """The architectures to compile for, such as [80, 90], ascending."""
     known = subprocess.run(
         [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
     ).stdout
@@ -146,19 +149,20 @@ def _architectures(nvcc: Path) -> list[int]:
         not re.fullmatch(r"\d+\.?\d", word) or int(word.replace(".", "")) not in supported
         for word in chosen
     ):
-        found = os.environ["FASTREID_AL_CUDA_ARCHITECTURES"]
+        value = os.environ["FASTREID_AL_CUDA_ARCHITECTURES"]
         raise SystemExit(
-            f"FASTREID_AL_CUDA_ARCHITECTURES: found {found!r}, wanted numbers of {supported} with ';' between"
+            f"FASTREID_AL_CUDA_ARCHITECTURES: got {value!r}, "
+            f"expected numbers of {supported} with ';' between"
         )
     return sorted({int(word.replace(".", "")) for word in chosen})
 
 
 def _library_dirs(nvcc: Path) -> list[str]:
-    """Where this nvcc has its libraries: it may be a script that stands for one elsewhere."""
-    told = subprocess.run([nvcc, "--dryrun", "-c", "none.cu"], capture_output=True, text=True)
-    line = next(
-        (line for line in (told.stdout + told.stderr).splitlines() if "LIBRARIES=" in line), ""
-    )
+    """The library folders of this nvcc, which may be a wrapper script for one elsewhere."""
+    command = [nvcc, "--dryrun", "-c", "none.cu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = (done.stdout + done.stderr).splitlines()
+    line = next((line for line in lines if "LIBRARIES=" in line), "")
     root = nvcc.resolve().parent.parent
     return [
         *re.findall(r'"-L([^"]+)"', line),

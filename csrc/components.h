@@ -5,11 +5,12 @@
 
 namespace fastreid_al {
 
-// Labels (count, n) of `count` radii: clusters numbered by their lowest core node, a node that is no core in the lowest-numbered
-// cluster among its core neighbours, -1 where there is none. The graph is symmetric and without loops; a pair that is not in it
-// is far. One byte a node beside the labels.
+// Labels (count, n) for `count` radii. Clusters are numbered by their lowest core node. A node that
+// is not a core gets the lowest-numbered cluster of its core neighbours, or -1 if it has none. The
+// graph is symmetric and has no loops; pairs that are not in it are farther apart than every
+// radius. Uses one byte per node in addition to the labels.
 template <class Real>
-void dbscan(const int64_t* indptr, const int64_t* indices, const Real* distances, int64_t n, const Real* eps, int64_t count,
-            int64_t min_samples, int64_t* labels, int threads);
+void dbscan(const int64_t* indptr, const int64_t* indices, const Real* distances, int64_t n,
+            const Real* eps, int64_t count, int64_t min_samples, int64_t* labels, int threads);
 
 }  // namespace fastreid_al

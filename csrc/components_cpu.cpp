@@ -10,24 +10,27 @@ namespace fastreid_al {
 namespace {
 
 constexpr int64_t kGrain = 512;
-// Radii that share a pass over the edges: a bit each.
+// Radii that are processed in one pass over the edges: one bit each.
 constexpr int64_t kBits = 8;
 
-int64_t load(const int64_t* place) { return __atomic_load_n(place, __ATOMIC_RELAXED); }
+int64_t load(const int64_t* address) { return __atomic_load_n(address, __ATOMIC_RELAXED); }
 
-bool exchange(int64_t* place, int64_t expected, int64_t wanted) {
-    return __atomic_compare_exchange_n(place, &expected, wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+bool replace_if(int64_t* address, int64_t expected, int64_t value) {
+    return __atomic_compare_exchange_n(address, &expected, value, false, __ATOMIC_RELAXED,
+                                       __ATOMIC_RELAXED);
 }
 
-// A parent is never above its child, so the root of a component is its lowest node, whichever thread joined what first; and a
-// parent only ever falls, so that relaxed order is enough.
+// Union-find without locks. A parent is never higher than its child, so the root of a component is
+// its lowest node, whatever the order in which threads join nodes. A parent only ever decreases, so
+// relaxed memory order is enough: a stale parent is still an ancestor.
 int64_t find(int64_t* parents, int64_t node) {
     for (;;) {
         const int64_t parent = load(parents + node);
         if (parent == node) return node;
-        const int64_t above = load(parents + parent);
-        if (above != parent) exchange(parents + node, parent, above);
-        node = above;
+        const int64_t grandparent = load(parents + parent);
+        // Path halving; if another thread was faster, its parent is as good.
+        if (grandparent != parent) replace_if(parents + node, parent, grandparent);
+        node = grandparent;
     }
 }
 
@@ -37,11 +40,11 @@ void unite(int64_t* parents, int64_t a, int64_t b) {
         b = find(parents, b);
         if (a == b) return;
         if (a > b) std::swap(a, b);
-        if (exchange(parents + b, b, a)) return;
+        if (replace_if(parents + b, b, a)) return;
     }
 }
 
-// Bit e: the distance is at most the e-th radius.
+// Bit e is set if the distance is at most the e-th radius.
 template <class Real>
 unsigned near_bits(Real distance, const Real* eps, int64_t count) {
     unsigned bits = 0;
@@ -50,9 +53,10 @@ unsigned near_bits(Real distance, const Real* eps, int64_t count) {
 }
 
 template <class Real>
-void some_radii(const int64_t* indptr, const int64_t* indices, const Real* distances, int64_t n, const Real* eps,
-                int64_t count, int64_t min_samples, int64_t* labels, std::vector<uint8_t>& core, int threads) {
-    // Until the clusters are numbered, `labels` holds the parents.
+void label_radii(const int64_t* indptr, const int64_t* indices, const Real* distances, int64_t n,
+                 const Real* eps, int64_t count, int64_t min_samples, int64_t* labels,
+                 std::vector<uint8_t>& core, int threads) {
+    // Core nodes. Until the clusters are numbered, `labels` holds the parents.
     parallel_for(threads, n, kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             int64_t neighbours[kBits] = {};
@@ -66,6 +70,7 @@ void some_radii(const int64_t* indptr, const int64_t* indices, const Real* dista
             core[i] = static_cast<uint8_t>(bits);
         }
     });
+    // Join core nodes that are near each other.
     parallel_for(threads, n, kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             if (!core[i]) continue;
@@ -82,13 +87,15 @@ void some_radii(const int64_t* indptr, const int64_t* indices, const Real* dista
     });
     parallel_for(threads, count, 1, [&](int64_t begin, int64_t end) {
         for (int64_t e = begin; e < end; ++e) {
-            int64_t* own = labels + e * n;
+            int64_t* parents = labels + e * n;
             int64_t clusters = 0;
-            // A parent stands before its child, so it has its number already.
+            // In place: a parent is lower than its child, so it already holds its cluster's number.
             for (int64_t i = 0; i < n; ++i)
-                if (core[i] >> e & 1) own[i] = own[i] == i ? clusters++ : own[own[i]];
+                if (core[i] >> e & 1)
+                    parents[i] = parents[i] == i ? clusters++ : parents[parents[i]];
         }
     });
+    // Nodes that are not cores.
     parallel_for(threads, n, kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             int64_t lowest[kBits];
@@ -112,15 +119,18 @@ void some_radii(const int64_t* indptr, const int64_t* indices, const Real* dista
 }  // namespace
 
 template <class Real>
-void dbscan(const int64_t* indptr, const int64_t* indices, const Real* distances, int64_t n, const Real* eps, int64_t count,
-            int64_t min_samples, int64_t* labels, int threads) {
+void dbscan(const int64_t* indptr, const int64_t* indices, const Real* distances, int64_t n,
+            const Real* eps, int64_t count, int64_t min_samples, int64_t* labels, int threads) {
     std::vector<uint8_t> core(static_cast<size_t>(n));
     for (int64_t e = 0; e < count; e += kBits)
-        some_radii(indptr, indices, distances, n, eps + e, std::min(kBits, count - e), min_samples, labels + e * n, core,
+        label_radii(indptr, indices, distances, n, eps + e, std::min(kBits, count - e),
+                    min_samples, labels + e * n, core,
                    threads);
 }
 
-template void dbscan(const int64_t*, const int64_t*, const float*, int64_t, const float*, int64_t, int64_t, int64_t*, int);
-template void dbscan(const int64_t*, const int64_t*, const double*, int64_t, const double*, int64_t, int64_t, int64_t*, int);
+template void dbscan(const int64_t*, const int64_t*, const float*, int64_t, const float*, int64_t,
+                     int64_t, int64_t*, int);
+template void dbscan(const int64_t*, const int64_t*, const double*, int64_t, const double*,
+                     int64_t, int64_t, int64_t*, int);
 
 }  // namespace fastreid_al

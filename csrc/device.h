@@ -1,5 +1,5 @@
-// What the CUDA sources use of CUDA beyond the language, so that tests can run the same kernels on CPU threads
-// (FASTREID_AL_EMULATED: tests/native/cuda_on_cpu.h stands in).
+// The parts of the CUDA runtime that the CUDA sources use. With FASTREID_AL_EMULATED, tests replace
+// them by tests/native/cuda_on_cpu.h and run the same kernels on CPU threads.
 #pragma once
 
 #include <cstddef>
@@ -15,27 +15,33 @@
 namespace fastreid_al {
 
 inline void check(cudaError_t status, const char* what) {
-    if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+    if (status != cudaSuccess)
+        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
-// Start blocks x threads of a kernel with so many bytes of dynamic shared memory. The current device is the caller's choice.
+// Launch a kernel on the current device, with `shared_bytes` of dynamic shared memory.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, void* stream, Arguments... arguments) {
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
+            void* stream, Arguments... arguments) {
     if (blocks <= 0) return;
-    // Without being asked for, 48 KiB is the most, a kernel's static arrays among them.
+    // The default limit is 48 KiB, which includes the kernel's static arrays; more must be
+    // requested.
     if (shared_bytes > 0)
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(shared_bytes)),
               "shared memory");
-    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, cuda_stream>>>(
         static_cast<Parameters>(arguments)...);
     check(cudaGetLastError(), "kernel launch");
 }
 
-// Bytes of shared memory that one block of the current device may ask for.
+// Bytes of shared memory that a block of the current device may request.
 inline size_t most_shared_bytes() {
     int device = 0, bytes = 0;
     check(cudaGetDevice(&device), "current device");
-    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device attribute");
+    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          "device attribute");
     return static_cast<size_t>(bytes);
 }
 
@@ -46,7 +52,7 @@ __device__ T* dynamic_shared() {
     return reinterpret_cast<T*>(pool);
 }
 
-// Read or write what other threads change with atomics in the same launch.
+// Load or store a value that other threads of the same launch change with atomics.
 template <class T>
 __device__ T relaxed_load(const T* address) {
     return *static_cast<const volatile T*>(address);

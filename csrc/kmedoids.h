@@ -1,6 +1,8 @@
-// k-medoids by PAM (BUILD, then SWAP) of many small similarity matrices at once, each for every k of a range, and what each
-// grouping is worth to UCAL's split (its Eq. 2 to 4). Matrices are symmetric, so that the points that a candidate would serve
-// are read along rows: neighbouring candidates lie in neighbouring lanes and threads, and every sum is in a fixed order.
+// k-medoids by PAM (BUILD, then SWAP) of many small similarity matrices in one call: each for every
+// k of a range, with the score of each grouping (UCAL, Eq. 2 to 4).
+//
+// Matrices are symmetric, so the similarities of all points to one candidate are read along rows:
+// neighbouring candidates lie in neighbouring lanes and threads, and every sum has a fixed order.
 #pragma once
 
 #include <cmath>
@@ -11,16 +13,18 @@
 
 namespace fastreid_al {
 
-// Where a cluster's values begin: a row of the table that the Python face fills.
+// Where the values of one cluster begin. The Python caller fills an int64 table with these rows
+// (_Table in clustering/kmedoids.py has the same columns in the same order).
 struct MedoidBlock {
-    int64_t offset;  // of size * size similarities
+    int64_t similarity_offset;  // of size * size similarities
     int64_t size;
     int64_t k_max;
-    int64_t cluster;  // of its k
-    int64_t point;    // of size labels
-    int64_t medoid;   // of k_max medoids, as many of them in use as the best k
-    int64_t way;      // of a total and a score for each k
-    int64_t every;    // of the medoids of every k, one k after the other; used on CUDA
+    int64_t cluster;        // index of the cluster, and of its best k
+    int64_t label_offset;   // of size labels
+    // of k_max medoids; only the first ones, as many as the best k, are used
+    int64_t medoid_offset;
+    int64_t score_offset;   // of one total and one score for each k
+    int64_t scratch_offset;  // of the medoids of every k, one k after the other; used on CUDA only
 };
 
 struct MedoidResults {
@@ -31,27 +35,31 @@ struct MedoidResults {
     double* scores;
 };
 
-// Sums that agree to so many decimals are ties.
+// Sums and scores that agree to this many decimals are ties.
 constexpr double sum_decimals = 1e9, score_decimals = 1e12;
-// An exchange that gains no more is none.
+// An exchange must gain more than this.
 constexpr double least_gain = 1e-9;
 
-FASTREID_AL_PORTABLE double rounded(double value, double decimals) { return rint(value * decimals) / decimals; }
+FASTREID_AL_PORTABLE double rounded(double value, double decimals) {
+    return rint(value * decimals) / decimals;
+}
 
-// A point's most similar medoid (the first of equals), and its similarity to that and to the next.
+// The group of a point's most similar medoid (the first of equals), and the point's similarity to
+// that medoid and to the next best.
 struct Nearest {
     double best, second;
-    int64_t place;
+    int64_t group;
 };
 
-FASTREID_AL_PORTABLE Nearest nearest_medoids(const double* s, int64_t stride, const int64_t* medoids, int64_t k, int64_t point) {
+FASTREID_AL_PORTABLE Nearest nearest_medoids(const double* s, int64_t stride,
+                                             const int64_t* medoids, int64_t k, int64_t point) {
     Nearest found{s[medoids[0] * stride + point], -INFINITY, 0};
     for (int64_t p = 1; p < k; ++p) {
         const double value = s[medoids[p] * stride + point];
         if (value > found.best) {
             found.second = found.best;
             found.best = value;
-            found.place = p;
+            found.group = p;
         } else if (value > found.second) {
             found.second = value;
         }
@@ -59,36 +67,40 @@ FASTREID_AL_PORTABLE Nearest nearest_medoids(const double* s, int64_t stride, co
     return found;
 }
 
-// Eq. 4's share of one group: its least similarity inside (1 when alone) and the greatest to another group, clamped to [0, 1].
-FASTREID_AL_PORTABLE double group_worth(int64_t size, double inside, double outside) {
+// The term of one group in Eq. 4: its least inner similarity (1 for a single point) times one minus
+// its greatest similarity to another group. Both are clamped to [0, 1].
+FASTREID_AL_PORTABLE double group_score(int64_t size, double inside, double outside) {
     const double compactness = size > 1 ? fmax(0.0, fmin(1.0, inside)) : 1.0;
     return compactness * (1.0 - fmax(0.0, fmin(1.0, outside)));
 }
 
-// The first of the greatest scores.
-FASTREID_AL_PORTABLE int64_t best_way(const double* scores, int64_t count) {
+// Index of the first of the greatest scores.
+FASTREID_AL_PORTABLE int64_t best_score(const double* scores, int64_t count) {
     int64_t best = 0;
-    for (int64_t w = 1; w < count; ++w)
-        if (rounded(scores[w], score_decimals) > rounded(scores[best], score_decimals)) best = w;
+    for (int64_t i = 1; i < count; ++i)
+        if (rounded(scores[i], score_decimals) > rounded(scores[best], score_decimals)) best = i;
     return best;
 }
 
-// `start`: k_max medoids of one block to begin SWAP from in place of BUILD's, or null.
-void kmedoids_cpu(const double* similarity, const MedoidBlock* blocks, int64_t count, int64_t k_min, const int64_t* start,
-                  MedoidResults out, int threads);
+// `start`: k_max medoids of one block, from which SWAP starts instead of BUILD's, or null.
+void kmedoids_cpu(const double* similarity, const MedoidBlock* blocks, int64_t count, int64_t k_min,
+                  const int64_t* start, MedoidResults out, int threads);
 
-// Dot products, summed in float64, of all pairs of a cluster's rows of `features` (n, dim): for cluster c, of rows
-// members[first[c]] to members[first[c] + sizes[c] - 1], symmetric, from out[offsets[c]] on. Equal rows give equal products.
+// Dot products, summed in float64, of all pairs of a cluster's rows of `features` (n, dim). Cluster
+// c has rows members[first[c]] to members[first[c] + sizes[c] - 1]; its symmetric matrix is written
+// from out[offsets[c]] on. Equal rows have equal products.
 template <class T>
-void dot_products_cpu(const T* features, int64_t dim, const int64_t* members, const int64_t* first, const int64_t* sizes,
-                      const int64_t* offsets, int64_t count, double* out, int threads);
+void dot_products_cpu(const T* features, int64_t dim, const int64_t* members, const int64_t* first,
+                      const int64_t* sizes, const int64_t* offsets, int64_t count, double* out,
+                      int threads);
 
-// Points of the largest cluster that the current device takes, at k_max medoids.
-int64_t kmedoids_cuda_most(int64_t k_max);
+// Most points of a cluster that the current device can process with k_max medoids.
+int64_t kmedoids_cuda_max_points(int64_t k_max);
 
-// `ways`: the block and the k of each of way_count totals; `largest` and `k_largest`: the most points and medoids of a block;
-// `every`: scratch.
-void kmedoids_cuda(const double* similarity, const MedoidBlock* blocks, int64_t count, int64_t k_min, const int64_t* ways,
-                   int64_t way_count, int64_t largest, int64_t k_largest, int64_t* every, MedoidResults out, void* stream);
+// `tasks`: (task_count, 2), the block and the k of each run of SWAP. `largest` and `k_largest`: the
+// most points and medoids of a block. `task_medoids`: scratch for the medoids of every task.
+void kmedoids_cuda(const double* similarity, const MedoidBlock* blocks, int64_t count,
+                   int64_t k_min, const int64_t* tasks, int64_t task_count, int64_t largest,
+                   int64_t k_largest, int64_t* task_medoids, MedoidResults out, void* stream);
 
 }  // namespace fastreid_al

@@ -1,4 +1,5 @@
-// Loops over threads: OpenMP, or plain threads where a tool must see every synchronisation (FASTREID_AL_STD_THREADS).
+// Loops over threads: OpenMP, or std::thread with FASTREID_AL_STD_THREADS, so that ThreadSanitizer
+// sees every synchronisation.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +17,7 @@
 
 namespace fastreid_al {
 
-// Call work(thread, threads) on every thread; the first exception is thrown again here.
+// Call work(thread, threads) on every thread; rethrow the first exception.
 template <class Work>
 void on_threads(int threads, Work&& work) {
     threads = std::max(1, threads);
@@ -46,8 +47,8 @@ void on_threads(int threads, Work&& work) {
     if (failure) std::rethrow_exception(failure);
 }
 
-// Call work(begin, end) for ranges of [0, count), `grain` long at most, handed out as threads come free.
-// What a range computes must not depend on the thread that computes it.
+// Call work(begin, end) for ranges of [0, count) of at most `grain` each; a thread that is done
+// takes the next range. The result of a range must not depend on its thread.
 template <class Work>
 void parallel_for(int threads, int64_t count, int64_t grain, Work&& work) {
     if (count <= 0) return;
@@ -60,7 +61,7 @@ void parallel_for(int threads, int64_t count, int64_t grain, Work&& work) {
     });
 }
 
-// Likewise with one scratch object a thread, made by make(): work(scratch, begin, end).
+// The same with one scratch object per thread, made by make(): calls work(scratch, begin, end).
 template <class Make, class Work>
 void parallel_for(int threads, int64_t count, int64_t grain, Make&& make, Work&& work) {
     if (count <= 0) return;

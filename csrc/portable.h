@@ -1,4 +1,4 @@
-// Row logic that the CPU and the CUDA part share is written once, in headers, and marked FASTREID_AL_PORTABLE.
+// Marks functions in headers that both the C++ and the CUDA sources use.
 #pragma once
 
 #ifdef __CUDACC__

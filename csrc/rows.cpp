@@ -22,7 +22,8 @@ FASTREID_AL_CLONES float dot(const float* a, const float* b, int64_t width) {
     for (; d + kLanes <= width; d += kLanes)
         for (int lane = 0; lane < kLanes; ++lane)
             lanes[lane] += static_cast<double>(a[d + lane]) * static_cast<double>(b[d + lane]);
-    for (int lane = 0; d < width; ++d, ++lane) lanes[lane] += static_cast<double>(a[d]) * static_cast<double>(b[d]);
+    for (int lane = 0; d < width; ++d, ++lane)
+        lanes[lane] += static_cast<double>(a[d]) * static_cast<double>(b[d]);
     return static_cast<float>(fold(lanes));
 }
 

@@ -132,9 +132,10 @@ def _by_union_find(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
     assert module is not None
     indptr, indices, distances = (x.contiguous() for x in graph[:3])
     labels = torch.empty(len(eps), graph.n, dtype=torch.int64)
-    module.dbscan(
+    doubles = distances.dtype == torch.float64
+    form = module.dbscan_float64 if doubles else module.dbscan_float32
+    form(
         *map(native.address, (indptr, indices, distances)),
-        distances.dtype == torch.float64,
         graph.n,
         native.address(eps),
         len(eps),

@@ -152,7 +152,7 @@ def jaccard_graph(
         k2=k2,
         features=native.address(features),
         width=features.shape[1],
-        most=max_distance,
+        max_distance=max_distance,
         threads=native.threads(),
     )
     indptr = torch.empty(n + 1, dtype=torch.int64)

@@ -248,7 +248,7 @@ class _Compiled:
 
     def shares(self, indptr: Tensor, similarities: Tensor) -> Tensor:
         out = torch.empty(len(similarities), dtype=self.share)
-        self._call("shares")(
+        self._call("softmax_weights")(
             native.address(indptr),
             len(indptr) - 1,
             *map(native.address, (similarities, out)),

@@ -1,4 +1,7 @@
-"""k-medoids by PAM: BUILD, then SWAP (Kaufman and Rousseeuw 1990), of one similarity matrix or of many clusters at once."""
+"""k-medoids by PAM: BUILD, then SWAP (Kaufman and Rousseeuw 1990).
+
+`kmedoids` takes one similarity matrix, `kmedoids_many` all clusters of a clustering at once.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,24 @@ from torch import Tensor
 from .. import native
 from .csr import ranges
 
-#: Sums that differ by less are ties: they are rounding, and ties go to the lowest index on every machine.
+#: Sums that agree to this many decimals are ties: smaller differences are rounding errors. Ties go
+#: to the lowest index, so that the result is the same on every machine.
 _DECIMALS = 9
-#: Scores likewise.
+#: Scores that agree to this many decimals are ties, which go to the smallest k.
 _SCORE_DECIMALS = 12
-#: How far a matrix may be from symmetric, by its greatest value: products of rows are, by their rounding.
+#: How far a matrix may be from symmetric, relative to its greatest value: products of rows are by
+#: rounding.
 _SYMMETRIC = 1e-4
-#: Bytes of similarities, and of rows in float64, that are held at a time; more only for one cluster that needs more.
+#: Bytes of similarities, and of rows in float64, that are held at a time; more only if one cluster
+#: needs more.
 _BLOCK = 2**26
 
 
 class KMedoids(NamedTuple):
-    """Medoids (k,) int64, in the order in which they were found, and the place of each point's medoid among them (m,) int64."""
+    """Medoids (k,) int64 in the order in which they were found, and labels (m,) int64.
+
+    The label of a point is the position of its medoid in `medoids`.
+    """
 
     medoids: Tensor
     labels: Tensor
@@ -35,11 +44,14 @@ class Groupings(NamedTuple):
 
     Args:
         k: Number of groups of each cluster, (c,) int64.
-        medoids: Rows of their medoids, k of each cluster, one cluster after the other: (k.sum(),) int64.
-        labels: For each of `members` the place of its medoid among its cluster's, int64.
+        medoids: Rows of the medoids, k of each cluster, one cluster after the other: (k.sum(),)
+            int64.
+        labels: For each of `members` the position of its medoid among those of its cluster, int64.
         similarity: For each of `members` its similarity to its medoid, float64.
-        scores: Of every k from k_min to k_max, one cluster after the other: (sum of k_max - k_min + 1,) float64.
-        totals: Sums of the members' similarities to their most similar medoids, likewise.
+        scores: The score of every k from k_min to k_max, one cluster after the other, float64:
+            (sum of k_max - k_min + 1,).
+        totals: For the same k, the sum of the members' similarities to their most similar medoids,
+            float64: (sum of k_max - k_min + 1,).
     """
 
     k: Tensor
@@ -51,118 +63,211 @@ class Groupings(NamedTuple):
 
 
 def kmedoids(similarity: Tensor, k: int, start: Sequence[int] | None = None) -> KMedoids:
-    """Choose k points such that the sum of each point's similarity to its nearest of them is a local maximum (PAM).
+    """Choose k medoids by PAM: a local maximum of the points' similarities to their medoids.
 
-    BUILD adds one medoid after the other, each the one that lifts the sum most; SWAP exchanges a medoid for another point, the
-    best exchange first, until none helps. Ties go to the lowest index.
+    BUILD adds one medoid after the other, each time the one that increases the sum most. SWAP
+    exchanges a medoid for another point, the best exchange first, until no exchange helps. Ties go
+    to the lowest index.
 
     Args:
-        similarity: (m, m), symmetric, of any floating type; computed in float64.
+        similarity: (m, m), symmetric, of any floating dtype; computed in float64.
         k: Number of medoids, 1 to m.
-        start: k medoids to begin SWAP from; BUILD's when not given.
+        start: k medoids from which SWAP starts; those of BUILD by default.
 
     Returns:
-        The medoids, and each point's most similar one (ties to the first found; a medoid is its own).
-        Some four arrays (m, m) in float64 while it runs: 32 MB at m = 1,000. O(k m²) time for BUILD and O(m²) for a swap.
+        The medoids, and each point's most similar one (ties to the first found; a medoid is its
+        own). Takes about four arrays (m, m) in float64 while it runs: 32 MB at m = 1,000. Time is
+        O(k m²) for BUILD and O(m²) for a swap.
 
     Raises:
-        ValueError: k is outside [1, m], the matrix is not square, not symmetric or not finite, or `start` does not name k
-            different points.
+        ValueError: k is outside [1, m], the matrix is not square, not symmetric or not finite, or
+            `start` does not name k different points.
     """
-    s = similarity.detach().to("cpu", torch.float64).contiguous()
-    if s.ndim != 2 or s.shape[0] != s.shape[1]:
-        raise ValueError(f"similarity: got shape {tuple(s.shape)}, expected (m, m)")
+    s = similarity.detach().to("cpu", torch.float64).contiguous()  # (m, m)
+    _check_similarity(s)
     m = len(s)
     if not 1 <= k <= m:
         raise ValueError(f"k: got {k}, expected 1 to {m}, the number of points")
-    if not bool(torch.isfinite(s.sum())) and not bool(torch.isfinite(s).all()):
-        raise ValueError(
-            f"similarity: found a value in row {_first(~torch.isfinite(s).all(1))} that is not finite"
-        )
-    lower, upper = s.tril(-1).mT, s.triu(1)
-    off = float((lower - upper).abs().max()) if m else 0.0
-    if off > _SYMMETRIC * max(1.0, float(s.abs().max())):
-        raise ValueError(
-            f"similarity: got values that differ by {off:.3g} from those across, expected a symmetric matrix"
-        )
-    start = None if start is None else [operator.index(i) for i in start]
-    if start is not None and (
-        len(start) != k or len(set(start)) != k or not all(0 <= i < m for i in start)
-    ):
-        raise ValueError(f"start: got {start}, expected {k} different points")
-    found = _Found.of(1, k, m, 1, "cpu")
-    table = torch.tensor([[0, m, k, 0, 0, 0, 0, 0]])
-    _group(s.view(-1), table, k, found, None if start is None else torch.tensor(start))
-    return KMedoids(found.medoids, found.labels)
+    first_medoids = None if start is None else _check_start(start, k, m)
+    results = _Results.empty(clusters=1, medoids=k, members=m, scores=1, device="cpu")
+    zero = torch.tensor([0])
+    table = _Table(zero, torch.tensor([m]), torch.tensor([k]), zero, zero, zero, zero, zero)
+    _group(s.view(-1), table, k, results, first_medoids)
+    return KMedoids(results.medoids, results.labels)
 
 
 def kmedoids_many(
     features: Tensor, indptr: Tensor, members: Tensor, k_max: Tensor | int, k_min: int = 2
 ) -> Groupings:
-    """k-medoids of every cluster for every k from k_min to its k_max, and the k whose grouping is worth most.
+    """k-medoids of every cluster for every k from k_min to k_max, and the k of the greatest score.
 
-    What `kmedoids` finds on the dot products of a cluster's rows, summed in float64, for all clusters in one call: the first k
-    medoids of one BUILD start SWAP for each k. A grouping is worth sum_j comp_j * indep_j (Eq. 4 of UCAL), with comp_j the
-    least similarity inside group j, 1 for a single image (Eq. 2), and indep_j one minus the greatest similarity to an image of
-    another group (Eq. 3; 1 when there is none); similarities are clamped to [0, 1]. The smallest of equal k is taken.
+    The result is that of `kmedoids` on the dot products of a cluster's rows, summed in float64, for
+    all clusters in one call. BUILD runs once for k_max; its first k medoids start SWAP for k. The
+    score of a grouping is sum_j comp_j * indep_j (UCAL, Eq. 4): comp_j is the least similarity
+    inside group j, 1 for a single image (Eq. 2); indep_j is one minus the greatest similarity to an
+    image of another group (Eq. 3), 1 if there is none. Similarities are clamped to [0, 1]. Of equal
+    scores the smallest k is taken.
 
-    It runs where the features are; on the CPU with `native.threads()` threads, on which no result depends.
+    It runs on the device of the features; on the CPU with `native.threads()` threads. The result
+    does not depend on the number of threads.
 
     Args:
-        features: (n, D) unit rows of any floating type.
+        features: (n, D) unit-norm rows of any floating dtype.
         indptr: (c + 1,) int64: the rows of cluster i are members[indptr[i]:indptr[i + 1]].
         members: (indptr[-1],) int64 rows of `features`.
-        k_max: The most groups of each cluster, (c,) int64, or of all of them; from k_min to the cluster's size.
+        k_max: The most groups, (c,) int64 for each cluster or one number for all; from k_min to the
+            cluster's size.
         k_min: The fewest groups, 1 or more.
 
     Returns:
-        The groupings. Similarities of 64 MiB of clusters, or of the largest alone, are held at a time: all clusters of
-        n = 32,621 images (some 20 MiB), some of n = 1e6. Time is O(k_max m²) for a cluster's BUILD and O(m²) a swap.
+        The groupings. The similarities of 64 MiB of clusters are held at a time, or of one larger
+        cluster: all clusters of n = 32,621 (about 20 MiB), a part of those of n = 1e6. Time is
+        O(k_max m²) for the BUILD of a cluster and O(m²) for a swap.
 
     Raises:
-        ValueError: Shapes or dtypes disagree, `indptr` falls, a member is no row, a k is impossible, or a row of a cluster is
-            not finite.
+        ValueError: Shapes or dtypes disagree, `indptr` decreases, a member is not a row, a k is
+            impossible, or a row of a cluster is not finite.
     """
     indptr, members, k_max = _checked(features, indptr, members, k_max, k_min)
-    device = _place(features, indptr.diff(), k_max)
-    indptr, members, k_max = (x.to(device) for x in (indptr, members, k_max))
-    first, sizes, ways = indptr[:-1], indptr.diff(), k_max - k_min + 1
-    count, medoid, every = (
-        len(sizes),
-        _starts(k_max),
-        (k_max * (k_max + 1) - k_min * (k_min - 1)) // 2,
+    device = _grouping_device(features, indptr.diff(), k_max)
+    members = members.to(device)
+    table = _Table.of_clusters(indptr.to(device), k_max.to(device), k_min)
+    results = _Results.empty(
+        clusters=len(k_max),
+        medoids=int(k_max.sum()),
+        members=len(members),
+        scores=int((k_max - k_min + 1).sum()),
+        device=device,
     )
-    found = _Found.of(count, int(k_max.sum()), len(members), int(ways.sum()), device)
     similarity = torch.empty(len(members), dtype=torch.float64, device=device)
-    clusters = torch.arange(count, device=device)
-    table = torch.stack([sizes, sizes, k_max, clusters, first, medoid, _starts(ways), every], dim=1)
-    for some in _groups(sizes.cpu()):
-        some = some.to(device)
-        part = table[some]
-        blocks, part[:, 0] = _dot_products(features, first[some], sizes[some], members)
-        part[:, 7] = _starts(every[some])
-        blocks = blocks.to(device)
-        owner = torch.arange(len(some), device=device).repeat_interleave(sizes[some])
-        points = ranges(first[some], sizes[some])
-        offset, size, inside = part[owner, 0], part[owner, 1], points - part[owner, 4]
-        _must_be_finite(blocks[offset + inside * (size + 1)], members[points])
-        _group(blocks, part, k_min, found)
-        similarity[points] = blocks[
-            offset + found.medoids[part[owner, 5] + found.labels[points]] * size + inside
-        ]
-    rows = members[first.repeat_interleave(found.k) + found.medoids[ranges(medoid, found.k)]]
-    return Groupings(
-        *(x.cpu() for x in (found.k, rows, found.labels, similarity, found.scores, found.totals))
-    )
+    for clusters in _batches(table.size.cpu()):
+        batch = table.select(clusters.to(device))
+        similarities, offsets = _dot_products(features, batch.label_offset, batch.size, members)
+        similarities = similarities.to(device)
+        # Similarities and scratch exist for one batch only, so their offsets are those inside the
+        # batch.
+        batch = batch._replace(
+            similarity_offset=offsets, scratch_offset=_offsets(batch.scratch_size(k_min))
+        )
+        entries = batch.members()
+        _check_finite(similarities[entries.diagonal()], members[entries.position])
+        _group(similarities, batch, k_min, results)
+        nearest = results.medoids[entries.medoid_offset + results.labels[entries.position]]
+        similarity[entries.position] = similarities[entries.similarity_to(nearest)]
+    # Medoids have been positions inside their cluster; they become rows of the features.
+    cluster_start = table.label_offset.repeat_interleave(results.k)
+    medoids = members[cluster_start + results.medoids[ranges(table.medoid_offset, results.k)]]
+    found = (results.k, medoids, results.labels, similarity, results.scores, results.totals)
+    return Groupings(*(x.cpu() for x in found))
 
 
 def dot_products(features: Tensor, indptr: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """Dot products of all pairs of a cluster's rows, (m, m) float64 one after another, and where each cluster's begin (c,)."""
+    """Dot products of all pairs of rows of each cluster, summed in float64.
+
+    Args:
+        features: (n, D) rows of any floating dtype.
+        indptr: (c + 1,) int64: the rows of cluster i are members[indptr[i]:indptr[i + 1]].
+        members: (indptr[-1],) int64 rows of `features`.
+
+    Returns:
+        The matrices (m, m), one cluster after another in one dimension, float64; and the index at
+        which each cluster's matrix begins, (c,) int64.
+    """
     return _dot_products(features, indptr[:-1], indptr.diff(), members)
 
 
-class _Found(NamedTuple):
-    """Where results are written: `medoids` has room for k_max places inside a cluster."""
+class _Members(NamedTuple):
+    """One entry per member of the clusters of a batch, all int64: where its values lie.
+
+    Args:
+        position: Of the member in `members` and in `labels`.
+        index: Of the member inside its cluster.
+        size: Of its cluster.
+        similarity_offset: Where the similarities of its cluster begin.
+        medoid_offset: Where the medoids of its cluster begin.
+    """
+
+    position: Tensor
+    index: Tensor
+    size: Tensor
+    similarity_offset: Tensor
+    medoid_offset: Tensor
+
+    def diagonal(self) -> Tensor:
+        """Where each member's similarity to itself lies."""
+        return self.similarity_to(self.index)
+
+    def similarity_to(self, other: Tensor) -> Tensor:
+        """Where each member's similarity to another one lies, given by its index in the cluster."""
+        return self.similarity_offset + other * self.size + self.index
+
+
+class _Table(NamedTuple):
+    """Where the values of each cluster begin: columns (c,) int64.
+
+    They are the fields of MedoidBlock in csrc/kmedoids.h, in the same order.
+
+    Args:
+        similarity_offset: Of size * size similarities.
+        size: Number of members.
+        k_max: The most groups.
+        cluster: Index of the cluster.
+        label_offset: Of size labels; the cluster's members begin there too.
+        medoid_offset: Of k_max medoids, of which the best k are in use.
+        score_offset: Of a total and a score for each k.
+        scratch_offset: Of the medoids of every k; used on a GPU.
+    """
+
+    similarity_offset: Tensor
+    size: Tensor
+    k_max: Tensor
+    cluster: Tensor
+    label_offset: Tensor
+    medoid_offset: Tensor
+    score_offset: Tensor
+    scratch_offset: Tensor
+
+    @classmethod
+    def of_clusters(cls, indptr: Tensor, k_max: Tensor, k_min: int) -> _Table:
+        """All clusters. Offsets of similarities and scratch stay 0 until a batch is formed."""
+        return cls(
+            similarity_offset=torch.zeros_like(k_max),
+            size=indptr.diff(),
+            k_max=k_max,
+            cluster=torch.arange(len(k_max), device=k_max.device),
+            label_offset=indptr[:-1],
+            medoid_offset=_offsets(k_max),
+            score_offset=_offsets(k_max - k_min + 1),
+            scratch_offset=torch.zeros_like(k_max),
+        )
+
+    def select(self, clusters: Tensor) -> _Table:
+        """The rows of these clusters, in this order."""
+        return _Table(*(column[clusters] for column in self))
+
+    def scratch_size(self, k_min: int) -> Tensor:
+        """Medoids of every k from k_min to k_max: k_min + ... + k_max."""
+        return (self.k_max * (self.k_max + 1) - k_min * (k_min - 1)) // 2
+
+    def members(self) -> _Members:
+        """The members of the clusters, one cluster after the other."""
+        rows = torch.arange(len(self.size), device=self.size.device)
+        owner = rows.repeat_interleave(self.size)
+        position = ranges(self.label_offset, self.size)
+        return _Members(
+            position=position,
+            index=position - self.label_offset[owner],
+            size=self.size[owner],
+            similarity_offset=self.similarity_offset[owner],
+            medoid_offset=self.medoid_offset[owner],
+        )
+
+
+class _Results(NamedTuple):
+    """Where results are written.
+
+    Medoids are positions inside their cluster; there is room for k_max of each cluster.
+    """
 
     k: Tensor
     medoids: Tensor
@@ -171,23 +276,53 @@ class _Found(NamedTuple):
     scores: Tensor
 
     @classmethod
-    def of(
-        cls, clusters: int, medoids: int, members: int, ways: int, device: str | torch.device
-    ) -> _Found:
-        whole = (
-            torch.zeros(n, dtype=torch.int64, device=device) for n in (clusters, medoids, members)
-        )
+    def empty(
+        cls,
+        *,
+        clusters: int,
+        medoids: int,
+        members: int,
+        scores: int,
+        device: str | torch.device,
+    ) -> _Results:
         return cls(
-            *whole, *(torch.zeros(ways, dtype=torch.float64, device=device) for _ in range(2))
+            k=torch.zeros(clusters, dtype=torch.int64, device=device),
+            medoids=torch.zeros(medoids, dtype=torch.int64, device=device),
+            labels=torch.zeros(members, dtype=torch.int64, device=device),
+            totals=torch.zeros(scores, dtype=torch.float64, device=device),
+            scores=torch.zeros(scores, dtype=torch.float64, device=device),
         )
 
     def addresses(self) -> list[int]:
         return [native.address(x) for x in self]
 
 
+def _check_similarity(s: Tensor) -> None:
+    if s.ndim != 2 or s.shape[0] != s.shape[1]:
+        raise ValueError(f"similarity: got shape {tuple(s.shape)}, expected (m, m)")
+    # The sum is one pass without a copy; only if it is not finite every value is tested.
+    if not bool(torch.isfinite(s.sum())) and not bool(torch.isfinite(s).all()):
+        row = _first(~torch.isfinite(s).all(1))
+        raise ValueError(f"similarity: got a value in row {row} that is not finite")
+    difference = float((s.tril(-1).mT - s.triu(1)).abs().max()) if len(s) else 0.0
+    if len(s) and difference > _SYMMETRIC * max(1.0, float(s.abs().max())):
+        raise ValueError(
+            f"similarity: got s[i, j] and s[j, i] that differ by {difference:.3g}, "
+            "expected a symmetric matrix"
+        )
+
+
+def _check_start(start: Sequence[int], k: int, m: int) -> Tensor:
+    points = [operator.index(i) for i in start]
+    if len(points) != k or len(set(points)) != k or not all(0 <= i < m for i in points):
+        raise ValueError(f"start: got {points}, expected {k} different points")
+    return torch.tensor(points)
+
+
 def _checked(
     features: Tensor, indptr: Tensor, members: Tensor, k_max: Tensor | int, k_min: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """indptr, members and k_max on the CPU, after checks of all arguments of `kmedoids_many`."""
     if features.ndim != 2 or not features.is_floating_point():
         raise ValueError(
             f"features: got {tuple(features.shape)} {features.dtype}, expected floating rows (n, D)"
@@ -200,13 +335,14 @@ def _checked(
     indptr, members = indptr.cpu().contiguous(), members.cpu().contiguous()
     if len(indptr) == 0 or int(indptr[0]) != 0 or int(indptr[-1]) != len(members):
         raise ValueError(
-            f"indptr: got {indptr[[0, -1]].tolist() if len(indptr) else []}, expected 0 to {len(members)}"
+            f"indptr: got {indptr[[0, -1]].tolist() if len(indptr) else []}, "
+            f"expected 0 to {len(members)}"
         )
     sizes = indptr.diff()
     if bool((sizes < 0).any()):
         at = _first(sizes < 0)
         raise ValueError(
-            f"indptr: got {int(indptr[at])} before {int(indptr[at + 1])}, expected no falling value"
+            f"indptr: got {int(indptr[at])} before {int(indptr[at + 1])}, expected ascending values"
         )
     outside = (members < 0) | (members >= len(features))
     if bool(outside.any()):
@@ -224,156 +360,189 @@ def _checked(
     if bool(wrong.any()):
         at = _first(wrong)
         raise ValueError(
-            f"k_max: got {int(most[at])} for cluster {at}, expected {k_min} to {int(sizes[at])}, its size"
+            f"k_max: got {int(most[at])} for cluster {at}, "
+            f"expected {k_min} to {int(sizes[at])}, its size"
         )
     return indptr, members, most.contiguous()
 
 
-def _must_be_finite(squares: Tensor, rows: Tensor) -> None:
-    if not bool(torch.isfinite(squares.sum())):
-        bad = rows[~torch.isfinite(squares).cpu()]
-        if len(bad):
-            raise ValueError(f"features: found a value in row {int(bad.min())} that is not finite")
+def _check_finite(squares: Tensor, rows: Tensor) -> None:
+    if bool(torch.isfinite(squares.sum())):
+        return
+    bad = rows[~torch.isfinite(squares).cpu()]
+    if len(bad):
+        raise ValueError(f"features: got a value in row {int(bad.min())} that is not finite")
 
 
 def _first(where: Tensor) -> int:
     return int(where.nonzero()[0, 0])
 
 
-def _starts(counts: Tensor) -> Tensor:
-    """The first of so many places each, one after the other."""
+def _offsets(counts: Tensor) -> Tensor:
+    """Where each of the consecutive ranges of these lengths begins."""
     return counts.cumsum(0) - counts
 
 
-def _groups(sizes: Tensor) -> Iterator[Tensor]:
-    """Clusters by falling size, as many at a time as `_BLOCK` bytes hold."""
+def _batches(sizes: Tensor) -> Iterator[Tensor]:
+    """Clusters by falling size; one at least and at most `_BLOCK` bytes of similarities a batch."""
     order = sizes.argsort(descending=True, stable=True)
-    ends = (8 * sizes[order] ** 2).cumsum(0)
-    begin, before = 0, 0
+    ends = (8 * sizes[order] ** 2).cumsum(0)  # bytes of the similarities up to each cluster
+    begin = 0
+    before = 0
     while begin < len(order):
         end = max(begin + 1, int(torch.searchsorted(ends, before + _BLOCK, right=True)))
         yield order[begin:end]
-        begin, before = end, int(ends[end - 1])
+        begin = end
+        before = int(ends[end - 1])
 
 
 def _dot_products(
     features: Tensor, first: Tensor, sizes: Tensor, members: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """`dot_products` of the clusters with members[first] to members[first + size - 1]."""
     features = features.detach()
+    # By falling size, so that clusters of equal size lie next to each other and form one batch of
+    # bmm.
     order = sizes.argsort(descending=True, stable=True)
     offsets = torch.empty_like(sizes)
-    offsets[order] = _starts(sizes[order] ** 2)
+    offsets[order] = _offsets(sizes[order] ** 2)
     out = torch.empty(int((sizes**2).sum()), dtype=torch.float64, device=features.device)
-    module = native.extension()
-    if (
-        module is not None
+    compiled = (
+        native.extension() is not None
         and features.device.type == "cpu"
         and features.is_contiguous()
         and features.dtype in (torch.float32, torch.float64)
-    ):
-        arrays = [
-            native.address(x) for x in (members, first.contiguous(), sizes.contiguous(), offsets)
-        ]
-        single = features.dtype == torch.float32
-        module.dot_products(
-            native.address(features),
-            single,
-            features.shape[1],
-            *arrays,
-            len(sizes),
-            native.address(out),
-            native.threads(),
-        )
-        return out, offsets
-    # One batch for clusters of equal size, which lie side by side.
-    for size, many in zip(
-        *(x.tolist() for x in sizes[order].unique_consecutive(return_counts=True)), strict=True
-    ):
-        now, order = order[:many], order[many:]
-        for some in now.split(max(1, _BLOCK // (8 * max(1, size * features.shape[1])))):
-            where = (first[some][:, None] + torch.arange(size, device=first.device)).view(-1)
-            rows = (
-                features[members[where].to(features.device)]
-                .double()
-                .view(len(some), size, features.shape[1])
-            )
-            begin = int(offsets[some[0]])
-            torch.bmm(
-                rows,
-                rows.mT,
-                out=out[begin : begin + len(some) * size * size].view(len(some), size, size),
-            )
+    )
+    if compiled:
+        _dot_products_compiled(features, first, sizes, members, offsets, out)
+    else:
+        _dot_products_by_bmm(features, first, sizes, members, offsets, order, out)
     return out, offsets
 
 
-def _place(features: Tensor, sizes: Tensor, k_max: Tensor) -> torch.device:
-    """Where the clusters are grouped: on the GPU that has the features, if the extension has kernels for the largest there."""
+def _dot_products_compiled(
+    features: Tensor, first: Tensor, sizes: Tensor, members: Tensor, offsets: Tensor, out: Tensor
+) -> None:
+    module = native.extension()
+    assert module is not None
+    single = features.dtype == torch.float32
+    form = module.dot_products_float32 if single else module.dot_products_float64
+    first = first.contiguous()
+    sizes = sizes.contiguous()
+    form(
+        native.address(features),
+        features.shape[1],
+        native.address(members),
+        native.address(first),
+        native.address(sizes),
+        native.address(offsets),
+        len(sizes),
+        native.address(out),
+        native.threads(),
+    )
+
+
+def _dot_products_by_bmm(
+    features: Tensor,
+    first: Tensor,
+    sizes: Tensor,
+    members: Tensor,
+    offsets: Tensor,
+    order: Tensor,
+    out: Tensor,
+) -> None:
+    dim = features.shape[1]
+    distinct, counts = sizes[order].unique_consecutive(return_counts=True)
+    groups = order.split(counts.tolist())
+    for size, clusters in zip(distinct.tolist(), groups, strict=True):
+        inside = torch.arange(size, device=first.device)
+        for batch in clusters.split(max(1, _BLOCK // (8 * max(1, size * dim)))):
+            positions = (first[batch][:, None] + inside).view(-1)
+            rows = features[members[positions].to(features.device)].double()
+            rows = rows.view(len(batch), size, dim)  # (B, m, D)
+            begin = int(offsets[batch[0]])
+            matrices = out[begin : begin + len(batch) * size * size]
+            torch.bmm(rows, rows.mT, out=matrices.view(len(batch), size, size))
+
+
+def _grouping_device(features: Tensor, sizes: Tensor, k_max: Tensor) -> torch.device:
+    """The GPU of the features if its kernels can process the largest cluster, else the CPU."""
     module = native.cuda_extension() if features.device.type == "cuda" else None
     if module is not None and len(sizes):
         with torch.cuda.device_of(features):
-            if int(sizes.max()) <= module.kmedoids_cuda_most(int(k_max.max())):
+            if int(sizes.max()) <= module.kmedoids_cuda_max_points(int(k_max.max())):
                 return features.device
     return torch.device("cpu")
 
 
 def _group(
-    blocks: Tensor, table: Tensor, k_min: int, found: _Found, start: Tensor | None = None
+    similarities: Tensor,
+    table: _Table,
+    k_min: int,
+    results: _Results,
+    start: Tensor | None = None,
 ) -> None:
-    """BUILD, SWAP, labels and scores of the clusters whose places `table` holds (MedoidBlock in csrc/kmedoids.h)."""
+    """BUILD, SWAP, labels and scores of the clusters of the table; writes to `results`."""
     module = native.extension()
-    common = (native.address(blocks), native.address(table), len(table), k_min)
     if module is None:
-        for row in table.tolist():
-            _group_in_python(
-                blocks.numpy(), row, k_min, found, None if start is None else start.tolist()
-            )
-    elif blocks.device.type == "cpu":
-        begin = 0 if start is None else native.address(start)
-        module.kmedoids(*common, begin, *found.addresses(), native.threads())
-    else:
-        k_max = table[:, 2]
-        numbers = torch.arange(len(table), device=table.device).repeat_interleave(k_max - k_min + 1)
-        ways = torch.stack(
-            [numbers, ranges(torch.full_like(k_max, k_min), k_max - k_min + 1)], dim=1
+        for c in range(len(table.size)):
+            cluster = _Table(*(column[c] for column in table))
+            _group_in_python(similarities.numpy(), cluster, k_min, results, start)
+        return
+    packed = torch.stack(table, dim=1)  # (c, 8) int64, rows of MedoidBlock
+    common = (native.address(similarities), native.address(packed), len(packed), k_min)
+    if similarities.device.type == "cpu":
+        start_address = 0 if start is None else native.address(start)
+        module.kmedoids(*common, start_address, *results.addresses(), native.threads())
+        return
+    # One task per cluster and k: (tasks, 2) int64.
+    steps = table.k_max - k_min + 1
+    rows = torch.arange(len(packed), device=packed.device).repeat_interleave(steps)
+    tasks = torch.stack([rows, ranges(torch.full_like(steps, k_min), steps)], dim=1)
+    task_medoids = torch.empty(int(tasks[:, 1].sum()), dtype=torch.int64, device=packed.device)
+    with torch.cuda.device_of(similarities):
+        module.kmedoids_cuda(
+            *common,
+            native.address(tasks),
+            len(tasks),
+            int(table.size.max()),
+            int(table.k_max.max()),
+            native.address(task_medoids),
+            *results.addresses(),
+            torch.cuda.current_stream().cuda_stream,
         )
-        every = torch.empty(int(ways[:, 1].sum()), dtype=torch.int64, device=table.device)
-        largest, most = int(table[:, 1].max()), int(k_max.max())
-        with torch.cuda.device_of(blocks):
-            module.kmedoids_cuda(
-                *common,
-                native.address(ways),
-                len(ways),
-                largest,
-                most,
-                native.address(every),
-                *found.addresses(),
-                torch.cuda.current_stream().cuda_stream,
-            )
 
 
 def _group_in_python(
-    blocks: np.ndarray, row: list[int], k_min: int, found: _Found, start: list[int] | None
+    similarities: np.ndarray, cluster: _Table, k_min: int, results: _Results, start: Tensor | None
 ) -> None:
-    offset, m, k_max, cluster, point, medoid, way, _ = row
-    s = blocks[offset : offset + m * m].reshape(m, m)
-    built = _build(s, k_max) if start is None else start
+    """`_group` of one cluster in NumPy; `cluster` holds one number for each column of the table."""
+    m = int(cluster.size)
+    k_max = int(cluster.k_max)
+    offset = int(cluster.similarity_offset)
+    s = similarities[offset : offset + m * m].reshape(m, m)
+    built = _build(s, k_max) if start is None else start.tolist()
     groupings = []
-    for w, k in enumerate(range(k_min, k_max + 1)):
+    for k in range(k_min, k_max + 1):
         medoids = _swap(s, built[:k])
         labels = _assign(s, medoids)
         groupings.append((medoids, labels))
-        found.totals[way + w] = float(s[medoids].max(0).sum())
-        found.scores[way + w] = _reliability(s, labels, k)
-    scores = found.scores[way : way + len(groupings)].numpy()
+        at = int(cluster.score_offset) + k - k_min
+        results.totals[at] = float(s[medoids].max(0).sum())
+        results.scores[at] = _reliability(s, labels, k)
+    first = int(cluster.score_offset)
+    scores = results.scores[first : first + len(groupings)].numpy()
     best = int(np.round(scores, _SCORE_DECIMALS).argmax())
     medoids, labels = groupings[best]
-    found.k[cluster] = k_min + best
-    found.medoids[medoid : medoid + len(medoids)] = torch.tensor(medoids)
-    found.labels[point : point + m] = torch.from_numpy(labels)
+    first_medoid = int(cluster.medoid_offset)
+    first_label = int(cluster.label_offset)
+    results.k[int(cluster.cluster)] = k_min + best
+    results.medoids[first_medoid : first_medoid + len(medoids)] = torch.tensor(medoids)
+    results.labels[first_label : first_label + m] = torch.from_numpy(labels)
 
 
 def _build(s: np.ndarray, k: int) -> list[int]:
-    """BUILD for k medoids; its first j are BUILD for j."""
+    """BUILD for k medoids; its first j medoids are those of BUILD for j."""
     medoids = [_first_max(s.sum(1))]
     best = s[medoids[0]].copy()
     for _ in range(1, k):
@@ -385,48 +554,56 @@ def _build(s: np.ndarray, k: int) -> list[int]:
 
 
 def _swap(s: np.ndarray, start: list[int]) -> list[int]:
-    medoids, before, reached = list(start), list(start), -np.inf
+    """SWAP from these medoids."""
+    medoids = list(start)
+    before = list(start)
+    reached = -np.inf
     while True:
         to_medoids = s[medoids]
         total_now = to_medoids.max(0).sum()
-        # Where sums are large, what their rounding promised is no gain: without this it could go round for ever.
+        # Where sums are large, the promised gain can be a rounding error. Undo such an exchange, or
+        # the loop could repeat it for ever.
         if not total_now > reached:
             return before
-        before, reached = list(medoids), total_now
-        nearest = to_medoids.argmax(0)
-        best = to_medoids.max(0)
+        before = list(medoids)
+        reached = total_now
+        nearest = to_medoids.argmax(0)  # (m,)
+        best = to_medoids.max(0)  # (m,)
         # Without its nearest medoid a point falls back to the second.
         second = (
             np.partition(to_medoids, -2, axis=0)[-2]
             if len(medoids) > 1
             else np.full(len(s), -np.inf)
         )
-        kept = np.maximum(s, best)
-        lost = np.maximum(s, second) - kept
-        # total[i, p]: the sum when the medoid at place p is exchanged for point i (FastPAM's decomposition).
+        # total[i, p]: the sum if medoid p is exchanged for point i. FastPAM's decomposition: add
+        # point i first, then subtract what the points of medoid p lose when they fall back to point
+        # i or to their second medoid.
+        kept = np.maximum(s, best)  # (m, m)
+        lost = np.maximum(s, second) - kept  # (m, m)
         total = kept.sum(1)[:, None] + lost @ np.eye(len(medoids))[nearest]
         total[medoids] = -np.inf
-        point, place = divmod(_first_max(total.ravel()), len(medoids))
-        if not total[point, place] > total_now + 10.0**-_DECIMALS:
+        point, replaced = divmod(_first_max(total.ravel()), len(medoids))
+        if not total[point, replaced] > total_now + 10.0**-_DECIMALS:
             return medoids
-        medoids[place] = point
+        medoids[replaced] = point
 
 
 def _assign(s: np.ndarray, medoids: list[int]) -> np.ndarray:
+    """Each point's most similar medoid; a medoid is its own, even if another one is as similar."""
     labels = s[medoids].argmax(0)
     labels[medoids] = np.arange(len(medoids))
     return labels
 
 
 def _reliability(similarity: np.ndarray, groups: np.ndarray, k: int) -> float:
-    """Eq. 4: the sum of comp * indep over groups."""
+    """The score of a grouping: the sum of comp * indep over its groups (UCAL, Eq. 4)."""
     s = similarity.clip(0, 1)
     total = 0.0
     for j in range(k):
         inside = groups == j
-        own = s[inside]
-        compactness = own[:, inside].min() if inside.sum() > 1 else 1.0
-        total += compactness * (1 - own[:, ~inside].max(initial=0.0))
+        rows = s[inside]
+        compactness = rows[:, inside].min() if inside.sum() > 1 else 1.0
+        total += compactness * (1 - rows[:, ~inside].max(initial=0.0))
     return total
 
 

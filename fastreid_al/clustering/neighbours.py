@@ -213,7 +213,7 @@ def _collect(
             tile = torch.mm(
                 block, some.T, out=room[: len(block) * len(some)].view(len(block), len(some))
             )
-            extension.take_tile(
+            extension.add_tile(
                 candidates, native.address(tile), low, row, len(block), column, len(some), threads
             )
     return _Collected(extension, candidates, counts, arrays)

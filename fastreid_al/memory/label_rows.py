@@ -183,8 +183,14 @@ def _check_batch(size: int, n: int, rows: Tensor, indptr: Tensor, indices: Tenso
         return
     module = native.extension()
     if module is not None and size == n and all(x.is_contiguous() for x in (rows, indptr, indices)):
-        addresses = indptr.data_ptr(), indices.data_ptr(), len(indices)
-        if module.plmb_fits(rows.data_ptr(), len(rows), *addresses, n):
+        batch = module.LabelBatch(
+            native.address(rows),
+            len(rows),
+            native.address(indptr),
+            native.address(indices),
+            len(indices),
+        )
+        if module.plmb_fits(batch, n):
             return
     _check_range("rows", rows, size)
     _check_range("indices", indices, n)
@@ -212,7 +218,7 @@ def _check_range(name: str, x: Tensor, n: int) -> None:
         )
 
 
-# The extension's forms. A bank crosses as (address, bytes of an id or 0, address of the counts, n, capacity).
+# The extension's forms. A bank is (rows, bytes of an id or 0, counts or None, n).
 
 _Bank = tuple[Tensor, int, Tensor | None, int]
 
@@ -233,18 +239,23 @@ def _call(
     module = native.extension() if x.is_cpu else native.cuda_extension()
     if module is None or not (x.is_cpu or (x.is_cuda and torch.version.hip is None)):
         return False
-    capacity = x.shape[1] if id_bytes else 0
-    plain = [
-        native.address(a) if isinstance(a, Tensor) else a or 0
-        for a in (x, id_bytes, counts, n, capacity, *arguments)
-    ]
+    memory = module.LabelBank(
+        native.address(x),
+        id_bytes,
+        0 if counts is None else native.address(counts),
+        n,
+        x.shape[1] if id_bytes else 0,
+    )
+    plain = [native.address(a) if isinstance(a, Tensor) else a or 0 for a in arguments]
+    if name == "plmb_update":
+        plain = [module.LabelBatch(*plain[:6]), *plain[6:]]
     if x.is_cpu:
-        getattr(module, name)(*plain, native.threads())
+        getattr(module, name)(memory, *plain, native.threads())
         return True
     if scratch is not None:
         plain.append(scratch.data_ptr())
     with torch.cuda.device_of(x):
-        getattr(module, f"{name}_cuda")(*plain, torch.cuda.current_stream().cuda_stream)
+        getattr(module, f"{name}_cuda")(memory, *plain, torch.cuda.current_stream().cuda_stream)
     return True
 
 

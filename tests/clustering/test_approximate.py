@@ -106,11 +106,11 @@ def test_few_rows_have_short_lists(n: int, k: int, width: int) -> None:
     [
         ({"k": 0}, "k: got 0, expected 1 to 1025"),
         ({"k": 1026}, "k: got 1026, expected 1 to 1025"),
-        ({"lists": 0}, "lists: found 0"),
-        ({"probes": 0}, "probes: found 0"),
-        ({"sample": 0}, "sample: found 0"),
-        ({"features": torch.ones(4)}, "features: found shape"),
-        ({"features": torch.ones(4, 2).half()}, "wanted .* float32 or float64"),
+        ({"lists": 0}, "lists: got 0"),
+        ({"probes": 0}, "probes: got 0"),
+        ({"sample": 0}, "sample: got 0"),
+        ({"features": torch.ones(4)}, "features: got shape"),
+        ({"features": torch.ones(4, 2).half()}, "expected .* float32 or float64"),
         ({"features": torch.tensor([[1.0, 0.0], [0.0, torch.inf]])}, "the first is row 1"),
     ],
 )

@@ -232,7 +232,7 @@ def test_a_list_longer_than_the_search_goes_is_named() -> None:
         (torch.eye(4), 0, "k: got 0, expected 1 or more"),
         (torch.ones(4), 2, r"got \(4,\) torch.float32, expected a tensor \(n, D\)"),
         (torch.eye(4).half(), 2, "float16"),
-        (np.eye(4), 2, "found ndarray"),
+        (np.eye(4), 2, "got ndarray"),
     ],
 )
 def test_neighbours_of_what_are_no_rows_are_refused(features: object, k: int, message: str) -> None:

@@ -205,13 +205,13 @@ MALFORMED: dict[str, tuple[Callable[[Graph], Graph], str]] = {
         lambda g: g._replace(indices=torch.tensor([1, 0, 3, 1])),
         "got an index 3, expected 0 to 2",
     ),
-    "negative": (lambda g: g._replace(indices=torch.tensor([1, 0, -1, 1])), "found an index -1"),
+    "negative": (lambda g: g._replace(indices=torch.tensor([1, 0, -1, 1])), "got an index -1"),
     "no indptr": (
         lambda g: g._replace(indptr=torch.zeros(0, dtype=torch.int64)),
-        "found shapes (0,)",
+        "got shapes (0,)",
     ),
-    "lengths": (lambda g: g._replace(distances=torch.zeros(3)), "found shapes (4,), (4,), (3,)"),
-    "dtype": (lambda g: g._replace(indices=g.indices.int()), "found int64, int32, float64"),
+    "lengths": (lambda g: g._replace(distances=torch.zeros(3)), "got shapes (4,), (4,), (3,)"),
+    "dtype": (lambda g: g._replace(indices=g.indices.int()), "got int64, int32, float64"),
     "half": (
         lambda g: g._replace(distances=g.distances.half()),
         "float16, expected int64, int64 and float32 or float64",
@@ -235,7 +235,7 @@ def test_a_malformed_graph_is_refused_before_it_is_followed(name: str) -> None:
     [
         ({"eps": -0.1}, "eps: got -0.1, expected a number in [0, 1)"),
         ({"eps": 1.0}, "eps: got 1.0, expected a number in [0, 1)"),
-        ({"eps": float("nan")}, "eps: found nan"),
+        ({"eps": float("nan")}, "eps: got nan"),
         ({"eps": (0.5, 0.63)}, "eps: got 0.63, expected 0.62 at most, the reach of the graph"),
         ({"min_samples": 0}, "min_samples: got 0, expected at least 1"),
         ({"backend": "gpu"}, "backend: got 'gpu', expected one of auto, graph, cuml, sklearn"),
@@ -361,7 +361,7 @@ def test_no_features_have_no_labels(backend: str) -> None:
             "20 of 20 rows .* the first is row 0 of length 1.01; torch.nn.functional.normalize",
         ),
         (lambda x: x.index_fill_(0, torch.tensor(7), 0), "the first is row 7 of length 0"),
-        (lambda x: x[0], "found shape"),
+        (lambda x: x[0], "got shape"),
         (lambda x: x.half(), "expected float32 or float64"),
     ],
 )

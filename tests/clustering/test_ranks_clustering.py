@@ -198,11 +198,11 @@ def refused(world: World, name: str) -> str:
     [
         ("not finite", "1 of 20 rows are not finite, the first is row 15"),
         ("long", "1 of 20 rows are not of length one, the first is row 15 of length 2"),
-        ("lists", "found shape (6, 5)"),
-        ("dtype", "found dtype torch.float16"),
+        ("lists", "got shape (6, 5)"),
+        ("dtype", "got dtype torch.float16"),
         ("width", "expected one kind"),
         ("rows", "got [7, 7, 4] rows on them, expected [6, 6, 6]"),
-        ("shape", "found shape (16,)"),
+        ("shape", "got shape (16,)"),
     ],
 )
 def test_what_is_wrong_on_one_rank_is_said_on_all(pool: Pool, name: str, message: str) -> None:

@@ -1,6 +1,6 @@
-"""Builds of the extension that tests use beside the installed one: CUDA kernels emulated on the CPU, and sanitized builds.
+"""Builds of the extension for tests: with CUDA kernels emulated on the CPU, and with sanitizers.
 
-Needs g++ (or CXX), pybind11 and no PyTorch.
+Needs g++ (or CXX) and pybind11, but not PyTorch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SANITIZERS = {
 
 
 def compiler() -> str | None:
-    """The C++ compiler, if there is one."""
+    """The path of the C++ compiler, or None."""
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
@@ -37,14 +37,16 @@ def build(folder: Path, *, emulated: bool, sanitizer: str | None = None) -> Path
 
     Args:
         folder: An empty folder.
-        emulated: Compile csrc/*.cu too, as C++ whose kernels run on the CPU: their bindings take addresses of NumPy arrays.
-        sanitizer: "address" (with "undefined") or "thread"; the process that loads it must preload the sanitizer's runtime.
+        emulated: Compile csrc/*.cu too, as C++ whose kernels run on the CPU; their bindings take
+            addresses of NumPy arrays.
+        sanitizer: "address" (with "undefined") or "thread"; the process that loads the build must
+            preload the sanitizer's runtime.
 
     Returns:
         The library's path.
 
     Raises:
-        subprocess.CalledProcessError: The compiler failed; it has said why.
+        subprocess.CalledProcessError: The compiler failed; its output says why.
     """
     import pybind11
 
@@ -78,7 +80,7 @@ def build(folder: Path, *, emulated: bool, sanitizer: str | None = None) -> Path
 def build_program(
     source: Path, folder: Path, flags: Sequence[str] = (), sanitizer: str | None = None
 ) -> Path:
-    """Build a program of one file into an empty folder; its path."""
+    """Build a program of one file into an empty folder and return its path."""
     flags = ["-O1", "-g", "-DFASTREID_AL_EMULATED", f"-I{HERE}", f"-I{SOURCES}", *flags]
     return compile_and_link([source], folder, source.stem, [], flags, sanitizer)
 
@@ -91,8 +93,8 @@ def compile_and_link(
     flags: Sequence[str],
     sanitizer: str | None,
 ) -> Path:
-    """Compile sources, side by side, and link them; the path of the result."""
-    # Pragmas for nvcc are nothing to g++.
+    """Compile sources in parallel, link them, and return the path of the result."""
+    # g++ does not know the pragmas for nvcc.
     common = [
         "-std=c++17",
         "-Wall",
@@ -117,7 +119,7 @@ def compile_and_link(
 
 
 def load(path: Path) -> ModuleType:
-    """Import a build by its path, beside the installed one."""
+    """Import a build by its path, in addition to the installed extension."""
     name = f"fastreid_al_{path.parent.name}._native"
     loader = importlib.machinery.ExtensionFileLoader(name, str(path))
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
@@ -128,12 +130,12 @@ def load(path: Path) -> ModuleType:
 
 
 def exercises() -> list[Path]:
-    """The scripts that call every binding: each has `run(module)`."""
+    """The scripts that call every binding; each has a function `run(module)`."""
     return sorted(HERE.glob("exercise_*.py"))
 
 
 def exercise(path: Path, module: Any) -> None:
-    """Run one of them on a build."""
+    """Run an exercise script on a build."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)

@@ -1,15 +1,17 @@
-"""Builds of the extension, once a session.
+"""Builds of the extension, one per session.
 
-`installed` is the extension as users have it; its CUDA functions want a GPU and are hidden here (`cuda` is False). `emulated`
-is a build whose CUDA functions run on the CPU (cuda_on_cpu.h) and take addresses of NumPy arrays or CPU tensors, with stream 0:
+`installed` is the extension as users have it. Its CUDA functions need a GPU and are hidden here
+(`cuda` is False). `emulated` is a build whose CUDA functions run on the CPU (cuda_on_cpu.h) and
+take addresses of NumPy arrays or CPU tensors, with stream 0:
 
     def test_counts_agree(emulated):
         emulated.count_cuda(x.ctypes.data, x.size, out.ctypes.data, 0)
 
-A file exercise_NAME.py is a script with `run(module)`: it calls bindings with NumPy arrays, `module.*_cuda` too where
-`module.cuda` is true, and compares with a plain NumPy form. It imports neither PyTorch nor pytest, because .ci/sanitize runs it
-under AddressSanitizer and ThreadSanitizer, and bench/gpu_check.py on a GPU under compute-sanitizer, where all data of NumPy
-arrays lies in managed memory. Small arrays and several threads (`threads=4`) show most.
+A file exercise_NAME.py is a script with `run(module)`. It calls bindings with NumPy arrays, also
+`module.*_cuda` if `module.cuda` is true, and compares the results with plain NumPy. It imports
+neither PyTorch nor pytest: .ci/sanitize runs it under AddressSanitizer and ThreadSanitizer, and
+bench/gpu_check.py on a GPU under compute-sanitizer, with the data of NumPy arrays in managed
+memory. Small arrays and several threads (`threads=4`) find most errors.
 """
 
 from __future__ import annotations

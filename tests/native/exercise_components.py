@@ -1,4 +1,4 @@
-"""DBSCAN on a graph, for several radii and threads, against a search from node to node."""
+"""DBSCAN on a graph, for several radii and numbers of threads, against a graph search."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def run(module: ModuleType) -> None:
-    """Graphs with ties, chains, isolated nodes and no edges; more radii than share a pass."""
+    """Graphs with ties, chains, isolated nodes and no edges, and more radii than one pass takes."""
     for seed, (n, edges) in enumerate(((1, 0), (40, 0), (60, 90), (300, 700), (2000, 1999))):
         for kind in (np.float32, np.float64):
             check(module, seed, n, edges, kind)
@@ -18,7 +18,7 @@ def check(module: ModuleType, seed: int, n: int, edges: int, kind: type) -> None
     random = np.random.default_rng(seed)
     near = {}
     for a in range(edges):
-        # The last is a chain in random order: long paths to one root.
+        # The last graph is a chain in random order: long paths to one root.
         pair = (
             (a, a + 1) if n == 2000 else tuple(sorted(random.choice(n, 2, replace=False).tolist()))
         )
@@ -35,9 +35,9 @@ def check(module: ModuleType, seed: int, n: int, edges: int, kind: type) -> None
         found = []
         for threads in (1, 4):
             labels = np.empty((len(eps), n), np.int64)
-            module.dbscan(
+            dbscan = module.dbscan_float64 if kind is np.float64 else module.dbscan_float32
+            dbscan(
                 *(x.ctypes.data for x in (indptr, columns, distances)),
-                kind is np.float64,
                 n,
                 eps.ctypes.data,
                 len(eps),
@@ -57,13 +57,14 @@ def expected(
     neighbours: list[list[int]] = [[] for _ in range(n)]
     for a, b in zip(rows[near].tolist(), columns[near].tolist(), strict=True):
         neighbours[a].append(b)
-    core = [len(some) + 1 >= min_samples for some in neighbours]
+    core = [len(row) + 1 >= min_samples for row in neighbours]
     labels = np.full(n, -1, np.int64)
     clusters = 0
     for start in range(n):
         if not core[start] or labels[start] >= 0:
             continue
-        labels[start], open_nodes = clusters, [start]
+        labels[start] = clusters
+        open_nodes = [start]
         while open_nodes:
             for b in neighbours[open_nodes.pop()]:
                 if core[b] and labels[b] < 0:
@@ -71,7 +72,7 @@ def expected(
                     open_nodes.append(b)
         clusters += 1
     for a in range(n):
-        own = [labels[b] for b in neighbours[a] if core[b]]
-        if not core[a] and own:
-            labels[a] = min(own)
+        clusters_nearby = [labels[b] for b in neighbours[a] if core[b]]
+        if not core[a] and clusters_nearby:
+            labels[a] = min(clusters_nearby)
     return labels

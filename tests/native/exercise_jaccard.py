@@ -16,7 +16,7 @@ def run(module: ModuleType) -> None:
         for kind in (np.float32, np.float64):
             check_graph(module, n, k1, k2, kind)
     if module.cuda:
-        # Rows that fit the table, rows that do not, and room for fewer pairs than there are.
+        # Rows that fit the table, rows that do not, and capacity for fewer pairs than there are.
         for seed, per_row in enumerate((6, 40)):
             for capacity in (200_000, 100):
                 check_overlaps(module, seed, 700, per_row, capacity)
@@ -45,7 +45,7 @@ def check_graph(module: ModuleType, n: int, k1: int, k2: int, kind: type) -> Non
             k2=k2,
             features=features.ctypes.data,
             width=features.shape[1],
-            most=0.7,
+            max_distance=0.7,
             threads=threads,
         )
         indptr, indices = np.empty(n + 1, np.int64), np.empty(2 * edges.count, np.int64)
@@ -75,10 +75,10 @@ def graph_in_parts(
     k2: int,
     threads: int,
 ) -> tuple[np.ndarray, ...]:
-    """The graph from the steps that ranks go through, by one that has all rows; of what it fetches the order is turned."""
+    """The graph by the steps of a sharded run, with one rank that fetches all rows in reverse."""
     n, width = features.shape
     dtype = features.dtype.name
-    share = np.uint32 if dtype == "float32" else np.uint64
+    weight = np.uint32 if dtype == "float32" else np.uint64
     listed, short = np.zeros((n, n), bool), np.zeros((n, n), bool)
     listed[np.arange(n)[:, None], neighbours] = True
     short[np.arange(n)[:, None], neighbours[:, :half]] = True
@@ -88,26 +88,26 @@ def graph_in_parts(
     starts, columns, _ = written(made.write, made.count, n, np.int32, np.uint8)
     similarities = np.empty(len(columns), features.dtype)
     for first in (0, n // 3):
-        some = features[first:] if first else features[: n // 3]
-        mine, theirs, out = addresses(features, some, similarities)
+        block = features[first:] if first else features[: n // 3]
+        mine, theirs, out = addresses(features, block, similarities)
         products = getattr(module, f"products_{dtype}")
         products(
-            *addresses(starts, columns), n, mine, theirs, first, len(some), width, out, threads
+            *addresses(starts, columns), n, mine, theirs, first, len(block), width, out, threads
         )
-    shares = np.empty(len(columns), share)
-    getattr(module, f"shares_{dtype}")(
-        *addresses(starts), n, *addresses(similarities, shares), threads
+    softmax = np.empty(len(columns), weight)
+    getattr(module, f"softmax_weights_{dtype}")(
+        *addresses(starts), n, *addresses(similarities, softmax), threads
     )
     lists = np.ascontiguousarray(neighbours[:, :k2])
     averaged = getattr(module, f"averaged_{dtype}")
     made = averaged(
-        *addresses(lists), n, lists.shape[1], *addresses(starts, columns, shares), n, threads
+        *addresses(lists), n, lists.shape[1], *addresses(starts, columns, softmax), n, threads
     )
-    v = written(made.write, made.count, n, np.int32, share)
+    v = written(made.write, made.count, n, np.int32, weight)
     rows = np.repeat(np.arange(n, dtype=np.int32), np.diff(v[0]))
     order = np.lexsort((rows, -v[1]))
-    turned = np.concatenate([[0], np.cumsum(np.bincount(v[1], minlength=n)[::-1])])
-    by_column = (turned, rows[order], v[2][order])
+    reversed_starts = np.concatenate([[0], np.cumsum(np.bincount(v[1], minlength=n)[::-1])])
+    by_column = (reversed_starts, rows[order], v[2][order])
     named = (v[0], (n - 1 - v[1]).astype(np.int32), v[2])
     ids = np.arange(n)
     near_pairs = getattr(module, f"near_pairs_{dtype}")
@@ -155,9 +155,9 @@ def check_overlaps(module: ModuleType, seed: int, n: int, per_row: int, capacity
     random = np.random.default_rng(seed)
     weights = np.zeros((n, n), np.int64)
     for i in range(n):
-        # Few columns, so that some rows meet hundreds of others.
-        some = random.choice(n if i % 3 else 60, size=random.integers(0, per_row), replace=False)
-        weights[i, some] = random.integers(1, int(UNIT) // (2 * per_row), size=len(some))
+        # Few columns, so that some rows overlap with hundreds of others.
+        columns = random.choice(n if i % 3 else 60, size=random.integers(0, per_row), replace=False)
+        weights[i, columns] = random.integers(1, int(UNIT) // (2 * per_row), size=len(columns))
     least = int(0.02 * UNIT)
     i, j = np.nonzero(np.triu(np.ones((n, n), bool), 1))
     overlap = np.concatenate([np.minimum(weights[a], weights[a + 1 :]).sum(1) for a in range(n)])

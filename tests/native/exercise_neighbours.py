@@ -8,7 +8,7 @@ import numpy as np
 
 
 def run(module: ModuleType) -> None:
-    """Check lists from float32 and from bfloat16 tiles, of spread rows and of rows too close to tell apart."""
+    """Check lists from float32 and from bfloat16 tiles, of spread rows and of nearly equal rows."""
     for n, width, k, spread, capacity in (
         (300, 24, 9, 0.4, 40),
         (200, 16, 5, 1e-3, 24),
@@ -30,7 +30,7 @@ def check(
     expected = np.argsort(-(exact.astype(np.float64) - 4 * np.eye(n)), axis=1, kind="stable")[:, :k]
     similarity = exact
     if bfloat16:
-        # Only the output is rounded here; a row's error is then none of its operands'.
+        # Only the products are rounded here, not the features.
         bits = exact.view(np.uint32)
         similarity = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     lists = []
@@ -45,16 +45,16 @@ def check(
             for column in range(row, n, 90):
                 wide = min(90, n - column)
                 tile = np.ascontiguousarray(similarity[row : row + high, column : column + wide])
-                module.take_tile(
+                module.add_tile(
                     candidates, tile.ctypes.data, bfloat16, row, high, column, wide, threads
                 )
-        world = np.empty((n, k + 1), np.int64)
-        module.finish(candidates, bfloat16, rows.ctypes.data, width, world.ctypes.data, threads)
-        lists.append(world)
+        found = np.empty((n, k + 1), np.int64)
+        module.finish(candidates, bfloat16, rows.ctypes.data, width, found.ctypes.data, threads)
+        lists.append(found)
     assert np.array_equal(*lists)
-    assert np.array_equal(world[:, 0], np.arange(n))
-    complete = world[:, 1] >= 0
-    assert np.array_equal(world[complete, 1:], expected[complete])
+    assert np.array_equal(found[:, 0], np.arange(n))
+    complete = found[:, 1] >= 0
+    assert np.array_equal(found[complete, 1:], expected[complete])
     if spread == 0.4:
         assert complete.all()
         for threads in (1, 4):
@@ -72,10 +72,11 @@ def among_others(
     bfloat16: bool,
     threads: int,
 ) -> np.ndarray:
-    """The lists of rows among one part of all after another, of which each then leaves itself out."""
+    """Lists merged from two parts of all rows; then each row is removed from its own list."""
     n, width = rows.shape
     capacity = n + 1
-    known, places = np.full((n, k), -np.inf, np.float32), np.full((n, k), -1, np.int64)
+    known = np.full((n, k), -np.inf, np.float32)
+    neighbours = np.full((n, k), -1, np.int64)
     for start, stop in ((n // 2, n), (0, n // 2)):
         values, columns = np.zeros((n, capacity), np.float32), np.zeros((n, capacity), np.int32)
         counts, thresholds = np.zeros(n, np.int32), known[:, -1] - np.float32(0.02)
@@ -83,11 +84,11 @@ def among_others(
         arrays = (x.ctypes.data for x in (values, columns, counts, thresholds, margins))
         candidates = module.Candidates(*arrays, n, capacity, k, False)
         tile = np.ascontiguousarray(similarity[:, start:stop])
-        module.take_tile(candidates, tile.ctypes.data, bfloat16, 0, n, 0, stop - start, threads)
+        module.add_tile(candidates, tile.ctypes.data, bfloat16, 0, n, 0, stop - start, threads)
         others = rows[start:stop].copy()
-        found = (x.ctypes.data for x in (known, places))
+        found = (x.ctypes.data for x in (known, neighbours))
         module.merge(
             candidates, rows.ctypes.data, others.ctypes.data, start, width, *found, threads
         )
-    assert np.array_equal(known, np.take_along_axis(exact, places, 1))
-    return np.array([[j for j in row if j != i] for i, row in enumerate(places.tolist())])
+    assert np.array_equal(known, np.take_along_axis(exact, neighbours, 1))
+    return np.array([[j for j in row if j != i] for i, row in enumerate(neighbours.tolist())])

@@ -13,7 +13,7 @@ Labels = list[list[int]]
 
 
 class Bank:
-    """A bank in NumPy arrays, `kind` None for bits and the dtype of the ids for lists, and the functions of one device."""
+    """A bank in NumPy arrays, and one device's functions; `kind` is the dtype of ids or None."""
 
     def __init__(
         self, module: ModuleType, cuda: bool, n: int, kind: type | None, capacity: int
@@ -29,32 +29,42 @@ class Bank:
             self.rows[:, 0] = images
         self.counts, self.dropped = np.ones(n, np.int32), np.zeros(1, np.int64)
         id_bytes = 0 if kind is None else np.dtype(kind).itemsize
-        self.bank = (self.rows.ctypes.data, id_bytes, self.counts.ctypes.data, n, capacity)
-
-    def call(self, name: str, *arguments: Any) -> None:
-        """On a GPU the last argument is a stream, else the number of threads."""
-        plain = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
-        getattr(self.module, f"{name}_cuda" if self.cuda else name)(
-            *self.bank, *plain, 0 if self.cuda else 4
+        self.bank = module.LabelBank(
+            self.rows.ctypes.data, id_bytes, self.counts.ctypes.data, n, capacity
         )
 
-    def update(self, rows: list[int], labels: Labels, likeness: np.ndarray | None) -> None:
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a binding; its last argument is a stream on a GPU, a number of threads on a CPU."""
+        plain = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
+        getattr(self.module, f"{name}_cuda" if self.cuda else name)(
+            self.bank, *plain, 0 if self.cuda else 4
+        )
+
+    def batch(
+        self,
+        rows: np.ndarray,
+        indptr: np.ndarray,
+        indices: np.ndarray,
+        similarity: np.ndarray | None,
+    ) -> Any:
+        """A batch that points to these arrays."""
+        return self.module.LabelBatch(
+            rows.ctypes.data,
+            len(rows),
+            indptr.ctypes.data,
+            indices.ctypes.data,
+            len(indices),
+            NONE if similarity is None else similarity.ctypes.data,
+        )
+
+    def update(self, rows: list[int], labels: Labels, similarity: np.ndarray | None) -> None:
         """Replace rows."""
         indptr, indices = csr(labels)
         scratch = [np.zeros(max(1, len(indices)), np.int32)] if self.cuda else []
-        given = NONE if likeness is None else likeness
         assert fits(self.module, rows, indptr, indices, self.n)
-        self.call(
-            "plmb_update",
-            np.array(rows),
-            len(rows),
-            indptr,
-            indices,
-            len(indices),
-            given,
-            self.dropped,
-            *scratch,
-        )
+        row_array = np.array(rows)
+        batch = self.batch(row_array, indptr, indices, similarity)
+        self.call("plmb_update", batch, self.dropped, *scratch)
 
     def lookup(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """CSR and bits of rows."""
@@ -74,25 +84,28 @@ class Bank:
 def fits(
     module: ModuleType, rows: list[int], indptr: np.ndarray, indices: np.ndarray, n: int
 ) -> bool:
-    """Whether a batch is in order."""
+    """Whether `plmb_fits` accepts a batch."""
     named = np.array(rows, np.int64)
-    return module.plmb_fits(
-        named.ctypes.data, len(rows), indptr.ctypes.data, indices.ctypes.data, len(indices), n
+    batch = module.LabelBatch(
+        named.ctypes.data, len(rows), indptr.ctypes.data, indices.ctypes.data, len(indices)
     )
+    return module.plmb_fits(batch, n)
 
 
 def csr(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
     """(indptr, indices)."""
-    indptr = np.concatenate([[0], np.cumsum([len(some) for some in labels], dtype=np.int64)])
-    return indptr.astype(np.int64), np.array([x for some in labels for x in some], np.int64)
+    indptr = np.concatenate([[0], np.cumsum([len(row) for row in labels], dtype=np.int64)])
+    return indptr.astype(np.int64), np.array([x for row in labels for x in row], np.int64)
 
 
-def kept(labels: list[int], likeness: list[float] | None, capacity: float) -> tuple[list[int], int]:
-    """What a list keeps of labels, ascending, and how many it has no room for."""
+def kept(
+    labels: list[int], similarity: list[float] | None, capacity: float
+) -> tuple[list[int], int]:
+    """The labels that a list keeps, ascending, and the number that it has no room for."""
     places = range(len(labels))
-    if likeness is not None:
+    if similarity is not None:
         places = sorted(
-            places, key=lambda p: (np.inf if math.isnan(likeness[p]) else -likeness[p], p)
+            places, key=lambda p: (np.inf if math.isnan(similarity[p]) else -similarity[p], p)
         )
     distinct = list(dict.fromkeys(labels[p] for p in places))
     room = len(distinct) if capacity == np.inf else int(capacity)
@@ -102,50 +115,50 @@ def kept(labels: list[int], likeness: list[float] | None, capacity: float) -> tu
 def exercise(
     module: ModuleType, cuda: bool, n: int, kind: type | None, capacity: int, sizes: list[int]
 ) -> None:
-    """Update a bank with rows of so many labels, and compare all of it."""
+    """Update a bank with rows of the given sizes and compare its whole content."""
     random = np.random.default_rng(n + capacity)
     bank = Bank(module, cuda, n, kind, capacity)
     model, dropped = {i: [i] for i in range(n)}, 0
     named = [0, n // 2, n - 1, 0]
-    for by_likeness in (False, True):
+    for by_similarity in (False, True):
         rows = random.integers(n, size=len(sizes)).tolist()
         named += rows
         labels = [random.integers(n, size=size).tolist() for size in sizes]
-        likeness = random.choice(
+        similarity = random.choice(
             np.array([0.1, 0.5, 0.9, 0.0, -0.0, np.inf, -np.inf, np.nan], np.float32), sum(sizes)
         )
-        bank.update(rows, labels, likeness if by_likeness else None)
+        bank.update(rows, labels, similarity if by_similarity else None)
         start = np.cumsum([0, *sizes])
         for b, row in enumerate(rows):
             if row in rows[b + 1 :]:
                 continue
-            own = likeness[start[b] : start[b + 1]].tolist() if by_likeness else None
+            own = similarity[start[b] : start[b + 1]].tolist() if by_similarity else None
             model[row], over = kept(labels[b], own, np.inf if kind is None else capacity)
             dropped += over
     asked = np.array(named)
     indptr, indices, bits = bank.lookup(asked)
-    wanted = csr([model[i] for i in asked])
-    assert np.array_equal(indptr, wanted[0]) and np.array_equal(indices, wanted[1])
+    expected_csr = csr([model[i] for i in asked])
+    assert np.array_equal(indptr, expected_csr[0]) and np.array_equal(indices, expected_csr[1])
     expected = np.zeros((len(asked), 32 * bank.words), np.uint8)
     expected[np.repeat(np.arange(len(asked)), np.diff(indptr)), indices] = 1
     assert np.array_equal(np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little"), expected)
     assert bank.dropped[0] == dropped
     if kind is not None:
-        for i, some in model.items():
-            assert bank.rows[i].tolist() == some + [-1] * (capacity - len(some))
+        for i, row in model.items():
+            assert bank.rows[i].tolist() == row + [-1] * (capacity - len(row))
 
 
 def bounded(module: ModuleType, kind: type | None) -> None:
-    """A GPU leaves out rows and labels that are outside, and stays inside the batch whatever indptr says."""
+    """A GPU ignores rows and labels outside the bank, and tolerates a wrong indptr."""
     bank = Bank(module, True, 40, kind, 4)
     indptr, indices = csr([[1, 2], [40, 7, -1, 2**40, 8], [3], [9, -(2**40)]])
     rows, scratch = np.array([40, 3, -1, 5]), np.zeros(len(indices), np.int32)
-    bank.call("plmb_update", rows, 4, indptr, indices, len(indices), NONE, bank.dropped, scratch)
+    bank.call("plmb_update", bank.batch(rows, indptr, indices, None), bank.dropped, scratch)
     indptr, indices, bits = bank.lookup(np.array([3, 40, 5, -1, 4]))
     assert indptr.tolist() == [0, 2, 2, 3, 3, 4] and indices.tolist() == [7, 8, 9, 4]
     assert not bits[[1, 3]].any()
     rows, indptr, indices = np.arange(4), np.array([-5, 2, 1, 2**40, 2]), np.array([10, 11, 12])
-    bank.call("plmb_update", rows, 4, indptr, indices, 3, NONE, bank.dropped, scratch)
+    bank.call("plmb_update", bank.batch(rows, indptr, indices, None), bank.dropped, scratch)
     indptr, indices, _ = bank.lookup(np.arange(5))
     assert indptr.tolist() == [0, 2, 2, 4, 4, 5] and indices.tolist() == [10, 11, 11, 12, 4]
 

@@ -1,6 +1,7 @@
-"""Run the exercises on a GPU, from NumPy: `python tests/native/on_gpu.py LIBRARY SCRIPT...`, under compute-sanitizer too.
+"""Run the exercises on a GPU, from NumPy: `python tests/native/on_gpu.py LIBRARY SCRIPT...`.
 
-Data of arrays lies in managed memory, which both sides reach by one address, and every CUDA function is waited for.
+The data of arrays lies in managed memory, which CPU and GPU access by the same address, and every
+call of a CUDA function waits until the device is done. Works under compute-sanitizer too.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Handler(ctypes.Structure):
 
 @contextlib.contextmanager
 def arrays_from(allocate: Callable[[int], int], release: Callable[[int], None]) -> Iterator[None]:
-    """New arrays have their data where `allocate(bytes)` says."""
+    """New arrays have their data at the address that `allocate(bytes)` returns."""
     sizes: dict[int, int] = {}
 
     def malloc(_: int | None, size: int) -> int:
@@ -70,7 +71,7 @@ def arrays_from(allocate: Callable[[int], int], release: Callable[[int], None]) 
     handler = Handler(
         b"of the tests", 1, None, Malloc(malloc), Calloc(calloc), Realloc(realloc), Free(free)
     )
-    # Arrays keep it for as long as they live, which may be longer than this function.
+    # Arrays refer to the handler as long as they live, which may be longer than this function.
     ctypes.pythonapi.Py_IncRef(PyObject(handler))
     new = ctypes.pythonapi.PyCapsule_New
     new.restype, new.argtypes = PyObject, (Pointer, ctypes.c_char_p, Pointer)
@@ -78,7 +79,7 @@ def arrays_from(allocate: Callable[[int], int], release: Callable[[int], None]) 
     get.restype, get.argtypes = Pointer, (PyObject, ctypes.c_char_p)
     core = getattr(np, "_core", None) or np.core
     table = get(core._multiarray_umath._ARRAY_API, None)
-    # Place 304 of NumPy's table of functions is PyDataMem_SetHandler.
+    # Entry 304 of NumPy's table of functions is PyDataMem_SetHandler.
     place = ctypes.cast(table, ctypes.POINTER(Pointer))[304]
     set_handler = ctypes.PYFUNCTYPE(PyObject, PyObject)(place)
     before = set_handler(new(ctypes.addressof(handler), b"mem_handler", None))
@@ -90,7 +91,7 @@ def arrays_from(allocate: Callable[[int], int], release: Callable[[int], None]) 
 
 
 class Driver:
-    """The little of CUDA's driver that is wanted here, on device 0."""
+    """The functions of the CUDA driver that are needed here, on device 0."""
 
     def __init__(self) -> None:
         self.library = ctypes.CDLL("libcuda.so.1")
@@ -103,15 +104,16 @@ class Driver:
         self.call("cuCtxSetCurrent", context)
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Call a function, and raise where it fails."""
+        """Call a function and raise if it fails."""
         if status := getattr(self.library, name)(*arguments):
             raise RuntimeError(f"{name}: CUDA error {status}")
 
     def allocate(self, size: int) -> int:
         """The address of managed memory.
 
-        What was released is used again for as many bytes exactly, so that memcheck knows every array's end: the driver takes
-        some tens of microseconds, and NumPy asks millions of times.
+        Released memory is reused only for exactly as many bytes, so that memcheck knows the end of
+        every array. Reuse is needed because the driver takes tens of microseconds and NumPy
+        allocates millions of times.
         """
         if self.free[size]:
             return self.free[size].pop()
@@ -121,11 +123,11 @@ class Driver:
         return address.value
 
     def release(self, address: int) -> None:
-        """Keep memory for the next that asks for as much."""
+        """Keep memory for the next request of the same size."""
         self.free[self.sizes[address]].append(address)
 
     def wait(self) -> None:
-        """Until the device has done all."""
+        """Wait until the device is done."""
         self.call("cuCtxSynchronize")
 
 
@@ -149,7 +151,7 @@ class Waiting:
 
 
 def main(library: str, *scripts: str) -> None:
-    """Run scripts on a build with its CUDA part."""
+    """Run scripts on a build that has the CUDA part."""
     module = build_native.load(Path(library))
     assert module.cuda, f"{library} has no CUDA part"
     driver = Driver()

@@ -1,4 +1,4 @@
-"""Every CUDA source compiles for the chips that this nvcc knows, and no kernel spills registers."""
+"""Every CUDA source compiles for the architectures of this nvcc, and no kernel spills registers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 
 def kernels_of(output: str) -> list[dict[str, int | str]]:
-    """What `nvcc -Xptxas -v` says of each kernel."""
+    """What `nvcc -Xptxas -v` prints about each kernel."""
     found: list[dict[str, int | str]] = []
     for block in re.split(r"Compiling entry function ", output)[1:]:
         name = re.match(r"'(\S+)' for 'sm_\d+", block)

@@ -35,7 +35,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("seed", ["1", "7"])
-def test_kernels_compute_on_the_cpu_what_they_would_on_a_gpu(program: Path, kernel: str, seed: str):
+def test_emulated_kernels_compute_what_a_gpu_computes(program: Path, kernel: str, seed: str):
     done = run(program, kernel, FASTREID_AL_EMULATED_SEED=seed)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -47,7 +47,7 @@ def test_dynamic_shared_memory_has_the_size_that_the_environment_says(program: P
 
 
 @pytest.mark.parametrize("kernel", ["sums", "shuffles", "histogram", "warps", "links"])
-def test_a_kernel_that_waits_is_no_race(watched: Path, kernel: str):
+def test_a_kernel_that_waits_has_no_race(watched: Path, kernel: str):
     done = run(watched, kernel)
     assert done.returncode == 0, done.stderr
 

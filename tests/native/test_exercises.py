@@ -1,4 +1,4 @@
-"""Every binding against NumPy, in the extension as it is installed and with its CUDA kernels emulated."""
+"""Every binding against NumPy, in the installed extension and with emulated CUDA kernels."""
 
 from __future__ import annotations
 

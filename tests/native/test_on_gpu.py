@@ -1,4 +1,4 @@
-"""What runs the exercises on a GPU, with a CPU's memory in place of managed memory."""
+"""on_gpu.py with CPU memory in place of managed memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIBC.malloc.restype, LIBC.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
 LIBC.free.restype, LIBC.free.argtypes = None, (ctypes.c_void_p,)
 
 
-def test_arrays_have_their_data_where_they_are_told():
+def test_arrays_have_their_data_where_allocate_says():
     places: dict[int, int] = {}
 
     def allocate(size: int) -> int:
@@ -51,7 +51,7 @@ def test_cuda_functions_are_waited_for_and_others_are_not():
     assert said == ["f 1 2", "waited", "cpu"] and waiting.cuda
 
 
-def test_exercises_run_on_arrays_in_memory_of_this_kind(emulated):
+def test_exercises_run_on_arrays_from_a_custom_allocator(emulated):
     with on_gpu.arrays_from(LIBC.malloc, LIBC.free):
         for script in build_native.exercises():
             build_native.exercise(script, on_gpu.Waiting(emulated, lambda: None))

@@ -49,7 +49,13 @@ from fastreid_al.config import (
     recipe,
 )
 from fastreid_al.data import ImageSet
-from fastreid_al.data.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
+from fastreid_al.data.augment import (
+    CROP_ASPECT,
+    ERASE_ASPECT,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augment,
+)
 from fastreid_al.data.loader import BatchLoader
 from fastreid_al.data.pixels import PixelStore
 from fastreid_al.data.records import Record
@@ -470,7 +476,7 @@ class Logits:
 def augmented(config: ImageConfig) -> Callable[[Image.Image], Tensor]:
     """torchvision's transforms of what the settings leave in."""
     size, strength = (config.height, config.width), config.jitter
-    aspect = tuple(1 / value for value in reversed(config.crop_aspect))
+    aspect = tuple(1 / value for value in reversed(CROP_ASPECT))
     steps: list[Any] = (
         [transforms.RandomResizedCrop(size, config.crop_area, aspect)]
         if config.crop_area[0] < 1
@@ -480,7 +486,7 @@ def augmented(config: ImageConfig) -> Callable[[Image.Image], Tensor]:
     steps += [transforms.RandomRotation(config.rotate)] if config.rotate else []
     steps += [transforms.Pad(config.pad), transforms.RandomCrop(size)] if config.pad else []
     steps += [transforms.ColorJitter(strength, strength, strength)] if strength else []
-    erase = transforms.RandomErasing(config.erase, config.erase_area, config.erase_aspect)
+    erase = transforms.RandomErasing(config.erase, config.erase_area, ERASE_ASPECT)
     transform: Callable[[Image.Image], Tensor] = transforms.Compose([*steps, *finish(), erase])
     return transform
 
@@ -522,7 +528,7 @@ def config_of(size: Size, method: MethodName, device: str) -> RunConfig:
         model=size.backbone,  # type: ignore[arg-type]
         weights="none",
         device=device,
-        evaluate_untrained=False,
+        evaluate_every=0,
         image=replace(paper.image, height=size.height, width=size.width),
         batch=replace(paper.batch, size=size.batch),
         questions=QuestionConfig(),

@@ -1,4 +1,4 @@
-"""Person re-identification without an ID-labelled data set: clustering, a few questions, contrastive training."""
+"""Person re-identification from unlabelled images, with a few questions to a person."""
 
 from importlib import import_module
 from types import ModuleType
@@ -18,7 +18,9 @@ _SUBPACKAGES = (
     "methods",
     "metrics",
     "models",
+    "plugins",
     "runs",
+    "settings",
     "synthetic",
 )
 

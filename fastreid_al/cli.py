@@ -1,335 +1,530 @@
-"""From a command line to configuration objects: the only place that knows a parser."""
+"""From a command line to configuration objects: the only module that knows a parser or an option.
+
+Below this module settings are named by key in backquotes, such as `batch.size`. Here a key
+becomes an option, with dashes for underscores, as in `--questions.per-epoch`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import difflib
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, cast, get_args
+from shutil import get_terminal_size
+from typing import Any, Literal, NoReturn, TypeVar, cast
 
-from jsonargparse import ArgumentParser, Namespace
-
+from . import __version__
 from .config import (
     MSMT17_SIZE,
-    Dataset,
     EvaluationConfig,
-    MethodName,
-    Recipe,
     RunConfig,
     SimulationConfig,
     SyntheticConfig,
     recipe,
 )
 from .errors import UserError
-
-_VALUE = re.compile(
-    r'(?:Parser key|Option) "(?P<key>[\w.]+)".*?(?:Got|Given) value: (?P<value>[^\n]*)', re.DOTALL
+from .settings import (
+    Setting,
+    did_you_mean,
+    flatten,
+    groups_of,
+    removed_settings,
+    settings_of,
+    with_values,
 )
+
+Config = TypeVar("Config", RunConfig, EvaluationConfig, SimulationConfig, SyntheticConfig)
+
+#: The subcommands, each a module of this package, in the order of a first visit.
+COMMANDS = {
+    "train": "Train a re-identification model on unlabelled images.",
+    "evaluate": "Score a checkpoint or a bare weights file on an image set.",
+    "simulate": "Ask an oracle with each strategy, on fixed features, and plot cluster quality.",
+    "ledger": "Read a ledger of answers, export it, take an answer back, or check it.",
+    "synthesize": "Write the synthetic set into a folder, in MSMT17's layout.",
+    "doctor": "Report what is installed, what runs, and what to do about the rest.",
+}
 _LEDGER_COMMANDS = {
-    "show": "Count the answers, and say what follows from them.",
+    "show": "Count the answers, and what follows from them.",
     "export": "Write the answers, or what follows from them, as CSV or JSON lines.",
-    "undo": "Take an answer back; it stays in the ledger, and counts no more.",
+    "undo": "Take an answer back; it stays in the ledger and counts no more.",
     "check": "Look for damage; exits with status 1 when there is some.",
 }
-_CHOICES = re.compile(r"Literal\[(?P<choices>[^]]*)\]")
+
+#: Options of commands that are not fields of a configuration class.
+_RECIPE = Setting(
+    "Defaults: paper, small (minutes on a laptop), or auto, by the image set.",
+    "auto",
+    key="recipe",
+    type=Literal["auto", "paper", "small"],
+)
+_RESUME = Setting(
+    "Continue the run in `run_dir`, or start it when it has no checkpoint.",
+    False,
+    key="resume",
+    type=bool,
+)
+_DRY_RUN = Setting(
+    "Report what a run would do, without starting it.", False, key="dry_run", type=bool
+)
+_CONFIG = Setting(
+    "YAML or JSON file of settings, such as config.json of a run; options override it.",
+    None,
+    key="config",
+    type=str,
+)
+_PRINT_CONFIG = Setting(
+    "Print all settings as YAML, for `config`, and exit.", False, key="print_config", type=bool
+)
+_HELP = Setting("Show the most used options.", False, key="help", type=bool)
+_HELP_ALL = Setting("Show every option.", False, key="help_all", type=bool)
+_OUT = Setting("Folder to write MSMT17_V1 into.", key="out", type=str)
+_SIZE = Setting(
+    "Counts to start from, which other options override.",
+    "default",
+    key="size",
+    type=Literal["default", "msmt17"],
+)
+_EVENT = Setting("Event of the answer.", key="event", type=int)
+_ANNOTATOR = Setting("Who takes it back.", "command line", key="annotator", type=str)
+_EXPORT = (
+    Setting(
+        "Every event as it was written, or every pair of images that the answers decide.",
+        "answers",
+        key="what",
+        type=Literal["answers", "closure"],
+    ),
+    Setting(
+        "Comma-separated, or one JSON object a line.",
+        "csv",
+        key="format",
+        type=Literal["csv", "jsonl"],
+    ),
+    Setting("File to write; - is standard output.", "-", key="out", type=str),
+    Setting("Last event that counts.", None, key="as_of", type=int | None),
+)
+_TRAINING = (_RECIPE, _RESUME, _DRY_RUN, _CONFIG, _PRINT_CONFIG)
+_FLAGS = (_RESUME, _DRY_RUN, _PRINT_CONFIG, _HELP, _HELP_ALL)
+
+#: The settings of a run that are in no group, as the help shows them.
+_SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "Images": ("dataset", "data_root", "source", "source_root", "camstyle"),
+    "Method": ("method", "model", "epochs", "neighbours_k", "weights", "seed"),
+    "Questions": ("ask", "annotator"),
+    "Run": (
+        *("run_dir", "resume", "recipe", "config", "print_config", "dry_run", "device"),
+        *("evaluate_every", "tensorboard", "profile", "help", "help_all"),
+    ),
+}
+#: What `--help` of a training shows.
+_FIRST = (
+    *("dataset", "data_root", "method", "model", "epochs", "ask", "annotator"),
+    *("run_dir", "resume", "recipe", "config", "help", "help_all"),
+)
 
 
-Settings = TypeVar("Settings", RunConfig, EvaluationConfig, SyntheticConfig, SimulationConfig)
+def option(key: str) -> str:
+    """The option of a key: `questions.per_epoch` is --questions.per-epoch."""
+    return "--" + key.replace("_", "-")
 
 
-class Parser(ArgumentParser):
-    """A parser whose errors are one line, with the nearest thing that exists."""
+def as_options(text: str) -> str:
+    """Replace every key in backquotes by its option; other words in backquotes stay."""
+    return re.sub(r"`([a-z0-9_.]+)(\.\*)?`", _as_option, text)
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+
+def _as_option(found: re.Match[str]) -> str:
+    key, star = found.groups(default="")
+    return option(key) + star if key in _known_keys() else found[0]
+
+
+@cache
+def _known_keys() -> frozenset[str]:
+    classes = (RunConfig, EvaluationConfig, SimulationConfig, SyntheticConfig)
+    keys = {s.key for s in (*_TRAINING, *_EXPORT, _OUT, _SIZE, _EVENT)}
+    for cls in classes:
+        keys |= {*settings_of(cls), *groups_of(cls), *removed_settings(cls)}
+    return frozenset(keys)
+
+
+def with_dashes(arguments: Sequence[str]) -> list[str]:
+    """Accept --data_root for --data-root: underscores of an option's name become dashes."""
+    words = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        words.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
+    return words
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Options in a column of 30, and lines of up to 100 columns."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(100, get_terminal_size().columns))
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of a command whose errors are one line and name what is nearest.
+
+    Args:
+        command: Name of the command.
+        description: What it does, in one line.
+        sections: Titles of the first sections of the help.
+    """
+
+    def __init__(self, command: str, description: str, sections: Iterable[str] = ()) -> None:
+        super().__init__(
+            prog=f"fastreid-al {command}",
+            usage=f"fastreid-al {command} [--OPTION VALUE]...",
+            description=description,
+            add_help=False,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=_Formatter,
+        )
+        self.settings: dict[str, Setting] = {}
+        self._sections = {title: self.add_argument_group(title) for title in sections}
+
+    def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line."""
-        if unknown := re.search(r"unrecognized arguments: (?P<arguments>.*)", message, re.DOTALL):
-            text = self._unknown(unknown["arguments"].split())
-        elif value := _VALUE.search(message):
-            pair = "Expected a <class 'tuple'>" in message or "Expected a tuple with 2" in message
-            text = _wrong_value(value["key"], value["value"], _CHOICES.search(message), pair)
-        else:
-            text = " ".join(message.split())
-        print(f"{self.prog}: {text}", file=sys.stderr)
+        line = " ".join(as_options(message).split())
+        print(f"{self.prog}: {line}", file=sys.stderr)
         raise SystemExit(2)
 
-    def _unknown(self, arguments: list[str]) -> str:
-        option = next((a for a in arguments if a.startswith("-")), arguments[0]).split("=")[0]
+    def add_setting(self, setting: Setting, section: str = "Options") -> None:
+        """Add the option of a setting, shown in a section of the help."""
+        self.settings[setting.key] = setting
+        options: dict[str, Any] = {"dest": setting.key}
+        if setting in _FLAGS:
+            options |= {"action": "store_const", "const": "true"}
+        else:
+            options["metavar"] = _metavar(setting)
+        if setting.type is bool and setting not in _FLAGS:
+            options |= {"nargs": "?", "const": "true"}
+        if section not in self._sections:
+            self._sections[section] = self.add_argument_group(section)
+        names = ["-h", "--help"] if setting is _HELP else [option(setting.key)]
+        self._sections[section].add_argument(*names, **options)
+
+    def add_class(self, cls: type, sections: Mapping[str, Iterable[str]] = {}) -> None:
+        """Add the settings of a configuration class, and the removed ones without help."""
+        groups = groups_of(cls)
+        by_key = {key: title for title, keys in sections.items() for key in keys}
+        for key, setting in settings_of(cls).items():
+            group = key.rpartition(".")[0]
+            title = f"{group}: {groups[group]}" if group else by_key.get(key, "Options")
+            self.add_setting(setting, title)
+        for key in removed_settings(cls):
+            self.add_argument(option(key), dest=key, help=argparse.SUPPRESS)
+
+    def parse(self, arguments: Sequence[str] | None) -> dict[str, str]:
+        """The text of the options that were given, by key."""
+        words = with_dashes(sys.argv[1:] if arguments is None else arguments)
+        found, rest = self.parse_known_args(words)
+        if rest:
+            self.error(self._unknown(rest))
+        return vars(found)
+
+    def _unknown(self, rest: list[str]) -> str:
+        word = next((a for a in rest if a.startswith("-")), rest[0]).split("=")[0]
         known = [o for action in self._actions for o in action.option_strings]
-        near = difflib.get_close_matches(
-            option.replace("-", "_"), {o.replace("-", "_"): o for o in known}, 1, cutoff=0.5
-        )
-        name = "--" + near[0].lstrip("_").replace("_", "-") if near else ""
-        return f"unknown option {option}; " + (f"did you mean {name}?" if near else "see --help")
+        return f"unknown option {word}; " + (did_you_mean(word, known, 0.5) or "see --help")
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Turn errors that the user can act on into one line and status 2."""
+        try:
+            yield
+        except UserError as error:
+            self.error(str(error))
+
+    def value(self, given: Mapping[str, str], setting: Setting) -> Any:
+        """The value of an option that is not a field of a configuration class."""
+        if setting.key in given:
+            return setting.convert(given[setting.key])
+        if setting.default is ...:
+            raise UserError(f"`{setting.key}` is required: {setting.help}")
+        return setting.default
+
+    def help_and_exit(self, defaults: Mapping[str, Any], shown: Sequence[str] | None) -> NoReturn:
+        """Print the help of some options, or of all, and exit with status 0."""
+        for action in self._actions:
+            setting = self.settings.get(action.dest)
+            if shown is not None and action.dest not in shown:
+                action.help = argparse.SUPPRESS
+            elif setting is not None:
+                default = defaults.get(action.dest, setting.default)
+                action.help = _help(setting, default).replace("%", "%%")
+        print(self.format_help())
+        raise SystemExit(0)
 
 
-def _wrong_value(key: str, value: str, choices: re.Match[str] | None, pair: bool) -> str:
-    option = "--" + key.replace("_", "-")
-    if pair:
-        return f"{option}: '{value}' is not two numbers; write {option} '[0.3,0.9]'"
-    if choices is None:
-        return f"{option}: '{value}' is not a value that it takes; see --help"
-    names = re.findall(r"'([^']*)'", choices["choices"])
-    near = difflib.get_close_matches(value, names, 1)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return f"{option}: there is no '{value}'; {meant}known: {', '.join(names)}"
+def _metavar(setting: Setting) -> str:
+    if setting.choices and len(setting.choices) <= 4:
+        return "{" + ",".join(setting.choices) + "}"
+    if setting.is_pair:
+        return "[LOW,HIGH]"
+    names = {int: "N", float: "X", bool: "true|false", str: "TEXT"}
+    return "NAME" if setting.choices else names[setting.kind]
 
 
-def with_underscores(arguments: Sequence[str]) -> list[str]:
-    """Accept --data-root for --data_root: dashes in an option's name become underscores, its value stays."""
-    return [_name_with_underscores(a) if a.startswith("--") else a for a in arguments]
+def _help(setting: Setting, default: Any) -> str:
+    sentence = as_options(setting.sentence)
+    facts = [setting.range]
+    if len(setting.choices) > 4:
+        facts.append(", ".join(setting.choices))
+    if default is not None and default is not ... and default is not False:
+        facts.append(f"default {_written(default)}")
+    facts = [as_options(fact) for fact in facts if fact]
+    return f"{sentence.rstrip('.')} ({'; '.join(facts)})." if facts else sentence
 
 
-def _name_with_underscores(argument: str) -> str:
-    name, equals, value = argument[2:].partition("=")
-    return "--" + name.replace("-", "_") + equals + value
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)).replace(" ", "") if isinstance(value, tuple | list) else str(value)
 
 
-def parse_training(arguments: Sequence[str] | None = None) -> tuple[RunConfig, Namespace]:
-    """Parse `python -m fastreid_al.train`.
+def _accepted(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the values of a class, given by key; warn of settings that were removed."""
+    known, removed = settings_of(cls), removed_settings(cls)
+    accepted = {}
+    for key, value in values.items():
+        if key in removed:
+            _warn(f"`{key}` is no longer a setting: {removed[key]}")
+        elif key in known and value in known[key].replaced:
+            accepted[key] = known[key].replaced[value]
+            _warn(f"`{key}` no longer takes {value}: {accepted[key]} is used instead")
+        elif key in known:
+            accepted[key] = known[key].convert(value)
+    return accepted
 
-    The defaults are the recipe of the image set or, with --resume, the configuration of the run; over them go the
-    configuration file and then the options.
 
-    Returns:
-        The configuration, and the options that are not part of it (resume, dry_run).
-    """
-    words = _words(arguments)
-    parser = Parser(
-        prog="python -m fastreid_al.train",
-        description="Train a re-identification model on unlabelled images.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config",
-        action="config",
-        help="YAML or JSON file of settings, such as a run's config.json.",
-    )
-    parser.add_argument(
-        "--recipe",
-        type=Recipe,
-        default="auto",
-        help="Defaults: paper, small (minutes on a laptop), auto by image set.",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="Continue the run in --run-dir, or begin it."
-    )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="Say what a run would do, without one."
-    )
-    parser.add_class_arguments(RunConfig, None)
-    try:
-        parser.set_defaults(dataclasses.asdict(_defaults(words)))
-        found = parser.parse_args(words)
-    except UserError as error:
-        parser.error(str(error))
-    if found.resume and not found.run_dir:
-        parser.error("--resume needs --run-dir, the folder of the run to continue")
-    return _from_dict(RunConfig(), found.as_dict()), found
+def _warn(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {as_options(text)}", file=sys.stderr)
+
+
+def _parse_class(command: str, cls: type[Config], arguments: Sequence[str] | None) -> Config:
+    """The configuration of a command whose options are the settings of one class."""
+    parser = Parser(command, COMMANDS[command])
+    parser.add_class(cls)
+    parser.add_setting(_HELP)
+    given = parser.parse(arguments)
+    if "help" in given:
+        parser.help_and_exit({}, None)
+    with parser.refusing():
+        values = _accepted(cls, given)
+        for key, setting in settings_of(cls).items():
+            if setting.default is ...:
+                values[key] = parser.value(given, setting)
+        required = {k: v for k, v in values.items() if settings_of(cls)[k].default is ...}
+        return with_values(cls(**required), values)
 
 
 def parse_evaluation(arguments: Sequence[str] | None = None) -> EvaluationConfig:
-    """Parse `python -m fastreid_al.evaluate`."""
-    about = "Score a checkpoint or a bare weights file on an image set."
-    found = _parse_class("evaluate", about, EvaluationConfig, arguments)
-    return _from_dict(EvaluationConfig(found["checkpoint"]), found)
+    """Parse the options of `evaluate`."""
+    return _parse_class("evaluate", EvaluationConfig, arguments)
 
 
 def parse_simulation(arguments: Sequence[str] | None = None) -> SimulationConfig:
-    """Parse `python -m fastreid_al.simulate`."""
-    about = "Ask an oracle with each strategy, on fixed features, and draw cluster quality over questions."
-    found = _parse_class("simulate", about, SimulationConfig, arguments)
-    return _from_dict(SimulationConfig(found["features"]), found)
-
-
-def _parse_class(
-    name: str, about: str, settings: type, arguments: Sequence[str] | None
-) -> dict[str, Any]:
-    """The options of an entry point whose settings are one dataclass."""
-    parser = Parser(prog=f"python -m fastreid_al.{name}", description=about, allow_abbrev=False)
-    parser.add_class_arguments(settings, None)
-    values: dict[str, Any] = parser.parse_args(_words(arguments)).as_dict()
-    return values
+    """Parse the options of `simulate`."""
+    return _parse_class("simulate", SimulationConfig, arguments)
 
 
 def parse_diagnosis(arguments: Sequence[str] | None = None) -> None:
-    """Parse `python -m fastreid_al.doctor`, which takes no option but --help."""
-    parser = Parser(
-        prog="python -m fastreid_al.doctor",
-        description="Say what is installed, what runs, and what to do about the rest; status 1 when something must be mended.",
-        allow_abbrev=False,
-    )
-    parser.parse_args(_words(arguments))
+    """Parse the options of `doctor`, which takes none but --help."""
+    parser = Parser("doctor", COMMANDS["doctor"])
+    parser.add_setting(_HELP)
+    if "help" in parser.parse(arguments):
+        parser.help_and_exit({}, None)
 
 
 def parse_synthesis(arguments: Sequence[str] | None = None) -> tuple[Path, SyntheticConfig]:
-    """Parse `python -m fastreid_al.synthesize`."""
-    parser = Parser(
-        prog="python -m fastreid_al.synthesize",
-        description="Write the synthetic set into a folder, in MSMT17's layout.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--out", type=str, required=True, help="Folder to write MSMT17_V1 into.")
-    parser.add_argument(
-        "--size",
-        type=Literal["default", "msmt17"],
-        default="default",
-        help="Counts to start from; options go over them.",
-    )
-    parser.add_class_arguments(SyntheticConfig, None)
-    words = _words(arguments)
-    size = MSMT17_SIZE if _ahead(words, "--size").size == "msmt17" else SyntheticConfig()
-    parser.set_defaults(dataclasses.asdict(size))
-    found = parser.parse_args(words)
-    return Path(found.out), _from_dict(SyntheticConfig(), found.as_dict())
+    """Parse the options of `synthesize`: the folder to write into, and the set."""
+    parser = Parser("synthesize", COMMANDS["synthesize"])
+    parser.add_setting(_OUT)
+    parser.add_setting(_SIZE)
+    parser.add_class(SyntheticConfig)
+    parser.add_setting(_HELP)
+    given = parser.parse(arguments)
+    with parser.refusing():
+        large = parser.value(given, _SIZE) == "msmt17"
+        size = MSMT17_SIZE if large else SyntheticConfig()
+        if "help" in given:
+            parser.help_and_exit(flatten(size), None)
+        out = Path(parser.value(given, _OUT))
+        return out, with_values(size, _accepted(SyntheticConfig, given))
 
 
-def parse_ledger(arguments: Sequence[str] | None = None) -> Namespace:
-    """Parse `python -m fastreid_al.ledger`.
+def parse_training(
+    arguments: Sequence[str] | None = None,
+) -> tuple[RunConfig, argparse.Namespace]:
+    """Parse the options of `train`.
+
+    The defaults are the recipe of the image set or, with --resume, the configuration of the run.
+    The configuration file overrides them, and the options override the file.
 
     Returns:
-        `command` (show, export, undo or check), `file`, and the options of the command.
+        The configuration, and the options that are not part of it: resume and dry_run.
     """
-    parser = Parser(
-        prog="python -m fastreid_al.ledger",
-        description="Look into a ledger of answers, write it out, take an answer back, or check it.",
-        allow_abbrev=False,
-    )
-    commands = parser.add_subcommands(dest="command")
-    for name, describe in _LEDGER_COMMANDS.items():
-        command = Parser(description=describe, allow_abbrev=False)
-        command.add_argument("file", type=str, help="SQLite file or PostgreSQL URL.")
-        if name == "export":
-            _add_export_options(command)
-        if name == "undo":
-            command.add_argument("--event", type=int, required=True, help="Event of the answer.")
-            command.add_argument(
-                "--annotator", type=str, default="command line", help="Who takes it back."
-            )
-        commands.add_subcommand(name, command, help=describe)
-        command.prog = f"{parser.prog} {name}"
-    found = parser.parse_args(_words(arguments))
-    return Namespace(command=found.command, **found[found.command].as_dict())
+    parser = Parser("train", COMMANDS["train"], _SECTIONS)
+    for title, keys in _SECTIONS.items():
+        for setting in (*_TRAINING, _HELP, _HELP_ALL):
+            if setting.key in keys:
+                parser.add_setting(setting, title)
+    parser.add_class(RunConfig, _SECTIONS)
+    given = parser.parse(arguments)
+    with parser.refusing():
+        return _training(parser, given)
 
 
-def _add_export_options(parser: Parser) -> None:
-    parser.add_argument(
-        "--what",
-        type=Literal["answers", "closure"],
-        default="answers",
-        help="Every event as it was written, or every pair of images that the answers decide.",
-    )
-    parser.add_argument(
-        "--format",
-        type=Literal["csv", "jsonl"],
-        default="csv",
-        help="Comma-separated, or JSON by line.",
-    )
-    parser.add_argument(
-        "--out", type=str, default="-", help="File to write; standard output when not given."
-    )
-    parser.add_argument("--as_of", type=int, help="Last event that counts.")
-    parser.add_argument(
-        "--pair", type=str, nargs=2, help="Paths of two images: the closure of these alone."
-    )
+def _training(parser: Parser, given: dict[str, str]) -> tuple[RunConfig, argparse.Namespace]:
+    file = Path(given["config"]) if "config" in given else None
+    values = {} if file is None else _read_settings(file)
+    if file is not None:
+        _refuse_unknown(file, values)
+    values |= given
+    resume = parser.value(values, _RESUME)
+    config = with_values(_defaults(parser, values, resume), _accepted(RunConfig, values))
+    if "help" in given or "help_all" in given:
+        parser.help_and_exit(flatten(config), None if "help_all" in given else _FIRST)
+    if resume and not config.run_dir:
+        raise UserError("`resume` needs `run_dir`, the folder of the run to continue")
+    if parser.value(values, _PRINT_CONFIG):
+        print(_as_yaml(config), end="")
+        raise SystemExit(0)
+    dry_run = parser.value(values, _DRY_RUN)
+    return config, argparse.Namespace(resume=resume, dry_run=dry_run)
 
 
-def _words(arguments: Sequence[str] | None) -> list[str]:
-    return with_underscores(sys.argv[1:] if arguments is None else arguments)
-
-
-def _defaults(words: list[str]) -> RunConfig:
-    """The defaults hang on a few options, which are read ahead of the others."""
-    found = _ahead(words, "--config", "--dataset", "--recipe", "--method", "--run_dir")
-    file = _read_settings(Path(found.config)) if found.config else {}
-    run_dir = found.run_dir or file.get("run_dir")
-    if found.resume and run_dir and (saved := Path(run_dir) / "config.json").is_file():
-        return _from_dict(RunConfig(), {**_read_settings(saved), "run_dir": run_dir})
-    dataset: Any = found.dataset or file.get("dataset") or "synthetic"
-    chosen: Any = found.recipe or file.get("recipe") or "auto"
-    method: Any = found.method or file.get("method") or "ucal"
-    # Wrong names are left to the parser, which says what exists.
-    known = (
-        dataset in get_args(Dataset)
-        and chosen in get_args(Recipe)
-        and method in get_args(MethodName)
-    )
-    return recipe(dataset, chosen, method) if known else RunConfig()
-
-
-def _ahead(words: list[str], *options: str) -> argparse.Namespace:
-    """Read a few options, and --resume, ahead of the others."""
-    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option in options:
-        ahead.add_argument(option)
-    ahead.add_argument("--resume", action="store_true")
-    try:
-        return ahead.parse_known_args(words)[0]
-    except argparse.ArgumentError:  # left to the parser proper, which says what is wrong
-        return ahead.parse_known_args([])[0]
+def _defaults(parser: Parser, values: Mapping[str, Any], resume: bool) -> RunConfig:
+    """The configuration of the run that is resumed, or else the recipe of the image set."""
+    run_dir = values.get("run_dir")
+    if resume and run_dir and (saved := Path(run_dir) / "config.json").is_file():
+        return with_values(RunConfig(), _accepted(RunConfig, _read_settings(saved)))
+    known = settings_of(RunConfig)
+    dataset = parser.value(values, known["dataset"])
+    return recipe(dataset, parser.value(values, _RECIPE), parser.value(values, known["method"]))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a YAML or JSON file, by key."""
     import yaml
 
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{path} cannot be read as settings ({str(error).splitlines()[0]})"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as settings ({reason})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no settings; write one with --print_config > {path}")
-    return content
+        raise UserError(f"{path} holds no settings; write some with `print_config`")
+    return flatten(content)
 
 
-def _from_dict(defaults: Settings, values: dict[str, Any]) -> Settings:
-    """The defaults with other values: the inverse of `dataclasses.asdict`, also after a trip through JSON."""
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(defaults):
-        default = getattr(defaults, field.name)
-        if field.name not in values:  # as where an older version wrote them
-            continue
-        value = values[field.name]
-        if dataclasses.is_dataclass(default):
-            if not isinstance(value, dict):
-                raise UserError(
-                    f"the settings hold {value!r} for {field.name}, which is a group of settings"
-                )
-            value = _from_dict(cast(Any, default), value)
-        changes[field.name] = tuple(value) if isinstance(default, tuple) else value
-    return dataclasses.replace(defaults, **changes)
+def _refuse_unknown(path: Path, values: Mapping[str, Any]) -> None:
+    known = {*settings_of(RunConfig), *removed_settings(RunConfig), *(s.key for s in _TRAINING)}
+    for key, value in values.items():
+        if key in groups_of(RunConfig):
+            raise UserError(f"{path}: got {value!r} for {key}, expected a group of settings")
+        if key not in known:
+            hint = did_you_mean(key, known) or "see --help-all"
+            raise UserError(f"{path}: unknown setting {key}; {hint}")
+
+
+def _as_yaml(config: RunConfig) -> str:
+    import yaml
+
+    # JSON in between, because YAML has no tuples.
+    return cast(str, yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False))
+
+
+def parse_ledger(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the options of `ledger`.
+
+    Returns:
+        `command` (show, export, undo or check), `file`, and the options of the command.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = _command("fastreid-al ledger", COMMANDS["ledger"], _LEDGER_COMMANDS, words)
+    parser = Parser(f"ledger {name}", _LEDGER_COMMANDS[name])
+    parser.usage = f"fastreid-al ledger {name} FILE [--OPTION VALUE]..."
+    parser.add_argument("file", nargs="?", help="SQLite file or PostgreSQL URL of the ledger.")
+    settings = {"export": _EXPORT, "undo": (_EVENT, _ANNOTATOR)}.get(name, ())
+    for setting in (*settings, _HELP):
+        parser.add_setting(setting)
+    if name == "export":
+        about = "Paths of two images: only what follows about this pair."
+        parser.add_argument("--pair", nargs=2, metavar="PATH", help=about)
+    given: dict[str, Any] = parser.parse(words[1:])
+    if "help" in given:
+        parser.help_and_exit({}, None)
+    with parser.refusing():
+        if "file" not in given:
+            raise UserError("name the SQLite file or the PostgreSQL URL of the ledger")
+        values = {s.key: parser.value(given, s) for s in settings}
+    pair = {"pair": given.get("pair")} if name == "export" else {}
+    return argparse.Namespace(command=name, file=given["file"], **values, **pair)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `fastreid-al COMMAND`, which is the same as `python -m fastreid_al.COMMAND`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        print(f"fastreid-al {__version__}")
+        return
+    about = "Person re-identification from unlabelled images, with a few questions to a person."
+    name = _command("fastreid-al", about, COMMANDS, words)
+    module = import_module(f".{name}", __package__)
+    run_main(lambda: module.main(words[1:]))
+
+
+def _command(program: str, about: str, commands: Mapping[str, str], words: list[str]) -> str:
+    """The command that the first word names; prints the list of commands for --help."""
+    if not words:
+        print(f"{program}: name a command: {', '.join(commands)}", file=sys.stderr)
+        raise SystemExit(2)
+    if words[0] in ("-h", "--help"):
+        lines = [f"  {name:<12}{sentence}" for name, sentence in commands.items()]
+        print(f"usage: {program} COMMAND [--OPTION VALUE]...", "", about, "", *lines, sep="\n")
+        print(f"\nThe options of a command: {program} COMMAND --help")
+        raise SystemExit(0)
+    if words[0] not in commands:
+        hint = did_you_mean(words[0], commands) or f"expected one of {', '.join(commands)}"
+        print(f"{program}: unknown command {words[0]}; {hint}", file=sys.stderr)
+        raise SystemExit(2)
+    return words[0]
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run an entry point: what the user can mend is one line and status 2, Ctrl-C is status 130."""
+    """Run a command: an error that the user can act on is one line and status 2, Ctrl-C is 130."""
     try:
         main()
     except UserError as error:
+        text = f"error: {as_options(str(error))}"
         if not error.said:
             # One write, so that the lines of several ranks stay apart.
-            sys.stderr.write(f"error: {error}\n")
-        _tell_torchrun(f"error: {error}")
+            sys.stderr.write(f"{text}\n")
+        _report_to_torchrun(text)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def _tell_torchrun(text: str) -> None:
-    """Have torchrun, which prints a summary when a rank fails, say why."""
+def _report_to_torchrun(text: str) -> None:
+    """Have torchrun, which prints a summary when a rank fails, print the reason."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        said = {
-            "message": text,
-            "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))},
-        }
-        with contextlib.suppress(OSError):
-            Path(file).write_text(json.dumps({"message": said}))
+    if not file:
+        return
+    extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+    with contextlib.suppress(OSError):
+        Path(file).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}))

@@ -1,486 +1,714 @@
 """Every setting of a run, as frozen dataclasses: the only configuration type of the project.
 
-Library code takes these objects (or plain arguments) and never sees a parser; `fastreid_al.cli` turns a command line or a
-YAML file into one `RunConfig`. The defaults are the settings of the UCAL paper (Sec. 4.2) and, where the paper is silent, of
-SpCL, on which its base stands. `recipe` gives the defaults of one image set and one method.
+Each field states everything about its setting: default, help, range, whether it may change when a
+run is resumed, and when it is read (see `settings`). Library code takes these objects, or plain
+arguments, and never sees a parser; `cli` turns a command line or a YAML file into one `RunConfig`.
+The defaults are the settings of the UCAL paper (Sec. 4.2) and, where the paper is silent, of SpCL,
+on which UCAL is based. `recipe` returns the defaults of one image set and one method.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
-Dataset = Literal["synthetic", "market1501", "dukemtmcreid", "msmt17", "folder"]
+from .plugins import ANNOTATORS, DATASETS, MODELS, STRATEGIES
+from .settings import documented, group, like, required, setting, unless, when
+
 MethodName = Literal["ucal", "nnct", "supervised"]
-Strategy = Literal["none", "ucal", "gain", "spal", "random"]
-AnnotatorName = Literal["oracle", "terminal", "replay"]
 Recipe = Literal["auto", "paper", "small"]
 StyleName = Literal["none", "colour", "fourier", "files"]
 TestFeatures = Literal["bn", "pool5"]
-ModelName = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "osnet_x1_0",
-    "osnet_x0_75",
-    "osnet_x0_5",
-    "osnet_x0_25",
-]
+
+_ASKING = unless("ask", "none")
+#: These strategies have no constants. Strategies of other packages may read those of UCAL's rules.
+_UCAL_RULES = unless("ask", "gain", "spal", "random")
 
 
+@documented
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """The synthetic set: its size, its cameras and its seed.
+    """The synthetic set: its size, its cameras and its seed."""
 
-    Args:
-        train_identities: People in the training split (40 to 1,041 and more).
-        train_images: Images of the training split, spread over identities and cameras.
-        test_identities: People in the query and gallery splits, none of them in the training split.
-        query_images: Images of the query split.
-        gallery_images: Images of the gallery split.
-        cameras: Number of cameras.
-        height: Height of a drawn crop in pixels; the width is about half of it.
-        seed: Seed of the whole set. The same seed draws the same set on every machine.
-        cast: Strength of the cameras' colour casts; 1 is mild, 4 is strong.
-    """
-
-    train_identities: int = 64
-    train_images: int = 1280
-    test_identities: int = 64
-    query_images: int = 192
-    gallery_images: int = 960
-    cameras: int = 6
-    height: int = 128
-    seed: int = 0
-    cast: float = 1.0
+    train_identities: int = setting(64, "People in the training split (40 to 1,041 and more).")
+    train_images: int = setting(
+        1280, "Images of the training split, spread over identities and cameras."
+    )
+    test_identities: int = setting(
+        64, "People in the query and gallery splits, none of them in the training split."
+    )
+    query_images: int = setting(192, "Images of the query split.")
+    gallery_images: int = setting(960, "Images of the gallery split.")
+    cameras: int = setting(6, "Number of cameras.")
+    height: int = setting(
+        128, "Height of a rendered crop in pixels; the width is about half of it."
+    )
+    seed: int = setting(
+        0, "Seed of the whole set. The same seed renders the same set on every machine."
+    )
+    cast: float = setting(1.0, "Strength of the cameras' colour casts; 1 is mild, 4 is strong.")
 
 
 #: MSMT17's own counts: 1,041 + 3,060 identities, 15 cameras, 126,441 images.
 MSMT17_SIZE = SyntheticConfig(1041, 32_621, 3060, 11_659, 82_161, 15, 256)
 
 
+@documented
 @dataclass(frozen=True)
 class ImageConfig:
-    """Pixels: their size, where they are kept, and how they are augmented.
+    """Pixels: their size, where they are kept, and how they are augmented."""
 
-    Args:
-        height: Height that every image is resized to.
-        width: Width that every image is resized to.
-        store_gib: Decoded pixels of a split stay in memory up to this many GiB; a larger one goes to a memory-mapped file.
-        store_dir: Folder of that file; the run directory when not given.
-        cache: Decoded pixels are kept for later runs, by the content of the images: in this folder, nowhere (none), or in the
-            user's cache folder (auto).
-        cache_gib: Past this many GiB in that folder, the pixels that were used longest ago are removed.
-        place: Where batches are read from: the device (device), memory that it copies from beside the step (host), or the
-            first of the two that has room (auto).
-        crop_area: Least and greatest share of the image's area that a random crop keeps, which is then enlarged to the whole;
-            1 and 1 leave it out.
-        crop_aspect: Least and greatest height / width of that crop.
-        flip: Probability of a horizontal flip.
-        rotate: Greatest angle of a random rotation, in degrees; 0 leaves it out.
-        pad: Pixels of black border from which a crop of the original size is drawn; 0 leaves it out.
-        erase: Probability of random erasing.
-        erase_area: Least and greatest share of the image that is erased.
-        erase_aspect: Least and greatest height / width of the erased box.
-        jitter: Strength of a random change of brightness, contrast and colour balance; 0 (the paper) leaves it out.
-    """
+    height: int = setting(256, "Height that every image is resized to.", at_least=16)
+    width: int = setting(128, "Width that every image is resized to.", at_least=16)
+    store_gib: float = setting(
+        4.0,
+        "Decoded pixels of a split stay in memory up to this many GiB; a larger split goes to a "
+        "memory-mapped file.",
+        at_least=0,
+        resumable=True,
+    )
+    cache: str = setting(
+        "auto",
+        "Where decoded pixels are kept for later runs, by the content of the images: in this "
+        "folder, nowhere (none), or in the user's cache folder (auto).",
+        resumable=True,
+    )
+    cache_gib: float = setting(
+        64.0,
+        "Size of that folder in GiB, above which the pixels that were used longest ago are "
+        "removed.",
+        at_least=0,
+        resumable=True,
+        only=unless("image.cache", "none"),
+    )
+    place: Literal["auto", "device", "host"] = setting(
+        "auto",
+        "Where batches are read from: the device (device), host memory that is copied to the "
+        "device while it computes (host), or the first of the two that has room (auto).",
+        resumable=True,
+    )
+    crop_area: tuple[float, float] = setting(
+        (1.0, 1.0),
+        "Smallest and largest share of the image's area that a random crop keeps, which is then "
+        "enlarged to the full size; [1,1] leaves the crop out.",
+        above=0,
+        at_most=1,
+    )
+    flip: float = setting(0.5, "Probability of a horizontal flip.", at_least=0, at_most=1)
+    rotate: float = setting(
+        0.0,
+        "Largest angle of a random rotation, in degrees; 0 leaves it out.",
+        at_least=0,
+        at_most=180,
+    )
+    pad: int = setting(
+        10,
+        "Pixels of black border from which a crop of the original size is taken; 0 leaves it out.",
+        at_least=0,
+        at_most=64,
+    )
+    erase: float = setting(0.5, "Probability of random erasing.", at_least=0, at_most=1)
+    erase_area: tuple[float, float] = setting(
+        (0.02, 0.4), "Smallest and largest share of the image that is erased.", above=0, at_most=1
+    )
+    jitter: float = setting(
+        0.0,
+        "Strength of a random change of brightness, contrast and colour balance; 0 (the paper) "
+        "leaves it out.",
+        at_least=0,
+        at_most=1,
+    )
 
-    height: int = 256
-    width: int = 128
-    store_gib: float = 4.0
-    store_dir: str | None = None
-    cache: str = "auto"
-    cache_gib: float = 64.0
-    place: Literal["auto", "device", "host"] = "auto"
-    crop_area: tuple[float, float] = (1.0, 1.0)
-    crop_aspect: tuple[float, float] = (2.0, 3.0)
-    flip: float = 0.5
-    rotate: float = 0.0
-    pad: int = 10
-    erase: float = 0.5
-    erase_area: tuple[float, float] = (0.02, 0.4)
-    erase_aspect: tuple[float, float] = (0.3, 3.33)
-    jitter: float = 0.0
+    removed: ClassVar[Mapping[str, str]] = {
+        "store_dir": "the memory-mapped file lies in the run folder",
+        "crop_aspect": "height / width of a random crop is between 2 and 3",
+        "erase_aspect": "height / width of an erased box is between 0.3 and 3.33",
+    }
 
 
+@documented
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network above the choice of its backbone.
+    """The network above the choice of its backbone."""
 
-    Args:
-        pool: Pooling of the last feature map of a ResNet: average, or generalised mean.
-        bn_group: Images that one BatchNorm sees in training; 0 is the whole batch. UCAL's published numbers were made with 16.
-        domain_bn: Normalise the images of a labelled source by BatchNorms of their own (SpCL); no effect without --source.
-        test_features: Features that are ranked: after the last BatchNorm (bn), or pooled ones before it (pool5, as NNCT does).
-        osnet_fc: Keep OSNet's fully connected layer above its pooling; NNCT removes it.
-    """
+    pool: Literal["avg", "gem"] = setting(
+        "avg", "Pooling of the last feature map of a ResNet: average, or generalised mean."
+    )
+    bn_group: int = setting(
+        16,
+        "Images that one BatchNorm sees in training; 0 is the whole batch. UCAL's published "
+        "numbers were made with 16.",
+        at_least=2,
+        also=(0,),
+    )
+    domain_bn: bool = setting(
+        True,
+        "Normalise the images of a labelled source by BatchNorms of their own (SpCL).",
+        only=unless("source", None),
+    )
+    test_features: TestFeatures = setting(
+        "bn",
+        "Features that are ranked: after the last BatchNorm (bn), or pooled ones before it "
+        "(pool5, as NNCT does).",
+    )
+    osnet_fc: bool = setting(
+        True,
+        "Keep OSNet's fully connected layer above its pooling; NNCT removes it.",
+        only=unless("model", "resnet18", "resnet34", "resnet50", "resnet101"),
+    )
 
-    pool: Literal["avg", "gem"] = "avg"
-    bn_group: int = 16
-    domain_bn: bool = True
-    test_features: TestFeatures = "bn"
-    osnet_fc: bool = True
 
-
+@documented
 @dataclass(frozen=True)
 class StyleConfig:
-    """Camera styles drawn in training (`--camstyle`).
+    """Training images in the styles of other cameras."""
 
-    Args:
-        probability: Probability that an image is drawn in the style of another camera; when not given, one of all cameras is
-            drawn uniformly, the image's own (which changes nothing) included.
-        space: Colour space in which colour matches the cameras: CIELAB, or the pixels' own RGB.
-        band: Share of the frequencies in either direction, from the lowest on, that fourier changes, up to 0.5; the mean alone
-            where that is less than one.
-    """
+    probability: float | None = setting(
+        None,
+        "Probability that an image is shown in the style of another camera",
+        unset="one of all cameras, the image's own included, is chosen uniformly",
+        at_least=0,
+        at_most=1,
+    )
+    band: float = setting(
+        0.02,
+        "Share of the frequencies in either direction, from the lowest on, that fourier changes; "
+        "the mean alone where that is less than one frequency.",
+        above=0,
+        at_most=0.5,
+        only=when("camstyle", "fourier"),
+    )
 
-    probability: float | None = None
-    space: Literal["lab", "rgb"] = "lab"
-    band: float = 0.02
+    removed: ClassVar[Mapping[str, str]] = {"space": "colour styles are matched in CIELAB"}
 
 
+@documented
 @dataclass(frozen=True)
 class BatchConfig:
-    """Batches: P identities x K images, or images at random.
+    """Batches: P identities x K images, or images at random."""
 
-    Args:
-        size: Images in a batch; with a labelled source as many again of the source.
-        per_identity: K, the images drawn of one identity; nnct draws images at random.
-        iterations: Batches in an epoch; 0 is one pass over the images.
-    """
+    size: int = setting(
+        64,
+        "Images in a batch; with a labelled source the batch has as many images of the source "
+        "again.",
+        at_least=2,
+    )
+    per_identity: int = setting(
+        4,
+        "K, the images of one identity in a batch; nnct takes images at random.",
+        at_least=1,
+        at_most="batch.size",
+        only=when("method", "ucal", "supervised"),
+    )
+    iterations: int = setting(
+        400, "Batches in an epoch; 0 is one pass over the images.", at_least=0
+    )
 
-    size: int = 64
-    per_identity: int = 4
-    iterations: int = 400
 
-
+@documented
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Jaccard distance, DBSCAN and self-paced selection.
+    """Jaccard distance, DBSCAN and self-paced selection."""
 
-    Args:
-        k1: Neighbours in a k-reciprocal list, the image itself counted.
-        k2: Neighbours that the weights are averaged over, the image itself counted.
-        eps: DBSCAN's radius.
-        eps_gap: The tight and the loose clustering are made at eps - eps_gap and eps + eps_gap.
-        min_samples: Images within eps that make a core point, itself counted.
-        noise: Images outside every cluster: classes of one image (SpCL), or left out of the epoch (Cluster Contrast).
-        source: Cluster the feature memory (SpCL), or features freshly extracted at each epoch (Cluster Contrast).
-        dbscan: What runs DBSCAN; the labels are the same. graph (auto) is this package, on the CPU and on GPUs; sklearn is
-            scikit-learn; cuml is cuML, up to 40,000 images, because it takes a dense n x n array.
-        neighbours: Neighbour lists of an exact search, or of an approximate one (ivf: FAISS, or cuVS on a GPU), whose recall
-            goes into the log.
-    """
+    k1: int = setting(
+        30,
+        "Neighbours in a k-reciprocal list, the image itself included.",
+        at_least=1,
+        resumable=True,
+    )
+    k2: int = setting(
+        6,
+        "Neighbours that the weights are averaged over, the image itself included.",
+        at_least=1,
+        at_most="cluster.k1",
+        resumable=True,
+    )
+    eps: float = setting(0.60, "DBSCAN's radius.", resumable=True)
+    eps_gap: float = setting(
+        0.02,
+        "The tight and the loose clustering are made at eps - eps_gap and eps + eps_gap.",
+        at_least=0,
+        resumable=True,
+    )
+    min_samples: int = setting(
+        4,
+        "Images within eps that make a core point, the image itself included.",
+        at_least=1,
+        resumable=True,
+    )
+    noise: Literal["singleton", "drop"] = setting(
+        "singleton",
+        "Images outside every cluster: classes of one image (singleton, SpCL), or left out of the "
+        "epoch (drop, Cluster Contrast).",
+        resumable=True,
+    )
+    source: Literal["memory", "extract"] = setting(
+        "memory",
+        "Cluster the feature memory (memory, SpCL), or features extracted anew in each epoch "
+        "(extract, Cluster Contrast).",
+        resumable=True,
+    )
+    dbscan: Literal["auto", "graph", "cuml"] = setting(
+        "auto",
+        "What runs DBSCAN; the labels are the same. graph (auto) is this package, on the CPU and "
+        "on GPUs; cuml is cuML, up to 40,000 images, because it takes a dense n x n array.",
+        replaced=(("sklearn", "auto"),),
+        resumable=True,
+    )
+    neighbours: Literal["exact", "ivf"] = setting(
+        "exact",
+        "Neighbour lists of an exact search, or of an approximate one (ivf: FAISS, or cuVS on a "
+        "GPU), whose recall is logged.",
+        resumable=True,
+    )
 
-    k1: int = 30
-    k2: int = 6
-    eps: float = 0.60
-    eps_gap: float = 0.02
-    min_samples: int = 4
-    noise: Literal["singleton", "drop"] = "singleton"
-    source: Literal["memory", "extract"] = "memory"
-    dbscan: Literal["auto", "graph", "cuml", "sklearn"] = "auto"
-    neighbours: Literal["exact", "ivf"] = "exact"
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """What must hold between settings: the key, whether it holds, and what is expected."""
+        yield (
+            "eps",
+            self.eps - self.eps_gap >= 0 and self.eps + self.eps_gap < 1,
+            "`cluster.eps_gap` to less than 1 - `cluster.eps_gap`",
+        )
 
 
+@documented
 @dataclass(frozen=True)
 class MemoryConfig:
-    """The feature memory and the loss over it.
+    """The feature memory and the loss over it."""
 
-    Args:
-        kind: One vector per image (SpCL), or one per cluster (Cluster Contrast).
-        momentum: Share of the old vector that an update keeps; 0.2 for instance, 0.1 for cluster when not given.
-        hardest: In the cluster memory, update a cluster only by its batch image least similar to it.
-        temperature: tau of Eq. 1.
-    """
+    kind: Literal["instance", "cluster"] = setting(
+        "instance",
+        "One vector per image (instance, SpCL), or one per cluster (cluster, Cluster Contrast).",
+    )
+    momentum: float | None = setting(
+        None,
+        "Share of the old vector that an update keeps",
+        unset="0.2 for instance and 0.1 for cluster",
+        at_least=0,
+        at_most=1,
+    )
+    hardest: bool = setting(
+        False,
+        "Update a cluster only by its least similar image of the batch.",
+        only=when("memory.kind", "cluster"),
+    )
+    temperature: float = setting(0.05, "tau of Eq. 1.", above=0)
 
-    kind: Literal["instance", "cluster"] = "instance"
-    momentum: float | None = None
-    hardest: bool = False
-    temperature: float = 0.05
 
-
+@documented
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer and its schedule.
+    """The optimizer and its schedule."""
 
-    Args:
-        name: adam, or sgd with Nesterov momentum.
-        lr: Learning rate of new layers: the last BatchNorm, the source's classifier.
-        backbone_lr: Learning rate of the backbone; lr when not given.
-        momentum: Momentum of sgd.
-        weight_decay: Weight decay.
-        step: Epochs after which the learning rates are multiplied by gamma, again and again.
-        gamma: That factor.
-    """
+    name: Literal["adam", "sgd"] = setting("adam", "adam, or sgd with Nesterov momentum.")
+    lr: float = setting(
+        3.5e-4,
+        "Learning rate of new layers: the last BatchNorm, the source's classifier.",
+        above=0,
+        resumable=True,
+    )
+    backbone_lr: float | None = setting(
+        None, "Learning rate of the backbone", unset="`optimizer.lr`", above=0, resumable=True
+    )
+    momentum: float = setting(
+        0.9,
+        "Momentum of sgd.",
+        at_least=0,
+        below=1,
+        resumable=True,
+        only=when("optimizer.name", "sgd"),
+    )
+    weight_decay: float = setting(5e-4, "Weight decay.", at_least=0, resumable=True)
+    step: int = setting(
+        20,
+        "The learning rates are multiplied by gamma after every so many epochs.",
+        at_least=1,
+        resumable=True,
+    )
+    gamma: float = setting(0.1, "That factor.", above=0, resumable=True)
 
-    name: Literal["adam", "sgd"] = "adam"
-    lr: float = 3.5e-4
-    backbone_lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    step: int = 20
-    gamma: float = 0.1
 
-
+@documented
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the work is done; none of it changes what is computed but for rounding.
+    """How the work is done; nothing here changes what is computed, except for rounding."""
 
-    Args:
-        precision: Of the network's products: bfloat16 (bf16), float32, or by the device (auto: bf16 on a GPU). Losses, memories
-            and weights are float32.
-        compile: torch.compile of the network: never (none), kernels fused (default), these replayed as CUDA graphs (graphs), or
-            by the device (auto: default on a GPU).
-        deterministic: The same bits from run to run on a GPU as well, at some cost in speed.
-        extract_batch: Images that are extracted at a time.
-        flip_features: A feature is the mean of those of the image and of its mirror image, at twice the cost.
-    """
+    precision: Literal["auto", "float32", "bf16"] = setting(
+        "auto",
+        "Precision of the network's products: bfloat16 (bf16), float32, or by the device (auto: "
+        "bf16 on a GPU). Losses, memories and weights are float32.",
+        resumable=True,
+    )
+    compile: Literal["auto", "none", "default", "graphs"] = setting(
+        "auto",
+        "torch.compile of the network: never (none), with fused kernels (default), with these "
+        "replayed as CUDA graphs (graphs), or by the device (auto: default on a GPU).",
+        resumable=True,
+    )
+    deterministic: bool = setting(
+        False,
+        "The same bits from run to run on a GPU as well, at some cost in speed.",
+        resumable=True,
+    )
+    extract_batch: int = setting(
+        256, "Images in a batch of feature extraction.", at_least=1, resumable=True
+    )
+    flip_features: bool = setting(
+        False,
+        "A feature is the mean of those of the image and of its mirror image, at twice the cost.",
+        resumable=True,
+    )
 
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    compile: Literal["auto", "none", "default", "graphs"] = "auto"
-    deterministic: bool = False
-    extract_batch: int = 256
-    flip_features: bool = False
 
-
+@documented
 @dataclass(frozen=True)
 class NNCTConfig:
-    """NNCT: memory-based positive label prediction (MPLP), multi-label loss (MMCL), pseudo-label memory bank (PLMB).
+    """NNCT: label prediction (MPLP), multi-label loss (MMCL), pseudo-label memory bank (PLMB)."""
 
-    Args:
-        threshold: t of MPLP: similarities above it count.
-        at_least: Most similar images that are candidates for a label of an image, when fewer are above the threshold.
-        lambda_n: Weight of the neighbours' loss, lambda^n of Eq. 2.
-        delta: Weight of the positives in MMCL.
-        hard_ratio: Share of the negatives, the most similar ones, that enter the loss.
-        single_label: Epochs at the start in which an image has itself as its only label, and no neighbours.
-        momentum: Share of an old vector that an update of the feature memory keeps, times epochs done over epochs of the run.
-        layout: The pseudo-label memory bank (PLMB): bits (n x n bits), sparse (short lists), auto by the number of images.
-        capacity: Labels that a list of the sparse layout has room for.
-    """
+    threshold: float = setting(0.6, "t of MPLP: similarities above it count.", above=-1, below=1)
+    at_least: int = setting(
+        10,
+        "Most similar images that are candidates for a label of an image, when fewer are above "
+        "the threshold.",
+        at_least=1,
+    )
+    lambda_n: float = setting(0.5, "Weight of the neighbours' loss, lambda^n of Eq. 2.", at_least=0)
+    delta: float = setting(5.0, "Weight of the positives in MMCL.", at_least=0)
+    hard_ratio: float = setting(
+        0.01,
+        "Share of the negatives, the most similar ones, that enter the loss.",
+        at_least=0,
+        at_most=1,
+    )
+    single_label: int = setting(
+        6,
+        "Epochs at the start in which an image has itself as its only label, and no neighbours.",
+        at_least=0,
+    )
+    momentum: float = setting(
+        0.5,
+        "Share of an old vector that an update of the feature memory keeps, times epochs done "
+        "over epochs of the run.",
+        at_least=0,
+        at_most=1,
+    )
 
-    threshold: float = 0.6
-    at_least: int = 10
-    lambda_n: float = 0.5
-    delta: float = 5.0
-    hard_ratio: float = 0.01
-    single_label: int = 6
-    momentum: float = 0.5
-    layout: Literal["auto", "bits", "sparse"] = "auto"
-    capacity: int = 64
+    removed: ClassVar[Mapping[str, str]] = {
+        "layout": "the layout is chosen by the number of images",
+        "capacity": "a list of the sparse layout has room for 64 labels",
+    }
 
 
+@documented
 @dataclass(frozen=True)
 class AdaptationConfig:
-    """Training with a labelled source as well (`--source`).
+    """Training with a labelled source as well."""
 
-    Args:
-        weight: w of nnct, whose loss is (1 - w) x the source's cross-entropy + w x the target's. ucal adds the two as they are.
-        synthetic: The synthetic set, where it is the source.
-    """
+    weight: float = setting(
+        0.3,
+        "w of nnct, whose loss is (1 - w) x the source's cross-entropy + w x the target's; ucal "
+        "adds the two.",
+        at_least=0,
+        at_most=1,
+        only=when("method", "nnct"),
+    )
+    synthetic: SyntheticConfig = group(
+        SyntheticConfig,
+        "The synthetic set when it is the source.",
+        only=when("source", "synthetic"),
+        seed=1,
+    )
 
-    weight: float = 0.3
-    synthetic: SyntheticConfig = field(default_factory=lambda: SyntheticConfig(seed=1))
 
-
+@documented
 @dataclass(frozen=True)
 class QuestionConfig:
-    """Questions to an annotator: when, how many, and what is made of the answers.
+    """Questions to an annotator: when, how many, and what is made of the answers."""
 
-    Args:
-        start: Epochs that train without questions.
-        budget: Questions of the whole run; no limit when not given.
-        per_epoch: Questions of one epoch; no limit when not given.
-        k_max_rule: Most groups that a cluster S may be split into: sqrt(|S|/2)/2 (paper) or sqrt(|S|/2) (root).
-        l_max: Most similar clusters of each cluster that a merge may be asked about.
-        delta: Least normalised gap in the similarities of these at which the asking stops.
-        merge_share: Most clusters that ucal merges in an epoch, as a share of all.
-        closure: transitive lets the answers answer what follows from them; none is the paper's label memory.
-        confirm_merges: Further questions about other images of two clusters that must agree before they are merged.
-        ledger: File, or PostgreSQL URL, that keeps the answers; answers.sqlite in the run folder when not given.
-        replay: Ledger of another run whose answers the replay annotator gives.
-    """
+    start: int = setting(15, "Epochs that train without questions.", at_least=0, resumable=True)
+    budget: int | None = setting(
+        None, "Questions of the whole run", unset="no limit", at_least=0, resumable=True
+    )
+    per_epoch: int | None = setting(
+        None, "Questions of one epoch", unset="no limit", at_least=0, resumable=True
+    )
+    k_max_rule: Literal["paper", "root"] = setting(
+        "paper",
+        "Most groups that a cluster S may be split into: sqrt(|S|/2)/2 (paper) or sqrt(|S|/2) "
+        "(root).",
+        resumable=True,
+        only=_UCAL_RULES,
+    )
+    l_max: int = setting(
+        10,
+        "Most similar clusters of each cluster that a merge may be asked about.",
+        at_least=1,
+        resumable=True,
+        only=_UCAL_RULES,
+    )
+    delta: float = setting(
+        0.3,
+        "Smallest normalised gap in the similarities of these at which the asking stops.",
+        at_least=0,
+        at_most=1,
+        resumable=True,
+        only=_UCAL_RULES,
+    )
+    merge_share: float = setting(
+        0.2,
+        "Most clusters that ucal merges in an epoch, as a share of all clusters.",
+        at_least=0,
+        at_most=1,
+        resumable=True,
+        only=_UCAL_RULES,
+    )
+    closure: Literal["transitive", "none"] = setting(
+        "transitive",
+        "transitive lets the answers answer what follows from them; none is the paper's label "
+        "memory.",
+        resumable=True,
+    )
+    confirm_merges: int = setting(
+        0,
+        "Further questions about other images of two clusters that must agree before the clusters "
+        "are merged.",
+        at_least=0,
+        resumable=True,
+    )
+    ledger: str | None = setting(
+        None,
+        "File, or PostgreSQL URL, that keeps the answers",
+        unset="answers.sqlite in the run folder",
+        resumable=True,
+    )
+    replay: str | None = setting(
+        None,
+        "Ledger of another run whose answers the replay annotator repeats.",
+        resumable=True,
+        only=when("annotator", "replay"),
+    )
 
-    start: int = 15
-    budget: int | None = None
-    per_epoch: int | None = None
-    k_max_rule: Literal["paper", "root"] = "paper"
-    l_max: int = 10
-    delta: float = 0.3
-    merge_share: float = 0.2
-    closure: Literal["transitive", "none"] = "transitive"
-    confirm_merges: int = 0
-    ledger: str | None = None
-    replay: str | None = None
 
-
+@documented
 @dataclass(frozen=True)
 class OracleConfig:
-    """The annotator that knows the true identities.
+    """The annotator that knows the true identities."""
 
-    Args:
-        error: Share of the pairs that it gets wrong.
-        unsure: Share of the pairs that it is unsure about.
-        not_comparable: Share of the pairs that it calls not comparable.
-        seed: Seed of these; the same pair always gets the same answer.
-    """
+    error: float = setting(
+        0.0, "Share of the pairs that it gets wrong.", at_least=0, at_most=1, resumable=True
+    )
+    unsure: float = setting(
+        0.0, "Share of the pairs that it is unsure about.", at_least=0, at_most=1, resumable=True
+    )
+    not_comparable: float = setting(
+        0.0,
+        "Share of the pairs that it calls not comparable.",
+        at_least=0,
+        at_most=1,
+        resumable=True,
+    )
+    seed: int = setting(
+        0, "Seed of these; the same pair always gets the same answer.", resumable=True
+    )
 
-    error: float = 0.0
-    unsure: float = 0.0
-    not_comparable: float = 0.0
-    seed: int = 0
 
-
+@documented
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run.
+    """A whole run."""
 
-    Args:
-        dataset: The image set.
-        data_root: The data root, or the set's own folder; not used by the synthetic set.
-        method: ucal; nnct; or supervised, ucal's upper bound with true labels.
-        neighbours_k: Nearest images whose labels train an image as well, in nnct; 0 is the paper's "w/o NNCT".
-        source: A labelled image set to train with as well (unsupervised domain adaptation); none when not given.
-        source_root: The source's data root, or its own folder.
-        camstyle: Draw training images in the style of other cameras: by colour statistics (colour), by low-frequency amplitudes
-            (fourier), from CamStyle's files beside the training images (files), or never (none).
-        ask: Which questions ucal asks an annotator: none, UCAL's two rules (ucal), those with the best expected gain (gain),
-            the farthest inside and nearest outside each cluster (spal), or random pairs (random).
-        annotator: Who answers: an oracle that knows the true identities, a person at the terminal, or another run's ledger.
-        model: Backbone.
-        weights: imagenet, none, or the path of a weights file.
-        epochs: Epochs.
-        seed: Seed of weights, batches and augmentation.
-        device: auto, cpu, cuda or cuda:N.
-        evaluate_every: Evaluate after each so many epochs; 0 only after the last.
-        evaluate_untrained: Evaluate once before training as well.
-        run_dir: Folder of the run; runs/DATASET-METHOD-TIME when not given.
-        synthetic: The synthetic set.
-        image: Pixels and augmentation.
-        style: Camera styles.
-        network: Pooling, BatchNorm, features that are ranked.
-        batch: Batches.
-        cluster: ucal's pseudo-labels.
-        memory: ucal's feature memory and loss.
-        nnct: nnct's labels, memories and loss.
-        adaptation: Training with a labelled source.
-        optimizer: Optimizer and schedule.
-        questions: Questions.
-        oracle: The oracle.
-        engine: How the work is done.
-        tensorboard: Also write the metrics for TensorBoard, into the run's folder.
-        profile: Write a trace of some steps, and a table of the phases, into the run's folder.
-    """
+    dataset: str = setting("synthetic", "The image set.", names=DATASETS)
+    data_root: str = setting(
+        "data",
+        "The data root, or the set's own folder; not used by the synthetic set.",
+        resumable=True,
+        only=unless("dataset", "synthetic"),
+    )
+    method: MethodName = setting(
+        "ucal", "ucal; nnct; or supervised, ucal's upper bound with true labels."
+    )
+    neighbours_k: int = setting(
+        1,
+        'Nearest images whose labels train an image as well; 0 is the paper\'s "w/o NNCT".',
+        at_least=0,
+        at_most=1024,
+        only=when("method", "nnct"),
+    )
+    source: str | None = setting(
+        None,
+        "A labelled image set to train with as well (unsupervised domain adaptation)",
+        unset="none",
+        names=DATASETS,
+    )
+    source_root: str = setting(
+        "data",
+        "The source's data root, or its own folder.",
+        resumable=True,
+        only=unless("source", "synthetic", None),
+    )
+    camstyle: StyleName = setting(
+        "none",
+        "Show training images in the style of other cameras: by colour statistics (colour), by "
+        "low-frequency amplitudes (fourier), from CamStyle's files next to the training images "
+        "(files), or never (none).",
+    )
+    ask: str = setting(
+        "none",
+        "Which questions ucal asks an annotator: none, UCAL's two rules (ucal), those with the "
+        "largest expected gain (gain), the farthest inside and nearest outside each cluster "
+        "(spal), or random pairs (random).",
+        names=STRATEGIES,
+        also=("none",),
+        resumable=True,
+        only=when("method", "ucal"),
+    )
+    annotator: str = setting(
+        "oracle",
+        "Who answers: an oracle that knows the true identities, a person at the terminal, or "
+        "another run's ledger (replay).",
+        names=ANNOTATORS,
+        resumable=True,
+        only=_ASKING,
+    )
+    model: str = setting("resnet50", "Backbone.", names=MODELS)
+    weights: str = setting(
+        "imagenet", "imagenet, none, or the path of a weights file.", resumable=True
+    )
+    epochs: int = setting(50, "Epochs.", at_least=1, resumable=True)
+    seed: int = setting(0, "Seed of weights, batches and augmentation.", at_least=0)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N.", resumable=True)
+    evaluate_every: int = setting(
+        10,
+        "Evaluate before training and after every so many epochs; 0 only after the last.",
+        at_least=0,
+        resumable=True,
+    )
+    run_dir: str | None = setting(
+        None, "Folder of the run", unset="runs/DATASET-METHOD-TIME", resumable=True
+    )
+    synthetic: SyntheticConfig = group(
+        SyntheticConfig, "The synthetic set.", only=when("dataset", "synthetic")
+    )
+    image: ImageConfig = group(ImageConfig, "Pixels and augmentation.")
+    style: StyleConfig = group(StyleConfig, "Camera styles.", only=unless("camstyle", "none"))
+    network: NetworkConfig = group(NetworkConfig, "Pooling, BatchNorm, features that are ranked.")
+    batch: BatchConfig = group(BatchConfig, "Batches.")
+    cluster: ClusterConfig = group(
+        ClusterConfig, "ucal's pseudo-labels.", only=when("method", "ucal")
+    )
+    memory: MemoryConfig = group(
+        MemoryConfig,
+        "Feature memory and loss of ucal and supervised.",
+        only=when("method", "ucal", "supervised"),
+    )
+    nnct: NNCTConfig = group(
+        NNCTConfig, "nnct's labels, memories and loss.", only=when("method", "nnct")
+    )
+    adaptation: AdaptationConfig = group(
+        AdaptationConfig, "Training with a labelled source.", only=unless("source", None)
+    )
+    optimizer: OptimizerConfig = group(OptimizerConfig, "Optimizer and schedule.")
+    questions: QuestionConfig = group(QuestionConfig, "Questions.", only=_ASKING)
+    oracle: OracleConfig = group(OracleConfig, "The oracle.", only=when("annotator", "oracle"))
+    engine: EngineConfig = group(EngineConfig, "How the work is done.")
+    tensorboard: bool = setting(
+        False, "Also write the metrics for TensorBoard, into the run's folder.", resumable=True
+    )
+    profile: bool = setting(
+        False,
+        "Write a trace of some steps, and a table of the phases, into the run's folder.",
+        resumable=True,
+    )
 
-    dataset: Dataset = "synthetic"
-    data_root: str = "data"
-    method: MethodName = "ucal"
-    neighbours_k: int = 1
-    source: Dataset | None = None
-    source_root: str = "data"
-    camstyle: StyleName = "none"
-    ask: Strategy = "none"
-    annotator: AnnotatorName = "oracle"
-    model: ModelName = "resnet50"
-    weights: str = "imagenet"
-    epochs: int = 50
-    seed: int = 0
-    device: str = "auto"
-    evaluate_every: int = 10
-    evaluate_untrained: bool = True
-    run_dir: str | None = None
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    image: ImageConfig = field(default_factory=ImageConfig)
-    style: StyleConfig = field(default_factory=StyleConfig)
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    batch: BatchConfig = field(default_factory=BatchConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    nnct: NNCTConfig = field(default_factory=NNCTConfig)
-    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    questions: QuestionConfig = field(default_factory=QuestionConfig)
-    oracle: OracleConfig = field(default_factory=OracleConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    tensorboard: bool = False
-    profile: bool = False
+    removed: ClassVar[Mapping[str, str]] = {
+        "evaluate_untrained": "the untrained network is evaluated unless `evaluate_every` is 0"
+    }
+
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """What must hold between settings: the key, whether it holds, and what is expected."""
+        yield (
+            "source",
+            self.source is None or self.method != "supervised",
+            "none with `method` supervised; a source is for ucal and nnct",
+        )
 
 
+@documented
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """One evaluation.
+    """One evaluation."""
 
-    Args:
-        checkpoint: last.pt or best.pt of a run, or a bare weights file.
-        dataset: The image set; when not given that of the run whose folder holds the checkpoint, or synthetic.
-        data_root: The data root, or the set's own folder; not used by the synthetic set.
-        model: Backbone of a bare weights file; a checkpoint knows its own.
-        pool: Pooling of a bare weights file: avg or gem.
-        test_features: Features that are ranked; the checkpoint's own, or bn, when not given.
-        height: Height of the images; the checkpoint's own, or 256, when not given.
-        width: Width of the images; the checkpoint's own, or 128, when not given.
-        store_gib: Decoded pixels of a split stay in memory up to this many GiB; a larger one goes to a memory-mapped file.
-        store_dir: Folder of that file; the system's temporary folder when not given.
-        device: auto, cpu, cuda or cuda:N.
-        synthetic: The synthetic set.
-        save_features: Also write features, identities and cameras of the training images into this .npz file.
-        rerank: Rank by k-reciprocal re-ranking (Zhong et al., CVPR 2017) as well.
-        engine: How the work is done.
-    """
+    checkpoint: str = required("last.pt or best.pt of a run, or a bare weights file.")
+    dataset: str | None = like(
+        RunConfig,
+        "dataset",
+        None,
+        unset="that of the run whose folder holds the checkpoint, or synthetic,",
+    )
+    data_root: str = like(RunConfig, "data_root")
+    model: str | None = like(
+        RunConfig,
+        "model",
+        None,
+        help="Backbone of a bare weights file",
+        unset="that of the checkpoint",
+    )
+    pool: Literal["avg", "gem"] = like(
+        NetworkConfig, "pool", help="Pooling of a bare weights file: avg or gem."
+    )
+    test_features: TestFeatures | None = like(
+        NetworkConfig, "test_features", None, unset="the checkpoint's own, or bn,"
+    )
+    height: int | None = like(ImageConfig, "height", None, unset="the checkpoint's own, or 256,")
+    width: int | None = like(ImageConfig, "width", None, unset="the checkpoint's own, or 128,")
+    store_gib: float = like(ImageConfig, "store_gib")
+    device: str = like(RunConfig, "device")
+    synthetic: SyntheticConfig = group(SyntheticConfig, "The synthetic set.")
+    save_features: str | None = setting(
+        None,
+        "Also write features, identities and cameras of the training images into this .npz file.",
+    )
+    rerank: bool = setting(
+        False, "Rank by k-reciprocal re-ranking (Zhong et al., CVPR 2017) as well."
+    )
+    engine: EngineConfig = group(EngineConfig, "How the work is done.")
 
-    checkpoint: str
-    dataset: Dataset | None = None
-    data_root: str = "data"
-    model: ModelName | None = None
-    pool: Literal["avg", "gem"] = "avg"
-    test_features: TestFeatures | None = None
-    height: int | None = None
-    width: int | None = None
-    store_gib: float = 4.0
-    store_dir: str | None = None
-    device: str = "auto"
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    save_features: str | None = None
-    rerank: bool = False
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    removed: ClassVar[Mapping[str, str]] = {
+        "store_dir": "the memory-mapped file lies in the system's temporary folder"
+    }
 
 
+@documented
 @dataclass(frozen=True)
 class SimulationConfig:
-    """Questions on fixed features, without training.
+    """Questions on fixed features, without training."""
 
-    Args:
-        features: .npz file with features (n, D) and identities (n,); `evaluate --save-features` writes one.
-        ask: Strategies, with commas between: ucal, gain, spal, random.
-        budget: Questions of each strategy.
-        every: Questions between two points of the curve.
-        out: Folder of curves.csv and curves.png.
-        cluster: The clusters to begin from.
-        questions: Constants of the rules; questions of one round.
-        oracle: The oracle.
-    """
-
-    features: str
-    ask: str = "ucal,gain,spal,random"
-    budget: int = 1000
-    every: int = 25
-    out: str = "simulation"
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    questions: QuestionConfig = field(default_factory=QuestionConfig)
-    oracle: OracleConfig = field(default_factory=OracleConfig)
+    features: str = required(
+        ".npz file with features (n, D) and identities (n,), as an evaluation with "
+        "`save_features` writes it."
+    )
+    ask: str = setting("ucal,gain,spal,random", "Strategies, separated by commas.")
+    budget: int = setting(1000, "Questions of each strategy.", at_least=0)
+    every: int = setting(25, "Questions between two points of the curve.", at_least=1)
+    out: str = setting("simulation", "Folder of curves.csv and curves.png.")
+    cluster: ClusterConfig = group(ClusterConfig, "The clusters to begin from.")
+    questions: QuestionConfig = group(
+        QuestionConfig, "Constants of the rules; questions of one round."
+    )
+    oracle: OracleConfig = group(OracleConfig, "The oracle.")
 
 
 def recipe(
-    dataset: Dataset = "synthetic", name: Recipe = "auto", method: MethodName = "ucal"
+    dataset: str = "synthetic", name: Recipe = "auto", method: MethodName = "ucal"
 ) -> RunConfig:
     """Default settings for one image set and one method.
 
     Args:
         dataset: The image set.
-        name: "paper" is Sec. 4.2 of UCAL, or Sec. 3.2 of NNCT; "small" trains a small network from random weights on a laptop's
-            CPU in minutes; "auto" is "small" for the synthetic set and "paper" for every other.
+        name: "paper" is Sec. 4.2 of UCAL, or Sec. 3.2 of NNCT; "small" trains a small network from
+            random weights on a laptop's CPU in minutes; "auto" is "small" for the synthetic set and
+            "paper" for every other.
         method: The method.
 
     Returns:
@@ -492,16 +720,17 @@ def recipe(
     return _small(dataset, method) if small else _paper(dataset, method)
 
 
-def _paper(dataset: Dataset, method: MethodName) -> RunConfig:
+def _paper(dataset: str, method: MethodName) -> RunConfig:
     """UCAL Sec. 4.2."""
     paper = RunConfig(dataset=dataset, method=method)
     return replace(paper, batch=BatchConfig(iterations=800)) if dataset == "msmt17" else paper
 
 
-def _small(dataset: Dataset, method: MethodName) -> RunConfig:
-    # Random weights, not ImageNet's, decide these values: one BatchNorm over the batch, because statistics of 16 images
-    # swing too far from the running ones; fresh features at each epoch, because the memory's age too fast; short lists,
-    # because the first features are right about near neighbours alone.
+def _small(dataset: str, method: MethodName) -> RunConfig:
+    # These values suit random weights, not ImageNet's. One BatchNorm over the batch, because the
+    # statistics of 16 images differ too much from the running ones. Fresh features in each epoch,
+    # because those of the memory age too fast. Short lists, because the first features are reliable
+    # only for near neighbours.
     return RunConfig(
         dataset=dataset,
         method=method,
@@ -519,8 +748,8 @@ def _small(dataset: Dataset, method: MethodName) -> RunConfig:
     )
 
 
-def _paper_nnct(dataset: Dataset) -> RunConfig:
-    """NNCT Sec. 3.2 and, where it is silent, MMCL, on which it stands."""
+def _paper_nnct(dataset: str) -> RunConfig:
+    """NNCT Sec. 3.2 and, where it is silent, MMCL, on which it is based."""
     return RunConfig(
         dataset=dataset,
         method="nnct",
@@ -532,7 +761,6 @@ def _paper_nnct(dataset: Dataset) -> RunConfig:
             pad=0,
             jitter=0.2,
             erase_area=(0.02, 0.2),
-            erase_aspect=(0.3, 3.33),
         ),
         network=NetworkConfig(bn_group=0, domain_bn=False, test_features="pool5", osnet_fc=False),
         batch=BatchConfig(iterations=0),
@@ -540,9 +768,9 @@ def _paper_nnct(dataset: Dataset) -> RunConfig:
     )
 
 
-def _small_nnct(dataset: Dataset) -> RunConfig:
-    # Random weights again: a small image, for single images teach slowly and take many passes; Adam; and a higher threshold,
-    # because without ImageNet's features the similarities of different people are higher.
+def _small_nnct(dataset: str) -> RunConfig:
+    # Random weights again. Small images, because single labels need many passes; Adam; and a higher
+    # threshold, because without ImageNet's features different people are more similar.
     paper = _paper_nnct(dataset)
     return replace(
         paper,

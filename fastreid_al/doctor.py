@@ -1,4 +1,4 @@
-"""`python -m fastreid_al.doctor`: what is installed, what runs, and what to do about the rest."""
+"""`fastreid-al doctor`: report what is installed, what runs, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .cli import parse_diagnosis, run_main
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Look, print; exits with status 1 when something essential does not work."""
+    """Print the report; exits with status 1 when something essential does not work."""
     parse_diagnosis(arguments)
     from .runs.doctor import diagnose
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         broken += line.broken
         print(f"{'!' if line.broken else ' '} {line.topic:<13} {line.text}", flush=True)
     if broken:
-        print(f"{broken} of these, marked with '!', must be mended")
+        print(f"{broken} of these, marked with '!', must be fixed")
         raise SystemExit(1)
     print("everything essential works")
 

@@ -1,8 +1,8 @@
-"""Errors whose message is one line for the person at the terminal: what is wrong, and what to do."""
+"""Errors that the user can act on: one line that says what is wrong and what to do."""
 
 
 class UserError(Exception):
-    """Something that the user can mend; entry points print its message and exit with status 2."""
+    """Something that the user can act on; entry points print its message and exit with status 2."""
 
     #: Whether another process of the run says the same.
     said = False
@@ -11,8 +11,8 @@ class UserError(Exception):
 class SettingError(UserError):
     """A setting whose value cannot be used.
 
-    The message names settings by their key in backquotes, such as `batch.size`. The command line prints
-    them as options (`--batch.size`); library code never spells an option.
+    The message names settings by their key in backquotes, such as `batch.size`. The command line
+    prints them as options (`--batch.size`); library code never spells an option.
 
     Args:
         key: Key of the setting, such as "batch.size".
@@ -44,7 +44,7 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """A run that cannot go on; its last checkpoint is intact."""
+    """A run that cannot continue; its last checkpoint is intact."""
 
 
 class LedgerError(UserError):

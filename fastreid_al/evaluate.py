@@ -1,18 +1,19 @@
-"""`python -m fastreid_al.evaluate`: score a checkpoint or a bare weights file on an image set."""
+"""`fastreid-al evaluate`: score a checkpoint or a bare weights file on an image set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .cli import parse_evaluation, run_main
+from .cli import as_options, parse_evaluation, run_main
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, evaluate, print."""
+    """Evaluate, and print the scores."""
     options = parse_evaluation(arguments)
+    from .engine.console import Reporter
     from .runs.evaluate import evaluate_file
 
-    evaluate_file(options)
+    evaluate_file(options, Reporter(wording=as_options))
 
 
 if __name__ == "__main__":

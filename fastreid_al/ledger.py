@@ -1,4 +1,4 @@
-"""`python -m fastreid_al.ledger`: look into a ledger of answers, write it out, take an answer back, check it."""
+"""`fastreid-al ledger`: read a ledger of answers, export it, take an answer back, check it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .cli import parse_ledger, run_main
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, do what was asked, print; exits with status 1 when a check finds something."""
+    """Run the command of the ledger; exits with status 1 when a check finds damage."""
     options = parse_ledger(arguments)
     from .answers import report
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _print(["clean"])
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the lines has seen enough; Python would complain when it flushes at its end.
+        # The reader of a pipe has closed it. Python would print an error when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 

@@ -1,7 +1,7 @@
-"""Finds strategies, annotators, data sets and models by name, built-in ones and those of other packages.
+"""Finds strategies, annotators, data sets and models by name, built in or from other packages.
 
 An extension is an entry point: a name in one of the groups below and the "module:object" that it
-stands for. Built-in extensions are written the same way, so that nothing is imported before its use.
+names. Built-in extensions are written the same way, so that nothing is imported before its use.
 """
 
 from __future__ import annotations
@@ -27,9 +27,28 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "spal": "fastreid_al.active.strategies.spal:ask_farthest_and_nearest",
         "random": "fastreid_al.active.strategies.random_pairs:ask_random_pairs",
     },
-    ANNOTATORS: {},
-    DATASETS: {},
-    MODELS: {},
+    ANNOTATORS: {
+        "oracle": "fastreid_al.annotators:Oracle",
+        "terminal": "fastreid_al.annotators:Terminal",
+        "replay": "fastreid_al.annotators:Replay",
+    },
+    DATASETS: {
+        "synthetic": "fastreid_al.data.load:load_synthetic",
+        "market1501": "fastreid_al.data.load:load_market1501",
+        "dukemtmcreid": "fastreid_al.data.load:load_dukemtmcreid",
+        "msmt17": "fastreid_al.data.load:load_msmt17",
+        "folder": "fastreid_al.data.load:load_folder",
+    },
+    MODELS: {
+        "resnet18": "fastreid_al.models.build:resnet18",
+        "resnet34": "fastreid_al.models.build:resnet34",
+        "resnet50": "fastreid_al.models.build:resnet50",
+        "resnet101": "fastreid_al.models.build:resnet101",
+        "osnet_x1_0": "fastreid_al.models.build:osnet_x1_0",
+        "osnet_x0_75": "fastreid_al.models.build:osnet_x0_75",
+        "osnet_x0_5": "fastreid_al.models.build:osnet_x0_5",
+        "osnet_x0_25": "fastreid_al.models.build:osnet_x0_25",
+    },
 }
 
 

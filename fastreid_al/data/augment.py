@@ -22,6 +22,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _GREY = (0.2989, 0.587, 0.114)
 _TRIES = 10
+#: Smallest and largest height / width of a random crop, and of an erased box.
+CROP_ASPECT = (2.0, 3.0)
+ERASE_ASPECT = (0.3, 3.33)
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -151,12 +154,24 @@ class Augment:
         config: The settings.
         seed: Seed of the draws.
         style: Camera styles drawn first; none when not given.
+        crop_aspect: Smallest and largest height / width of a random crop.
+        erase_aspect: Smallest and largest height / width of an erased box.
     """
 
-    def __init__(self, config: ImageConfig, seed: int, style: CameraStyle | None = None) -> None:
+    def __init__(
+        self,
+        config: ImageConfig,
+        seed: int,
+        style: CameraStyle | None = None,
+        *,
+        crop_aspect: tuple[float, float] = CROP_ASPECT,
+        erase_aspect: tuple[float, float] = ERASE_ASPECT,
+    ) -> None:
         self.config = config
         self.generator = torch.Generator().manual_seed(seed)
         self.style = style
+        self.crop_aspect = crop_aspect
+        self.erase_aspect = erase_aspect
 
     def __call__(self, pixels: Tensor, rows: Tensor | None = None) -> Tensor:
         """Draw for a batch and apply it: uint8 (B, 3, H, W) into normalised float32 of the same shape.
@@ -218,7 +233,7 @@ class Augment:
 
     def _crops(self, n: int, height: int, width: int) -> Tensor:
         """Boxes of the resized crop: area and aspect, both uniform, until one fits; the whole image where none does."""
-        (low, high), (flat, steep) = self.config.crop_area, self.config.crop_aspect
+        (low, high), (flat, steep) = self.config.crop_area, self.crop_aspect
         area = height * width * (low + (high - low) * self._uniform(n, _TRIES))
         aspect = flat + (steep - flat) * self._uniform(n, _TRIES)
         h, w = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
@@ -229,7 +244,7 @@ class Augment:
         """Boxes as random erasing draws them: area and log aspect until one fits; an empty box where none is erased."""
         low, high = self.config.erase_area
         area = height * width * (low + (high - low) * self._uniform(n, _TRIES))
-        log_aspect = [math.log(a) for a in self.config.erase_aspect]
+        log_aspect = [math.log(a) for a in self.erase_aspect]
         aspect = torch.exp(
             log_aspect[0] + (log_aspect[1] - log_aspect[0]) * self._uniform(n, _TRIES)
         )

@@ -376,7 +376,7 @@ class FileStyle(CameraStyle):
         images: The set; the copies lie in `bounding_box_train_camstyle/` below its root, at any depth.
         records: The n training images.
         image: Size of the images and budget of the store.
-        store_dir: Folder of a memory-mapped store where `image` names none.
+        store_dir: Folder of a memory-mapped store.
         warn: Called with one line for what is missing and what cannot be read.
         probability: As for `CameraStyle`.
         on_progress: Called with (copies decoded, copies in all).
@@ -406,7 +406,7 @@ class FileStyle(CameraStyle):
             image.height,
             image.width,
             store_gib=image.store_gib,
-            store_dir=image.store_dir or store_dir,
+            store_dir=store_dir,
             cache=cache_folder(image.cache),
             cache_gib=image.cache_gib,
             world=world,
@@ -530,9 +530,9 @@ def camera_style(
         images: The set, for its root.
         records: The n training images, in the order of the store's rows.
         store: Their pixels.
-        config: Probability, colour space, band.
+        config: Probability and band.
         image: Size of the images and budget of the copies' store.
-        store_dir: Folder of a memory-mapped store where `image` names none.
+        store_dir: Folder of a memory-mapped store.
         warn: Called with one line for what is amiss and does not stop the run.
         on_progress: Called with (images done, images in all) while images are read.
         world: Ranks that train with the same images, as for `decode`.
@@ -546,7 +546,7 @@ def camera_style(
         warn(missing)
         return None
     if kind == "colour":
-        return ColourStyle(records, store, config.probability, config.space, on_progress)
+        return ColourStyle(records, store, config.probability, on_progress=on_progress)
     if kind == "fourier":
         return FourierStyle(records, store, config.band, config.probability, on_progress)
     return FileStyle(

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import get_args
 
-from ..config import Dataset, SyntheticConfig
+from .. import plugins
+from ..config import SyntheticConfig
 from ..errors import DataError
 from .folder import read_folder
 from .market import FOLDERS, read_market
@@ -94,7 +94,7 @@ def load(
     elif name in _PLACES:
         images = read_market(name, find_set(name, Path(root)))
     else:
-        known = get_args(Dataset)
+        known = tuple(plugins.available(plugins.DATASETS))
         near = difflib.get_close_matches(name, known, 1)
         raise DataError(
             f"unknown image set '{name}'; {f'did you mean {near[0]}?' if near else f'known: {known}'}"

@@ -219,7 +219,7 @@ def decode_records(
             config.height,
             config.width,
             store_gib=config.store_gib,
-            store_dir=config.store_dir or store_dir,
+            store_dir=store_dir,
             cache=cache_folder(config.cache),
             cache_gib=config.cache_gib,
             world=world,

@@ -296,7 +296,7 @@ class TrainingLoop:
         """Whether to score the untrained network: once, at the very beginning of the run."""
         state = self.state
         started = bool(state.history) or state.pending is not None
-        return self.evaluate is not None and state.config.evaluate_untrained and not started
+        return self.evaluate is not None and state.config.evaluate_every > 0 and not started
 
     def _scores(self) -> dict[str, float]:
         assert self.evaluate is not None
@@ -391,10 +391,7 @@ def _describe_labels(record: dict[str, Any]) -> list[str]:
             recall = percent(record["label_recall"])
             parts.append(f"precision {precision} % recall {recall} %")
     if record.get("labels_dropped"):
-        parts.append(
-            f"{record['labels_dropped']} labels dropped in all "
-            "(a larger `nnct.capacity` keeps them)"
-        )
+        parts.append(f"{record['labels_dropped']} labels dropped in all (their lists were full)")
     return parts
 
 

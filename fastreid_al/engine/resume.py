@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ..config import RunConfig
 from ..distributed.world import World
 from ..errors import CheckpointError
+from ..settings import flatten, resumable_keys
 from .checkpoint import load_checkpoint
 from .run_folder import RunFolder
 from .sharded_checkpoint import has_shards, load_shards
-
-#: Prefixes of the settings that may change on resume without making the checkpoint's state meaningless.
-_MAY_CHANGE = (
-    "epochs",
-    "evaluate_",
-    "device",
-    "data_root",
-    "source_root",
-    "run_dir",
-    "weights",
-    "image.store_",
-    "image.cache",
-    "image.place",
-    "engine.",
-    "tensorboard",
-    "profile",
-    "cluster.",
-    "optimizer.lr",
-    "optimizer.backbone_lr",
-    "optimizer.momentum",
-    "optimizer.weight_decay",
-    "optimizer.step",
-    "optimizer.gamma",
-    "ask",
-    "annotator",
-    "questions.",
-    "oracle.",
-)
 
 
 def holds_run(folder: RunFolder) -> bool:
@@ -90,12 +62,9 @@ def check_resumable(state: Mapping[str, Any], config: RunConfig) -> None:
             "the checkpoint holds only weights; resume from last.pt of a run, not best.pt"
         )
     trained = flatten(state["config"])
-    asked = flatten(dataclasses.asdict(config))
-    different = [
-        key
-        for key, value in asked.items()
-        if trained.get(key) != value and not key.startswith(_MAY_CHANGE)
-    ]
+    asked = flatten(config)
+    fixed = asked.keys() - resumable_keys(RunConfig)
+    different = [key for key in asked if key in fixed and trained.get(key) != asked[key]]
     if different:
         raise CheckpointError(
             f"the checkpoint was trained with {named_values(trained, different)}, "
@@ -107,14 +76,3 @@ def check_resumable(state: Mapping[str, Any], config: RunConfig) -> None:
 def named_values(settings: Mapping[str, Any], keys: list[str]) -> str:
     """Name some settings and their values for a message."""
     return " ".join(f"`{key}` {settings.get(key)}" for key in keys)
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as `group.name` -> value."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

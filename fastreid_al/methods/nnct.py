@@ -57,12 +57,14 @@ class NNCT:
     Args:
         n: Number of training images.
         neighbours_k: k, the nearest images whose labels an image is trained with.
-        settings: Thresholds, weights and the layout of the PLMB.
+        settings: Thresholds and weights.
         batch: Batches.
         epochs: Epochs of the run, over which the momentum of the memory grows.
         seed: Seed of the batches.
         source: The labelled source to train with as well.
         world: The ranks that share the memories; each trains with a part of every batch.
+        layout: Layout of the PLMB: bits, sparse, or auto, by the number of images.
+        capacity: Labels that a list of the sparse layout has room for.
 
     Raises:
         ValueError: There are fewer images, or images of the source, than a batch takes, or than neighbours are wanted.
@@ -78,6 +80,8 @@ class NNCT:
         seed: int,
         source: SourceClassifier | None = None,
         world: World = SINGLE_PROCESS,
+        layout: str = "auto",
+        capacity: int = 64,
     ) -> None:
         if batch.size > n:
             raise ValueError(
@@ -108,9 +112,9 @@ class NNCT:
         self.bank = torch.zeros(0, 0)
         #: B of Eq. 4 and 5.
         self.label_memory: PseudoLabelMemoryBank | ShardedLabelMemory = (
-            PseudoLabelMemoryBank(n, settings.layout, settings.capacity)
+            PseudoLabelMemoryBank(n, layout, capacity)
             if world.size == 1
-            else ShardedLabelMemory(n, settings.layout, settings.capacity, world)
+            else ShardedLabelMemory(n, layout, capacity, world)
         )
         #: No clusters are refined.
         self.labels_before_questions: None = None

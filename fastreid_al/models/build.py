@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import get_args
 
 import torchvision
 from torch import nn
 
-from ..config import ModelName
+from .. import plugins
 from .head import GeM, ReIdNet
 from .norm import group_batchnorm, split_batchnorm
 from .osnet import WIDTHS, OSNet
 from .weights import load_imagenet, load_weights_file
 
-MODELS: tuple[str, ...] = get_args(ModelName)
+MODELS: tuple[str, ...] = tuple(plugins.BUILT_IN[plugins.MODELS])
 
 
 def build_model(

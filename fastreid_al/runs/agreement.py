@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 
 from ..config import RunConfig
 from ..data.fingerprint import different_images
 from ..distributed.world import World
-from ..engine.resume import flatten, named_values
+from ..engine.resume import named_values
 from ..errors import UserError
+from ..settings import flatten
 
 #: Settings that may differ between the processes.
 _OWN = ("device", "run_dir")
@@ -27,7 +27,7 @@ def check_same_settings(world: World, config: RunConfig, resume: bool) -> None:
     Raises:
         UserError: On all ranks, naming the first rank that differs from rank 0, and in which settings.
     """
-    settings = {"resume": resume, **flatten(dataclasses.asdict(config))}
+    settings = {"resume": resume, **flatten(config)}
     first, *others = world.all_gather_objects(settings)
     for rank, other in enumerate(others, 1):
         different = [key for key in other if other[key] != first[key] and key not in _OWN]

@@ -31,6 +31,7 @@ from ..files import write_atomically
 from ..metrics import Ranking
 from ..models import ReIdNet, build_model
 from ..models.weights import read_tensors
+from ..settings import validate
 from .checks import load_images, pick_device
 
 SCORES = ("mAP", "mINP", "rank1", "rank5", "rank10")
@@ -47,6 +48,7 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
     """
     reporter = reporter or Reporter()
     require_single_process("evaluate")
+    validate(options)
     file = Path(options.checkpoint)
     run = file.parent if file.name.startswith("last") else file
     if (file.is_dir() or file.suffix == ".json") and (run / "last.pt").is_file():
@@ -157,7 +159,7 @@ def _load_network(options: EvaluationConfig) -> tuple[ReIdNet, ImageConfig, Test
     stage = options.test_features or network.get("test_features", "bn")
     return (
         model,
-        ImageConfig(height, width, store_gib=options.store_gib, store_dir=options.store_dir),
+        ImageConfig(height, width, store_gib=options.store_gib),
         stage,
     )
 

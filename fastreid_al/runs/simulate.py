@@ -22,6 +22,7 @@ from ..engine.console import Reporter, percent
 from ..errors import DataError, SettingError, UserError
 from ..files import write_atomically
 from ..metrics import PairScores, pair_scores
+from ..settings import validate
 
 #: A strategy that goes on asking for so many rounds is stopped; each asks one question at least.
 _ROUNDS = 10_000
@@ -202,8 +203,7 @@ def _strategies(config: SimulationConfig) -> list[str]:
         raise SettingError("ask", config.ask, "names of strategies, with commas between")
     for name in names:
         load_strategy(name)
-    if config.budget < 0 or config.every < 1:
-        raise UserError("--budget must be 0 at least, and --every 1")
+    validate(config)
     if any(getattr(config.questions, name) is not None for name in ("budget", "ledger", "replay")):
         raise UserError(
             "a simulation has one --budget, and neither a ledger nor a replay; leave these --questions out"

@@ -488,7 +488,4 @@ def _nnct(
             world,
         )
     except ValueError as error:
-        text = str(error)
-        raise UserError(
-            text if text.startswith("--") else f"--nnct.layout and --nnct.capacity: {text}"
-        ) from error
+        raise UserError(str(error)) from error

@@ -159,7 +159,7 @@ def test_drawn_crops_keep_to_area_aspect_and_image() -> None:
 
 
 def test_a_crop_that_never_fits_is_the_whole_image() -> None:
-    augment = Augment(ImageConfig(crop_area=(0.9, 0.95), crop_aspect=(8.0, 9.0)), seed=1)
+    augment = Augment(ImageConfig(crop_area=(0.9, 0.95)), seed=1, crop_aspect=(8.0, 9.0))
     assert torch.equal(augment._crops(5, 32, 16), torch.tensor([[0, 0, 32, 16]]).expand(5, 4))
 
 

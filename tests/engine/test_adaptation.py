@@ -59,7 +59,6 @@ def adapted(config: RunConfig, name: str = "instance memory") -> RunConfig:
         config,
         epochs=2,
         evaluate_every=0,
-        evaluate_untrained=False,
         source="synthetic",
         adaptation=AdaptationConfig(synthetic=SOURCE),
         batch=replace(config.batch, size=8, iterations=2),
@@ -261,7 +260,7 @@ def test_a_missing_source_names_its_own_option(short: RunConfig, tmp_path: Path)
 
 
 def test_a_supervised_run_takes_no_source(short: RunConfig) -> None:
-    with pytest.raises(UserError, match="--source is for --method ucal and nnct"):
+    with pytest.raises(UserError, match="`source`: got .* a source is for ucal and nnct"):
         run_training(replace(short, method="supervised"))
 
 

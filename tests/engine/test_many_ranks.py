@@ -129,7 +129,7 @@ def test_a_run_of_two_ranks_goes_on_alone_and_on_four(pool: Pool, tmp_path: Path
         trained, 1, replace(config, run_dir=str(tmp_path / "whole"), epochs=3), cache
     )
     for size, epochs in ((2, 1), (4, 2), (1, 3)):
-        history = pool.run(trained, size, replace(config, epochs=epochs, evaluate_every=0), cache)[
+        history = pool.run(trained, size, replace(config, epochs=epochs, evaluate_every=9), cache)[
             0
         ]
     assert_alike([{k: v for k, v in r.items() if k != "mAP"} for r in whole], history)
@@ -194,8 +194,8 @@ def test_ranks_of_different_settings_or_parts_are_refused_by_all_and_the_differe
         assert "rank 1 was started with `seed` 5, rank 0 with `seed` 0" in said
     for said in pool.run(refused, 4, replace(config, batch=replace(config.batch, size=24)), {}):
         assert (
-            "--batch.size 24 does not divide into 4 ranks of groups of --network.bn-group 4: give 16 or 32"
-            in said
+            "`batch.size`: got 24, expected a size that divides into 4 ranks of groups of "
+            "`network.bn_group` 4, such as 16 or 32" in said
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from fastreid_al.config import (
     AdaptationConfig,
+    ClusterConfig,
     EvaluationConfig,
     ImageConfig,
     NNCTConfig,
@@ -32,6 +34,12 @@ from fastreid_al.synthetic.dataset import cached_synthetic
 from tests.support.tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
 
 
+def keep_lists(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
+    """Have the PLMB of a run keep short lists, as for a large set."""
+    sparse = partialmethod(NNCT.__init__, layout="sparse", capacity=capacity)
+    monkeypatch.setattr(NNCT, "__init__", sparse)
+
+
 def nnct_config(run_dir: Path) -> RunConfig:
     """Three passes over the tiny set, the first with single labels, in camera styles, ranked before the last BatchNorm."""
     config = tiny_config(run_dir)
@@ -39,7 +47,6 @@ def nnct_config(run_dir: Path) -> RunConfig:
         config,
         method="nnct",
         evaluate_every=0,
-        evaluate_untrained=False,
         camstyle="colour",
         image=ImageConfig(height=32, width=16, crop_area=(0.64, 1.0), rotate=10, pad=0),
         network=replace(config.network, bn_group=0, test_features="pool5"),
@@ -100,7 +107,9 @@ def test_a_stopped_run_resumes_to_a_bit_identical_state(
     config: RunConfig, style: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = "sparse" if style == "fourier" else "bits"
-    config = replace(config, camstyle=style, nnct=replace(config.nnct, layout=layout, capacity=4))  # type: ignore[arg-type]
+    if layout == "sparse":
+        keep_lists(monkeypatch, capacity=4)
+    config = replace(config, camstyle=style)  # type: ignore[arg-type]
     whole = run_training(replace(config, run_dir=f"{config.run_dir}-whole"))
     with monkeypatch.context() as patch:
         stop_in_step(patch, NNCT, 10)
@@ -146,10 +155,16 @@ def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: Ru
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"nnct": NNCTConfig(threshold=1.0)}, r"--nnct.threshold is out of range"),
-        ({"nnct": NNCTConfig(threshold=-1.0)}, r"--nnct.threshold is out of range"),
-        ({"nnct": NNCTConfig(lambda_n=-0.1)}, r"--nnct.lambda-n is out of range"),
-        ({"neighbours_k": -1}, r"--neighbours-k is out of range"),
+        (
+            {"nnct": NNCTConfig(threshold=1.0)},
+            r"`nnct.threshold`: got -?1.0, expected above -1 and below 1",
+        ),
+        (
+            {"nnct": NNCTConfig(threshold=-1.0)},
+            r"`nnct.threshold`: got -?1.0, expected above -1 and below 1",
+        ),
+        ({"nnct": NNCTConfig(lambda_n=-0.1)}, r"`nnct.lambda_n`: got -0.1, expected 0 or more"),
+        ({"neighbours_k": -1}, r"`neighbours_k`: got -1, expected 0 to 1024"),
         (
             {"neighbours_k": 64},
             r"--neighbours-k 64 is out of range; 64 images have 0 to 63 neighbours",
@@ -160,14 +175,10 @@ def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: Ru
         ),
         (
             {"network": replace(tiny_config(Path()).network, bn_group=12)},
-            r"--batch.size 16 does not divide into groups",
+            r"`batch.size`: got 16, expected a size that divides into groups of `network.bn_group` 12",
         ),
-        ({"style": StyleConfig(probability=1.5)}, r"--style.probability is out of range"),
-        ({"style": StyleConfig(band=0.0)}, r"--style.band is out of range"),
-        (
-            {"nnct": NNCTConfig(layout="sparse", capacity=2**40)},
-            r"--nnct.layout and --nnct.capacity: capacity: found",
-        ),
+        ({"style": StyleConfig(probability=1.5)}, r"`style.probability`: got 1.5, expected 0 to 1"),
+        ({"style": StyleConfig(band=0.0)}, r"`style.band`: got 0.0, expected above 0, up to 0.5"),
         ({"ask": "gain"}, r"--method nnct has no questions to ask"),
     ],
 )
@@ -207,27 +218,27 @@ def test_settings_that_do_nothing_are_named(
         replace(config, source_root="elsewhere", image=replace(config.image, height=32, width=32))
     )
     printed = capsys.readouterr().out
-    assert "warning: --source-root and --adaptation.* do nothing without --source" in printed
+    assert "warning: `source_root` does nothing without `source`" in printed
     assert "warning: no random crop will be made: at 32 x 32" in printed
     dry_run(replace(config, method="ucal", camstyle="none", style=StyleConfig(probability=0.5)))
     printed = capsys.readouterr().out
-    assert "warning: --neighbours-k and --nnct.* do nothing without --method nnct" in printed
-    assert "warning: --style.* does nothing without --camstyle" in printed
-    dry_run(replace(config, batch=replace(config.batch, size=2)))
+    for key in ("nnct.threshold", "nnct.single_label"):
+        because = "does nothing with `method` ucal; it is read with `method` nnct"
+        assert f"warning: `{key}` {because}" in printed
+    assert "warning: `style.probability` does nothing without `camstyle`" in printed
+    plain = replace(config, cluster=ClusterConfig(), batch=replace(config.batch, size=2))
+    dry_run(plain)
     assert "warning" not in capsys.readouterr().out
 
 
 def test_labels_that_short_lists_had_no_room_for_are_counted(
-    config: RunConfig, capsys: pytest.CaptureFixture[str]
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = replace(
-        config,
-        epochs=2,
-        nnct=NNCTConfig(threshold=-0.5, single_label=1, layout="sparse", capacity=2),
-    )
+    keep_lists(monkeypatch, capacity=2)
+    few = replace(config, epochs=2, nnct=NNCTConfig(threshold=-0.5, single_label=1))
     history = run_training(few).history
     assert history[0]["labels_dropped"] == 0 < history[1]["labels_dropped"]
-    assert "labels dropped in all (a larger `nnct.capacity` keeps them)" in capsys.readouterr().out
+    assert "labels dropped in all (their lists were full)" in capsys.readouterr().out
 
 
 def test_osnet_is_scored_as_it_was_trained_without_its_fully_connected_layer(

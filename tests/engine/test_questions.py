@@ -265,8 +265,14 @@ def test_a_ledger_of_another_image_set_is_refused_with_both_names(
         ({"method": "supervised"}, "--method supervised has no questions"),
         ({"annotator": "replay"}, "--questions.replay"),
         ({"oracle": OracleConfig(error=1.5)}, "--oracle"),
-        ({"questions": QuestionConfig(budget=-1)}, "--questions.budget is out of range"),
-        ({"questions": QuestionConfig(merge_share=2.0)}, "--questions.merge-share is out of range"),
+        (
+            {"questions": QuestionConfig(budget=-1)},
+            "`questions.budget`: got -1, expected 0 or more",
+        ),
+        (
+            {"questions": QuestionConfig(merge_share=2.0)},
+            "`questions.merge_share`: got 2.0, expected 0 to 1",
+        ),
         ({"questions": QuestionConfig(ledger="/dev/null/all.sqlite")}, "/dev/null/all.sqlite"),
     ],
 )
@@ -321,7 +327,7 @@ def test_saved_features_are_simulated(
     ("arguments", "message"),
     [
         (["--ask=gian"], "--ask: there is no 'gian'"),
-        (["--budget=-1"], "--budget must be 0"),
+        (["--budget=-1"], "`budget`: got -1, expected 0 or more"),
         (["--questions.budget=3"], "a simulation has one --budget"),
     ],
 )

@@ -113,4 +113,4 @@ def test_a_step_that_finds_no_room_after_all_is_one_line(
         TrainingError,
         match=r"ran out of memory.* A smaller `batch.size` than 16, or more ranks than 1",
     ):
-        run_training(replace(config, evaluate_untrained=False))
+        run_training(replace(config, evaluate_every=0))

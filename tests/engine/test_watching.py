@@ -19,7 +19,7 @@ def test_a_profiled_run_leaves_phases_a_trace_a_table_and_tensorboards_file(
 ) -> None:
     batch = BatchConfig(size=16, iterations=12)
     config = replace(
-        config, epochs=1, batch=batch, evaluate_untrained=False, tensorboard=True, profile=True
+        config, epochs=1, batch=batch, evaluate_every=0, tensorboard=True, profile=True
     )
     finished = run_training(config)
     [record] = finished.history

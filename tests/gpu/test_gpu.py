@@ -214,7 +214,7 @@ def small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
         weights="none",
         epochs=2,
         device=DEVICE,
-        evaluate_every=0,
+        evaluate_every=9,
         run_dir=str(tmp_path / "run"),
         synthetic=SyntheticConfig(
             train_identities=16,

@@ -34,9 +34,8 @@ def started(
     neighbours_k: int, device: str, layout: str = "auto", dtype: torch.dtype = torch.float32
 ) -> NNCT:
     """A method whose memory holds every image, in the epochs of several labels."""
-    method = NNCT(
-        N, neighbours_k, NNCTConfig(layout=layout, capacity=12), BatchConfig(32), EPOCHS, 0
-    )  # type: ignore[arg-type]
+    batch = BatchConfig(32)
+    method = NNCT(N, neighbours_k, NNCTConfig(), batch, EPOCHS, 0, layout=layout, capacity=12)
     embeddings = features().to(device, dtype)
     method.label_images(0, embeddings.clone)
     method.loss(embeddings[:1], torch.zeros(1, dtype=torch.int64, device=device))

@@ -53,8 +53,8 @@ class Thread(World):
 
 def iterations(world: World, k: int, layout: str, dtype: torch.dtype) -> list[Any]:
     """Losses, gradients, this rank's rows of the memory and labels, and what the log says, after some iterations."""
-    settings = NNCTConfig(single_label=1, layout=layout, capacity=12)  # type: ignore[arg-type]
-    method = NNCT(N, k, settings, BatchConfig(SIZE), EPOCHS, 0, world=world)
+    settings = NNCTConfig(single_label=1)
+    method = NNCT(N, k, settings, BatchConfig(SIZE), EPOCHS, 0, None, world, layout, capacity=12)
     first = torch.from_numpy(clustered_features(N, CLUSTERS, dim=64, spread=0.75))
     random = np.random.default_rng(1)
     found: list[Any] = []

@@ -27,11 +27,11 @@ def nnct(
     epochs: int = 10,
     seed: int = 0,
     iterations: int = 0,
+    layout: str = "auto",
     **settings: Any,
 ) -> NNCT:
-    return NNCT(
-        n, k, NNCTConfig(**settings), BatchConfig(size=size, iterations=iterations), epochs, seed
-    )
+    batch = BatchConfig(size=size, iterations=iterations)
+    return NNCT(n, k, NNCTConfig(**settings), batch, epochs, seed, layout=layout)
 
 
 def begin(method: NNCT, epoch: int) -> dict[str, float]:
@@ -599,3 +599,8 @@ def test_the_references_of_domain_adaptation_are_worked_by_hand() -> None:
     assert reference.cross_entropy(logits[2:], [1]) == pytest.approx(1000)
     assert reference.adapted_loss(2.0, 10.0) == pytest.approx(0.7 * 2 + 0.3 * 10)
     assert reference.adapted_loss(2.0, 10.0, weight=0.5) == pytest.approx(6)
+
+
+def test_lists_of_more_labels_than_an_id_can_count_are_refused() -> None:
+    with pytest.raises(ValueError, match="capacity: got"):
+        NNCT(64, 1, NNCTConfig(), BatchConfig(8), 3, 0, layout="sparse", capacity=2**40)

@@ -25,10 +25,18 @@ EPOCHS, DIM = 4, 8
 
 
 def nnct(
-    world: World, n: int, k: int, size: int, source: SourceClassifier | None = None, **settings: Any
+    world: World,
+    n: int,
+    k: int,
+    size: int,
+    source: SourceClassifier | None = None,
+    layout: str = "auto",
+    capacity: int = 64,
+    **settings: Any,
 ) -> NNCT:
     chosen = NNCTConfig(**{"single_label": 1, **settings})
-    return NNCT(n, k, chosen, BatchConfig(size=size), EPOCHS, 0, source, world=world)
+    batch = BatchConfig(size=size)
+    return NNCT(n, k, chosen, batch, EPOCHS, 0, source, world, layout, capacity)
 
 
 def begin(epoch: int, *methods: NNCT) -> None:

@@ -1,7 +1,8 @@
 """Compare run folders: `python bench/compare_runs.py NAME=RUN[,RUN...] ... [--figure FILE.png]`.
 
-Prints, for each name, mean and standard deviation over its runs (seeds) of mAP, rank-1, questions and their share of all pairs,
-and draws mAP over the questions asked so far; runs with --evaluate-every 1 have a point an epoch.
+Prints, for each name, mean and standard deviation over its runs (seeds) of mAP, rank-1, questions
+and their share of all pairs. With `--figure` it also plots mAP over the questions asked so far.
+Runs with `--evaluate-every 1` have one point per epoch.
 """
 
 from __future__ import annotations
@@ -13,76 +14,84 @@ import sys
 from pathlib import Path
 from typing import Any
 
+#: The records of one run, one per epoch.
+History = list[dict[str, Any]]
+
 
 def main() -> None:
-    """Read, print, draw."""
+    """Read the runs, print the table, and plot the figure if one is asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN[,RUN...]")
     parser.add_argument("--figure", type=Path, help="PNG of mAP over questions")
     options = parser.parse_args()
-    named = {
-        name: [history(Path(run)) for run in runs.split(",")]
-        for name, _, runs in (r.partition("=") for r in options.runs)
-    }
+    histories: dict[str, list[History]] = {}
+    for word in options.runs:
+        name, _, folders = word.partition("=")
+        histories[name] = [read_history(Path(folder)) for folder in folders.split(",")]
     print("| | mAP | rank-1 | questions | share of pairs |\n|---|---|---|---|---|")
-    for name, runs in named.items():
-        print(row(name, [run[-1] for run in runs]))
+    for name, runs in histories.items():
+        print(table_row(name, [run[-1] for run in runs]))
     if options.figure:
-        draw(named, options.figure)
+        plot(histories, options.figure)
 
 
-def history(run: Path) -> list[dict[str, Any]]:
-    """The records of a run that evaluated its last epoch."""
+def read_history(run: Path) -> History:
+    """Read the records of a run whose last epoch was evaluated.
+
+    Raises:
+        SystemExit: The folder has no metrics, or its last epoch was not evaluated.
+    """
     try:
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     except (OSError, ValueError) as error:
         sys.exit(f"{run} has no readable metrics.jsonl ({error}); give run folders as NAME=RUN,RUN")
     if not records or "mAP" not in records[-1]:
-        sys.exit(f"{run} has not evaluated its last epoch; let it end")
+        sys.exit(f"{run} has not evaluated its last epoch; let it finish")
     return records
 
 
-def row(name: str, last: list[dict[str, Any]]) -> str:
-    """One line of the table."""
-    cells = [spread([100 * r[key] for r in last], "{:.1f}") for key in ("mAP", "rank1")]
-    cells.append(spread([r.get("questions_total", 0) for r in last], "{:.0f}"))
-    cells.append(spread([100 * r.get("share_total", 0) for r in last], "{:.3f}") + " %")
+def table_row(name: str, last: History) -> str:
+    """One row of the table, from the last record of each run."""
+    cells = [
+        mean_and_deviation([100 * record["mAP"] for record in last], "{:.1f}"),
+        mean_and_deviation([100 * record["rank1"] for record in last], "{:.1f}"),
+        mean_and_deviation([record.get("questions_total", 0) for record in last], "{:.0f}"),
+        mean_and_deviation([100 * record.get("share_total", 0) for record in last], "{:.3f}")
+        + " %",
+    ]
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def spread(values: list[float], form: str) -> str:
-    """Mean, and the standard deviation where there are several values that differ."""
+def mean_and_deviation(values: list[float], form: str) -> str:
+    """The mean, and the standard deviation if there are several values that differ."""
     mean = form.format(statistics.mean(values))
-    return mean if len(set(values)) < 2 else f"{mean} ± {form.format(statistics.stdev(values))}"
+    if len(set(values)) < 2:
+        return mean
+    return f"{mean} ± {form.format(statistics.stdev(values))}"
 
 
-def draw(named: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
-    """MAP over questions: a thin line a run, all of one name in one colour."""
+def plot(histories: dict[str, list[History]], path: Path) -> None:
+    """Plot mAP over questions: one line per run, one colour per name.
+
+    A run without questions is a dotted horizontal line at its last mAP.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for number, (name, runs) in enumerate(named.items()):
-        for place, run in enumerate(runs):
-            points = [
-                (r.get("questions_total", 0), 100 * r["mAP"])
-                for r in run
-                if "mAP" in r and r["epoch"] > 0
-            ]
+    for number, (name, runs) in enumerate(histories.items()):
+        color = f"C{number}"
+        for run_number, run in enumerate(runs):
+            label = name if run_number == 0 else None
+            evaluated = [record for record in run if "mAP" in record and record["epoch"] > 0]
+            scores = [100 * record["mAP"] for record in evaluated]
             if "questions_total" not in run[-1]:
-                axes.axhline(
-                    points[-1][1], color=f"C{number}", linestyle=":", label=None if place else name
-                )
+                axes.axhline(scores[-1], color=color, linestyle=":", label=label)
                 continue
-            axes.plot(
-                *zip(*points, strict=True),
-                "o-",
-                color=f"C{number}",
-                markersize=3,
-                label=None if place else name,
-            )
+            questions = [record.get("questions_total", 0) for record in evaluated]
+            axes.plot(questions, scores, "o-", color=color, markersize=3, label=label)
     axes.set_xlabel("questions")
     axes.set_ylabel("mAP (%)")
     axes.set_ylim(bottom=0)

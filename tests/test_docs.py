@@ -26,6 +26,10 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?:#[^)]*)?\)")
+#: A source file or folder in backquotes: `engine/loop.py`, `bench/results/`.
+FILE = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|h|cpp|cu)|(?:[a-z_.]+/)+)`")
+#: Placeholders, and files of the reader's own.
+EXAMPLE_FILE = re.compile(r"\bX\b|_X\.|\bX_|^my_|tensorboard/|last-N/|camstyle/")
 OPTION = re.compile(r"(?<![\w-])--(?P<name>[a-z][\w-]*(?:\.[a-z][\w-]*)*)(?P<group>\.\*)?")
 COMMANDS = (
     ["train"],
@@ -94,6 +98,19 @@ def navigation() -> str:
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     targets = [t for t in LINK.findall(page.read_text()) if not t.startswith(("http:", "https:"))]
     assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_the_files_that_a_page_names_exist(page: Path) -> None:
+    named = [name for name in FILE.findall(page.read_text()) if not EXAMPLE_FILE.search(name)]
+    assert [name for name in named if not exists(name)] == []
+
+
+def exists(name: str) -> bool:
+    """Whether a path stands in the tree, or in a package; a bare file name may be anywhere."""
+    if any((root / name).exists() for root in (ROOT, ROOT / "fastreid_al", ROOT / "kernels")):
+        return True
+    return "/" not in name and any(next((ROOT / top).rglob(name), None) for top in (*CODE, "docs"))
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,9 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "random": "fastreid_al.active.strategies.random_pairs:ask_random_pairs",
     },
     ANNOTATORS: {
-        "oracle": "fastreid_al.annotators:Oracle",
-        "terminal": "fastreid_al.annotators:Terminal",
-        "replay": "fastreid_al.annotators:Replay",
+        "oracle": "fastreid_al.annotators.oracle:make_oracle",
+        "terminal": "fastreid_al.annotators.terminal:make_terminal",
+        "replay": "fastreid_al.annotators.replay:make_replay",
     },
     DATASETS: {
         "synthetic": "fastreid_al.data.load:load_synthetic",

@@ -153,7 +153,7 @@ def settle(
     return part
 
 
-def apply_memory(features: Tensor, labels: Tensor, closure: Closure) -> Tensor:
+def apply_answers(features: Tensor, labels: Tensor, closure: Closure) -> Tensor:
     """Change a labelling so that no answer contradicts it.
 
     A cluster that holds images known to be different is split: its images with enemies there are put into camps, and
@@ -182,7 +182,9 @@ def _labels_with_enemies(labels: Tensor, closure: Closure) -> set[int]:
         for label in set(labels[images].tolist()) - {-1}:
             roots[label].add(root)
     return {
-        label for label, found in roots.items() if any(closure.enemies(r) & found for r in found)
+        label
+        for label, found in roots.items()
+        if any(closure.cannot_links(r) & found for r in found)
     }
 
 
@@ -193,12 +195,12 @@ def _split_by_answers(features: Tensor, partition: Partition, label: int, closur
     known = {
         row: root
         for row in rows
-        if (root := closure.root(row)) is not None and closure.enemies(root) & here
+        if (root := closure.root(row)) is not None and closure.cannot_links(root) & here
     }
     camps: list[set[int]] = []
     # Large components first: a stray answer goes to the camp that stands already.
     for root, _ in sorted(Counter(known.values()).items(), key=lambda item: (-item[1], item[0])):
-        camp = next((c for c in camps if not closure.enemies(root) & c), None)
+        camp = next((c for c in camps if not closure.cannot_links(root) & c), None)
         if camp is None:
             camps.append({root})
         else:
@@ -232,7 +234,7 @@ def _join_by_answers(partition: Partition, closure: Closure) -> None:
         shares = Counter(partition.label_of(image) for image in images)
         (home, _), *others = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
         for label, _ in others:
-            if any(closure.enemies(r) & inside[home] for r in inside[label]):
+            if any(closure.cannot_links(r) & inside[home] for r in inside[label]):
                 partition.move([i for i in images if partition.label_of(i) == label], home)
             else:
                 merged = partition.merge(home, label)

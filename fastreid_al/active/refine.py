@@ -10,7 +10,7 @@ from torch import Tensor
 from ..answers.asker import Asker, OutOfQuestions, RoundAgain, Spent
 from ..answers.question import Verdict
 from ..config import QuestionConfig
-from .partition import apply_memory
+from .partition import apply_answers
 from .strategies import Strategy, load_strategy
 
 
@@ -55,7 +55,7 @@ def refine(
     ask = load_strategy(strategy)
     while True:
         asker.begin(epoch, config.per_epoch)
-        known = apply_memory(features, labels, asker.memory)
+        known = apply_answers(features, labels, asker.closure)
         asker.features = features
         asker.labels = known
         asker.current_labels = partial(_labels_after_answers, features, known, asker)
@@ -68,12 +68,12 @@ def refine(
         refined = asker.current_labels()
         spent = asker.end()
         # A rule looks at the images that it shows; others of the same groups may have answers too.
-        return Refined(apply_memory(features, refined, asker.memory), spent)
+        return Refined(apply_answers(features, refined, asker.closure), spent)
 
 
 def _labels_after_answers(features: Tensor, labels: Tensor, asker: Asker) -> Tensor:
     """Return the labels (n,) of a strategy that only asks: the given ones, made to agree with every answer."""
-    return apply_memory(features, labels, asker.constraints())
+    return apply_answers(features, labels, asker.constraints())
 
 
 class Questions:

@@ -1,5 +1,14 @@
-"""Who answers questions: an oracle that knows the identities, the ledger of another run, or a person at the terminal."""
+"""Who answers questions: true identities, the answers of another run, or a person at a terminal.
 
-from .annotators import Oracle, Replay, Terminal
+An annotator is an object with a `name` and a method `answer(question)` that returns a `Verdict`. It is given to
+`fastreid_al.runs.run_training` as an object, or by name: a name of `fastreid_al.plugins.BUILT_IN`, or an entry point of
+another package in the group "fastreid_al.annotators", which stands for a function or class that takes an
+`AnnotatorContext` and returns the annotator.
+"""
 
-__all__ = ["Oracle", "Replay", "Terminal"]
+from .context import AnnotatorContext, load_annotator
+from .oracle import Oracle
+from .replay import Replay
+from .terminal import Terminal
+
+__all__ = ["AnnotatorContext", "Oracle", "Replay", "Terminal", "load_annotator"]

@@ -1,4 +1,4 @@
-"""Asking: the budget, the label memory, and the ledger between a strategy and an annotator."""
+"""The asker: stands between a strategy and an annotator, and keeps the budget, the ledger and the closure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .ledger import Ledger
 from .question import Annotator, Answer, NoAnswer, Question, UndoLast, Verdict
 
 ClosureName = Literal["transitive", "none"]
-#: Gives the labels as the answers so far would leave them.
+#: Returns the labels (n,) that the answers so far lead to.
 CurrentLabels = Callable[[], Tensor]
-#: Further pairs that are asked about for each answer that a merge needs, when some do not decide it.
+#: Further pairs that are asked about for each confirmation that a merge needs, if answers are undecided.
 _TRIES = 3
 
 
@@ -29,12 +29,19 @@ class OutOfQuestions(Exception):  # noqa: N818
 
 
 class RoundAgain(Exception):  # noqa: N818
-    """An answer was taken back: the round starts over, and gives itself the answers that still stand."""
+    """An answer was taken back: the round starts again, and reuses the answers that are still in force."""
 
 
 @dataclass
 class Spent:
-    """What a round cost: questions answered, their verdicts, seconds, and pairs that the memory answered instead."""
+    """The cost of a round.
+
+    Args:
+        questions: Questions that were answered.
+        seconds: Time that the answers took.
+        remembered: Pairs that the strategy asked about and that earlier answers decided or contained.
+        contradictions: Answers that contradict earlier ones.
+    """
 
     questions: int = 0
     seconds: float = 0.0
@@ -42,24 +49,26 @@ class Spent:
     contradictions: int = 0
 
     def __post_init__(self) -> None:
+        #: Number of answers by verdict.
         self.verdicts: Counter[str] = Counter()
 
 
 class Asker:
-    """Puts questions to an annotator, each pair of images once, and never one that the answers so far decide.
+    """Asks an annotator about each pair of images once, and never about a pair that the answers so far decide.
 
-    A round (`begin` to `end`) starts from the answers of this run up to its position in the ledger, and from all answers of
-    other runs. Answers of this run beyond the position, given before it was killed or stopped, are taken from the ledger when
-    the round asks for them, so that a resumed round is the same round.
+    A round (`begin` to `end`) starts from the answers of this run up to its position in the ledger, and from all
+    answers of other runs. Answers of this run beyond the position were given before the run was killed or stopped.
+    They are taken from the ledger when the round asks for them, so a resumed round is the same round.
 
     Args:
-        annotator: Answers.
-        ledger: Keeps the answers; one in memory when not given.
-        closure: "transitive" lets the answers answer what follows from them, "none" is the paper's label memory.
+        annotator: Answers the questions.
+        ledger: Keeps the answers; a ledger in memory when not given.
+        closure: "transitive" also decides pairs that follow from the answers; "none" keeps the answered pairs only,
+            which is the paper's label memory.
         confirm_merges: Further questions about other images of the two clusters that must agree before a merge counts.
-        budget: Questions in all; None is no limit.
-        run: Name of the run in the ledger; a resumed run has its old name. A new one when not given.
-        seed: Seed of strategies that draw.
+        budget: Questions of all rounds together; None is no limit.
+        run: Name of the run in the ledger; a resumed run has its old name. A new name when not given.
+        seed: Seed of strategies that draw random numbers.
     """
 
     def __init__(
@@ -73,19 +82,20 @@ class Asker:
         run: str | None = None,
         seed: int = 0,
     ) -> None:
-        self.annotator, self.ledger = annotator, ledger or Ledger.open("sqlite://")
-        self.transitive, self.confirm_merges, self.budget = (
-            closure == "transitive",
-            confirm_merges,
-            budget,
-        )
-        self.run, self.seed = uuid.uuid4().hex if run is None else run, seed
+        self.annotator = annotator
+        self.ledger = ledger or Ledger.open("sqlite://")
+        self.transitive = closure == "transitive"
+        self.confirm_merges = confirm_merges
+        self.budget = budget
+        self.run = uuid.uuid4().hex if run is None else run
+        self.seed = seed
         #: Event of the ledger up to which the answers of this run belong to rounds that ended.
         self.position = 0
         #: Questions and seconds of the rounds that ended.
-        self.asked, self.seconds = 0, 0.0
-        #: Called after each answer with the questions so far and what gives the present labels.
-        self.watch: Callable[[int, CurrentLabels], None] | None = None
+        self.asked = 0
+        self.seconds = 0.0
+        #: Called after each answer, when it is on the disk, with the number of questions so far and `current_labels`.
+        self.after_answer: Callable[[int, CurrentLabels], None] | None = None
         self.current_labels: CurrentLabels = lambda: torch.zeros(0, dtype=torch.int64)
         #: Unit-norm features (n, D) and clusters (n,) of the round, which `ask_pair` needs.
         self.features: Tensor | None = None
@@ -94,8 +104,9 @@ class Asker:
         self._limit: int | None = None
         #: Answers beyond the position, by pair, until the round asks for them.
         self._ahead: dict[tuple[int, int], Answer] = {}
-        #: Pairs of this round that the annotator passed on, and pairs that the memory answered.
+        #: Pairs of this round that the annotator passed on.
         self._passed: set[tuple[int, int]] = set()
+        #: Pairs of this round that the closure answered.
         self._remembered: set[tuple[int, int]] = set()
         self._open_round()
 
@@ -106,7 +117,7 @@ class Asker:
         self._open_round()
 
     def end(self) -> Spent:
-        """End the round: every answer of the ledger is known, and what this run gave is counted."""
+        """End the round: take in every answer of the ledger, add up the costs, and return those of this round."""
         self._catch_up()
         self.features = None
         self.labels = None
@@ -116,41 +127,54 @@ class Asker:
         self.spent.remembered = len(self._remembered)
         return self.spent
 
-    def allowed(self) -> int | None:
-        """Questions that this round may ask in all, the same when it is begun again; None is no limit."""
-        limits = [] if self._limit is None else [self._limit]
-        limits += [] if self.budget is None else [self.budget - self.asked]
+    def questions_allowed(self) -> int | None:
+        """Return how many questions this round may ask in all; the same if it is begun again; None is no limit."""
+        limits = []
+        if self._limit is not None:
+            limits.append(self._limit)
+        if self.budget is not None:
+            limits.append(self.budget - self.asked)
         return max(0, min(limits)) if limits else None
 
-    def left(self) -> int | None:
-        """Questions that may still be asked in this round; None is no limit."""
-        allowed = self.allowed()
+    def questions_left(self) -> int | None:
+        """Return how many questions may still be asked in this round; None is no limit."""
+        allowed = self.questions_allowed()
+        if allowed is None:
+            return None
+        return max(0, allowed - self.spent.questions - len(self._ahead))
+
+    def can_ask(self, i: int, j: int) -> bool:
+        """Return whether a question about two images would reach the annotator.
+
+        It does not if the pair was answered, if the answers decide it, or if the annotator passed on it in this round.
+        """
         return (
-            None if allowed is None else max(0, allowed - self.spent.questions - len(self._ahead))
+            not self.closure.answered(i, j)
+            and self.closure.verdict(i, j) is None
+            and _pair(i, j) not in self._passed
         )
 
-    def open(self, a: int, b: int) -> bool:
-        """Whether two images can be asked about: the answers neither hold the pair nor decide it, and nobody passed on it."""
+    def awaits_confirmation(self, i: int, j: int) -> bool:
+        """Return whether two images were answered "same" and further answers are needed before it counts."""
+        given = self.closure.answer(i, j)
         return (
-            not self.memory.answered(a, b)
-            and self.memory.verdict(a, b) is None
-            and _pair(a, b) not in self._passed
-        )
-
-    def waits(self, a: int, b: int) -> bool:
-        """Whether a "same" about two images waits for others to confirm it."""
-        said = self.memory.answer(a, b)
-        return (
-            said is not None
-            and said.verdict is Verdict.SAME
-            and self.memory.verdict(a, b) is None
-            and not self.memory.disputed(_merge_of(said))
-            and _pair(a, b) not in self._passed
+            given is not None
+            and given.verdict is Verdict.SAME
+            and self.closure.verdict(i, j) is None
+            and not self.closure.disputed(_merge_of(given))
+            and _pair(i, j) not in self._passed
         )
 
     def constraints(self) -> Closure:
-        """What the labels must agree with: the memory, also where it infers nothing about what to ask."""
-        return self.memory if self.transitive else Closure.replay(self.memory.answers())
+        """Return the closure that labels must agree with.
+
+        With closure "none" it infers nothing about what to ask, but labels still agree with what follows from the
+        answers; it is computed anew at each call.
+        """
+        if self.transitive:
+            # A transitive closure of all answers exists already.
+            return self.closure
+        return Closure.replay(self.closure.answers())
 
     def ask_pair(self, i: int, j: int) -> Verdict:
         """Ask whether two images show the same identity.
@@ -178,9 +202,9 @@ class Asker:
         return self.ask(Question.about_images(i, j, reason, similarity))
 
     def ask(self, question: Question) -> Verdict:
-        """What a person says of the two groups of a question, from memory where it is known.
+        """Return whether the two groups of a question are the same identity, from the closure if it is known.
 
-        A "same" that is not confirmed yet, or that other answers contradict, comes back as UNSURE.
+        A "same" that is not confirmed yet, or that other answers contradict, is returned as UNSURE.
 
         Raises:
             OutOfQuestions: The budget is spent.
@@ -188,23 +212,27 @@ class Asker:
             RoundAgain: The annotator took an answer back.
         """
         pair = _pair(*question.images)
-        if self.open(*pair):
-            self._put(question, question.images, self._need(question), None)
+        if self.can_ask(*pair):
+            self._ask_once(question, question.images, self._answers_needed(question), None)
         elif pair not in self._passed:
             self._remembered.add(pair)
-        if self.waits(*pair):
+        if self.awaits_confirmation(*pair):
             self._confirm(question)
-        known = self.memory.verdict(*pair)
-        return Verdict.UNSURE if known is None else known
+        verdict = self.closure.verdict(*pair)
+        return Verdict.UNSURE if verdict is None else verdict
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the ledger, and what was spent."""
+        """Return the position in the ledger, and the costs so far."""
         return {"position": self.position, "asked": self.asked, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave. A ledger that is behind it (an old copy, or another) is read from its own end."""
+        """Restore what `state_dict` returned.
+
+        If the ledger ends before the position (it is an older copy, or another ledger), its end is the position.
+        """
         self.position = min(state["position"], self.ledger.last_event())
-        self.asked, self.seconds = state["asked"], state["seconds"]
+        self.asked = state["asked"]
+        self.seconds = state["seconds"]
         self._open_round()
 
     def _open_round(self) -> None:
@@ -218,68 +246,80 @@ class Asker:
                 self._ahead.setdefault(_pair(answer.left, answer.right), answer)
             else:
                 known.append(answer)
-        self.memory = Closure.replay(known, self.transitive)
+        self.closure = Closure.replay(known, self.transitive)
 
-    def _need(self, question: Question) -> int:
+    def _answers_needed(self, question: Question) -> int:
+        if question.reason != "merge":
+            return 1
         pairs = len(question.groups[0]) * len(question.groups[1])
-        return min(1 + self.confirm_merges, pairs) if question.reason == "merge" else 1
+        return min(1 + self.confirm_merges, pairs)
 
     def _confirm(self, question: Question) -> None:
-        """Ask about further images of a merge until it counts, one speaks against it, or too many do not decide it."""
-        first = self.memory.answer(*question.images)
+        """Ask about further images of a merge until it counts, one answer disputes it, or too many are undecided."""
+        first = self.closure.answer(*question.images)
         assert first is not None
         tries = _TRIES * first.need
         for pair in _further_pairs(question):
-            if tries == 0 or not self.waits(*question.images):
+            if tries == 0 or not self.awaits_confirmation(*question.images):
                 break
-            if self.open(*pair):
-                self._put(question, pair, first.need, _merge_of(first))
+            if self.can_ask(*pair):
+                self._ask_once(question, pair, first.need, _merge_of(first))
                 tries -= 1
-        if self.waits(*question.images):
+        if self.awaits_confirmation(*question.images):
             self._passed.add(_pair(*question.images))
 
-    def _put(
+    def _ask_once(
         self, question: Question, pair: tuple[int, int], need: int, confirms: int | None
     ) -> None:
-        """Take an answer from the ledger where it lies ahead, else from the annotator, and remember it."""
+        """Take the answer about a pair from the ledger if it lies ahead, otherwise from the annotator.
+
+        Args:
+            question: The question that the pair belongs to.
+            pair: Rows of the two images that are shown.
+            need: Answers that must agree before a "same" counts.
+            confirms: Event of the first answer of the merge that is confirmed; None if this is the first answer.
+        """
         answer = self._ahead.pop(_pair(*pair), None)
         if answer is None and self._ahead:
-            # This round is not the one that was broken off (an answer was undone since, or a setting changed).
+            # This round differs from the one that was interrupted: an answer was undone since, or a setting changed.
             self._catch_up()
-            if not self.open(*pair):
+            if not self.can_ask(*pair):
                 return
         if answer is None:
-            if self.left() == 0:
+            if self.questions_left() == 0:
                 raise OutOfQuestions
             try:
                 answer = self._new_answer(question, pair, need, confirms)
             except NoAnswer:
                 self._passed.add(_pair(*pair))
                 return
-        self._take(answer)
+        self._take_in(answer)
 
-    def _take(self, answer: Answer) -> None:
-        effect = self.memory.add(answer)
+    def _take_in(self, answer: Answer) -> None:
+        """Add an answer to the closure and to the cost of the round."""
+        effect = self.closure.add(answer)
         self.spent.questions += 1
         self.spent.seconds += answer.seconds
         self.spent.verdicts[answer.verdict.value] += 1
-        self.spent.contradictions += effect is Effect.CONTRADICTION
-        if self.watch is not None:
-            self.watch(self.asked + self.spent.questions, self.current_labels)
+        if effect is Effect.CONTRADICTION:
+            self.spent.contradictions += 1
+        if self.after_answer is not None:
+            self.after_answer(self.asked + self.spent.questions, self.current_labels)
 
     def _catch_up(self) -> None:
-        """Take every answer that lies ahead, in the order in which they were given."""
+        """Take in every answer that lies ahead, in the order in which they were given."""
         ahead = list(self._ahead.values())
         self._ahead.clear()
         for answer in ahead:
-            self._take(answer)
+            self._take_in(answer)
 
     def _new_answer(
         self, question: Question, pair: tuple[int, int], need: int, confirms: int | None
     ) -> Answer:
+        """Ask the annotator, and write the answer to the ledger before it is returned."""
         shown = dataclasses.replace(question, images=pair)
         asked_at = time.time()
-        verdict = self._answered(shown)
+        verdict = self._ask_annotator(shown)
         answered_at = time.time()
         event = self.ledger.append(
             *pair,
@@ -298,8 +338,11 @@ class Asker:
         )
         return Answer(event, *pair, verdict, need, confirms, answered_at - asked_at, self.run)
 
-    def _answered(self, question: Question) -> Verdict:
-        """The annotator's verdict. Taking back is for answers of this run alone; where there is none it is asked again."""
+    def _ask_annotator(self, question: Question) -> Verdict:
+        """Return the annotator's verdict, after its last answer was taken back if it asks for that.
+
+        Only answers of this run are taken back. If there is none, the question is asked again.
+        """
         while True:
             try:
                 return self.annotator.answer(question)
@@ -311,22 +354,28 @@ class Asker:
 
 
 def _merge_of(answer: Answer) -> int:
-    """The merge that an answer speaks for, named by the event of its first answer."""
+    """Return the event of the first answer of the merge that an answer belongs to, which identifies the merge."""
     return answer.event if answer.confirms is None else answer.confirms
 
 
 def _further_pairs(question: Question) -> Iterator[tuple[int, int]]:
-    """Other pairs of images of the two groups, central images first, each pair once, different images before repeated ones."""
-    first, second = (side.tolist() for side in question.groups)
+    """Yield the other pairs of images of the two groups, each once.
+
+    Central images come first, and an image is repeated only after every image of the longer group had its turn.
+    """
+    first = question.groups[0].tolist()
+    second = question.groups[1].tolist()
     swapped = len(first) < len(second)
-    longer, shorter = (second, first) if swapped else (first, second)
+    longer = second if swapped else first
+    shorter = first if swapped else second
+    # Each shift pairs every image of the longer group with another image of the shorter one.
     for shift in range(len(shorter)):
-        for place, a in enumerate(longer):
-            b = shorter[(place + shift) % len(shorter)]
-            pair = (b, a) if swapped else (a, b)
+        for index, i in enumerate(longer):
+            j = shorter[(index + shift) % len(shorter)]
+            pair = (j, i) if swapped else (i, j)
             if set(pair) != set(question.images):
                 yield pair
 
 
-def _pair(a: int, b: int) -> tuple[int, int]:
-    return (a, b) if a < b else (b, a)
+def _pair(i: int, j: int) -> tuple[int, int]:
+    return (i, j) if i < j else (j, i)

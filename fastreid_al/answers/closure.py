@@ -1,4 +1,4 @@
-"""What the answers so far imply: must-link and cannot-link closure, with contradictions kept."""
+"""What the answers so far imply: the closure of must-links and cannot-links, with contradictions kept."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from .question import Answer, Verdict
 
 
 class Effect(str, enum.Enum):
-    """What an answer did to the closure."""
+    """What an answer changed in the closure."""
 
-    NEW = "new"  # it joined two components, or set them apart
+    NEW = "new"  # it joined two components, or added a cannot-link between them
     KNOWN = "known"  # it followed from the answers before it
-    PENDING = "pending"  # a "same" that waits for answers that agree
+    PENDING = "pending"  # a "same" that needs further answers that agree
     OPEN = "open"  # "unsure" or "not comparable": no constraint
     CONTRADICTION = "contradiction"  # the answers before it imply the opposite
     UNUSABLE = "unusable"  # an image of the pair is not in the set
 
 
 class Contradiction(NamedTuple):
-    """An answer, and the chain of earlier answers that implies its opposite, by event; the "same" answers set aside for it."""
+    """An answer whose opposite follows from earlier answers.
+
+    Args:
+        event: Event of the answer.
+        against: Events of the earlier answers that imply the opposite, in the order of the path.
+        set_aside: Events of the "same" answers that no longer count because of it.
+    """
 
     event: int
     against: tuple[int, ...]
@@ -31,41 +37,44 @@ class Contradiction(NamedTuple):
 
 
 class Closure:
-    """The label memory: a union-find of images said to be the same, with the set of enemies of each component.
+    """The must-links and cannot-links that follow from the answers: a union-find with cannot-links between components.
 
-    same(a, b) and same(b, c) give same(a, c); same(a, b) and different(b, c) give different(a, c); an enemy of an enemy is
-    *not* a friend. Where answers contradict each other, apart wins until one of them is undone: a "same" between enemies is
-    set aside; for a "different" inside a component, the component's "same" answers are taken again from the oldest to the
-    youngest, and each that would join the two is set aside.
+    same(a, b) and same(b, c) imply same(a, c); same(a, b) and different(b, c) imply different(a, c). Two images that are
+    both different from a third are *not* implied to be the same. Where answers contradict each other, "different" takes
+    precedence until one of them is undone: a "same" across a cannot-link is set aside; for a "different" inside a
+    component, the component's "same" answers are applied again from the oldest to the youngest, and each that would join
+    the two images is set aside.
 
     Args:
-        transitive: False keeps the answered pairs alone and infers nothing, as the paper's label memory does.
+        transitive: False keeps the answered pairs only and infers nothing, as the paper's label memory does.
 
-    Some 700 bytes an answer: 46 MB at 65,000 answers. Adding an answer takes amortised O(log answers) time, a contradiction
-    time linear in its component.
+    An answer takes about 700 bytes: 46 MB at 65,000 answers. Adding an answer takes amortised O(log answers) time, a
+    contradiction time linear in its component.
     """
 
     def __init__(self, transitive: bool = True) -> None:
         self.transitive = transitive
         self.contradictions: list[Contradiction] = []
-        #: Effective answers by pair, the latest last.
+        #: Usable answers by pair, the latest last.
         self._pairs: dict[tuple[int, int], list[Answer]] = {}
+        #: Image -> root of its component; root -> images; root -> roots that are known to be different.
         self._root: dict[int, int] = {}
         self._members: dict[int, list[int]] = {}
-        self._enemies: dict[int, set[int]] = {}
-        #: In force, by image: other image -> event.
+        self._cannot_links: dict[int, set[int]] = {}
+        #: Answers that count, by image: other image -> event.
         self._same: dict[int, dict[int, int]] = {}
         self._different: dict[int, dict[int, int]] = {}
+        #: "same" answers by the merge that they belong to, and the events of those that count.
         self._votes: dict[int, list[Answer]] = {}
         self._counted: set[int] = set()
-        #: Merges that an answer which was to confirm them spoke against, by the event of their first answer.
-        self._against: set[int] = set()
+        #: Merges that a confirming question answered with "different", by the event of their first answer.
+        self._disputed: set[int] = set()
 
     @classmethod
     def replay(cls, answers: Iterable[Answer], transitive: bool = True) -> Closure:
-        """The closure of answers in the order of their events."""
+        """Return the closure of answers that are in the order of their events."""
         closure = cls(transitive)
-        # A replay makes nothing but long-lived objects; looking for garbage among them would take half its time.
+        # A replay creates long-lived objects only; the garbage collector would take half of its time.
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -77,17 +86,17 @@ class Closure:
         return closure
 
     def add(self, answer: Answer) -> Effect:
-        """Take in one answer, in the order of events."""
+        """Take in one answer; answers come in the order of their events."""
         a, b = answer.left, answer.right
         if a < 0 or b < 0 or a == b:
             return Effect.UNUSABLE
         self._pairs.setdefault(_pair(a, b), []).append(answer)
-        if answer.verdict not in (Verdict.SAME, Verdict.DIFFERENT):
-            return Effect.OPEN
         if answer.verdict is Verdict.DIFFERENT:
             if answer.confirms is not None:
-                self._against.add(answer.confirms)
-            return self._part(a, b, answer.event) if self.transitive else Effect.NEW
+                self._disputed.add(answer.confirms)
+            return self._separate(a, b, answer.event) if self.transitive else Effect.NEW
+        if answer.verdict is not Verdict.SAME:
+            return Effect.OPEN
         votes = self._vote(answer)
         if not votes:
             return Effect.PENDING
@@ -96,85 +105,93 @@ class Closure:
         return [self._join(v.left, v.right, v.event) for v in votes][-1]
 
     def verdict(self, a: int, b: int) -> Verdict | None:
-        """What the answers imply of two images: SAME, DIFFERENT or None."""
+        """Return what the answers imply about two images: SAME, DIFFERENT or None."""
         if not self.transitive:
-            word = self._last_word(a, b)
-            return None if word is None else word.verdict
-        ra, rb = self._root.get(a), self._root.get(b)
-        if ra is None or rb is None:
+            deciding = self._deciding_answer(a, b)
+            return None if deciding is None else deciding.verdict
+        root_a = self._root.get(a)
+        root_b = self._root.get(b)
+        if root_a is None or root_b is None:
             return None
-        if ra == rb:
+        if root_a == root_b:
             return Verdict.SAME
-        return Verdict.DIFFERENT if rb in self._enemies[ra] else None
+        return Verdict.DIFFERENT if root_b in self._cannot_links[root_a] else None
 
     def answers(self) -> list[Answer]:
-        """Every answer that was taken in, in the order of events."""
+        """Return every usable answer, in the order of events."""
         return sorted(answer for answers in self._pairs.values() for answer in answers)
 
     def answered(self, a: int, b: int) -> bool:
-        """Whether the pair itself was answered, whatever the answer."""
+        """Return whether the pair itself was answered, with any verdict."""
         return _pair(a, b) in self._pairs
 
     def answer(self, a: int, b: int) -> Answer | None:
-        """The latest answer about the pair itself."""
+        """Return the latest answer about the pair itself."""
         answers = self._pairs.get(_pair(a, b))
         return answers[-1] if answers else None
 
-    def root(self, a: int) -> int | None:
-        """Name of the component of an image that has a must-link or a cannot-link; None for any other image."""
-        return self._root.get(a)
+    def root(self, image: int) -> int | None:
+        """Return the root of the component of an image, or None for an image without must-link and cannot-link."""
+        return self._root.get(image)
 
     def components(self) -> dict[int, list[int]]:
-        """Images of each component, a single image with a cannot-link included."""
+        """Return the images of each component by its root; a single image with a cannot-link is a component."""
         return self._members
 
-    def enemies(self, root: int) -> set[int]:
-        """Roots of the components that are known to be different."""
-        return self._enemies[root]
+    def cannot_links(self, root: int) -> set[int]:
+        """Return the roots of the components that are known to be different from a component."""
+        return self._cannot_links[root]
 
     def counted(self, event: int) -> bool:
-        """Whether enough answers agree for this "same" to count."""
+        """Return whether enough answers agree for this "same" to count."""
         return event in self._counted
 
     def disputed(self, merge: int) -> bool:
-        """Whether an answer that was to confirm a merge, named by the event of its first answer, spoke against it."""
-        return merge in self._against
+        """Return whether a question that was to confirm a merge was answered "different".
+
+        Args:
+            merge: Event of the first answer of the merge.
+        """
+        return merge in self._disputed
 
     def chain(self, a: int, b: int) -> list[int]:
-        """Events that prove what `verdict` says of two images, in the order of the path from a to b; empty without a verdict.
+        """Return the events that prove the verdict about two images, in the order of the path from a to b.
 
-        A shortest path of must-links; for DIFFERENT one cannot-link is on it.
+        The path is a shortest path of must-links; for DIFFERENT it contains one cannot-link. Empty without a verdict.
         """
         verdict = self.verdict(a, b)
         if verdict is None or a == b:
             return []
         if not self.transitive:
-            word = self._last_word(a, b)
-            return [] if word is None else [word.event]
+            deciding = self._deciding_answer(a, b)
+            return [] if deciding is None else [deciding.event]
         if verdict is Verdict.SAME:
             return self._path(a, {b})[0]
-        enemy = self._root[b]
-        gates = {
+        root_a = self._root[a]
+        root_b = self._root[b]
+        # Images of a's component with a cannot-link to b's component: the path leaves through one of them.
+        exits = {
             x
-            for x in self._members[self._root[a]]
-            if any(self._root[y] == enemy for y in self._different[x])
+            for x in self._members[root_a]
+            if any(self._root[y] == root_b for y in self._different[x])
         }
-        before, gate = self._path(a, gates)
-        exits = {y: event for y, event in self._different[gate].items() if self._root[y] == enemy}
-        after, other = self._path(b, set(exits))
-        return [*before, exits[other], *reversed(after)]
+        before, last = self._path(a, exits)
+        entries = {
+            y: event for y, event in self._different[last].items() if self._root[y] == root_b
+        }
+        after, first = self._path(b, set(entries))
+        return [*before, entries[first], *reversed(after)]
 
-    def _last_word(self, a: int, b: int) -> Answer | None:
-        """Without closure: the pair's latest answer that decides; a "same" that does not count yet decides nothing."""
+    def _deciding_answer(self, a: int, b: int) -> Answer | None:
+        """Return the latest answer about the pair itself that decides it; a "same" that does not count decides nothing."""
         for answer in reversed(self._pairs.get(_pair(a, b), [])):
-            if answer.verdict is Verdict.DIFFERENT or (
-                answer.verdict is Verdict.SAME and answer.event in self._counted
-            ):
+            counts = answer.verdict is Verdict.SAME and answer.event in self._counted
+            if answer.verdict is Verdict.DIFFERENT or counts:
                 return answer
         return None
 
     def _vote(self, answer: Answer) -> list[Answer]:
-        """The "same" answers that count now that this one was given."""
+        """Return the "same" answers that begin to count because of this one."""
         merge = answer.event if answer.confirms is None else answer.confirms
         votes = self._votes.setdefault(merge, [])
         votes.append(answer)
@@ -186,89 +203,116 @@ class Closure:
         return fresh
 
     def _join(self, a: int, b: int, event: int) -> Effect:
-        ra, rb = self._node(a), self._node(b)
-        if rb in self._enemies[ra]:
+        """Add a must-link, unless a cannot-link forbids it."""
+        large = self._add_image(a)
+        small = self._add_image(b)
+        if small in self._cannot_links[large]:
             self.contradictions.append(Contradiction(event, tuple(self.chain(a, b)), (event,)))
             return Effect.CONTRADICTION
         self._same[a].setdefault(b, event)
         self._same[b].setdefault(a, event)
-        if ra == rb:
+        if large == small:
             return Effect.KNOWN
-        if len(self._members[ra]) < len(self._members[rb]):
-            ra, rb = rb, ra
-        for image in self._members[rb]:
-            self._root[image] = ra
-        self._members[ra] += self._members.pop(rb)
-        for enemy in self._enemies.pop(rb):
-            self._enemies[enemy].discard(rb)
-            self._enemies[enemy].add(ra)
-            self._enemies[ra].add(enemy)
+        if len(self._members[large]) < len(self._members[small]):
+            large, small = small, large
+        for image in self._members[small]:
+            self._root[image] = large
+        self._members[large] += self._members.pop(small)
+        for other in self._cannot_links.pop(small):
+            self._cannot_links[other].discard(small)
+            self._cannot_links[other].add(large)
+            self._cannot_links[large].add(other)
         return Effect.NEW
 
-    def _part(self, a: int, b: int, event: int) -> Effect:
-        ra, rb = self._node(a), self._node(b)
-        effect = Effect.KNOWN if rb in self._enemies[ra] else Effect.NEW
-        if ra == rb:
+    def _separate(self, a: int, b: int, event: int) -> Effect:
+        """Add a cannot-link; within a component, set aside the must-links that contradict it."""
+        root_a = self._add_image(a)
+        root_b = self._add_image(b)
+        effect = Effect.KNOWN if root_b in self._cannot_links[root_a] else Effect.NEW
+        if root_a == root_b:
             against = tuple(self.chain(a, b))
-            self.contradictions.append(Contradiction(event, against, self._break_apart(a, b)))
-            ra, rb = self._root[a], self._root[b]
+            self.contradictions.append(Contradiction(event, against, self._break_up(a, b)))
+            root_a = self._root[a]
+            root_b = self._root[b]
             effect = Effect.CONTRADICTION
         self._different[a].setdefault(b, event)
         self._different[b].setdefault(a, event)
-        self._enemies[ra].add(rb)
-        self._enemies[rb].add(ra)
+        self._cannot_links[root_a].add(root_b)
+        self._cannot_links[root_b].add(root_a)
         return effect
 
-    def _break_apart(self, a: int, b: int) -> tuple[int, ...]:
-        """Take the component's must-links again, oldest first, without those that would join a and b; gives these."""
+    def _break_up(self, a: int, b: int) -> tuple[int, ...]:
+        """Build the component of two images again without the must-links that would join them.
+
+        Must-links are applied from the oldest to the youngest.
+
+        Returns:
+            Events of the must-links that were set aside.
+        """
         images = self._members.pop(self._root[a])
         links = sorted(
             {(event, *_pair(x, y)) for x in images for y, event in self._same[x].items()}
         )
-        for enemy in self._enemies.pop(self._root[a]):
-            self._enemies[enemy].discard(self._root[a])
+        for other in self._cannot_links.pop(self._root[a]):
+            self._cannot_links[other].discard(self._root[a])
         for image in images:
-            self._root[image], self._members[image], self._enemies[image] = image, [image], set()
+            self._make_component(image)
             self._same[image] = {}
-        self._enemies[self._root[a]].add(b)
-        self._enemies[self._root[b]].add(a)
+        # `_join` refuses whatever would join a and b.
+        self._cannot_links[self._root[a]].add(b)
+        self._cannot_links[self._root[b]].add(a)
         set_aside = []
         for event, x, y in links:
-            if self._root[y] in self._enemies[self._root[x]]:
+            if self._root[y] in self._cannot_links[self._root[x]]:
                 set_aside.append(event)
             else:
                 self._join(x, y, event)
         for image in images:
             root = self._root[image]
             for other in self._different[image]:
-                self._enemies[root].add(self._root[other])
-                self._enemies[self._root[other]].add(root)
+                self._cannot_links[root].add(self._root[other])
+                self._cannot_links[self._root[other]].add(root)
         return tuple(set_aside)
 
-    def _node(self, image: int) -> int:
+    def _add_image(self, image: int) -> int:
+        """Return the root of an image, which becomes a component of its own if it is new."""
         if image not in self._root:
-            self._root[image], self._members[image], self._enemies[image] = image, [image], set()
-            self._same[image], self._different[image] = {}, {}
+            self._make_component(image)
+            self._same[image] = {}
+            self._different[image] = {}
         return self._root[image]
 
+    def _make_component(self, image: int) -> None:
+        self._root[image] = image
+        self._members[image] = [image]
+        self._cannot_links[image] = set()
+
     def _path(self, start: int, goals: set[int]) -> tuple[list[int], int]:
-        """Events along a shortest path of must-links to any goal, and that goal."""
-        came: dict[int, tuple[int, int]] = {}
-        queue, seen = deque([start]), {start}
+        """Return the events along a shortest path of must-links to any goal, and that goal."""
+        #: Image -> image before it on the path, and the event of the must-link between them.
+        before: dict[int, tuple[int, int]] = {}
+        queue = deque([start])
+        seen = {start}
         while queue:
             image = queue.popleft()
             if image in goals:
-                events, goal = [], image
-                while image != start:
-                    image, event = came[image]
-                    events.append(event)
-                return events[::-1], goal
+                return self._trace(before, start, image), image
             for other, event in self._same[image].items():
                 if other not in seen:
                     seen.add(other)
-                    came[other] = image, event
+                    before[other] = image, event
                     queue.append(other)
         raise AssertionError("a component is connected")
+
+    @staticmethod
+    def _trace(before: dict[int, tuple[int, int]], start: int, goal: int) -> list[int]:
+        """Return the events from start to goal, following each image back to the one before it."""
+        events = []
+        image = goal
+        while image != start:
+            image, event = before[image]
+            events.append(event)
+        return events[::-1]
 
 
 def _pair(a: int, b: int) -> tuple[int, int]:

@@ -172,7 +172,7 @@ def _decided_pairs(closure: Closure) -> Iterator[tuple[int, int]]:
     place = {root: i for i, root in enumerate(order)}
     for root in order:
         yield from combinations(components[root], 2)
-        for enemy in sorted(closure.enemies(root), key=place.__getitem__):
+        for enemy in sorted(closure.cannot_links(root), key=place.__getitem__):
             if place[enemy] > place[root]:
                 yield from product(components[root], components[enemy])
 
@@ -196,7 +196,7 @@ def _pending(answers: Sequence[Answer], closure: Closure) -> str:
 def _components(closure: Closure) -> list[str]:
     sizes = [len(images) for images in closure.components().values()]
     joined = [size for size in sizes if size > 1]
-    enemies = sum(len(closure.enemies(root)) for root in closure.components()) // 2
+    enemies = sum(len(closure.cannot_links(root)) for root in closure.components()) // 2
     largest = f", the largest of {max(joined):,}" if joined else ""
     return [
         _line("components", f"{len(joined):,} of two images and more{largest}"),

@@ -124,7 +124,7 @@ def simulate(
             )
 
     note(0, labels.clone)
-    asker.watch = note
+    asker.after_answer = note
     for round_ in range(_ROUNDS):
         before = asker.asked
         labels, _ = refine(features, labels, asker, strategy, q, round_)

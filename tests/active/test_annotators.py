@@ -24,7 +24,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastreid_al.annotators.annotators import Oracle, Replay, Terminal
+from fastreid_al.annotators import Oracle, Replay, Terminal
 from fastreid_al.annotators.sheet import MEMBERS, draw_sheet
 from fastreid_al.answers.closure import Closure
 from fastreid_al.answers.question import (
@@ -86,7 +86,7 @@ def test_oracle_answers_alike_in_any_order_of_questions_and_of_images() -> None:
 
 def test_oracle_answers_alike_in_another_process() -> None:
     code = (
-        "import torch; from fastreid_al.annotators.annotators import Oracle; from fastreid_al.answers.question import Question\n"
+        "import torch; from fastreid_al.annotators import Oracle; from fastreid_al.answers.question import Question\n"
         "oracle = Oracle(torch.arange(150) % 30, error=0.3, unsure=0.2, seed=1)\n"
         "for b in range(1, 150):\n"
         "    rows = torch.tensor([0]), torch.tensor([b])\n"
@@ -119,8 +119,8 @@ def test_oracle_keeps_names_apart() -> None:
     """The pairs ("a", "b,c") and ("a,b", "c") are not one pair, for any separator."""
     names = ['a"', ' "b', "a", '", "b', "a\0b", "c", "a", "b\0c"]
     oracle = Oracle(torch.arange(8), names)
-    assert oracle._draw(0, 1) != oracle._draw(2, 3)
-    assert oracle._draw(4, 5) != oracle._draw(6, 7)
+    assert oracle._uniform(0, 1) != oracle._uniform(2, 3)
+    assert oracle._uniform(4, 5) != oracle._uniform(6, 7)
 
 
 def test_oracle_seeds_differ() -> None:
@@ -165,14 +165,14 @@ def test_oracle_rates_of_one_leave_nothing_to_chance() -> None:
     ],
 )
 def test_oracle_refuses_rates_that_are_no_shares(rates: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"between 0 and 1|sum to 1\.1"):
+    with pytest.raises(ValueError, match=r"between 0 and 1|a sum of 1\.1"):
         Oracle(IDENTITIES, **rates)
 
 
 def test_oracle_needs_true_identities_and_a_name_each() -> None:
-    with pytest.raises(ValueError, match=r"needs true identities, and 1 of 3"):
+    with pytest.raises(ValueError, match=r"needs true identities: 1 of 3"):
         Oracle(torch.tensor([0, -1, 2]))
-    with pytest.raises(ValueError, match="2 names for 3"):
+    with pytest.raises(ValueError, match="names: got 2, expected one for each of 3"):
         Oracle(torch.tensor([0, 1, 2]), ["a", "b"])
 
 
@@ -375,11 +375,11 @@ def test_undo_takes_the_last_answer_back(line: str, records: list[Record]) -> No
         terminal.answer(question(2, 3))
     assert terminal.answer(question(0, 1)) is D
     assert [
-        text.split(":")[0] for text in out.getvalue().splitlines() if text.startswith("question")
+        text.split(":")[0] for text in out.getvalue().splitlines() if text.startswith("Question")
     ] == [
-        "question 1",
-        "question 2",
-        "question 1",
+        "Question 1",
+        "Question 2",
+        "Question 1",
     ]
 
 
@@ -388,7 +388,7 @@ def test_undo_before_any_answer_is_passed_on(records: list[Record]) -> None:
     with pytest.raises(UndoLast):
         terminal.answer(question(0, 1))
     terminal.answer(question(0, 1))
-    assert "question 0" not in out.getvalue()
+    assert "Question 0" not in out.getvalue()
 
 
 @pytest.mark.parametrize("line", ["q", "quit", "\x03", "\x04"])
@@ -450,10 +450,10 @@ def test_question_is_told_in_words_and_the_sheet_once(records: list[Record]) -> 
     assert terminal.shown == ([records[3].path.as_posix()], [records[4].path.as_posix()])
     text = out.getvalue()
     sheet = records[0].path.parent / "sheet.png"
-    assert text.count("may be left open") == 1 and text.count(f"sheet {sheet}") == 2
-    assert "question 1: two clusters: should they be merged? similarity 0.71" in text
-    assert "A: image 0 (camera 0, 3 images)   B: image 7 (camera 1, 1 image)" in text
-    assert "question 2: one cluster: should it be split?" in text
+    assert text.count("Leave it open") == 1 and text.count(f", shown in {sheet})") == 2
+    assert "Question 1: two clusters: should they be merged? (similarity 0.71" in text
+    assert "A: image 0 (camera 0, 3 images)\n  B: image 7 (camera 1, 1 image)\n" in text
+    assert "Question 2: one cluster: should it be split?" in text
 
 
 def test_terminal_does_not_tell_identities(records: list[Record]) -> None:
@@ -590,7 +590,7 @@ def test_ctrl_c_leaves_where_its_signal_is_caught_by_a_run(records: list[Record]
     """The training loop notes the first Ctrl-C and lets the second kill: the terminal must not wait for either."""
     code = (
         "import fcntl, pathlib, signal, termios, torch\n"
-        "from fastreid_al.annotators.annotators import Terminal\n"
+        "from fastreid_al.annotators import Terminal\n"
         "from fastreid_al.answers.question import Question, QuitAsking\n"
         "from fastreid_al.data.records import Record\n"
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
@@ -623,5 +623,5 @@ def test_without_termios_the_terminal_is_read_by_lines(
     at_terminal: tuple[Pty, Terminal, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     person, terminal, _ = at_terminal
-    monkeypatch.setattr("fastreid_al.annotators.annotators._HAS_TERMIOS", False)
+    monkeypatch.setattr("fastreid_al.annotators.terminal._HAS_TERMIOS", False)
     assert press(person, terminal, b"different\n") is D

@@ -573,7 +573,9 @@ def test_65_000_answers_are_read_and_replayed(tmp_path: Path) -> None:
         assert ledger.seconds() == 65_000
         closure = Closure.replay(answers)
     distinct = {tuple(p) for p in pairs}
-    assert sum(len(closure.enemies(root)) for root in closure.components()) == 2 * len(distinct)
+    assert sum(len(closure.cannot_links(root)) for root in closure.components()) == 2 * len(
+        distinct
+    )
 
 
 @pytest.mark.parametrize(

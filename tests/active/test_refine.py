@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastreid_al.active import refine
-from fastreid_al.active.partition import Partition, apply_memory, settle
+from fastreid_al.active.partition import Partition, apply_answers, settle
 from fastreid_al.active.strategies.random_pairs import random_pairs
 from fastreid_al.active.strategies.spal import farthest_and_nearest_pairs
 from fastreid_al.annotators import Oracle
@@ -80,7 +80,7 @@ def test_no_pair_is_asked_twice_over_many_rounds_nor_one_that_the_answers_imply(
 
     class Strict(Counting):
         def answer(self, question: Question) -> Verdict:
-            assert asker.memory.verdict(*question.images) is None
+            assert asker.closure.verdict(*question.images) is None
             return super().answer(question)
 
     annotator = Strict(identities)
@@ -272,8 +272,8 @@ def test_a_merge_that_needs_confirmation_counts_when_other_images_agree(error: f
         assert (verdict, annotator.asked) == (DIFFERENT, [(0, 3)])
     else:
         assert (verdict, annotator.asked) == (SAME, [(0, 3), (1, 4), (2, 5)])
-        assert asker.memory.verdict(0, 3) is SAME
-        assert asker.memory.verdict(1, 3) is None
+        assert asker.closure.verdict(0, 3) is SAME
+        assert asker.closure.verdict(1, 3) is None
     asker.end()
     asker.begin(1)
     assert asker.ask(question) is verdict
@@ -290,8 +290,8 @@ def test_a_merge_that_other_images_speak_against_does_not_count_and_is_not_asked
         assert asker.ask(question) is UNSURE
         asker.end()
     assert annotator.asked == [(0, 3), (1, 4)]
-    assert asker.memory.verdict(0, 3) is None
-    assert asker.memory.verdict(1, 4) is DIFFERENT
+    assert asker.closure.verdict(0, 3) is None
+    assert asker.closure.verdict(1, 4) is DIFFERENT
 
 
 def test_a_merge_of_single_images_needs_no_more_pairs_than_there_are() -> None:
@@ -311,7 +311,7 @@ def test_the_budget_ends_a_confirmation_and_the_merge_waits() -> None:
     with pytest.raises(OutOfQuestions):
         asker.ask(question)
     asker.end()
-    assert asker.memory.verdict(0, 3) is None
+    assert asker.closure.verdict(0, 3) is None
     asker.begin(1, limit=2)
     assert asker.ask(question) is SAME
     assert len(asker.annotator.asked) == 3
@@ -336,7 +336,7 @@ def test_memory_brings_together_what_is_the_same_and_sets_apart_what_is_differen
     answers, labels = given_
     features = torch.from_numpy(clustered_features(12, 4)).float()
     closure = Closure.replay(answers)
-    after = apply_memory(features, labels, closure)
+    after = apply_answers(features, labels, closure)
     for a in range(12):
         for b in range(a):
             together = bool(after[a] == after[b] >= 0)
@@ -353,7 +353,7 @@ def test_an_image_that_would_bring_enemies_together_moves_alone() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     # 0 and 3 are different, 1 and 4 the same: 4 moves to 1, the clusters stay.
     closure = Closure.replay([Answer(1, 0, 3, DIFFERENT), Answer(2, 1, 4, SAME)])
-    assert apply_memory(features, labels, closure).tolist() in (
+    assert apply_answers(features, labels, closure).tolist() in (
         [0, 0, 0, 1, 0, 1],
         [0, 1, 0, 1, 1, 1],
     )

@@ -262,9 +262,9 @@ def test_a_ledger_of_another_image_set_is_refused_with_both_names(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "supervised"}, "--method supervised has no questions"),
-        ({"annotator": "replay"}, "--questions.replay"),
-        ({"oracle": OracleConfig(error=1.5)}, "--oracle"),
+        ({"method": "supervised"}, "`method` supervised asks no questions"),
+        ({"annotator": "replay"}, "`questions.replay`"),
+        ({"oracle": OracleConfig(error=1.5)}, "`oracle`"),
         (
             {"questions": QuestionConfig(budget=-1)},
             "`questions.budget`: got -1, expected 0 or more",
@@ -288,7 +288,7 @@ def test_questions_that_cannot_work_are_refused_in_one_line(
 def test_an_oracle_for_unlabelled_images_is_refused(asking: RunConfig, tmp_path: Path) -> None:
     for i in range(20):
         Image.fromarray(np.full((40, 20, 3), 12 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    with pytest.raises(UserError, match="--annotator terminal"):
+    with pytest.raises(UserError, match="terminal asks a person"):
         run_training(replace(asking, dataset="folder", data_root=str(tmp_path)))
 
 
@@ -326,7 +326,7 @@ def test_saved_features_are_simulated(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ask=gian"], "--ask: there is no 'gian'"),
+        (["--ask=gian"], "`ask`: got 'gian', expected one of ucal, gain"),
         (["--budget=-1"], "`budget`: got -1, expected 0 or more"),
         (["--questions.budget=3"], "a simulation has one --budget"),
     ],

@@ -150,7 +150,7 @@ class _Splits:
 
     def _is_open(self, question: Question) -> bool:
         """Whether it can be asked; a known answer is acted on at once."""
-        if self.asker.open(*question.images):
+        if self.asker.can_ask(*question.images):
             return True
         self.splits[question.cluster].answer(question, self.asker.ask(question), self.partition)
         return False
@@ -213,7 +213,7 @@ class _Merges:
                 self._best = best
                 return float(gain[best])
             self._drop(best)
-            known = self.asker.memory.verdict(self.shown[i], self.shown[j])
+            known = self.asker.closure.verdict(self.shown[i], self.shown[j])
             if known is Verdict.SAME and not self._apart(i, j):
                 self._merge(i, j)
             else:
@@ -246,7 +246,9 @@ class _Merges:
     def _askable(self, i: int, j: int) -> bool:
         """Whether the answers so far leave open what two groups are to each other."""
         a, b = self.shown[i], self.shown[j]
-        return (self.asker.open(a, b) or self.asker.waits(a, b)) and not self._apart(i, j)
+        return (
+            self.asker.can_ask(a, b) or self.asker.awaits_confirmation(a, b)
+        ) and not self._apart(i, j)
 
     def _apart(self, i: int, j: int) -> bool:
         """Whether two groups hold images that are known to be different."""
@@ -256,11 +258,11 @@ class _Merges:
         return {
             root
             for image in self.groups[group]
-            if (root := self.asker.memory.root(image)) is not None
+            if (root := self.asker.closure.root(image)) is not None
         }
 
     def _enemies(self, group: int) -> set[int]:
-        return set().union(*(self.asker.memory.enemies(root) for root in self._roots(group)))
+        return set().union(*(self.asker.closure.cannot_links(root) for root in self._roots(group)))
 
     def _merge(self, i: int, j: int) -> None:
         if len(self.groups[i]) < len(self.groups[j]):
@@ -339,7 +341,7 @@ class _Merges:
         if len(rows) == 1:
             return rows[0]
         similarity = (self.features[rows] @ self.units[group]).numpy()
-        answered = np.array([self.asker.memory.root(row) is not None for row in rows])
+        answered = np.array([self.asker.closure.root(row) is not None for row in rows])
         central = answered & (similarity >= np.quantile(similarity, _CENTRAL))
         return rows[
             int(

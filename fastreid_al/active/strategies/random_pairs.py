@@ -23,7 +23,7 @@ def ask_random_pairs(
         asker: Asks the annotator and records the answers; its seed and epoch seed the draw.
         config: Not used; this strategy has no constants.
     """
-    allowed = asker.allowed()
+    allowed = asker.questions_allowed()
     count = _UNLIMITED if allowed is None else allowed
     for i, j in random_pairs(len(features), count, 1_000_003 * asker.seed + asker.epoch):
         asker.ask_pair(i, j)

@@ -1,0 +1,120 @@
+"""The oracle: an annotator that knows the true identities, with errors at given rates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..answers.question import Question, Verdict
+from ..errors import UserError
+from .context import AnnotatorContext
+
+
+class Oracle:
+    """Answers from true identities, with errors at given rates; the same question always has the same answer.
+
+    The answer to a question depends on the seed and on the names of its two images only. It does not depend on the order of
+    the questions, the order of the images, or the process.
+
+    Args:
+        identities: (n,) int64, true identities.
+        names: n names of the images; their rows when not given. If the names are the images' paths, an image keeps its
+            answers when other images are added to the set or removed.
+        error: Share of questions answered wrong: "same" for "different", and "different" for "same".
+        unsure: Share of questions answered "unsure".
+        not_comparable: Share of questions answered "not comparable".
+        seed: Seed of the errors.
+
+    Raises:
+        ValueError: A rate is not in [0, 1], the rates sum to more than 1, or an identity is unknown.
+    """
+
+    name = "oracle"
+
+    def __init__(
+        self,
+        identities: Tensor,
+        names: Sequence[str] | None = None,
+        *,
+        error: float = 0.0,
+        unsure: float = 0.0,
+        not_comparable: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        _check(
+            identities, names, {"unsure": unsure, "not_comparable": not_comparable, "error": error}
+        )
+        self._identities = identities.tolist()
+        self._names = names
+        self._seed = seed
+        # A uniform number below the first bound is "unsure", below the second "not comparable", below the third wrong.
+        self._unsure_below = unsure
+        self._not_comparable_below = math.fsum((unsure, not_comparable))
+        self._wrong_below = math.fsum((unsure, not_comparable, error))
+
+    def answer(self, question: Question) -> Verdict:
+        """Answer for the two images that are shown."""
+        a, b = question.images
+        number = self._uniform(a, b)
+        if number < self._unsure_below:
+            return Verdict.UNSURE
+        if number < self._not_comparable_below:
+            return Verdict.NOT_COMPARABLE
+        same = self._identities[a] == self._identities[b]
+        wrong = number < self._wrong_below
+        return Verdict.SAME if same != wrong else Verdict.DIFFERENT
+
+    def _uniform(self, a: int, b: int) -> float:
+        """Return a number in [0, 1) that is uniform over pairs of images."""
+        names = sorted(str(row) if self._names is None else self._names[row] for row in (a, b))
+        text = json.dumps([self._seed, *names])
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        # 53 bits, because more would round up to 1.
+        return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
+
+
+def make_oracle(context: AnnotatorContext) -> Oracle:
+    """Return the oracle of a run.
+
+    Raises:
+        UserError: An identity is unknown, or a rate is out of range.
+    """
+    identities = torch.tensor([record.identity for record in context.records], dtype=torch.int64)
+    settings = context.config.oracle
+    try:
+        return Oracle(
+            identities,
+            context.keys.names,
+            error=settings.error,
+            unsure=settings.unsure,
+            not_comparable=settings.not_comparable,
+            seed=settings.seed,
+        )
+    except ValueError as error:
+        raise UserError(f"`oracle`: {error}") from error
+
+
+def _check(identities: Tensor, names: Sequence[str] | None, rates: dict[str, float]) -> None:
+    for what, rate in rates.items():
+        if not 0 <= rate <= 1:
+            raise ValueError(f"{what}: got {rate}, expected a share between 0 and 1")
+    # Summed without rounding in between: 0.1 + 0.2 + 0.7 is 1.
+    total = math.fsum(rates.values())
+    if total > 1:
+        raise ValueError(
+            f"unsure, not_comparable and error: got a sum of {total:g}, expected at most 1"
+        )
+    unknown = int((identities < 0).sum())
+    if unknown:
+        raise ValueError(
+            f"the oracle needs true identities: {unknown:,} of {len(identities):,} are unknown (-1)"
+        )
+    if names is not None and len(names) != len(identities):
+        raise ValueError(
+            f"names: got {len(names):,}, expected one for each of {len(identities):,} identities"
+        )

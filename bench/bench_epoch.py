@@ -37,7 +37,8 @@ from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 from rich.console import Console
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils import data as torch_data
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from fastreid_al.config import (
@@ -61,7 +62,7 @@ from fastreid_al.data.pixels import PixelStore
 from fastreid_al.data.records import Record
 from fastreid_al.data.samplers import IdentitySampler, PassSampler, iterations_of
 from fastreid_al.engine.console import Reporter
-from fastreid_al.engine.extract import extract_features
+from fastreid_al.engine.extract import extract_features, identities_and_cameras
 from fastreid_al.engine.loop import TrainingLoop
 from fastreid_al.engine.method import Method
 from fastreid_al.engine.network import Network, choose_algorithms
@@ -73,6 +74,8 @@ from fastreid_al.methods.nnct import NNCT
 from fastreid_al.methods.ucal import UCAL
 from fastreid_al.metrics import Ranking, rank_gallery
 from fastreid_al.models import ReIdNet, build_model
+from fastreid_al.runs.context import make_context
+from fastreid_al.runs.data import Dataset
 from fastreid_al.runs.questions import open_questions
 from fastreid_al.synthetic import planted_partition
 
@@ -316,9 +319,9 @@ class Ours:
         people = zip(planted.identities.tolist(), planted.cameras.tolist(), strict=True)
         records = [Record(folder / f"{i}.jpg", *who) for i, who in enumerate(people)]
         images = ImageSet("msmt17", folder, records, [], [])
-        with open_questions(
-            config, images, records, self.loader.store.digests, folder, silent(), StopSignal()
-        ) as questions:
+        target = Dataset(images, records, self.loader.store, *identities_and_cameras(records))
+        context = make_context(replace(config, run_dir=str(folder)), self.device, reporter=silent())
+        with open_questions(context, target) as questions:
             ucal = PlantedUCAL(
                 planted.cameras,
                 config.cluster,
@@ -331,7 +334,7 @@ class Ours:
             yield ucal
 
 
-class Decoded(Dataset[tuple[Tensor, int]]):
+class Decoded(torch_data.Dataset[tuple[Tensor, int]]):
     """Decoded images in memory, each transformed when it is asked for."""
 
     def __init__(self, pixels: Tensor, n: int, transform: Callable[[Image.Image], Tensor]) -> None:

@@ -13,6 +13,7 @@ from ..errors import DataError
 from .folder import read_folder
 from .market import FOLDERS, read_market
 from .msmt17 import IMAGE_FOLDERS, LISTS, read_msmt17
+from .reader import TARGET_KEYS, SetKeys
 from .records import ImageSet, SplitCounts, count
 
 # Where each set lies below a data root; the data root itself may also be the set's own folder.
@@ -67,6 +68,7 @@ def load(
     synthetic: SyntheticConfig | None = None,
     verbose: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
+    keys: SetKeys = TARGET_KEYS,
 ) -> ImageSet:
     """Read an image set.
 
@@ -77,6 +79,7 @@ def load(
         validation: MSMT17 only: train on train + val.
         synthetic: Size and seed of the synthetic set.
         on_progress: Called with (images drawn, images in all) while the synthetic set is drawn.
+        keys: Keys of the settings that choose the set, for error messages.
         verbose: Print the counts of images, identities and cameras, and warn where they differ from the published ones.
 
     Returns:
@@ -86,13 +89,13 @@ def load(
         DataError: No such set, folder or image; the message says what was looked for, where, and what lies nearest.
     """
     if name == "synthetic":
-        images = _load_synthetic(synthetic or SyntheticConfig(), validation, on_progress)
+        images = _load_synthetic(synthetic or SyntheticConfig(), validation, on_progress, keys)
     elif name == "folder":
-        images = read_folder(_existing(Path(root)))
+        images = read_folder(_existing(Path(root), keys.root))
     elif name == "msmt17":
-        images = read_msmt17(find_set(name, Path(root)), validation=validation)
+        images = read_msmt17(find_set(name, Path(root), keys.root), validation=validation)
     elif name in _PLACES:
-        images = read_market(name, find_set(name, Path(root)))
+        images = read_market(name, find_set(name, Path(root), keys.root))
     else:
         known = tuple(plugins.available(plugins.DATASETS))
         near = difflib.get_close_matches(name, known, 1)
@@ -105,14 +108,17 @@ def load(
 
 
 def _load_synthetic(
-    config: SyntheticConfig, validation: bool, on_progress: Callable[[int, int], None] | None
+    config: SyntheticConfig,
+    validation: bool,
+    on_progress: Callable[[int, int], None] | None,
+    keys: SetKeys,
 ) -> ImageSet:
     from ..synthetic.dataset import cached_synthetic
 
     try:
         folder = cached_synthetic(config, on_progress=on_progress)
     except ValueError as error:
-        raise DataError(f"--synthetic: {error}") from error
+        raise DataError(f"`{keys.synthetic}`: {error}") from error
     except OSError as error:
         raise DataError(
             f"could not draw the synthetic set ({error}); name a folder with room in FASTREID_AL_CACHE"
@@ -121,9 +127,9 @@ def _load_synthetic(
     return ImageSet("synthetic", images.root, images.train, images.query, images.gallery)
 
 
-def find_set(name: str, root: Path) -> Path:
+def find_set(name: str, root: Path, key: str = "data_root") -> Path:
     """Find the set's own folder from the data root or from itself."""
-    root = _existing(root)
+    root = _existing(root, key)
     candidates = [root / place for place in _PLACES[name]] + [root]
     for candidate in candidates:
         if any((candidate / marker).exists() for marker in _MARKERS[name]):
@@ -135,7 +141,7 @@ def find_set(name: str, root: Path) -> Path:
     )
     raise DataError(
         f"no {name} found: looked for {wanted} in {root} and below it in {', '.join(_PLACES[name])}; "
-        f"{_nearest(name, root)}"
+        f"{_nearest(name, root, key)}"
     )
 
 
@@ -158,7 +164,7 @@ def describe(images: ImageSet, *, validation: bool = True) -> list[str]:
     return lines
 
 
-def _existing(root: Path) -> Path:
+def _existing(root: Path, key: str) -> Path:
     if root.is_dir():
         return root
     if root.exists():
@@ -174,15 +180,15 @@ def _existing(root: Path) -> Path:
         else f"there lie: {', '.join(names[:5]) or 'nothing'}"
     )
     raise DataError(
-        f"folder {root} does not exist; {parent} does, {lies}. Name the folder with --data-root"
+        f"folder {root} does not exist; {parent} does, {lies}. Name the folder with `{key}`"
     )
 
 
-def _nearest(name: str, root: Path) -> str:
+def _nearest(name: str, root: Path, key: str) -> str:
     """Say what lies at or below root that looks most like the set."""
     for folder in islice(_folders(root, depth=3), 2000):
         if any((folder / marker).exists() for marker in _MARKERS[name]):
-            return f"nearest: {folder}, which holds one of them. Name it with --data-root"
+            return f"nearest: {folder}, which holds one of them. Name it with `{key}`"
     names = sorted(p.name for p in root.iterdir())
     return f"{root} holds {', '.join(names[:5]) + (', ...' if len(names) > 5 else '') if names else 'nothing'}"
 

@@ -93,8 +93,8 @@ def joined(
     Args:
         device: Where this rank computes.
         raised_together: Exceptions that the block raises on all ranks or on none. The group is shut
-            down before they propagate; after any other exception it is left open, because other ranks
-            may wait in it until torchrun ends them.
+            down before they propagate; after any other exception it is left open, because other
+            ranks may wait in it until torchrun ends them.
 
     Yields:
         The world, and a line that says how the ranks communicate; `SINGLE_PROCESS` and None without
@@ -148,8 +148,8 @@ def _join(backend: str) -> World:
             control = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_SILENCE))
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the ranks could not connect ({str(error).splitlines()[0]}); start them with torchrun, "
-            "which sets MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE"
+            f"the ranks could not connect ({str(error).splitlines()[0]}); start them with "
+            "torchrun, which sets MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE"
         ) from error
     return World(group, dist.PrefixStore("ranks", store), control)
 

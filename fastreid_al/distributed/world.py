@@ -1,8 +1,8 @@
 """The processes of a run (ranks) and the collectives between them.
 
-Tensors of n rows are sharded as `torch.chunk` splits them: each of W ranks holds ceil(n / W) rows, the
-last ranks fewer or none. Methods that communicate are collective: all ranks call them in the same
-order. With a single process they return what is there, and nothing is sent.
+Tensors of n rows are sharded as `torch.chunk` splits them: each of W ranks holds ceil(n / W) rows,
+the last ranks fewer or none. Methods that communicate are collective: all ranks call them in the
+same order. With a single process they return what is there, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -233,8 +233,8 @@ class World:
         Args:
             rows: (sum of counts, ...) rows to send.
             counts: How many rows to send to each rank.
-            received: How many rows each rank sends to this one; exchanged first when not given. Either
-                all ranks give it or none.
+            received: How many rows each rank sends to this one; exchanged first when not given.
+                Either all ranks give it or none.
 
         Returns:
             The rows received, in rank order, and how many came from each rank.
@@ -256,12 +256,13 @@ class World:
         Args:
             rows: (r, D), the rows on this rank, in ascending order of their numbers.
             before: (n,) int64 rank that holds each row, on the CPU; the same on all ranks.
-            after: (n,) int64 rank that each row goes to, on the CPU; the same on all ranks. A row with
-                -1 is dropped.
+            after: (n,) int64 rank that each row goes to, on the CPU; the same on all ranks. A row
+                with -1 is dropped.
 
         Yields:
             A range of columns, and these columns of the rows that are on this rank afterwards, in
-            ascending order of their numbers. About 64 MB a rank at a time where rows are spread evenly.
+            ascending order of their numbers. About 64 MB a rank at a time where rows are spread
+            evenly.
         """
         if self.size == 1:
             kept = after == 0
@@ -272,7 +273,7 @@ class World:
         counts = torch.bincount(goes_to[goes_to >= 0], minlength=self.size).tolist()
         # Rows to send in rank order, without the dropped ones, which sort first.
         order = goes_to.argsort(stable=True)[int((goes_to < 0).sum()) :].to(rows.device)
-        # Received rows arrive in rank order; `positions` is where they belong among this rank's rows.
+        # Rows arrive in rank order; `positions` is where they belong among this rank's rows.
         positions = comes_from.argsort(stable=True).to(rows.device)
         step = max(1, _MOVED // max(1, -(-len(before) // self.size)))
         for first in range(0, rows.shape[1], step):
@@ -287,7 +288,8 @@ class World:
 
         Args:
             shard: (r, ...), this rank's rows of the tensor.
-            rows: (R,) int64 rows of the whole tensor that this rank wants; another number on each rank.
+            rows: (R,) int64 rows of the whole tensor that this rank wants; another number on each
+                rank.
             n: Rows of the whole tensor.
 
         Returns:
@@ -332,7 +334,8 @@ class World:
 
         Args:
             make: Called on rank 0; returns a picklable object.
-            watch: Called about once a second on the waiting ranks; an exception of it ends the wait.
+            watch: Called about once a second on the waiting ranks; an exception of it ends the
+                wait.
         """
         if self.size == 1:
             return make()
@@ -344,7 +347,8 @@ class World:
         try:
             made = make()
         except BaseException as error:
-            self._store.set(key, _pickled(None, error))  # type: ignore[arg-type]  # bytes are taken as they are
+            # The store takes bytes as they are, although its signature says str.
+            self._store.set(key, _pickled(None, error))  # type: ignore[arg-type]
             raise
         self._store.set(key, _pickled(made, None))  # type: ignore[arg-type]
         return made
@@ -422,7 +426,7 @@ SINGLE_PROCESS = World()
 
 
 def _as_bytes(x: Tensor) -> Tensor:
-    """View a tensor of a dtype that some backends cannot send as uint8; other tensors as they are."""
+    """View a tensor as uint8 if some backend cannot send its dtype, else return it as it is."""
     if x.dtype in (torch.bool, torch.float16, torch.bfloat16, torch.int16):
         return (x[:, None] if x.ndim == 1 else x).view(torch.uint8)
     return x

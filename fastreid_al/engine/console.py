@@ -27,8 +27,8 @@ class Reporter:
 
     Args:
         console: Where to print; standard output when not given.
-        wording: Changes each line before it is printed. The command line uses it to name settings by
-            their options; lines stay as they are when it is not given.
+        wording: Changes each line before it is printed. The command line uses it to name settings
+            by their options; lines stay as they are when it is not given.
     """
 
     def __init__(

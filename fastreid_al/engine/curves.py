@@ -47,7 +47,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
 
 
 def _plot(axes: Any, history: list[dict[str, Any]], key: str, scale: int) -> None:
-    """Plot one metric over the epochs that recorded it; metrics from before the questions dotted."""
+    """Plot a metric over the epochs that recorded it; a metric from before questions is dotted."""
     records = [record for record in history if record.get(key) is not None]
     if not records:
         return

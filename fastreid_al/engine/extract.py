@@ -132,7 +132,7 @@ class Evaluator:
         return rank_gallery(*self._sides(network), world=self._world)
 
     def with_reranking(self, network: Network) -> tuple[Ranking, Ranking]:
-        """Extract the features, and rank the gallery by them, without and with k-reciprocal re-ranking.
+        """Extract the features, and rank the gallery without and with k-reciprocal re-ranking.
 
         Raises:
             DataError: No query or no gallery image can be read.
@@ -180,7 +180,8 @@ class Evaluator:
         )
         if not records:
             raise DataError(
-                f"{self._images.root}: no readable {split} image; evaluation needs query and gallery"
+                f"{self._images.root}: no readable {split} image; "
+                "evaluation needs query and gallery"
             )
         # Read only once in each evaluation: the device's memory serves training better.
         place: Place = "device" if self._config.place == "device" else "host"

@@ -37,8 +37,8 @@ class Batch(NamedTuple):
     target: Tensor
     #: This process's part of them, and of the source's images.
     own: slice
-    #: (b,) int64 on the device, or (2b,) with a source: rows of this process's target images, then of
-    #: its source images.
+    #: (b,) int64 on the device, or (2b,) with a source: rows of this process's target images, then
+    #: of its source images.
     rows: Tensor
     #: Returns the target's images (b, 3, H, W) uint8.
     pixels: Callable[[], Tensor]
@@ -83,8 +83,8 @@ class TrainingLoop:
         """Train to the last epoch.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came. The state after the current step is saved, or the one
-                before the extraction or evaluation that was ended.
+            Interrupted: SIGINT or SIGTERM came. The state after the current step is saved, or the
+                one before the extraction or evaluation that was ended.
             TrainingError: The loss or the features are not finite, there is nothing to contrast, or
                 the device has too little memory; the last checkpoint is intact.
             CheckpointError: A checkpoint could not be written; the one before it is intact.
@@ -331,15 +331,15 @@ class TrainingLoop:
             gib = torch.cuda.get_device_properties(device).total_memory / 2**30
         state = self.state
         return (
-            f"epoch {state.epoch + 1}: {device} ({gib:.0f} GiB) ran out of memory: the feature memory "
-            f"takes a part of it. A smaller `batch.size` than {state.config.batch.size}"
+            f"epoch {state.epoch + 1}: {device} ({gib:.0f} GiB) ran out of memory, of which the "
+            f"feature memory takes a part. A smaller `batch.size` than {state.config.batch.size}"
             f"{self.loader.spare}, or more ranks than {state.world.size}, which shard the feature "
             "memory, needs less"
         )
 
 
 def _average_gradients(method: Method, world: World) -> None:
-    """Average the gradients of a method's own layers over the ranks, as DDP does for the network."""
+    """Average the gradients of a method's layers over the ranks, as DDP does for the network."""
     if world.size == 1:
         return
     for parameter in method.layers().parameters():
@@ -396,7 +396,7 @@ def _describe_labels(record: dict[str, Any]) -> list[str]:
 
 
 def _before_and_after(record: dict[str, Any], score: str) -> str:
-    """Return a pair score as per cent, after its value from before the questions where there were any."""
+    """Return a pair score as per cent; where questions were asked, with its value before them."""
     after = percent(record[f"pair_{score}"])
     before = record.get(f"drafted_pair_{score}")
     return after if before is None else f"{percent(before)} -> {after}"

@@ -26,10 +26,10 @@ class Method(Protocol):
 
     @property
     def labels_before_questions(self) -> Tensor | None:
-        """(n,) int64 clusters before this epoch's questions refined them; None when none were asked."""
+        """(n,) int64 clusters before the questions refined them; None when none were asked."""
 
     def layers(self) -> nn.ModuleList:
-        """Return the layers that are trained in addition to the network; they are in `state_dict` too."""
+        """Return the layers that are trained in addition to the network; `state_dict` has them."""
 
     def label_images(self, epoch: int, extract: Extract) -> dict[str, float]:
         """Label the images for an epoch, before its first batch.
@@ -43,7 +43,7 @@ class Method(Protocol):
         """
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
-        """Yield the rows of each batch's images, int64; the same ones when called again for an epoch.
+        """Yield the int64 rows of each batch's images; the same ones each time it is called.
 
         (B,) rows of the target, followed by as many rows of the source where there is one: (2B,).
         """

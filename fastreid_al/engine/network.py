@@ -52,7 +52,7 @@ class Network:
         self._train: nn.Module = model
 
     def join(self, world: World) -> Network:
-        """Wrap the network in DDP and synchronise its BatchNorms, where there are several processes.
+        """Wrap the network in DDP and synchronise its BatchNorms, for several processes.
 
         Args:
             world: The processes that train together.
@@ -99,7 +99,7 @@ class Network:
             world: Processes that do the same.
 
         Raises:
-            TrainingError: The device does not have enough memory; the message names a batch that fits.
+            TrainingError: The device has too little memory; the message names a batch that fits.
         """
         if not self.compiled and self.device.type != "cuda":
             return
@@ -117,12 +117,12 @@ class Network:
             advice = f"`batch.size` {smaller * world.size} would fit"
         each = " on each rank" if world.size > 1 else ""
         raise TrainingError(
-            f"{self.device} has no memory for a batch of {batch} images of {height} x {width}{each} "
-            f"({self.model.name}); {advice}{spare}"
+            f"{self.device} has no memory for a batch of {batch} images of {height} x {width}"
+            f"{each} ({self.model.name}); {advice}{spare}"
         )
 
     def _fits(self, batch: int, height: int, width: int, source: bool) -> bool:
-        """Whether a training step of `batch` images fits; tried again uncompiled if compiling fails."""
+        """Whether a training step fits; if compiling fails, it is tried again uncompiled."""
         kept = [buffer.clone() for buffer in self.model.buffers()]
         self.model.train()
         domains: tuple[Domain, ...] = ("target", "source") if source else ("target",)
@@ -200,7 +200,7 @@ def precision_of(settings: EngineConfig, device: torch.device) -> str:
 
 
 def compile_of(settings: EngineConfig, device: torch.device) -> str:
-    """Return "none", "default" or "graphs"; auto is decided by the device, and graphs need a GPU."""
+    """Return "none", "default" or "graphs"; auto depends on the device, graphs need a GPU."""
     if settings.compile == "auto":
         return "default" if device.type == "cuda" else "none"
     return "default" if settings.compile == "graphs" and device.type != "cuda" else settings.compile

@@ -81,7 +81,7 @@ class Profile:
 
 
 def _seconds_table(history: list[dict[str, Any]]) -> list[str]:
-    """Return the lines of a table with a row for each phase, and a column for each trained epoch."""
+    """Return the lines of a table with a row for each phase and a column for each epoch."""
     trained = [record for record in history if record.get("seconds")]
     phases: dict[str, None] = {}
     for record in trained:

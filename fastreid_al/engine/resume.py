@@ -20,7 +20,7 @@ def holds_run(folder: RunFolder) -> bool:
 
 
 def last_state(folder: RunFolder, world: World) -> dict[str, Any] | None:
-    """Return the last state that a run saved, by one process or by several; None when it saved none.
+    """Return the last state that a run saved, by one process or several; None if it saved none.
 
     All processes call it.
 
@@ -36,7 +36,7 @@ def last_state(folder: RunFolder, world: World) -> dict[str, Any] | None:
     if sharded is None or whole is None:
         return sharded or whole
     # Both exist when several processes wrote weights for evaluation beside their shards, or when a
-    # single process was killed after it had written its checkpoint and before it removed the shards.
+    # single process was killed between writing its checkpoint and removing the shards.
     if "optimizer" not in whole:
         return sharded
     return whole if _progress(whole) > _progress(sharded) else sharded
@@ -54,8 +54,8 @@ def check_resumable(state: Mapping[str, Any], config: RunConfig) -> None:
         config: The configuration of the run that asks for it.
 
     Raises:
-        CheckpointError: Settings differ that may not change, which are named; or the checkpoint lacks
-            the state of a training run.
+        CheckpointError: Settings differ that may not change, which are named; or the checkpoint
+            lacks the state of a training run.
     """
     if "optimizer" not in state:
         raise CheckpointError(

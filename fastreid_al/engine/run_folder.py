@@ -60,7 +60,7 @@ class RunFolder:
         write_json(self.versions, versions())
 
     def rewrite_metrics(self, history: list[dict[str, Any]]) -> None:
-        """Write metrics.jsonl from a checkpoint's history, because a killed run may have left half a line.
+        """Write metrics.jsonl from a checkpoint's history: a killed run may have left half a line.
 
         Args:
             history: One record an epoch.

@@ -1,9 +1,9 @@
 """Checkpoints of several processes: one file of common values, and tensors sharded by rows.
 
 A checkpoint is a folder `last-N`; `last.json` names the valid one. Both are written whole or not at
-all. Any number of processes can resume from it, also a single one. The sharded tensors are written by
-torch.distributed.checkpoint (DCP), which keeps its index as a pickle: resume only from folders that
-you trust.
+all. Any number of processes can resume from it, also a single one. The sharded tensors are written
+by torch.distributed.checkpoint (DCP), which keeps its index as a pickle: resume only from folders
+that you trust.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def save_shards(run: Path, state: dict[str, Any], world: World) -> None:
         world: The processes of the run.
 
     Raises:
-        CheckpointError: On all processes: the disk is full or not writable; the checkpoint before it
-            is intact.
+        CheckpointError: On all processes: the disk is full or not writable; the checkpoint before
+            it is intact.
     """
     before = _pointed(run) if world.is_first else None
     number = 0 if before is None else int(before.rsplit("-", 1)[1]) + 1
@@ -92,8 +92,8 @@ def load_shards(run: Path, world: World) -> dict[str, Any]:
 
     Args:
         run: The folder of the run.
-        world: The processes of the run; each gets its own rows of the sharded tensors as `Sharded`, a
-            single process gets the whole tensors.
+        world: The processes of the run; each gets its own rows of the sharded tensors as `Sharded`,
+            a single process gets the whole tensors.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged, or of another format.
@@ -189,7 +189,7 @@ def _distributed(part: Sharded, world: World, device: str | None = None) -> DTen
 
 
 def _sharded(state: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Sharded]]:
-    """Yield the sharded tensors of nested dictionaries with their paths, such as "method/memory"."""
+    """Yield the sharded tensors of nested dictionaries by path, such as "method/memory"."""
     for key, value in state.items():
         if isinstance(value, Sharded):
             yield prefix + key, value

@@ -26,9 +26,9 @@ class StopSignal:
     """Remembers the first SIGINT or SIGTERM of a run, and raises `Interrupted` where it is checked.
 
     Args:
-        ends_phases: Whether `check_phase` raises, which ends an extraction or an evaluation at once.
-            They take minutes and lose nothing. With several processes it must be False: a process
-            that leaves a phase would leave the others waiting in a collective.
+        ends_phases: Whether `check_phase` raises, which ends an extraction or an evaluation at
+            once. They take minutes and lose nothing. With several processes it must be False: a
+            process that leaves a phase would leave the others waiting in a collective.
     """
 
     def __init__(self, ends_phases: bool = True) -> None:
@@ -57,7 +57,7 @@ class StopSignal:
             raise Interrupted(self.signum)
 
     def check_phase(self) -> None:
-        """Raise `Interrupted` when a signal came and phases may be ended; called during a long phase."""
+        """Raise `Interrupted` when a signal came and phases may be ended. Called in long phases."""
         if self.ends_phases:
             self.check()
 

@@ -64,7 +64,7 @@ class Training:
     pending: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors, plain values and `Sharded` tensors. All processes call it."""
+        """Return the state as (sharded) tensors and plain values. All processes call it."""
         return {
             **self.weights(),
             "model": self.model.state_dict(),
@@ -108,8 +108,8 @@ class Training:
             self.method.load_state_dict(_to_device(state["method"], device))
         except ValueError as error:
             raise CheckpointError(
-                f"the checkpoint does not fit the run: {error}; resume with the images and settings "
-                "that it was made with, or start a new run with another `run_dir`"
+                f"the checkpoint does not fit the run: {error}; resume with the images and "
+                "settings that it was made with, or start a new run with another `run_dir`"
             ) from error
         self.augment.generator.set_state(state["random"]["augment"])
         torch.set_rng_state(state["random"]["torch"])
@@ -142,7 +142,8 @@ class Training:
                 kept = "no checkpoint was written yet"
             raise TrainingError(
                 f"epoch {self.epoch + (self.step > 0)}: the loss or weights are not finite "
-                f"(the training diverged); {kept}. Continue with `resume` and a lower `optimizer.lr`"
+                f"(the training diverged); {kept}. "
+                "Continue with `resume` and a lower `optimizer.lr`"
             )
         if self.world.size == 1:
             save_checkpoint(folder.last, self.state_dict())

@@ -1,4 +1,4 @@
-"""Checks that all processes of a run were started with the same settings and read the same images."""
+"""Checks that all processes of a run have the same settings and read the same images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def check_same_settings(world: World, config: RunConfig, resume: bool) -> None:
         resume: Whether this process was asked to resume.
 
     Raises:
-        UserError: On all ranks, naming the first rank that differs from rank 0, and in which settings.
+        UserError: On all ranks, naming the first rank that differs from rank 0, and in which
+            settings.
     """
     settings = {"resume": resume, **flatten(config)}
     first, *others = world.all_gather_objects(settings)

@@ -9,8 +9,7 @@ import torch
 
 from ..clustering import check_backend
 from ..clustering.ivf import check_library
-from ..config import EvaluationConfig, RunConfig, recipe
-from ..data import ImageSet, describe, load
+from ..config import RunConfig, recipe
 from ..data.augment import CROP_ASPECT
 from ..engine.console import Reporter
 from ..errors import SettingError, UserError
@@ -129,18 +128,3 @@ def pick_device(name: str) -> torch.device:
         hint = f"this machine has {count} CUDA devices"
         raise SettingError("device", name, "cpu, auto or an existing device", hint)
     return device
-
-
-def load_images(config: RunConfig | EvaluationConfig, reporter: Reporter) -> ImageSet:
-    """Read the image set of a run or of an evaluation, and print its counts."""
-    with reporter.progress("rendering", 0) as update:
-        images = load(
-            config.dataset or "synthetic",
-            config.data_root,
-            synthetic=config.synthetic,
-            verbose=False,
-            on_progress=update,
-        )
-    for line in describe(images):
-        reporter.line(line)
-    return images

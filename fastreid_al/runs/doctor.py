@@ -1,4 +1,4 @@
-"""The state of an installation, in lines."""
+"""Diagnoses an installation: what is installed, what works, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-#: Distributions that can be what is named, and what they are good for.
+#: Optional packages: the distributions that provide each of them, and what it is for.
 OPTIONAL = {
     "triton": (("triton",), "the kernels on a GPU; it comes with PyTorch for CUDA"),
     "scikit-learn": (("scikit-learn",), "comparing with its clustering: pip install scikit-learn"),
@@ -25,27 +25,37 @@ OPTIONAL = {
     ),
     "cuvs": (
         ("cuvs-cu13", "cuvs-cu12", "cuvs"),
-        "--cluster.neighbours ivf on a GPU: docs.rapids.ai/install",
+        "`cluster.neighbours` ivf on a GPU: docs.rapids.ai/install",
     ),
     "faiss": (
         ("faiss-gpu", "faiss-cpu", "faiss"),
-        "--cluster.neighbours ivf: pip install faiss-cpu",
+        "`cluster.neighbours` ivf: pip install faiss-cpu",
     ),
-    "tensorboard": (("tensorboard",), "--tensorboard: pip install tensorboard"),
+    "tensorboard": (("tensorboard",), "`tensorboard`: pip install tensorboard"),
     "pybind11": (("pybind11",), "building the extension in place: pip install pybind11"),
 }
+#: Units for bfloat16, by the flag of /proc/cpuinfo.
 BF16_UNITS = {
     "amx_bf16": "AMX",
     "avx512_bf16": "AVX-512",
     "avx_ne_convert": "AVX-NE-CONVERT",
     "bf16": "Arm",
 }
-#: Seconds that a test on one device may take; the first one on a GPU compiles kernels.
+#: Seconds that the test of one device may take; the first one on a GPU compiles kernels.
 PATIENCE = 300
+_REQUIREMENT = re.compile(
+    r"(?P<name>[\w.-]+)(\[[^]]*\])?\s*(>=\s*(?P<minimum>[\d.]+))?(?P<rest>.*)"
+)
 
 
 class Line(NamedTuple):
-    """One finding: what it is about, what was found, and whether the package cannot do its work like this."""
+    """A finding.
+
+    Args:
+        topic: What it is about.
+        text: What was found, and what to do about it.
+        broken: Whether the package cannot work as it is.
+    """
 
     topic: str
     text: str
@@ -53,62 +63,46 @@ class Line(NamedTuple):
 
 
 def diagnose() -> Iterator[Line]:
-    """What is installed, what runs, and what to do about the rest; first what the others stand on."""
+    """Yield the findings; what the others depend on comes first."""
     yield Line("python", f"{platform.python_version()}, {sys.executable}")
     yield from _requirements()
     yield from _optional()
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
-        yield Line(
-            "torch",
-            f"does not load: {_one_line(error)}; install PyTorch as pytorch.org says",
-            broken=True,
-        )
+        reason = " ".join(str(error).split())
+        text = f"does not load: {reason}; install PyTorch as pytorch.org says"
+        yield Line("torch", text, broken=True)
         return
     from .. import native
 
-    facts: dict[str, Any] = {}
-    if native.left_out():
-        yield Line("extension", "left out by FASTREID_AL_NATIVE=0; unset it to compute faster")
-    else:
-        done = _in_python("load")
-        if done.returncode == 0:
-            facts = json.loads(done.stdout.splitlines()[-1])
-            yield _extension(facts)
-        else:
-            yield Line("extension", _failure(done), broken=bool(native.libraries()))
+    line, facts = _extension()
+    yield line
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     yield from _devices(torch, devices, facts)
     for device in ("cpu", *(f"cuda:{i}" for i in range(devices))):
-        done = _in_python("self_test", device)
-        what = (
-            "small problem clustered as it should be"
-            if done.returncode == 0
-            else "failed: " + _failure(done)
-        )
-        yield Line("self-test", f"{device}: {what}", broken=done.returncode != 0)
-    yield _world(torch)
+        yield _self_test_line(device)
+    yield _distributed(torch)
     yield _threads(native.threads())
     yield _bf16()
 
 
 def load() -> None:
-    """Load the extension and print what it says of itself, as JSON; for a process of its own, which it may crash."""
+    """Load the extension and print its facts as JSON; in a process of its own, which may crash."""
     from .. import native
 
     try:
         module = native.load()
     except ImportError as error:
         raise SystemExit(native.explain(error)) from None
-    facts = {
-        name: getattr(module, name) for name in ("compiler", "openmp", "cuda", "cuda_architectures")
-    }
-    print(json.dumps({"path": module.__file__, **facts}))
+    facts = {"path": module.__file__}
+    for name in ("compiler", "openmp", "cuda", "cuda_architectures"):
+        facts[name] = getattr(module, name)
+    print(json.dumps(facts))
 
 
 def self_test(device: str) -> None:
-    """Cluster 6 groups of 10 points; for a process of its own."""
+    """Cluster 6 groups of 10 points. Runs in a process of its own, which may crash."""
     import torch
     from torch.nn.functional import normalize
 
@@ -124,143 +118,171 @@ def self_test(device: str) -> None:
 
 
 def _requirements() -> Iterator[Line]:
+    """Yield the version of the package, and of each package that it requires."""
+    folder = Path(__file__).parent.parent
     try:
-        wanted = metadata.requires("fastreid_al") or []
-        yield Line("fastreid_al", f"{metadata.version('fastreid_al')}, {Path(__file__).parent}")
+        requirements = metadata.requires("fastreid_al") or []
+        yield Line("fastreid_al", f"{metadata.version('fastreid_al')}, {folder}")
     except metadata.PackageNotFoundError:
-        wanted = []
-        yield Line(
-            "fastreid_al",
-            f"{Path(__file__).parent}, not installed: `pip install -e .` in the source folder",
-        )
-    for requirement in wanted:
-        found = re.match(
-            r"(?P<name>[\w.-]+)(\[[^]]*\])?\s*(>=\s*(?P<least>[\d.]+))?(?P<rest>.*)", requirement
-        )
-        if found is None or "extra ==" in found["rest"]:
-            continue
-        name, least = found["name"], found["least"]
-        version = _version(name)
-        if version is None:
-            yield Line(
-                name,
-                f"not installed: pip install '{name}{'>=' + least if least else ''}'",
-                broken=True,
-            )
-        elif least and _numbers(version) < _numbers(least):
-            yield Line(
-                name, f"{version}, older than {least}: pip install '{name}>={least}'", broken=True
-            )
-        else:
-            yield Line(name, version)
+        requirements = []
+        text = f"{folder}, not installed: `pip install -e .` in the source folder"
+        yield Line("fastreid_al", text)
+    for requirement in requirements:
+        match = _REQUIREMENT.match(requirement)
+        if match is not None and "extra ==" not in match["rest"]:
+            yield _requirement(match["name"], match["minimum"])
+
+
+def _requirement(name: str, minimum: str | None) -> Line:
+    """Return the version of a required package, and whether it is missing or too old."""
+    version = _version(name)
+    install = f"pip install '{name}{'>=' + minimum if minimum else ''}'"
+    if version is None:
+        return Line(name, f"not installed: {install}", broken=True)
+    if minimum and _numbers(version) < _numbers(minimum):
+        return Line(name, f"{version}, older than {minimum}: {install}", broken=True)
+    return Line(name, version)
 
 
 def _optional() -> Iterator[Line]:
-    for name, (distributions, use) in OPTIONAL.items():
-        version = next((v for v in map(_version, distributions) if v), None)
-        yield Line(name, version or f"not installed, and optional; it is for {use}")
+    """Yield the versions of the optional packages."""
+    for name, (distributions, purpose) in OPTIONAL.items():
+        versions = [version for version in map(_version, distributions) if version]
+        missing = f"not installed, and optional; it is for {purpose}"
+        yield Line(name, versions[0] if versions else missing)
 
 
-def _extension(facts: dict[str, Any]) -> Line:
+def _extension() -> tuple[Line, dict[str, Any]]:
+    """Return whether the extension loads, and its facts; no facts where it does not."""
+    from .. import native
+
+    if native.left_out():
+        text = "left out by FASTREID_AL_NATIVE=0; unset it to compute faster"
+        return Line("extension", text), {}
+    done = _in_python("load")
+    if done.returncode != 0:
+        # Nothing is broken without a library: the extension was not built, and PyTorch computes.
+        return Line("extension", _failure(done), broken=bool(native.libraries())), {}
+    facts = json.loads(done.stdout.splitlines()[-1])
     openmp = "OpenMP" if facts["openmp"] else "threads without OpenMP"
-    cuda = (
-        f"CUDA for {_sm(facts['cuda_architectures'])} and later"
-        if facts["cuda"]
-        else "no CUDA part"
-    )
-    return Line("extension", f"{facts['path']}: compiler {facts['compiler']}, {openmp}, {cuda}")
+    cuda = "no CUDA part"
+    if facts["cuda"]:
+        architectures = [f"sm_{number}" for number in facts["cuda_architectures"].split()]
+        cuda = f"CUDA for {', '.join(architectures)} and later"
+    text = f"{facts['path']}: compiler {facts['compiler']}, {openmp}, {cuda}"
+    return Line("extension", text), facts
 
 
 def _devices(torch: Any, count: int, facts: dict[str, Any]) -> Iterator[Line]:
+    """Yield the GPUs, and whether the extension runs on them.
+
+    Args:
+        torch: The module.
+        count: Number of GPUs.
+        facts: Facts of the extension; empty where it does not load.
+    """
     from .. import native
 
     if not count:
-        if torch.version.cuda is None:
-            reason = "; this PyTorch has no CUDA, see pytorch.org for one that has"
-        elif Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
-            reason = f"; PyTorch for CUDA {torch.version.cuda} sees none: look at CUDA_VISIBLE_DEVICES and the driver's version"
-        else:
-            reason = ""
-        yield Line("devices", f"CPU alone{reason}")
+        yield Line("devices", f"no GPU, only the CPU{_why_no_gpu(torch)}")
     for i in range(count):
         properties = torch.cuda.get_device_properties(i)
         number = f"{properties.major}{properties.minor}"
-        text = (
-            f"cuda:{i}: {properties.name}, sm_{number}, {properties.total_memory / 2**30:.0f} GiB"
-        )
+        gib = properties.total_memory / 2**30
+        text = f"cuda:{i}: {properties.name}, sm_{number}, {gib:.0f} GiB"
+        capability = (properties.major, properties.minor)
         if facts and not facts["cuda"]:
             text += f"; the extension has no CUDA part: with nvcc on PATH, {native.AGAIN}"
-        elif facts and not native.covers(
-            facts["cuda_architectures"], (properties.major, properties.minor)
-        ):
-            text += f"; the extension does not run on it: with FASTREID_AL_CUDA_ARCHITECTURES={number}, {native.AGAIN}"
+        elif facts and not native.covers(facts["cuda_architectures"], capability):
+            text += (
+                "; the extension does not run on it: "
+                f"with FASTREID_AL_CUDA_ARCHITECTURES={number}, {native.AGAIN}"
+            )
         yield Line("devices", text)
 
 
-def _world(torch: Any) -> Line:
+def _why_no_gpu(torch: Any) -> str:
+    """Return why PyTorch finds no GPU, as the end of a sentence; empty if there is none."""
+    if torch.version.cuda is None:
+        return "; this PyTorch has no CUDA, see pytorch.org for one that has"
+    if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
+        return (
+            f"; PyTorch for CUDA {torch.version.cuda} finds none: "
+            "check CUDA_VISIBLE_DEVICES and the version of the driver"
+        )
+    return ""
+
+
+def _self_test_line(device: str) -> Line:
+    """Run the self-test on a device."""
+    done = _in_python("self_test", device)
+    if done.returncode == 0:
+        return Line("self-test", f"{device}: a small problem is clustered correctly")
+    return Line("self-test", f"{device}: failed: {_failure(done)}", broken=True)
+
+
+def _distributed(torch: Any) -> Line:
+    """Return whether several processes can train together."""
     distributed = torch.distributed
     if not distributed.is_available():
-        return Line("ranks", "this PyTorch has no torch.distributed: one process trains alone")
-    nccl = (
-        "NCCL on GPUs"
-        if distributed.is_nccl_available()
-        else "no NCCL: GPUs exchange through the host, which is slower"
-    )
+        return Line("ranks", "this PyTorch has no torch.distributed: only a single process trains")
+    nccl = "no NCCL: GPUs exchange through the host, which is slower"
+    if distributed.is_nccl_available():
+        nccl = "NCCL on GPUs"
     return Line("ranks", f"torchrun: {nccl}, gloo on CPUs")
 
 
 def _threads(threads: int) -> Line:
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Return whether the number of threads fits the CPUs that this process may use."""
+    usable = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        usable = len(os.sched_getaffinity(0))
     text = f"{threads} of {usable} CPUs"
     if threads > usable:
-        text += f": more than there are is slow, set OMP_NUM_THREADS={usable}"
+        text += f": more threads than CPUs are slow, set OMP_NUM_THREADS={usable}"
     elif threads < usable // 2:
-        text += f"; OMP_NUM_THREADS={usable} takes all"
+        text += f"; OMP_NUM_THREADS={usable} uses all"
     return Line("threads", text)
 
 
 def _bf16() -> Line:
+    """Return whether the CPU has units for bfloat16."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         flags = set()
     units = [name for flag, name in BF16_UNITS.items() if flag in flags]
-    return Line(
-        "bfloat16",
-        f"{', '.join(units)} on this CPU"
-        if units
-        else "no units on this CPU: float32 is the faster there",
-    )
+    text = "no units on this CPU: float32 is faster here"
+    if units:
+        text = f"{', '.join(units)} on this CPU"
+    return Line("bfloat16", text)
 
 
 def _in_python(function: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Call a function of this module in a process that finds what this one finds."""
+    """Call a function of this module in a process with the same import path."""
     code = f"from fastreid_al.runs import doctor; doctor.{function}(*{arguments!r})"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(Path(p).absolute()) for p in sys.path),
-    }
+    import_path = os.pathsep.join(str(Path(p).absolute()) for p in sys.path)
+    environment = {**os.environ, "PYTHONPATH": import_path}
     command = [sys.executable, "-W", "ignore", "-c", code]
     try:
         return subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=PATIENCE
         )
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"no end after {PATIENCE} s")
+        return subprocess.CompletedProcess(command, 1, "", f"not finished after {PATIENCE} s")
 
 
 def _failure(done: subprocess.CompletedProcess[str]) -> str:
-    said = done.stderr.strip().splitlines()
+    """Return why a process failed: its last line, or the signal that killed it."""
+    lines = done.stderr.strip().splitlines()
     if done.returncode < 0:
-        return f"killed by signal {-done.returncode}; " + (
-            said[-1] if said else "a build for another processor does that"
-        )
-    return said[-1] if said else f"status {done.returncode}"
+        reason = lines[-1] if lines else "a build for another processor does that"
+        return f"killed by signal {-done.returncode}; {reason}"
+    return lines[-1] if lines else f"status {done.returncode}"
 
 
 def _version(distribution: str) -> str | None:
+    """Return the version of a distribution; None when it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -268,12 +290,5 @@ def _version(distribution: str) -> str | None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d+", version.split("+")[0])[:3])
-
-
-def _sm(architectures: str) -> str:
-    return ", ".join(f"sm_{number}" for number in architectures.split())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """Return the first three numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3])

@@ -3,74 +3,57 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..active import Questions
-from ..active.strategies import Strategy, load_strategy
+from ..active.strategies import load_strategy
 from ..annotators import AnnotatorContext, load_annotator
-from ..answers import Annotator, Asker, ImageKeys, Ledger
-from ..config import RunConfig
-from ..data.records import ImageSet, Record
-from ..distributed.world import SINGLE_PROCESS, World
+from ..answers import Asker, ImageKeys, Ledger
 from ..engine.console import Reporter
-from ..engine.stop_signal import StopSignal
 from ..errors import SettingError, UserError
 from ..files import write_atomically
+from .context import RunContext
+from .data import Dataset
 
 LEDGER_FILE = "answers.sqlite"
 RUN_FILE = "run_name"
 
 
 @contextmanager
-def open_questions(
-    config: RunConfig,
-    images: ImageSet,
-    records: Sequence[Record],
-    digests: Sequence[str],
-    folder: Path,
-    reporter: Reporter,
-    stop: StopSignal,
-    world: World = SINGLE_PROCESS,
-    strategy: Strategy | None = None,
-    annotator: Annotator | None = None,
-) -> Iterator[Questions | None]:
+def open_questions(context: RunContext, target: Dataset) -> Iterator[Questions | None]:
     """Yield the questions of a run and hold its ledger open; yield None where nothing is asked.
 
-    Nothing is asked by a run without questions, and on all ranks but the first.
+    Nothing is asked by a run without questions, and on all processes but the first.
 
     Args:
-        config: Configuration of the run.
-        images: The image set.
-        records: The training images by row.
-        digests: Digests of the training images by row.
-        folder: The run folder.
-        reporter: Prints what the ledger holds already.
-        stop: Checked after each answer, when the answer is on the disk.
-        world: The ranks of the run.
-        strategy: Which pairs to ask about; the strategy named `config.ask` when not given.
-        annotator: Who answers; the annotator named `config.annotator` when not given.
+        context: The run.
+        target: The images that are asked about.
 
     Raises:
         UserError: The strategy, the annotator or the ledger cannot be used.
     """
-    if not (asks(config, strategy) and world.is_first):
+    if not (asks(context) and context.world.is_first):
         yield None
         return
-    names = [record.path.relative_to(images.root).as_posix() for record in records]
-    keys = ImageKeys(images.name, names, digests)
+    config = context.config
     settings = config.questions
+    folder = context.folder.path
+    root = target.images.root
+    names = [record.path.relative_to(root).as_posix() for record in target.records]
+    keys = ImageKeys(target.images.name, names, target.store.digests)
     with Ledger.open(settings.ledger or str(folder / LEDGER_FILE), keys) as ledger:
-        _report_known(ledger, reporter)
+        _report_known(ledger, context.reporter)
         if settings.start >= config.epochs:
-            reporter.warn(
-                f"no question will be asked: `questions.start` {settings.start} is past the last of "
-                f"{config.epochs} epochs"
+            context.reporter.warn(
+                f"no question will be asked: `questions.start` {settings.start} is past the last "
+                f"of {config.epochs} epochs"
             )
+        annotator = context.extensions.annotator
         if annotator is None:
-            context = AnnotatorContext(config, records, keys, folder)
-            annotator = load_annotator(config.annotator)(context)
+            make_annotator = load_annotator(config.annotator)
+            annotator = make_annotator(AnnotatorContext(config, target.records, keys, folder))
         asker = Asker(
             annotator,
             ledger,
@@ -80,41 +63,40 @@ def open_questions(
             run=_run_name(folder),
             seed=config.seed,
         )
-        asker.after_answer = lambda questions, current_labels: stop.check()
-        yield Questions(asker, strategy or config.ask, settings)
+        # Every answer is on disk when this is called, so a signal may end the round here.
+        asker.after_answer = lambda questions, current_labels: context.stop.check()
+        yield Questions(asker, context.extensions.strategy or config.ask, settings)
 
 
-def asks(config: RunConfig, strategy: Strategy | None = None) -> bool:
-    """Return whether a run asks questions; a strategy that is given as a function replaces `config.ask`."""
-    return config.method == "ucal" and (strategy is not None or config.ask != "none")
+def asks(context: RunContext) -> bool:
+    """Whether a run asks questions; a strategy given as a function replaces the setting `ask`."""
+    return context.config.method == "ucal" and _has_strategy(context)
 
 
-def check_questions(
-    config: RunConfig,
-    identities_known: bool,
-    strategy: Strategy | None = None,
-    annotator: Annotator | None = None,
-) -> None:
-    """Refuse settings of questions that cannot work, before anything slow is done.
+def _has_strategy(context: RunContext) -> bool:
+    return context.extensions.strategy is not None or context.config.ask != "none"
+
+
+def check_questions(context: RunContext, labelled: bool) -> None:
+    """Refuse settings of questions that cannot work, before expensive work starts.
 
     Args:
-        config: Configuration of the run.
-        identities_known: Whether every training image has a true identity.
-        strategy: The strategy that replaces `config.ask`, if one is given.
-        annotator: The annotator that replaces `config.annotator`, if one is given.
+        context: The run.
+        labelled: Whether the true identity of every training image is known.
 
     Raises:
-        UserError: The method asks no questions, a name is unknown, or the annotator lacks what it needs.
+        UserError: The method asks no questions, a name is unknown, or the annotator cannot work.
     """
-    if config.method != "ucal" and (strategy is not None or config.ask != "none"):
+    config = context.config
+    if config.method != "ucal" and _has_strategy(context):
         raise UserError(f"`method` {config.method} asks no questions; leave `ask` at none")
-    if not asks(config, strategy):
+    if not asks(context):
         return
-    load_strategy(strategy or config.ask)
-    if annotator is not None:
+    load_strategy(context.extensions.strategy or config.ask)
+    if context.extensions.annotator is not None:
         return
     load_annotator(config.annotator)
-    if config.annotator == "oracle" and not identities_known:
+    if config.annotator == "oracle" and not labelled:
         raise SettingError(
             "annotator",
             "oracle",
@@ -128,7 +110,7 @@ def check_questions(
 
 
 def _run_name(folder: Path) -> str:
-    """Return the name of a run in its ledger: one for each run folder, even if the folder is moved."""
+    """Return the name of a run in its ledger, which stays when the run folder is moved."""
     file = folder / RUN_FILE
     if not file.exists():
         write_atomically(file, lambda out: out.write(uuid.uuid4().hex.encode()))
@@ -136,11 +118,13 @@ def _run_name(folder: Path) -> str:
 
 
 def _report_known(ledger: Ledger, reporter: Reporter) -> None:
+    """Print how many answers the ledger holds already, and how many of them cannot be used."""
     known = len(ledger.answers())
     if known:
         reporter.line(f"{known} answers in {ledger.name}")
     unusable = ledger.unusable()
     if unusable:
         reporter.warn(
-            f"{unusable} of them are about images that are not in this set; they are kept, but not used"
+            f"{unusable} of them are about images that are not in this set; "
+            "they are kept, but not used"
         )

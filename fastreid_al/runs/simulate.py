@@ -1,4 +1,4 @@
-"""Strategies against an oracle on fixed features: pair precision, recall and F1 over questions."""
+"""Asks an oracle with several strategies on fixed features; cluster quality over questions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,12 +24,21 @@ from ..files import write_atomically
 from ..metrics import PairScores, pair_scores
 from ..settings import validate
 
-#: A strategy that goes on asking for so many rounds is stopped; each asks one question at least.
+#: Rounds after which a strategy is stopped; each round asks at least one question.
 _ROUNDS = 10_000
 
 
 class Point(NamedTuple):
-    """Cluster quality after a number of questions."""
+    """Quality of the clusters after a number of questions.
+
+    Args:
+        strategy: Name of the strategy.
+        questions: Questions so far.
+        share: Questions over all pairs of images.
+        precision: Pair precision.
+        recall: Pair recall.
+        f1: Pair F1.
+    """
 
     strategy: str
     questions: int
@@ -42,8 +51,15 @@ class Point(NamedTuple):
 def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -> list[Point]:
     """Ask an oracle with each strategy in turn, and write curves.csv and curves.png.
 
+    Args:
+        config: Features, strategies, budget, clustering and oracle.
+        reporter: Prints a line for each strategy.
+
+    Returns:
+        The points of all curves.
+
     Raises:
-        UserError: The file or a setting cannot be used, in one line.
+        UserError: The file or a setting cannot be used.
     """
     reporter = reporter or Reporter()
     strategies = _strategies(config)
@@ -53,12 +69,13 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot write into {out} ({error.strerror}); name another folder with --out"
+            f"cannot write into {out} ({error.strerror}); name another folder with `out`"
         ) from error
     labels = _first_labels(features, config.cluster, reporter)
     reporter.line(
-        f"{len(features)} images of {len(identities.unique())} identities, {int(labels.max()) + 1} clusters, "
-        f"{int((labels < 0).sum())} images alone: {_scores(pair_scores(labels, identities))}"
+        f"{len(features)} images of {len(identities.unique())} identities, "
+        f"{int(labels.max()) + 1} clusters, {int((labels < 0).sum())} images unclustered: "
+        f"{_describe(pair_scores(labels, identities))}"
     )
     points: list[Point] = []
     for strategy in strategies:
@@ -67,7 +84,7 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
         last = curve[-1]
         reporter.line(
             f"{strategy:>6}: {last.questions} questions, {100 * last.share:.4f} % of all pairs: "
-            f"{_scores(PairScores(last.precision, last.recall, last.f1))}"
+            f"{_describe(PairScores(last.precision, last.recall, last.f1))}"
         )
     write_csv(points, out / "curves.csv")
     draw(points, out / "curves.png")
@@ -75,19 +92,24 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
     return points
 
 
-def _first_labels(features: Tensor, c: ClusterConfig, reporter: Reporter) -> Tensor:
+def _first_labels(features: Tensor, config: ClusterConfig, reporter: Reporter) -> Tensor:
+    """Cluster the features (n, D), as UCAL does at its first epoch; (n,) int64 on the CPU."""
     neighbours: Tensor | Literal["exact"] = "exact"
     try:
-        check_backend(c.dbscan, len(features), "--cluster.dbscan")
-        if c.neighbours == "ivf":
-            neighbours, recall = ivf_neighbours(features, c.k1)
+        check_backend(config.dbscan, len(features), "`cluster.dbscan`")
+        if config.neighbours == "ivf":
+            neighbours, recall = ivf_neighbours(features, config.k1)
             reporter.line(
                 f"approximate neighbours: {percent(recall)} % of the true ones, on a sample"
             )
     except ValueError as error:
         raise UserError(str(error)) from error
-    graph = jaccard_graph(features, c.k1, c.k2, c.eps + c.eps_gap, neighbours=neighbours)
-    return self_paced_labels(graph, c.eps, c.eps_gap, c.min_samples, backend=c.dbscan)[0].cpu()
+    largest_distance = config.eps + config.eps_gap
+    graph = jaccard_graph(features, config.k1, config.k2, largest_distance, neighbours=neighbours)
+    labels, _ = self_paced_labels(
+        graph, config.eps, config.eps_gap, config.min_samples, backend=config.dbscan
+    )
+    return labels.cpu()
 
 
 def simulate(
@@ -97,80 +119,103 @@ def simulate(
     strategy: str,
     config: SimulationConfig,
 ) -> list[Point]:
-    """One strategy: round after round on its own labels, until the budget is spent or a round has nothing to ask.
+    """Refine clusters with a strategy, round after round on its own labels.
+
+    It ends when the budget is spent, or when a round asks nothing.
 
     Args:
-        features: (n, D) unit rows.
+        features: (n, D) float32, unit-norm.
         labels: (n,) int64 clusters to begin from, -1 outside every cluster.
-        identities: (n,) int64 true identities: for the oracle and the scores.
-        strategy: Its name.
-        config: Budget, oracle, and constants.
+        identities: (n,) int64 true identities, for the oracle and the scores.
+        strategy: Name of the strategy.
+        config: Budget, oracle, and constants of the strategies.
 
     Returns:
-        Cluster quality before the first question, after every `config.every` questions, and at the end.
+        Points before the first question, after every `config.every` questions, and at the end.
     """
-    o, q = config.oracle, config.questions
     oracle = Oracle(
-        identities, error=o.error, unsure=o.unsure, not_comparable=o.not_comparable, seed=o.seed
+        identities,
+        error=config.oracle.error,
+        unsure=config.oracle.unsure,
+        not_comparable=config.oracle.not_comparable,
+        seed=config.oracle.seed,
     )
-    asker = Asker(oracle, closure=q.closure, confirm_merges=q.confirm_merges, budget=config.budget)
+    asker = Asker(
+        oracle,
+        closure=config.questions.closure,
+        confirm_merges=config.questions.confirm_merges,
+        budget=config.budget,
+    )
     pairs = len(labels) * (len(labels) - 1) / 2
     curve: dict[int, Point] = {}
 
-    def note(questions: int, current: Callable[[], Tensor]) -> None:
-        if questions % config.every == 0:
-            curve[questions] = Point(
-                strategy, questions, questions / pairs, *pair_scores(current(), identities)
-            )
+    def add_point(questions: int, labels: Tensor) -> None:
+        scores = pair_scores(labels, identities)
+        curve[questions] = Point(strategy, questions, questions / pairs, *scores)
 
-    note(0, labels.clone)
-    asker.after_answer = note
-    for round_ in range(_ROUNDS):
+    def after_answer(questions: int, current: Callable[[], Tensor]) -> None:
+        if questions % config.every == 0:
+            add_point(questions, current())
+
+    add_point(0, labels)
+    asker.after_answer = after_answer
+    for number in range(_ROUNDS):
         before = asker.asked
-        labels, _ = refine(features, labels, asker, strategy, q, round_)
+        labels, _ = refine(features, labels, asker, strategy, config.questions, number)
         if asker.asked == before or asker.asked >= config.budget:
             break
-    curve[asker.asked] = Point(
-        strategy, asker.asked, asker.asked / pairs, *pair_scores(labels, identities)
-    )
+    add_point(asker.asked, labels)
     asker.ledger.close()
     return list(curve.values())
 
 
 def read_features(path: Path) -> tuple[Tensor, Tensor]:
-    """Unit features (n, D) float32 and identities (n,) int64 from an .npz file.
+    """Read features and identities from an .npz file.
+
+    Args:
+        path: The file, with arrays `features` (n, D) and `identities` (n,).
+
+    Returns:
+        Unit-norm features (n, D) float32, and identities (n,) int64.
 
     Raises:
-        DataError: It cannot be read, or does not hold what is needed.
+        DataError: The file cannot be read, or its arrays cannot be used.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in ("features", "identities") if name not in file]
-            if missing:
-                raise DataError(
-                    f"{path} has no array {' and no '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}"
-                )
-            features, identities = file["features"], file["identities"]
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise DataError(
-            f"{path} cannot be read as .npz ({str(error).splitlines()[0]}); "
-            "write one with python -m fastreid_al.evaluate --save-features"
-        ) from error
+    features, identities = _read_arrays(path)
     if features.ndim != 2 or identities.shape != features.shape[:1] or len(features) < 2:
         raise DataError(
-            f"{path}: features {features.shape} and identities {identities.shape}; expected (n, D) and (n,) with n >= 2"
+            f"{path}: got features {features.shape} and identities {identities.shape}, "
+            "expected (n, D) and (n,) with n >= 2"
         )
     rows = torch.from_numpy(features.astype(np.float32))
     if not torch.isfinite(rows).all() or not rows.any(1).all():
         raise DataError(f"{path}: features must be finite and not zero")
     try:
-        return nn.functional.normalize(rows, dim=1), torch.from_numpy(identities.astype(np.int64))
+        whole = torch.from_numpy(identities.astype(np.int64))
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: identities must be whole numbers") from error
+    return nn.functional.normalize(rows, dim=1), whole
+
+
+def _read_arrays(path: Path) -> tuple[Any, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in ("features", "identities") if name not in file]
+            if missing:
+                raise DataError(
+                    f"{path} has no array {' and no '.join(missing)}; "
+                    f"it holds {', '.join(file.files) or 'nothing'}"
+                )
+            return file["features"], file["identities"]
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise DataError(
+            f"{path} cannot be read as .npz ({str(error).splitlines()[0]}); "
+            "an evaluation with `save_features` writes such a file"
+        ) from error
 
 
 def write_csv(points: list[Point], path: Path) -> None:
-    """One line a point."""
+    """Write points as CSV, one a line."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(Point._fields)
@@ -179,18 +224,19 @@ def write_csv(points: list[Point], path: Path) -> None:
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """Pair F1, precision and recall over questions, a line a strategy."""
+    """Draw pair F1, precision and recall over questions, one line for each strategy."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     panels = figure.subplots(1, 3)
-    for axes, name in zip(panels, ("f1", "precision", "recall"), strict=True):
-        for strategy in dict.fromkeys(p.strategy for p in points):
-            curve = [
-                (p.questions, 100 * getattr(p, name)) for p in points if p.strategy == strategy
-            ]
-            axes.plot(*zip(*curve, strict=True), marker="o", markersize=2, label=strategy)
-        axes.set_title(f"pair {name.replace('f1', 'F1')} (%)")
+    strategies = dict.fromkeys(point.strategy for point in points)
+    for axes, score in zip(panels, ("f1", "precision", "recall"), strict=True):
+        for strategy in strategies:
+            curve = [point for point in points if point.strategy == strategy]
+            questions = [point.questions for point in curve]
+            values = [100 * getattr(point, score) for point in curve]
+            axes.plot(questions, values, marker="o", markersize=2, label=strategy)
+        axes.set_title(f"pair {score.replace('f1', 'F1')} (%)")
         axes.set_xlabel("questions")
         axes.grid(alpha=0.3)
     panels[0].legend(frameon=False)
@@ -198,18 +244,31 @@ def draw(points: list[Point], path: Path) -> None:
 
 
 def _strategies(config: SimulationConfig) -> list[str]:
+    """Return the names of the strategies, each once.
+
+    Raises:
+        SettingError: A strategy is unknown, or a setting has no meaning in a simulation.
+    """
     names = [name.strip() for name in config.ask.split(",") if name.strip()]
     if not names:
         raise SettingError("ask", config.ask, "names of strategies, with commas between")
     for name in names:
         load_strategy(name)
     validate(config)
-    if any(getattr(config.questions, name) is not None for name in ("budget", "ledger", "replay")):
-        raise UserError(
-            "a simulation has one --budget, and neither a ledger nor a replay; leave these --questions out"
-        )
+    for name in ("budget", "ledger", "replay"):
+        value = getattr(config.questions, name)
+        if value is not None:
+            raise SettingError(
+                f"questions.{name}",
+                value,
+                "no value in a simulation",
+                "a simulation has one `budget`, and neither a ledger nor a replay",
+            )
     return list(dict.fromkeys(names))
 
 
-def _scores(scores: PairScores) -> str:
-    return f"pair precision {percent(scores.precision)} %, recall {percent(scores.recall)} %, F1 {percent(scores.f1)} %"
+def _describe(scores: PairScores) -> str:
+    return (
+        f"pair precision {percent(scores.precision)} %, recall {percent(scores.recall)} %, "
+        f"F1 {percent(scores.f1)} %"
+    )

@@ -1,34 +1,5 @@
-"""The tiny image set, drawn once a session."""
+"""Fixtures of tests that train."""
 
-from __future__ import annotations
+from tests.support.run_fixtures import _cache, _no_figure, config
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
-from fastreid_al.config import RunConfig
-from fastreid_al.runs import train
-from fastreid_al.synthetic.dataset import cached_synthetic
-from tests.support.tiny import SYNTHETIC, tiny_config
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTREID_AL_CACHE", str(tmp_path_factory.mktemp("cache")))
-        cached_synthetic(SYNTHETIC)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _no_figure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's figure takes longer than its training: it is drawn where a test is about it."""
-    if "figure" not in request.node.name:
-        monkeypatch.setattr(train, "draw_curves", lambda *_: None)
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    """A run of its own."""
-    return tiny_config(tmp_path / "run")
+__all__ = ["_cache", "_no_figure", "config"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from fastreid_al.config import (
     RunConfig,
     SyntheticConfig,
 )
+from fastreid_al.engine.checkpoint import load_checkpoint
 
 SYNTHETIC = SyntheticConfig(
     train_identities=8,
@@ -71,3 +75,28 @@ def stop_in_step(patch: pytest.MonkeyPatch, method: type, step: int) -> None:
         update(*args)
 
     patch.setattr(method, "update", stopping)
+
+
+def elsewhere(config: RunConfig, name: str, **changes: object) -> RunConfig:
+    """The same run in another folder, with some settings changed."""
+    folder = Path(str(config.run_dir)).parent / name
+    return replace(config, run_dir=str(folder), **changes)  # type: ignore[arg-type]
+
+
+def weights(run: str | Path) -> dict[str, torch.Tensor]:
+    """The weights in the last checkpoint of a run."""
+    return load_checkpoint(Path(run) / "last.pt")["model"]
+
+
+def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two networks are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def recorded(run: str | Path) -> list[dict[str, Any]]:
+    """The records in metrics.jsonl, without seconds and speed."""
+    records = []
+    for line in (Path(run) / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        records.append({k: v for k, v in record.items() if k not in ("seconds", "speed")})
+    return records

@@ -1,4 +1,4 @@
-"""SIGKILL at random instants: `--resume` always ends in the weights of the undisturbed run, and no answer is lost."""
+"""SIGKILL at random instants: a resumed run ends in the weights of the undisturbed one, and no answer is lost."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def train(config: RunConfig, threads: int) -> None:
     run_training(config, resume=True)
 
 
-def test_killed_at_twenty_random_instants_the_weights_are_those_of_the_undisturbed_run(
+def test_a_run_killed_at_random_instants_resumes_to_the_same_weights(
     tmp_path: Path,
 ) -> None:
     # A fork server that has imported everything makes a fresh process in milliseconds, so that kills fall into the run.

@@ -1,4 +1,4 @@
-"""What ranks tell each other, on two, three and four processes."""
+"""The collectives between ranks, on two, three and four processes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def reduced(world: World) -> tuple[list[float], list[bool], list[int]]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_reductions_give_all_ranks_the_same_and_leave_their_argument(pool: Pool, size: int) -> None:
+def test_reductions_are_equal_on_all_ranks_and_keep_their_argument(pool: Pool, size: int) -> None:
     want = [sum(range(size)), size - 1, 0], [False, True], [10 + rank for rank in range(size)]
     assert pool.run(reduced, size) == [want] * size
 
@@ -72,7 +72,7 @@ def reduced_on_the_host(world: World) -> float:
     return float(World(devices, None, world.group).all_reduce_sum(torch.tensor(world.rank + 1.0)))
 
 
-def test_what_lies_on_the_host_is_summed_where_the_group_is_one_of_devices(pool: Pool) -> None:
+def test_host_tensors_are_summed_over_the_control_group(pool: Pool) -> None:
     assert pool.run(reduced_on_the_host, 2) == [3.0, 3.0]
 
 
@@ -86,7 +86,7 @@ def exchanged(world: World) -> list[int]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_an_exchange_of_different_counts_arrives_in_rank_order(pool: Pool, size: int) -> None:
+def test_all_to_all_rows_of_different_counts_arrive_in_rank_order(pool: Pool, size: int) -> None:
     for rank, came in enumerate(pool.run(exchanged, size)):
         assert came == [other for other in range(size) for _ in range(rank + other)]
 
@@ -107,7 +107,7 @@ def gathered(world: World, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
-def test_equal_parts_are_gathered_and_summed_and_unequal_ones_gathered_to_the_first(
+def test_gathers_and_reduce_scatter_match_the_whole_tensor(
     pool: Pool, size: int, dtype: torch.dtype
 ) -> None:
     pool.run(gathered, size, dtype)
@@ -126,7 +126,7 @@ def rearranged(world: World, n: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_rows_move_from_any_ranks_to_any_others(pool: Pool, size: int) -> None:
+def test_rows_are_redistributed_from_any_ranks_to_any_others(pool: Pool, size: int) -> None:
     for n in (0, 3, 14):
         for seed in range(3):
             pool.run(rearranged, size, n, seed)
@@ -151,7 +151,7 @@ def narrow(world: World) -> None:
         module._MOVED = kept
 
 
-def test_rows_move_some_columns_at_a_time(pool: Pool) -> None:
+def test_rows_are_redistributed_some_columns_at_a_time(pool: Pool) -> None:
     pool.run(narrow, 2)
 
 
@@ -169,7 +169,7 @@ def checked(world: World) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_is_wrong_on_some_ranks_is_raised_on_all(pool: Pool, size: int) -> None:
+def test_an_error_on_any_rank_is_raised_on_all(pool: Pool, size: int) -> None:
     assert pool.run(checked, size) == [(5, "rank 1 is wrong")] * size
 
 
@@ -193,7 +193,7 @@ def shared(world: World) -> tuple[object, float, str]:
     return made, waited, "nothing was raised"
 
 
-def test_what_the_first_rank_makes_or_raises_reaches_all_and_waiting_takes_no_time_of_the_processor(
+def test_a_result_or_error_of_the_first_rank_reaches_idle_ranks(
     pool: Pool,
 ) -> None:
     for made, waited, raised in pool.run(shared, 3):
@@ -201,7 +201,7 @@ def test_what_the_first_rank_makes_or_raises_reaches_all_and_waiting_takes_no_ti
         assert waited < 0.5
 
 
-def test_rows_are_cut_as_torch_chunk_cuts_them(pool: Pool) -> None:
+def test_rows_are_sharded_as_torch_chunk_splits_them(pool: Pool) -> None:
     for size, cuts in zip(SIZES, (pool.run(cut, size) for size in SIZES), strict=True):
         for n in range(1, 14):
             chunks = [len(c) for c in torch.arange(n).chunk(size)]
@@ -214,7 +214,7 @@ def cut(world: World) -> list[tuple[int, int]]:
     return [(world.local_slice(n).start, world.local_slice(n).stop) for n in range(14)]
 
 
-def test_a_process_alone_sends_nothing() -> None:
+def test_a_single_process_gets_its_own_tensors_back() -> None:
     x = torch.arange(6).view(3, 2)
     assert (
         SINGLE_PROCESS.all_gather_rows(x) is x

@@ -1,4 +1,4 @@
-"""Runs of several ranks: the labels, the losses and the end of one process's; they go on after a kill, in any number."""
+"""Runs of several ranks: the labels, losses and end of a single process; they resume after a kill, on any number."""
 
 from __future__ import annotations
 
@@ -18,21 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from fastreid_al.config import (
-    MemoryConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    QuestionConfig,
     RunConfig,
 )
-from fastreid_al.distributed import launch
 from fastreid_al.distributed.world import World
 from fastreid_al.engine.checkpoint import load_checkpoint
-from fastreid_al.errors import UserError
 from fastreid_al.models import build_model
 from fastreid_al.runs import run_training, train
-from fastreid_al.runs.agreement import check_same_images
 from tests.support.process_pool import Pool
-from tests.support.tiny import SYNTHETIC, tiny_config
+from tests.support.rank_runs import configured, refused
+from tests.support.tiny import tiny_config
 
 #: What is counted, or compared with a tolerance; scores follow from features that differ by rounding.
 EXACT = (
@@ -45,41 +39,6 @@ EXACT = (
     "drafted_pair_f1",
     "pair_f1",
 )
-
-
-def configured(run_dir: Path, name: str) -> RunConfig:
-    """Two epochs in which four images are what a rank of four is given.
-
-    Short steps of plain SGD: statistics of four tiny images make a change of 1e-7 in the weights grow tenfold with each longer
-    one, and Adam's first steps turn the rounding of a gradient near zero into a step of full length.
-    """
-    config = replace(
-        tiny_config(run_dir), epochs=2, evaluate_every=2, network=NetworkConfig(bn_group=4)
-    )
-    config = replace(
-        config, model="resnet18", optimizer=OptimizerConfig(name="sgd", lr=1e-5, momentum=0.0)
-    )
-    if name == "cluster memory, questions":
-        asked = QuestionConfig(start=1, per_epoch=10)
-        config = replace(
-            config, ask="gain", questions=asked, memory=MemoryConfig(kind="cluster", hardest=True)
-        )
-        return replace(config, cluster=replace(config.cluster, source="extract"))
-    if name == "source":
-        return replace(
-            config,
-            source="synthetic",
-            adaptation=replace(config.adaptation, synthetic=replace(SYNTHETIC, seed=1)),
-        )
-    if name == "nnct":
-        nnct = replace(config.nnct, single_label=1, threshold=0.3)
-        return replace(
-            config,
-            method="nnct",
-            nnct=nnct,
-            network=NetworkConfig(bn_group=0, test_features="pool5"),
-        )
-    return config
 
 
 def trained(world: World, config: RunConfig, cache: str) -> list[dict[str, Any]]:
@@ -122,7 +81,9 @@ def moved(folder: Path) -> Tensor:
     )
 
 
-def test_a_run_of_two_ranks_goes_on_alone_and_on_four(pool: Pool, tmp_path: Path) -> None:
+def test_a_run_of_two_ranks_resumes_on_four_and_on_a_single_process(
+    pool: Pool, tmp_path: Path
+) -> None:
     cache = os.environ["FASTREID_AL_CACHE"]
     config = configured(tmp_path / "run", "instance memory")
     [whole] = pool.run(
@@ -134,35 +95,6 @@ def test_a_run_of_two_ranks_goes_on_alone_and_on_four(pool: Pool, tmp_path: Path
         ]
     assert_alike([{k: v for k, v in r.items() if k != "mAP"} for r in whole], history)
     assert not (tmp_path / "run" / "last.json").exists()
-
-
-def refused(world: World, config: RunConfig, change: dict[str, Any]) -> str:
-    try:
-        run_training(replace(config, **change) if world.rank == 1 else config, world=world)
-    except UserError as error:
-        return str(error)
-    return "nothing"
-
-
-def other_images(world: World) -> str:
-    data = (
-        {"a.jpg": "1", "b.jpg": "2"}
-        if world.rank < 2
-        else {"a.jpg": "1", "b.jpg": "3", "c.jpg": "4"}
-    )
-    with pytest.raises(UserError) as raised:
-        check_same_images(world, data)
-    return str(raised.value)
-
-
-def test_ranks_of_different_images_are_refused_by_all_and_the_first_difference_is_named(
-    pool: Pool,
-) -> None:
-    for said in pool.run(other_images, 3):
-        assert (
-            "rank 2 reads other images than rank 0: 1 new (first: c.jpg), 1 changed (first: b.jpg)"
-            in said
-        )
 
 
 def test_more_ranks_than_images_are_refused(pool: Pool, tmp_path: Path) -> None:
@@ -178,28 +110,7 @@ def test_more_ranks_than_images_are_refused(pool: Pool, tmp_path: Path) -> None:
         )
 
 
-def test_without_nccl_gpus_exchange_over_gloo_and_that_is_said(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
-    backend, why = launch._backend(torch.device("cuda"))
-    assert backend == "gloo" and "no NCCL" in why
-
-
-def test_ranks_of_different_settings_or_parts_are_refused_by_all_and_the_difference_is_named(
-    pool: Pool, tmp_path: Path
-) -> None:
-    config = configured(tmp_path / "run", "instance memory")
-    for said in pool.run(refused, 2, config, {"seed": 5}):
-        assert "rank 1 was started with `seed` 5, rank 0 with `seed` 0" in said
-    for said in pool.run(refused, 4, replace(config, batch=replace(config.batch, size=24)), {}):
-        assert (
-            "`batch.size`: got 24, expected a size that divides into 4 ranks of groups of "
-            "`network.bn_group` 4, such as 16 or 32" in said
-        )
-
-
-def test_a_rank_that_is_killed_is_started_again_and_the_run_ends_as_it_would_have(
+def test_a_killed_rank_is_restarted_and_the_run_ends_in_the_same_weights(
     tmp_path: Path,
 ) -> None:
     def command(folder: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checkpoints of several ranks: any number of ranks, one too, goes on from them."""
+"""Checkpoints of several processes: any number of processes, also a single one, resumes from them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def fail(world: World, run: str) -> str:
     return "nothing"
 
 
-def test_what_cannot_be_written_is_refused_on_all_ranks(pool: Pool, tmp_path: Path) -> None:
+def test_a_failed_write_is_raised_on_all_ranks(pool: Pool, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     for said in pool.run(fail, 2, str(tmp_path)):
         assert "could not write a checkpoint" in said

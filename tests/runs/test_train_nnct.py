@@ -1,4 +1,4 @@
-"""Whole runs of NNCT and in camera styles: what they log, how they go on, and what they refuse."""
+"""Whole runs of NNCT and in camera styles: what they log, how they resume, and what they refuse."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def config(tmp_path: Path) -> RunConfig:
     return nnct_config(tmp_path / "run")
 
 
-def test_a_run_counts_its_labels_and_holds_them_against_the_truth(config: RunConfig) -> None:
+def test_a_run_counts_its_labels_and_scores_them_against_identities(config: RunConfig) -> None:
     first, *predicted = run_training(config).history
     assert (first["labels_per_image"], first["label_precision"], first["label_recall"]) == (0, 1, 0)
     for record in predicted:
@@ -179,7 +179,7 @@ def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: Ru
         ),
         ({"style": StyleConfig(probability=1.5)}, r"`style.probability`: got 1.5, expected 0 to 1"),
         ({"style": StyleConfig(band=0.0)}, r"`style.band`: got 0.0, expected above 0, up to 0.5"),
-        ({"ask": "gain"}, r"--method nnct has no questions to ask"),
+        ({"ask": "gain"}, r"`method` nnct asks no questions"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line_by_a_dry_run_too(
@@ -206,7 +206,7 @@ def test_a_dry_run_says_what_the_labels_take(
     )
     dry_run(replace(config, nnct=replace(config.nnct, single_label=3)))
     assert (
-        "single labels in all epochs: --nnct.single-label 3 is not less than --epochs 3"
+        "single labels in all epochs: `nnct.single_label` 3 is not less than `epochs` 3"
         in capsys.readouterr().out
     )
 
@@ -241,7 +241,7 @@ def test_labels_that_short_lists_had_no_room_for_are_counted(
     assert "labels dropped in all (their lists were full)" in capsys.readouterr().out
 
 
-def test_osnet_is_scored_as_it_was_trained_without_its_fully_connected_layer(
+def test_osnet_is_evaluated_without_fc_when_it_was_trained_without(
     config: RunConfig,
 ) -> None:
     finished = run_training(
@@ -275,7 +275,7 @@ def test_memories_of_another_number_of_images_are_refused_on_resume(
     assert "\n" not in str(no.value)
 
 
-def test_copies_beside_unlabelled_crops_are_no_training_images(
+def test_camstyle_copies_next_to_crops_are_not_training_images(
     with_copies: tuple[RunConfig, Path],
 ) -> None:
     folder = with_copies[1]
@@ -329,7 +329,7 @@ def test_copies_for_other_cameras_are_refused(with_copies: tuple[RunConfig, Path
             begin(config)
 
 
-def test_absent_copies_are_said_once_and_the_run_goes_on(
+def test_absent_copies_are_reported_once_and_the_run_continues(
     config: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_training(replace(config, epochs=1, camstyle="files"))

@@ -1,4 +1,4 @@
-"""Whole runs that ask: what they record, how they stop and go on, and what they refuse."""
+"""Whole runs that ask: what they record, how they stop and resume, and what they refuse."""
 
 from __future__ import annotations
 
@@ -10,21 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from fastreid_al.annotators import Oracle
 from fastreid_al.answers import Ledger, Question, QuitAsking, Verdict
-from fastreid_al.config import OracleConfig, QuestionConfig, RunConfig, SimulationConfig
+from fastreid_al.config import OracleConfig, QuestionConfig, RunConfig
 from fastreid_al.engine import Interrupted
-from fastreid_al.engine.checkpoint import load_checkpoint
-from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import LedgerError, UserError
-from fastreid_al.evaluate import main as evaluate_main
-from fastreid_al.runs import run_simulation, run_training
-from fastreid_al.simulate import main as simulate_main
+from fastreid_al.runs import run_training
 from fastreid_al.synthetic.dataset import cached_synthetic
-from tests.support.tiny import SYNTHETIC
+from tests.support.tiny import SYNTHETIC, elsewhere, same_weights, weights
 
 COST = ("questions", "share", "answering_seconds")
 
@@ -34,24 +29,12 @@ def asking(config: RunConfig) -> RunConfig:
     return replace(config, ask="gain", questions=QuestionConfig(start=1, per_epoch=15))
 
 
-def weights(run: str | Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(Path(run) / "last.pt")["model"]
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def elsewhere(config: RunConfig, name: str, **changes: object) -> RunConfig:
-    return replace(config, run_dir=str(Path(str(config.run_dir)).parent / name), **changes)  # type: ignore[arg-type]
-
-
 def answers(run: str | Path) -> list[tuple[object, ...]]:
     with Ledger.open(str(Path(run) / "answers.sqlite"), write=False) as ledger:
         return [(e.epoch, e.left, e.right, e.verdict) for e in ledger.events()]
 
 
-def test_cost_and_cluster_quality_before_and_after_are_recorded_and_drawn_in_the_figure(
+def test_cost_and_cluster_quality_are_recorded_and_drawn_in_the_figure(
     asking: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     history = run_training(asking).history
@@ -94,20 +77,20 @@ def test_without_a_question_the_run_is_the_base(
 ) -> None:
     run_training(elsewhere(asking, "base", ask="none"))
     run_training(replace(asking, questions=replace(asking.questions, **settings)))
-    assert same(weights(asking.run_dir), weights(Path(asking.run_dir).parent / "base"))
+    assert same_weights(weights(asking.run_dir), weights(Path(asking.run_dir).parent / "base"))
     assert answers(asking.run_dir) == []
     assert ("no question will be asked" in capsys.readouterr().out) == ("start" in settings)
 
 
-def test_someone_who_is_always_unsure_does_not_stop_the_training(asking: RunConfig) -> None:
+def test_an_annotator_who_is_always_unsure_does_not_stop_the_training(asking: RunConfig) -> None:
     run_training(elsewhere(asking, "base", ask="none"))
     history = run_training(replace(asking, oracle=OracleConfig(unsure=1.0))).history
     assert history[-1]["answered_unsure"] == history[-1]["questions"] > 0
-    assert same(weights(asking.run_dir), weights(Path(asking.run_dir).parent / "base"))
+    assert same_weights(weights(asking.run_dir), weights(Path(asking.run_dir).parent / "base"))
 
 
 @pytest.mark.parametrize("after", [0, 7, 20])
-def test_leaving_while_asked_and_going_on_gives_the_same_weights_and_asks_nothing_twice(
+def test_leaving_while_asked_then_resuming_ends_in_the_same_weights(
     asking: RunConfig,
     after: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,7 +114,7 @@ def test_leaving_while_asked_and_going_on_gives_the_same_weights_and_asks_nothin
     assert len(answers(asking.run_dir)) == after
     run_training(asking, resume=True)
     whole = Path(asking.run_dir).parent / "whole"
-    assert same(weights(asking.run_dir), weights(whole))
+    assert same_weights(weights(asking.run_dir), weights(whole))
     assert answers(asking.run_dir) == answers(whole)
 
 
@@ -159,7 +142,7 @@ def test_answers_of_another_run_are_replayed(asking: RunConfig) -> None:
     settings = replace(asking.questions, replay=str(first / "answers.sqlite"))
     again = elsewhere(asking, "again", annotator="replay", questions=settings)
     run_training(again)
-    assert same(weights(again.run_dir), weights(first))
+    assert same_weights(weights(again.run_dir), weights(first))
     assert answers(again.run_dir) == answers(first)
 
 
@@ -189,7 +172,7 @@ def test_a_second_trainer_on_one_ledger_is_refused(asking: RunConfig, tmp_path: 
         run_training(shared)
 
 
-def test_questions_can_be_turned_on_off_and_on_again_on_resume_without_being_forgotten(
+def test_questions_can_be_turned_on_and_off_on_resume(
     asking: RunConfig,
 ) -> None:
     run_training(replace(asking, ask="none", epochs=1))
@@ -290,83 +273,3 @@ def test_an_oracle_for_unlabelled_images_is_refused(asking: RunConfig, tmp_path:
         Image.fromarray(np.full((40, 20, 3), 12 * i, np.uint8)).save(tmp_path / f"{i}.png")
     with pytest.raises(UserError, match="terminal asks a person"):
         run_training(replace(asking, dataset="folder", data_root=str(tmp_path)))
-
-
-def test_saved_features_are_simulated(
-    asking: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_training(replace(asking, ask="none", epochs=1))
-    file = tmp_path / "features.npz"
-    sizes = [f"--synthetic.{k.replace('_', '-')}={v}" for k, v in vars(SYNTHETIC).items()]
-    evaluate_main([f"--checkpoint={asking.run_dir}/last.pt", f"--save-features={file}", *sizes])
-    with np.load(file) as saved:
-        assert (
-            saved["features"].shape[0]
-            == SYNTHETIC.train_images
-            == len(saved["identities"])
-            == len(saved["cameras"])
-        )
-    simulate_main(
-        [
-            f"--features={file}",
-            "--budget=40",
-            "--every=10",
-            f"--out={tmp_path / 'out'}",
-            "--cluster.k1=8",
-        ]
-    )
-    lines = (tmp_path / "out" / "curves.csv").read_text().splitlines()
-    assert lines[0] == "strategy,questions,share,precision,recall,f1"
-    assert {line.split(",")[0] for line in lines[1:]} == {"ucal", "gain", "spal", "random"}
-    assert Image.open(tmp_path / "out" / "curves.png").size
-    config = SimulationConfig(str(file), "gain", 40, 10, str(tmp_path / "out2"))
-    assert run_simulation(config, Reporter()) == run_simulation(config, Reporter())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--ask=gian"], "`ask`: got 'gian', expected one of ucal, gain"),
-        (["--budget=-1"], "`budget`: got -1, expected 0 or more"),
-        (["--questions.budget=3"], "a simulation has one --budget"),
-    ],
-)
-def test_a_simulation_that_cannot_work_is_refused(
-    tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        simulate_main(["--features=nowhere.npz", f"--out={tmp_path}", *arguments])
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"features": np.eye(3)}, "no array identities"),
-        ({"features": np.eye(3), "identities": np.arange(2)}, "expected"),
-        ({"features": np.zeros((3, 2)), "identities": np.arange(3)}, "not zero"),
-        ({"features": np.full((3, 2), np.nan), "identities": np.arange(3)}, "finite"),
-    ],
-)
-def test_feature_files_that_cannot_be_used_are_refused(
-    tmp_path: Path, arrays: dict, message: str
-) -> None:
-    np.savez(tmp_path / "f.npz", **arrays)
-    with pytest.raises(UserError, match=message):
-        simulate_main([f"--features={tmp_path / 'f.npz'}", f"--out={tmp_path}"])
-    (tmp_path / "g.npz").write_bytes(b"nonsense")
-    for name in ("g.npz", "missing.npz"):
-        with pytest.raises(UserError, match=r"cannot be read as \.npz"):
-            simulate_main([f"--features={tmp_path / name}", f"--out={tmp_path}"])
-
-
-def test_a_simulation_whose_clustering_is_not_installed_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    np.savez(tmp_path / "f.npz", features=np.eye(5), identities=np.arange(5))
-    monkeypatch.setattr(
-        "fastreid_al.clustering.backends.importlib.util.find_spec", lambda name: None
-    )
-    with pytest.raises(UserError, match=r"--cluster.dbscan: 'cuml' is not installed"):
-        simulate_main(
-            [f"--features={tmp_path / 'f.npz'}", f"--out={tmp_path}", "--cluster.dbscan=cuml"]
-        )

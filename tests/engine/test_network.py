@@ -1,20 +1,17 @@
-"""The network as the engine runs it: precision, compilation that may fail, room that may lack."""
+"""The network as the engine runs it: precision, failing compilation, too little memory."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastreid_al.config import EngineConfig, RunConfig
+from fastreid_al.config import EngineConfig
 from fastreid_al.engine.network import Network
 from fastreid_al.errors import TrainingError
-from fastreid_al.methods.contrastive import ContrastiveMethod
 from fastreid_al.models import ReIdNet, build_model
-from fastreid_al.runs import run_training
 
 CPU = torch.device("cpu")
 
@@ -40,14 +37,14 @@ def test_bfloat16_gives_float32_features_near_those_of_float32(model: ReIdNet) -
     assert embeddings.dtype == torch.float32 and embeddings.requires_grad
 
 
-def test_mirrored_features_are_the_mean_of_both_of_length_one(model: ReIdNet) -> None:
+def test_flipped_features_are_the_unit_norm_mean_of_both(model: ReIdNet) -> None:
     network = Network(model.eval(), EngineConfig(), CPU)
     both = network.features(images(), "bn", flip=True)
     plain, mirrored = (network.features(x, "bn") for x in (images(), images().flip(-1)))
     assert torch.allclose(both, torch.nn.functional.normalize(plain + mirrored), atol=1e-6)
 
 
-def test_a_compilation_that_fails_is_said_once_and_the_network_runs_plain(
+def test_a_failing_compilation_warns_once_and_the_network_runs_eager(
     model: ReIdNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
@@ -82,7 +79,7 @@ def build_again(model: ReIdNet) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("room", "advice"), [(24, "`batch.size` 16 would fit"), (1, "no batch would fit")]
 )
-def test_a_device_without_room_says_what_would_fit(
+def test_too_little_memory_names_a_batch_that_would_fit(
     model: ReIdNet, monkeypatch: pytest.MonkeyPatch, room: int, advice: str
 ) -> None:
     network = Network(model, EngineConfig(), CPU)
@@ -100,17 +97,3 @@ def test_a_device_without_room_says_what_would_fit(
     assert "64 images of 32 x 16" in str(raised.value) and "elsewhere" in str(raised.value)
     if room > 1:
         network.prove(room, 32, 16, 4)
-
-
-def test_a_step_that_finds_no_room_after_all_is_one_line(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> Tensor:
-        raise torch.OutOfMemoryError("too much")
-
-    monkeypatch.setattr(ContrastiveMethod, "loss", full)
-    with pytest.raises(
-        TrainingError,
-        match=r"ran out of memory.* A smaller `batch.size` than 16, or more ranks than 1",
-    ):
-        run_training(replace(config, evaluate_every=0))

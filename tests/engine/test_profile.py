@@ -1,4 +1,4 @@
-"""What a run says of its speed: phases, images a second, TensorBoard, a profile."""
+"""What a run records of its speed: phases, images a second, TensorBoard, a profile."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastreid_al.config import BatchConfig, RunConfig
-from fastreid_al.engine.clock import Clock
 from fastreid_al.runs import run_training
 
 
-def test_a_profiled_run_leaves_phases_a_trace_a_table_and_tensorboards_file(
+def test_a_profiled_run_writes_phases_trace_table_and_tensorboard(
     config: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batch = BatchConfig(size=16, iterations=12)
@@ -53,15 +51,3 @@ def test_a_profiled_run_leaves_phases_a_trace_a_table_and_tensorboards_file(
     )
     [scalar] = board.Scalars("mAP")
     assert (scalar.step, scalar.value) == (1, pytest.approx(record["mAP"], rel=1e-6))
-
-
-def test_a_clock_adds_up_phases_and_starts_anew_when_it_was_read() -> None:
-    clock = Clock(torch.device("cpu"))
-    clock.add("a", 1.0)
-    with clock("a"):
-        pass
-    with pytest.raises(KeyError), clock("b"):
-        raise KeyError
-    read = clock.read()
-    assert 1.0 <= read["a"] < 2.0 and read["b"] >= 0
-    assert clock.read() == {}

@@ -1,0 +1,227 @@
+"""Reads and decodes the images of a run: the set to train on, and a labelled source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ..config import SyntheticConfig
+from ..data import ImageSet, describe, load
+from ..data.fingerprint import data_fingerprint
+from ..data.pixels import PixelStore
+from ..data.reader import SOURCE_KEYS, TARGET_KEYS, SetKeys
+from ..data.records import UNKNOWN, Record
+from ..engine.console import Reporter
+from ..engine.extract import decode_records, identities_and_cameras
+from ..errors import DataError, UserError
+from ..methods.adaptation import Source
+from .context import RunContext
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The decoded training images of a set.
+
+    Args:
+        images: The set.
+        records: Its n training images that could be read.
+        store: Their pixels.
+        identities: (n,) int64, -1 where unknown.
+        cameras: (n,) int64, -1 where unknown.
+    """
+
+    images: ImageSet
+    records: list[Record]
+    store: PixelStore
+    identities: Tensor
+    cameras: Tensor
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def known_identities(self) -> Tensor | None:
+        """(n,) int64 identities; None when any is unknown."""
+        return self.identities if (self.identities != UNKNOWN).all() else None
+
+    def fingerprint(self) -> dict[str, str]:
+        """Describe the content of every image, by path."""
+        return data_fingerprint(self.images, self.records, self.store.digests)
+
+
+def read_set(
+    name: str,
+    root: str | Path,
+    synthetic: SyntheticConfig,
+    reporter: Reporter,
+    keys: SetKeys = TARGET_KEYS,
+) -> ImageSet:
+    """Read an image set, which renders a synthetic one at its first use.
+
+    Args:
+        name: Name of the set.
+        root: The data root, or the set's own folder.
+        synthetic: The synthetic set, where it is meant.
+        reporter: Shows progress.
+        keys: Keys of the settings that choose the set, for error messages.
+
+    Raises:
+        UserError: The set cannot be read.
+    """
+    with reporter.progress("rendering", 0) as update:
+        return load(name, root, synthetic=synthetic, verbose=False, on_progress=update, keys=keys)
+
+
+def load_target(context: RunContext) -> ImageSet:
+    """Read the set to train on, and print its counts. All processes call it.
+
+    The first process reads first, so that the others find what it rendered.
+
+    Raises:
+        UserError: The set cannot be read.
+    """
+
+    def read() -> ImageSet:
+        config = context.config
+        if context.extensions.dataset is not None:
+            return context.extensions.dataset
+        return read_set(config.dataset, config.data_root, config.synthetic, context.reporter)
+
+    images = context.world.first_then_rest(read)
+    for line in describe(images):
+        context.reporter.line(line)
+    return images
+
+
+def load_source(context: RunContext, target: ImageSet) -> ImageSet | None:
+    """Read the labelled source where the run has one, and print its counts. All processes call it.
+
+    Args:
+        context: The run.
+        target: The set to train on.
+
+    Returns:
+        The source without its test images, which nothing reads; None for a run without a source.
+
+    Raises:
+        UserError: The source cannot be read, has no labels, or shows the images to train on.
+    """
+    config = context.config
+    if config.source is None:
+        return None
+    synthetic = config.adaptation.synthetic
+    images = context.world.first_then_rest(
+        lambda: read_set(
+            config.source or "", config.source_root, synthetic, context.reporter, SOURCE_KEYS
+        )
+    )
+    first, *counts = describe(images)
+    for line in (f"source: {first}", *counts):
+        context.reporter.line(line)
+    _check_other_images(context, target, images)
+    make_source(*identities_and_cameras(images.train))
+    return replace(images, query=[], gallery=[])
+
+
+def _check_other_images(context: RunContext, target: ImageSet, source: ImageSet) -> None:
+    """Refuse a source that shows the people of the set to train on.
+
+    Raises:
+        DataError: Both are synthetic with the same seed, or they have images in common.
+    """
+    config = context.config
+    seed = config.adaptation.synthetic.seed
+    both_synthetic = config.source == config.dataset == "synthetic"
+    by_name = context.extensions.dataset is None
+    if both_synthetic and by_name and seed == config.synthetic.seed:
+        raise DataError(
+            f"the source and the set to train on show the same people: both are rendered with seed "
+            f"{seed}; change `adaptation.synthetic.seed`"
+        )
+    target_paths = {record.path.resolve() for record in target.train}
+    common = target_paths & {record.path.resolve() for record in source.train}
+    if common:
+        raise DataError(
+            f"{len(common)} training images of the source are in the set to train on (first: "
+            f"{min(common)}); name another set with `source` or `source_root`"
+        )
+
+
+def make_source(identities: Tensor, cameras: Tensor) -> Source:
+    """Return the labels of a source for a method.
+
+    Args:
+        identities: (m,) int64, -1 where unknown.
+        cameras: (m,) int64, -1 where unknown.
+
+    Raises:
+        DataError: An identity is unknown, or there are fewer than two.
+    """
+    try:
+        return Source(identities, cameras)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def decode(context: RunContext, images: ImageSet, split: str) -> Dataset:
+    """Decode the training images of a set. All processes call it.
+
+    Args:
+        context: The run.
+        images: The set.
+        split: "train" for the set to train on, "source" for a source.
+
+    Raises:
+        DataError: Fewer than two images can be read.
+        UserError: The run has more processes than images.
+    """
+    config = context.config
+    store, records = decode_records(
+        images.train,
+        split,
+        config.image,
+        context.folder.path,
+        context.reporter,
+        context.world,
+        context.stop,
+    )
+    identities, cameras = identities_and_cameras(records)
+    dataset = Dataset(images, records, store, identities, cameras)
+    if split == "source":
+        make_source(identities, cameras)
+    else:
+        _check_count(context, dataset)
+    if len(dataset) < config.batch.size and config.method != "nnct":
+        which = "images of the source" if split == "source" else "images"
+        context.reporter.warn(
+            f"{len(dataset)} {which} are fewer than a batch of {config.batch.size}: "
+            "batches repeat images"
+        )
+    return dataset
+
+
+def _check_count(context: RunContext, target: Dataset) -> None:
+    """Refuse too few images to train on, and warn where the lists of neighbours are cut short."""
+    config = context.config
+    if len(target) < 2:
+        raise DataError(
+            f"{target.images.root}: {len(target)} readable training images; a run needs many more"
+        )
+    if len(target) < config.cluster.k1 and config.method == "ucal":
+        context.reporter.warn(
+            f"{len(target)} images are fewer than `cluster.k1` {config.cluster.k1}: "
+            "lists of neighbours hold the whole set"
+        )
+    if len(target) < context.world.size:
+        raise UserError(
+            f"{context.world.size} ranks are more than the {len(target)} training images: "
+            "start torchrun with fewer processes"
+        )
+
+
+def all_labelled(records: Sequence[Record]) -> bool:
+    """Whether the identity of every image is known."""
+    return all(record.identity != UNKNOWN for record in records)

@@ -1,0 +1,145 @@
+"""The images of a run: which sources are refused."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastreid_al.cli import parse_training
+from fastreid_al.config import (
+    AdaptationConfig,
+    RunConfig,
+)
+from fastreid_al.engine import TrainingLoop
+from fastreid_al.errors import DataError, UserError
+from fastreid_al.runs import dry_run, run_training
+from fastreid_al.synthetic.dataset import cached_synthetic
+from tests.support.source_runs import SOURCE, adapted
+from tests.support.tiny import SYNTHETIC
+
+
+@pytest.fixture
+def short(config: RunConfig) -> RunConfig:
+    """One epoch of one batch."""
+    config = adapted(config)
+    return replace(config, epochs=1, batch=replace(config.batch, iterations=1))
+
+
+@pytest.fixture
+def copied(short: RunConfig, tmp_path: Path) -> tuple[RunConfig, Path]:
+    """A source on disk, copied so that it can be damaged, and its training images."""
+    shutil.copytree(cached_synthetic(SOURCE), tmp_path / "source" / "MSMT17_V1")
+    return replace(
+        short, source="msmt17", source_root=str(tmp_path / "source")
+    ), tmp_path / "source/MSMT17_V1/train"
+
+
+def test_the_source_must_be_another_set(config: RunConfig, tmp_path: Path) -> None:
+    same = replace(config, source="synthetic", adaptation=AdaptationConfig(synthetic=SYNTHETIC))
+    with pytest.raises(
+        DataError,
+        match=r"show the same people: both are rendered with seed 0; .*`adaptation.synthetic.seed`",
+    ):
+        run_training(same)
+    (tmp_path / "link").symlink_to(cached_synthetic(SYNTHETIC), target_is_directory=True)
+    with pytest.raises(
+        DataError,
+        match=r"64 training images of the source are in the set to train on .*`source_root`",
+    ):
+        dry_run(replace(config, source="msmt17", source_root=str(tmp_path / "link")))
+    larger = AdaptationConfig(synthetic=replace(SYNTHETIC, train_images=80))
+    with pytest.raises(
+        DataError,
+        match=r"show the same people: both are rendered with seed 0; .*`adaptation.synthetic.seed`",
+    ):
+        dry_run(replace(same, adaptation=larger))
+    root = tmp_path / "tree"
+    shutil.copytree(cached_synthetic(SYNTHETIC) / "train", root / "train")
+    crops = replace(
+        config,
+        dataset="folder",
+        data_root=str(root / "train"),
+        source="folder",
+        source_root=str(root),
+    )
+    with pytest.raises(
+        DataError, match=r"64 training images of the source are in the set to train on \(first: "
+    ):
+        dry_run(crops)
+    assert not Path(str(config.run_dir)).exists()
+
+
+def test_the_source_must_be_labelled(copied: tuple[RunConfig, Path], tmp_path: Path) -> None:
+    config, train = copied
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    for number, path in enumerate(sorted(train.rglob("*.jpg"))):
+        shutil.copy(path, crops / f"{number}_c1.jpg")
+    flat = replace(config, source="folder", source_root=str(crops))
+    with pytest.raises(DataError, match="36 of 36 training images of the source have no identity"):
+        run_training(flat)
+    crops.rename(tmp_path / "one")
+    (crops / "train").mkdir(parents=True)
+    (tmp_path / "one").rename(crops / "train" / "one")
+    with pytest.raises(DataError, match="the source has 1 identities in 36 training images"):
+        run_training(flat)
+
+
+def test_identities_that_cannot_be_read_are_counted_after_decoding(
+    copied: tuple[RunConfig, Path],
+) -> None:
+    config, train = copied
+    kept = sorted(p for p in train.iterdir() if p.is_dir())[0]
+    for path in train.rglob("*.jpg"):
+        if path.parent != kept:
+            path.write_bytes(b"")
+    with pytest.raises(DataError, match="the source has 1 identities in"):
+        run_training(config)
+
+
+def test_a_missing_source_names_its_own_option(short: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"folder .*nowhere does not exist; .*`source_root`"):
+        run_training(replace(short, source="msmt17", source_root=str(tmp_path / "nowhere")))
+    bad = AdaptationConfig(synthetic=replace(SOURCE, cameras=1))
+    with pytest.raises(DataError, match=r"`adaptation.synthetic`: cameras must be 2"):
+        run_training(replace(short, adaptation=bad))
+
+
+def test_a_supervised_run_takes_no_source(short: RunConfig) -> None:
+    with pytest.raises(UserError, match="`source`: got .* a source is for ucal and nnct"):
+        run_training(replace(short, method="supervised"))
+
+
+def test_a_source_smaller_than_a_batch_is_refused_or_warned_of(
+    short: RunConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingLoop, "run", lambda _: None)
+    larger = replace(short, batch=replace(short.batch, size=48))
+    with pytest.raises(
+        UserError, match=r"--batch.size 48 is more than the 36 training images of the source"
+    ):
+        dry_run(replace(larger, method="nnct"))
+    run_training(larger)
+    assert "36 images of the source are fewer than a batch of 48" in capsys.readouterr().out
+
+
+def test_the_command_line_names_a_source() -> None:
+    words = [
+        "--source",
+        "synthetic",
+        "--adaptation.synthetic.seed",
+        "7",
+        "--adaptation.weight",
+        "0.4",
+    ]
+    config, _ = parse_training([*words, "--network.domain-bn", "false"])
+    assert (config.source, config.source_root, config.network.domain_bn) == (
+        "synthetic",
+        "data",
+        False,
+    )
+    assert (config.adaptation.synthetic.seed, config.adaptation.weight) == (7, 0.4)
+    assert parse_training([])[0].source is None

@@ -1,0 +1,103 @@
+"""Strategies against an oracle on saved features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastreid_al.config import QuestionConfig, RunConfig, SimulationConfig
+from fastreid_al.engine.console import Reporter
+from fastreid_al.errors import UserError
+from fastreid_al.evaluate import main as evaluate_main
+from fastreid_al.runs import run_simulation, run_training
+from fastreid_al.simulate import main as simulate_main
+from tests.support.tiny import SYNTHETIC
+
+
+@pytest.fixture
+def asking(config: RunConfig) -> RunConfig:
+    return replace(config, ask="gain", questions=QuestionConfig(start=1, per_epoch=15))
+
+
+def test_saved_features_are_simulated(
+    asking: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_training(replace(asking, ask="none", epochs=1))
+    file = tmp_path / "features.npz"
+    sizes = [f"--synthetic.{k.replace('_', '-')}={v}" for k, v in vars(SYNTHETIC).items()]
+    evaluate_main([f"--checkpoint={asking.run_dir}/last.pt", f"--save-features={file}", *sizes])
+    with np.load(file) as saved:
+        assert (
+            saved["features"].shape[0]
+            == SYNTHETIC.train_images
+            == len(saved["identities"])
+            == len(saved["cameras"])
+        )
+    simulate_main(
+        [
+            f"--features={file}",
+            "--budget=40",
+            "--every=10",
+            f"--out={tmp_path / 'out'}",
+            "--cluster.k1=8",
+        ]
+    )
+    lines = (tmp_path / "out" / "curves.csv").read_text().splitlines()
+    assert lines[0] == "strategy,questions,share,precision,recall,f1"
+    assert {line.split(",")[0] for line in lines[1:]} == {"ucal", "gain", "spal", "random"}
+    assert Image.open(tmp_path / "out" / "curves.png").size
+    config = SimulationConfig(str(file), "gain", 40, 10, str(tmp_path / "out2"))
+    assert run_simulation(config, Reporter()) == run_simulation(config, Reporter())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ask=gian"], "`ask`: got 'gian', expected one of ucal, gain"),
+        (["--budget=-1"], "`budget`: got -1, expected 0 or more"),
+        (["--questions.budget=3"], "a simulation has one `budget`"),
+    ],
+)
+def test_a_simulation_that_cannot_work_is_refused(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        simulate_main(["--features=nowhere.npz", f"--out={tmp_path}", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"features": np.eye(3)}, "no array identities"),
+        ({"features": np.eye(3), "identities": np.arange(2)}, "expected"),
+        ({"features": np.zeros((3, 2)), "identities": np.arange(3)}, "not zero"),
+        ({"features": np.full((3, 2), np.nan), "identities": np.arange(3)}, "finite"),
+    ],
+)
+def test_feature_files_that_cannot_be_used_are_refused(
+    tmp_path: Path, arrays: dict, message: str
+) -> None:
+    np.savez(tmp_path / "f.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        simulate_main([f"--features={tmp_path / 'f.npz'}", f"--out={tmp_path}"])
+    (tmp_path / "g.npz").write_bytes(b"nonsense")
+    for name in ("g.npz", "missing.npz"):
+        with pytest.raises(UserError, match=r"cannot be read as \.npz"):
+            simulate_main([f"--features={tmp_path / name}", f"--out={tmp_path}"])
+
+
+def test_a_simulation_whose_clustering_is_not_installed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "f.npz", features=np.eye(5), identities=np.arange(5))
+    monkeypatch.setattr(
+        "fastreid_al.clustering.backends.importlib.util.find_spec", lambda name: None
+    )
+    with pytest.raises(UserError, match=r"`cluster.dbscan`: 'cuml' is not installed"):
+        simulate_main(
+            [f"--features={tmp_path / 'f.npz'}", f"--out={tmp_path}", "--cluster.dbscan=cuml"]
+        )

@@ -1,0 +1,196 @@
+"""Whole runs: what they write, how they stop and resume, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from fastreid_al.config import MemoryConfig, RunConfig
+from fastreid_al.engine import Interrupted, TrainingLoop
+from fastreid_al.engine.checkpoint import load_checkpoint
+from fastreid_al.errors import DataError, UserError
+from fastreid_al.runs import run_training
+from fastreid_al.synthetic.dataset import cached_synthetic
+from tests.support.tiny import elsewhere, recorded, same_weights, weights
+
+VARIANTS = {
+    "instance memory": {},
+    "cluster memory": {"memory": MemoryConfig(kind="cluster", hardest=True)},
+    "supervised": {"method": "supervised"},
+}
+
+
+def variant(config: RunConfig, name: str) -> RunConfig:
+    config = replace(config, **VARIANTS[name])  # type: ignore[arg-type]
+    source = "extract" if name == "cluster memory" else "memory"
+    return replace(config, cluster=replace(config.cluster, source=source))
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, signum: int = signal.SIGTERM) -> None:
+    """Send this process a signal in the middle of the given step."""
+    original, done = TrainingLoop._augmented, [0]
+
+    def counting(*args: Any) -> Any:
+        done[0] += 1
+        if done[0] == steps:
+            os.kill(os.getpid(), signum)
+        return original(*args)
+
+    monkeypatch.setattr(TrainingLoop, "_augmented", counting)
+
+
+def test_a_run_leaves_config_versions_metrics_checkpoints_and_figure(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = run_training(config)
+    names = sorted(p.name for p in finished.folder.iterdir())
+    assert names == [
+        "best.pt",
+        "config.json",
+        "curves.png",
+        "last.pt",
+        "metrics.jsonl",
+        "versions.json",
+    ]
+    assert Image.open(finished.folder / "curves.png").size[0] > 500
+    assert [r["epoch"] for r in recorded(finished.folder)] == [0, 1, 2, 3]
+    last = recorded(finished.folder)[-1]
+    assert {"loss", "clusters", "mAP", "rank1", "pair_precision", "pair_recall"} <= last.keys()
+    assert json.loads((finished.folder / "versions.json").read_text())["torch"].startswith(
+        torch.__version__.split("+")[0]
+    )
+    printed = capsys.readouterr().out
+    assert "untrained: mAP" in printed
+    assert "best was chosen on the test set" in printed
+    assert load_checkpoint(finished.folder / "best.pt")["epoch"] in (1, 2, 3)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(config: RunConfig) -> None:
+    first = run_training(config)
+    second = run_training(elsewhere(config, "again"))
+    other = run_training(elsewhere(config, "other", seed=1))
+    assert same_weights(weights(first.folder), weights(second.folder))
+    assert recorded(first.folder) == recorded(second.folder)
+    assert not same_weights(weights(first.folder), weights(other.folder))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_stopped_run_resumes_to_bit_identical_weights(
+    config: RunConfig,
+    name: str,
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = variant(config, name)
+    whole = run_training(elsewhere(config, "whole"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Interrupted) as stopped:
+            run_training(config)
+    assert stopped.value.signum == signal.SIGTERM
+    assert f"`run_dir` {config.run_dir} `resume`" in capsys.readouterr().out
+    assert load_checkpoint(Path(str(config.run_dir)) / "last.pt")["step"] == step % 4
+    resumed = run_training(config, resume=True)
+    assert same_weights(weights(resumed.folder), weights(whole.folder))
+    assert recorded(resumed.folder) == recorded(whole.folder)
+
+
+def test_resume_of_a_finished_run_changes_nothing(config: RunConfig) -> None:
+    finished = run_training(config)
+    before = weights(finished.folder)
+    assert run_training(config, resume=True).history == finished.history
+    assert same_weights(before, weights(finished.folder))
+
+
+def test_a_run_folder_is_not_overwritten(config: RunConfig) -> None:
+    run_training(replace(config, epochs=1))
+    with pytest.raises(UserError, match=r"already holds a run: continue it with `resume`"):
+        run_training(config)
+
+
+def test_more_epochs_can_be_asked_for_on_resume(config: RunConfig) -> None:
+    run_training(replace(config, epochs=2))
+    longer = run_training(config, resume=True)
+    assert same_weights(
+        weights(longer.folder), weights(run_training(elsewhere(config, "whole")).folder)
+    )
+
+
+def test_a_run_inside_the_image_folder_does_not_train_on_its_own_figure(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    crops = tmp_path / "crops"
+    shutil.copytree(cached_synthetic(config.synthetic) / "train", crops)
+    inside = replace(
+        config, dataset="folder", data_root=str(crops), run_dir=str(crops / "runs" / "a"), epochs=1
+    )
+    finished = run_training(inside)
+    assert (finished.folder / "curves.png").exists()
+    run_training(replace(inside, epochs=2), resume=True)
+
+
+@pytest.fixture
+def copied(config: RunConfig, tmp_path: Path) -> RunConfig:
+    """The tiny set, copied so that it can be damaged."""
+    shutil.copytree(cached_synthetic(config.synthetic), tmp_path / "MSMT17_V1")
+    return replace(config, dataset="msmt17", data_root=str(tmp_path))
+
+
+def train_images(config: RunConfig) -> list[Path]:
+    return sorted((Path(config.data_root) / "MSMT17_V1" / "train").rglob("*.jpg"))
+
+
+def test_unreadable_images_are_named_counted_and_left_out(
+    copied: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = train_images(copied)[5]
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    run_training(replace(copied, epochs=1))
+    printed = capsys.readouterr().out
+    assert "warning: 1 train image(s) could not be read and are left out:" in printed
+    assert damaged.name in printed
+
+
+def test_too_few_readable_images_are_refused(copied: RunConfig) -> None:
+    for path in train_images(copied):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="0 readable training images"):
+        run_training(copied)
+
+
+def test_few_unlabelled_images_of_one_camera_train_with_warnings(
+    copied: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "crops").mkdir()
+    for number, path in enumerate(train_images(copied)[:7]):
+        shutil.copy(path, tmp_path / "crops" / f"{number}_c1.jpg")
+    none = replace(copied.cluster, min_samples=8)
+    config = replace(copied, dataset="folder", data_root=str(tmp_path / "crops"), cluster=none)
+    finished = run_training(config)
+    printed = capsys.readouterr().out
+    assert "7 images are fewer than `cluster.k1` 8" in printed
+    assert "7 images are fewer than a batch of 16" in printed
+    assert "mAP" not in finished.history[-1]
+    assert "pair_precision" not in finished.history[-1]
+    with pytest.raises(UserError, match="7 of 7 images have no identity"):
+        run_training(elsewhere(config, "supervised", method="supervised"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"epochs": 0}, {"device": "cuda:99"}, {"device": "gpu"}, {"seed": -1}]
+)
+def test_settings_that_cannot_work_are_refused_at_once(config: RunConfig, change: dict) -> None:
+    with pytest.raises(UserError, match=f"`{next(iter(change))}`"):
+        run_training(replace(config, **change))
+    assert not Path(str(config.run_dir)).exists()

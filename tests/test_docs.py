@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -31,12 +32,13 @@ FILE = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|h|cpp|cu)|(?:[a-z_.]+/)+)`")
 #: Placeholders, and files of the reader's own.
 EXAMPLE_FILE = re.compile(r"\bX\b|_X\.|\bX_|^my_|tensorboard/|last-N/|camstyle/")
 OPTION = re.compile(r"(?<![\w-])--(?P<name>[a-z][\w-]*(?:\.[a-z][\w-]*)*)(?P<group>\.\*)?")
-COMMANDS = (
-    ["train"],
-    ["evaluate"],
-    ["simulate"],
-    ["synthesize"],
-    *(["ledger", name] for name in ("show", "export", "undo", "check")),
+#: Command lines that print every option.
+HELP = (
+    ["train", "--help-all"],
+    ["evaluate", "--help"],
+    ["simulate", "--help"],
+    ["synthesize", "--help"],
+    *(["ledger", name, "--help"] for name in ("show", "export", "undo", "check")),
 )
 #: Options of other programs: torchrun, pip, pytest, mkdocs, git, the scripts of bench/, Slurm.
 FOREIGN = {
@@ -115,16 +117,13 @@ def exists(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def options() -> set[str]:
-    """Every option of every command, as `--help` prints it."""
+    """Every option of every command, as its help prints it."""
     found: set[str] = set()
-    code = "import sys; from fastreid_al import cli; sys.argv = ['x']; cli.{}({!r})"
-    parsers = {"train": "parse_training", "evaluate": "parse_evaluation"}
-    parsers |= {"simulate": "parse_simulation", "synthesize": "parse_synthesis"}
-    for command, *words in COMMANDS:
-        parse = parsers.get(command, "parse_ledger")
+    for words in HELP:
         done = subprocess.run(
-            [sys.executable, "-c", code.format(parse, [*words, "--help"])],
+            [sys.executable, "-m", "fastreid_al", *words],
             cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
             capture_output=True,
             text=True,
             timeout=120,

@@ -147,7 +147,7 @@ def make(device: str, form: str, size: Size) -> Problem:
 
         method = NNCT(n, NEIGHBOURS, SETTINGS, BatchConfig(batch), EPOCHS, 0)
         method.label_images(EPOCH, bank.clone)
-        method.bank = bank
+        method.memory.bank = bank
         method.label_memory.to(torch.device(device))
         method.label_memory.update(torch.arange(n, device=device), *members(identities))
         return Problem(method, embeddings, rows)
@@ -217,7 +217,7 @@ def parts(problem: Problem, rounds: int) -> tuple[dict[str, float], First]:
                 seconds - sum(taken[part][-1] for part in PARTS if part != "losses_s")
             )
             taken["updates_s"][-1] += harness.clocked(form.update, embeddings, rows)[1]
-            first = first or [(*found, form.bank[rows])]
+            first = first or [(*found, form.memory.bank[rows])]
     return {part: statistics.median(seconds) for part, seconds in taken.items()}, First(
         *lists(predicted[0]), *first[0]
     )

@@ -283,6 +283,46 @@ class World:
             out[positions] = received
             yield columns, out
 
+    def move_rows(self, rows: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Move the rows of a tensor (n, D) between ranks; a single process returns them as they are, without a copy.
+
+        Args:
+            rows: This rank's rows, by their number in the whole.
+            before: (n,) int64, the rank on which each row is; on a CPU, the same on all ranks, as `after`.
+            after: (n,) int64, the rank to which each row goes.
+
+        Returns:
+            The rows that are on this rank afterwards, by their number in the whole.
+        """
+        if self.size == 1:
+            return rows
+        out = rows.new_empty(int((after == self.rank).sum()), rows.shape[1])
+        for columns, part in self.redistribute_rows(rows, before, after):
+            out[:, columns] = part
+        return out
+
+    def replicate_rows(self, shard: Tensor, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Make rows of a sharded tensor readable on all ranks; the device is not waited for.
+
+        Args:
+            shard: This rank's rows of a tensor (n, ...) of integers, cut by `local_slice`.
+            rows: (R,) int64 in [0, n), the same on all ranks.
+            n: Rows of the whole tensor.
+
+        Returns:
+            A tensor and the places (R,) in it at which the rows are: the rows themselves, summed over the ranks, of which
+            all but one add 0. A single process returns its tensor and `rows` as they are, without a copy.
+        """
+        if self.size == 1:
+            return shard, rows
+        own = self.local_slice(n)
+        inside = (rows >= own.start) & (rows < own.stop)
+        places = torch.where(inside, rows - own.start, 0)
+        taken = shard[places] if len(shard) else shard.new_zeros(len(rows), *shard.shape[1:])
+        outside = ~inside.view(-1, *[1] * (shard.ndim - 1))
+        fetched = self.all_reduce_sum(taken.masked_fill(outside, 0))
+        return fetched, torch.arange(len(rows), device=rows.device)
+
     def fetch_rows(self, shard: Tensor, rows: Tensor, n: int) -> Tensor:
         """Fetch any rows of a sharded tensor, in any order, from the ranks that hold them.
 

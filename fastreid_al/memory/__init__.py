@@ -1,13 +1,17 @@
-"""What is remembered of every image: features that the contrastive loss compares a batch with, and NNCT's labels."""
+"""Memories of every image: features for the contrastive losses, and NNCT's pseudo-labels."""
 
-from .features import ClusterMemory, FeatureMemory, InstanceMemory
+from .base import FeatureMemory
+from .cluster import ClusterMemory
+from .image import ImageMemory
+from .instance import InstanceMemory
 from .label_bank import PseudoLabelMemoryBank
-from .label_bank_sharded import ShardedLabelMemory
+from .label_bank_sharded import ShardedLabelBank
 
 __all__ = [
     "ClusterMemory",
     "FeatureMemory",
+    "ImageMemory",
     "InstanceMemory",
     "PseudoLabelMemoryBank",
-    "ShardedLabelMemory",
+    "ShardedLabelBank",
 ]

@@ -1,6 +1,6 @@
-"""The pseudo-label memory bank PLMB of NNCT: the latest labels of every image, where one class is one image.
+"""NNCT's pseudo-label memory bank (PLMB): the latest labels of every image, where each image is a class.
 
-The paper keeps an n x n matrix. Here a row is n bits, or a short list of ids; `label_rows` does the work on rows.
+The paper keeps an n x n matrix. Here a row is n bits or a short list of ids. The operators on rows are in `label_rows`.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from torch import Tensor
 
 from . import label_rows
 
-#: Greatest n for which "auto" takes bits: 5 GB.
+#: Largest n for which the layout "auto" is "bits": 5 GB.
 BITS_UP_TO = 200_000
-#: Rows and labels of one batch, counted in int32.
-_MOST = 2**31 - 1
+#: Largest number of rows or labels of one batch, which are counted in int32.
+_INT32_MAX = 2**31 - 1
 
-#: Rows of a state that are looked at together.
-_CHECKED = 2**20
+#: Rows of a state that are checked at a time.
+_CHECK_BLOCK = 2**20
 
 LAYOUTS = ("auto", "bits", "sparse")
 
 
 class PseudoLabelMemoryBank:
-    """The labels last predicted for each of n images (PLMB, the matrix B of NNCT); at the start the image itself alone.
+    """The labels last predicted for each of n images (NNCT's matrix B, Eq. 4 and 5); at first only the image itself.
 
-    With the layout "bits" a row is a bit for each image: 133 MB at n = 32,621 and 125 GB at 1e6, and no label is ever dropped.
-    With "sparse" it is a list of at most `capacity` ids: at 64 of them 8.5 MB at n = 32,621, 260 MB at 1e6, 1.3 GB at 5e6.
-    Both answer alike as long as no list overflows.
+    With the layout "bits" a row has one bit for each image: 133 MB at n = 32,621 and 125 GB at 1e6, and no label is ever
+    dropped. With "sparse" a row is a list of at most `capacity` ids: with a capacity of 64 they take 8.5 MB at n = 32,621,
+    260 MB at 1e6 and 1.3 GB at 5e6. Both layouts hold the same labels as long as no list overflows.
 
     Args:
         n: Number of images.
         layout: "bits", "sparse", or "auto": bits up to n = 200,000.
-        capacity: Labels that a row of "sparse" has room for.
-        device: Where the bank is.
-        own: The images whose labels it keeps, of which none need be; all n when not given. Labels may name any of the n.
+        capacity: Most labels that a row of "sparse" holds.
+        device: Device of the bank.
+        own: The images whose labels this bank keeps, possibly none; by default all n. Labels may name any of the n images.
 
     Raises:
         ValueError: n or capacity below 1, an unknown layout, or a bank larger than the device's memory.
@@ -54,11 +54,12 @@ class PseudoLabelMemoryBank:
             raise ValueError(f"n: got {n}, expected 1 or more")
         if layout not in LAYOUTS:
             raise ValueError(f"layout: got {layout!r}, expected one of {', '.join(LAYOUTS)}")
-        if not 1 <= capacity <= _MOST:
-            raise ValueError(f"capacity: got {capacity}, expected 1 to {_MOST}")
+        if not 1 <= capacity <= _INT32_MAX:
+            raise ValueError(f"capacity: got {capacity}, expected 1 to {_INT32_MAX}")
         if layout == "auto":
             layout = "bits" if n <= BITS_UP_TO else "sparse"
-        self.layout, self.capacity = layout, capacity
+        self.layout = layout
+        self.capacity = capacity
         self._n = n
         self._own = slice(0, n) if own is None else own
         self._state = _identity(n, self._own, layout, capacity, torch.device(device))
@@ -73,7 +74,7 @@ class PseudoLabelMemoryBank:
 
     @property
     def device(self) -> torch.device:
-        """Where the bank is."""
+        """The device of the bank."""
         return self._state["words" if self.layout == "bits" else "ids"].device
 
     @property
@@ -83,29 +84,30 @@ class PseudoLabelMemoryBank:
 
     @property
     def dropped(self) -> int:
-        """Labels that lists had no room for, in all updates so far. Reading it waits for the device."""
+        """Labels that did not fit into full lists, in all updates so far. Waits for the device."""
         return int(self._state["dropped"]) if self.layout == "sparse" else 0
 
     def update(
         self, rows: Tensor, indptr: Tensor, indices: Tensor, similarities: Tensor | None = None
     ) -> None:
-        """Replace the labels of some images, in batch order: of an image that is named twice the last labels stay.
+        """Replace the labels of some images, in batch order: if an image is named twice, its last labels stay.
 
-        A label that is listed twice counts once. A list that overflows keeps the labels of greatest similarity, equal ones by
-        their place, and a NaN is the least; without similarities it keeps the first, as `label_prediction` lists the most
-        similar first. One launch on a GPU, which the host does not wait for; finding last occurrences takes B^2 / 256 steps of
-        a block there. Without the extension PyTorch does the same, and waits.
+        A label that is listed twice counts once. A list that overflows keeps the most similar labels: equal ones by their
+        place, and a NaN counts as least similar. Without similarities it keeps the first labels, since `label_prediction`
+        lists the most similar first. On a GPU this is one launch, for which the host does not wait; finding the last
+        occurrence of each image takes B^2 / 256 steps of a block. Without the compiled extension the same is done in
+        PyTorch, and the host waits.
 
         Args:
-            rows: (B,) int64, the images, `own` ones.
+            rows: (B,) int64, images of `own`.
             indptr: (B + 1,) int64; the labels of rows[b] are indices[indptr[b]:indptr[b + 1]].
             indices: (labels,) int64.
-            similarities: (labels,) float32, read by "sparse" alone.
+            similarities: (labels,) float32, used only by "sparse".
 
         Raises:
-            ValueError: Wrong shape, dtype or device, or, seen on a CPU alone: other rows, labels outside [0, n), `indptr` that
-                does not start at 0, never fall and end at the number of labels. On a GPU such rows and labels are left out,
-                and what `indptr` says is bounded: nothing outside the bank and the batch is touched.
+            ValueError: Wrong shape, dtype or device. On a CPU also: rows outside `own`, labels outside [0, n), or an
+                `indptr` that does not start at 0, decreases, or does not end at the number of labels. A GPU leaves such rows
+                and labels out and bounds `indptr`: nothing outside the bank and the batch is read or written.
         """
         self._check("rows", rows, None, "one for each image of the batch")
         self._check("indptr", indptr, len(rows) + 1, "one for each row, and the end")
@@ -116,46 +118,54 @@ class PseudoLabelMemoryBank:
             )
             similarities = similarities.detach()
         rows = self._places(rows)
+        state = self._state
         if self.layout == "bits":
-            label_rows.update_bits(self._state["words"], rows, indptr, indices, self._n)
-        else:
-            state = (self._state[name] for name in ("ids", "counts", "dropped"))
-            label_rows.update_sparse(*state, rows, indptr, indices, similarities, self._n)
+            label_rows.update_bits(state["words"], rows, indptr, indices, self._n)
+            return
+        label_rows.update_sparse(
+            state["ids"],
+            state["counts"],
+            state["dropped"],
+            rows,
+            indptr,
+            indices,
+            similarities,
+            self._n,
+        )
 
     def lookup(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels of some images.
+        """The labels of some images. On a GPU two launches, between which the host waits for the number of labels.
 
         Args:
-            rows: (B,) int64, `own` ones in any order, repeated or not.
+            rows: (B,) int64, images of `own` in any order, repeated or not.
 
         Returns:
-            `indptr` (B + 1,) and `indices`, int64: the labels of rows[b], ascending, are indices[indptr[b]:indptr[b + 1]]. On
-            a GPU two launches, between which the host waits for the number of labels.
+            `indptr` (B + 1,) and `indices`, int64: the labels of rows[b], ascending, are indices[indptr[b]:indptr[b + 1]].
 
         Raises:
-            ValueError: Wrong shape, dtype or device, or, seen on a CPU alone, other rows; a GPU gives them none.
+            ValueError: Wrong shape, dtype or device. On a CPU also rows outside `own`, which have no labels on a GPU.
         """
         self._check("rows", rows, None, "one for each image")
-        return listed(self._state, self._places(rows), self._n)
+        return label_lists(self._state, self._places(rows), self._n)
 
     def lookup_bits(self, rows: Tensor) -> Tensor:
-        """The labels of some images as `multilabel_bank_loss` takes them; the host does not wait.
+        """The labels of some images as bit rows, which `multilabel_bank_loss` takes; the host does not wait.
 
         Args:
-            rows: (B,) int64, in any order, repeated or not.
+            rows: (B,) int64, images of `own` in any order, repeated or not.
 
         Returns:
-            (B, ceil(n / 32)) int32; bit j % 32 of word j // 32 tells whether j is a label. At B = 64 0.26 MB for n = 32,621
-            and 8 MB for 1e6.
+            (B, ceil(n / 32)) int32; bit j % 32 of word j // 32 tells whether j is a label. At B = 64 this is 0.26 MB for
+            n = 32,621 and 8 MB for 1e6.
 
         Raises:
-            ValueError: As for `lookup`.
+            ValueError: Wrong shape, dtype or device. On a CPU also rows outside `own`, which have no labels on a GPU.
         """
         self._check("rows", rows, None, "one for each image")
-        return as_bits(self._state, self._places(rows), self._n)
+        return bit_rows(self._state, self._places(rows), self._n)
 
     def _places(self, rows: Tensor) -> Tensor:
-        """Where the labels of images lie; -1 where they do not, which a CPU refuses."""
+        """The row of the bank that holds each image's labels, (B,); -1 for images outside `own`, which a CPU refuses."""
         start, stop = self._own.start, self._own.stop
         if stop - start == self._n:
             return rows
@@ -168,72 +178,92 @@ class PseudoLabelMemoryBank:
         return torch.where(outside, -1, rows - start)
 
     def to(self, device: torch.device | str) -> PseudoLabelMemoryBank:
-        """Move the bank to a device; gives the bank."""
+        """Move the bank to a device. Returns the bank."""
         self._state = {name: x.to(device) for name, x in self._state.items()}
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The bank's own tensors: `words`, or `ids`, `counts` and `dropped`."""
+        """The tensors of the bank, not copied: `words`, or `ids`, `counts` and `dropped`."""
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy what `state_dict` gave, on whatever device it is.
+        """Copy what `state_dict` returned, from any device.
 
         Raises:
             ValueError: The state of another layout, n or capacity, or values that no bank has.
         """
-        layout = "bits" if "words" in state else "sparse"
-        if layout != self.layout or set(state) != set(self._state):
-            found = (
-                layout
-                if set(state) in ({"words"}, {"ids", "counts", "dropped"})
-                else ", ".join(sorted(state))
-            )
-            raise ValueError(
-                f"state: got {found or 'nothing'}, expected that of the layout {self.layout}"
-            )
+        self._check_layout(state)
         for name, own in self._state.items():
             x = state[name]
             if x.shape != own.shape or x.dtype != own.dtype:
+                capacity = f" and capacity {self.capacity}" if self.layout == "sparse" else ""
                 raise ValueError(
-                    f"state[{name!r}]: got {tuple(x.shape)} of {x.dtype}, expected {tuple(own.shape)} of {own.dtype}, "
-                    f"for n = {self._n:,}"
-                    + (f" and capacity {self.capacity}" if layout == "sparse" else "")
+                    f"state[{name!r}]: got {tuple(x.shape)} of {x.dtype}, "
+                    f"expected {tuple(own.shape)} of {own.dtype}, for n = {self._n:,}{capacity}"
                 )
         if self._own.stop > self._own.start:
             _check_values(self._n, self.capacity, state)
         for name, own in self._state.items():
             own.copy_(state[name])
 
+    def _check_layout(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse a state whose tensors are not those of this bank's layout."""
+        if set(state) == set(self._state):
+            return
+        if set(state) == {"words"}:
+            got = "bits"
+        elif set(state) == {"ids", "counts", "dropped"}:
+            got = "sparse"
+        else:
+            got = ", ".join(sorted(state)) or "nothing"
+        raise ValueError(f"state: got {got}, expected that of the layout {self.layout}")
+
     def _check(
         self, name: str, x: Tensor, count: int | None, per: str, dtype: torch.dtype = torch.int64
     ) -> None:
-        """One number for each of something, where the bank is."""
+        """Refuse a tensor that is not one-dimensional, of this length and dtype, and on the bank's device."""
         if not isinstance(x, Tensor):
             raise ValueError(f"{name}: got a {type(x).__name__}, expected a torch.Tensor")
         if x.ndim != 1 or (count is not None and x.shape[0] != count):
-            raise ValueError(
-                f"{name}: got shape {tuple(x.shape)}, expected ({'B' if count is None else count},), {per}"
-            )
+            length = "B" if count is None else count
+            raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected ({length},), {per}")
         if x.dtype != dtype:
             raise ValueError(f"{name}: got dtype {x.dtype}, expected {dtype}")
         if x.device != self.device:
             raise ValueError(
                 f"{name}: got device {x.device}, expected {self.device}, the device of the bank"
             )
-        if x.shape[0] > _MOST:
-            raise ValueError(f"{name}: got {x.shape[0]:,} values, expected {_MOST:,} at most")
+        if x.shape[0] > _INT32_MAX:
+            raise ValueError(f"{name}: got {x.shape[0]:,} values, expected at most {_INT32_MAX:,}")
 
 
-def listed(state: Mapping[str, Tensor], places: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Labels of some rows of a bank's state, ascending, in CSR form."""
+def label_lists(state: Mapping[str, Tensor], places: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The labels of rows of a bank as CSR lists.
+
+    Args:
+        state: The tensors of a bank, as `PseudoLabelMemoryBank.state_dict` returns them.
+        places: (B,) int64, rows of these tensors.
+        n: Number of images, which is the number of labels.
+
+    Returns:
+        `indptr` (B + 1,) and `indices`, int64, ascending in each row.
+    """
     if "words" in state:
         return label_rows.lookup_bits(state["words"], places, n)
     return label_rows.lookup_sparse(state["ids"], state["counts"], places, n)
 
 
-def as_bits(state: Mapping[str, Tensor], places: Tensor, n: int) -> Tensor:
-    """Labels of some rows of a bank's state as bit rows."""
+def bit_rows(state: Mapping[str, Tensor], places: Tensor, n: int) -> Tensor:
+    """The labels of rows of a bank as bits.
+
+    Args:
+        state: The tensors of a bank, as `PseudoLabelMemoryBank.state_dict` returns them.
+        places: (B,) int64, rows of these tensors.
+        n: Number of images, which is the number of labels.
+
+    Returns:
+        (B, ceil(n / 32)) int32.
+    """
     if "words" in state:
         return label_rows.bit_rows_bits(state["words"], places, n)
     return label_rows.bit_rows_sparse(state["ids"], state["counts"], places, n)
@@ -242,14 +272,26 @@ def as_bits(state: Mapping[str, Tensor], places: Tensor, n: int) -> Tensor:
 def _identity(
     n: int, own: slice, layout: str, capacity: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Each image has itself as its only label."""
-    words, size = (n + 31) // 32, own.stop - own.start
-    # Ids up to n - 1, and -1.
-    kind = torch.int32 if n <= _MOST else torch.int64
-    need = 4 * size * words if layout == "bits" else size * (capacity * kind.itemsize + 4)
-    advice = "layout='sparse'" if layout == "bits" else "fewer images or a smaller capacity"
-    message = f"n: got {n:,}, expected {advice}: the layout {layout} takes {need / 1e9:,.1f} GB, more than {device} has"
-    if need > _memory(device):
+    """The tensors of a bank in which each image of `own` is its own only label.
+
+    Raises:
+        ValueError: They take more memory than the device has.
+    """
+    words = (n + 31) // 32
+    size = own.stop - own.start
+    # Ids are -1 to n - 1.
+    id_dtype = torch.int32 if n <= _INT32_MAX else torch.int64
+    if layout == "bits":
+        needed = 4 * size * words
+        advice = "layout='sparse'"
+    else:
+        needed = size * (capacity * id_dtype.itemsize + 4)
+        advice = "fewer images or a smaller capacity"
+    message = (
+        f"n: got {n:,}, expected {advice}: the layout {layout} takes {needed / 1e9:,.1f} GB, "
+        f"more than {device} has"
+    )
+    if needed > _memory(device):
         raise ValueError(message)
     try:
         images = torch.arange(own.start, own.stop, device=device)
@@ -257,10 +299,10 @@ def _identity(
             flat = torch.zeros(size * words, dtype=torch.int32, device=device)
             flat[(images - own.start) * words + images // 32] = label_rows.bits_of(images)
             return {"words": flat.view(size, words)}
-        ids = torch.full((size, capacity), -1, dtype=kind, device=device)
+        ids = torch.full((size, capacity), -1, dtype=id_dtype, device=device)
         ids[:, 0] = images
     except RuntimeError as error:
-        # PyTorch names an allocation that failed on a CPU by its text alone.
+        # On a CPU only the text of PyTorch's error tells that an allocation failed.
         if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
             raise ValueError(message) from error
         raise
@@ -272,7 +314,7 @@ def _identity(
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes that the device has; 2^63 where it does not say."""
+    """Bytes of memory of the device; 2^63 - 1 where they are not known."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "cpu" and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(os.sysconf_names):
@@ -281,7 +323,7 @@ def _memory(device: torch.device) -> int:
 
 
 def _check_values(n: int, capacity: int, state: Mapping[str, Tensor]) -> None:
-    """No label outside the bank: a state may come from a damaged file."""
+    """Refuse values that no bank has: a state may come from a damaged file."""
     if "words" in state:
         if n % 32 and bool((state["words"][:, -1] >> n % 32).any()):
             raise ValueError(
@@ -289,15 +331,17 @@ def _check_values(n: int, capacity: int, state: Mapping[str, Tensor]) -> None:
             )
         return
     for name, low, high in (("counts", 0, capacity), ("ids", -1, n - 1)):
-        least, greatest = (int(x) for x in state[name].aminmax())
-        if least < low or greatest > high:
+        lowest, highest = state[name].aminmax()
+        if int(lowest) < low or int(highest) > high:
             raise ValueError(
-                f"state[{name!r}]: got values from {least} to {greatest}, expected {low} to {high}"
+                f"state[{name!r}]: got values from {int(lowest)} to {int(highest)}, "
+                f"expected {low} to {high}"
             )
-    for ids, counts in zip(
-        state["ids"].split(_CHECKED), state["counts"].split(_CHECKED), strict=True
-    ):
+    id_blocks = state["ids"].split(_CHECK_BLOCK)
+    count_blocks = state["counts"].split(_CHECK_BLOCK)
+    for ids, counts in zip(id_blocks, count_blocks, strict=True):
         if not torch.equal((ids >= 0).sum(1), counts.long()):
             raise ValueError(
-                "state['counts']: got other numbers than those of the ids, expected the state of one bank"
+                "state['counts']: got numbers that are not those of the ids, "
+                "expected the state of one bank"
             )

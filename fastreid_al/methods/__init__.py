@@ -1,4 +1,4 @@
-"""One file tells one paper; what methods share is in the files beside them."""
+"""The training methods: one file for each paper, and the parts that they have in common."""
 
 from .nnct import NNCT
 from .supervised import Supervised

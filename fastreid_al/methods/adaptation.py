@@ -1,7 +1,7 @@
-"""Unsupervised domain adaptation: a labelled source is trained with beside the unlabelled target.
+"""Unsupervised domain adaptation: a labelled source is trained with in addition to the unlabelled target.
 
-Rows 0 to n - 1 are the target's images, rows n to n + m - 1 the source's. A batch holds as many images of the source as of the
-target, behind them.
+Rows 0 to n - 1 are the target's images, rows n to n + m - 1 the source's. The second half of a batch holds as many images of the
+source as the first half holds of the target.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: The source's batches are drawn from a stream of their own: past the words that seed and epoch fill in NumPy's seed sequence.
-_STREAM = 2**96
+#: Added to the seed for the source's batches. Seed and epoch fill the lower 96 bits of NumPy's seed sequence, so the source has a
+#: random stream that no run and epoch of the target has.
+_SOURCE_STREAM = 2**96
 
 
 class Source:
-    """What is known of the source's training images.
+    """The identities and cameras of the source's training images.
 
     Args:
         identities: (m,) int64 identity of each image.
@@ -31,14 +32,18 @@ class Source:
         unknown = int((identities < 0).sum())
         if unknown:
             raise ValueError(
-                f"{unknown} of {len(identities)} training images of the source have no identity; --source takes a labelled set"
+                f"{unknown} of {len(identities)} training images of the source have no identity; "
+                "`source` takes a labelled set"
             )
-        # Unreadable images may have taken a whole identity with them, and classes have no gaps.
-        found, self.identities = identities.unique(return_inverse=True)
-        self.cameras, self.count = cameras, len(found)
+        # Unreadable images may have removed a whole identity, and classes are numbered without gaps.
+        values, self.identities = identities.unique(return_inverse=True)
+        self.cameras = cameras
+        #: Number of identities.
+        self.count = len(values)
         if self.count < 2:
             raise ValueError(
-                f"the source has {self.count} identities in {len(identities)} training images, two are needed at least"
+                f"the source has {self.count} identities in {len(identities)} training images, "
+                "at least two are needed"
             )
 
     def __len__(self) -> int:
@@ -46,13 +51,13 @@ class Source:
 
 
 class SourceClassifier(nn.Module):
-    """Cross-entropy of the source's identities, the source's share of NNCT's loss.
+    """Cross-entropy over the source's identities, the supervised part of NNCT's loss with a source.
 
     Args:
         source: The source's images.
-        features: D.
+        features: D, the width of the features.
         weight: w: the loss is (1 - w) x the source's + w x the target's.
-        seed: Seed of the first weights, whose standard deviation is 0.001.
+        seed: Seed of the initial weights, whose standard deviation is 0.001.
     """
 
     def __init__(self, source: Source, features: int, weight: float, seed: int) -> None:
@@ -65,20 +70,25 @@ class SourceClassifier(nn.Module):
     def __len__(self) -> int:
         return len(self.get_buffer("identities"))
 
-    def forward(self, embeddings: Tensor, rows: Tensor, target: Tensor) -> Tensor:
-        """The loss of a batch of both: embeddings (B, D) of the source's images (B,), numbered from 0, loss of the target's."""
+    def forward(self, embeddings: Tensor, rows: Tensor, target_loss: Tensor) -> Tensor:
+        """The loss of a batch of both domains.
+
+        Args:
+            embeddings: (B, D) of the source's images, not normalised.
+            rows: (B,) int64, the source's images, numbered from 0.
+            target_loss: () the loss of the target's images.
+        """
         identities = self.get_buffer("identities")[rows]
-        return (1 - self.weight) * F.cross_entropy(
-            self.linear(embeddings), identities
-        ) + self.weight * target
+        source_loss = F.cross_entropy(self.linear(embeddings), identities)
+        return (1 - self.weight) * source_loss + self.weight * target_loss
 
 
-def both_batches(target: Iterator[Tensor], source: Iterator[Tensor], n: int) -> Iterator[Tensor]:
-    """Batches (B,) of the target's n images, and behind each one of the source's, numbered after them: (2B,)."""
-    for own, other in zip(target, source, strict=True):
-        yield torch.cat([own, n + other])
+def joint_batches(target: Iterator[Tensor], source: Iterator[Tensor], n: int) -> Iterator[Tensor]:
+    """Join batches (B,) of the target's n images with batches of the source's: (2B,), the source's numbered from n."""
+    for target_rows, source_rows in zip(target, source, strict=True):
+        yield torch.cat([target_rows, n + source_rows])
 
 
 def source_seed(seed: int) -> int:
-    """Seed of the source's batches, whose stream is that of no run and epoch."""
-    return seed + _STREAM
+    """The seed of the source's batches for a run's seed; no run uses it for the target."""
+    return seed + _SOURCE_STREAM

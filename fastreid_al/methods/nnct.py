@@ -1,19 +1,28 @@
-"""NNCT, nearest-neighbour collaborative training (Tang and Jo, ICIP 2021), to be read beside the paper.
+"""NNCT, nearest-neighbour collaborative training (Tang and Jo, ICIP 2021). Read it beside the paper.
 
-Each image is a class of its own. Sec. 2.1, the current image flow, is MMCL (Wang and Zhang, CVPR 2020): predict which other
-images show the same person from a memory of all features, and regress the similarities to these labels. Sec. 2.2, the neighbour
-flow, regresses them to the labels of the nearest images as well, which the pseudo-label memory bank (PLMB) keeps up to date.
+Each image is a class of its own. The current image flow (Sec. 2.1) is MMCL (Wang and Zhang, CVPR 2020): it predicts from a
+memory of all features which other images show the same person, and regresses the similarities of the image to these labels.
+The neighbour flow (Sec. 2.2) also regresses them to the labels of the nearest images. The pseudo-label memory bank (PLMB)
+holds the latest labels of every image.
 
-The paper is silent about the neighbour flow in the epochs of single labels. Its premise, that an image and its neighbour are
-likely of one identity, does not hold there, so it begins with the predicted labels.
+| paper | here |
+|---|---|
+| feature memory M, n x d | `NNCT.memory` |
+| similarity s_i (Eq. 1) | computed inside the operators of `memory` |
+| L = L_C + lambda^n L_N (Eq. 2) | `NNCT.target_loss`, lambda^n is `lambda_n` |
+| multi-class label y_i by MPLP (Sec. 2.1) | `NNCT.predict` |
+| MMCL (Eq. 3 and 6) | `ImageMemory.loss` |
+| nearest neighbour ranking, NNR (Sec. 2.2.1) | `NNCT.neighbours` |
+| PLMB B (Sec. 2.2.2, Eq. 4 and 5) | `NNCT.label_memory`: `lookup_bits` is Eq. 4, `update` is Eq. 5 |
 
-The paper removes what stands above the last pooling of ResNet-50 and OSNet and adds a BatchNorm: the recipe has
-`--network.osnet-fc false`.
+The paper does not say what the neighbour flow does in the epochs of single labels. It rests on the assumption that an image
+and its neighbour probably show one person, which does not hold in these epochs. Here it starts with the predicted labels.
 
-With a labelled source (Sec. 3.3's domain adaptation, as ECN trains it) a classifier of its identities is trained beside.
+The paper removes the layers after the last pooling of ResNet-50 and OSNet and adds a BatchNorm. For OSNet the recipe therefore
+sets `network.osnet_fc` to false.
 
-On several ranks each keeps its own images' rows of both memories. A rank is given its part of the batch; the features of the
-whole batch meet every rank's rows of the memory, and the losses and gradients of its part come back.
+With a labelled source (the domain adaptation of Sec. 3.3, as ECN trains it), a classifier of the source's identities is trained
+in addition.
 """
 
 from __future__ import annotations
@@ -23,52 +32,44 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from reid_kernels import (
-    NotFiniteError,
-    label_prediction,
-    multilabel_bank_loss,
-    similarity_topk,
-    update_bank_,
-)
-from reid_kernels.sharded import (
-    sharded_label_prediction,
-    sharded_multilabel_bank_loss,
-    sharded_similarity_topk,
-    sharded_update_bank_,
-    with_gradient,
-)
+from reid_kernels import NotFiniteError
 from torch import Tensor, nn
 
 from ..config import BatchConfig, NNCTConfig
 from ..data.samplers import PassSampler, iterations_of
-from ..distributed.world import SINGLE_PROCESS, Sharded, World
-from ..errors import TrainingError
-from ..memory import PseudoLabelMemoryBank, ShardedLabelMemory
+from ..distributed.world import SINGLE_PROCESS, World
+from ..errors import SettingError, TrainingError
+from ..memory import ImageMemory, ShardedLabelBank
+from ..memory.image import Labels
 from ..metrics import list_scores
-from .adaptation import SourceClassifier, both_batches, source_seed
+from .adaptation import SourceClassifier, joint_batches, source_seed
 
 
 class NNCT:
-    """The paper's method; without neighbours its "w/o NNCT", which is MPLP and MMCL.
+    """The paper's method. Without neighbours (k = 0) it is the paper's "w/o NNCT", which is MPLP and MMCL.
 
-    Memory: the features n x D float32, 267 MB at n = 32,621 and 8.2 GB at 1e6 for D = 2,048, and the PLMB, 133 MB and (sparse)
-    260 MB; of both each of W ranks has 1 / W.
+    Memory: the n x D features in float32 take 267 MB at n = 32,621 and 8.2 GB at 1e6 for D = 2,048. The PLMB takes 133 MB and,
+    with the layout "sparse", 260 MB. With several ranks each holds its share of both.
 
     Args:
         n: Number of training images.
-        neighbours_k: k, the nearest images whose labels an image is trained with.
+        neighbours_k: k, the number of nearest images whose labels an image is also trained with.
         settings: Thresholds and weights.
-        batch: Batches.
+        batch: Size and number of the batches.
         epochs: Epochs of the run, over which the momentum of the memory grows.
         seed: Seed of the batches.
-        source: The labelled source to train with as well.
-        world: The ranks that share the memories; each trains with a part of every batch.
-        layout: Layout of the PLMB: bits, sparse, or auto, by the number of images.
-        capacity: Labels that a list of the sparse layout has room for.
+        source: Classifier of the labelled source to train with in addition.
+        world: The ranks over which both memories are sharded; each trains with its part of every batch.
+        layout: Layout of the PLMB: "bits", "sparse", or "auto", which is bits up to 200,000 images.
+        capacity: Most labels of an image that "sparse" holds.
 
     Raises:
-        ValueError: There are fewer images, or images of the source, than a batch takes, or than neighbours are wanted.
+        SettingError: A batch takes more images than there are, of the target or of the source, or there are too few images
+            for k neighbours.
     """
+
+    #: NNCT has no clusters that questions could refine.
+    labels_before_questions: None = None
 
     def __init__(
         self,
@@ -83,228 +84,168 @@ class NNCT:
         layout: str = "auto",
         capacity: int = 64,
     ) -> None:
-        if batch.size > n:
-            raise ValueError(
-                f"--batch.size {batch.size} is more than the {n} training images; nnct draws each once in a pass: "
-                f"give {n} or less"
-            )
-        if source is not None and batch.size > len(source):
-            raise ValueError(
-                f"--batch.size {batch.size} is more than the {len(source)} training images of the source; nnct draws each once "
-                f"in a pass: give {len(source)} or less"
-            )
+        _check_batch(batch.size, n, "training images")
+        if source is not None:
+            _check_batch(batch.size, len(source), "training images of the source")
         if not 0 <= neighbours_k < n:
-            raise ValueError(
-                f"--neighbours-k {neighbours_k} is out of range; {n} images have 0 to {n - 1} neighbours"
-            )
-        self.n, self.neighbours_k, self.settings, self.epochs, self.seed = (
-            n,
-            neighbours_k,
-            settings,
-            epochs,
-            seed,
-        )
-        self._size = batch.size
+            raise SettingError("neighbours_k", neighbours_k, f"0 to {n - 1} for {n} images")
+        self.n = n
+        self.neighbours_k = neighbours_k
+        self.settings = settings
+        self.epochs = epochs
+        self.seed = seed
+        self.source = source
+        self.world = world
         self.iterations = iterations_of(batch.iterations, n, batch.size)
         self._sampler = PassSampler(n, batch.size, self.iterations)
-        self.source, self.world = source, world
-        #: M: this rank's rows of (n, D), zero until an image is first seen; made with the first batch.
-        self.bank = torch.zeros(0, 0)
-        #: B of Eq. 4 and 5.
-        self.label_memory: PseudoLabelMemoryBank | ShardedLabelMemory = (
-            PseudoLabelMemoryBank(n, layout, capacity)
-            if world.size == 1
-            else ShardedLabelMemory(n, layout, capacity, world)
-        )
-        #: No clusters are refined.
-        self.labels_before_questions: None = None
-        #: Whether the labels are predicted in the epoch under way, or each image is its own only one.
+        if source is not None:
+            self._source_sampler = PassSampler(len(source), batch.size, self.iterations)
+        #: M, allocated with the first batch.
+        self.memory = ImageMemory(n, world)
+        #: B.
+        self.label_memory = ShardedLabelBank(n, layout, capacity, world)
+        #: Whether this epoch predicts labels; before that each image is its own only label.
         self.predicts = False
-        #: Share of the old vector that an update of the memory keeps in the epoch under way.
+        #: Share of the old vector that an update of the memory keeps in this epoch.
         self.momentum = 0.0
 
     def layers(self) -> nn.ModuleList:
-        """The classifier of the source's identities, where there is a source."""
+        """The classifier of the source's identities, if there is a source, else an empty list."""
         return nn.ModuleList([] if self.source is None else [self.source])
 
     def label_images(self, epoch: int, extract: Callable[..., Tensor]) -> dict[str, float]:
-        """Begin an epoch: labels are predicted batch by batch.
+        """Begin an epoch. Labels are predicted batch by batch, not here.
 
         Args:
-            epoch: Epochs completed.
+            epoch: Number of completed epochs.
             extract: Not called.
 
         Returns:
-            Facts for the log.
+            Metrics for the log.
         """
         self.predicts = epoch >= self.settings.single_label
         self.momentum = self.settings.momentum * epoch / self.epochs
         return {"memory_momentum": self.momentum}
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
-        """The epoch's batches of image rows, (B,) int64, or (2B,) with a source: a function of the seed and the epoch."""
+        """The epoch's batches of image rows, (B,) int64, or (2B,) with a source; they depend on seed and epoch alone."""
         batches = self._sampler.batches(self.seed, epoch)
         if self.source is None:
             return batches
-        sampler = PassSampler(len(self.source), self._size, self.iterations)
-        return both_batches(batches, sampler.batches(source_seed(self.seed), epoch), self.n)
+        source_batches = self._source_sampler.batches(source_seed(self.seed), epoch)
+        return joint_batches(batches, source_batches, self.n)
 
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
-        """The loss of a batch: that of the target's images and, with a source, the weighted sum of both.
+        """The loss of a batch: Eq. 2 for the target's images and, with a source, the weighted sum with the source's loss.
 
-        On several ranks each gives a part of the batch, the parts as long as each other and one behind the other, with a source
-        its part of the target's images and behind them its part of the source's. The mean of the ranks' losses is the batch's.
+        With several ranks each passes its part of the batch. The parts have one size and follow one another in the batch. With a
+        source a part is that of the target's images, followed by that of the source's. The mean of the ranks' losses is the loss
+        of the batch.
 
         Args:
-            embeddings: (B, D) with gradient, of the images at `rows`, of any length and floating dtype; (2B, D) with a source.
+            embeddings: (B, D) with gradient, of the images at `rows`, any floating dtype, not normalised; (2B, D) with a source.
             rows: (B,) int64, or (2B,).
 
         Raises:
-            TrainingError: The features, or the memory, are not finite, on any rank. On a GPU the loss is then NaN instead.
+            TrainingError: On a CPU, the features or the memory are not finite, on any rank. On a GPU the loss is NaN instead.
         """
         if self.source is None:
             return self.target_loss(embeddings, rows)
-        (target, source), (target_rows, source_rows) = embeddings.chunk(2), rows.chunk(2)
-        loss: Tensor = self.source(
-            source, source_rows - self.n, self.target_loss(target, target_rows)
-        )
+        target, source = embeddings.chunk(2)
+        target_rows, source_rows = rows.chunk(2)
+        target_loss = self.target_loss(target, target_rows)
+        loss: Tensor = self.source(source, source_rows - self.n, target_loss)
         return loss
 
     def target_loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
-        """Eq. 2 for images of the target, mean over them: L = L_C + lambda^n L_N.
+        """Eq. 2, L = L_C + lambda^n L_N, the mean over images of the target.
 
         Args:
-            embeddings: (B, D) with gradient, of the images at `rows`, of any length; this rank's part.
+            embeddings: (B, D) with gradient, of the images at `rows`, any floating dtype, not normalised.
             rows: (B,) int64.
 
         Raises:
-            TrainingError: The features, or the memory, are not finite. On a GPU the loss is then NaN instead.
+            TrainingError: On a CPU, the features or the memory are not finite, on any rank. On a GPU the loss is NaN instead.
         """
+        s = self.settings
         features = _unit(embeddings)
-        self._make_memories(features)
+        self._allocate(features)
         try:
-            if self.world.size > 1:
-                return self._shared_loss(features, embeddings.detach(), rows)
-            if not self.predicts:
-                return self._mmcl(features, _own_labels(rows))
-            labels = self.predict(rows)
-            self.label_memory.update(rows, *labels)
-            loss = self._mmcl(features, labels)
-            for neighbour in self.neighbours(features.detach(), rows).unbind(1):
-                loss = loss + self.settings.lambda_n * self._mmcl(
-                    features, self.label_memory.lookup_bits(neighbour)
-                )
-            return loss
+            labels = self._labels(*self.memory.gather_batch(features, rows))
+            weights = [1.0] + [s.lambda_n] * (len(labels) - 1)
+            return self.memory.loss(
+                features, labels, weights, delta=s.delta, hard_ratio=s.hard_ratio
+            )
         except NotFiniteError as error:
             raise TrainingError(
-                f"the training diverged ({error}); lower --optimizer.lr and resume from the last checkpoint"
+                f"the training diverged ({error}); lower `optimizer.lr` and resume from the last "
+                "checkpoint"
             ) from None
 
-    def _shared_loss(self, features: Tensor, embeddings: Tensor, rows: Tensor) -> Tensor:
-        """`target_loss` of this rank's part of the batch. Every rank computes for all of it, with its part of the memory."""
-        world, s = self.world, self.settings
-        first = world.rank * len(rows)
-        batch, rows = _unit(world.all_gather(embeddings)), world.all_gather(rows)
-        labels: list[Tensor | tuple[Tensor, Tensor]]
-        if self.predicts:
-            predicted = self.predict(rows)
-            self.label_memory.update(rows, *predicted)
-            near = self.neighbours(batch, rows).T
-            labels = [predicted]
-            if len(near):
-                labels += self.label_memory.lookup_bits(near.flatten()).split(len(rows))
-        else:
-            labels = [_own_labels(rows)]
-        weights = [1.0] + [s.lambda_n] * (len(labels) - 1)
-        losses, gradient = sharded_multilabel_bank_loss(
-            batch, self.bank, labels, weights, self.n, world, delta=s.delta, hard_ratio=s.hard_ratio
-        )
-        own = slice(first, first + len(features))
-        return with_gradient(features, losses[own], gradient[own]).mean()
+    def _labels(self, batch: Tensor, rows: Tensor) -> list[Labels]:
+        """The labels that the similarities of a batch are regressed to: of Eq. 3, then of each of the k neighbours (Eq. 6).
+
+        Args:
+            batch: (B, D) unit-norm features.
+            rows: (B,) int64, their images.
+        """
+        if not self.predicts:
+            return [_identity_labels(rows)]
+        predicted = self.predict(rows)
+        self.label_memory.update(rows, *predicted)  # Eq. 5
+        neighbours = self.neighbours(batch, rows)  # (B, k)
+        if self.neighbours_k == 0:
+            return [predicted]
+        bits = self.label_memory.lookup_bits(neighbours.T.flatten())  # Eq. 4, (k B, words)
+        return [predicted, *bits.split(len(rows))]
 
     def predict(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """MPLP: the multi-class labels of images (B,), the same on all ranks, as CSR lists, from the memory alone."""
-        s = self.settings
-        if self.world.size > 1:
-            return sharded_label_prediction(
-                self.bank, rows, self.n, self.world, threshold=s.threshold, at_least=s.at_least
-            )
-        return label_prediction(self.bank, rows, threshold=s.threshold, at_least=s.at_least)
+        """MPLP: the multi-class labels of images (B,) int64 as CSR lists, from the memory alone."""
+        return self.memory.predict_labels(rows, self.settings.threshold, self.settings.at_least)
 
     def neighbours(self, features: Tensor, rows: Tensor) -> Tensor:
-        """NNR: the k images (B, k) most similar to features (B, D) in the memory, each image itself left out.
-
-        On several ranks the batch is the same on all.
-        """
-        k = self.neighbours_k
-        if k == 0:
-            return rows.new_zeros(len(rows), 0)
-        if self.world.size > 1:
-            return sharded_similarity_topk(
-                features, self.bank, k, self.n, self.world, normalize=False, exclude=rows
-            )[1]
-        # Without a proof of candidates the host does not wait, and a batch is too small for the proof to pay.
-        return similarity_topk(
-            features, self.bank, k, normalize=False, exclude=rows, precision="ieee"
-        )[1]
-
-    def _mmcl(self, features: Tensor, labels: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        """Eq. 3 and 6 in MMCL's form: the similarities s of Eq. 1 against one set of labels each."""
-        s = self.settings
-        return multilabel_bank_loss(
-            features, self.bank, labels, delta=s.delta, hard_ratio=s.hard_ratio
-        )
+        """NNR: the k images (B, k) most similar to features (B, D) of the images at rows (B,), which are left out."""
+        return self.memory.nearest(features, rows, self.neighbours_k)
 
     def update(self, embeddings: Tensor, rows: Tensor) -> None:
-        """Move the memory towards the batch's features, after the step; on several ranks each gives its part, as for `loss`."""
+        """Move the memory towards the features of a batch, after the optimizer's step; arguments as for `loss`."""
         if self.source is not None:
-            embeddings, rows = embeddings.chunk(2)[0], rows.chunk(2)[0]
-        world = self.world
-        batch, rows = _unit(world.all_gather(embeddings.detach())), world.all_gather(rows)
-        if world.size == 1:
-            update_bank_(self.bank, batch, rows, self.momentum)
-        else:
-            sharded_update_bank_(self.bank, batch, rows, self.momentum, self.n, world)
-
-    def label_lists(self) -> tuple[Tensor, Tensor]:
-        """The latest labels of this rank's images as CSR lists, ascending, on the CPU: 8 bytes a label."""
-        memory = self.label_memory
-        images = torch.arange(self.n, device=memory.device)[self.world.local_slice(self.n)]
-        lists = (
-            memory.local.lookup(images)
-            if isinstance(memory, ShardedLabelMemory)
-            else memory.lookup(images)
-        )
-        return lists[0].cpu(), lists[1].cpu()
+            embeddings = embeddings.chunk(2)[0]
+            rows = rows.chunk(2)[0]
+        batch, rows = self.memory.gather_batch(_unit(embeddings.detach()), rows)
+        self.memory.update(batch, rows, self.momentum)
 
     def label_metrics(self, identities: Tensor | None) -> dict[str, float]:
-        """What the log says of the labels.
+        """Metrics of the labels for the log, the same on all ranks.
 
-        Labels of an image, itself left aside; those that short lists had no room for, in the run so far; precision and recall
-        of the labels, where the identities are known. The same on all ranks.
+        Args:
+            identities: (n,) int64 true identity of each image, or None where they are not known.
+
+        Returns:
+            `labels_per_image`, without the image itself; with "sparse" `labels_dropped`, the labels in this run that did not
+            fit into full lists; with identities the precision and recall of the labels.
         """
-        indptr, indices = self.label_lists()
-        metrics: dict[str, float] = {
-            "labels_per_image": sum(self.world.all_gather_counts(len(indices))) / self.n - 1
-        }
+        indptr, indices = self.label_memory.local_lists()
+        labels = sum(self.world.all_gather_counts(len(indices)))
+        metrics: dict[str, float] = {"labels_per_image": labels / self.n - 1}
         if self.label_memory.layout == "sparse":
             metrics["labels_dropped"] = self.label_memory.dropped
         if identities is not None:
             scores = list_scores(indptr, indices, identities, self.world)
-            metrics |= {f"label_{k}": v for k, v in scores._asdict().items()}
+            for name, value in scores._asdict().items():
+                metrics[f"label_{name}"] = value
         return metrics
 
-    def _make_memories(self, features: Tensor) -> None:
-        """The width and the place of the memories are those of the first features."""
-        if self.bank.shape[1] == 0:
-            own = self.world.local_slice(self.n)
-            self.bank = features.new_zeros(own.stop - own.start, features.shape[1])
+    def _allocate(self, features: Tensor) -> None:
+        """Give the memories the width and the device of the first features (B, D)."""
+        if not self.memory.is_allocated:
+            self.memory.allocate(features)
             self.label_memory.to(features.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on. Collective: each rank has its rows of the memories."""
         return {
-            "bank": self.bank if self.bank.shape[1] == 0 else self.world.shard(self.bank, self.n),
+            "bank": self.memory.state(),
             "label_memory": self.label_memory.state_dict(),
             "predicts": self.predicts,
             "momentum": self.momentum,
@@ -312,20 +253,28 @@ class NNCT:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, on any number of ranks; tensors of n rows are whole, or this rank's rows.
+        """Restore what `state_dict` returned, on any number of ranks; tensors of n rows are whole or sharded.
 
         Raises:
-            ValueError: It is that of other images, or of another layout of the PLMB; on any rank.
+            ValueError: It is the state of another number of images or of another layout of the PLMB, on any rank.
         """
-        bank = state["bank"]
-        count = bank.n if isinstance(bank, Sharded) else len(bank)
-        if count not in (0, self.n):
-            raise ValueError(f"the feature memory is of {count:,} images, the set has {self.n:,}")
-        bank = self.world.local_rows(bank)
-        self.label_memory.to(bank.device)
-        self.world.raise_together(lambda: self.label_memory.load_state_dict(state["label_memory"]))
-        self.bank, self.predicts, self.momentum = bank, state["predicts"], state["momentum"]
+        self.memory.load_state(state["bank"])
+        self.label_memory.to(self.memory.bank.device)
+        self.label_memory.load_state_dict(state["label_memory"])
+        self.predicts = state["predicts"]
+        self.momentum = state["momentum"]
         self.layers().load_state_dict(state.get("layers", {}))
+
+
+def _check_batch(size: int, images: int, what: str) -> None:
+    """Refuse a batch larger than a pass over the images."""
+    if size > images:
+        raise SettingError(
+            "batch.size",
+            size,
+            f"at most {images}, the number of {what}",
+            "nnct draws each image once in a pass",
+        )
 
 
 def _unit(embeddings: Tensor) -> Tensor:
@@ -333,6 +282,6 @@ def _unit(embeddings: Tensor) -> Tensor:
     return F.normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float())
 
 
-def _own_labels(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image is its own only label."""
+def _identity_labels(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """CSR lists in which each image (B,) is its own only label."""
     return torch.arange(len(rows) + 1, device=rows.device), rows

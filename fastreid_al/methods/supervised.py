@@ -10,12 +10,12 @@ from .contrastive import ContrastiveMethod
 
 
 class Supervised(ContrastiveMethod):
-    """Train with true identities.
+    """Train with the true identities.
 
     Args:
         identities: (n,) int64 true identity of each training image.
         cameras: (n,) int64 camera of each training image, -1 where unknown.
-        batch: Batches.
+        batch: Size and number of the batches.
         memory: Feature memory and temperature.
         seed: Seed of the batches.
         world: The ranks that train together.
@@ -37,11 +37,12 @@ class Supervised(ContrastiveMethod):
         unknown = int((identities < 0).sum())
         if unknown:
             raise ValueError(
-                f"{unknown} of {len(identities)} images have no identity; --method ucal trains without labels"
+                f"{unknown} of {len(identities)} images have no identity; set `method` to ucal, "
+                "which trains without labels"
             )
-        # Unreadable images may have taken a whole identity with them, and classes have no gaps.
+        # Unreadable images may have removed a whole identity, and classes are numbered without gaps.
         self.identities = identities.unique(return_inverse=True)[1]
 
     def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The true identities."""
+        """The true identities, (n,) int64, as labels and as classes."""
         return self.identities, self.identities

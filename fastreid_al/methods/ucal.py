@@ -1,16 +1,19 @@
-"""UCAL, unsupervised clustering active learning (Gao and Li, BMVC 2021), to be read beside the paper.
+"""UCAL, unsupervised clustering active learning (Gao and Li, BMVC 2021). Read it beside the paper.
 
-Sec. 3.1, the base, is here: at each epoch cluster the features with DBSCAN on the k-reciprocal Jaccard distance, keep the
-reliable part of each cluster (self-paced selection), and train against the cluster centroids with Eq. 1.
-
-Sec. 3.2, the questions, is `ask_snps_then_mpps`: between clustering and training, clusters are split (SNPS) and merged (MPPS)
-according to the answers of a person.
+| paper | here |
+|---|---|
+| base clustering (Sec. 3.1): DBSCAN on the k-reciprocal Jaccard distance, and the self-paced selection of SpCL | `UCAL.cluster_features` |
+| loss over cluster centroids c_k (Sec. 3.1, Eq. 1) | `ContrastiveMethod.loss`, tau is `memory.temperature` |
+| split and merge by questions from epoch 15 on (Sec. 3.2 and 3.3) | `UCAL.refine`, the epoch is `questions.start` |
+| hard negative pairs, split (SNPS, Sec. 3.2.1, Eq. 2 to 4) | `ask_snps_then_mpps`, `active.snps` |
+| hard positive pairs, merge (MPPS, Sec. 3.2.2, Eq. 5 and 6) | `ask_snps_then_mpps`, `active.mpps` |
+| label memory (Sec. 3.3) | `answers.Ledger` and its closure |
+| supervised bound (Table 1) | `methods.supervised` |
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -26,8 +29,9 @@ from ..answers.question import Verdict
 from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
 from ..config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
 from ..distributed.world import SINGLE_PROCESS, World
-from ..errors import TrainingError
+from ..errors import SettingError, TrainingError
 from .adaptation import Source
+from .collective_questions import CollectiveQuestions
 from .contrastive import ContrastiveMethod, Extract
 
 
@@ -37,18 +41,17 @@ class UCAL(ContrastiveMethod):
     Args:
         cameras: (n,) int64 camera of each training image, -1 where unknown.
         cluster: Clustering.
-        batch: Batches.
+        batch: Size and number of the batches.
         memory: Feature memory and temperature.
         seed: Seed of the batches.
-        questions: Splits and merges clusters with the answers of an annotator (Sec. 3.2), from its first epoch on. Of several
-            ranks the first asks, and the others need have none.
-        source: The labelled source to train with as well; only the target is clustered.
-        world: The ranks that train together.
-        watch: Called once a second on the ranks that wait while the first asks; what it raises ends the waiting.
+        questions: Splits and merges clusters with the answers of an annotator (Sec. 3.2), from its first epoch on.
+        source: The labelled source to train with in addition; only the target is clustered.
+        world: The processes that train together; the first of them asks the questions.
+        watch: Called once a second where a process waits for the answers; an exception from it ends the waiting.
 
     Raises:
-        ValueError: A cluster memory is asked to be clustered: it holds no vector per image. Or what shall run DBSCAN is not
-            installed, or cannot take so many images.
+        SettingError: The clustering reads the memory, but a cluster memory holds no vector per image.
+        ValueError: The library that runs DBSCAN is not installed, or cannot take so many images.
     """
 
     def __init__(
@@ -65,58 +68,79 @@ class UCAL(ContrastiveMethod):
     ) -> None:
         super().__init__(cameras, batch, memory, seed, source, world)
         if cluster.source == "memory" and memory.kind == "cluster":
-            raise ValueError(
-                "a cluster memory has no vector per image to cluster: use --cluster.source extract with it"
+            raise SettingError(
+                "cluster.source",
+                cluster.source,
+                "extract",
+                "a cluster memory has no vector per image to cluster",
             )
         check_backend(cluster.dbscan, len(cameras), "--cluster.dbscan")
-        self.cluster, self.questions, self._watch = cluster, questions, watch
-        #: State of the questions, kept for when a run that is resumed without them asks again.
-        self._asked: dict[str, Any] | None = None
+        self.cluster = cluster
+        self.questions = CollectiveQuestions(questions, world, watch)
         #: Threshold of the self-paced selection, fixed at the first clustering.
         self.threshold: float | None = None
 
     def features(self, epoch: int, extract: Extract) -> Tensor:
-        """The memory (SpCL) or a fresh pass (Cluster Contrast)."""
+        """The features to cluster: those of the memory (SpCL), or those of a new pass (Cluster Contrast)."""
         if self.cluster.source == "extract" and epoch > 0:
             return extract()
         return super().features(epoch, extract)
 
     def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Sec. 3.1 and 3.2: cluster, select, refine."""
+        """Cluster the images (Sec. 3.1), then refine the clusters with answers (Sec. 3.2)."""
+        labels = self.cluster_features(epoch, features)
+        labels = self.refine(epoch, features, labels)
+        return labels, singleton_classes(labels) if self.cluster.noise == "singleton" else labels
+
+    def cluster_features(self, epoch: int, features: Tensor) -> Tensor:
+        """Sec. 3.1: DBSCAN on the k-reciprocal Jaccard distance, of each cluster only the reliable images.
+
+        Args:
+            epoch: Number of completed epochs.
+            features: This process's rows of (n, D), unit-norm.
+
+        Returns:
+            (n,) int64 cluster of each image, -1 outside every cluster.
+        """
         c = self.cluster
         neighbours, self.metrics = self._neighbours(epoch, features)
-        far = c.eps + c.eps_gap
+        # The selection clusters at eps - eps_gap, eps and eps + eps_gap; no pair beyond these is ever read.
         graph = jaccard_graph(
-            features, c.k1, c.k2, max_distance=far, neighbours=neighbours, world=self.world
+            features,
+            c.k1,
+            c.k2,
+            max_distance=c.eps + c.eps_gap,
+            neighbours=neighbours,
+            world=self.world,
         )
-        found, self.threshold = self_paced_labels(
+        labels, self.threshold = self_paced_labels(
             graph, c.eps, c.eps_gap, c.min_samples, self.threshold, c.dbscan, self.world
         )
-        labels = self._refined(epoch, features, found.cpu())
-        return labels, singleton_classes(labels) if c.noise == "singleton" else labels
+        return labels.cpu()
 
-    def _refined(self, epoch: int, features: Tensor, labels: Tensor) -> Tensor:
-        """The clusters (n,) after the epoch's questions. They are asked on the first rank, which then has all features."""
-        questions = self.questions if self.world.is_first else None
+    def refine(self, epoch: int, features: Tensor, labels: Tensor) -> Tensor:
+        """Sec. 3.2: split and merge clusters by the answers to this epoch's questions, and to all before.
+
+        Args:
+            epoch: Number of completed epochs.
+            features: This process's rows of (n, D), unit-norm.
+            labels: (n,) int64 cluster of each image, -1 outside every cluster.
+
+        Returns:
+            The refined labels, (n,) int64; the same labels in an epoch without questions.
+        """
         self.labels_before_questions = None
-        if not self.world.any_true(questions is not None and epoch >= questions.config.start):
+        if not self.questions.asks_in(epoch):
             return labels
-        start = time.perf_counter()
-        features = self.world.gather_rows_to_first(features)
-
-        def ask() -> tuple[Tensor, dict[str, float]]:
-            assert questions is not None
-            return questions.refine(epoch, features, labels)
-
-        refined, asked = self.world.compute_on_first(ask, self._watch)
+        refined, metrics = self.questions.refine(epoch, features, labels)
         self.labels_before_questions = labels
-        self.metrics |= asked | {"seconds_questions": time.perf_counter() - start}
+        self.metrics |= metrics
         return refined
 
     def _neighbours(
         self, epoch: int, features: Tensor
     ) -> tuple[Tensor | Literal["exact"], dict[str, float]]:
-        """What `jaccard_graph` takes for neighbours, and what the log says of them."""
+        """The `neighbours` argument of `jaccard_graph`, and metrics for the log."""
         if self.cluster.neighbours == "exact":
             return "exact", {}
         try:
@@ -126,26 +150,30 @@ class UCAL(ContrastiveMethod):
         return lists, {"neighbours_recall": recall}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on; what was asked, the first rank knows."""
-        asked = self._asked if self.questions is None else self.questions.state_dict()
-        return {**super().state_dict(), "threshold": self.threshold, "questions": asked}
+        """Everything that the rest of the run depends on."""
+        questions = self.questions.state_dict()
+        return {**super().state_dict(), "threshold": self.threshold, "questions": questions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         super().load_state_dict(state)
         self.threshold = state["threshold"]
-        self._asked = state.get("questions")
-        if self.questions is not None and self._asked is not None:
-            self.questions.load_state_dict(self._asked)
+        self.questions.load_state_dict(state.get("questions"))
 
-    def _nothing_to_contrast(self, epoch: int, count: int) -> str:
-        found = "no cluster (every image is noise)" if count == 0 else "one single cluster"
-        advice = (
-            "a larger --cluster.eps or a smaller --cluster.min-samples finds more, --cluster.noise singleton trains on noise"
-            if count == 0
-            else "a smaller --cluster.eps or --cluster.k1 splits it"
+    def _too_few_classes(self, epoch: int, count: int) -> str:
+        if count == 0:
+            clusters = "no cluster (every image is noise)"
+            advice = (
+                "a larger `cluster.eps` or a smaller `cluster.min_samples` finds more, and "
+                "`cluster.noise` singleton trains on noise"
+            )
+        else:
+            clusters = "one single cluster"
+            advice = "a smaller `cluster.eps` or `cluster.k1` splits it"
+        return (
+            f"epoch {epoch + 1}: {clusters} among {len(self.labels)} images, nothing to contrast; "
+            f"{advice}"
         )
-        return f"epoch {epoch + 1}: {found} among {len(self.labels)} images, nothing to contrast; {advice}"
 
 
 def ask_snps_then_mpps(
@@ -204,8 +232,8 @@ def _most_merges(clusters: Tensor, share: float) -> int:
 
 
 def singleton_classes(labels: Tensor) -> Tensor:
-    """Give each image outside every cluster a class of its own, numbered after the clusters."""
+    """Give each image outside every cluster a class of its own, numbered after the clusters; labels are (n,) int64."""
     classes = labels.clone()
-    alone = labels < 0
-    classes[alone] = int(labels.max()) + 1 + torch.arange(int(alone.sum()))
+    unclustered = labels < 0
+    classes[unclustered] = int(labels.max()) + 1 + torch.arange(int(unclustered.sum()))
     return classes

@@ -71,7 +71,7 @@ def test_a_label_of_its_own_gives_the_cpus_loss_and_gradient() -> None:
 def compare_losses(here: NNCT, there: NNCT, x: Tensor, rows: Tensor) -> None:
     losses, gradients = [], []
     for method in (here, there):
-        leaf = x.to(method.bank).detach().requires_grad_()
+        leaf = x.to(method.memory.bank).detach().requires_grad_()
         loss = method.loss(leaf, rows.to(leaf.device))
         loss.backward()
         losses.append(float(loss.detach()))
@@ -95,12 +95,14 @@ def test_iterations_equal_the_cpus(neighbours_k: int, layout: str) -> None:
         )
         compare_losses(here, there, x, rows)
         for method in (here, there):
-            method.update(x.to(method.bank), rows.to(method.bank.device))
-        torch.testing.assert_close(there.bank.cpu(), here.bank, rtol=0, atol=1e-6)
+            method.update(x.to(method.memory.bank), rows.to(method.memory.bank.device))
+        torch.testing.assert_close(there.memory.bank.cpu(), here.memory.bank, rtol=0, atol=1e-6)
     assert min(sizes) < 10 < max(sizes)
     for name, expected in here.label_memory.state_dict().items():
         assert torch.equal(there.label_memory.state_dict()[name].cpu(), expected)
-    assert [x.tolist() for x in there.label_lists()] == [x.tolist() for x in here.label_lists()]
+    assert [x.tolist() for x in there.label_memory.local_lists()] == [
+        x.tolist() for x in here.label_memory.local_lists()
+    ]
     assert there.label_metrics(torch.arange(N) % CLUSTERS) == here.label_metrics(
         torch.arange(N) % CLUSTERS
     )
@@ -111,10 +113,10 @@ def test_a_state_moves_between_devices() -> None:
     (x, rows), (y, next_rows) = batches(2)
     compare_losses(other, first, x, rows)
     for method in (first, other):
-        method.update(x.to(method.bank), rows.to(method.bank.device))
+        method.update(x.to(method.memory.bank), rows.to(method.memory.bank.device))
     resumed = NNCT(N, 1, NNCTConfig(), BatchConfig(32), EPOCHS, 0)
     resumed.load_state_dict(first.state_dict())
-    assert resumed.bank.device.type == torch.device(DEVICE).type
+    assert resumed.memory.bank.device.type == torch.device(DEVICE).type
     compare_losses(other, resumed, y, next_rows)
 
 

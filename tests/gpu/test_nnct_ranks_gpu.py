@@ -29,26 +29,28 @@ class Thread(World):
 
     def __init__(self, rank: int, given: list[Any], barrier: threading.Barrier) -> None:
         super().__init__()
-        self.rank, self.size = rank, len(given)
-        self._given, self._barrier = given, barrier
+        self.rank = rank
+        self.size = len(given)
+        self._given = given
+        self._barrier = barrier
 
-    def all_objects(self, own: Any) -> list[Any]:
+    def all_gather_objects(self, own: Any) -> list[Any]:
         self._given[self.rank] = own
         self._barrier.wait(60)
-        found = list(self._given)
+        gathered = list(self._given)
         self._barrier.wait(60)
-        return found
+        return gathered
 
-    def total(self, x: Tensor) -> Tensor:
-        return torch.stack(self.all_objects(x)).sum(0, dtype=x.dtype)
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
+        return torch.stack(self.all_gather_objects(x)).sum(0, dtype=x.dtype)
 
-    def gather(self, rows: Tensor) -> Tensor:
-        return torch.cat(self.all_objects(rows))
+    def all_gather_rows(self, rows: Tensor) -> Tensor:
+        return torch.cat(self.all_gather_objects(rows))
 
-    gather_equal = gather
+    all_gather = all_gather_rows
 
-    def counts(self, count: int) -> list[int]:
-        return self.all_objects(count)
+    def all_gather_counts(self, count: int) -> list[int]:
+        return self.all_gather_objects(count)
 
 
 def iterations(world: World, k: int, layout: str, dtype: torch.dtype) -> list[Any]:
@@ -79,11 +81,11 @@ def iterations(world: World, k: int, layout: str, dtype: torch.dtype) -> list[An
                 world.all_gather(x.grad / world.size),
             )
         )
-    assert method.bank.device.type == torch.device(DEVICE).type
+    assert method.memory.bank.device.type == torch.device(DEVICE).type
     return [
         found,
-        world.all_gather_rows(method.bank),
-        method.label_lists(),
+        world.all_gather_rows(method.memory.bank),
+        method.label_memory.local_lists(),
         method.label_metrics(torch.arange(N) % CLUSTERS),
     ]
 

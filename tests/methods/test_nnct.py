@@ -62,7 +62,7 @@ def planted(memory: np.ndarray, k: int = 0, epochs: int = 10, **settings: Any) -
     method = nnct(n, k, size=n, epochs=epochs, **{"single_label": 1, **settings})
     begin(method, 0)
     iterate(method, memory, list(range(n)))
-    assert np.allclose(method.bank.numpy(), memory, rtol=0, atol=1e-15)
+    assert np.allclose(method.memory.bank.numpy(), memory, rtol=0, atol=1e-15)
     begin(method, 1)
     return method
 
@@ -144,9 +144,9 @@ def test_whole_runs_follow_the_reference(
             assert loss == pytest.approx(expected.loss, abs=1e-10)
             wanted = reference.before_normalisation(expected.gradient, embeddings)
             assert np.abs(gradient - wanted).max() <= 1e-6 * np.abs(wanted).max()
-            assert method.bank.dtype == torch.float64
-            assert np.allclose(method.bank.numpy(), expected.memory, rtol=0, atol=1e-12)
-            assert lists(*method.label_lists()) == [
+            assert method.memory.bank.dtype == torch.float64
+            assert np.allclose(method.memory.bank.numpy(), expected.memory, rtol=0, atol=1e-12)
+            assert lists(*method.label_memory.local_lists()) == [
                 sorted(labels) for labels in expected.label_memory
             ]
 
@@ -201,10 +201,17 @@ def test_an_epoch_of_one_label_leaves_the_label_memory_and_looks_at_no_neighbour
         assert loss_of(method, memory[[0, 3]], [0, 3]) == pytest.approx(
             (1 + np.cos(np.deg2rad(10))) ** 2
         )
-        assert lists(*method.label_lists()) == [[i] for i in range(6)]
+        assert lists(*method.label_memory.local_lists()) == [[i] for i in range(6)]
     begin(method, 6)
     loss_of(method, memory[[0, 3]], [0, 3])
-    assert lists(*method.label_lists()) == [[0, 1, 2, 3], [1], [2], [0, 1, 2, 3], [4], [5]]
+    assert lists(*method.label_memory.local_lists()) == [
+        [0, 1, 2, 3],
+        [1],
+        [2],
+        [0, 1, 2, 3],
+        [4],
+        [5],
+    ]
 
 
 # MPLP: labels worked by hand.
@@ -278,9 +285,9 @@ def test_an_image_not_seen_yet_is_its_own_only_label() -> None:
     method = nnct(6, size=2, single_label=0)
     begin(method, 0)
     iterate(method, memory[3:5], [3, 4])
-    assert lists(*method.label_lists()) == [[i] for i in range(6)]
+    assert lists(*method.label_memory.local_lists()) == [[i] for i in range(6)]
     loss_of(method, memory[[3, 3, 4, 4]], [2, 3, 4, 5])
-    assert lists(*method.label_lists()) == [[0], [1], [2], [3, 4], [3, 4], [5]]
+    assert lists(*method.label_memory.local_lists()) == [[0], [1], [2], [3, 4], [3, 4], [5]]
 
 
 def test_labels_come_from_the_memory_before_the_batch_updates_it() -> None:
@@ -292,10 +299,10 @@ def test_labels_come_from_the_memory_before_the_batch_updates_it() -> None:
     method = planted(memory)
     # The new feature of image 0 lies at the other side.
     iterate(method, circle(180, 10), [0, 1])
-    assert lists(*method.label_lists()) == [[0, 1], [0, 1], [2], [3]]
+    assert lists(*method.label_memory.local_lists()) == [[0, 1], [0, 1], [2], [3]]
     # Now it lies there in the memory as well.
     iterate(method, circle(180, 10), [0, 1])
-    assert lists(*method.label_lists()) == [[0, 2, 3], [1], [2], [3]]
+    assert lists(*method.label_memory.local_lists()) == [[0, 2, 3], [1], [2], [3]]
 
 
 # MMCL, and the flow of the neighbours: losses worked by hand.
@@ -313,7 +320,7 @@ def check_loss(
     expected: float,
 ) -> None:
     """The loss of a batch by the reference, which goes by the method's feature memory, and by NNCT, in epoch 1 of 10."""
-    memory, settings = method.bank.numpy(), Settings(single_label=1)
+    memory, settings = method.memory.bank.numpy(), Settings(single_label=1)
     found = reference.step(memory, label_memory, features, rows, 1, 10, k, settings)
     assert found.loss == pytest.approx(expected, abs=1e-12)
     assert loss_of(method, features, rows) == pytest.approx(expected, abs=1e-12)
@@ -401,10 +408,10 @@ def test_embeddings_of_any_length_give_the_loss_of_their_unit_vectors() -> None:
         loss_of(method, 1e-3 * FOUR[[0, 1]], [0, 1]),
     )
     assert long == pytest.approx(1.5 * (1.1 + 0.26) / 2) == short
-    before = method.bank.clone()
+    before = method.memory.bank.clone()
     method.update(torch.from_numpy(np.array([[0, 7.0]])), torch.tensor([2]))
     moved = 0.05 * before[2] + 0.95 * torch.tensor([0, 1.0], dtype=torch.float64)
-    assert torch.allclose(method.bank[2], moved / moved.norm(), rtol=0, atol=1e-15)
+    assert torch.allclose(method.memory.bank[2], moved / moved.norm(), rtol=0, atol=1e-15)
 
 
 # The feature memory.
@@ -415,8 +422,8 @@ def test_the_feature_memory_starts_at_zero_and_is_as_the_embeddings_are() -> Non
         method = nnct(6, size=2)
         begin(method, 0)
         method.loss(torch.randn(2, 5, dtype=dtype), torch.tensor([4, 1]))
-        assert method.bank.shape == (6, 5) and method.bank.dtype == dtype
-        assert not method.bank.any() and not method.bank.requires_grad
+        assert method.memory.bank.shape == (6, 5) and method.memory.bank.dtype == dtype
+        assert not method.memory.bank.any() and not method.memory.bank.requires_grad
 
 
 def test_the_first_epoch_keeps_the_new_feature_alone() -> None:
@@ -424,7 +431,9 @@ def test_the_first_epoch_keeps_the_new_feature_alone() -> None:
     begin(method, 0)
     for features in (FOUR[[0, 1]], FOUR[[3, 2]]):
         iterate(method, 2 * features, [0, 1])
-        assert np.allclose(method.bank.numpy(), [*features, [0, 0], [0, 0]], rtol=0, atol=1e-15)
+        assert np.allclose(
+            method.memory.bank.numpy(), [*features, [0, 0], [0, 0]], rtol=0, atol=1e-15
+        )
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(60, 0.5 * 4 / 60), (8, 0.25)])
@@ -436,7 +445,9 @@ def test_the_memory_s_momentum_grows_with_the_share_of_the_run(
     assert method.momentum == pytest.approx(expected)
     iterate(method, FOUR[[3]], [0])
     moved = np.array([expected, expected - 1])
-    assert np.allclose(method.bank[0].numpy(), moved / np.linalg.norm(moved), rtol=0, atol=1e-14)
+    assert np.allclose(
+        method.memory.bank[0].numpy(), moved / np.linalg.norm(moved), rtol=0, atol=1e-14
+    )
 
 
 def test_an_image_named_twice_updates_the_memory_in_batch_order_and_has_one_set_of_labels() -> None:
@@ -448,25 +459,25 @@ def test_an_image_named_twice_updates_the_memory_in_batch_order_and_has_one_set_
     for feature in features[[0, 2, 3]]:
         moved = 0.25 * moved + 0.75 * feature
         moved = moved / np.linalg.norm(moved)
-    assert np.allclose(method.bank[0].numpy(), moved, rtol=0, atol=1e-14)
-    assert lists(*method.label_lists()) == [[0, 1], [0, 1], [2], [3]]
+    assert np.allclose(method.memory.bank[0].numpy(), moved, rtol=0, atol=1e-14)
+    assert lists(*method.label_memory.local_lists()) == [[0, 1], [0, 1], [2], [3]]
     expected = reference.step(
         FOUR, identity(4), features, [0, 1, 0, 0], 4, 8, 0, Settings(single_label=1)
     )
-    assert np.allclose(method.bank.numpy(), expected.memory, rtol=0, atol=1e-14)
+    assert np.allclose(method.memory.bank.numpy(), expected.memory, rtol=0, atol=1e-14)
     assert expected.label_memory == [{0, 1}, {0, 1}, {2}, {3}]
 
 
 def test_a_later_batch_replaces_the_labels_of_an_earlier_one() -> None:
     method = planted(circle(0, 10, 90, 100))
     loss_of(method, circle(0), [0])
-    assert lists(*method.label_lists()) == [[0, 1], [1], [2], [3]]
+    assert lists(*method.label_memory.local_lists()) == [[0, 1], [1], [2], [3]]
     method.update(torch.from_numpy(circle(90)), torch.tensor([0]))
     loss_of(method, circle(0), [0])
-    assert lists(*method.label_lists()) == [[0, 2, 3], [1], [2], [3]]
+    assert lists(*method.label_memory.local_lists()) == [[0, 2, 3], [1], [2], [3]]
     method.update(torch.from_numpy(circle(-90)), torch.tensor([0]))
     loss_of(method, circle(0), [0])
-    assert lists(*method.label_lists()) == [[0], [1], [2], [3]]
+    assert lists(*method.label_memory.local_lists()) == [[0], [1], [2], [3]]
 
 
 # Batches, state, refusals.
@@ -546,9 +557,11 @@ def test_a_state_continues_bit_for_bit_from_the_middle_of_an_epoch(layout: str) 
             loss, gradient = iterate(first, embeddings, rows.tolist())
             assert loss == (again := iterate(other, embeddings, rows.tolist()))[0]
             assert np.array_equal(gradient, again[1])
-            assert torch.equal(first.bank, other.bank)
-            assert lists(*first.label_lists()) == lists(*other.label_lists())
-    assert any(len(labels) > 1 for labels in lists(*first.label_lists()))
+            assert torch.equal(first.memory.bank, other.memory.bank)
+            assert lists(*first.label_memory.local_lists()) == lists(
+                *other.label_memory.local_lists()
+            )
+    assert any(len(labels) > 1 for labels in lists(*first.label_memory.local_lists()))
 
 
 def test_a_state_from_before_the_first_batch_is_restored() -> None:
@@ -558,7 +571,7 @@ def test_a_state_from_before_the_first_batch_is_restored() -> None:
     rows = next(first.batches(0)).tolist()
     embeddings = clustered_features(4, 2, dim=5)
     assert iterate(first, embeddings, rows)[0] == iterate(other, embeddings, rows)[0]
-    assert torch.equal(first.bank, other.bank)
+    assert torch.equal(first.memory.bank, other.memory.bank)
 
 
 def test_the_state_of_another_image_set_is_refused() -> None:

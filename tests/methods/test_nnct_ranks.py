@@ -14,7 +14,7 @@ from torch import Tensor
 from fastreid_al.config import BatchConfig, NNCTConfig
 from fastreid_al.distributed.world import SINGLE_PROCESS, Sharded, World
 from fastreid_al.errors import TrainingError
-from fastreid_al.memory import PseudoLabelMemoryBank, ShardedLabelMemory
+from fastreid_al.memory import PseudoLabelMemoryBank, ShardedLabelBank
 from fastreid_al.methods import NNCT
 from fastreid_al.methods.adaptation import Source, SourceClassifier
 from tests.support import references_nnct as reference
@@ -91,8 +91,8 @@ def lists(labels: tuple[Tensor, Tensor]) -> list[list[int]]:
 def check_state(shared: NNCT, alone: NNCT) -> None:
     """Memories, labels and what the log says, of the whole and of a part."""
     own = shared.world.local_slice(shared.n)
-    assert torch.equal(shared.bank, alone.bank[own])
-    assert lists(shared.label_lists()) == lists(alone.label_lists())[own]
+    assert torch.equal(shared.memory.bank, alone.memory.bank[own])
+    assert lists(shared.label_memory.local_lists()) == lists(alone.label_memory.local_lists())[own]
     images = torch.arange(shared.n).flip(0)
     for found, wanted in zip(
         shared.label_memory.lookup(images), alone.label_memory.lookup(images), strict=True
@@ -117,7 +117,7 @@ def follow(
     """Steps of one label and of several; the most labels of an image, and how many were dropped."""
     shared, alone = (nnct(some, n, k, size, **settings) for some in (world, SINGLE_PROCESS))
     if world.size > 1:
-        check_state(shared, alone) if alone.bank.numel() else None
+        check_state(shared, alone) if alone.memory.bank.numel() else None
     for epoch in range(3):
         begin(epoch, shared, alone)
         for embeddings, rows in batches(n, size, epoch, repeat, dtype):
@@ -127,7 +127,7 @@ def follow(
                 tiny = 1e-12 if dtype == torch.float64 else 1e-5 if dtype == torch.float32 else 0.01
                 assert (a - b).abs().max() <= tiny * b.abs().max()
             check_state(shared, alone)
-    return max(map(len, lists(alone.label_lists()))), alone.label_memory.dropped
+    return max(map(len, lists(alone.label_memory.local_lists()))), alone.label_memory.dropped
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def restated(world: World, n: int, k: int) -> int:
             )
             memory, labels = wanted.memory, wanted.label_memory
             assert np.allclose(
-                world.all_gather_rows(shared.bank).numpy(), memory, rtol=0, atol=1e-12
+                world.all_gather_rows(shared.memory.bank).numpy(), memory, rtol=0, atol=1e-12
             )
             found = lists(shared.label_memory.lookup(torch.arange(n)))
             assert found == [sorted(some) for some in labels]
@@ -256,7 +256,7 @@ def resumed(world: World, layout: str, n: int, state: dict[str, Any], in_parts: 
     shared.load_state_dict(cut(state))
     alone.load_state_dict(deepcopy(state))
     assert shared.label_memory.dropped == alone.label_memory.dropped
-    assert shared.bank.untyped_storage().nbytes() == shared.bank.nbytes
+    assert shared.memory.bank.untyped_storage().nbytes() == shared.memory.bank.nbytes
     for embeddings, rows in batches(n, 12, 2, True, torch.float64):
         for a, b in zip(
             iterate(shared, embeddings, rows), iterate(alone, embeddings, rows), strict=True
@@ -342,9 +342,9 @@ def sized(world: World, n: int, layout: str) -> tuple[int, int]:
     method = nnct(world, n, 1, 12, layout=layout)
     begin(0, method)
     iterate(method, *batches(n, 12, 0, False, torch.float32)[0])
-    assert isinstance(method.label_memory, ShardedLabelMemory)
+    assert isinstance(method.label_memory, ShardedLabelBank)
     assert len(method.label_memory) == n and method.label_memory.device == torch.device("cpu")
-    return method.label_memory.nbytes, method.bank.untyped_storage().nbytes()
+    return method.label_memory.nbytes, method.memory.bank.untyped_storage().nbytes()
 
 
 @pytest.mark.parametrize("layout", ["bits", "sparse"])

@@ -32,7 +32,7 @@ class Labelled(UCAL):
 
     def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:
         labels = torch.where(torch.arange(N) % 7 == epoch, -1, IDENTITIES)
-        labels = self._refined(epoch, features, labels)
+        labels = self.refine(epoch, features, labels)
         return labels, labels
 
 
@@ -53,7 +53,7 @@ def trained(world: World, kind: str) -> None:
 
             def extract(domain: str = "target", own: World = method.world) -> Tensor:
                 whole = BESIDE if domain == "source" else TARGET
-                return whole[own.own(len(whole))]
+                return whole[own.local_slice(len(whole))]
 
             facts.append(method.label_images(epoch, extract))
         assert facts[0] == facts[1]

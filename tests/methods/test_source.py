@@ -115,13 +115,13 @@ def test_nnct_weighs_cross_entropy_of_raw_features_against_its_own_loss() -> Non
     rows = next(iter(method.batches(0)))
     method.loss(embeddings(0), rows)
     method.update(embeddings(0), rows)
-    assert int(method.bank.any(1).sum()) == BATCH.size
+    assert int(method.memory.bank.any(1).sum()) == BATCH.size
     assert method.source is not None
     torch.nn.init.normal_(method.source.linear.weight, generator=torch.Generator().manual_seed(2))
     x = embeddings(1).requires_grad_()
     loss = method.loss(x, rows)
     target = mmcl_by_loops(
-        F.normalize(x.detach())[:16].numpy(), method.bank.numpy(), rows[:16].tolist()
+        F.normalize(x.detach())[:16].numpy(), method.memory.bank.numpy(), rows[:16].tolist()
     )
     weights = method.source.linear.weight.detach().numpy()
     source = cross_entropy_by_loops(

@@ -264,7 +264,7 @@ def test_memories_of_another_number_of_images_are_refused_on_resume(
     file = run_training(replace(config, epochs=1)).folder / "last.pt"
     state = load_checkpoint(file)
     other = NNCT(60, 1, config.nnct, config.batch, 3, 0)
-    other.bank = torch.zeros(60, 512)
+    other.memory.bank = torch.zeros(60, 512)
     state["method"][part] = other.state_dict()[part]
     save_checkpoint(file, {k: v for k, v in state.items() if k != "format"})
     with pytest.raises(

@@ -1,0 +1,64 @@
+"""The cluster memory: one vector per cluster (Cluster Contrast)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..distributed.world import SINGLE_PROCESS, World
+from .base import FeatureMemory
+from .sharding import class_centroids, even_owners
+
+
+class ClusterMemory(FeatureMemory):
+    """One unit vector per cluster (Cluster Contrast, Dai et al., ACCV 2022), computed anew at each epoch.
+
+    The vectors take 12 MB for MSMT17's 1,500 clusters and D = 2,048 in float32; each of W ranks holds ceil(C / W) of C
+    clusters. The vectors of the source's identities are kept over the epochs. While the centroids are computed, a rank holds
+    some columns of the features of its clusters' images.
+
+    This is the memory of the training engine: it knows classes, epochs, a source and ranks. `reid_kernels.compat.ClusterMemory`
+    is a drop-in replacement for the class of that name in the published code of Cluster Contrast, and is not used here.
+
+    Args:
+        momentum: Share of the old vector that an update keeps.
+        temperature: tau of Eq. 1.
+        hardest: Update a cluster only by the image of the batch that is least similar to it.
+        source: (m,) int64 identity of each image of the source, numbered without gaps; None without a source.
+        world: The ranks over which the memory is sharded.
+    """
+
+    def __init__(
+        self,
+        momentum: float,
+        temperature: float,
+        hardest: bool = False,
+        source: Tensor | None = None,
+        world: World = SINGLE_PROCESS,
+    ) -> None:
+        super().__init__(momentum, temperature, source, world)
+        self.hardest = hardest
+
+    def start(self, features: Tensor) -> None:  # noqa: D102
+        self.bank = features.new_zeros(0, features.shape[1])
+        self._owners = None
+
+    def begin_epoch(self, features: Tensor, classes: Tensor) -> None:  # noqa: D102
+        super().begin_epoch(features, classes)
+        centroids = class_centroids(features, classes, self.count, self.world)
+        if self.source_count:
+            own = self.world.local_slice(self.source_count)
+            first = len(self.bank) - (own.stop - own.start)
+            centroids = torch.cat([centroids, self.bank[first:]])
+        self.bank = centroids
+        # The centroids are already on their ranks.
+        self._owners = None
+        self._arrange()
+
+    def _vectors_of(self, rows: Tensor) -> Tensor:
+        return self.classes[rows]
+
+    def _arrange(self) -> None:
+        """Cut the clusters, and the source's identities, evenly over the ranks."""
+        self._move(even_owners(self.world, self.count, self.source_count))
+        self._local_classes = self._places

@@ -1,0 +1,71 @@
+"""Questions of a run with several ranks: the first rank asks, and all ranks get the refined labels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..active import Questions
+from ..distributed.world import World
+
+
+class CollectiveQuestions:
+    """Ask on the first rank, for all ranks.
+
+    All methods but the state's are collective. A single process asks directly.
+
+    Args:
+        questions: The questions of the run, used on the first rank only; None where the run asks none, and on other ranks.
+        world: The ranks.
+        watch: Called about once a second on the ranks that wait while the first asks; an exception from it ends the waiting.
+    """
+
+    def __init__(
+        self, questions: Questions | None, world: World, watch: Callable[[], None] | None = None
+    ) -> None:
+        self._questions = questions
+        self._world = world
+        self._watch = watch
+        #: State of earlier questions, which a run without questions keeps for a later one that asks again.
+        self._earlier: dict[str, Any] | None = None
+
+    def asks_in(self, epoch: int) -> bool:
+        """Whether questions are asked in an epoch, given by the number of completed epochs."""
+        questions = self._questions if self._world.is_first else None
+        return self._world.any_true(questions is not None and epoch >= questions.config.start)
+
+    def refine(
+        self, epoch: int, features: Tensor, labels: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Refine the clusters of an epoch with the answers of one round; what the first rank raises, all raise.
+
+        Args:
+            epoch: Number of completed epochs.
+            features: This rank's rows of (n, D). The first rank gathers all of them.
+            labels: (n,) int64 cluster of each image, -1 outside every cluster, the same on all ranks.
+
+        Returns:
+            The refined labels (n,) int64, and metrics for the log.
+        """
+        start = time.perf_counter()
+        features = self._world.gather_rows_to_first(features)
+
+        def ask() -> tuple[Tensor, dict[str, float]]:
+            assert self._questions is not None
+            return self._questions.refine(epoch, features, labels)
+
+        refined, metrics = self._world.compute_on_first(ask, self._watch)
+        return refined, metrics | {"seconds_questions": time.perf_counter() - start}
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The state of the questions, which the first rank knows."""
+        return self._earlier if self._questions is None else self._questions.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Restore what `state_dict` returned, or keep it if this run asks no questions."""
+        self._earlier = state
+        if self._questions is not None and state is not None:
+            self._questions.load_state_dict(state)

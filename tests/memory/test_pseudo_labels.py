@@ -269,7 +269,7 @@ def test_state_restores_the_bank(layout: str) -> None:
         ({}, "state: got nothing, expected that of the layout sparse"),
         (
             PseudoLabelMemoryBank(49, "sparse", 4).state_dict(),
-            r"state\['ids'\]: found \(49, 4\) of torch.int32",
+            r"state\['ids'\]: got \(49, 4\) of torch.int32",
         ),
         (
             PseudoLabelMemoryBank(50, "sparse", 5).state_dict(),
@@ -373,10 +373,10 @@ ROWS, INDPTR, INDICES = torch.tensor([1, 2]), torch.tensor([0, 1, 3]), torch.ten
     ("changed", "message"),
     [
         ({"rows": ROWS.int()}, "rows: got dtype torch.int32, expected torch.int64"),
-        ({"rows": ROWS[None]}, r"rows: found shape \(1, 2\)"),
+        ({"rows": ROWS[None]}, r"rows: got shape \(1, 2\)"),
         ({"rows": [1, 2]}, "rows: got a list, expected a torch.Tensor"),
         ({"rows": torch.tensor([1, 5])}, r"rows: got 5 at place 1, expected values in \[0, 5\)"),
-        ({"rows": torch.tensor([-1, 2])}, "rows: found -1 at place 0"),
+        ({"rows": torch.tensor([-1, 2])}, "rows: got -1 at place 0"),
         ({"rows": ROWS.to("meta")}, "rows: got device meta, expected cpu, the device of the bank"),
         (
             {"indptr": INDPTR[:2]},
@@ -386,13 +386,13 @@ ROWS, INDPTR, INDICES = torch.tensor([1, 2]), torch.tensor([0, 1, 3]), torch.ten
             {"indptr": torch.tensor([0, 1, 2])},
             "indptr: got 0 first and 2 last, expected 0 and 3, the number of indices",
         ),
-        ({"indptr": torch.tensor([1, 1, 3])}, "indptr: found 1 first and 3 last"),
+        ({"indptr": torch.tensor([1, 1, 3])}, "indptr: got 1 first and 3 last"),
         (
             {"indptr": torch.tensor([0, 4, 3])},
             "indptr: got a fall behind place 1, expected values that never fall",
         ),
-        ({"indices": INDICES.float()}, "indices: found dtype torch.float32"),
-        ({"indices": torch.tensor([4, 0, 5])}, "indices: found 5 at place 2"),
+        ({"indices": INDICES.float()}, "indices: got dtype torch.float32"),
+        ({"indices": torch.tensor([4, 0, 5])}, "indices: got 5 at place 2"),
         (
             {"similarities": torch.zeros(2)},
             r"similarities: got shape \(2,\), expected \(3,\), one for each label",

@@ -13,7 +13,7 @@ from fastreid_al.annotators import Oracle
 from fastreid_al.answers import Asker, Verdict
 from fastreid_al.clustering import ivf_neighbours, jaccard_graph, self_paced_labels
 from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
-from fastreid_al.errors import TrainingError
+from fastreid_al.errors import SettingError, TrainingError
 from fastreid_al.methods import UCAL, Supervised
 from fastreid_al.methods.ucal import singleton_classes
 from tests.support.features import clustered_features
@@ -139,7 +139,7 @@ def test_state_continues_bit_for_bit() -> None:
 
 def test_all_noise_with_dropping_says_what_to_change() -> None:
     with pytest.raises(
-        TrainingError, match=r"epoch 1: no cluster .*--cluster.eps .*--cluster.noise singleton"
+        TrainingError, match="epoch 1: no cluster .*`cluster.eps` .*`cluster.noise` singleton"
     ):
         ucal(noise="drop", min_samples=100).label_images(0, lambda: FEATURES)
 
@@ -151,7 +151,7 @@ def test_all_noise_with_singletons_trains() -> None:
 
 def test_one_single_cluster_says_what_to_change() -> None:
     same = torch.from_numpy(clustered_features(30, 1, spread=0.01)).float()
-    with pytest.raises(TrainingError, match=r"one single cluster among 30 images.*--cluster.eps"):
+    with pytest.raises(TrainingError, match="one single cluster among 30 images.*`cluster.eps`"):
         UCAL(CAMERAS[:30], ClusterConfig(), BATCH, MemoryConfig(), 0).label_images(0, lambda: same)
 
 
@@ -164,13 +164,13 @@ def test_features_that_are_not_finite_are_counted() -> None:
     broken = FEATURES.clone()
     broken[3:5] = torch.nan
     with pytest.raises(
-        TrainingError, match=r"features of 2 of 200 images are not finite.*--optimizer.lr"
+        TrainingError, match="features of 2 of 200 images are not finite.*`optimizer.lr`"
     ):
         ucal().label_images(0, lambda: broken)
 
 
 def test_a_cluster_memory_cannot_be_clustered() -> None:
-    with pytest.raises(ValueError, match=r"--cluster.source extract"):
+    with pytest.raises(SettingError, match="`cluster.source`: got 'memory', expected extract"):
         ucal(memory=MemoryConfig(kind="cluster"))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastreid_al.config import BatchConfig, NNCTConfig
-from fastreid_al.errors import CheckpointError
+from fastreid_al.errors import CheckpointError, SettingError
 from fastreid_al.methods import NNCT
 from tests.support import references_nnct as reference
 from tests.support.features import clustered_features, unit
@@ -589,7 +589,7 @@ def test_the_state_of_another_image_set_is_refused() -> None:
 def test_more_images_or_neighbours_than_there_are_is_refused_in_one_line(
     n: int, k: int, size: int, what: str
 ) -> None:
-    with pytest.raises(ValueError, match=what) as refused:
+    with pytest.raises(SettingError, match=what) as refused:
         nnct(n, k, size)
     assert "\n" not in str(refused.value)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig, NNCTConfig
-from fastreid_al.errors import TrainingError
+from fastreid_al.errors import SettingError, TrainingError
 from fastreid_al.memory import ClusterMemory, InstanceMemory
 from fastreid_al.methods import NNCT, UCAL
 from fastreid_al.methods.adaptation import Source, SourceClassifier
@@ -260,6 +260,7 @@ def test_memories_without_a_source_hold_nothing_more() -> None:
 def test_nnct_needs_a_batch_of_the_source() -> None:
     few = SourceClassifier(Source(torch.arange(10) % 2, torch.zeros(10)), DIM, 0.3, 0)
     with pytest.raises(
-        ValueError, match=r"--batch.size 16 is more than the 10 training images of the source"
+        SettingError,
+        match="`batch.size`: got 16, expected at most 10, the number of training images of the source",
     ):
         NNCT(N, 1, NNCTConfig(), BATCH, 10, 0, few)

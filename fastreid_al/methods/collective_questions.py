@@ -18,7 +18,8 @@ class CollectiveQuestions:
     All methods but the state's are collective. A single process asks directly.
 
     Args:
-        questions: The questions of the run, used on the first rank only; None where the run asks none, and on other ranks.
+        questions: The questions of the run. Only those of the first rank are asked; the other ranks may have None. None on all
+            ranks if the run asks no questions.
         world: The ranks.
         watch: Called about once a second on the ranks that wait while the first asks; an exception from it ends the waiting.
     """
@@ -34,7 +35,7 @@ class CollectiveQuestions:
 
     def asks_in(self, epoch: int) -> bool:
         """Whether questions are asked in an epoch, given by the number of completed epochs."""
-        questions = self._questions if self._world.is_first else None
+        questions = self._questions
         return self._world.any_true(questions is not None and epoch >= questions.config.start)
 
     def refine(

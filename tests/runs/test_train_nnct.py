@@ -167,11 +167,11 @@ def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: Ru
         ({"neighbours_k": -1}, r"`neighbours_k`: got -1, expected 0 to 1024"),
         (
             {"neighbours_k": 64},
-            r"--neighbours-k 64 is out of range; 64 images have 0 to 63 neighbours",
+            r"`neighbours_k`: got 64, expected 0 to 63 for 64 images",
         ),
         (
             {"batch": replace(tiny_config(Path()).batch, size=65)},
-            r"--batch.size 65 is more than the 64 training images",
+            r"`batch.size`: got 65, expected at most 64, the number of training images",
         ),
         (
             {"network": replace(tiny_config(Path()).network, bn_group=12)},

@@ -119,7 +119,8 @@ def test_a_source_smaller_than_a_batch_is_refused_or_warned_of(
     monkeypatch.setattr(TrainingLoop, "run", lambda _: None)
     larger = replace(short, batch=replace(short.batch, size=48))
     with pytest.raises(
-        UserError, match="`batch.size`: got 48, expected at most 36, the number of training images of the"
+        UserError,
+        match="`batch.size`: got 48, expected at most 36, the number of training images of the",
     ):
         dry_run(replace(larger, method="nnct"))
     run_training(larger)

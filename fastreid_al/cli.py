@@ -111,11 +111,11 @@ _EXPORT = (
     Setting("File to write; - is standard output.", "-", key="out", type=str),
     Setting("Last event that counts.", None, key="as_of", type=int | None),
 )
-_TRAINING = (_RECIPE, _RESUME, _DRY_RUN, _CONFIG, _PRINT_CONFIG)
+TRAINING_OPTIONS = (_RECIPE, _RESUME, _DRY_RUN, _CONFIG, _PRINT_CONFIG)
 _FLAGS = (_RESUME, _DRY_RUN, _PRINT_CONFIG, _HELP, _HELP_ALL)
 
 #: The settings of a run that are in no group, as the help shows them.
-_SECTIONS: Mapping[str, tuple[str, ...]] = {
+SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Images": ("dataset", "data_root", "source", "source_root", "camstyle"),
     "Method": ("method", "model", "epochs", "neighbours_k", "weights", "seed"),
     "Questions": ("ask", "annotator"),
@@ -149,7 +149,7 @@ def _as_option(found: re.Match[str]) -> str:
 @cache
 def _known_keys() -> frozenset[str]:
     classes = (RunConfig, EvaluationConfig, SimulationConfig, SyntheticConfig)
-    keys = {s.key for s in (*_TRAINING, *_EXPORT, _OUT, _SIZE, _EVENT)}
+    keys = {s.key for s in (*TRAINING_OPTIONS, *_EXPORT, _OUT, _SIZE, _EVENT)}
     for cls in classes:
         keys |= {*settings_of(cls), *groups_of(cls), *removed_settings(cls)}
     return frozenset(keys)
@@ -282,12 +282,13 @@ def _help(setting: Setting, default: Any) -> str:
     if len(setting.choices) > 4:
         facts.append(", ".join(setting.choices))
     if default is not None and default is not ... and default is not False:
-        facts.append(f"default {_written(default)}")
+        facts.append(f"default {written(default)}")
     facts = [as_options(fact) for fact in facts if fact]
     return f"{sentence.rstrip('.')} ({'; '.join(facts)})." if facts else sentence
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value as the command line takes it."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(list(value)).replace(" ", "") if isinstance(value, tuple | list) else str(value)
@@ -376,12 +377,12 @@ def parse_training(
     Returns:
         The configuration, and the options that are not part of it: resume and dry_run.
     """
-    parser = Parser("train", COMMANDS["train"], _SECTIONS)
-    for title, keys in _SECTIONS.items():
-        for setting in (*_TRAINING, _HELP, _HELP_ALL):
+    parser = Parser("train", COMMANDS["train"], SECTIONS)
+    for title, keys in SECTIONS.items():
+        for setting in (*TRAINING_OPTIONS, _HELP, _HELP_ALL):
             if setting.key in keys:
                 parser.add_setting(setting, title)
-    parser.add_class(RunConfig, _SECTIONS)
+    parser.add_class(RunConfig, SECTIONS)
     given = parser.parse(arguments)
     with parser.refusing():
         return _training(parser, given)
@@ -431,7 +432,11 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _refuse_unknown(path: Path, values: Mapping[str, Any]) -> None:
-    known = {*settings_of(RunConfig), *removed_settings(RunConfig), *(s.key for s in _TRAINING)}
+    known = {
+        *settings_of(RunConfig),
+        *removed_settings(RunConfig),
+        *(s.key for s in TRAINING_OPTIONS),
+    }
     for key, value in values.items():
         if key in groups_of(RunConfig):
             raise UserError(f"{path}: got {value!r} for {key}, expected a group of settings")

@@ -22,8 +22,8 @@ StyleName = Literal["none", "colour", "fourier", "files"]
 TestFeatures = Literal["bn", "pool5"]
 
 _ASKING = unless("ask", "none")
-#: These strategies have no constants. Strategies of other packages may read those of UCAL's rules.
-_UCAL_RULES = unless("ask", "gain", "spal", "random")
+#: Strategies of other packages may read the constants of UCAL's rules, too.
+_UCAL_RULES = when("ask", "ucal")
 
 
 @documented

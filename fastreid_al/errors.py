@@ -12,7 +12,7 @@ class SettingError(UserError):
     """A setting whose value cannot be used.
 
     The message names settings by their key in backquotes, such as `batch.size`. The command line
-    prints them as options (`--batch.size`); library code never spells an option.
+    prints them as options; library code never spells an option.
 
     Args:
         key: Key of the setting, such as "batch.size".

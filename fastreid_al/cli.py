@@ -301,8 +301,8 @@ def _accepted(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         if key in removed:
             _warn(f"`{key}` is no longer a setting: {removed[key]}")
-        elif key in known and value in known[key].replaced:
-            accepted[key] = known[key].replaced[value]
+        elif key in known and isinstance(value, str) and value in dict(known[key].replaced):
+            accepted[key] = dict(known[key].replaced)[value]
             _warn(f"`{key}` no longer takes {value}: {accepted[key]} is used instead")
         elif key in known:
             accepted[key] = known[key].convert(value)

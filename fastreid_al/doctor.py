@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .cli import parse_diagnosis, run_main
+from .cli import as_options, parse_diagnosis, run_main
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     broken = 0
     for line in diagnose():
         broken += line.broken
-        print(f"{'!' if line.broken else ' '} {line.topic:<13} {line.text}", flush=True)
+        print(f"{'!' if line.broken else ' '} {line.topic:<13} {as_options(line.text)}", flush=True)
     if broken:
         print(f"{broken} of these, marked with '!', must be fixed")
         raise SystemExit(1)

@@ -97,7 +97,7 @@ def test_settings_that_do_not_fit_one_another_are_refused(change: dict, message:
 def test_a_batch_may_be_smaller_than_k_where_k_is_not_read() -> None:
     paper = recipe("folder", "paper", "ucal")
     small = replace(paper.batch, size=2)
-    with pytest.raises(SettingError, match="`batch.per_identity`: got 4, expected 1 to `batch.siz"):
+    with pytest.raises(SettingError, match=r"`batch\.per_identity`: got 4, expected 1 to"):
         validate(replace(paper, batch=small))
     validate(replace(paper, batch=small, method="nnct"))
 

@@ -66,7 +66,7 @@ def test_what_runs_in_a_single_process_is_refused_on_several(
 def test_a_clustering_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
     config = replace(PAPER, cluster=ClusterConfig(dbscan="cuml"))
-    with pytest.raises(UserError, match="`cluster.dbscan`: 'cuml' is not installed"):
+    with pytest.raises(UserError, match=r"`cluster\.dbscan`: 'cuml' is not installed"):
         check_settings(config)
     check_settings(replace(config, method="supervised"))
 

@@ -60,7 +60,7 @@ from fastreid_al.data.augment import (
 from fastreid_al.data.loader import BatchLoader
 from fastreid_al.data.pixels import PixelStore
 from fastreid_al.data.records import Record
-from fastreid_al.data.samplers import IdentitySampler, PassSampler, iterations_of
+from fastreid_al.data.samplers import IdentitySampler, PassSampler, iterations_per_epoch
 from fastreid_al.engine.console import Reporter
 from fastreid_al.engine.extract import extract_features, identities_and_cameras
 from fastreid_al.engine.loop import TrainingLoop
@@ -581,7 +581,7 @@ def test_epoch(
     if device == "cpu" and scale != "small":
         pytest.skip(f"an epoch of {size.backbone} at {scale}'s size takes hours on a CPU")
     n, dim, config = size.images, dim_of(size.backbone), config_of(size, method, device)
-    iterations = iterations_of(size.iterations if method == "ucal" else 0, n, size.batch)
+    iterations = iterations_per_epoch(size.iterations if method == "ucal" else 0, n, size.batch)
     questions = size.questions if method == "ucal" else 0
     problem = f"{method}, {size.backbone} {size.height} x {size.width}, {iterations} x {size.batch} of {n:,}"
     benchmark.group = f"epoch, {problem}"

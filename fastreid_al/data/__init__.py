@@ -1,6 +1,7 @@
-"""Image sets: readers of their layouts on disk, decoded pixels, augmentation, camera styles and batches."""
+"""Image sets: readers, decoded pixels and their cache, augmentation, camera styles, batches."""
 
 from .load import describe, load
+from .reader import DatasetReader, ReadOptions
 from .records import ImageSet, Record
 
-__all__ = ["ImageSet", "Record", "describe", "load"]
+__all__ = ["DatasetReader", "ImageSet", "ReadOptions", "Record", "describe", "load"]

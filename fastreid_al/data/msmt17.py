@@ -1,65 +1,112 @@
-"""MSMT17 in the three layouts that are met: V1, V2 (masked faces) and a Market-style repack."""
+"""MSMT17 in its three layouts: V1, V2 (masked faces) and a repack in Market-1501's layout."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..errors import DataError
-from .market import FOLDERS, read_market
-from .records import ImageSet, Record, keep_test_apart, renumber
+from .locate import SetLayout, find_set
+from .market import FOLDERS, read_market_layout
+from .reader import ReadOptions
+from .records import ImageSet, Record, SplitCounts, keep_test_apart, renumber
 
+#: Folders of training and test images in V1 and V2.
 IMAGE_FOLDERS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
 LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
 
+LAYOUT = SetLayout(
+    "msmt17",
+    (
+        "msmt17/MSMT17_V1",
+        "msmt17/MSMT17_V2",
+        "MSMT17_V1",
+        "MSMT17_V2",
+        "msmt17",
+        "MSMT17",
+    ),
+    (*(train for train, _ in IMAGE_FOLDERS), *LISTS, FOLDERS["train"]),
+    f"train/ with list_train.txt or {FOLDERS['train']}",
+)
+PUBLISHED = {
+    "train": SplitCounts(32_621, 1_041, 15),
+    "query": SplitCounts(11_659, 3_060, 15),
+    "gallery": SplitCounts(82_161, 3_060, 15),
+}
 
-def read_msmt17(root: Path, *, validation: bool = True) -> ImageSet:
+
+def read_msmt17(root: Path, options: ReadOptions) -> ImageSet:
     """Read MSMT17.
 
+    Reference: Wei et al., Person Transfer GAN to Bridge Domain Gap for Person Re-identification,
+    CVPR 2018.
+
+    Statistics: 4,101 identities, 15 cameras; 32,621 training images (1,041 identities, 30,248
+    images without validation), 11,659 queries and 82,161 gallery images (3,060 identities).
+
     Args:
-        root: `MSMT17_V1`, `MSMT17_V2`, or a repack with `bounding_box_train`.
-        validation: Train on train + val (32,621 images, as unsupervised work does) rather than on train alone (30,248).
+        root: The data root, or `MSMT17_V1`, `MSMT17_V2` or a repack with `bounding_box_train`.
+        options: `validation` decides whether the images of `list_val.txt` are trained on too, as
+            unsupervised work does.
+    """
+    folder = find_set(LAYOUT, root, options.keys.root)
+    published = dict(PUBLISHED)
+    if not options.validation:
+        # The published count of training images includes validation.
+        del published["train"]
+    if (folder / FOLDERS["train"]).is_dir():
+        return read_market_layout(LAYOUT.name, folder, published)
+    train, query, gallery = read_msmt17_lists(folder, validation=options.validation)
+    return keep_test_apart(
+        ImageSet(LAYOUT.name, folder, renumber(train), query, gallery, published)
+    )
+
+
+def read_msmt17_lists(
+    root: Path, *, validation: bool = True
+) -> tuple[list[Record], list[Record], list[Record]]:
+    """Read the lists of V1 or V2.
+
+    Args:
+        root: `MSMT17_V1` or `MSMT17_V2`.
+        validation: Add the validation images to the training images.
+
+    Returns:
+        Training, query and gallery images. Identities are those of the lists: test identities
+        count from 0 too.
 
     Raises:
         DataError: A folder or list is missing, or a list names an image that is absent.
     """
-    if (root / FOLDERS["train"]).is_dir():
-        return read_market("msmt17", root)
     pair = next((pair for pair in IMAGE_FOLDERS if (root / pair[0]).is_dir()), None)
     if pair is None:
         raise DataError(
-            f"{root} holds none of train/, mask_train_v2/ and {FOLDERS['train']}/; unpack MSMT17 there"
+            f"{root} holds none of train/, mask_train_v2/ and {FOLDERS['train']}/; "
+            "unpack MSMT17 there"
         )
-    train_folder, test_folder = (root / name for name in pair)
+    train_folder = root / pair[0]
+    test_folder = root / pair[1]
     train = _read_list(root / "list_train.txt", train_folder)
     if validation:
         train += _read_list(root / "list_val.txt", train_folder)
     query = _read_list(root / "list_query.txt", test_folder)
     gallery = _read_list(root / "list_gallery.txt", test_folder)
     train.sort(key=lambda r: r.path.name)
-    return keep_test_apart(ImageSet("msmt17", root, renumber(train), query, gallery))
+    return train, query, gallery
 
 
 def _read_list(file: Path, folder: Path) -> list[Record]:
-    if not file.is_file():
-        raise DataError(
-            f"{file} does not exist; MSMT17 needs {', '.join(LISTS)} beside {folder.name}/"
-        )
-    records, absent = [], []
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file} is not UTF-8 text ({error.reason}); take the list of the original archive"
-        ) from error
-    for number, line in enumerate(text.splitlines(), 1):
+    """Read the lines `FOLDER/PID_INDEX_CAMERA_....jpg PID` of a list."""
+    records = []
+    absent = []
+    for number, line in enumerate(_text(file, folder).splitlines(), 1):
         if not line.strip():
             continue
         name, _, identity = line.strip().rpartition(" ")
         fields = Path(name).name.split("_")
         if not identity.isdecimal() or len(fields) < 3 or not fields[2].isdecimal():
             raise DataError(
-                f"{file} line {number}: '{line.strip()}' is not 'FOLDER/PID_INDEX_CAMERA_....jpg PID'; "
-                "take the list of the original archive"
+                f"{file} line {number}: '{line.strip()}' is not "
+                "'FOLDER/PID_INDEX_CAMERA_....jpg PID'; take the list of the original archive"
             )
         path = folder / name
         if not path.is_file():
@@ -74,3 +121,16 @@ def _read_list(file: Path, folder: Path) -> list[Record]:
     if not records:
         raise DataError(f"{file} is empty; take the list of the original archive")
     return records
+
+
+def _text(file: Path, folder: Path) -> str:
+    if not file.is_file():
+        raise DataError(
+            f"{file} does not exist; MSMT17 needs {', '.join(LISTS)} next to {folder.name}/"
+        )
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file} is not UTF-8 text ({error.reason}); take the list of the original archive"
+        ) from error

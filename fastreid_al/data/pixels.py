@@ -1,8 +1,9 @@
-"""Pixels decoded once: a uint8 store in memory, or in a memory-mapped file when it is past a budget.
+"""Pixels that are decoded once, into memory or into a memory-mapped file.
 
-The same images are read in every epoch, so JPEGs are decoded a single time, by threads, straight to the size of the network's
-input. At 256 x 128 an image takes 98,304 bytes: 3.2 GB for MSMT17's 32,621 training images, 98 GB for a million. They can be
-kept for later runs, and shared by the processes of a machine, in the files of `cache`.
+The same images are read in every epoch, so JPEGs are decoded a single time, by threads, straight to
+the size of the network's input. At 256 x 128 an image takes 98,304 bytes: 3.2 GB for MSMT17's
+32,621 training images, 98 GB for a million. They can be kept for later runs, and used by all
+processes of a machine, in the files of `cache`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +24,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..config import ImageConfig
 from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import DataError
-from .cache import PixelCache, Seen, digest_of, reserve, threads
+from .cache import FileState, PixelCache, digest_of, reserve, threads
 
-#: Pixels past which an image is left out: a crop of a person is never this large, a decompression bomb is.
+#: Pixels past which an image is left out: a crop of a person is never this large, a decompression
+#: bomb is.
 LARGEST_IMAGE = 64_000_000
+
+Progress = Callable[[int, int], None]
 
 
 class BadImage(NamedTuple):
@@ -43,8 +48,9 @@ class PixelStore:
     """Decoded images of one split.
 
     Args:
-        pixels: (m, 3, H, W) uint8, m >= n, in memory or memory-mapped; to be read alone.
-        slots: (n,) int64, the place of each readable image in `pixels` and in the list of paths that was decoded.
+        pixels: (m, 3, H, W) uint8, m >= n, in memory or memory-mapped; read only.
+        slots: (n,) int64, the index of each readable image in `pixels` and in the list of paths
+            that was decoded.
         digests: n hexadecimal digests of the files' contents.
         bad: The images left out.
     """
@@ -58,12 +64,54 @@ class PixelStore:
         return len(self.slots)
 
     def read(self, rows: Tensor) -> Tensor:
-        """Images by row, (B,) int64 -> (B, 3, H, W) uint8."""
+        """Read images by row: (B,) int64 -> (B, 3, H, W) uint8."""
         return self.pixels[self.slots[rows]]
 
 
+@dataclass(frozen=True)
+class PixelSettings:
+    """Size of decoded images, and where they are kept.
+
+    Args:
+        height: Height of the store in pixels.
+        width: Width of the store in pixels.
+        store_gib: Past this many GiB the store is a memory-mapped file, which the system deletes
+            when the process ends.
+        store_dir: Folder of that file; the system's temporary folder when not given.
+        cache: Folder in which the pixels are kept, to be found again by the content of the files;
+            not kept when not given.
+        cache_gib: Past this many GiB in that folder, the least recently used pixels are removed.
+    """
+
+    height: int
+    width: int
+    store_gib: float = 4.0
+    store_dir: str | Path | None = None
+    cache: str | Path | None = None
+    cache_gib: float = 64.0
+
+    @classmethod
+    def of(cls, image: ImageConfig, store_dir: Path | None) -> PixelSettings:
+        """Return the settings of a run.
+
+        Args:
+            image: Size, budgets and cache.
+            store_dir: Folder of a memory-mapped file.
+        """
+        cache = cache_folder(image.cache)
+        return cls(image.height, image.width, image.store_gib, store_dir, cache, image.cache_gib)
+
+    def bytes_of(self, n: int) -> int:
+        """Bytes that n images take."""
+        return n * 3 * self.height * self.width
+
+
 def cache_folder(setting: str) -> Path | None:
-    """The folder that the setting image.cache names: the user's (auto), which FASTREID_AL_CACHE moves, or none (none)."""
+    """Return the folder that a value of the setting `image.cache` names.
+
+    Args:
+        setting: "none", "auto" (the user's cache folder, or FASTREID_AL_CACHE), or a folder.
+    """
     if setting == "none":
         return None
     if setting != "auto":
@@ -75,76 +123,85 @@ def cache_folder(setting: str) -> Path | None:
 
 def decode(
     paths: Sequence[Path],
-    height: int,
-    width: int,
+    settings: PixelSettings,
     *,
-    store_gib: float = 4.0,
-    store_dir: str | Path | None = None,
-    cache: str | Path | None = None,
-    cache_gib: float = 64.0,
     world: World = SINGLE_PROCESS,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> PixelStore:
-    """Decode images once, resized with antialiased bicubic interpolation, as torchvision's Resize does on a PIL image.
+    """Decode images once, resized with antialiased bicubic interpolation.
 
-    Greyscale, CMYK, palette, 16-bit and animated images (their first frame) are converted to RGB. What cannot be read is
-    left out and reported in `bad`.
+    Resizing is that of torchvision's Resize on a PIL image. Greyscale, CMYK, palette, 16-bit and
+    animated images (their first frame) are converted to RGB. What cannot be read is left out and
+    reported in `bad`.
 
-    Collective: of the ranks of a machine one decodes, while the others wait, and all map the same file, so that the pixels
-    are in its memory once. Without a cache that file lies in `store_dir` and is deleted by the system when the last ends.
+    Collective: of the processes of a machine one decodes, while the others wait, and all map the
+    same file, so that the pixels are in its memory once. Without a cache that file lies in
+    `store_dir` and is deleted by the system when the last process ends.
 
     Args:
         paths: Image files.
-        height: Height of the store in pixels.
-        width: Width of the store in pixels.
-        store_gib: Past this many GiB the store is a memory-mapped file, deleted by the system when the process ends.
-        store_dir: Folder of that file; the system's temporary folder when not given.
-        cache: Folder in which the pixels are kept and found again by the content of the files; not kept when not given.
-        cache_gib: Past this many GiB in that folder, what was used longest ago is removed.
-        world: Ranks that decode the same images.
-        on_progress: Called with (images done, images in all); with a cache also while digests are taken of files that are
-            not known, before they are decoded.
-        warn: Called with one line when the cache is damaged, or cannot be written and is done without.
+        settings: Size of the images, and where they are kept.
+        world: Processes that decode the same images.
+        on_progress: Called with (images done, images in all); with a cache also while digests are
+            taken of files that are not known, before they are decoded.
+        warn: Called with one line when the cache is damaged or cannot be written.
 
     Raises:
-        DataError: There is no room for the memory-mapped file; or the ranks do not find the same images.
+        DataError: There is no room for the memory-mapped file, or the processes do not see the same
+            images.
     """
     warn = warn or _silent
-
-    def fill(array: np.ndarray) -> list[Seen]:
-        return _fill(array, paths, on_progress)
-
-    def here(folder: Path | None, budget: float) -> PixelStore:
-        if folder is not None:
-            mapped = world.size > 1 or len(paths) * 3 * height * width > store_gib * 2**30
-            kept = PixelCache(folder, budget, warn).get(
-                paths, height, width, mapped, fill, on_progress
-            )
-            if kept is not None:
-                with warnings.catch_warnings():
-                    warnings.simplefilter(
-                        "ignore"
-                    )  # a mapped file can only be read, which is all that is done
-                    return _store(torch.from_numpy(kept.pixels), paths, kept.seen)
-        pixels = _allocate(len(paths), height, width, store_gib, store_dir)
-        return _store(pixels, paths, fill(pixels.numpy()))
-
     if world.size == 1:
-        return here(None if cache is None else Path(cache), cache_gib * 2**30)
-    size = len(paths) * 3 * height * width
-    if cache is not None and size <= cache_gib * 2**30:
-        return _agreed(lambda: here(Path(cache), cache_gib * 2**30), world)
-    exchange = world.compute_on_first(lambda: _new_folder(store_dir))
+        return _decode_here(paths, settings, False, on_progress, warn)
+    if settings.cache is not None:
+        fits = settings.bytes_of(len(paths)) <= settings.cache_gib * 2**30
+        if fits:
+            return _agreed(lambda: _decode_here(paths, settings, True, on_progress, warn), world)
+    exchange = world.compute_on_first(lambda: _new_folder(settings.store_dir))
+    exchanged = replace(settings, cache=exchange, cache_gib=float("inf"))
     try:
-        return _agreed(lambda: here(exchange, float("inf")), world)
+        return _agreed(lambda: _decode_here(paths, exchanged, True, on_progress, warn), world)
     finally:
-        # All have opened it by now, or have failed.
+        # By now every process has opened the file, or has failed.
         shutil.rmtree(exchange, ignore_errors=True)
 
 
+def _decode_here(
+    paths: Sequence[Path],
+    settings: PixelSettings,
+    many: bool,
+    on_progress: Progress | None,
+    warn: Callable[[str], None],
+) -> PixelStore:
+    """Decode in this process, or read the pixels from the cache.
+
+    Args:
+        paths: Image files.
+        settings: Size of the images, and where they are kept.
+        many: Several processes map the cache's file.
+        on_progress: As for `decode`.
+        warn: As for `decode`.
+    """
+
+    def fill(array: np.ndarray) -> list[FileState]:
+        return _fill(array, paths, on_progress)
+
+    if settings.cache is not None:
+        large = settings.bytes_of(len(paths)) > settings.store_gib * 2**30
+        cache = PixelCache(Path(settings.cache), settings.cache_gib * 2**30, warn)
+        cached = cache.get(paths, settings.height, settings.width, many or large, fill, on_progress)
+        if cached is not None:
+            with warnings.catch_warnings():
+                # PyTorch warns of an array that is read only; nothing writes to it.
+                warnings.simplefilter("ignore")
+                return _store(torch.from_numpy(cached.pixels), paths, cached.files)
+    pixels = _allocate(len(paths), settings)
+    return _store(pixels, paths, fill(pixels.numpy()))
+
+
 def _silent(line: str) -> None:
-    """Warn nobody."""
+    """Drop a warning."""
 
 
 def _new_folder(parent: str | Path | None) -> Path:
@@ -154,79 +211,84 @@ def _new_folder(parent: str | Path | None) -> Path:
         return Path(tempfile.mkdtemp(prefix="pixels-", dir=parent))
     except OSError as error:
         raise DataError(
-            f"no place for decoded pixels in {parent or tempfile.gettempdir()} ({error.strerror}); name another folder with "
-            "the setting store-dir"
+            f"no room for decoded pixels in {parent or tempfile.gettempdir()} ({error.strerror}); "
+            "choose another folder for temporary files (TMPDIR) or for the run (`run_dir`)"
         ) from error
 
 
 def _agreed(make: Callable[[], PixelStore], world: World) -> PixelStore:
-    """What each rank makes; an error of one is raised on all."""
+    """Make a store in each process; an error of one is raised in all."""
     error: Exception | None = None
     digest = ""
     try:
         store = make()
-        digest = digest_of("\n".join([*store.digests, *map(str, store.slots.tolist())]).encode())
+        slots = map(str, store.slots.tolist())
+        digest = digest_of("\n".join([*store.digests, *slots]).encode())
     except Exception as raised:
         error = raised
-    said = world.all_gather_objects((digest, f"{error}" if error is not None else None))
+    results = world.all_gather_objects((digest, f"{error}" if error is not None else None))
     if error is not None:
         raise error
-    for rank, (other, failed) in enumerate(said):
-        if failed is not None:
-            raise DataError(f"rank {rank}: {failed}")
-        if other != said[0][0]:
+    first_digest = results[0][0]
+    for rank, (other_digest, message) in enumerate(results):
+        if message is not None:
+            raise DataError(f"rank {rank}: {message}")
+        if other_digest != first_digest:
             raise DataError(
-                f"rank {rank} does not find the same images as rank 0; give all machines the same files"
+                f"rank {rank} does not find the same images as rank 0; "
+                "give all machines the same files"
             )
     return store
 
 
 def _fill(
-    array: np.ndarray, paths: Sequence[Path], on_progress: Callable[[int, int], None] | None
-) -> list[Seen]:
-    """Decode files into (n, 3, H, W) uint8."""
+    array: np.ndarray, paths: Sequence[Path], on_progress: Progress | None
+) -> list[FileState]:
+    """Decode n files into (n, 3, H, W) uint8."""
     height, width = array.shape[-2:]
 
-    def one(place: int) -> Seen:
+    def decode_one(index: int) -> FileState:
         digest = ""
         try:
-            content = paths[place].read_bytes()
+            content = paths[index].read_bytes()
             digest = digest_of(content)
             image = to_rgb(content).resize((width, height), Image.Resampling.BICUBIC)
         except Exception as error:  # Pillow raises a wide range of types on damaged files.
-            return Seen(digest, _reason(error))
-        array[place] = np.asarray(image).transpose(2, 0, 1)
-        return Seen(digest)
+            return FileState(digest, _reason(error))
+        array[index] = np.asarray(image).transpose(2, 0, 1)
+        return FileState(digest)
 
-    seen: list[Seen] = []
+    files: list[FileState] = []
     with warnings.catch_warnings(), threads() as pool:
-        warnings.simplefilter(
-            "ignore"
-        )  # a large or odd image is judged here, not by Pillow's warnings
-        for result in pool.map(one, range(len(paths))):
-            seen.append(result)
+        # This module decides about large and odd images, not Pillow's warnings.
+        warnings.simplefilter("ignore")
+        for file in pool.map(decode_one, range(len(paths))):
+            files.append(file)
             if on_progress is not None:
-                on_progress(len(seen), len(paths))
-    return seen
+                on_progress(len(files), len(paths))
+    return files
 
 
-def _store(pixels: Tensor, paths: Sequence[Path], seen: list[Seen]) -> PixelStore:
-    return PixelStore(
-        pixels,
-        torch.tensor([place for place, x in enumerate(seen) if not x.reason], dtype=torch.int64),
-        [x.digest for x in seen if not x.reason],
-        [BadImage(path, x.reason) for path, x in zip(paths, seen, strict=True) if x.reason],
-    )
+def _store(pixels: Tensor, paths: Sequence[Path], files: Sequence[FileState]) -> PixelStore:
+    slots = []
+    digests = []
+    bad = []
+    for index, file in enumerate(files):
+        if file.reason:
+            bad.append(BadImage(paths[index], file.reason))
+        else:
+            slots.append(index)
+            digests.append(file.digest)
+    return PixelStore(pixels, torch.tensor(slots, dtype=torch.int64), digests, bad)
 
 
-def _allocate(
-    n: int, height: int, width: int, store_gib: float, store_dir: str | Path | None
-) -> Tensor:
-    shape = (n, 3, height, width)
-    size = n * 3 * height * width
-    if size <= store_gib * 2**30 or n == 0:
+def _allocate(n: int, settings: PixelSettings) -> Tensor:
+    """Make room for n images, (n, 3, H, W) uint8, in memory or in a memory-mapped file."""
+    shape = (n, 3, settings.height, settings.width)
+    size = settings.bytes_of(n)
+    if size <= settings.store_gib * 2**30 or n == 0:
         return torch.empty(shape, dtype=torch.uint8)
-    folder = Path(store_dir) if store_dir is not None else Path(tempfile.gettempdir())
+    folder = Path(settings.store_dir or tempfile.gettempdir())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
@@ -236,20 +298,25 @@ def _allocate(
                 reserve(file, size)
                 mapped = np.memmap(file.name, np.uint8, "r+", shape=shape)
             finally:
-                with contextlib.suppress(
-                    OSError
-                ):  # an open mapping outlives its name, except on Windows
+                # An open mapping outlives its name, except on Windows.
+                with contextlib.suppress(OSError):
                     os.unlink(file.name)
     except OSError as error:
         raise DataError(
-            f"no place for {size / 2**30:.1f} GiB of decoded pixels in {folder} ({error.strerror}); "
-            "name another folder with the setting store-dir, or allow more memory with store-gib"
+            f"no room for {size / 2**30:.1f} GiB of decoded pixels in {folder} ({error.strerror}); "
+            "choose another folder for temporary files (TMPDIR) or for the run (`run_dir`), "
+            "or allow more memory with `image.store_gib`"
         ) from error
     return torch.from_numpy(mapped)
 
 
 def to_rgb(content: bytes) -> Image.Image:
-    """Decode the content of an image file; ValueError or OSError where it is damaged or too large."""
+    """Decode the content of an image file.
+
+    Raises:
+        ValueError: It is empty, too large or damaged.
+        OSError: It is damaged.
+    """
     if not content:
         raise ValueError("the file is empty")
     image = Image.open(io.BytesIO(content))
@@ -263,7 +330,10 @@ def to_rgb(content: bytes) -> Image.Image:
 
 
 def _from_deep(values: np.ndarray, sixteen_bit: bool) -> Image.Image:
-    """Scale 16-bit grey values to 8 bits; Pillow's own conversion clips them. Wider modes hold either range."""
+    """Scale 16-bit grey values to 8 bits; Pillow's own conversion clips them.
+
+    Wider modes hold 8-bit or 16-bit values.
+    """
     values = values.astype(np.float64)
     if sixteen_bit or values.max(initial=0) > 255:
         values = values / 257

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import EngineConfig, ImageConfig
 from ..data.augment import normalize
 from ..data.loader import BatchLoader, Place, prefetch
-from ..data.pixels import PixelStore, cache_folder, decode
+from ..data.pixels import PixelSettings, PixelStore, decode
 from ..data.records import ImageSet, Record
 from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import DataError, TrainingError
@@ -205,7 +205,7 @@ def decode_records(
         records: The images.
         split: Name of the split, for the lines that are printed.
         config: Size of the images, budget of the pixel store, cache.
-        store_dir: Folder of a memory-mapped store, when the settings name none.
+        store_dir: Folder of a memory-mapped store.
         reporter: Shows progress and names unreadable images.
         world: Processes of the run.
         stop: Signals that end the decoding.
@@ -217,12 +217,7 @@ def decode_records(
     with reporter.progress(f"decoding {split}", len(records)) as update:
         store = decode(
             [r.path for r in records],
-            config.height,
-            config.width,
-            store_gib=config.store_gib,
-            store_dir=store_dir,
-            cache=cache_folder(config.cache),
-            cache_gib=config.cache_gib,
+            PixelSettings.of(config, store_dir),
             world=world,
             on_progress=stop.checked(update),
             warn=reporter.warn,

@@ -11,7 +11,7 @@ from reid_kernels import NotFiniteError
 from torch import Tensor, nn
 
 from ..config import BatchConfig, MemoryConfig
-from ..data.samplers import IdentitySampler, iterations_of
+from ..data.samplers import IdentitySampler, iterations_per_epoch
 from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import TrainingError
 from ..memory import ClusterMemory, FeatureMemory, InstanceMemory
@@ -56,7 +56,7 @@ class ContrastiveMethod:
         self.seed = seed
         self.source = source
         self.world = world
-        self.iterations = iterations_of(batch.iterations, len(cameras), batch.size)
+        self.iterations = iterations_per_epoch(batch.iterations, len(cameras), batch.size)
         self.memory = build_memory(memory, None if source is None else source.identities, world)
         #: (n,) int64: the cluster of each image in this epoch, -1 outside every cluster.
         self.labels = torch.zeros(0, dtype=torch.int64)

@@ -36,7 +36,7 @@ from reid_kernels import NotFiniteError
 from torch import Tensor, nn
 
 from ..config import BatchConfig, NNCTConfig
-from ..data.samplers import PassSampler, iterations_of
+from ..data.samplers import PassSampler, iterations_per_epoch
 from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import SettingError, TrainingError
 from ..memory import ImageMemory, ShardedLabelBank
@@ -96,7 +96,7 @@ class NNCT:
         self.seed = seed
         self.source = source
         self.world = world
-        self.iterations = iterations_of(batch.iterations, n, batch.size)
+        self.iterations = iterations_per_epoch(batch.iterations, n, batch.size)
         self._sampler = PassSampler(n, batch.size, self.iterations)
         if source is not None:
             self._source_sampler = PassSampler(len(source), batch.size, self.iterations)

@@ -1,6 +1,7 @@
 """Backbones and the embedding head; BatchNorm over groups and by domain."""
 
-from .build import MODELS, build_model
+from .backbone import BackboneBuilder, BackboneOptions
+from .build import build_model
 from .head import ReIdNet, Stage
 from .norm import (
     Domain,
@@ -12,7 +13,8 @@ from .norm import (
 )
 
 __all__ = [
-    "MODELS",
+    "BackboneBuilder",
+    "BackboneOptions",
     "Domain",
     "ReIdNet",
     "Stage",

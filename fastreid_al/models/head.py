@@ -1,4 +1,4 @@
-"""What stands above a backbone: pooling, and the head that makes unit features."""
+"""The embedding head above a backbone, which makes unit-norm features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Stage = Literal["bn", "raw", "pool5"]
 
 
 class GeM(nn.Module):
-    """Generalised mean pooling (Radenovic et al., TPAMI 2019), p learned from 3."""
+    """Generalised mean pooling (Radenovic et al., TPAMI 2019); p is learned and begins at 3."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,33 +30,35 @@ class ReIdNet(nn.Module):
 
     Args:
         name: The backbone's name, kept for checkpoints.
-        backbone: (B, 3, H, W) -> (B, features).
+        backbone: (B, 3, H, W) -> (B, D).
         features: D.
     """
 
     def __init__(self, name: str, backbone: nn.Module, features: int) -> None:
         super().__init__()
-        self.name, self.features = name, features
+        self.name = name
+        self.features = features
         self.backbone = backbone
         self.neck = nn.BatchNorm1d(features)
         self.neck.bias.requires_grad_(False)
-        #: Of `split_batchnorm`; None where both domains share the BatchNorms.
+        #: Made by `split_batchnorm`; None where both domains use the same BatchNorms.
         self.switch: DomainSwitch | None = None
 
     def forward(self, images: Tensor, stage: Stage = "bn", domain: Domain = "target") -> Tensor:
-        """Features (B, D) of normalised images (B, 3, H, W) float32.
+        """Compute features (B, D) of images.
 
         Args:
-            images: The images.
-            stage: Which features: unit vectors after the last BatchNorm (bn), the same before they are brought to length one
-                (raw), or unit vectors before that BatchNorm (pool5, which NNCT tests with).
-            domain: Whose images they are, where each domain has BatchNorms of its own.
+            images: (B, 3, H, W) float32, normalised.
+            stage: "bn": unit-norm features after the last BatchNorm; "raw": the same before they
+                are normalised; "pool5": unit-norm features before that BatchNorm, with which NNCT
+                is evaluated.
+            domain: The images' domain, where each domain has BatchNorms of its own.
         """
         if self.switch is not None:
             self.switch.domain = domain
-        pooled = self.backbone(images)
+        pooled = self.backbone(images)  # (B, D)
         if pooled.dtype in (torch.bfloat16, torch.float16):
-            # What is compared is compared in float32.
+            # Features are normalised and compared in float32.
             pooled = pooled.float()
         if stage == "pool5":
             return F.normalize(pooled)

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 from ..errors import WeightsError
 from .head import ReIdNet
 from .norm import without_source
-from .osnet import WIDTHS
 
-# Published checkpoints carry a NumPy scalar (their rank-1) beside the tensors.
+#: Types that may stand in a file next to tensors: published checkpoints have their rank-1 as a
+#: NumPy scalar.
 _SAFE: list[Any] = [
     np.float64(0).__reduce__()[0],
     np.dtype,
     np.dtypes.Float32DType,
     np.dtypes.Float64DType,
 ]
+#: Layers of published files that the backbone does not have.
 _DROPPED = ("classifier.", "fc.")
 
 
@@ -35,59 +35,31 @@ def read_tensors(path: Path) -> Any:
         WeightsError: The file is missing, damaged, or holds pickled code.
     """
     if not path.is_file():
-        raise WeightsError(
-            f"{path} {'is not a file' if path.exists() else 'does not exist'}; name a file of weights or a checkpoint"
-        )
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise WeightsError(f"{path} {problem}; name a file of weights or a checkpoint")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is not a plain weights file (it is damaged, or holds pickled code, which is never run); "
-            "save its state_dict with torch.save and name that file"
+            f"{path} is not a plain weights file (it is damaged, or holds pickled code, "
+            "which is never run); save its state_dict with torch.save and name that file"
         ) from error
     except Exception as error:  # damaged bytes raise nearly any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"{path} cannot be read as weights ({reason}); fetch it again"
+            f"{path} cannot be read as weights ({reason}); download or copy it again"
         ) from error
 
 
-def load_imagenet(model: ReIdNet) -> None:
-    """Load ImageNet weights into the backbone, from torch's hub folder or by download.
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """Read the state dictionary of a file: its weights, or those in a checkpoint.
+
+    The prefix `module.`, which `DataParallel` adds to names, is removed.
 
     Raises:
-        WeightsError: They are not on disk and cannot be downloaded; the message names the file and its place.
-    """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    if model.name in WIDTHS:
-        file = folder / f"{model.name}_imagenet.pth"
-        if not file.is_file():
-            raise WeightsError(
-                f"ImageNet weights of {model.name} are published for download by hand: put {file.name} of the "
-                f"deep-person-reid model zoo at {file}, or train from random weights with --weights none"
-            )
-        load_weights_file(model, file)
-        return
-    weights = torchvision.models.get_model_weights(model.name).DEFAULT
-    try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"ImageNet weights of {model.name} could not be downloaded ({error}); put {Path(weights.url).name} "
-            f"at {folder / Path(weights.url).name}, or train from random weights with --weights none"
-        ) from error
-    _load_backbone(model, dict(state), Path(weights.url))
-
-
-def load_weights_file(model: ReIdNet, path: Path) -> None:
-    """Load a file strictly: the whole network when the file is this library's, else the backbone without its classifier.
-
-    Of a run with a source it is the target's part.
-
-    Raises:
-        WeightsError: The file cannot be read, or its tensors do not fit the network.
+        WeightsError: The file cannot be read, or has no state dictionary.
     """
     content = read_tensors(path)
     for key in ("model", "state_dict"):
@@ -97,31 +69,70 @@ def load_weights_file(model: ReIdNet, path: Path) -> None:
         raise WeightsError(
             f"{path} holds no state_dict; save one with torch.save(model.state_dict(), PATH)"
         )
-    state = without_source({str(k).removeprefix("module."): v for k, v in content.items()})
-    if any(k.startswith("backbone.") for k in state):
-        _load(model, state, path, model.name)
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def load_imagenet(model: ReIdNet) -> None:
+    """Load ImageNet weights into the backbone, which knows where they are.
+
+    Raises:
+        WeightsError: The backbone has none, or they cannot be read or downloaded.
+    """
+    imagenet_weights = getattr(model.backbone, "imagenet_weights", None)
+    if imagenet_weights is None:
+        raise WeightsError(
+            f"{model.name} has no ImageNet weights; train from random weights with `weights` none, "
+            "or name a file"
+        )
+    _load_backbone(model, imagenet_weights(), f"the file of ImageNet weights of {model.name}")
+
+
+def load_weights_file(model: ReIdNet, path: Path) -> None:
+    """Load a file strictly.
+
+    A file of this library is loaded as a whole, without the source's BatchNorms; from any other
+    file the backbone is loaded, without a classifier.
+
+    Args:
+        model: The network.
+        path: The file.
+
+    Raises:
+        WeightsError: The file cannot be read, or its tensors do not fit the network.
+    """
+    state = without_source(read_state_dict(path))
+    if any(name.startswith("backbone.") for name in state):
+        _load(model, state, str(path), model.name)
     else:
-        _load_backbone(model, state, path)
+        _load_backbone(model, state, str(path))
 
 
-def _load_backbone(model: ReIdNet, state: dict[str, Tensor], path: Path) -> None:
-    wanted = model.backbone.state_dict()
-    kept = {k: v for k, v in state.items() if k in wanted or not k.startswith(_DROPPED)}
-    # Pooling has no counterpart in published files.
-    kept |= {k: v for k, v in wanted.items() if k.startswith("avgpool.") and k not in kept}
-    _load(model.backbone, kept, path, model.name)
+def _load_backbone(model: ReIdNet, state: Mapping[str, Tensor], origin: str) -> None:
+    expected = model.backbone.state_dict()
+    kept = {}
+    for name, tensor in state.items():
+        if name in expected or not name.startswith(_DROPPED):
+            kept[name] = tensor
+    for name, tensor in expected.items():
+        # Published files have no weights of a pooling layer.
+        if name.startswith("avgpool."):
+            kept.setdefault(name, tensor)
+    _load(model.backbone, kept, origin, model.name)
 
 
-def _load(module: torch.nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
-    wanted = module.state_dict()
-    # Files of before 2018 lack these counters, torchvision's own among them; nothing here reads them.
-    state = {**{k: v for k, v in wanted.items() if k.endswith("num_batches_tracked")}, **state}
-    wrong = [k for k in wanted if k not in state or state[k].shape != wanted[k].shape]
-    extra = [k for k in state if k not in wanted]
+def _load(module: torch.nn.Module, state: Mapping[str, Tensor], origin: str, name: str) -> None:
+    expected = module.state_dict()
+    # Files of before 2018, torchvision's own among them, lack these counters; nothing here reads
+    # them.
+    complete = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
+    complete.update(state)
+    wrong = [k for k in expected if k not in complete or complete[k].shape != expected[k].shape]
+    extra = [k for k in complete if k not in expected]
     if wrong or extra:
         first = wrong[0] if wrong else extra[0]
         raise WeightsError(
-            f"{path} does not fit {name}: {len(wrong)} tensors are missing or of another shape, {len(extra)} are left over "
-            f"(first: {first}); choose the --model that the file was made with"
+            f"{origin} does not fit {name}: {len(wrong)} tensors are missing or of another shape, "
+            f"{len(extra)} are left over (first: {first}); choose the `model` that the file was made "
+            "with"
         )
-    module.load_state_dict(state)
+    module.load_state_dict(complete)

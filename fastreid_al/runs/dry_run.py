@@ -6,7 +6,7 @@ from ..config import RunConfig
 from ..data import ImageSet
 from ..data.camera_style import match_copies, nothing_to_draw
 from ..data.records import STYLE_COPIES, count
-from ..data.samplers import iterations_of
+from ..data.samplers import iterations_per_epoch
 from ..distributed.launch import require_single_process
 from ..engine.console import Reporter
 from ..engine.extract import identities_and_cameras
@@ -61,7 +61,7 @@ def _describe_training(context: RunContext, images: ImageSet, network: ReIdNet) 
     image = config.image
     n = len(images.train)
     parameters = sum(p.numel() for p in network.parameters())
-    iterations = iterations_of(config.batch.iterations, n, config.batch.size)
+    iterations = iterations_per_epoch(config.batch.iterations, n, config.batch.size)
     gib = n * _pixels(config) / 2**30
     where = "memory" if gib <= image.store_gib else "a memory-mapped file"
     return [

@@ -1,6 +1,7 @@
-"""A drawn person re-identification set in the layout of MSMT17_V1, for runs and tests without the real images.
+"""A rendered person re-identification set in the layout of MSMT17_V1, for runs without real images.
 
-Which identity is seen when by which camera is planned here, from the seed alone; `drawing` draws each image.
+Which camera sees which identity when is planned here, from the seed alone; `render` makes each
+image.
 """
 
 from __future__ import annotations
@@ -22,13 +23,25 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..config import SyntheticConfig
-from .render import DRAWING_VERSION, Split, Stream, draw_image, jpeg_quality
+from ..data.msmt17 import read_msmt17_lists
+from ..data.reader import ReadOptions
+from ..data.records import ImageSet, keep_test_apart, renumber
+from ..errors import DataError
+from .exact import Stream
+from .render import RENDER_VERSION, jpeg_quality, render_image
+from .traits import Split
 
 #: MSMT17 lists 2,373 of its 32,621 training images for validation.
 VALIDATION_SHARE = (2373, 32_621)
 
-#: Sets smaller than this are drawn in the calling process, where starting others would cost more than it saves.
+#: Sets smaller than this are rendered in the calling process, because starting others would cost
+#: more than it saves.
 SMALL_SET = 300
+
+#: Images that a process renders at a time.
+_CHUNK = 64
+
+Progress = Callable[[int, int], None]
 
 
 class _Shot(NamedTuple):
@@ -46,11 +59,131 @@ class _Shot(NamedTuple):
     def path(self, seed: int) -> str:
         stream = Stream(seed, *self, "name")
         stem = f"{self.identity:04d}_{self.number:03d}_{self.camera:02d}"
-        return f"{self.identity:04d}/{stem}_0303morning_{stream.below(10_000):04d}_{stream.below(3)}.jpg"
+        suffix = f"0303morning_{stream.below(10_000):04d}_{stream.below(3)}.jpg"
+        return f"{self.identity:04d}/{stem}_{suffix}"
+
+
+def read_synthetic(root: Path, options: ReadOptions) -> ImageSet:
+    """Read the synthetic set from the user's cache; it is rendered there at the first use.
+
+    Statistics: as many images, identities and cameras as the settings say, by default those of
+    `SyntheticConfig`. Layout: MSMT17_V1.
+
+    Args:
+        root: Not used.
+        options: Size and seed, whether validation images are trained on, and progress.
+
+    Raises:
+        DataError: The settings describe no possible set, or there is no room for it.
+    """
+    try:
+        folder = cached_synthetic(options.synthetic, on_progress=options.on_progress)
+    except ValueError as error:
+        raise DataError(f"`{options.keys.synthetic}`: {error}") from error
+    except OSError as error:
+        raise DataError(
+            f"could not render the synthetic set ({error}); "
+            "name a folder with room in FASTREID_AL_CACHE"
+        ) from error
+    train, query, gallery = read_msmt17_lists(folder, validation=options.validation)
+    return keep_test_apart(ImageSet("synthetic", folder, renumber(train), query, gallery))
+
+
+def write_synthetic(
+    folder: Path,
+    config: SyntheticConfig,
+    *,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+) -> None:
+    """Render the whole set in the layout of MSMT17_V1.
+
+    `folder` then holds `train/`, `test/` and the lists `list_train.txt`, `list_val.txt`,
+    `list_query.txt` and `list_gallery.txt` with lines `PID4/FILE.jpg PID`. Train and val share the
+    training identities; the identities of the test split count from 0 again. Each query has a match
+    from another camera in the gallery. The set is rendered into a sibling folder and renamed when
+    complete; where another process has finished `folder` first, its set stays.
+
+    The pixels and lists depend on the configuration alone; the bytes of the JPEG files also on
+    Pillow's libjpeg. The default set takes 6 MB (11 MB in blocks of 4 KiB), one of MSMT17's size
+    0.7 GB (0.9 GB).
+
+    Args:
+        folder: Folder to make; it may exist if it is empty.
+        config: Counts, height and seed of the set.
+        workers: Processes that render, by default one for each core. Small sets are rendered in
+            this process.
+        on_progress: Called with (images rendered, images of the set) now and then.
+
+    Raises:
+        ValueError: The configuration describes no possible set.
+        FileExistsError: `folder` has contents.
+    """
+    _check(config)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
+    try:
+        _write_all(unfinished, config, workers or os.cpu_count() or 1, on_progress)
+        try:
+            os.rename(unfinished, folder)
+        except OSError:
+            # Another process has finished the same set first.
+            if not (folder / "list_train.txt").exists():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def cached_synthetic(
+    config: SyntheticConfig,
+    cache: Path | None = None,
+    *,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+) -> Path:
+    """Return the folder MSMT17_V1 of a set in the user's cache; it is rendered at the first use.
+
+    Args:
+        config: Counts, height and seed of the set.
+        cache: Folder of all cached sets, by default the environment variable FASTREID_AL_CACHE or
+            else the user's cache folder of the operating system.
+        workers: Processes that render, by default one for each core.
+        on_progress: Called with (images rendered, images of the set) now and then; not called for a
+            set that is in the cache.
+
+    Raises:
+        ValueError: The configuration describes no possible set.
+    """
+    _check(config)
+    if cache is None:
+        from platformdirs import user_cache_dir
+
+        cache = Path(os.environ.get("FASTREID_AL_CACHE") or user_cache_dir("fastreid_al"))
+    folder = cache / _cache_name(config) / "MSMT17_V1"
+    if not folder.exists():
+        # Another process may finish the same set between the check and the rendering.
+        with suppress(FileExistsError):
+            write_synthetic(folder, config, workers=workers, on_progress=on_progress)
+    return folder
+
+
+def _cache_name(config: SyntheticConfig) -> str:
+    """Name of a set's folder in the cache, made of its settings."""
+    # The usual cast is not part of the name, so that sets rendered before there was a choice are
+    # still found.
+    values = tuple(
+        value
+        for name, value in asdict(config).items()
+        if name != "cast" or value != SyntheticConfig.cast
+    )
+    digest = hashlib.blake2b(repr((RENDER_VERSION, values)).encode(), digest_size=4).hexdigest()
+    return "-".join(["synthetic", f"v{RENDER_VERSION}", *map(str, values), digest])
 
 
 def _check(config: SyntheticConfig) -> None:
-    """Raise ValueError, in one line, for a set that cannot be drawn."""
+    """Raise ValueError, in one line, for a set that cannot be rendered."""
     if config.cameras < 2:
         raise ValueError(
             f"cameras must be 2 or more to match identities across them, got {config.cameras}"
@@ -72,79 +205,76 @@ def _check(config: SyntheticConfig) -> None:
             )
 
 
-def _shares(total: int, people: int, least: int, stream: Stream) -> list[int]:
-    """Split `total` images over people, unevenly, at least `least` each."""
-    weights = [40 + stream.below(120) for _ in range(people)]
-    spare, whole = total - least * people, sum(weights)
-    shares, before = [], 0
-    for weight in weights:
-        shares.append(least + (before + weight) * spare // whole - before * spare // whole)
-        before += weight
-    return shares
-
-
-def _seen_by(config: SyntheticConfig, images: int, stream: Stream) -> list[int]:
-    """The camera of each of an identity's images, sorted: 2 to 6 cameras, each at least once."""
-    count = min(config.cameras, max(2, min(images // 2, 3 + stream.below(4))))
-    cameras = stream.sample(range(1, config.cameras + 1), count)
-    return sorted(cameras + [stream.pick(cameras) for _ in range(images - count)])
-
-
 def _plan(config: SyntheticConfig) -> list[_Shot]:
-    """All images of the set, each list in the order of its identities."""
+    """Plan all images of the set, each list in the order of its identities."""
     _check(config)
     stream = Stream(config.seed, "plan")
-    shots, done = [], 0
-    validation = (2 * config.train_images * VALIDATION_SHARE[0] + VALIDATION_SHARE[1]) // (
-        2 * VALIDATION_SHARE[1]
-    )
-    for identity, images in enumerate(
-        _shares(config.train_images, config.train_identities, 2, stream)
-    ):
-        for index, camera in enumerate(_seen_by(config, images, stream)):
-            held_out = (
-                done + 1
-            ) * validation // config.train_images > done * validation // config.train_images
+    return _plan_training(config, stream) + _plan_test(config, stream)
+
+
+def _plan_training(config: SyntheticConfig, stream: Stream) -> list[_Shot]:
+    total = config.train_images
+    share, whole = VALIDATION_SHARE
+    validation = (2 * total * share + whole) // (2 * whole)  # rounded to the nearest
+    counts = _split_unevenly(total, config.train_identities, 2, stream)
+    shots: list[_Shot] = []
+    for identity, images in enumerate(counts):
+        for index, camera in enumerate(_cameras_of_images(config, images, stream)):
+            done = len(shots)
+            # Validation images are spread evenly over all training images.
+            held_out = (done + 1) * validation // total > done * validation // total
             shots.append(_Shot("val" if held_out else "train", identity, camera, index))
-            done += 1
-    galleries = _shares(config.gallery_images, config.test_identities, 2, stream)
-    queries = _shares(config.query_images, config.test_identities, 1, stream)
-    for identity, (images, asked) in enumerate(zip(galleries, queries, strict=True)):
-        cameras = _seen_by(config, images, stream)
-        shots += [_Shot("gallery", identity, camera, index) for index, camera in enumerate(cameras)]
-        seen = sorted(set(cameras))
-        first = stream.below(len(seen))
-        shots += [
-            _Shot("query", identity, seen[(first + turn) % len(seen)], images + turn)
-            for turn in range(asked)
-        ]
     return shots
 
 
-def _write_shots(folder: Path, config: SyntheticConfig, shots: Sequence[_Shot]) -> int:
-    """Draw the images into the folder; the identities' folders exist already."""
-    for shot in shots:
-        pixels = draw_image(config, shot.split, *shot[1:])
-        quality = jpeg_quality(config, shot.split, *shot[1:])
-        Image.fromarray(pixels).save(folder / shot.split / shot.path(config.seed), quality=quality)
-    return len(shots)
+def _plan_test(config: SyntheticConfig, stream: Stream) -> list[_Shot]:
+    gallery_counts = _split_unevenly(config.gallery_images, config.test_identities, 2, stream)
+    query_counts = _split_unevenly(config.query_images, config.test_identities, 1, stream)
+    shots = []
+    for identity in range(config.test_identities):
+        images = gallery_counts[identity]
+        cameras = _cameras_of_images(config, images, stream)
+        for index, camera in enumerate(cameras):
+            shots.append(_Shot("gallery", identity, camera, index))
+        distinct = sorted(set(cameras))
+        first = stream.below(len(distinct))
+        for turn in range(query_counts[identity]):
+            camera = distinct[(first + turn) % len(distinct)]
+            shots.append(_Shot("query", identity, camera, images + turn))
+    return shots
+
+
+def _split_unevenly(total: int, people: int, least: int, stream: Stream) -> list[int]:
+    """Split `total` images over people, unevenly, at least `least` each."""
+    weights = [40 + stream.below(120) for _ in range(people)]
+    spare = total - least * people
+    whole = sum(weights)
+    counts = []
+    before = 0
+    for weight in weights:
+        extra = (before + weight) * spare // whole - before * spare // whole
+        counts.append(least + extra)
+        before += weight
+    return counts
+
+
+def _cameras_of_images(config: SyntheticConfig, images: int, stream: Stream) -> list[int]:
+    """The camera of each of an identity's images, sorted: 2 to 6 cameras, each at least once."""
+    count = min(config.cameras, max(2, min(images // 2, 3 + stream.below(4))))
+    cameras = stream.sample(range(1, config.cameras + 1), count)
+    more = [stream.pick(cameras) for _ in range(images - count)]
+    return sorted(cameras + more)
 
 
 def _write_all(
-    folder: Path,
-    config: SyntheticConfig,
-    workers: int,
-    on_progress: Callable[[int, int], None] | None,
+    folder: Path, config: SyntheticConfig, workers: int, on_progress: Progress | None
 ) -> None:
+    """Write the lists and render all images."""
     shots = _plan(config)
-    for shot in {(shot.split, shot.identity): shot for shot in shots}.values():
-        (folder / shot.split / f"{shot.identity:04d}").mkdir(parents=True)
-    for part in ("train", "val", "query", "gallery"):
-        lines = [
-            f"{shot.path(config.seed)} {shot.identity}\n" for shot in shots if shot.part == part
-        ]
-        (folder / f"list_{part}.txt").write_text("".join(lines))
-    chunks = [shots[start : start + 64] for start in range(0, len(shots), 64)]
+    for split, identity in {(shot.split, shot.identity): None for shot in shots}:
+        (folder / split / f"{identity:04d}").mkdir(parents=True)
+    _write_lists(folder, config, shots)
+    chunks = [shots[start : start + _CHUNK] for start in range(0, len(shots), _CHUNK)]
     done = 0
 
     def advance(count: int) -> None:
@@ -154,7 +284,7 @@ def _write_all(
             on_progress(done, len(shots))
 
     if workers > 1 and len(shots) >= SMALL_SET:
-        # A script without a main guard cannot start processes; its images are then drawn here.
+        # A script without a main guard cannot start processes; the loop below renders its images.
         spawn = multiprocessing.get_context("spawn")
         with suppress(BrokenProcessPool), ProcessPoolExecutor(workers, spawn) as pool:
             waiting = {pool.submit(_write_shots, folder, config, chunk): chunk for chunk in chunks}
@@ -165,84 +295,20 @@ def _write_all(
         advance(_write_shots(folder, config, chunk))
 
 
-def write_synthetic(
-    folder: Path,
-    config: SyntheticConfig,
-    *,
-    workers: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Draw the whole set in the layout of MSMT17_V1.
-
-    `folder` then holds `train/`, `test/` and the lists `list_train.txt`, `list_val.txt`, `list_query.txt` and
-    `list_gallery.txt` with lines `PID4/FILE.jpg PID`. Train and val share the training identities; the identities of
-    the test split count from 0 again. Each query has a match from another camera in the gallery. The set is drawn into
-    a sibling folder and renamed when complete; where another process has finished `folder` first, its set stays.
-
-    The pixels and lists depend on the configuration alone; the bytes of the JPEG files also on Pillow's libjpeg. The
-    default set takes 6 MB (11 MB in blocks of 4 KiB), one of MSMT17's size 0.7 GB (0.9 GB).
-
-    Args:
-        folder: Folder to make; it may exist if it is empty.
-        config: Counts, height and seed of the set.
-        workers: Processes to draw with, by default one for each core. Small sets are drawn in this process.
-        on_progress: Called with (images drawn, images of the set) now and then.
-
-    Raises:
-        ValueError: The configuration describes no possible set.
-        FileExistsError: `folder` has contents.
-    """
-    _check(config)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
-    try:
-        _write_all(unfinished, config, workers or os.cpu_count() or 1, on_progress)
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            if not (folder / "list_train.txt").exists():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+def _write_lists(folder: Path, config: SyntheticConfig, shots: Sequence[_Shot]) -> None:
+    for part in ("train", "val", "query", "gallery"):
+        lines = []
+        for shot in shots:
+            if shot.part == part:
+                lines.append(f"{shot.path(config.seed)} {shot.identity}\n")
+        (folder / f"list_{part}.txt").write_text("".join(lines))
 
 
-def cached_synthetic(
-    config: SyntheticConfig,
-    cache: Path | None = None,
-    *,
-    workers: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Path:
-    """The folder MSMT17_V1 of a set in the user's cache, drawn there the first time it is asked for.
-
-    Args:
-        config: Counts, height and seed of the set.
-        cache: Folder of all cached sets, by default the environment variable FASTREID_AL_CACHE or else the user's
-            cache folder of the operating system.
-        workers: As for `write_synthetic`.
-        on_progress: As for `write_synthetic`; not called for a set that is there already.
-
-    Raises:
-        ValueError: The configuration describes no possible set.
-    """
-    _check(config)
-    if cache is None:
-        from platformdirs import user_cache_dir
-
-        cache = Path(os.environ.get("FASTREID_AL_CACHE") or user_cache_dir("fastreid_al"))
-    # The usual cast has no part in the name, so that sets drawn before there was a choice are still found.
-    values = tuple(
-        value
-        for name, value in asdict(config).items()
-        if name != "cast" or value != SyntheticConfig.cast
-    )
-    digest = hashlib.blake2b(repr((DRAWING_VERSION, values)).encode(), digest_size=4).hexdigest()
-    name = "-".join(["synthetic", f"v{DRAWING_VERSION}", *map(str, values), digest])
-    folder = cache / name / "MSMT17_V1"
-    if not folder.exists():
-        # Another process may finish the same set between the question and the drawing.
-        with suppress(FileExistsError):
-            write_synthetic(folder, config, workers=workers, on_progress=on_progress)
-    return folder
+def _write_shots(folder: Path, config: SyntheticConfig, shots: Sequence[_Shot]) -> int:
+    """Render images into the folder, whose folders of identities exist; returns their number."""
+    for shot in shots:
+        what = (shot.split, shot.identity, shot.camera, shot.number)
+        file = folder / shot.split / shot.path(config.seed)
+        quality = jpeg_quality(config, *what)
+        Image.fromarray(render_image(config, *what)).save(file, quality=quality)
+    return len(shots)

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from fastreid_al.data import cache, pixels
-from fastreid_al.data.pixels import PixelStore, cache_folder, decode
+from fastreid_al.data.pixels import PixelStore, cache_folder
 from fastreid_al.distributed.world import World
 from fastreid_al.errors import DataError
+from tests.support.image_sets import decode_at
 from tests.support.process_pool import Pool
 
 SIZE = (16, 8)
@@ -66,10 +67,10 @@ def test_what_is_kept_is_found_again_with_the_images_left_out(
     photos: list[Path], kept: Path, decoded: list[int], store_gib: float
 ) -> None:
     paths = [*photos, photos[0].with_name("absent.png")]
-    fresh = decode(paths, *SIZE)
-    first = decode(paths, *SIZE, cache=kept, store_gib=store_gib)
+    fresh = decode_at(paths, *SIZE)
+    first = decode_at(paths, *SIZE, cache=kept, store_gib=store_gib)
     assert len(decoded) == 14
-    again = decode(paths, *SIZE, cache=kept, store_gib=store_gib)
+    again = decode_at(paths, *SIZE, cache=kept, store_gib=store_gib)
     assert len(decoded) == 14 and same(fresh, first) and same(fresh, again)
     assert [bad.reason for bad in again.bad] == ["not an image", "No such file or directory"]
     assert len(held(kept)) == 1 and held(kept, "*.part") == []
@@ -78,19 +79,19 @@ def test_what_is_kept_is_found_again_with_the_images_left_out(
 def test_moved_files_are_found_and_another_order_or_size_is_not(
     photos: list[Path], kept: Path, decoded: list[int]
 ) -> None:
-    first = decode(photos, *SIZE, cache=kept)
+    first = decode_at(photos, *SIZE, cache=kept)
     elsewhere = photos[0].parent.rename(photos[0].parent.with_name("elsewhere"))
-    moved = decode([elsewhere / path.name for path in photos], *SIZE, cache=kept)
+    moved = decode_at([elsewhere / path.name for path in photos], *SIZE, cache=kept)
     assert (
         len(decoded) == 7
         and first.digests == moved.digests
         and moved.bad[0].path == elsewhere / "2.png"
     )
-    turned = decode([elsewhere / path.name for path in reversed(photos)], *SIZE, cache=kept)
+    turned = decode_at([elsewhere / path.name for path in reversed(photos)], *SIZE, cache=kept)
     assert len(decoded) == 14 and torch.equal(
         turned.read(torch.arange(6)), first.read(torch.arange(6)).flip(0)
     )
-    assert decode([elsewhere / path.name for path in photos], 8, 8, cache=kept).pixels.shape == (
+    assert decode_at([elsewhere / path.name for path in photos], 8, 8, cache=kept).pixels.shape == (
         7,
         3,
         8,
@@ -104,7 +105,7 @@ def test_a_file_that_was_changed_is_seen_though_its_size_and_times_are_set_back(
 ) -> None:
     monkeypatch.setattr(cache, "_RACE_NS", -(10**9))
     target = photos[5]
-    decode(photos, *SIZE, cache=kept)
+    decode_at(photos, *SIZE, cache=kept)
     before = target.stat()
     content = bytearray(target.read_bytes())
     content[len(content) // 2] ^= 255
@@ -112,7 +113,7 @@ def test_a_file_that_was_changed_is_seen_though_its_size_and_times_are_set_back(
     target.write_bytes(content)
     os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert target.stat().st_size == before.st_size and target.stat().st_ino == before.st_ino
-    assert same(decode(photos, *SIZE, cache=kept), decode(photos, *SIZE))
+    assert same(decode_at(photos, *SIZE, cache=kept), decode_at(photos, *SIZE))
 
 
 def test_files_are_read_once_for_their_digests_unless_they_were_just_changed(
@@ -127,7 +128,7 @@ def test_files_are_read_once_for_their_digests_unless_they_were_just_changed(
 
     def read() -> int:
         taken.clear()
-        decode(photos, *SIZE, cache=kept)
+        decode_at(photos, *SIZE, cache=kept)
         return len(files.intersection(taken))
 
     assert [read(), read()] == [7, 7]  # they were written just now
@@ -163,10 +164,10 @@ def test_a_damaged_file_is_said_once_and_made_again(
     photos: list[Path], kept: Path, damage: str, store_gib: float
 ) -> None:
     warnings: list[str] = []
-    fresh = decode(photos, *SIZE)
+    fresh = decode_at(photos, *SIZE)
     for count in (0, 1, 1):
         assert same(
-            decode(photos, *SIZE, cache=kept, store_gib=store_gib, warn=warnings.append), fresh
+            decode_at(photos, *SIZE, cache=kept, store_gib=store_gib, warn=warnings.append), fresh
         )
         assert len(warnings) == count
         if not warnings:
@@ -181,13 +182,13 @@ def full(file: object, size: int) -> None:
 def test_a_cache_that_cannot_be_written_is_done_without(
     photos: list[Path], kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh, warnings = decode(photos, *SIZE), []
+    fresh, warnings = decode_at(photos, *SIZE), []
     (kept.parent / "file").write_bytes(b"")
     assert same(
-        decode(photos, *SIZE, cache=kept.parent / "file" / "below", warn=warnings.append), fresh
+        decode_at(photos, *SIZE, cache=kept.parent / "file" / "below", warn=warnings.append), fresh
     )
     monkeypatch.setattr(cache, "reserve", full)
-    assert same(decode(photos, *SIZE, cache=kept, warn=warnings.append), fresh)
+    assert same(decode_at(photos, *SIZE, cache=kept, warn=warnings.append), fresh)
     assert len(warnings) == 2 and all(
         " are not kept in " in line and "\n" not in line for line in warnings
     )
@@ -197,7 +198,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 def test_a_folder_that_can_only_be_read_still_serves(
     photos: list[Path], kept: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, warnings = decode(photos, *SIZE, cache=kept), []
+    first, warnings = decode_at(photos, *SIZE, cache=kept), []
     original = Path.open
 
     def read_only(self: Path, mode: str = "r", *args: object, **options: object) -> object:
@@ -206,25 +207,25 @@ def test_a_folder_that_can_only_be_read_still_serves(
         return original(self, mode, *args, **options)
 
     monkeypatch.setattr(Path, "open", read_only)
-    assert same(decode(photos, *SIZE, cache=kept, warn=warnings.append), first)
+    assert same(decode_at(photos, *SIZE, cache=kept, warn=warnings.append), first)
     assert len(decoded) == 7 and warnings == []
-    assert decode(photos, 8, 8, cache=kept, warn=warnings.append).pixels.shape[-2:] == (8, 8)
+    assert decode_at(photos, 8, 8, cache=kept, warn=warnings.append).pixels.shape[-2:] == (8, 8)
     assert len(warnings) == 1 and "Read-only file system" in warnings[0]
 
 
 def test_what_was_used_longest_ago_makes_room(photos: list[Path], kept: Path) -> None:
     heights, size = (16, 17, 18), 7 * 3 * 18 * 8
     for age, height in enumerate(heights[:2]):
-        decode(photos, height, 8, cache=kept)
+        decode_at(photos, height, 8, cache=kept)
         for path in held(kept):
             os.utime(path, (0, path.stat().st_mtime - 100 * (2 - age)))
-    decode(photos, 16, 8, cache=kept)  # used again
+    decode_at(photos, 16, 8, cache=kept)  # used again
     used = max(held(kept), key=lambda path: path.stat().st_mtime)
     (kept / "old.part").touch()
     os.utime(kept / "old.part", (0, 0))
     (kept / "notes.txt").touch()
     os.utime(kept / "notes.txt", (0, 0))
-    decode(photos, 18, 8, cache=kept, cache_gib=2.5 * size / 2**30)
+    decode_at(photos, 18, 8, cache=kept, cache_gib=2.5 * size / 2**30)
     left = held(kept)
     assert (
         len(left) == 2
@@ -236,9 +237,9 @@ def test_what_was_used_longest_ago_makes_room(photos: list[Path], kept: Path) ->
 
 def test_what_is_past_the_budget_alone_is_not_kept(photos: list[Path], kept: Path) -> None:
     warnings: list[str] = []
-    store = decode(photos, *SIZE, cache=kept, cache_gib=1e-6, warn=warnings.append)
+    store = decode_at(photos, *SIZE, cache=kept, cache_gib=1e-6, warn=warnings.append)
     assert len(store) == 6 and not kept.exists()
-    assert len(warnings) == 1 and "--image.cache-gib" in warnings[0]
+    assert len(warnings) == 1 and "`image.cache_gib`" in warnings[0]
 
 
 def test_images_changed_between_their_digest_and_their_decoding_are_not_kept(
@@ -251,7 +252,7 @@ def test_images_changed_between_their_digest_and_their_decoding_are_not_kept(
         original(file, size)
 
     monkeypatch.setattr(cache, "reserve", late)
-    store = decode(photos, *SIZE, cache=kept, warn=warnings.append)
+    store = decode_at(photos, *SIZE, cache=kept, warn=warnings.append)
     assert store.digests[0] == store.digests[1] and held(kept) == [] and len(warnings) == 1
 
 
@@ -262,9 +263,9 @@ def test_an_interrupted_decoding_leaves_neither_file_nor_lock(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        decode(photos, *SIZE, cache=kept, on_progress=stop)
+        decode_at(photos, *SIZE, cache=kept, on_progress=stop)
     assert held(kept) == held(kept, "*.part") == []
-    assert len(decode(photos, *SIZE, cache=kept)) == 6 and len(held(kept)) == 1
+    assert len(decode_at(photos, *SIZE, cache=kept)) == 6 and len(held(kept)) == 1
 
 
 def test_the_setting_names_the_users_folder_another_or_none(
@@ -282,14 +283,14 @@ def at_once(world: World, paths: list[Path], kept: Path) -> tuple[int, torch.Ten
     with pytest.MonkeyPatch.context() as patch:
         done = counted(patch.setattr)
         world.any_true(False)
-        store = decode(paths, *SIZE, cache=kept)
+        store = decode_at(paths, *SIZE, cache=kept)
         return len(done), store.read(torch.arange(len(store)))
 
 
 def test_of_processes_at_once_one_decodes(pool: Pool, photos: list[Path], kept: Path) -> None:
     found = pool.run(at_once, 3, photos, kept)
     assert sum(count for count, _ in found) == 7 and len(held(kept)) == 1
-    expected = decode(photos, *SIZE).read(torch.arange(6))
+    expected = decode_at(photos, *SIZE).read(torch.arange(6))
     assert all(torch.equal(images, expected) for _, images in found)
 
 
@@ -298,7 +299,7 @@ def together(
 ) -> tuple[int, PixelStore]:
     with pytest.MonkeyPatch.context() as patch:
         done = counted(patch.setattr)
-        store = decode(paths, *SIZE, cache=kept, store_dir=spare, world=world)
+        store = decode_at(paths, *SIZE, cache=kept, store_dir=spare, world=world)
     assert file_behind(store).startswith(str(kept or spare))
     return len(done), PixelStore(store.pixels.clone(), store.slots, store.digests, store.bad)
 
@@ -310,7 +311,7 @@ def test_ranks_map_what_one_of_them_decodes(
 ) -> None:
     found = pool.run(together, size, photos, kept if keep else None, tmp_path / "spare")
     assert sum(count for count, _ in found) == 7
-    alone = decode(photos, *SIZE)
+    alone = decode_at(photos, *SIZE)
     assert all(same(store, alone) for _, store in found)
     assert len(held(kept)) == keep and list((tmp_path / "spare").glob("*")) == []
 
@@ -322,7 +323,7 @@ def failing(world: World, paths: list[Path], spare: Path, how: str) -> str:
                 if world.rank == 1:
                     patch.setattr(cache, "reserve", full)
                     patch.setattr(pixels, "reserve", full)
-                decode(
+                decode_at(
                     paths if world.rank != 1 else paths[::-1],
                     *SIZE,
                     store_gib=0,
@@ -330,7 +331,7 @@ def failing(world: World, paths: list[Path], spare: Path, how: str) -> str:
                     world=world,
                 )
         else:
-            decode(paths[world.rank == 2 :], *SIZE, store_dir=spare, world=world)
+            decode_at(paths[world.rank == 2 :], *SIZE, store_dir=spare, world=world)
     except DataError as error:
         return str(error)
     return ""
@@ -340,7 +341,7 @@ def test_an_error_of_one_rank_is_raised_on_all(
     pool: Pool, photos: list[Path], tmp_path: Path
 ) -> None:
     no_room = pool.run(failing, 3, photos, tmp_path / "spare", "no room")
-    assert all("no place for" in text for text in no_room) and no_room[0].startswith("rank 1: ")
+    assert all("no room for" in text for text in no_room) and no_room[0].startswith("rank 1: ")
     other = pool.run(failing, 3, photos, tmp_path / "spare", "others")
     assert all("rank 2 does not find the same images as rank 0" in text for text in other)
     assert list((tmp_path / "spare").glob("*")) == []
@@ -349,5 +350,5 @@ def test_an_error_of_one_rank_is_raised_on_all(
 def test_a_process_alone_reads_what_fits_into_memory_and_maps_what_does_not(
     photos: list[Path], kept: Path
 ) -> None:
-    assert file_behind(decode(photos, *SIZE, cache=kept)) == ""
-    assert file_behind(decode(photos, *SIZE, cache=kept, store_gib=0)) == str(held(kept)[0])
+    assert file_behind(decode_at(photos, *SIZE, cache=kept)) == ""
+    assert file_behind(decode_at(photos, *SIZE, cache=kept, store_gib=0)) == str(held(kept)[0])

@@ -63,7 +63,7 @@ def test_auto_takes_the_device_where_half_of_what_is_free_is_enough_and_says_els
 def test_the_device_is_refused_when_it_has_no_room_with_what_is_missing_and_what_helps() -> None:
     assert pick_place(18 * GIB, 20 * GIB, "device") == "device"
     with pytest.raises(
-        DataError, match=r"take 19.5 GiB, 1.5 GiB more .*20.0 GiB free.*give --image.place host"
+        DataError, match=r"take 19.5 GiB, 1.5 GiB more .*20.0 GiB free.*choose `image.place` host"
     ) as error:
         pick_place(39 * GIB // 2, 20 * GIB, "device")
     assert "\n" not in str(error.value)

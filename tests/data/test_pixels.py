@@ -13,8 +13,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from fastreid_al.data import pixels
-from fastreid_al.data.pixels import decode
+from fastreid_al.data.pixels import PixelSettings
 from fastreid_al.errors import DataError
+from tests.support.image_sets import decode_at
 
 
 def picture(seed: int, size: tuple[int, int] = (37, 81)) -> Image.Image:
@@ -33,7 +34,7 @@ def photos(tmp_path: Path) -> list[Path]:
 
 
 def test_pixels_equal_torchvision_resize(photos: list[Path]) -> None:
-    store = decode(photos, 64, 32)
+    store = decode_at(photos, 64, 32)
     rows = torch.tensor([5, 0, 5])
     expected = [
         tv.pil_to_tensor(
@@ -51,16 +52,16 @@ def test_memory_mapped_store_equals_the_one_in_memory_and_leaves_no_file(
 ) -> None:
     rows = torch.arange(7)
     folder = tmp_path / "store"
-    mapped = decode(photos, 64, 32, store_gib=0, store_dir=folder)
-    assert torch.equal(mapped.read(rows), decode(photos, 64, 32).read(rows))
+    mapped = decode_at(photos, 64, 32, store_gib=0, store_dir=folder)
+    assert torch.equal(mapped.read(rows), decode_at(photos, 64, 32).read(rows))
     assert list(folder.iterdir()) == []
 
 
 def test_a_store_that_does_not_fit_on_the_disk_is_refused(
     photos: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"no place for .* GiB .* store-dir"):
-        pixels._allocate(10**9, 4096, 4096, 0, tmp_path)
+    with pytest.raises(DataError, match=r"no room for .* GiB .*`run_dir`"):
+        pixels._allocate(10**9, PixelSettings(4096, 4096, 0, tmp_path))
     assert [p for p in tmp_path.iterdir() if p.name.startswith("pixels-")] == []
 
 
@@ -96,7 +97,7 @@ def test_odd_images_are_converted_or_named_and_left_out(tmp_path: Path) -> None:
         paths.append(tmp_path / name)
         paths[-1].write_bytes(content)
     paths.append(tmp_path / "absent.jpg")
-    store = decode(paths, 32, 16)
+    store = decode_at(paths, 32, 16)
     left_out = {bad.path.name: bad.reason for bad in store.bad}
     assert sorted(left_out) == [
         "absent.jpg",
@@ -129,9 +130,9 @@ def test_odd_images_are_converted_or_named_and_left_out(tmp_path: Path) -> None:
 
 def test_progress_counts_every_image(photos: list[Path]) -> None:
     seen: list[tuple[int, int]] = []
-    decode(photos, 8, 8, on_progress=lambda done, total: seen.append((done, total)))
+    decode_at(photos, 8, 8, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 7) for i in range(1, 8)]
 
 
 def test_no_image_at_all_is_an_empty_store() -> None:
-    assert len(decode([], 8, 8)) == 0
+    assert len(decode_at([], 8, 8)) == 0

@@ -14,9 +14,10 @@ from fastreid_al.config import ImageConfig, recipe
 from fastreid_al.data.augment import Augment
 from fastreid_al.data.camera_style import CameraStyle, ColourStyle, FileStyle, FourierStyle
 from fastreid_al.data.loader import SHARE, BatchLoader, prefetch
-from fastreid_al.data.pixels import PixelStore, decode
+from fastreid_al.data.pixels import PixelStore
 from fastreid_al.data.records import STYLE_COPIES, ImageSet, Record
 from fastreid_al.errors import DataError
+from tests.support.image_sets import decode_at
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,7 +69,7 @@ def test_a_mapped_store_is_fed_alike(tmp_path: Path, place: str) -> None:
         Image.fromarray(
             np.random.default_rng(i).integers(0, 256, (64, 32, 3), dtype=np.uint8)
         ).save(path)
-    mapped = decode(paths, HEIGHT, WIDTH, store_gib=0, cache=tmp_path / "kept")
+    mapped = decode_at(paths, HEIGHT, WIDTH, store_gib=0, cache=tmp_path / "kept")
     rows = torch.randperm(20)
     assert torch.equal(
         BatchLoader(mapped, torch.device("cuda"), place).read(rows).cpu(), mapped.read(rows)
@@ -85,7 +86,7 @@ def test_a_store_without_room_stays_with_the_host_or_is_refused(store: PixelStor
         and len(said) == 1
     )
     more = PixelStore(store.pixels, torch.zeros(1, dtype=torch.int64).expand(2 * much), [], [])
-    with pytest.raises(DataError, match=r"give --image\.place host"):
+    with pytest.raises(DataError, match=r"choose `image\.place` host"):
         BatchLoader(more, torch.device("cuda"), "device")
 
 

@@ -22,7 +22,6 @@ from fastreid_al.config import (
 )
 from fastreid_al.data import load
 from fastreid_al.data.camera_style import ColourStyle, Styles
-from fastreid_al.data.pixels import decode
 from fastreid_al.data.records import STYLE_COPIES
 from fastreid_al.engine import Interrupted
 from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -31,6 +30,7 @@ from fastreid_al.methods import NNCT
 from fastreid_al.runs import dry_run, run_training
 from fastreid_al.runs.evaluate import evaluate_file
 from fastreid_al.synthetic.dataset import cached_synthetic
+from tests.support.image_sets import decode_at
 from tests.support.tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
 
 
@@ -86,7 +86,7 @@ def test_styles_are_given_the_pixels_and_rows_of_the_target_alone(
     source = AdaptationConfig(synthetic=replace(SYNTHETIC, seed=1))
     run_training(replace(config, epochs=1, source="synthetic", adaptation=source))
     records = load("synthetic", synthetic=SYNTHETIC, verbose=False).train
-    pixels = decode([r.path for r in records], 32, 16).pixels
+    pixels = decode_at([r.path for r in records], 32, 16).pixels
     assert len(seen) == 4
     assert sorted(torch.cat([rows for _, rows in seen]).tolist()) == list(range(64))
     assert all(torch.equal(given, pixels[rows]) for given, rows in seen)

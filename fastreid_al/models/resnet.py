@@ -1,0 +1,72 @@
+"""ResNet (He et al., Deep Residual Learning for Image Recognition, CVPR 2016) for re-identification.
+
+Parameter names are those of torchvision, so that its weights load strictly.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from ..errors import WeightsError
+from .backbone import BackboneOptions
+from .head import GeM
+
+#: Block and number of blocks of each stage.
+_STAGES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+}
+
+
+class ResNet(torchvision.models.ResNet):
+    """torchvision's ResNet without its classifier, the last stage at stride 1.
+
+    Args:
+        name: resnet18, resnet34, resnet50 or resnet101.
+        pool: "avg" or "gem".
+    """
+
+    def __init__(self, name: str, pool: str = "avg") -> None:
+        block, layers = _STAGES[name]
+        super().__init__(block, layers)
+        self.name = name
+        self.features: int = self.fc.in_features
+        self.fc = nn.Identity()  # type: ignore[assignment]
+        # The last stage keeps its resolution, as re-id networks do since Sun et al. (PCB, ECCV
+        # 2018).
+        for module in self.layer4[0].modules():
+            if isinstance(module, nn.Conv2d):
+                module.stride = (1, 1)
+        if pool == "gem":
+            self.avgpool = GeM()  # type: ignore[assignment]
+
+    def imagenet_weights(self) -> dict[str, Tensor]:
+        """Return torchvision's weights, from torch's hub folder or by download.
+
+        Raises:
+            WeightsError: They are not on disk and cannot be downloaded; the message has the name of
+                the file and its folder.
+        """
+        weights = torchvision.models.get_model_weights(self.name).DEFAULT
+        try:
+            return dict(weights.get_state_dict(progress=False, check_hash=True))
+        except (URLError, OSError, RuntimeError) as error:
+            file = Path(weights.url).name
+            folder = Path(torch.hub.get_dir()) / "checkpoints"
+            raise WeightsError(
+                f"ImageNet weights of {self.name} could not be downloaded ({error}); "
+                f"put {file} at {folder / file}, or train from random weights with `weights` none"
+            ) from error
+
+
+def resnet(options: BackboneOptions) -> ResNet:
+    """Build a ResNet; D = 512 for resnet18 and resnet34, 2,048 for resnet50 and resnet101."""
+    return ResNet(options.name, options.pool)

@@ -1,0 +1,70 @@
+"""A set is loaded by its name, its counts are printed, and a wrong path says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastreid_al.data import ImageSet, describe, load
+from fastreid_al.errors import SettingError
+from tests.support.image_sets import fails, put, put_market, put_msmt
+
+
+def test_counts_are_printed_and_differences_from_the_published_set_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_market(tmp_path)
+    load("market1501", tmp_path)
+    printed = capsys.readouterr().out
+    assert "train         3 images      2 identities   2 cameras" in printed
+    assert (
+        "warning: train is not the published set of 12,936 images, 751 identities, 6 cameras"
+        in printed
+    )
+    unlabelled = ImageSet("folder", tmp_path, [], [], [])
+    assert not any("warning" in line for line in describe(unlabelled))
+
+
+def test_missing_folder_names_its_nearest_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "markets").mkdir()
+    fails("does not exist.*nearest there: .*markets", "market1501", tmp_path / "market")
+    (tmp_path / "set.zip").write_bytes(b"x")
+    fails("is a file", "msmt17", tmp_path / "set.zip")
+
+
+def test_empty_folder_says_what_was_looked_for_and_what_lies_there(tmp_path: Path) -> None:
+    fails(
+        "looked for bounding_box_train in .*Market-1501-v15.09.15.*holds nothing",
+        "market1501",
+        tmp_path,
+    )
+    (tmp_path / "photos").mkdir()
+    fails("holds photos", "msmt17", tmp_path)
+    fails("holds no image", "folder", tmp_path)
+
+
+def test_a_set_that_lies_deeper_is_pointed_at(tmp_path: Path) -> None:
+    put_msmt(tmp_path / "downloads" / "unpacked")
+    fails("nearest: .*downloads/unpacked", "msmt17", tmp_path)
+
+
+def test_missing_parts_of_a_set_are_named(tmp_path: Path) -> None:
+    put_msmt(tmp_path / "m")
+    (tmp_path / "m" / "list_gallery.txt").unlink()
+    fails("list_gallery.txt does not exist", "msmt17", tmp_path / "m")
+    put(tmp_path / "k" / "bounding_box_train", "0001_c1.jpg")
+    fails("query does not exist", "market1501", tmp_path / "k")
+    put_market(tmp_path / "n")
+    put(tmp_path / "n" / "query", "holiday.jpg")
+    fails("holiday.jpg.*does not start with IDENTITY_cCAMERA", "market1501", tmp_path / "n")
+    put(tmp_path / "f", "train/a/1.jpg", "query/a/1.jpg")
+    fails("gallery is missing or empty", "folder", tmp_path / "f")
+    put(tmp_path / "f" / "train", "loose.jpg")
+    fails("next to 1 identity folders", "folder", tmp_path / "f")
+
+
+def test_unknown_set_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="`dataset`: got 'msmt71'.*did you mean msmt17") as error:
+        load("msmt71", tmp_path)
+    assert "\n" not in str(error.value)

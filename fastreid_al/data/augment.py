@@ -206,7 +206,7 @@ class Draws(NamedTuple):
         return Draws._make([styles, *tensors])
 
     def to(self, device: torch.device) -> Draws:
-        """Copy everything but the styles to a device, by one copy that the host does not wait for."""
+        """Copy all but the styles to a device, by one copy that the host does not wait for."""
         if device.type == "cpu":
             return self
         # Every number is a float32 or a whole number below 2^24, so that nothing is rounded.

@@ -1,4 +1,4 @@
-"""Decoded pixels that are kept for later runs, and used by all processes of a machine, in one folder.
+"""A folder of decoded pixels that are kept for later runs and used by all processes of a machine.
 
     pixels-KEY.u8      the pixels; then, as JSON, the images left out and checksums; its length and
                        checksum
@@ -84,7 +84,7 @@ class FileState(NamedTuple):
 
 
 class CachedPixels(NamedTuple):
-    """Pixels (n, 3, H, W) uint8 from the cache, read or mapped, and what is known of the n files."""
+    """Pixels (n, 3, H, W) uint8 from the cache, read or mapped, and the state of the n files."""
 
     pixels: np.ndarray
     files: list[FileState]
@@ -100,7 +100,7 @@ def digest_of(content: bytes) -> str:
 
 @contextmanager
 def threads() -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool with a thread for each core; tasks that are still waiting at its end are dropped."""
+    """Yield a pool of a thread for each core; tasks that have not begun at its end do not run."""
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         yield pool
@@ -235,7 +235,7 @@ class PixelCache:
                 inode = os.fstat(source.fileno()).st_ino
                 source.seek(size)
                 content = _content(source.read())
-                pixels = np.empty(0)
+                pixels: np.ndarray = np.empty(0)
                 if content:
                     pixels = np.memmap(source, np.uint8, "r", shape=shape)
         except FileNotFoundError:
@@ -257,7 +257,7 @@ class PixelCache:
         return None
 
     def _digests(self, names: list[str], list_name: str, on_progress: Progress | None) -> list[str]:
-        """Digest of each file's content; an exclamation mark and the reason where it is unreadable."""
+        """Digest of each file's content; where unreadable, an exclamation mark and the reason."""
         file = self.folder / f"index-{list_name}.npy"
         old = _read_index(file, len(names))
         new = np.zeros(len(names), _INDEX)

@@ -49,8 +49,8 @@ def read_folder(root: Path, options: ReadOptions) -> ImageSet:
     read = {split: _read_split(root / split, numbers) for split in _SPLITS}
     if not read["train"]:
         raise DataError(
-            f"{root / 'train'} holds no image; put the crops there, one folder for each identity or "
-            "all in one"
+            f"{root / 'train'} holds no image; put the crops there, "
+            "one folder for each identity or all in one"
         )
     if bool(read["query"]) != bool(read["gallery"]):
         empty = "query" if not read["query"] else "gallery"

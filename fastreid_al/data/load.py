@@ -12,7 +12,7 @@ from .records import ImageSet, count
 
 
 def load(
-    name: str,
+    name: str | DatasetReader,
     root: str | Path = "data",
     *,
     validation: bool = True,
@@ -24,8 +24,8 @@ def load(
     """Read an image set.
 
     Args:
-        name: market1501, dukemtmcreid, msmt17, folder, synthetic, or the name of an entry point of
-            the group `fastreid_al.datasets`.
+        name: market1501, dukemtmcreid, msmt17, folder, synthetic, the name of an entry point of the
+            group `fastreid_al.datasets`, or a reader itself.
         root: The data root or the set's own folder. The synthetic set does not use it: it lies in
             the user's cache and is rendered there at the first use.
         validation: MSMT17 and the synthetic set: train on train + val.
@@ -44,7 +44,10 @@ def load(
         DataError: A folder or image is missing; the message says what was looked for, where, and
             what is nearest.
     """
-    reader: DatasetReader = plugins.load(plugins.DATASETS, name, keys.name)
+    if isinstance(name, str):
+        reader: DatasetReader = plugins.load(plugins.DATASETS, name, keys.name)
+    else:
+        reader = name
     options = ReadOptions(validation, synthetic or SyntheticConfig(), on_progress, keys)
     images = reader(Path(root), options)
     if verbose:
@@ -53,7 +56,7 @@ def load(
 
 
 def describe(images: ImageSet) -> list[str]:
-    """Describe a set in lines: the counts of each split, and a warning where the published differ."""
+    """Describe a set in lines: counts of each split, and a warning where the published differ."""
     lines = [f"{images.name} in {images.root}"]
     for split, records in images.splits.items():
         counts = count(records)

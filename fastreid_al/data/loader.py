@@ -131,7 +131,7 @@ class BatchLoader:
             return images, self._stream.record_event()
 
     def _take(self, staged: Future[tuple[Tensor, torch.cuda.Event]]) -> Tensor:
-        """Return staged images to the caller's stream, which waits for the copy; the host does not."""
+        """Hand staged images to the caller's stream, which waits for them; the host does not."""
         images, copied = staged.result()
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(copied)
@@ -162,9 +162,9 @@ def pick_place(
         room = free - RESERVE * 2**30
         if size > room:
             raise DataError(
-                f"`image.place` device: {needed}, {(size - room) / 2**30:.1f} GiB more than the device "
-                f"has room for ({free / 2**30:.1f} GiB free, {RESERVE:g} of them for the network); "
-                "choose `image.place` host"
+                f"`image.place` device: {needed}, {(size - room) / 2**30:.1f} GiB more than "
+                f"the device has room for ({free / 2**30:.1f} GiB free, {RESERVE:g} of them for "
+                "the network); choose `image.place` host"
             )
     if place == "auto" and size > SHARE * free:
         if warn is not None:

@@ -1,4 +1,6 @@
-"""BatchNorm over consecutive groups of a batch, as if each group were on a GPU of its own; by domain.
+"""BatchNorm over consecutive groups of a batch, over all processes, and by domain.
+
+Grouped BatchNorm treats each group as if it were on a GPU of its own.
 
 With several processes, each sees its consecutive part of the batch. `join_world` makes the
 BatchNorms equal to those of a single process that sees all of it.
@@ -153,7 +155,9 @@ class DomainGroupedBatchNorm2d(_ByDomain, GroupedBatchNorm2d):
 
 
 class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over the images of all processes, on a CPU, where PyTorch's SyncBatchNorm does not run.
+    """BatchNorm over the images of all processes, on a CPU.
+
+    PyTorch's SyncBatchNorm does not run there.
 
     It uses two collectives that every backend has. The gradients of weight and bias are those of
     the process's own images, because DistributedDataParallel takes their mean over the processes.
@@ -192,7 +196,7 @@ _BY_DOMAIN: dict[type[nn.Module], type[_ByDomain]] = {
 
 
 def split_batchnorm(model: nn.Module) -> DomainSwitch:
-    """Give every BatchNorm of a model, grouped or not, statistics and weights for the source's images.
+    """Give every BatchNorm, grouped or not, statistics and weights for the source's images.
 
     This is domain-specific BatchNorm (Chang et al., CVPR 2019), with which SpCL trains on a source.
     It works in place. The source's statistics and weights begin as copies of the target's, which
@@ -226,7 +230,7 @@ _JOINED: dict[type[nn.Module], tuple[type[nn.Module], type[nn.Module]]] = {
 
 
 def join_world(model: nn.Module, world: World) -> nn.Module:
-    """Make the BatchNorms of a model equal to those of a single process that sees all images, in place.
+    """Make BatchNorms equal to those of a single process that sees all images, in place.
 
     Parameter names stay. Each process gives consecutive images of the batch, as many as the others;
     with grouped BatchNorms, a multiple of the group. A grouped BatchNorm needs nothing of other
@@ -361,10 +365,11 @@ class _OverProcesses(torch.autograd.Function):
         dtype = torch.promote_types(x.dtype, torch.float32)
         count = torch.full((1,), x.numel() // x.shape[1], dtype=dtype, device=x.device)
         if len(x):
-            own = torch.batch_norm_update_stats(x, None, None, 0.0)
+            own_mean, own_var = torch.batch_norm_update_stats(x, None, None, 0.0)
         else:
-            own = x.new_zeros(2, x.shape[1], dtype=dtype)
-        gathered = world.all_gather(torch.cat((*own, count)).to(dtype)[None])  # (W, 2 C + 1)
+            own_mean, own_var = x.new_zeros(2, x.shape[1], dtype=dtype)
+        own = torch.cat((own_mean, own_var, count)).to(dtype)
+        gathered = world.all_gather(own[None])  # (W, 2 C + 1)
         counts = gathered[:, -1:]
         total = counts.sum()
         means, variances = gathered[:, :-1].chunk(2, 1)  # (W, C) each

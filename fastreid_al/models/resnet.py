@@ -1,4 +1,4 @@
-"""ResNet (He et al., Deep Residual Learning for Image Recognition, CVPR 2016) for re-identification.
+"""ResNet (He et al., Deep Residual Learning for Image Recognition, CVPR 2016) for re-id.
 
 Parameter names are those of torchvision, so that its weights load strictly.
 """
@@ -38,15 +38,15 @@ class ResNet(torchvision.models.ResNet):
         block, layers = _STAGES[name]
         super().__init__(block, layers)
         self.name = name
-        self.features: int = self.fc.in_features
-        self.fc = nn.Identity()  # type: ignore[assignment]
+        self.features = 512 * block.expansion
+        self.fc: nn.Module = nn.Identity()
         # The last stage keeps its resolution, as re-id networks do since Sun et al. (PCB, ECCV
         # 2018).
         for module in self.layer4[0].modules():
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
         if pool == "gem":
-            self.avgpool = GeM()  # type: ignore[assignment]
+            self.avgpool = GeM()
 
     def imagenet_weights(self) -> dict[str, Tensor]:
         """Return torchvision's weights, from torch's hub folder or by download.

@@ -132,7 +132,7 @@ def _load(module: torch.nn.Module, state: Mapping[str, Tensor], origin: str, nam
         first = wrong[0] if wrong else extra[0]
         raise WeightsError(
             f"{origin} does not fit {name}: {len(wrong)} tensors are missing or of another shape, "
-            f"{len(extra)} are left over (first: {first}); choose the `model` that the file was made "
-            "with"
+            f"{len(extra)} are left over (first: {first}); "
+            "choose the `model` that the file was made with"
         )
     module.load_state_dict(complete)

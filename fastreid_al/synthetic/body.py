@@ -1,4 +1,4 @@
-"""A posed skeleton in three dimensions: collects the parts of a person and fills them on a canvas."""
+"""A posed skeleton in three dimensions, whose parts are filled on a canvas."""
 
 from __future__ import annotations
 

@@ -163,7 +163,8 @@ def match_copies(folder: Path, records: Sequence[Record]) -> tuple[list[Path], T
         if name["image"] in ambiguous:
             raise DataError(
                 f"{path} is the copy of more than one training image: copies are matched by name, "
-                f"and {name['image']} is not the only one; rename them, or train with `camstyle` none"
+                f"and {name['image']} is not the only one; rename them, "
+                "or train with `camstyle` none"
             )
         own = records[row].camera
         target = int(name["target"])

@@ -29,7 +29,7 @@ class _Waves(NamedTuple):
     inverse: Tensor
 
     def spectrum(self, images: Tensor) -> Tensor:
-        """Fourier coefficients in the box: (B, 3, H, W) float32 -> (B, 3, rows, columns) complex64."""
+        """Coefficients in the box: (B, 3, H, W) float32 -> (B, 3, rows, columns) complex64."""
         real, imaginary = (images @ self.columns).chunk(2, -1)
         return self.rows @ torch.complex(real, imaginary)
 

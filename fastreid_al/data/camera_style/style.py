@@ -1,4 +1,4 @@
-"""What all camera styles have in common: a random camera for each image, and samples of a camera."""
+"""The base of all camera styles: a random camera for each image, and samples of a camera."""
 
 from __future__ import annotations
 

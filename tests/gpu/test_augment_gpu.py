@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastreid_al.config import recipe
+from fastreid_al.config import ImageConfig, recipe
 from fastreid_al.data.augment import Augment
 from fastreid_al.data.camera_style import CameraStyle, ColourStyle, FourierStyle
 from fastreid_al.data.pixels import PixelStore
@@ -37,3 +37,14 @@ def test_a_batch_is_augmented_alike_on_both(kind: str) -> None:
         augment = Augment(recipe("market1501", method="nnct").image, 3, style)
         found.append(augment(store.read(rows).to(device), rows).cpu())
     assert torch.allclose(found[0], found[1], atol=2e-3)
+
+
+def test_augmentation_equals_that_of_the_cpu() -> None:
+    config = ImageConfig(height=64, width=32, pad=4, jitter=0.2)
+    here, there = Augment(config, seed=3), Augment(config, seed=3)
+    for _ in range(4):
+        pixels = torch.randint(256, (16, 3, 64, 32), dtype=torch.uint8)
+        expected, found = here(pixels), there(pixels.to("cuda"))
+        assert found.device.type == "cuda"
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-4)
+    assert torch.equal(here.generator.get_state(), there.generator.get_state())

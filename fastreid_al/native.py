@@ -1,4 +1,4 @@
-"""The extension `fastreid_al._native`: whether it is here, and how many threads it may use."""
+"""Access to the compiled extension `fastreid_al._native`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+#: How to rebuild the extension, as part of a message.
 AGAIN = "`pip install --force-reinstall --no-deps -e .` in the source folder builds it again"
 
 
 @functools.cache
 def extension() -> ModuleType | None:
-    """The compiled module, or None, said once: then the same is computed in Python and PyTorch, slower.
+    """The compiled module, or None with a warning the first time.
 
-    FASTREID_AL_NATIVE=0 in the environment leaves it out on purpose.
+    Without it the same results are computed in Python and PyTorch, more slowly.
+    FASTREID_AL_NATIVE=0 in the environment disables the extension, without a warning.
     """
     if left_out():
         return None
@@ -30,7 +32,8 @@ def extension() -> ModuleType | None:
         return load()
     except ImportError as error:
         warnings.warn(
-            f"the compiled part of fastreid_al is not in use ({explain(error)}); results are the same, clustering is slower. "
+            f"the compiled part of fastreid_al is not in use ({explain(error)}); "
+            "results are the same, clustering is slower. "
             "`python -m fastreid_al.doctor` says what to do",
             RuntimeWarning,
             stacklevel=2,
@@ -39,7 +42,10 @@ def extension() -> ModuleType | None:
 
 
 def cuda_extension() -> ModuleType | None:
-    """The compiled module if it has its CUDA part, and that runs on the current device; else None, said once a device."""
+    """The compiled module if its CUDA part runs on the current device, else None.
+
+    A build for other architectures causes a warning, once for each device.
+    """
     module = extension()
     if module is None or not module.cuda:
         return None
@@ -51,37 +57,41 @@ def cuda_extension() -> ModuleType | None:
 
 
 def threads() -> int:
-    """Threads of the extension: as many as PyTorch uses, set with `torch.set_num_threads` or OMP_NUM_THREADS."""
+    """Number of threads of the extension.
+
+    It is PyTorch's, set with `torch.set_num_threads` or OMP_NUM_THREADS.
+    """
     return torch.get_num_threads()
 
 
 def address(x: Tensor) -> int:
-    """Where a contiguous tensor's values begin."""
+    """Address of the first value of a contiguous tensor."""
     if not x.is_contiguous():
-        raise ValueError("a tensor that is not contiguous cannot be handed to the extension")
+        raise ValueError("got a tensor that is not contiguous, expected a contiguous one")
     return x.data_ptr()
 
 
 def left_out() -> bool:
-    """Whether the environment leaves the extension out."""
+    """Whether FASTREID_AL_NATIVE=0 disables the extension."""
     return os.environ.get("FASTREID_AL_NATIVE") == "0"
 
 
 def load() -> ModuleType:
-    """Import the compiled module; `extension` is what others call.
+    """Import the compiled module. Most callers use `extension` instead.
 
     Raises:
-        ImportError: It is not here, or the loader refuses it; `explain` says more.
+        ImportError: It is not built, or the loader refuses it; `explain` describes why.
     """
     module = importlib.import_module("fastreid_al._native")
-    # In a copy of the package, an editable installation elsewhere offers its own.
+    # From a copy of the package, the import may find the extension of an editable installation
+    # elsewhere.
     if Path(str(module.__file__)).resolve().parent != Path(__file__).resolve().parent:
         raise ImportError(f"{module.__file__} belongs to another copy of the package")
     return module
 
 
 def libraries(folder: Path | None = None) -> list[Path]:
-    """Builds of the extension that lie in the package, whichever Python they are for."""
+    """Builds of the extension in the package folder, for any version of Python."""
     return sorted((folder or Path(__file__).parent).glob("_native*.so"))
 
 
@@ -95,7 +105,8 @@ def explain(error: ImportError, folder: Path | None = None) -> str:
         tags = " and ".join(
             path.name.removeprefix("_native.").removesuffix(".so") for path in found
         )
-        return f"it was built for {tags}, and this Python is {sysconfig.get_config_var('SOABI')}; {AGAIN}"
+        soabi = sysconfig.get_config_var("SOABI")
+        return f"it was built for {tags}, and this Python is {soabi}; {AGAIN}"
     loader = " ".join(str(error).split())
     if "libgomp" in loader:
         return f"{loader}; install the OpenMP runtime (Debian, Ubuntu: libgomp1)"
@@ -105,14 +116,19 @@ def explain(error: ImportError, folder: Path | None = None) -> str:
 
 
 def covers(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether machine code for these architectures ("80 90") runs on a device of this compute capability.
+    """Whether a build for these architectures runs on a device.
 
-    Code runs on later devices of the same generation; what the last one is compiled from is there too, for devices after it.
+    Args:
+        architectures: Such as "80 90".
+        capability: Compute capability of the device, such as (8, 6).
     """
     built = [divmod(int(number), 10) for number in architectures.split()]
-    return any(
+    # Machine code runs on later devices of the same generation.
+    same_generation = any(
         major == capability[0] and minor <= capability[1] for major, minor in built
-    ) or capability >= max(built)
+    )
+    # The build includes PTX of its last architecture, which later devices compile.
+    return same_generation or capability >= max(built)
 
 
 @functools.cache
@@ -120,9 +136,11 @@ def _runs_on(device: int, architectures: str) -> bool:
     capability = torch.cuda.get_device_capability(device)
     if covers(architectures, capability):
         return True
+    major, minor = capability
     warnings.warn(
-        f"the CUDA part of fastreid_al was built for sm_{architectures.replace(' ', ', sm_')}, not for device {device} (sm_"
-        f"{capability[0]}{capability[1]}): it is not in use there. `python -m fastreid_al.doctor` says what to do",
+        f"the CUDA part of fastreid_al was built for sm_{architectures.replace(' ', ', sm_')}, "
+        f"not for device {device} (sm_{major}{minor}): it is not in use there. "
+        "`python -m fastreid_al.doctor` says what to do",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -1,4 +1,8 @@
-"""From features to pseudo-labels: neighbours, Jaccard graph, DBSCAN, self-paced selection, k-medoids. Arrays in, arrays out."""
+"""From features to pseudo-labels.
+
+Neighbours, Jaccard graph, DBSCAN, self-paced selection, k-medoids: functions that take and return
+arrays.
+"""
 
 from .backends import check_backend
 from .cosine import cosine_dbscan, radius_graph

@@ -1,4 +1,4 @@
-"""Lists of lists in CSR form: where they begin, their places, and a graph of both directions of edges."""
+"""Lists in CSR form: offsets, index ranges, and a symmetric graph from edges i < j."""
 
 from __future__ import annotations
 
@@ -7,35 +7,61 @@ from torch import Tensor
 
 
 def indptr_of(counts: Tensor) -> Tensor:
-    """Where each of some lists begins that are so long, and where the last ends: (m,) -> (m + 1,)."""
+    """CSR offsets from list lengths: (m,) -> (m + 1,)."""
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
 def ranges(first: Tensor, counts: Tensor, total: int | None = None) -> Tensor:
-    """first[0], first[0] + 1, ... (counts[0] of them), first[1], ...; with their `total` a GPU is not waited for."""
+    """Concatenate the ranges [first[i], first[i] + counts[i]).
+
+    Args:
+        first: (m,) int64.
+        counts: (m,) int64.
+        total: The sum of the counts, if it is known. Without it a GPU is synchronised.
+
+    Returns:
+        (total,) int64.
+    """
     total = int(counts.sum()) if total is None else total
     before = counts.cumsum(0) - counts
-    places = (first - before).repeat_interleave(counts, output_size=total)
-    places += torch.arange(total, device=first.device)
-    return places
+    # An entry is its position in the output plus a constant for each range.
+    entries = (first - before).repeat_interleave(counts, output_size=total)
+    entries += torch.arange(total, device=first.device)
+    return entries
 
 
 def both_directions(
     i: Tensor, j: Tensor, distance: Tensor, n: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """indptr, indices and distances of edges i < j in the order of (i, j): in each row the lower neighbours come first.
+    """Turn edges i < j into a symmetric graph.
 
-    Placed by hand: a distance of zero is an edge, which sparse sums would drop.
+    The arrays are filled by index: a distance of zero is an edge, which a sparse sum would drop.
+
+    Args:
+        i: (edges,) int64, lower nodes; the edges are sorted by (i, j).
+        j: (edges,) int64, higher nodes.
+        distance: (edges,), of any dtype.
+        n: Number of nodes.
+
+    Returns:
+        indptr (n + 1,), indices and distances (2 * edges,). The indices of each row ascend.
     """
-    higher, lower = torch.bincount(i, minlength=n), torch.bincount(j, minlength=n)
+    higher = torch.bincount(i, minlength=n)  # (n,) neighbours above each node
+    lower = torch.bincount(j, minlength=n)  # (n,) neighbours below each node
     indptr = indptr_of(higher + lower)
-    indices, distances = j.new_empty(2 * len(i)), distance.new_empty(2 * len(i))
-    # What a row's first entry on this side must be moved by to stand in its place.
-    shift = indptr[:-1] + lower - (higher.cumsum(0) - higher)
-    places = torch.arange(len(i), device=i.device) + shift[i]
-    indices[places], distances[places] = j, distance
+    indices = j.new_empty(2 * len(i))
+    distances = distance.new_empty(2 * len(i))
+    edge = torch.arange(len(i), device=i.device)
+    # Row i: its higher neighbours follow its lower ones. The shift is the difference between where
+    # they begin in the output and where they begin in the edges.
+    shift = indptr[:-1] + lower - (higher.cumsum(0) - higher)  # (n,)
+    slots = edge + shift[i]
+    indices[slots] = j
+    distances[slots] = distance
+    # Row j: a stable sort by j keeps i ascending.
     order = j.argsort(stable=True)
     shift = indptr[:-1] - (lower.cumsum(0) - lower)
-    places = torch.arange(len(i), device=i.device) + shift[j[order]]
-    indices[places], distances[places] = i[order], distance[order]
+    slots = edge + shift[j[order]]
+    indices[slots] = i[order]
+    distances[slots] = distance[order]
     return indptr, indices, distances

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from .. import native
 from ..distributed.world import SINGLE_PROCESS, World
-from .backends import Backend, check_backend, cuml_labels, sklearn_labels
+from .backends import Backend, check_backend, cuml_labels
 from .jaccard import Graph
 from .sharding import rows_of_all
 
@@ -23,31 +22,35 @@ def dbscan(
     backend: Backend = "auto",
     world: World = SINGLE_PROCESS,
 ) -> Tensor:
-    """Density-based clusters (Ester et al., KDD 1996), numbered as scikit-learn numbers them.
+    """Cluster by density (DBSCAN, Ester et al., KDD 1996), with scikit-learn's numbering.
 
     Args:
-        graph: Distances, on the CPU or a GPU; pairs that are not in it count as further than eps.
-        eps: Radius, below 1 and at most the graph's max_distance, rounded to the dtype of the distances; or several, which
-            share one call.
+        graph: Distances, on the CPU or a GPU; pairs that are not in it are farther apart than eps.
+        eps: Radius, below 1 and at most the graph's max_distance, rounded to the dtype of the
+            distances; or several radii, which share one call.
         min_samples: Points within eps that make a core point, itself counted.
-        backend: "graph" is this package's own: union-find over the edges, in C++ over threads for a graph on the CPU, in
-            PyTorch for one on a GPU or where the extension is not built. "sklearn" is scikit-learn on the same sparse graph.
-            "cuml" is cuML, which takes no sparse graph: distances become a dense n x n array on a GPU, so it serves
-            comparisons, up to n = 40,000. "auto" is "graph" on every device: all give the same labels, and it alone grows
-            with the edges.
-        world: Each gives its rows of the graph, as `jaccard_graph` gave them to it, and gets the labels of all nodes, the same
-            as a process alone. By the backend "graph" alone, in PyTorch.
+        backend: "graph" is this package's implementation: union-find over the edges, in C++ with
+            threads for a graph on the CPU, in PyTorch on a GPU or without the extension. "cuml" is
+            cuML, which takes no sparse graph: distances become a dense n x n array on a GPU, so it
+                is
+            for comparisons, up to n = 40,000. "auto" is "graph". All return the same labels.
+        world: The ranks, each with its rows of the graph as `jaccard_graph` returned them. Each
+            rank gets the labels of all nodes, the same as in a single process. Several ranks
+            require the backend "graph" and use PyTorch.
 
     Returns:
-        (n,) int64, or (len(eps), n) for several radii, on the device of the graph: clusters numbered by their lowest core
-        index, a border point in the lowest-numbered cluster among its core neighbours, -1 for noise. The same at any number
-        of threads. Linear in the edges. Besides the labels (8 bytes a node and radius) C++ takes a byte a node: 33 kB at
-        n = 32,621, 1 MB at 1e6. PyTorch takes some 40 bytes an edge: 52 MB at n = 32,621 with 40 edges a node, 1.6 GB at 1e6.
-        Over ranks it is so by the edges of each, and some 60 bytes a node of all: 2 MB and 60 MB.
+        (n,) int64, or (len(eps), n) for several radii, on the device of the graph: clusters
+        numbered by their lowest core index, a border point in the lowest-numbered cluster of its
+        core neighbours, -1 for noise. The result does not depend on the number of threads. Time is
+        linear in the edges. In addition to the labels (8 bytes a node and radius), C++ needs one
+        byte a node: 33 kB at n = 32,621 and 1 MB at 1e6. PyTorch needs about 40 bytes an edge: 52
+        MB at n = 32,621 with 40 edges a node, 1.6 GB at 1e6. On several ranks it needs that for the
+        edges of each rank, and about 60 bytes for every node: 2 MB and 60 MB.
 
     Raises:
-        ValueError: eps is outside [0, 1) or above the graph's max_distance, min_samples is below 1, the backend is unknown, not
-            installed or given too many nodes, or the graph is malformed.
+        ValueError: eps is outside [0, 1) or above the graph's max_distance, min_samples is below 1,
+            the backend is unknown, not installed or given too many nodes, or the graph is
+            malformed.
     """
     radii = [float(e) for e in np.atleast_1d(eps)]
     for e in radii:
@@ -55,51 +58,46 @@ def dbscan(
             raise ValueError(f"eps: got {e}, expected a number in [0, 1)")
         if not e <= graph.max_distance:
             raise ValueError(
-                f"eps: got {e}, expected {graph.max_distance} at most, the reach of the graph"
+                f"eps: got {e}, expected at most {graph.max_distance}, the graph's max_distance"
             )
     if min_samples < 1:
         raise ValueError(f"min_samples: got {min_samples}, expected at least 1")
     if world.size > 1 and backend not in ("auto", "graph"):
         raise ValueError(f"backend: got {backend!r}, expected 'graph' on {world.size} ranks")
     check_backend(backend, graph.n)
-    n = (
-        graph.n
-        if world.size == 1
-        else rows_of_all(world.raise_together(lambda: _indptr(graph))[1:], world)
-    )
+    n = graph.n
+    if world.size > 1:
+        n = rows_of_all(world.raise_together(lambda: _indptr(graph))[1:], world)
     world.raise_together(lambda: check_graph(graph, n))
     # Every backend compares in the dtype of the graph.
     rounded = torch.tensor(radii, dtype=graph.distances.dtype)
-    if world.size > 1:
-        labels = _over_ranks(graph, rounded, min_samples, n, world)
-    elif backend == "sklearn":
-        labels = _by_sklearn(graph, rounded, min_samples)
-    elif backend == "cuml":
+    if backend == "cuml":
         labels = _by_cuml(graph, rounded, min_samples)
-    elif graph.distances.is_cpu and native.extension() is not None:
-        labels = _by_union_find(graph, rounded, min_samples)
+    elif world.size == 1 and graph.distances.is_cpu and native.extension() is not None:
+        labels = _by_extension(graph, rounded, min_samples)
     else:
-        labels = _by_pointer_jumping(graph, rounded, min_samples)
+        labels = _by_pointer_jumping(graph, rounded, min_samples, n, world)
     return labels[0] if np.ndim(eps) == 0 else labels
 
 
 def check_graph(graph: Graph, n: int | None = None) -> None:
-    """Refuse arrays that are no graph, before anything follows them out of bounds.
+    """Refuse malformed arrays before an index of them is used.
 
     Args:
-        graph: The graph, or rows of one.
-        n: Its nodes; as many as rows when not given.
+        graph: The graph, or some rows of one.
+        n: Number of nodes; the number of rows by default.
 
     Raises:
-        ValueError: Wrong shape, dtype or device; indptr that does not rise from 0 to the number of indices; an index outside
-            [0, n).
+        ValueError: Wrong shape, dtype or device; indptr that does not ascend from 0 to the number
+            of indices; an index outside [0, n).
     """
     indptr, indices, distances = graph[:3]
     n = graph.n if n is None else n
     if any(x.ndim != 1 for x in graph[:3]) or len(indptr) == 0 or len(indices) != len(distances):
         shapes = ", ".join(str(tuple(x.shape)) for x in graph[:3])
         raise ValueError(
-            f"graph: got shapes {shapes}, expected indptr (n + 1,), indices (edges,) and distances (edges,)"
+            f"graph: got shapes {shapes}, expected indptr (n + 1,), indices (edges,) and "
+            "distances (edges,)"
         )
     if (
         indptr.dtype != torch.int64
@@ -114,11 +112,12 @@ def check_graph(graph: Graph, n: int | None = None) -> None:
         )
     if int(indptr[0]) != 0 or int(indptr[-1]) != len(indices):
         raise ValueError(
-            f"graph: indptr goes from {int(indptr[0])} to {int(indptr[-1])}, expected 0 to {len(indices)}, the indices"
+            f"graph: indptr goes from {int(indptr[0])} to {int(indptr[-1])}, "
+            f"expected 0 to {len(indices)}, the number of indices"
         )
     falls = (indptr[1:] < indptr[:-1]).nonzero()
     if len(falls):
-        raise ValueError(f"graph: indptr falls behind node {int(falls[0])}")
+        raise ValueError(f"graph: indptr decreases after node {int(falls[0])}")
     if len(indices):
         low, high = (int(x) for x in torch.aminmax(indices))
         if low < 0 or high >= n:
@@ -127,7 +126,7 @@ def check_graph(graph: Graph, n: int | None = None) -> None:
             )
 
 
-def _by_union_find(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
+def _by_extension(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
     module = native.extension()
     assert module is not None
     indptr, indices, distances = (x.contiguous() for x in graph[:3])
@@ -146,63 +145,83 @@ def _by_union_find(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
     return labels
 
 
-def _by_pointer_jumping(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
-    return _over_ranks(graph, eps, min_samples, graph.n, SINGLE_PROCESS)
-
-
-def _over_ranks(graph: Graph, eps: Tensor, min_samples: int, n: int, world: World) -> Tensor:
-    device, where = graph.distances.device, world.local_slice(n)
+def _by_pointer_jumping(
+    graph: Graph, eps: Tensor, min_samples: int, n: int, world: World
+) -> Tensor:
+    """Labels (len(eps), n) in PyTorch; `graph` holds this rank's rows of n."""
+    device = graph.distances.device
+    local = world.local_slice(n)
     nodes = torch.arange(n, device=device)
-    own = nodes[where]
-    all_rows = torch.repeat_interleave(own, graph.indptr.diff(), output_size=len(graph.indices))
+    own_nodes = nodes[local]
+    all_rows = own_nodes.repeat_interleave(graph.indptr.diff(), output_size=len(graph.indices))
     found = torch.empty(len(eps), n, dtype=torch.int64, device=device)
     for e, labels in zip(eps.to(device), found, strict=True):
         near = graph.distances <= e
-        rows, columns = all_rows[near], graph.indices[near]
-        core = world.all_gather_rows(
-            torch.bincount(rows - where.start, minlength=len(own)) + 1 >= min_samples
-        )
+        rows = all_rows[near]
+        columns = graph.indices[near]
+        counts = torch.bincount(rows - local.start, minlength=len(own_nodes)) + 1
+        core = world.all_gather_rows(counts >= min_samples)  # (n,)
         # Each edge once, from the higher node to the lower.
         both = core[rows] & core[columns] & (rows > columns)
         roots = _lowest_nodes(rows[both], columns[both], nodes.clone())
         if world.size > 1:
-            roots = _united(roots, nodes, world)
+            roots = _merge_components(roots, nodes, world)
         numbers = (core & (roots == nodes)).cumsum(0) - 1
-        clusters = torch.where(core, numbers[roots], -1)
+        clusters = torch.where(core, numbers[roots], -1)  # (n,)
+        # Border points take the lowest-numbered cluster among their core neighbours.
         to_core = core[columns] & ~core[rows]
-        lowest = torch.full_like(own, n)
-        lowest.scatter_reduce_(0, rows[to_core] - where.start, clusters[columns[to_core]], "amin")
-        labels.copy_(world.all_gather_rows(torch.where(lowest < n, lowest, clusters[where])))
+        border_rows = rows[to_core] - local.start
+        lowest = torch.full_like(own_nodes, n)
+        lowest.scatter_reduce_(0, border_rows, clusters[columns[to_core]], "amin")
+        own_labels = torch.where(lowest < n, lowest, clusters[local])
+        labels.copy_(world.all_gather_rows(own_labels))
     return found
 
 
-def _united(roots: Tensor, nodes: Tensor, world: World) -> Tensor:
-    """The lowest nodes of components of which each rank knows a part: by its own edges each node's lowest.
+def _merge_components(roots: Tensor, nodes: Tensor, world: World) -> Tensor:
+    """Merge the components that each rank found by its own edges.
 
-    Part after part, each of all ranks: n nodes of those of others are here at a time, not n of every rank.
+    Args:
+        roots: (n,) int64, the lowest node of each node's component on this rank.
+        nodes: (n,) int64, 0 to n - 1.
+        world: The ranks.
+
+    Returns:
+        (n,) int64, the lowest node of each node's component over the edges of all ranks.
     """
     parents = nodes.clone()
+    # In W parts, so that n values are gathered at a time, not n of every rank.
     for part in nodes.chunk(world.size):
-        theirs = world.all_gather_rows(roots[part])
-        some = part.repeat(world.size)
-        joins = theirs != some
-        parents = _lowest_nodes(parents[some[joins]], parents[theirs[joins]], parents)
+        gathered = world.all_gather_rows(roots[part])
+        part_nodes = part.repeat(world.size)
+        joins = gathered != part_nodes
+        a = parents[part_nodes[joins]]
+        b = parents[gathered[joins]]
+        parents = _lowest_nodes(a, b, parents)
     return parents
 
 
 def _lowest_nodes(a: Tensor, b: Tensor, parents: Tensor) -> Tensor:
-    """The lowest node of each node's component, where it is `parents` and edges between such nodes (a, b) join them.
+    """Join components by edges; returns the lowest node of each node's component.
 
-    Each round hooks every root to the lowest root next to it and jumps until every node points to a root; O(log² n) steps
-    (Liu and Tarjan, SOSA 2019), a few in practice. An edge inside a component is dropped. `parents` is written to.
+    Each round hooks every root to the lowest root that it has an edge to, then jumps until every
+    node points to a root. It takes O(log² n) steps (Liu and Tarjan, SOSA 2019), a few in practice.
+
+    Args:
+        a: (edges,) int64, roots.
+        b: (edges,) int64, roots.
+        parents: (n,) int64, the root of each node; written to.
     """
     while len(a):
         parents.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
         while not torch.equal(above := parents[parents], parents):
             parents = above
-        a, b = parents[a], parents[b]
+        a = parents[a]
+        b = parents[b]
+        # Edges inside a component are done.
         apart = a != b
-        a, b = a[apart], b[apart]
+        a = a[apart]
+        b = b[apart]
     return parents
 
 
@@ -214,18 +233,11 @@ def _indptr(graph: Graph) -> Tensor:
     return graph.indptr
 
 
-def _by_sklearn(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
-    indptr, indices, distances = (x.cpu().numpy() for x in graph[:3])
-    matrix = sp.csr_matrix((distances, indices, indptr), shape=(graph.n, graph.n))
-    labels = sklearn_labels(matrix, eps.tolist(), min_samples, "precomputed")
-    return torch.from_numpy(labels).to(graph.distances.device)
-
-
 def _by_cuml(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
     n, distances = graph.n, graph.distances
     device = distances.device if distances.is_cuda else torch.device("cuda")
     rows = torch.repeat_interleave(torch.arange(n, device=distances.device), graph.indptr.diff())
-    # Further apart than any radius that is taken.
+    # 2 is farther than every valid radius.
     dense = torch.full((n, n), 2, dtype=distances.dtype, device=device)
     dense[rows.to(device), graph.indices.to(device)] = distances.to(device)
     dense.fill_diagonal_(0)

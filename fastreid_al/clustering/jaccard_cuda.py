@@ -1,4 +1,4 @@
-"""The overlaps of the Jaccard graph by the extension's CUDA kernels."""
+"""The Jaccard graph on a GPU: overlaps by the extension's CUDA kernels, the rest in PyTorch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from .. import native
 from .csr import both_directions
-from .jaccard_torch import Shares, averaged_weights, by_column, distances, least_overlap
+from .jaccard_torch import SparseWeights, averaged_weights, by_column, distances, least_overlap
 
-#: Places of a row's table in shared memory, 8 bytes each: partners of a row are some hundreds.
+#: Slots of a row's hash table in shared memory, 8 bytes each: a row has some hundreds of partners.
 _SLOTS = 2048
-#: Pairs of a row that there is room for at first, 12 bytes each.
+#: Room for pairs per row in the first attempt, 12 bytes each.
 _PAIRS_PER_ROW = 64
-#: Sums that exist at a time for rows whose partners fit no table: 256 MiB.
+#: Sums that exist at a time for rows whose partners do not fit the table: 256 MiB.
 _POOL = 2**26
 
 
@@ -28,47 +28,62 @@ def jaccard_edges(
     max_distance: float,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """indptr, indices and distances of the graph of float32 features; arguments as `jaccard_graph` has checked them."""
+    """The graph of float32 features; its arguments are those that `jaccard_graph` has checked.
+
+    Args:
+        extension: The module with its CUDA part.
+        features: (n, D) float32 unit-norm rows.
+        neighbours: (n, k1) int64; each list starts with the row's own index.
+        half: Length of the lists of R(i, k1 / 2).
+        k2: Entries of a list over which weights are averaged.
+        max_distance: Greatest distance to keep.
+        stream: Address of the CUDA stream.
+
+    Returns:
+        indptr (n + 1,), indices and distances (edges,).
+    """
     n = len(features)
     weights = averaged_weights(features, neighbours, half, k2)
     columns, _ = by_column(weights, n)
-    i, j, overlap = overlapping_pairs(
-        extension, weights, columns, least_overlap(max_distance, features.dtype), stream
-    )
+    least = least_overlap(max_distance, features.dtype)
+    i, j, overlap = overlapping_pairs(extension, weights, columns, least, stream)
     distance = distances(overlap, features.dtype)
     near = distance <= max_distance
     return both_directions(i[near], j[near], distance[near], n)
 
 
 def overlapping_pairs(
-    extension: ModuleType, weights: Shares, columns: Shares, least: int, stream: int
+    extension: ModuleType,
+    weights: SparseWeights,
+    columns: SparseWeights,
+    least: int,
+    stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows i < j, ascending, that share at least `least`, and how much: int64 each.
+    """Pairs of rows whose overlap is at least `least`.
 
     Args:
         extension: The module with its CUDA part.
-        weights: Shares by row, in units of 2^-31.
-        columns: The same by column.
-        least: Overlaps below are left out.
+        weights: Weights by row, in units of 2^-31.
+        columns: The same weights by column.
+        least: Smaller overlaps are left out.
         stream: Address of the CUDA stream.
+
+    Returns:
+        i, j and overlap of each pair i < j, sorted by (i, j), int64.
     """
     n = len(weights.indptr) - 1
-    device = weights.shares.device
-    parts = [
-        part
-        for s in (weights, columns)
-        for part in (s.indptr, s.columns.to(torch.int32), _low_words(s.shares))
-    ]
+    device = weights.weights.device
+    matrices = []
+    for matrix in (weights, columns):
+        matrices += [matrix.indptr, matrix.columns.to(torch.int32), _low_words(matrix.weights)]
     spilled = torch.empty(n, dtype=torch.int32, device=device)
     capacity = _PAIRS_PER_ROW * n
     while True:
-        # Pairs found, and rows spilled.
-        counts = torch.zeros(2, dtype=torch.int64, device=device)
+        counts = torch.zeros(2, dtype=torch.int64, device=device)  # pairs found, rows spilled
         keys = torch.empty(capacity, dtype=torch.int64, device=device)
         overlaps = torch.empty(capacity, dtype=torch.int32, device=device)
-        places = [native.address(part) for part in parts]
         arguments = extension.OverlapArguments(
-            *places,
+            *map(native.address, matrices),
             n,
             least,
             native.address(keys),
@@ -89,13 +104,14 @@ def overlapping_pairs(
         found = int(counts[0])
         if found <= capacity:
             break
+        # The kernels count every pair but write only as many as fit: repeat with enough room.
         capacity = found
     keys, order = keys[:found].sort()
-    # The sums are unsigned.
+    # The kernels' sums are unsigned 32-bit integers.
     overlap = overlaps[:found][order].long() & 0xFFFFFFFF
     return keys // n, keys % n, overlap
 
 
 def _low_words(x: Tensor) -> Tensor:
-    """int64 values below 2^32 as 32 bits each."""
+    """The lower 32 bits of int64 values, as int32."""
     return x.view(torch.int32)[::2].contiguous()

@@ -1,4 +1,7 @@
-"""The Jaccard graph in PyTorch, by blocks of images: without the extension, and on a GPU up to the overlaps."""
+"""The Jaccard graph in PyTorch, by blocks of images, on any device.
+
+It is used without the extension, and on a GPU for all steps before the overlaps.
+"""
 
 from __future__ import annotations
 
@@ -12,137 +15,179 @@ from .csr import both_directions, indptr_of, ranges
 
 #: Elements of an array that exists at a time: 64 MiB of int64 on a CPU, 1 GiB on a GPU.
 _BLOCK, _BLOCK_GPU = 2**23, 2**27
-#: Bits of the whole numbers that stand for shares of one.
+#: Fractional bits of fixed-point weights, by the dtype of the features.
 BITS = {torch.float32: 31, torch.float64: 52}
 
 
-class Shares(NamedTuple):
-    """A sparse matrix of shares of one, in CSR form: (n + 1,) int64, and int64 columns, ascending, and shares."""
+class SparseWeights(NamedTuple):
+    """A sparse matrix V of weights in fixed point, in CSR form.
+
+    Args:
+        indptr: (rows + 1,) int64.
+        columns: (entries,), ascending in each row.
+        weights: (entries,), in units of 2^-31 (float32 features) or 2^-52 (float64).
+    """
 
     indptr: Tensor
     columns: Tensor
-    shares: Tensor
+    weights: Tensor
 
 
 def jaccard_edges(
     features: Tensor, neighbours: Tensor, half: int, k2: int, max_distance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """indptr, indices and distances of the graph; arguments as `jaccard_graph` has checked them."""
-    if len(features) == 0:
-        empty = neighbours.new_zeros(0)
-        return neighbours.new_zeros(1), empty, features.new_empty(0)
+    """The graph; its arguments are those that `jaccard_graph` has checked.
+
+    Args:
+        features: (n, D) unit-norm rows.
+        neighbours: (n, k1) int64; each list starts with the row's own index.
+        half: Length of the lists of R(i, k1 / 2).
+        k2: Entries of a list over which weights are averaged.
+        max_distance: Greatest distance to keep.
+
+    Returns:
+        indptr (n + 1,), indices and distances (edges,).
+    """
     n = len(features)
-    averaged = averaged_weights(features, neighbours, half, k2)
-    columns, order = by_column(averaged, n)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device)
-    # Every entry (i, t) meets the entries (j, t) that stand below it in column t.
-    meetings = columns.indptr[averaged.columns + 1] - place - 1
-    return both_directions(
-        *near_pairs(averaged, columns, place + 1, meetings, n, features.dtype, max_distance), n
+    if n == 0:
+        return neighbours.new_zeros(1), neighbours.new_zeros(0), features.new_empty(0)
+    weights = averaged_weights(features, neighbours, half, k2)
+    columns, order = by_column(weights, n)
+    position = torch.empty_like(order)  # of each entry in its column
+    position[order] = torch.arange(len(order), device=order.device)
+    # Entry (i, t) overlaps with the entries (j, t) that follow it in column t, so that j > i.
+    overlapping = columns.indptr[weights.columns + 1] - position - 1
+    i, j, distance = near_pairs(
+        weights, columns, position + 1, overlapping, n, features.dtype, max_distance
     )
+    return both_directions(i, j, distance, n)
 
 
-def averaged_weights(features: Tensor, neighbours: Tensor, half: int, k2: int) -> Shares:
+def averaged_weights(features: Tensor, neighbours: Tensor, half: int, k2: int) -> SparseWeights:
     """V: softmax weights over the expanded k-reciprocal sets, averaged over k2 neighbours."""
-    return averaged(_weights(features, neighbours, half), neighbours[:, :k2], len(neighbours))
+    weights = _reciprocal_weights(features, neighbours, half)
+    return averaged(weights, neighbours[:, :k2], len(neighbours))
 
 
 def distances(overlap: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 - m / (2 - m), at least 0, of overlaps m in whole numbers."""
+    """max(0, 1 - m / (2 - m)) of overlaps m in fixed point; `dtype` is that of the features."""
     m = overlap.double() / 2.0 ** BITS[dtype]
     return (1 - m / (2 - m)).clamp_(min=0).to(dtype)
 
 
 def least_overlap(max_distance: float, dtype: torch.dtype) -> int:
-    """No overlap below this is at most `max_distance` apart; a little less than exact, since distances are rounded."""
+    """A bound in fixed point: every smaller overlap has a distance above `max_distance`.
+
+    It is a little less than the exact bound, because distances are rounded.
+    """
     return max(1, int((2 * (1 - max_distance) / (2 - max_distance) - 1e-6) * 2.0 ** BITS[dtype]))
 
 
-def _blocks(n: int, each: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Ranges of rows with so many elements each that stay below a block; a row at least."""
-    rows = max(1, (_BLOCK if device.type == "cpu" else _BLOCK_GPU) // max(1, each))
+def _blocks(n: int, elements: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that have at most a block of elements together, one row at least."""
+    rows = max(1, (_BLOCK if device.type == "cpu" else _BLOCK_GPU) // max(1, elements))
     return ((start, min(n, start + rows)) for start in range(0, n, rows))
 
 
 def _short_lists(neighbours: Tensor, half: int) -> Tensor:
-    """R(i, half) in the order of the list, n in the places of those that are not in it: (n, half)."""
+    """R(i, k1 / 2) in the order of the list; n in place of other neighbours: (n, half)."""
     n = len(neighbours)
     out = neighbours[:, :half].clone()
     for start, stop in _blocks(n, half * half, neighbours.device):
         own = torch.arange(start, stop, device=neighbours.device)
-        theirs = neighbours[out[start:stop], :half]
-        out[start:stop].masked_fill_(~(theirs == own[:, None, None]).any(2), n)
+        lists = neighbours[out[start:stop], :half]  # (B, half, half)
+        reciprocal = (lists == own[:, None, None]).any(2)  # (B, half)
+        out[start:stop].masked_fill_(~reciprocal, n)
     return out
 
 
-def _weights(features: Tensor, neighbours: Tensor, half: int) -> Shares:
-    """The softmax of similarities over R(i, k1) and R_half(q) of each q in it that lies in it by more than two thirds."""
+def _reciprocal_weights(features: Tensor, neighbours: Tensor, half: int) -> SparseWeights:
+    """The softmax of the similarities over each row's expanded k-reciprocal set."""
     n, k1 = neighbours.shape
-    halves = _short_lists(neighbours, half)
-    counts, columns, shares = [], [], []
+    # Row n is padding: the set of an index that is not a member.
+    halves = torch.nn.functional.pad(_short_lists(neighbours, half), (0, 0, 0, 1), value=n)
+    counts, columns, weights = [], [], []
     for start, stop in _blocks(n, k1 * (k1 + 4 * half), neighbours.device):
         own = torch.arange(start, stop, device=neighbours.device)
-        members = neighbours[start:stop]
-        members = (
-            members.masked_fill(~(neighbours[members] == own[:, None, None]).any(2), n)
-            .sort(1)
-            .values
-        )
-        # A list of its own for what is no member, all of it padding.
-        theirs = torch.nn.functional.pad(halves, (0, 0, 0, 1), value=n)[members]
-        together, fresh = expanded(members, theirs, n)
-        count = fresh.sum(1)
-        row, place = fresh.nonzero(as_tuple=True)
-        column = together[row, place]
+        lists = neighbours[start:stop]  # (B, k1)
+        reciprocal = (neighbours[lists] == own[:, None, None]).any(2)  # (B, k1)
+        members = lists.masked_fill(~reciprocal, n).sort(1).values  # (B, k1)
+        sets, valid = expanded(members, halves[members], n)
+        set_sizes = valid.sum(1)  # (B,)
+        row, position = valid.nonzero(as_tuple=True)
+        column = sets[row, position]
         similarity = pair_products(features[start:stop], features, row, column)
-        whole = whole_shares(similarity, count, k1 * (1 + half))
-        counts.append(count - torch.bincount(row[whole == 0], minlength=stop - start))
-        columns.append(column[whole > 0])
-        shares.append(whole[whole > 0])
-    return Shares(indptr_of(torch.cat(counts)), torch.cat(columns), torch.cat(shares))
+        weight = softmax_weights(similarity, set_sizes, k1 * (1 + half))
+        # A weight may round to zero; then it is left out.
+        counts.append(set_sizes - torch.bincount(row[weight == 0], minlength=stop - start))
+        columns.append(column[weight > 0])
+        weights.append(weight[weight > 0])
+    return SparseWeights(indptr_of(torch.cat(counts)), torch.cat(columns), torch.cat(weights))
 
 
 def expanded(members: Tensor, halves: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Reciprocal sets with the short sets of their members that lie in them by more than two thirds.
+    """Expand reciprocal sets R(i, k1) by R(q, k1 / 2) of each member q.
+
+    R(q, k1 / 2) is added if more than two thirds of it lie in R(i, k1).
 
     Args:
-        members: (rows, k1) ascending, n in the places of no member.
-        halves: (rows, k1, half) short sets of the members, n in the places of none.
+        members: (rows, k1) ascending, padded with n.
+        halves: (rows, k1, half), R(q, k1 / 2) of each member, padded with n.
         n: Number of images.
 
     Returns:
-        (rows, k1 + k1 half) ascending, and which of them are the first of their kind, and no padding.
+        Sets (rows, k1 + k1 * half), ascending, and a mask of the same shape: False for repeated
+        entries and for padding.
     """
     k1, half = halves.shape[1:]
-    theirs = halves.flatten(1)
-    place = torch.searchsorted(members, theirs).clamp_(max=k1 - 1)
-    real = theirs < n
-    inside = (members.gather(1, place) == theirs) & real
-    common, size = (x.view(-1, k1, half).sum(2) for x in (inside, real))
-    # In whole numbers: the test is strict, and 2/3 is not a float.
-    taken = (3 * common > 2 * size).repeat_interleave(half, 1)
-    together = torch.cat([members, theirs.masked_fill(~taken, n)], 1).sort(1).values
-    fresh = together < n
-    fresh[:, 1:] &= together[:, 1:] != together[:, :-1]
-    return together, fresh
+    added = halves.flatten(1)  # (rows, k1 * half)
+    position = torch.searchsorted(members, added).clamp_(max=k1 - 1)
+    real = added < n
+    inside = (members.gather(1, position) == added) & real
+    common = inside.view(-1, k1, half).sum(2)  # (rows, k1)
+    size = real.view(-1, k1, half).sum(2)  # (rows, k1)
+    # In integers: the test is strict, and 2/3 is not a float.
+    accepted = (3 * common > 2 * size).repeat_interleave(half, 1)
+    sets = torch.cat([members, added.masked_fill(~accepted, n)], 1).sort(1).values
+    valid = sets < n
+    valid[:, 1:] &= sets[:, 1:] != sets[:, :-1]
+    return sets, valid
 
 
-def whole_shares(similarity: Tensor, counts: Tensor, width: int) -> Tensor:
-    """The softmax of so many similarities a row, `width` at most, in whole numbers."""
-    share = torch.exp(2 * similarity.double() - 2)
-    row = torch.arange(len(counts), device=counts.device).repeat_interleave(
-        counts, output_size=len(share)
-    )
-    place = ranges(torch.zeros_like(counts), counts, len(share))
-    # Row by row, over the same width: sums by index have no order on a GPU.
-    table = share.new_zeros(len(counts), width)
-    table[row, place] = share
-    return (share / table.sum(1)[row] * 2.0 ** BITS[similarity.dtype]).round().long()
+def softmax_weights(similarity: Tensor, counts: Tensor, width: int) -> Tensor:
+    """The softmax of each row's similarities in fixed point.
+
+    Args:
+        similarity: (entries,), row by row.
+        counts: (rows,) int64, entries of each row.
+        width: The most entries of a row.
+
+    Returns:
+        (entries,) int64.
+    """
+    exponential = torch.exp(2 * similarity.double() - 2)
+    row = torch.arange(len(counts), device=counts.device)
+    row = row.repeat_interleave(counts, output_size=len(exponential))
+    position = ranges(torch.zeros_like(counts), counts, len(exponential))
+    # Sum rows of a dense table of fixed width: sums by index have no fixed order on a GPU.
+    table = exponential.new_zeros(len(counts), width)
+    table[row, position] = exponential
+    softmax = exponential / table.sum(1)[row]
+    return (softmax * 2.0 ** BITS[similarity.dtype]).round().long()
 
 
 def pair_products(features: Tensor, others: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Dot products of single pairs, summed in double and rounded to the features' own dtype."""
+    """Dot products of pairs, summed in float64 and rounded to the dtype of the features.
+
+    Args:
+        features: (n, D).
+        others: (m, D).
+        rows: (pairs,) int64, rows of `features`.
+        columns: (pairs,) int64, rows of `others`.
+
+    Returns:
+        (pairs,).
+    """
     out = features.new_empty(len(rows))
     for start, stop in _blocks(len(rows), 2 * features.shape[1], features.device):
         products = features[rows[start:stop]].double() * others[columns[start:stop]].double()
@@ -150,61 +195,116 @@ def pair_products(features: Tensor, others: Tensor, rows: Tensor, columns: Tenso
     return out
 
 
-def averaged(weights: Shares, lists: Tensor, n: int) -> Shares:
-    """The mean of the rows that each list names, rounded half up; n columns."""
+def averaged(weights: SparseWeights, lists: Tensor, n: int) -> SparseWeights:
+    """The mean of the rows that each list names, rounded half up.
+
+    Args:
+        weights: Rows, in fixed point.
+        lists: (rows, k2) int64, rows of `weights`.
+        n: Number of columns.
+    """
     rows, k2 = lists.shape
     lengths = weights.indptr.diff()
-    counts, columns, shares = [lengths[:0]], [weights.columns[:0]], [weights.shares[:0]]
-    each = k2 * -(-len(weights.columns) // max(1, len(lengths)))
-    for start, stop in _blocks(rows, 4 * each, lists.device):
-        named = lists[start:stop].flatten()
+    counts, columns, means = [lengths[:0]], [weights.columns[:0]], [weights.weights[:0]]
+    mean_length = -(-len(weights.columns) // max(1, len(lengths)))
+    for start, stop in _blocks(rows, 4 * k2 * mean_length, lists.device):
+        named = lists[start:stop].flatten()  # (B * k2,)
         length = lengths[named]
         total = int(length.sum())
         entry = ranges(weights.indptr[named], length, total)
         row = torch.arange(stop - start, device=lists.device).repeat_interleave(k2)
+        # One key per (row, column); sums of equal keys are sums of integers, so their order is
+        # irrelevant.
         key = row.repeat_interleave(length, output_size=total) * n + weights.columns[entry]
         key, order = key.sort()
         key, which = key.unique_consecutive(return_inverse=True)
-        sums = torch.zeros_like(key).index_add_(0, which, weights.shares[entry[order]])
-        whole = (sums + k2 // 2) // k2
-        key, whole = key[whole > 0], whole[whole > 0]
+        sums = torch.zeros_like(key).index_add_(0, which, weights.weights[entry[order]])
+        mean = (sums + k2 // 2) // k2
+        key = key[mean > 0]
         counts.append(torch.bincount(key // n, minlength=stop - start))
         columns.append(key % n)
-        shares.append(whole)
-    return Shares(indptr_of(torch.cat(counts)), torch.cat(columns), torch.cat(shares))
+        means.append(mean[mean > 0])
+    return SparseWeights(indptr_of(torch.cat(counts)), torch.cat(columns), torch.cat(means))
 
 
-def by_column(weights: Shares, n: int) -> tuple[Shares, Tensor]:
-    """The matrix by columns, rows ascending, and which entry each of its own is."""
+def by_column(weights: SparseWeights, n: int) -> tuple[SparseWeights, Tensor]:
+    """Transpose a square matrix.
+
+    Returns:
+        The matrix by columns, with ascending rows; and (entries,) int64, the entry of `weights`
+        that each of its entries is.
+    """
     order = weights.columns.argsort(stable=True)
-    rows = torch.arange(n, device=order.device).repeat_interleave(
-        weights.indptr.diff(), output_size=len(order)
-    )
+    rows = torch.arange(n, device=order.device)
+    rows = rows.repeat_interleave(weights.indptr.diff(), output_size=len(order))
     indptr = indptr_of(torch.bincount(weights.columns, minlength=n))
-    return Shares(indptr, rows[order], weights.shares[order]), order
+    return SparseWeights(indptr, rows[order], weights.weights[order]), order
 
 
 def near_pairs(
-    weights: Shares,
-    columns: Shares,
+    weights: SparseWeights,
+    columns: SparseWeights,
     first: Tensor,
-    meetings: Tensor,
+    overlapping: Tensor,
     n: int,
     dtype: torch.dtype,
     max_distance: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs (row of weights, partner) and their distance.
+    """Pairs of rows within a distance: the smaller weights of shared columns are summed by pair.
 
-    Every entry of the weights meets so many entries of the columns from `first` on; the smaller shares are summed by pair.
+    Args:
+        weights: Rows of weights.
+        columns: Columns of weights, whose entries name the partner rows, 0 to n - 1.
+        first: (entries of `weights`,) int64, the first entry of `columns` with which each entry
+            overlaps.
+        overlapping: (entries of `weights`,) int64, the number of these entries.
+        n: Number of partner rows.
+        dtype: Of the features.
+        max_distance: Greatest distance to keep.
+
+    Returns:
+        Row of `weights`, partner and distance of each pair, sorted by row, then partner.
     """
-    rows = len(weights.indptr) - 1
-    total = torch.nn.functional.pad(meetings.cumsum(0), (1, 0))[weights.indptr].tolist()
     least = least_overlap(max_distance, dtype)
     device = first.device
+    rows = len(weights.indptr) - 1
     block = _BLOCK if device.type == "cpu" else _BLOCK_GPU
+    # Dense sums of a block of rows, reused: scatter_add is much faster than sorting keys.
     sums = torch.zeros(max(n, min(block, rows * n)), dtype=torch.int64, device=device)
     none = first.new_zeros(0)
-    found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([none], [none], [none.to(dtype)])
+    parts = [(none, none, none.to(dtype))]
+    total = indptr_of(overlapping)[weights.indptr].tolist()
+    for start, stop in _pair_blocks(total, n, block):
+        begin, end = weights.indptr[[start, stop]].tolist()
+        count = overlapping[begin:end]
+        pairs = total[stop] - total[start]
+        partner = ranges(first[begin:end], count, pairs)
+        smaller = weights.weights[begin:end].repeat_interleave(count, output_size=pairs)
+        smaller = torch.minimum(smaller, columns.weights[partner])
+        row = torch.arange(stop - start, device=device)
+        lengths = weights.indptr[start : stop + 1].diff()
+        row = row.repeat_interleave(lengths, output_size=end - begin)
+        key = (row * n).repeat_interleave(count, output_size=pairs) + columns.columns[partner]
+        block_sums = sums[: (stop - start) * n]
+        block_sums.scatter_add_(0, key, smaller)
+        near = (block_sums >= least).nonzero()[:, 0]
+        distance = distances(block_sums[near], dtype)
+        block_sums.zero_()
+        near = near[distance <= max_distance]
+        parts.append((start + near // n, near % n, distance[distance <= max_distance]))
+    i, j, distance = (torch.cat(part) for part in zip(*parts, strict=True))
+    return i, j, distance
+
+
+def _pair_blocks(total: list[int], n: int, block: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows with at most `block` sums and `block` overlapping entries, one row at least.
+
+    Args:
+        total: Overlapping entries of all rows before each row, and of all rows.
+        n: Sums of a row.
+        block: The limit.
+    """
+    rows = len(total) - 1
     start = 0
     while start < rows:
         stop = start + 1
@@ -214,25 +314,5 @@ def near_pairs(
             and total[stop + 1] - total[start] <= block
         ):
             stop += 1
-        begin, end = weights.indptr[[start, stop]].tolist()
-        count = meetings[begin:end]
-        number = total[stop] - total[start]
-        partner = ranges(first[begin:end], count, number)
-        smaller = weights.shares[begin:end].repeat_interleave(count, output_size=number)
-        smaller = torch.minimum(smaller, columns.shares[partner])
-        row = torch.arange(stop - start, device=device)
-        row = row.repeat_interleave(
-            weights.indptr[start : stop + 1].diff(), output_size=end - begin
-        )
-        key = (row * n).repeat_interleave(count, output_size=number) + columns.columns[partner]
-        some = sums[: (stop - start) * n]
-        some.scatter_add_(0, key, smaller)
-        near = (some >= least).nonzero()[:, 0]
-        distance = distances(some[near], dtype)
-        some.zero_()
-        kept = distance <= max_distance
-        for out, part in zip(found, (start + near // n, near % n, distance), strict=True):
-            out.append(part[kept])
+        yield start, stop
         start = stop
-    i, j, distance = (torch.cat(parts) for parts in found)
-    return i, j, distance

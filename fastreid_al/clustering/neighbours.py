@@ -1,8 +1,7 @@
-"""Exact nearest neighbours among unit vectors."""
+"""Exact nearest neighbours of unit-norm rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -15,55 +14,61 @@ from .. import native
 from ..distributed.world import SINGLE_PROCESS, World
 from .sharding import rows_of_all
 
-#: Longest list for which candidates are kept; longer ones are rare and searched for row by row.
+#: Longest list for which tiles and candidates are used. Longer lists are rare and use
+#: `similarity_topk`.
 _LONGEST = 128
 #: Values of a tile of similarities: 8 MiB of bfloat16.
 _TILE = 2**22
-#: Rows of a tile: enough for the product to run at its rate, few enough that the square on the diagonal wastes little.
+#: Rows of a tile: enough for a fast product, few enough that the square tile on the diagonal wastes
+#: little.
 _ROWS = 1024
-#: Below any length whose square float32 can hold, so that no bound is zero because squares were.
-_SHORTEST = 1e-17
-#: Rows as long as this have products that float32 and bfloat16 cannot hold.
+#: Below any norm whose square float32 can hold, so that no bound is zero because a square
+#: underflowed.
+_SMALLEST_NORM = 1e-17
+#: Rows of this norm have products that float32 and bfloat16 cannot hold.
 _TOO_LONG = 1e19
 
 
 def nearest_neighbours(features: Tensor, k: int, world: World = SINGLE_PROCESS) -> Tensor:
-    """The k nearest rows of every row by dot product, itself at place 0.
+    """Find the k nearest rows of every row by dot product; the row itself is the first.
 
-    The others follow by descending similarity, ties to the lowest index. On a CPU with the extension a similarity of float32
-    rows is the float32 nearest to the exact one: half the products are computed (s_ij = s_ji), in bfloat16 where the CPU has
-    units for it, and what the bound of their error does not rule out is computed again. The same lists for any number of
-    threads. Elsewhere it is `reid_kernels.similarity_topk`, whose float32 sums may order differently what differs by their
-    rounding.
+    The others follow by descending similarity, ties to the lowest index. On a CPU with the
+    extension, a similarity of float32 rows is the float32 nearest to the exact value. Half of the
+    products are computed (s_ij = s_ji), in bfloat16 if the CPU has units for it, and those that the
+    error bound cannot rule out are computed again exactly. The lists do not depend on the number of
+    threads. Otherwise `reid_kernels.similarity_topk` is used, whose float32 sums may order
+    neighbours differently if their similarities differ only by rounding.
 
     Args:
-        features: (n, D) float32 or float64, unit rows, on any device.
-        k: Neighbours wanted, itself counted, 1,025 at most; n when there are fewer rows.
-        world: Each gives its rows of the features and gets its rows of the lists, indices among all; the shards of the others
-            pass by one after the other, so that n/W rows of another rank are here at a time.
+        features: (n, D) float32 or float64, unit-norm rows, on any device.
+        k: Number of neighbours including the row itself, at most 1,025; n if there are fewer rows.
+        world: The ranks, each with its rows of the features. Each gets the lists of its rows, with
+            indices over all ranks. The shards are broadcast one after the other, so that n/W rows
+            of one other rank are held at a time.
 
     Returns:
-        (n, min(k, n)) int64, on the device of the features. 7.8 MB at n = 32,621 and 240 MB at 1e6 for k = 30. On a CPU
-        candidates of 8 (2 k + 62) bytes a row come with it while it runs (32 MB and 1 GB), a bfloat16 copy of the features
-        and a tile of 8 MB; elsewhere what `similarity_topk` takes.
+        (n, min(k, n)) int64, on the device of the features: 7.8 MB at n = 32,621 and 240 MB at 1e6
+        for k = 30. On a CPU it also needs, while it runs, candidates of 8 (2 k + 62) bytes a row
+        (32 MB and 1 GB), a bfloat16 copy of the features and a tile of 8 MB; otherwise what
+        `similarity_topk` needs.
 
     Raises:
-        ValueError: Wrong shape or dtype, k below 1 or above 1,025, or, on a CPU, features that are not finite; on all ranks
-            where it is so on one.
+        ValueError: Wrong shape or dtype, k below 1 or above 1,025, or, on a CPU, features that are
+            not finite. If it is so on one rank, all ranks raise.
     """
     world.raise_together(lambda: _check(features))
     if k < 1:
-        raise ValueError(f"k: got {k}, expected 1 or more, the row itself counted")
+        raise ValueError(f"k: got {k}, expected 1 or more, including the row itself")
     if world.size > 1:
         with full_precision(features):
-            return _over_ranks(features.detach().contiguous(), k, world)
+            return _neighbours_sharded(features.detach().contiguous(), k, world)
     k = min(k, len(features))
     own = torch.arange(len(features), device=features.device)
     if k <= 1:
         return own[:, None][:, :k]
     if _has_tiles(features, k):
         with full_precision(features):
-            return _symmetric(features.detach().contiguous(), k)
+            return _neighbours_from_tiles(features.detach().contiguous(), k)
     others = similarity_topk(features, features, k - 1, normalize=False, exclude=own)[1]
     return torch.cat([own[:, None], others], dim=1)
 
@@ -74,15 +79,16 @@ def _check(features: Tensor) -> None:
         or features.ndim != 2
         or features.dtype not in (torch.float32, torch.float64)
     ):
-        found = (
+        got = (
             f"{tuple(features.shape)} {features.dtype}"
             if isinstance(features, Tensor)
             else type(features).__name__
         )
-        raise ValueError(f"features: got {found}, expected a tensor (n, D) of float32 or float64")
+        raise ValueError(f"features: got {got}, expected a tensor (n, D) of float32 or float64")
 
 
 def _has_tiles(features: Tensor, k: int) -> bool:
+    """Whether the search by tiles applies."""
     return (
         features.is_cpu
         and features.dtype == torch.float32
@@ -91,100 +97,152 @@ def _has_tiles(features: Tensor, k: int) -> bool:
     )
 
 
-def _symmetric(features: Tensor, k: int) -> Tensor:
-    """The lists from tiles of the upper half of the similarities."""
-    low = _low(features)
-    rows, length, error = _operand(features, low)
-    thresholds = features.new_full((len(features),), -torch.inf)
-    found = _collect(
-        rows,
-        rows,
-        _margins((length, error), (length, error), features.shape[1]),
-        thresholds,
-        k - 1,
-        low,
+def _neighbours_from_tiles(features: Tensor, k: int) -> Tensor:
+    """The lists from tiles of the upper half of the similarities, (n, k)."""
+    n, width = features.shape
+    low = _uses_bfloat16(features)
+    operand = _tile_operand(features, low)
+    candidates = _collect_candidates(
+        operand.rows,
+        operand.rows,
+        margins=_margins(operand, operand, width),
+        thresholds=features.new_full((n,), -torch.inf),
+        k=k - 1,
+        low=low,
     )
-    neighbours = features.new_empty((len(features), k), dtype=torch.int64)
-    found.extension.finish(
-        found.handle,
+    neighbours = features.new_empty((n, k), dtype=torch.int64)
+    candidates.extension.finish(
+        candidates.handle,
         low,
         native.address(features),
-        features.shape[1],
+        width,
         native.address(neighbours),
         native.threads(),
     )
-    # Rows with more near equals than there is room for.
-    for left in (neighbours[:, 1] < 0).nonzero()[:, 0].split(max(16, _TILE // len(features))):
-        neighbours[left, 1:] = select_topk(_similarities(features, left, features, left), k - 1)[1]
+    # Rows with more nearly equal candidates than fit are searched exactly.
+    given_up = (neighbours[:, 1] < 0).nonzero()[:, 0]
+    for rows in given_up.split(max(16, _TILE // n)):
+        exact = _exact_similarities(features, rows, features, rows)
+        neighbours[rows, 1:] = select_topk(exact, k - 1)[1]
     return neighbours
 
 
-def _over_ranks(features: Tensor, k: int, world: World) -> Tensor:
-    """This rank's lists: the shards of all ranks in turn, the best so far kept."""
+def _neighbours_sharded(features: Tensor, k: int, world: World) -> Tensor:
+    """The lists of this rank's rows: all ranks' shards in turn, merged into the best so far."""
     n = rows_of_all(features, world)
-    where = world.local_slice(n)
-    own, width = torch.arange(where.start, where.stop, device=features.device), features.shape[1]
-    low = _low(features)
-    rows, length, error = world.raise_together(lambda: _operand(features, low, where.start))
+    own_slice = world.local_slice(n)
+    own = torch.arange(own_slice.start, own_slice.stop, device=features.device)
+    low = _uses_bfloat16(features)
+    operand = world.raise_together(lambda: _tile_operand(features, low, own_slice.start))
     k = min(k, n)
     if k <= 1:
         return own[:, None][:, :k]
-    similarities = features.new_full((len(own), k - 1), -torch.inf)
-    columns = own.new_full((len(own), k - 1), -1)
+    best = _Best(
+        similarities=features.new_full((len(own), k - 1), -torch.inf),
+        columns=own.new_full((len(own), k - 1), -1),
+    )
     for other, shard in world.broadcast_each(features, n):
         if not len(own) or not len(shard):
             continue
-        mine = other == where
-        if not _has_tiles(features, k):
-            exclude = own - other.start if mine else None
-            some = similarity_topk(
-                features, shard, min(k - 1, len(shard)), normalize=False, exclude=exclude
-            )
-            _merge((similarities, columns), some, other.start)
+        same = other == own_slice
+        if _has_tiles(features, k):
+            shard_operand = operand if same else _tile_operand(shard, low)
+            _merge_tiles(best, features, operand, shard, shard_operand, other.start, same, low)
             continue
-        theirs, *sizes = (rows, length, error) if mine else _operand(shard, low)
-        margins = _margins((length, error), sizes, width)
-        # What is not below the last of a full list by its exact similarity is not below this by its approximate one.
-        thresholds = torch.nextafter(
-            similarities[:, -1] - margins, similarities.new_tensor(-torch.inf)
+        exclude = own - other.start if same else None
+        similarities, columns = similarity_topk(
+            features, shard, min(k - 1, len(shard)), normalize=False, exclude=exclude
         )
-        thresholds = thresholds.bfloat16().float() if low else thresholds
-        found = _collect(rows, theirs, margins, thresholds, k - 1, low)
-        places = (native.address(x) for x in (similarities, columns))
-        found.extension.merge(
-            found.handle,
-            *map(native.address, (features, shard)),
-            other.start,
-            width,
-            *places,
-            native.threads(),
-        )
-        for left in (found.counts < 0).nonzero()[:, 0].split(max(16, _TILE // len(shard))):
-            exact = _similarities(features, left, shard, left if mine else None)
-            known = similarities[left], columns[left]
-            _merge(known, select_topk(exact, min(k - 1, len(shard))), other.start)
-            similarities[left], columns[left] = known
-    return torch.cat([own[:, None], columns], dim=1)
+        best.merge(similarities, columns, other.start)
+    return torch.cat([own[:, None], best.columns], dim=1)
 
 
-def _merge(known: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], offset: int) -> None:
-    """Put what was found among rows from `offset` on among the first that are known, in place; ties to the lowest column."""
-    (similarities, columns), (more, places) = known, found
-    k = similarities.shape[1]
-    # What is -inf was no row of the bank, or the row itself.
-    places = torch.where(more > -torch.inf, places + offset, -1)
-    places, order = torch.cat([columns, places], 1).sort(1)
-    more, best = (
-        torch.cat([similarities, more], 1)
-        .gather(1, order)
-        .sort(dim=1, descending=True, stable=True)
+class _Best(NamedTuple):
+    """The best neighbours so far.
+
+    Args:
+        similarities: (n, k), descending, padded with -inf.
+        columns: (n, k) int64, numbered over all ranks, padded with -1.
+    """
+
+    similarities: Tensor
+    columns: Tensor
+
+    def merge(self, similarities: Tensor, columns: Tensor, offset: int) -> None:
+        """Merge neighbours, numbered from `offset` on, in place; ties go to the lowest column."""
+        k = self.similarities.shape[1]
+        # -inf is the row itself, or padding.
+        columns = torch.where(similarities > -torch.inf, columns + offset, -1)
+        columns, order = torch.cat([self.columns, columns], 1).sort(1)
+        similarities = torch.cat([self.similarities, similarities], 1).gather(1, order)
+        # Stable, after a sort by column: equal similarities keep their columns ascending.
+        similarities, best = similarities.sort(dim=1, descending=True, stable=True)
+        self.similarities.copy_(similarities[:, :k])
+        self.columns.copy_(columns.gather(1, best[:, :k]))
+
+
+def _merge_tiles(
+    best: _Best,
+    features: Tensor,
+    operand: _Operand,
+    shard: Tensor,
+    shard_operand: _Operand,
+    offset: int,
+    same: bool,
+    low: bool,
+) -> None:
+    """Merge the neighbours in a shard into the best so far, by tiles.
+
+    Args:
+        best: The best so far; changed.
+        features: (n, D), this rank's rows.
+        operand: Their operand.
+        shard: (m, D), rows of a rank.
+        shard_operand: Their operand; the same object as `operand` if the shard is this rank's.
+        offset: Number of the shard's first row over all ranks.
+        same: Whether the shard is this rank's.
+        low: Whether products are in bfloat16.
+    """
+    width = features.shape[1]
+    k = best.similarities.shape[1]
+    margins = _margins(operand, shard_operand, width)
+    # A column whose exact similarity reaches the last one of a full list has an approximate
+    # similarity of at least this. Rounded down, so that no candidate is lost.
+    thresholds = best.similarities[:, -1] - margins
+    thresholds = torch.nextafter(thresholds, thresholds.new_tensor(-torch.inf))
+    thresholds = thresholds.bfloat16().float() if low else thresholds
+    candidates = _collect_candidates(
+        operand.rows, shard_operand.rows, margins=margins, thresholds=thresholds, k=k, low=low
     )
-    similarities.copy_(more[:, :k])
-    columns.copy_(places.gather(1, best[:, :k]))
+    candidates.extension.merge(
+        candidates.handle,
+        native.address(features),
+        native.address(shard),
+        offset,
+        width,
+        native.address(best.similarities),
+        native.address(best.columns),
+        native.threads(),
+    )
+    # Rows with more nearly equal candidates than fit are searched exactly.
+    given_up = (candidates.counts < 0).nonzero()[:, 0]
+    for rows in given_up.split(max(16, _TILE // len(shard))):
+        exact = _exact_similarities(features, rows, shard, rows if same else None)
+        best_of_rows = _Best(best.similarities[rows], best.columns[rows])
+        best_of_rows.merge(*select_topk(exact, min(k, len(shard))), offset)
+        best.similarities[rows] = best_of_rows.similarities
+        best.columns[rows] = best_of_rows.columns
 
 
-class _Collected(NamedTuple):
-    """Candidates as the extension knows them, their numbers, and what must live as long."""
+class _Candidates(NamedTuple):
+    """Candidates as the extension knows them.
+
+    Args:
+        extension: The compiled module.
+        handle: Its `Candidates`, which points to the arrays.
+        counts: (n,) int32, number of candidates of each row, -1 for a row that was given up.
+        arrays: The arrays, which must live as long as the handle.
+    """
 
     extension: ModuleType
     handle: Any
@@ -192,45 +250,66 @@ class _Collected(NamedTuple):
     arrays: tuple[Tensor, ...]
 
 
-def _collect(
-    rows: Tensor, others: Tensor, margins: Tensor, thresholds: Tensor, k: int, low: bool
-) -> _Collected:
-    """Candidates of rows among others from tiles; of rows among themselves from the upper half."""
-    extension, threads = native.extension(), native.threads()
+def _collect_candidates(
+    rows: Tensor, others: Tensor, *, margins: Tensor, thresholds: Tensor, k: int, low: bool
+) -> _Candidates:
+    """Collect the candidates of rows among others, tile by tile.
+
+    Args:
+        rows: (n, D).
+        others: (m, D); the same tensor as `rows` to use only the upper half of the similarities.
+        margins: (n,), see `_margins`.
+        thresholds: (n,), below which a similarity is not a candidate; changed.
+        k: Number of neighbours.
+        low: Whether rows and tiles are in bfloat16.
+    """
+    extension = native.extension()
     assert extension is not None
-    n, capacity, symmetric = len(rows), 2 * k + 64, rows is others
+    threads = native.threads()
+    n = len(rows)
+    capacity = 2 * k + 64
+    symmetric = rows is others
     values = margins.new_empty(n, capacity)
     columns = margins.new_empty((n, capacity), dtype=torch.int32)
     counts = margins.new_zeros(n, dtype=torch.int32)
     arrays = (values, columns, counts, thresholds, margins)
-    candidates = extension.Candidates(*map(native.address, arrays), n, capacity, k, symmetric)
-    high = min(_ROWS, max(64, n // 16))
-    room = rows.new_empty(_TILE)
-    for row in range(0, n, high):
-        block = rows[row : row + high]
-        for column in range(row if symmetric else 0, len(others), _TILE // high):
-            some = others[column : column + _TILE // high]
-            tile = torch.mm(
-                block, some.T, out=room[: len(block) * len(some)].view(len(block), len(some))
-            )
-            extension.add_tile(
-                candidates, native.address(tile), low, row, len(block), column, len(some), threads
-            )
-    return _Collected(extension, candidates, counts, arrays)
+    handle = extension.Candidates(*map(native.address, arrays), n, capacity, k, symmetric)
+    tile_rows = min(_ROWS, max(64, n // 16))
+    buffer = rows.new_empty(_TILE)
+    for row in range(0, n, tile_rows):
+        block = rows[row : row + tile_rows]  # (B, D)
+        for column in range(row if symmetric else 0, len(others), _TILE // tile_rows):
+            other_block = others[column : column + _TILE // tile_rows]  # (C, D)
+            b, c = len(block), len(other_block)
+            tile = torch.mm(block, other_block.T, out=buffer[: b * c].view(b, c))  # (B, C)
+            extension.add_tile(handle, native.address(tile), low, row, b, column, c, threads)
+    return _Candidates(extension, handle, counts, arrays)
 
 
-def _similarities(features: Tensor, rows: Tensor, others: Tensor, exclude: Tensor | None) -> Tensor:
-    """All similarities of some rows to others, each the float32 nearest to the exact one; -inf to those excluded."""
-    some = features[rows].double()
+def _exact_similarities(
+    features: Tensor, rows: Tensor, others: Tensor, exclude: Tensor | None
+) -> Tensor:
+    """Similarities of some rows to others, each the float32 nearest to the exact value.
+
+    Args:
+        features: (n, D).
+        rows: (R,) int64, rows of `features`.
+        others: (m, D).
+        exclude: (R,) int64, a column for each row that gets -inf, or None.
+
+    Returns:
+        (R, m) float32.
+    """
+    selected = features[rows].double()
     out = features.new_empty(len(rows), len(others))
     for start in range(0, len(others), _ROWS):
-        out[:, start : start + _ROWS] = some @ others[start : start + _ROWS].double().T
+        out[:, start : start + _ROWS] = selected @ others[start : start + _ROWS].double().T
     if exclude is not None:
         out[torch.arange(len(rows)), exclude] = -torch.inf
     return out
 
 
-def _low(features: Tensor) -> bool:
+def _uses_bfloat16(features: Tensor) -> bool:
     return (
         features.is_cpu
         and features.dtype == torch.float32
@@ -239,34 +318,62 @@ def _low(features: Tensor) -> bool:
     )
 
 
-def _operand(features: Tensor, low: bool, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """What the tiles are products of, and of each row the length, and the length of what its rounding takes away."""
+class _Operand(NamedTuple):
+    """What the tiles are products of.
+
+    Args:
+        rows: (n, D) float32, or bfloat16.
+        norm: (n,) an upper bound of the norm of each row.
+        error: (n,) an upper bound of the norm of what rounding the row to bfloat16 removes.
+    """
+
+    rows: Tensor
+    norm: Tensor
+    error: Tensor
+
+
+def _tile_operand(features: Tensor, low: bool, first: int = 0) -> _Operand:
+    """Round the features if `low`, and bound norms and errors.
+
+    Raises:
+        ValueError: A row is not finite or far too long; it is named by its index plus `first`.
+    """
     n, width = features.shape
     rows = features.new_empty((n, width), dtype=torch.bfloat16) if low else features
-    length, error = features.new_empty(n), features.new_zeros(n)
+    norm = features.new_empty(n)
+    error = features.new_zeros(n)
     step = max(1, _TILE // max(1, width))
     for start in range(0, n, step):
         now = slice(start, start + step)
-        torch.linalg.vector_norm(features[now], dim=1, out=length[now])
+        torch.linalg.vector_norm(features[now], dim=1, out=norm[now])
         if low:
             rows[now] = features[now]
             torch.linalg.vector_norm(features[now] - rows[now].float(), dim=1, out=error[now])
-    bad = (~(length < _TOO_LONG)).nonzero()[:, 0]
+    # Written so that NaN counts as bad.
+    bad = (~(norm < _TOO_LONG)).nonzero()[:, 0]
     if len(bad):
         raise ValueError(
-            f"features: row {first + int(bad[0])} is not finite or far too long ({len(bad)} such rows), "
-            "expected unit rows"
+            f"features: row {first + int(bad[0])} is not finite or far too long "
+            f"({len(bad)} such rows), expected unit rows"
         )
-    length = length * 1.001 + _SHORTEST
-    return rows, length, error * 1.001 + _SHORTEST if low else error
+    # The norms are themselves rounded: enlarge them a little.
+    norm = norm * 1.001 + _SMALLEST_NORM
+    error = error * 1.001 + _SMALLEST_NORM if low else error
+    return _Operand(rows, norm, error)
 
 
-def _margins(own: Sequence[Tensor], others: Sequence[Tensor], width: int) -> Tensor:
-    """How far two similarities of a row to others may be from their exact order, by the lengths and errors of both.
+def _margins(own: _Operand, others: _Operand, width: int) -> Tensor:
+    """Differences of approximate similarities above which their order is exact: (n,).
 
-    The lengths of what rounding a row takes away bound its effect on a product (Cauchy-Schwarz); float32 sums have a bound of
-    their own.
+    The norms of what rounding removes bound its effect on a product (Cauchy-Schwarz). The last term
+    bounds the rounding of the float32 sums. Two similarities are compared, hence the factor 2.
     """
-    (length, error), (longest, worst) = own, (float(x.max()) for x in others)
-    bound = error * longest + length * worst + error * worst + width * 2.0**-22 * length * longest
+    longest = float(others.norm.max())
+    worst = float(others.error.max())
+    bound = (
+        own.error * longest
+        + own.norm * worst
+        + own.error * worst
+        + width * 2.0**-22 * own.norm * longest
+    )
     return 2.002 * bound

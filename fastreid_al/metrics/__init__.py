@@ -1,4 +1,4 @@
-"""How good the ranking and the clusters are."""
+"""Quality of rankings and of clusters."""
 
 from .pairs import ListScores, PairScores, list_scores, pair_scores
 from .ranking import Ranking, rank_gallery

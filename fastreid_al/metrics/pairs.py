@@ -11,7 +11,10 @@ from ..distributed.world import SINGLE_PROCESS, World
 
 
 class PairScores(NamedTuple):
-    """Over all unordered pairs of images: precision, recall and F1 of "in the same cluster" for "of the same identity"."""
+    """Precision, recall and F1 over all unordered pairs of images.
+
+    A pair is predicted if it is in one cluster, and true if it has one identity.
+    """
 
     precision: float
     recall: float
@@ -22,15 +25,15 @@ def pair_scores(labels: Tensor, identities: Tensor) -> PairScores:
     """Compare clusters with true identities.
 
     Args:
-        labels: (n,) int64, -1 for an image that is alone.
+        labels: (n,) int64, -1 for an unclustered image.
         identities: (n,) int64.
 
     Returns:
-        The scores, from counts of (label, identity) pairs: O(n log n) time, some 50 bytes an image. Without a predicted pair
-        precision is 1, without a true pair recall is 1.
+        The scores, from counts of (label, identity) pairs: O(n log n) time, about 50 bytes an
+        image. Without a predicted pair precision is 1; without a true pair recall is 1.
     """
     clustered = labels >= 0
-    table = torch.stack([labels[clustered], identities[clustered]], 1)
+    table = torch.stack([labels[clustered], identities[clustered]], 1)  # (clustered, 2)
     both = _pairs(table.unique(dim=0, return_counts=True)[1])
     predicted = _pairs(labels[clustered].unique(return_counts=True)[1])
     true = _pairs(identities.unique(return_counts=True)[1])
@@ -41,11 +44,15 @@ def pair_scores(labels: Tensor, identities: Tensor) -> PairScores:
 
 
 def _pairs(counts: Tensor) -> int:
+    """Number of unordered pairs inside groups of these sizes."""
     return int((counts * (counts - 1) // 2).sum())
 
 
 class ListScores(NamedTuple):
-    """Over all ordered pairs of two images: precision and recall of "is a label of" for "of the same identity"."""
+    """Precision and recall over all ordered pairs of two images.
+
+    A pair (i, j) is predicted if j is a label of i, and true if both have one identity.
+    """
 
     precision: float
     recall: float
@@ -54,27 +61,25 @@ class ListScores(NamedTuple):
 def list_scores(
     indptr: Tensor, indices: Tensor, identities: Tensor, world: World = SINGLE_PROCESS
 ) -> ListScores:
-    """Compare label lists, in which one class is one image, with true identities.
+    """Compare label lists, whose classes are the images, with true identities.
 
     Args:
-        indptr: (n + 1,) int64; the labels of image i are indices[indptr[i]:indptr[i + 1]], itself left aside. On ranks those of
-            `ranks.own(n)`.
-        indices: (labels,) int64, none twice in a list.
+        indptr: (n + 1,) int64; the labels of image i are indices[indptr[i]:indptr[i + 1]]. An
+            image's label of itself is ignored. On several ranks, the images of
+            `world.local_slice(n)`.
+        indices: (labels,) int64, without repetitions in a list.
         identities: (n,) int64.
-        world: The ranks that the lists lie on.
+        world: The ranks that the lists are sharded over.
 
     Returns:
-        The scores, in some 20 bytes a label. Without a predicted pair precision is 1, without a true pair recall is 1.
+        The scores, in about 20 bytes a label. Without a predicted pair precision is 1; without a
+        true pair recall is 1.
     """
-    images = torch.arange(len(identities))[world.local_slice(len(identities))].repeat_interleave(
-        indptr.diff()
-    )
+    n = len(identities)
+    images = torch.arange(n)[world.local_slice(n)].repeat_interleave(indptr.diff())  # (labels,)
     others = images != indices
-    right = sum(
-        world.all_gather_counts(
-            int((identities[images[others]] == identities[indices[others]]).sum())
-        )
-    )
+    same = identities[images[others]] == identities[indices[others]]
+    right = sum(world.all_gather_counts(int(same.sum())))
     predicted = sum(world.all_gather_counts(int(others.sum())))
     true = 2 * _pairs(identities.unique(return_counts=True)[1])
     return ListScores(right / predicted if predicted else 1.0, right / true if true else 1.0)

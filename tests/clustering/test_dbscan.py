@@ -1,62 +1,48 @@
-"""DBSCAN on graphs and on cosine distances: every backend against the reference, any number of threads, bad input."""
+"""DBSCAN on graphs against a reference and scikit-learn: C++, PyTorch, several ranks, bad input."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.cluster import DBSCAN
 from torch import Tensor
 
 from fastreid_al import native
-from fastreid_al.clustering import Graph, cosine_dbscan, dbscan, radius_graph, self_paced_labels
-from fastreid_al.clustering.backends import numbered_by_core
-from tests.support.features import clustered_features, unit
+from fastreid_al.clustering import (
+    Graph,
+    dbscan,
+    ivf_neighbours,
+    jaccard_graph,
+    self_paced_labels,
+)
+from fastreid_al.distributed.world import World
+from tests.support.features import FEATURE_SETS
+from tests.support.graphs import (
+    dense_distances,
+    graph_of,
+    random_distances,
+    scikit_learn_labels,
+)
+from tests.support.process_pool import Pool
 from tests.support.references import reference_dbscan, reference_self_paced
 
-BACKENDS = ["extension", "PyTorch", "sklearn"]
 EPS = (0.3, 0.1, 0.0, 0.6)
 
 
-def graph_of(
-    distance: np.ndarray, dtype: torch.dtype = torch.float64, max_distance: float = 0.62
-) -> Graph:
-    """Every pair up to max_distance, pairs at distance zero too."""
-    near = distance <= max_distance
-    np.fill_diagonal(near, False)
-    indptr = np.concatenate([[0], near.sum(1).cumsum()]).astype(np.int64)
-    arrays = indptr, near.nonzero()[1].astype(np.int64), distance[near]
-    return Graph(
-        *map(torch.from_numpy, arrays[:2]), torch.from_numpy(arrays[2]).to(dtype), max_distance
-    )
-
-
-def random_distances(n: int, seed: int, levels: int = 8, share: float = 0.3) -> np.ndarray:
-    """Symmetric, with many ties; zeros among them, and pairs that are far."""
-    random = np.random.default_rng(seed)
-    steps = np.triu(random.integers(0, levels, (n, n)) * 0.1, 1)
-    steps[np.triu(random.random((n, n)) >= share, 1)] = 1
-    return steps + steps.T
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What `dbscan` is called with, after the extension has been taken away where it shall not be used."""
-    return take(request.param, monkeypatch)
-
-
-def take(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    if name == "extension" and native.extension() is None:
+@pytest.fixture(params=["extension", "PyTorch"])
+def _implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extension, or PyTorch without it."""
+    if request.param == "extension" and native.extension() is None:
         pytest.skip("the extension is not built")
-    if name == "PyTorch":
+    if request.param == "PyTorch":
         monkeypatch.setattr(native, "extension", lambda: None)
-    return "sklearn" if name == "sklearn" else "graph"
 
 
 @pytest.fixture
@@ -67,54 +53,75 @@ def _four_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("_implementation")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("min_samples", [1, 2, 4, 100])
 @pytest.mark.parametrize(
-    ("n", "share"), [(1, 1.0), (2, 1.0), (40, 0.15), (90, 0.05), (60, 1.0), (50, 0.0)]
+    ("n", "density"), [(1, 1.0), (2, 1.0), (40, 0.15), (90, 0.05), (60, 1.0), (50, 0.0)]
 )
 def test_labels_of_several_radii_equal_the_reference(
-    n: int, share: float, min_samples: int, dtype: torch.dtype, backend: str
+    n: int,
+    density: float,
+    min_samples: int,
+    dtype: torch.dtype,
 ) -> None:
     for seed in range(4):
-        distance = random_distances(n, seed, share=share)
+        distance = random_distances(n, seed, density=density)
         if dtype == torch.float32:
             distance = distance.astype(np.float32).astype(np.float64)
-        found = dbscan(graph_of(distance, dtype), EPS, min_samples, backend)
+        found = dbscan(graph_of(distance, dtype), EPS, min_samples)
         assert found.shape == (len(EPS), n)
         assert found.dtype == torch.int64
+        graph = graph_of(distance, dtype)
+        assert np.array_equal(found.numpy(), scikit_learn_labels(graph, EPS, min_samples))
         for eps, labels in zip(EPS, found, strict=True):
             rounded = float(torch.tensor(eps, dtype=dtype))
             assert np.array_equal(labels.numpy(), reference_dbscan(distance, rounded, min_samples))
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    n=st.integers(0, 30),
-    seed=st.integers(0, 2**32 - 1),
-    share=st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.5, 1.0]),
-    min_samples=st.integers(1, 6),
-    eps=st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.35, 0.5, 0.6, 0.62]), max_size=10),
-)
-def test_every_backend_labels_random_graphs_alike(
-    n: int, seed: int, share: float, min_samples: int, eps: list[float]
-) -> None:
-    distance = random_distances(n, seed, share=share)
+ANY_GRAPH = {
+    "n": st.integers(0, 30),
+    "seed": st.integers(0, 2**32 - 1),
+    "density": st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.5, 1.0]),
+    "min_samples": st.integers(1, 6),
+    "eps": st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.35, 0.5, 0.6, 0.62]), max_size=10),
+}
+
+
+def check_labels(n: int, seed: int, density: float, min_samples: int, eps: list[float]) -> None:
+    distance = random_distances(n, seed, density=density)
     graph = graph_of(distance)
     expected = [reference_dbscan(distance, e, min_samples) for e in eps]
-    found = [dbscan(graph, eps, min_samples, "graph"), dbscan(graph, eps, min_samples, "sklearn")]
+    found = [dbscan(graph, eps, min_samples, "graph").numpy()]
+    found.append(scikit_learn_labels(graph, eps, min_samples))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "extension", lambda: None)
-        found.append(dbscan(graph, eps, min_samples))
+        found.append(dbscan(graph, eps, min_samples).numpy())
     for labels in found:
         assert labels.shape == (len(eps), n)
-        assert np.array_equal(
-            labels.numpy(), np.array(expected, dtype=np.int64).reshape(len(eps), n)
-        )
+        assert np.array_equal(labels, np.array(expected, dtype=np.int64).reshape(len(eps), n))
+
+
+@settings(max_examples=30, deadline=None)
+@given(**ANY_GRAPH)
+def test_all_implementations_and_scikit_learn_label_random_graphs_alike(
+    n: int, seed: int, density: float, min_samples: int, eps: list[float]
+) -> None:
+    check_labels(n, seed, density, min_samples, eps)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(**ANY_GRAPH)
+def test_all_implementations_and_scikit_learn_label_many_random_graphs_alike(
+    n: int, seed: int, density: float, min_samples: int, eps: list[float]
+) -> None:
+    check_labels(n, seed, density, min_samples, eps)
 
 
 @pytest.mark.usefixtures("_four_threads")
 def test_labels_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Long chains, whose unions meet each other, beside cliques.
+    # Long chains, whose unions meet, and cliques.
     random = np.random.default_rng(0)
     n = 20_000
     names = random.permutation(n)
@@ -131,7 +138,7 @@ def test_labels_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monke
     indptr = np.concatenate([[0], np.bincount(both[:, 0], minlength=n).cumsum()])
     graph = Graph(*map(torch.from_numpy, (indptr, both[order, 1].copy(), weights[order])), 0.62)
     eps = [0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.61]
-    expected = dbscan(graph, eps, 3, "sklearn")
+    expected = torch.from_numpy(scikit_learn_labels(graph, eps, 3))
     assert len({int(labels.max()) for labels in expected}) > 3
     for threads in (1, 2, 4, 7):
         monkeypatch.setattr(native, "threads", lambda threads=threads: threads)
@@ -141,26 +148,30 @@ def test_labels_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monke
     assert torch.equal(dbscan(graph, eps, 3), expected)
 
 
-def test_a_radius_is_compared_in_the_dtype_of_the_graph(backend: str) -> None:
+@pytest.mark.usefixtures("_implementation")
+def test_a_radius_is_compared_in_the_dtype_of_the_graph() -> None:
     # float32(0.6) is above 0.6, so a comparison in float64 would leave the pair apart.
     graph = graph_of(np.array([[0, 0.6], [0.6, 0]]), torch.float32)
-    assert dbscan(graph, 0.6, 2, backend).tolist() == [0, 0]
+    assert dbscan(graph, 0.6, 2).tolist() == [0, 0]
 
 
-def test_pairs_at_distance_zero_are_near(backend: str) -> None:
+@pytest.mark.usefixtures("_implementation")
+def test_pairs_at_distance_zero_are_near() -> None:
     graph = graph_of(np.zeros((5, 5)))
-    assert dbscan(graph, 0.0, 5, backend).tolist() == [0] * 5
-    assert dbscan(graph, 0.0, 6, backend).tolist() == [-1] * 5
+    assert dbscan(graph, 0.0, 5).tolist() == [0] * 5
+    assert dbscan(graph, 0.0, 6).tolist() == [-1] * 5
 
 
-def test_one_radius_gives_one_row(backend: str) -> None:
+@pytest.mark.usefixtures("_implementation")
+def test_one_radius_gives_one_row() -> None:
     graph = graph_of(random_distances(30, 0))
-    assert dbscan(graph, 0.5, 3, backend).shape == (30,)
-    assert torch.equal(dbscan(graph, 0.5, 3, backend), dbscan(graph, [0.5], 3, backend)[0])
-    assert dbscan(graph, [], 3, backend).shape == (0, 30)
+    assert dbscan(graph, 0.5, 3).shape == (30,)
+    assert torch.equal(dbscan(graph, 0.5, 3), dbscan(graph, [0.5], 3)[0])
+    assert dbscan(graph, [], 3).shape == (0, 30)
 
 
-def test_graphs_without_nodes_or_edges(backend: str) -> None:
+@pytest.mark.usefixtures("_implementation")
+def test_graphs_without_nodes_or_edges() -> None:
     for n in (0, 3):
         graph = Graph(
             torch.zeros(n + 1, dtype=torch.int64),
@@ -168,33 +179,68 @@ def test_graphs_without_nodes_or_edges(backend: str) -> None:
             torch.zeros(0),
             0.62,
         )
-        assert dbscan(graph, 0.5, 2, backend).tolist() == [-1] * n
-        assert dbscan(graph, (0.5, 0.4), 1, backend).tolist() == [list(range(n))] * 2
-        labels, threshold = self_paced_labels(graph, backend=backend)  # type: ignore[arg-type]
+        assert dbscan(graph, 0.5, 2).tolist() == [-1] * n
+        assert dbscan(graph, (0.5, 0.4), 1).tolist() == [list(range(n))] * 2
+        labels, threshold = self_paced_labels(graph)
         assert labels.tolist() == [-1] * n
         assert threshold is None
 
 
-def test_arrays_that_are_views_are_read_right(backend: str) -> None:
+@pytest.mark.usefixtures("_implementation")
+def test_arrays_may_be_views() -> None:
     graph = graph_of(random_distances(40, 1))
     strided = [torch.stack([x, x + 1], dim=1)[:, 0] for x in graph[:3]]
-    assert torch.equal(dbscan(Graph(*strided, 0.62), 0.5, 3, backend), dbscan(graph, 0.5, 3))
+    assert torch.equal(dbscan(Graph(*strided, 0.62), 0.5, 3), dbscan(graph, 0.5, 3))
 
 
+@pytest.mark.usefixtures("_implementation")
 @pytest.mark.parametrize("n", [7, 60])
-def test_self_paced_labels_equal_the_reference_with_every_backend(n: int, backend: str) -> None:
+def test_self_paced_labels_equal_the_reference_with_either_implementation(n: int) -> None:
     for seed in range(6):
-        distance = random_distances(n, seed, share=0.12)
-        labels, threshold = self_paced_labels(graph_of(distance), 0.45, 0.15, 3, backend=backend)  # type: ignore[arg-type]
-        expected, wanted = reference_self_paced(distance, 0.45, 0.15, 3)
-        assert threshold == wanted
+        distance = random_distances(n, seed, density=0.12)
+        labels, threshold = self_paced_labels(graph_of(distance), 0.45, 0.15, 3)
+        expected, expected_threshold = reference_self_paced(distance, 0.45, 0.15, 3)
+        assert threshold == expected_threshold
         assert np.array_equal(labels.numpy(), expected)
+
+
+@pytest.mark.parametrize("name", FEATURE_SETS)
+@pytest.mark.parametrize("eps", [0.3, 0.5, 0.6])
+@pytest.mark.parametrize("min_samples", [1, 2, 4])
+def test_dbscan_equals_the_reference_and_scikit_learn(
+    name: str, eps: float, min_samples: int
+) -> None:
+    graph = jaccard_graph(torch.from_numpy(FEATURE_SETS[name]), k1=20)
+    distance = dense_distances(graph)
+    labels = dbscan(graph, eps, min_samples)
+    assert labels.dtype == torch.int64
+    assert np.array_equal(labels.numpy(), reference_dbscan(distance, eps, min_samples))
+    sklearn = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(distance).labels_
+    assert np.array_equal(labels.numpy(), sklearn)
+
+
+def test_dbscan_puts_a_border_point_into_the_lowest_numbered_cluster() -> None:
+    # 0-3 and 5-8 are cliques; 4 touches one core of each and is no core itself.
+    distance = np.ones((9, 9))
+    distance[:4, :4] = distance[5:, 5:] = 0.1
+    for core in (3, 5):
+        distance[4, core] = distance[core, 4] = 0.2
+    np.fill_diagonal(distance, 0)
+    matrix = sp.csr_array(np.where(distance < 1, distance, 0))
+    graph = Graph(
+        *(
+            torch.from_numpy(a)
+            for a in (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data)
+        ),
+        0.62,
+    )
+    assert dbscan(graph, 0.5, min_samples=4).tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1]
 
 
 MALFORMED: dict[str, tuple[Callable[[Graph], Graph], str]] = {
     "falling": (
         lambda g: g._replace(indptr=torch.tensor([0, 2, 1, 4])),
-        "indptr falls behind node 1",
+        "indptr decreases after node 1",
     ),
     "short": (
         lambda g: g._replace(indptr=torch.tensor([0, 1, 2, 3])),
@@ -220,7 +266,7 @@ MALFORMED: dict[str, tuple[Callable[[Graph], Graph], str]] = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_graph_is_refused_before_it_is_followed(name: str) -> None:
+def test_a_malformed_graph_is_refused(name: str) -> None:
     graph = Graph(
         torch.tensor([0, 1, 3, 4]), torch.tensor([1, 0, 2, 1]), torch.full((4,), 0.1).double(), 0.62
     )
@@ -236,168 +282,22 @@ def test_a_malformed_graph_is_refused_before_it_is_followed(name: str) -> None:
         ({"eps": -0.1}, "eps: got -0.1, expected a number in [0, 1)"),
         ({"eps": 1.0}, "eps: got 1.0, expected a number in [0, 1)"),
         ({"eps": float("nan")}, "eps: got nan"),
-        ({"eps": (0.5, 0.63)}, "eps: got 0.63, expected 0.62 at most, the reach of the graph"),
+        ({"eps": (0.5, 0.63)}, "eps: got 0.63, expected at most 0.62, the graph's max_distance"),
         ({"min_samples": 0}, "min_samples: got 0, expected at least 1"),
-        ({"backend": "gpu"}, "backend: got 'gpu', expected one of auto, graph, cuml, sklearn"),
+        ({"backend": "gpu"}, "backend: got 'gpu', expected one of auto, graph, cuml"),
     ],
 )
-def test_settings_out_of_range_are_named(arguments: dict, message: str) -> None:
+def test_arguments_out_of_range_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         dbscan(graph_of(random_distances(5, 0)), **{"eps": 0.5, **arguments})
 
 
-@pytest.mark.parametrize(("backend", "package"), [("cuml", "cuml"), ("sklearn", "scikit-learn")])
-def test_a_backend_that_is_not_installed_says_what_to_install(
-    backend: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for call in (
-        lambda: dbscan(graph_of(random_distances(5, 0)), 0.5, backend=backend),  # type: ignore[arg-type]
-        lambda: cosine_dbscan(torch.eye(4), 0.5, backend=backend),  # type: ignore[arg-type]
-    ):
-        with pytest.raises(
-            ValueError, match=f"'{backend}' is not installed; pip install {package}"
-        ):
-            call()
-
-
-def test_cuml_is_refused_where_its_dense_array_would_not_fit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    n = 50_000
-    graph = Graph(
-        torch.zeros(n + 1, dtype=torch.int64),
-        torch.zeros(0, dtype=torch.int64),
-        torch.zeros(0),
-        0.62,
-    )
-    with pytest.raises(
-        ValueError,
-        match="dense array, 10 GB in float32 for 50000 nodes, and is refused past 40000; take 'graph'",
-    ):
-        dbscan(graph, 0.5, backend="cuml")
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_clusters_of_another_library_are_numbered_by_their_lowest_core(seed: int) -> None:
-    distance = random_distances(80, seed, share=0.02)
-    expected = dbscan(graph_of(distance), 0.5, 2)
-    core = torch.from_numpy(np.flatnonzero((distance <= 0.5).sum(1) >= 2))
-    shuffled = torch.randperm(int(expected.max()) + 1)
-    assert len(shuffled) > 2
-    given = torch.where(expected < 0, expected, shuffled[expected])
-    filled_up = torch.cat([core[torch.randperm(len(core))], torch.tensor([-1, -1])])
-    assert torch.equal(numbered_by_core(given, filled_up), expected)
-    noise = torch.full((4,), -1)
-    assert torch.equal(numbered_by_core(noise, noise), noise)
-
-
-def cosine_distances(features: Tensor) -> np.ndarray:
-    rows = features.double().numpy()
-    return np.maximum(1 - rows @ rows.T, 0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("n", [0, 1, 5, 300])
-def test_radius_graph_holds_every_pair_within_the_radius(
-    n: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    features = torch.from_numpy(clustered_features(n, 12, spread=0.6)).to(dtype)
-    features[n // 2 : n // 2 + 2] = features[:1]
-    distance = cosine_distances(features)
-    for rows, columns in ((2048, 4096), (13, 13), (7, 40)):
-        monkeypatch.setattr("fastreid_al.clustering.cosine._ROWS", rows)
-        monkeypatch.setattr("fastreid_al.clustering.cosine._COLUMNS", columns)
-        graph = radius_graph(features, 0.3)
-        expected = graph_of(distance, dtype, 0.3)
-        assert torch.equal(graph.indptr, expected.indptr)
-        assert torch.equal(graph.indices, expected.indices)
-        torch.testing.assert_close(graph.distances, expected.distances, rtol=0, atol=1e-6)
-        assert graph.distances.dtype == dtype
-        assert graph.max_distance == 0.3
-        dense = torch.zeros(n, n, dtype=dtype)
-        dense[torch.repeat_interleave(torch.arange(n), graph.indptr.diff()), graph.indices] = (
-            graph.distances
-        )
-        assert torch.equal(dense, dense.T)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_cosine_labels_equal_the_reference_with_every_backend(seed: int, backend: str) -> None:
-    # Signs over a root of 16: similarities are multiples of 1/8, and many rows are equal; the radii lie between.
-    random = np.random.default_rng(seed)
-    centres = random.choice([-0.25, 0.25], (20, 16))
-    features = centres[random.integers(20, size=150)] * random.choice(
-        [-1, 1], (150, 16), p=[0.06, 0.94]
-    )
-    eps = (0.06, 0.2, 0.3, 0.43)
-    for dtype in (torch.float32, torch.float64):
-        rows = torch.from_numpy(features).to(dtype)
-        found = cosine_dbscan(rows, eps, 3, backend)  # type: ignore[arg-type]
-        for e, labels in zip(eps, found, strict=True):
-            assert np.array_equal(labels.numpy(), reference_dbscan(cosine_distances(rows), e, 3))
-        assert torch.equal(cosine_dbscan(rows, 0.2, 3, backend), found[1])  # type: ignore[arg-type]
-
-
-def test_no_features_have_no_labels(backend: str) -> None:
-    assert cosine_dbscan(torch.zeros(0, 8), (0.1, 0.2), 3, backend).shape == (2, 0)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (
-            lambda x: x.index_fill_(0, torch.tensor(3), torch.nan),
-            "1 of 20 rows .* the first is row 3 of length nan",
-        ),
-        (
-            lambda x: x.index_fill_(0, torch.tensor(4), torch.inf),
-            "the first is row 4 of length inf",
-        ),
-        (
-            lambda x: x.mul_(1.01),
-            "20 of 20 rows .* the first is row 0 of length 1.01; torch.nn.functional.normalize",
-        ),
-        (lambda x: x.index_fill_(0, torch.tensor(7), 0), "the first is row 7 of length 0"),
-        (lambda x: x[0], "got shape"),
-        (lambda x: x.half(), "expected float32 or float64"),
-    ],
-)
-def test_rows_that_are_not_unit_rows_are_named(
-    spoil: Callable[[Tensor], Tensor], message: str
-) -> None:
-    features = torch.from_numpy(unit(np.random.default_rng(0).normal(size=(20, 8)))).float()
-    for call in (radius_graph, cosine_dbscan):
-        with pytest.raises(ValueError, match=message):
-            call(spoil(features.clone()), 0.3)
-
-
-def test_a_radius_that_holds_too_many_pairs_is_refused_on_the_way() -> None:
-    features = torch.nn.functional.normalize(torch.ones(100, 4))
-    assert len(radius_graph(features, 0.1, most_edges=9900).indices) == 9900
-    with pytest.raises(ValueError, match="more than 9899 edges; take a smaller one"):
-        radius_graph(features, 0.1, most_edges=9899)
-    with pytest.raises(ValueError, match=r"max_distance: got 1, expected a number in \[0, 1\)"):
-        radius_graph(features, 1)
-    with pytest.raises(ValueError, match=r"eps: got 1.5, expected a number in \[0, 1\)"):
-        cosine_dbscan(features, (0.1, 1.5))
-
-
-def test_similarities_are_not_rounded_where_lower_precision_is_chosen() -> None:
-    features = torch.from_numpy(clustered_features(200, 10)).float()
-    expected = radius_graph(features, 0.2)
-    chosen = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")
-        with torch.autocast("cpu", torch.bfloat16):
-            found = radius_graph(features, 0.2)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(chosen)
-    assert torch.equal(found.indices, expected.indices)
-    assert torch.equal(found.distances, expected.distances)
+def test_radius_past_the_graph_is_refused() -> None:
+    graph = jaccard_graph(torch.eye(4), max_distance=0.5)
+    with pytest.raises(ValueError, match="the graph's max_distance"):
+        dbscan(graph, 0.6)
+    with pytest.raises(ValueError, match="min_samples"):
+        dbscan(graph, 0.3, 0)
 
 
 def test_radii_may_be_any_numbers() -> None:
@@ -405,3 +305,52 @@ def test_radii_may_be_any_numbers() -> None:
     assert dbscan(graph, np.float32(0.25), 2).tolist() == [0, 0]
     assert dbscan(graph, torch.tensor(0.25), 2).tolist() == [0, 0]
     assert dbscan(graph, np.array([0.1, 0.3]), 2).tolist() == [[-1, -1], [0, 0]]
+
+
+def wrong_graph(world: World) -> str:
+    """Two rows a rank that name node 1; on the last rank a node that does not exist."""
+    index = 1 if world.rank < world.size - 1 else 6
+    graph = Graph(torch.tensor([0, 1, 1]), torch.tensor([index]), torch.tensor([0.2]), 0.5)
+    with pytest.raises(ValueError, match="got an index 6, expected 0 to 5") as raised:
+        dbscan(graph, 0.4, world=world)
+    with pytest.raises(ValueError, match="got 'cuml', expected 'graph' on 3 ranks"):
+        dbscan(graph, 0.4, backend="cuml", world=world)
+    with pytest.raises(ValueError, match="got ivf on 3 ranks, expected exact"):
+        ivf_neighbours(torch.ones(2, 2), 1, world=world)
+    return str(raised.value)
+
+
+def test_a_wrong_graph_and_single_process_backends_are_refused_on_ranks(
+    pool: Pool,
+) -> None:
+    assert len(set(pool.run(wrong_graph, 3))) == 1
+
+
+def chained(world: World, n: int, paths: list[Tensor]) -> Tensor:
+    """The clusters of paths through the nodes, whose edges may join two ranks."""
+    a, b = (torch.cat([path[some] for path in paths]) for some in (slice(None, -1), slice(1, None)))
+    rows, columns = torch.cat([a, b]), torch.cat([b, a])
+    where = world.local_slice(n)
+    own = (rows >= where.start) & (rows < where.stop)
+    rows, columns = rows[own], columns[own]
+    sort = (rows * n + columns).argsort()
+    counts = torch.bincount(rows - where.start, minlength=where.stop - where.start)
+    indptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    return dbscan(
+        Graph(indptr, columns[sort], torch.full((len(sort),), 0.1), 0.5), 0.4, 2, world=world
+    )
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_clusters_that_span_all_ranks_are_whole(pool: Pool, size: int) -> None:
+    n = 97
+    for seed in range(3):
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        paths = list(order.split(40))
+        lead = torch.tensor([int(path.min()) for path in paths])
+        numbers = lead.argsort().argsort()
+        for labels in pool.run(chained, size, n, paths):
+            assert all(
+                (labels[path] == number).all() for path, number in zip(paths, numbers, strict=True)
+            )
+        assert pool.run(chained, size, n, [order])[0].tolist() == [0] * n

@@ -1,4 +1,4 @@
-"""Ranks that are counted, against sorted lists, and the same on any number of ranks."""
+"""Rankings against a hand-computed case and sorted lists, and on any number of ranks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastreid_al.distributed.world import World
 from fastreid_al.metrics import Ranking, rank_gallery, ranking
-from tests.support.features import clustered_features
+from tests.support.features import clustered_features, unit
 from tests.support.process_pool import Pool
-from tests.support.references import reference_ranking
+from tests.support.references import hand_ranking_case, reference_ranking
 
 Case = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -21,7 +21,7 @@ Case = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 def labels(
     random: np.random.Generator, n: int, identities: int, cameras: int
 ) -> tuple[Tensor, Tensor]:
-    """Junk and unknown cameras among them."""
+    """Identities and cameras, including junk and unknown cameras."""
     return tuple(torch.from_numpy(random.integers(-1, most, n)) for most in (identities, cameras))  # type: ignore[return-value]
 
 
@@ -59,12 +59,12 @@ def assert_sorted(found: Ranking, given: Case) -> None:
     st.sampled_from([1, 3, 128]),
 )
 @settings(max_examples=60, deadline=None)
-def test_counted_ranks_are_those_of_sorted_lists(
+def test_counted_positions_are_those_of_sorted_lists(
     queries: int, gallery: int, identities: int, seed: int, few: int
 ) -> None:
     given = case(queries, gallery, identities, seed, tied=True)
     with pytest.MonkeyPatch.context() as patch:
-        # Counted by comparison or by search, in several blocks and products.
+        # Count by comparison or by search, in several blocks and products.
         for name, value in (("_FEW", few), ("_BLOCK", 4 * gallery), ("_TILE", 16)):
             patch.setattr(ranking, name, value)
         assert_sorted(rank_gallery(*given), given)
@@ -72,7 +72,7 @@ def test_counted_ranks_are_those_of_sorted_lists(
 
 @pytest.mark.parametrize("identities", [4, 60])
 @pytest.mark.parametrize("tied", [True, False])
-def test_lists_longer_than_what_is_counted_at_a_time(
+def test_galleries_larger_than_a_counted_block(
     identities: int, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = case(24, 900, identities, tied=tied)
@@ -111,7 +111,9 @@ def test_nothing_to_rank_scores_zero() -> None:
     assert (none.mAP, none.queries, none.skipped) == (0, 0, 0)
 
 
-def among(world: World, given: Case, block: int) -> tuple[float, float, list[float], int, int]:
+def rank_on_ranks(
+    world: World, given: Case, block: int
+) -> tuple[float, float, list[float], int, int]:
     ranking._BLOCK = block
     query, query_ids, query_cameras, gallery, *rest = given
     own = query[world.local_slice(len(query))], gallery[world.local_slice(len(gallery))]
@@ -131,14 +133,14 @@ def among(world: World, given: Case, block: int) -> tuple[float, float, list[flo
         (7, 300, 1, False),
     ],
 )
-def test_all_ranks_give_the_numbers_of_one_process(
+def test_all_ranks_return_the_scores_of_a_single_process(
     pool: Pool, size: int, queries: int, gallery: int, identities: int, tied: bool
 ) -> None:
     given = case(queries, gallery, identities, tied=tied)
     found = rank_gallery(*given)
     expected = found.mAP, found.mINP, found.cmc.tolist(), found.queries, found.skipped
     for block in (ranking._BLOCK, 9 * gallery):
-        assert pool.run(among, size, given, block) == [expected] * size
+        assert pool.run(rank_on_ranks, size, given, block) == [expected] * size
 
 
 def wrong(world: World) -> str:
@@ -151,7 +153,7 @@ def wrong(world: World) -> str:
     return str(raised.value)
 
 
-def test_what_one_rank_finds_wrong_all_raise(pool: Pool) -> None:
+def test_an_error_on_one_rank_is_raised_on_all(pool: Pool) -> None:
     assert pool.run(wrong, 3) == ["query_features: 1 of 3 rows are not finite"] * 3
 
 
@@ -166,3 +168,87 @@ def without_width(world: World) -> float:
 
 def test_a_rank_without_rows_need_not_know_their_width(pool: Pool) -> None:
     assert pool.run(without_width, 4) == [rank_gallery(*case(2, 2, 1, seed=3)).mAP] * 4
+
+
+def rank_similarity(similarity: np.ndarray, *labels: np.ndarray) -> Ranking:
+    """Rank given similarities: queries are their rows, the gallery the unit vectors."""
+    query_ids, query_cameras, gallery_ids, gallery_cameras = (torch.as_tensor(a) for a in labels)
+    gallery = torch.eye(similarity.shape[1], dtype=torch.float64)
+    return rank_gallery(
+        torch.as_tensor(similarity),
+        query_ids,
+        query_cameras,
+        gallery,
+        gallery_ids,
+        gallery_cameras,
+        length=10_000,
+    )
+
+
+def assert_equal(found: Ranking, expected: dict) -> None:
+    assert found.mAP == pytest.approx(expected["mAP"], abs=1e-12)
+    assert found.mINP == pytest.approx(expected["mINP"], abs=1e-12)
+    assert found.skipped == expected["skipped"]
+    cmc = np.asarray(expected["cmc"])
+    assert np.allclose(found.cmc.numpy()[: len(cmc)], cmc[: len(found.cmc)], atol=1e-12)
+
+
+def test_hand_computed_ranking() -> None:
+    *case, expected = hand_ranking_case()
+    assert_equal(rank_similarity(*case), expected)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranking_equals_the_reference(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(seed)
+    queries, gallery = random.integers(1, 40), random.integers(1, 90)
+    # With few identities and cameras there are junk, distractors, same-camera images, queries
+    # without a match, and ties.
+    labels = (
+        random.integers(-1, 12, queries),
+        random.integers(-1, 3, queries),
+        random.integers(-1, 9, gallery),
+        random.integers(-1, 3, gallery),
+    )
+    similarity = np.round(random.normal(size=(queries, gallery)), 1)
+    if seed % 2:
+        monkeypatch.setattr("fastreid_al.metrics.ranking._BLOCK", 5 * int(gallery))
+    found = rank_similarity(similarity, *labels)
+    assert_equal(found, reference_ranking(similarity, *labels))
+    assert found.queries + found.skipped == queries
+
+
+def test_no_query_with_a_match_scores_zero() -> None:
+    found = rank_similarity(
+        np.zeros((2, 3)), np.array([0, 1]), np.zeros(2, int), np.array([5, 6, -1]), np.zeros(3, int)
+    )
+    assert (found.mAP, found.mINP, found.rank(1), found.queries, found.skipped) == (0, 0, 0, 0, 2)
+
+
+def test_unknown_cameras_never_drop_a_match() -> None:
+    found = rank_similarity(
+        np.array([[1.0, 0.5]]), np.array([3]), np.array([-1]), np.array([3, 4]), np.array([-1, -1])
+    )
+    assert found.mAP == 1
+
+
+def test_perfect_features_rank_perfectly_in_float32() -> None:
+    ids = torch.arange(10).repeat(2)
+    features = (
+        torch.from_numpy(unit(np.random.default_rng(0).normal(size=(10, 8)))).float().repeat(2, 1)
+    )
+    cameras: Tensor = torch.arange(20) // 10
+    found = rank_gallery(
+        features[:10], ids[:10], cameras[:10], features[10:], ids[10:], cameras[10:]
+    )
+    assert found.mAP == found.mINP == found.rank(1) == 1
+
+
+def test_wrong_shapes_are_named() -> None:
+    f, i = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="gallery: got ids"):
+        rank_gallery(f, i, i, f, i[:2], i)
+    with pytest.raises(ValueError, match="query_features: 3 of 3 rows are not finite"):
+        rank_gallery(f / 0, i, i, f, i, i)
+    with pytest.raises(ValueError, match=r"widths \[4, 5\]"):
+        rank_gallery(f, i, i, torch.zeros(3, 5), i, i)

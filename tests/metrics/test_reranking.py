@@ -1,4 +1,4 @@
-"""Re-ranking against dense restatements: of what it says it computes, and of the published algorithm."""
+"""Re-ranking against dense forms of its definition and of the published algorithm."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def case(
 def dense(
     query: Tensor, gallery: Tensor, k1: int, k2: int, original: float, normalised: bool
 ) -> np.ndarray:
-    """d* of queries and gallery; with `normalised` as published: squared distances over the greatest of their column."""
+    """d* of queries and gallery, (q, g).
+
+    With `normalised` as published: squared distances divided by the greatest of their column.
+    """
     rows = torch.cat([query, gallery]).double().numpy()
     n, queries = len(rows), len(query)
     similarity = rows @ rows.T
@@ -60,14 +63,14 @@ def dense(
     weights = np.zeros((n, n))
     for i in range(n):
         members = reciprocal(i, k1)
-        together = members
+        expanded = members
         for j in members:
             others = reciprocal(j, round(k1 / 2))
             if len(np.intersect1d(others, members)) > 2 / 3 * len(others):
-                together = np.append(together, others)
-        together = np.unique(together)
-        share = np.exp(-exponent[i, together])
-        weights[i, together] = share / share.sum()
+                expanded = np.append(expanded, others)
+        expanded = np.unique(expanded)
+        exponential = np.exp(-exponent[i, expanded])
+        weights[i, expanded] = exponential / exponential.sum()
     weights = np.stack([weights[order[i, :k2]].mean(0) for i in range(n)])
     smaller = np.stack([np.minimum(weights[i], weights[queries:]).sum(1) for i in range(queries)])
     return (1 - original) * (1 - smaller / (2 - smaller)) + original * last[:queries, queries:]
@@ -103,15 +106,15 @@ def test_final_distances_are_those_of_the_definition(
     found = torch.full((queries, gallery), torch.nan, dtype=torch.float64)
     score_blocks = reranking.score_blocks
 
-    def noted(blocks: Iterable[tuple[Tensor, Tensor]], *rest: Any) -> Ranking:
-        def seen() -> Iterable[tuple[Tensor, Tensor]]:
+    def recording(blocks: Iterable[tuple[Tensor, Tensor]], *rest: Any) -> Ranking:
+        def recorded() -> Iterable[tuple[Tensor, Tensor]]:
             for rows, scores in blocks:
                 found[rows] = -scores
                 yield rows, scores
 
-        return score_blocks(seen(), *rest)
+        return score_blocks(recorded(), *rest)
 
-    monkeypatch.setattr(reranking, "score_blocks", noted)
+    monkeypatch.setattr(reranking, "score_blocks", recording)
     monkeypatch.setattr(reranking, "_BLOCK", 7 * gallery)
     ranking = rerank_gallery(*given, **settings)
     expected = dense(given[0], given[3], k1, k2, original, normalised=False)
@@ -125,7 +128,7 @@ def test_final_distances_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_lie_near_those_of_the_published_algorithm_and_above_the_plain_ones(
+def test_scores_are_near_the_published_algorithm_and_above_plain_ones(
     seed: int,
 ) -> None:
     given = case(60, 300, 30, seed, spread=1.4)
@@ -173,7 +176,7 @@ def test_nothing_to_rank_again_scores_zero() -> None:
     assert rerank_gallery(query, *facts[:2], *(x[:0] for x in facts[2:])).skipped == 4
 
 
-def among(world: World, given: Case) -> tuple[float, float]:
+def rerank_on_ranks(world: World, given: Case) -> tuple[float, float]:
     query, query_ids, query_cameras, gallery, *rest = given
     own = query[world.local_slice(len(query))], gallery[world.local_slice(len(gallery))]
     found = rerank_gallery(own[0], query_ids, query_cameras, own[1], *rest, world=world)
@@ -181,8 +184,8 @@ def among(world: World, given: Case) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_all_ranks_give_the_numbers_of_one_process(pool: Pool, size: int) -> None:
+def test_all_ranks_return_the_scores_of_a_single_process(pool: Pool, size: int) -> None:
     for queries, gallery in ((20, 90), (2, 30)):
         given = case(queries, gallery, 8)
         found = rerank_gallery(*given)
-        assert pool.run(among, size, given) == [(found.mAP, found.mINP)] * size
+        assert pool.run(rerank_on_ranks, size, given) == [(found.mAP, found.mINP)] * size

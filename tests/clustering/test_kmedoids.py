@@ -1,6 +1,7 @@
-"""k-medoids of many clusters at once: the extension, its form in Python, the slow reference, and FasterPAM for quality.
+"""k-medoids of many clusters: the extension, Python, the slow reference, and FasterPAM for quality.
 
-Features whose entries are short binary fractions make every sum exact in any order: a tie is a tie on all sides.
+Features whose entries are short binary fractions make every sum exact in any order, so that all
+implementations see the same ties.
 """
 
 from __future__ import annotations
@@ -104,16 +105,32 @@ def assert_as_the_reference(
     return found
 
 
-@settings(max_examples=120, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    sizes=st.lists(st.integers(1, 24), max_size=5),
-    k_min=st.integers(1, 3),
-    prototypes=st.integers(0, 6),
-)
-def test_many_clusters_equal_the_reference(
+SMALL_CLUSTERS = {
+    "seed": st.integers(0, 2**32 - 1),
+    "sizes": st.lists(st.integers(1, 24), max_size=5),
+    "k_min": st.integers(1, 3),
+    "prototypes": st.integers(0, 6),
+}
+
+
+@settings(max_examples=20, deadline=None)
+@given(**SMALL_CLUSTERS)
+def test_clusters_equal_the_reference(
     seed: int, sizes: list[int], k_min: int, prototypes: int
 ) -> None:
+    check_against_the_reference(seed, sizes, k_min, prototypes)
+
+
+@pytest.mark.slow
+@settings(max_examples=120, deadline=None)
+@given(**SMALL_CLUSTERS)
+def test_clusters_equal_the_reference_in_many_cases(
+    seed: int, sizes: list[int], k_min: int, prototypes: int
+) -> None:
+    check_against_the_reference(seed, sizes, k_min, prototypes)
+
+
+def check_against_the_reference(seed: int, sizes: list[int], k_min: int, prototypes: int) -> None:
     rng = np.random.default_rng(seed)
     sizes = [size for size in sizes if size >= k_min]
     features = tied(rng, 30, prototypes) if prototypes else cloud(rng, 30, 4)
@@ -126,16 +143,35 @@ def test_many_clusters_equal_the_reference(
     assert_equal(first, second)
 
 
+LARGE_CLUSTERS = {
+    "seed": st.integers(0, 2**32 - 1),
+    "sizes": st.lists(st.integers(1, 300), min_size=1, max_size=4),
+    "dim": st.sampled_from([1, 3, 4, 130, 255, 256, 257, 700]),
+    "single": st.booleans(),
+    "prototypes": st.integers(0, 8),
+}
+
+
+@needs_extension
+@settings(max_examples=8, deadline=None)
+@given(**LARGE_CLUSTERS)
+def test_the_extension_equals_python(
+    seed: int, sizes: list[int], dim: int, single: bool, prototypes: int
+) -> None:
+    check_extension_against_python(seed, sizes, dim, single, prototypes)
+
+
+@pytest.mark.slow
 @needs_extension
 @settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=4),
-    dim=st.sampled_from([1, 3, 4, 130, 255, 256, 257, 700]),
-    single=st.booleans(),
-    prototypes=st.integers(0, 8),
-)
-def test_the_extension_equals_the_form_in_python(
+@given(**LARGE_CLUSTERS)
+def test_the_extension_equals_python_in_many_cases(
+    seed: int, sizes: list[int], dim: int, single: bool, prototypes: int
+) -> None:
+    check_extension_against_python(seed, sizes, dim, single, prototypes)
+
+
+def check_extension_against_python(
     seed: int, sizes: list[int], dim: int, single: bool, prototypes: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -241,16 +277,16 @@ def test_one_cluster_of_many_is_what_one_alone_gives() -> None:
 
 
 @pytest.mark.usefixtures("_engine")
-def test_swap_begins_where_it_is_told() -> None:
+def test_swap_starts_from_given_medoids() -> None:
     rng = np.random.default_rng(3)
     similarity = torch.from_numpy((x := cloud(rng, 40, 4)) @ x.T)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "extension", lambda: None)
         expected = [kmedoids(similarity, 4, start) for start in ([3, 1, 2, 0], [39, 11, 20, 5])]
-    for start, wanted in zip(([3, 1, 2, 0], (39, 11, 20, 5)), expected, strict=True):
+    for start, reference in zip(([3, 1, 2, 0], (39, 11, 20, 5)), expected, strict=True):
         found = kmedoids(similarity, 4, start)
-        assert found.medoids.tolist() == wanted.medoids.tolist()
-        assert found.labels.tolist() == wanted.labels.tolist()
+        assert found.medoids.tolist() == reference.medoids.tolist()
+        assert found.labels.tolist() == reference.labels.tolist()
     best = kmedoids(similarity, 4).medoids.tolist()
     assert kmedoids(similarity, 4, best).medoids.tolist() == best
 
@@ -273,7 +309,7 @@ def test_equal_rows_have_equal_products_wherever_they_stand(dim: int) -> None:
 
 
 def test_losses_are_no_greater_than_those_of_faster_pam() -> None:
-    """On average over clusters: a greedy start loses to the best of many random ones at times, not to their mean."""
+    """On average over clusters: a greedy start may lose to the best random one, not to the mean."""
     faster = pytest.importorskip("kmedoids")
     rng = np.random.default_rng(4)
     ours, theirs = [], []
@@ -324,7 +360,9 @@ def refused(**changes: object) -> dict[str, object]:
         ({"k_min": 3}, "k_max: got 2 for cluster 0, expected 3 to 3"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(changes: dict[str, object], message: str) -> None:
+def test_impossible_arguments_are_refused_in_one_line(
+    changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message) as error:
         kmedoids_many(**refused(**changes))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)

@@ -1,6 +1,6 @@
-"""DBSCAN on cosine distance: ours beside scikit-learn on a CPU and cuML on a GPU.
+"""DBSCAN on cosine distance: ours, scikit-learn on a CPU and cuML on a GPU.
 
-The peers cluster unit rows by Euclidean distance, whose square is twice the cosine distance.
+The peers cluster unit-norm rows by Euclidean distance, whose square is twice the cosine distance.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ SIZES = {
 #: The most images on a CPU; a million take too long.
 ON_CPU_UP_TO = 200_000
 EPS, MIN_SAMPLES = 0.35, 4
-#: F1 over pairs of images that two forms must have in common: a distance may round to either side of the radius.
+#: Least F1 over pairs of images between two forms: a distance may round to either side of the
+#: radius.
 AGREEMENT = 0.999
 
 cosine_dbscan: Callable[..., Tensor] | None = getattr(clustering, "cosine_dbscan", None)
@@ -71,7 +72,7 @@ PACKAGES = {"scikit-learn": "sklearn", "cuml": "cuml"}
 
 @functools.lru_cache(maxsize=1)
 def expected(device: str, n: int, dim: int) -> Tensor:
-    """Ours, each noise image in a class of its own."""
+    """Our labels, with each noise image as a class of its own."""
     labels = ours(*make(device, n, dim)).cpu()
     return torch.where(labels < 0, n + torch.arange(n), labels)
 
@@ -83,7 +84,7 @@ def test_cosine_dbscan(
 ) -> None:
     n, dim = size
     if form != "ours":
-        pytest.importorskip(PACKAGES[form], reason=f"{form} is not installed; it is a peer here")
+        pytest.importorskip(PACKAGES[form], reason=f"{form} is not installed")
         if device != ("cuda" if form == "cuml" else "cpu"):
             pytest.skip(f"{form} does not run on {device}")
     if device == "cpu" and n > ON_CPU_UP_TO:

@@ -1,8 +1,8 @@
-"""SNPS on clusters of uneven sizes: k-medoids of every cluster for every k, the scores of the groupings, and the questions.
+"""SNPS on clusters of uneven sizes: k-medoids for every k, scores of the groupings, questions.
 
-"groupings" is the work that FasterPAM of the `kmedoids` package does beside it in a loop, which a user would write: the same
-float64 similarities and scores, no questions. It draws its start at random, so the groupings differ; tests/clustering compares
-what they are worth. "splits" makes the questions too.
+"groupings" is compared with FasterPAM of the `kmedoids` package in the loop that a user would
+write: the same float64 similarities and scores, no questions. FasterPAM starts at random, so its
+groupings differ; tests/clustering compares their losses. "splits" includes the questions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ LEAST, MOST = 4, 300
 
 
 def make(device: str, count: int, n: int, dim: int, rule: str) -> tuple[Tensor, Tensor, str]:
-    """Neighbouring identities, some of them in parts, are clusters of 4 to 300 images; half have fewer than 14."""
+    """Clusters of 4 to 300 images, half of them with fewer than 14.
+
+    A cluster holds neighbouring identities, some of them only in part.
+    """
     features, identities = harness.planted_features(n, dim)
     random = np.random.default_rng(0)
     sizes = np.clip(
@@ -88,7 +91,7 @@ def groupings_with_fasterpam(features: Tensor, labels: Tensor, rule: str) -> int
 
 
 def score(similarity: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Eq. 4: least and greatest similarities of groups, with the images in the order of groups."""
+    """UCAL, Eq. 4; the images are sorted by group, so that extremes are reduced by ranges."""
     sizes = np.bincount(labels, minlength=k)
     order = np.argsort(labels, kind="stable")
     starts = np.cumsum(sizes) - sizes
@@ -114,7 +117,7 @@ def test_kmedoids(
     rounds: int,
 ) -> None:
     if form == "groupings, FasterPAM" and kmedoids is None:
-        pytest.skip("the kmedoids package is not installed; it is the peer here")
+        pytest.skip("the kmedoids package is not installed")
     count, n, dim = size
     benchmark.group = f"SNPS, {count:,} clusters of {n:,} x {dim}, k_max_rule {rule}"
     call = {"splits": splits, "groupings": groupings}.get(form, groupings_with_fasterpam)

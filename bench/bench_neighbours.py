@@ -1,4 +1,4 @@
-"""Nearest neighbours of every image among all: ours, faiss exact, and by an inverted file with its recall."""
+"""Nearest neighbours of all images: ours, exact FAISS, and an inverted file with its recall."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SIZES = {
     "million": [(200_000, 256), (1_000_000, 512)],
 }
 K = 30
-#: The most images for exact neighbours on a CPU; at a million they take too long.
+#: The most images for exact neighbours on a CPU; a million take too long.
 EXACT_ON_CPU_UP_TO = 200_000
 #: Images whose neighbours are compared with the exact ones.
 COMPARED = 256
 
 
 def make(device: str, n: int, dim: int) -> tuple[Tensor]:
-    """Exact rows: whoever is exact finds the same similarities to the bit."""
+    """Rows with exact products: every exact search finds the same similarities to the bit."""
     features = planted_partition(n, dim, exact=True).features.to(device)
     nearest_neighbours(features[:2_000], K)
     return (features,)
@@ -59,7 +59,10 @@ FORMS = {"ours": ours, "faiss flat": faiss_flat, "ivf": inverted_file}
 
 @functools.lru_cache(maxsize=1)
 def expected(n: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Similarities of some images to all, their own above all others, and their K nearest, ties to the lowest index."""
+    """Similarities of some images to all, and their K nearest, the image itself first.
+
+    Ties go to the lowest index.
+    """
     features = planted_partition(n, dim, exact=True).features
     rows = torch.arange(COMPARED) * (n // COMPARED)
     similarity = features[rows] @ features.T
@@ -73,13 +76,11 @@ def test_neighbours(
 ) -> None:
     n, dim = size
     if form != "ours":
-        pytest.importorskip("faiss", reason="faiss is not installed; it is a peer here")
+        pytest.importorskip("faiss", reason="FAISS is not installed")
         if device == "cuda":
-            pytest.skip("faiss-cpu is the peer on a CPU alone")
+            pytest.skip("faiss-cpu runs on a CPU only")
     if form == "ivf":
-        pytest.importorskip(
-            "fastreid_al.clustering.ivf", reason="there are no approximate neighbours here"
-        )
+        pytest.importorskip("fastreid_al.clustering.ivf", reason="this version has no ivf")
     elif device == "cpu" and n > EXACT_ON_CPU_UP_TO:
         pytest.skip(f"exact neighbours of {n:,} images take too long on a CPU")
     benchmark.group = f"neighbours, {n:,} x {dim:,}, k = {K}"
@@ -91,7 +92,7 @@ def test_neighbours(
     if form == "ours":
         assert torch.equal(neighbours, nearest)
     elif form == "faiss flat":
-        # Its ties go to no index in particular.
+        # FAISS does not specify the order of ties.
         assert torch.equal(
             similarity.gather(1, neighbours).sort(dim=1, descending=True).values,
             similarity.gather(1, nearest),

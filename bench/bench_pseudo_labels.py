@@ -1,9 +1,11 @@
-"""Pseudo-labels of one epoch: neighbours, Jaccard distance, three times DBSCAN, self-paced selection.
+"""Pseudo-labels of one epoch: neighbours, Jaccard distance, DBSCAN three times, selection.
 
-The library beside the dense form in which re-id code bases publish it: n x n arrays in float32, loops over images,
-scikit-learn's DBSCAN on the precomputed distances, the reliability test on label similarities of every pair. Its loops go over
-images as published, and what these compute again and again is computed once; it keeps two arrays n x n at a time, and its
-reliability test, which as published holds five, goes by blocks of rows. Where both forms run their labels must be equal.
+The library is compared with the dense form in which re-id code bases publish these steps: n x n
+arrays in float32, loops over images, scikit-learn's DBSCAN on the precomputed distances, the
+reliability test on label similarities of every pair. The loops are as published, but values that
+they compute repeatedly are computed once. It holds two n x n arrays at a time; its reliability
+test, which holds five as published, runs in blocks of rows. If both forms run, their labels must be
+equal.
 """
 
 from __future__ import annotations
@@ -33,13 +35,13 @@ SIZES = {
     "msmt17": [(32_668, 512), (32_621, 2_048)],
     "million": [(200_000, 256), (1_000_000, 512)],
 }
-#: The most images for the dense form; it works on the CPU wherever the features are.
+#: The most images for the dense form, which runs on the CPU for features on any device.
 DENSE_UP_TO = {"cpu": 33_000, "cuda": 13_000}
-#: Arrays n x n in float32 that the machine's memory must hold for it: its two, and one for what else there is.
+#: n x n float32 arrays that must fit in memory for it: its two, and one for everything else.
 DENSE_ARRAYS = 3
-#: The most images for exact neighbours on a CPU; at a million they take too long.
+#: The most images for exact neighbours on a CPU; a million take too long.
 EXACT_ON_CPU_UP_TO = 200_000
-#: Past so many images one round is enough.
+#: From this number of images on, one round is enough.
 ONE_ROUND_FROM = 100_000
 #: Rows of the label similarities that exist at a time.
 BLOCK = 1_024
@@ -50,7 +52,10 @@ EPS, TIGHT, LOOSE = 0.60, 0.60 - 0.02, 0.60 + 0.02
 
 
 def make(device: str, n: int, dim: int) -> tuple[Tensor]:
-    """Exact rows: two forms then see the same similarities. What a first call imports, compiles and starts is done."""
+    """Rows with exact products, so that both forms see the same similarities.
+
+    A small run warms up imports, compilation and threads.
+    """
     features = planted_partition(n, dim, exact=True).features.to(device)
     ours(features[:2_000])
     return (features,)
@@ -85,7 +90,8 @@ def dense(features: Tensor) -> Tensor:
 def dense_jaccard(features: Tensor) -> np.ndarray:
     """The k-reciprocal Jaccard distance, (n, n) float32.
 
-    Single rows are computed in float64, which costs nothing beside the rest: no label hangs on the order of a sum.
+    Single rows are computed in float64, which costs little, so that no label depends on the order
+    of a sum.
     """
     similarity = (features @ features.T).cpu()
     neighbours = dense_neighbours(similarity)
@@ -96,7 +102,8 @@ def dense_jaccard(features: Tensor) -> np.ndarray:
         averaged[i] = weights[first].mean(axis=0)
     del weights
 
-    # As published: only the rows that share a column with row i are visited, whole rows of sums are kept.
+    # As published: only rows that share a column with row i are visited; whole rows of sums are
+    # kept.
     n = len(averaged)
     rows, columns = np.nonzero(averaged)
     order = np.argsort(columns, kind="stable")
@@ -119,7 +126,7 @@ def dense_neighbours(similarity: Tensor) -> np.ndarray:
     n = len(similarity)
     own = similarity.diagonal().clone()
     similarity.fill_diagonal_(torch.inf)
-    # A few more than asked for, so that ties at the end of the list are all seen.
+    # A few more than K1, so that all ties at the end of the list are included.
     candidates = similarity.topk(min(K1 + 8, n), dim=1).indices.sort(dim=1).values
     order = similarity.gather(1, candidates).sort(dim=1, descending=True, stable=True).indices
     similarity.diagonal().copy_(own)
@@ -139,13 +146,13 @@ def dense_weights(similarity: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
         agree = 3 * (inside[theirs] & counted).sum(axis=1) > 2 * counted.sum(axis=1)
         inside[near] = False
         support = np.union1d(near, theirs[agree][counted[agree]])
-        raised = np.exp(2 * similarity[i, support].astype(np.float64) - 2)
-        weights[i, support] = raised / raised.sum()
+        exponential = np.exp(2 * similarity[i, support].astype(np.float64) - 2)
+        weights[i, support] = exponential / exponential.sum()
     return weights
 
 
 def reciprocal(neighbours: np.ndarray, k: int) -> np.ndarray:
-    """Which of the first k of each image have it among their first k, (n, k) bool."""
+    """Which of the first k of each image have the image among their first k, (n, k) bool."""
     return np.stack(
         [(neighbours[first, :k] == i).any(axis=1) for i, first in enumerate(neighbours[:, :k])]
     )
@@ -159,7 +166,7 @@ def with_singletons(labels: np.ndarray) -> Tensor:
 
 
 def dense_selection(usual: Tensor, tight: Tensor, loose: Tensor) -> Tensor:
-    """Self-paced selection from the label similarities of every pair, which are float32 and exist by blocks of rows."""
+    """Self-paced selection from float32 label similarities of all pairs, by blocks of rows."""
     blocks = range(0, len(usual), BLOCK)
     r_comp, r_indep = (
         torch.cat([1 - overlap(usual, others, slice(start, start + BLOCK)) for start in blocks])
@@ -185,7 +192,8 @@ def dense_selection(usual: Tensor, tight: Tensor, loose: Tensor) -> Tensor:
 
 def overlap(labels: Tensor, others: Tensor, rows: slice) -> Tensor:
     """IoU of the clusters of some images in two labellings."""
-    same, same_others = ((some[rows, None] == some).float() for some in (labels, others))
+    same = (labels[rows, None] == labels).float()
+    same_others = (others[rows, None] == others).float()
     return torch.min(same, same_others).sum(-1) / torch.max(same, same_others).sum(-1)
 
 
@@ -197,13 +205,12 @@ def skip_what_cannot_run(form: str, device: str, n: int) -> None:
     if DBSCAN is None:
         pytest.skip("scikit-learn is not installed; the dense form needs its DBSCAN")
     if n > DENSE_UP_TO[device]:
+        pytest.skip(f"the dense form at n = {n:,}: its arrays have {4 * n * n / 1e9:.0f} GB each")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if DENSE_ARRAYS * 4 * n * n > memory:
         pytest.skip(
-            f"the dense form at n = {n:,}: its arrays have {4 * n * n / 1e9:.0f} GB each, on the CPU"
-        )
-    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if DENSE_ARRAYS * 4 * n * n > here:
-        pytest.skip(
-            f"the dense form needs {DENSE_ARRAYS * 4 * n * n / 1e9:.0f} GB, this machine has {here / 1e9:.0f} GB"
+            f"the dense form needs {DENSE_ARRAYS * 4 * n * n / 1e9:.0f} GB, "
+            f"this machine has {memory / 1e9:.0f} GB"
         )
 
 
@@ -222,7 +229,7 @@ def test_pseudo_labels(
     labels = harness.measure(
         benchmark, FORMS[form], harness.Inputs(make, size), device, n=n, dim=dim, rounds=rounds
     )
-    # The identities are those of any width.
+    # The identities do not depend on the width.
     scores = pair_scores(labels.cpu(), planted_partition(n, 1).identities)
     benchmark.extra_info.update(
         step="pseudo-labels", form=form, clusters=int(labels.max()) + 1, **scores._asdict()

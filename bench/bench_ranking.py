@@ -1,4 +1,4 @@
-"""Ranking a gallery: ranks that are counted beside rows that are sorted, by blocks and whole; and k-reciprocal re-ranking."""
+"""Ranking a gallery by counting, by sorting blocks and by sorting the whole matrix; re-ranking."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = {
     "market": [(3_368, 15_913, 512, 6)],
     "msmt17": [(11_659, 82_161, 2_048, 15)],
 }
-#: The most rows for what takes all pairs at once, or minutes on the host.
+#: The most gallery images for forms that hold all pairs, or take minutes on the CPU.
 WHOLE_UP_TO, DENSE_UP_TO = 20_000, 2_000
 #: Similarities of a block of sorted rows.
 BLOCK = 2**23
@@ -30,8 +30,8 @@ def make(device: str, queries: int, gallery: int, dim: int, cameras: int) -> tup
         cameras, (queries + gallery,), generator=torch.Generator().manual_seed(0)
     ).to(device)
     if device == "cuda":
-        features[:64] @ features[:64].T  # starts cuBLAS, which is no part of the work
-    # Copies, because slices would keep the other side's memory out of the count or in it.
+        features[:64] @ features[:64].T  # starts cuBLAS, which is not part of the work
+    # Copies: slices would share memory with the other side, which would be counted wrongly.
     split = (slice(None, queries), slice(queries, None))
     return tuple(part[side].clone() for side in split for part in (features, identities, seen_by))
 
@@ -41,7 +41,7 @@ def counted(qf: Tensor, qi: Tensor, qc: Tensor, gf: Tensor, gi: Tensor, gc: Tens
 
 
 def sorted_rows(qf: Tensor, qi: Tensor, qc: Tensor, gf: Tensor, gi: Tensor, gc: Tensor) -> float:
-    """Values of whole rows sorted by blocks, matches searched for in them; ties are not told apart."""
+    """Sort whole rows, block by block, and search the matches in them; ties are not resolved."""
     found = []
     for start in range(0, len(qf), max(1, BLOCK // len(gf))):
         now = slice(start, start + max(1, BLOCK // len(gf)))
@@ -76,13 +76,13 @@ def reranked(qf: Tensor, qi: Tensor, qc: Tensor, gf: Tensor, gi: Tensor, gc: Ten
 
 
 def reranked_dense(qf: Tensor, qi: Tensor, qc: Tensor, gf: Tensor, gi: Tensor, gc: Tensor) -> float:
-    """As published: distances of all pairs, over the greatest of their column."""
+    """As published: distances of all pairs, divided by the greatest of their column."""
     rows = torch.cat([qf, gf])
     squared = (2 - 2 * (rows @ rows.T)).clamp_(min=0)
-    apart = (squared / squared.amax(0)).T.cpu().numpy()
-    # Sorted by index after distance, the row itself first.
-    lists = np.argsort(apart - 2 * np.eye(len(rows), dtype=np.float32), axis=1, kind="stable")
-    weights = np.zeros_like(apart)
+    distance = (squared / squared.amax(0)).T.cpu().numpy()
+    # Sorted by distance, then by index; the row itself comes first.
+    lists = np.argsort(distance - 2 * np.eye(len(rows), dtype=np.float32), axis=1, kind="stable")
+    weights = np.zeros_like(distance)
     for i in range(len(rows)):
         members = reciprocal(lists, i, K1)
         parts = [members]
@@ -90,14 +90,15 @@ def reranked_dense(qf: Tensor, qi: Tensor, qc: Tensor, gf: Tensor, gi: Tensor, g
             others = reciprocal(lists, j, round(K1 / 2))
             if 3 * np.isin(others, members).sum() > 2 * len(others):
                 parts.append(others)
-        together = np.unique(np.concatenate(parts))
-        share = np.exp(-apart[i, together])
-        weights[i, together] = share / share.sum()
+        members_expanded = np.unique(np.concatenate(parts))
+        exponential = np.exp(-distance[i, members_expanded])
+        weights[i, members_expanded] = exponential / exponential.sum()
     mean = torch.from_numpy(weights[lists[:, :K2]].mean(1))
     smaller = torch.stack(
         [torch.minimum(row, mean[len(qf) :]).sum(1) for row in mean[: len(qf)]]
     ).numpy()
-    final = (1 - ORIGINAL) * (1 - smaller / (2 - smaller)) + ORIGINAL * apart[: len(qf), len(qf) :]
+    jaccard = 1 - smaller / (2 - smaller)
+    final = (1 - ORIGINAL) * jaccard + ORIGINAL * distance[: len(qf), len(qf) :]
     return average_precision(-final, qi, qc, gi, gc)
 
 
@@ -150,7 +151,7 @@ def test_ranking(
     )
     benchmark.extra_info.update(queries=queries, mAP=found)
     if not again and form != "ours":
-        # Equal similarities stand in another order in one of the forms.
+        # The forms order equal similarities differently.
         assert abs(found - counted(*make(device, *size))) < 1e-4
     if form == "published, re-ranked":
         assert abs(found - reranked(*make(device, *size))) < 0.03

@@ -1,7 +1,10 @@
-"""How pseudo-labels grow with the images: `python bench/growth.py --json FILE --plot FILE.png [--sizes N ...] [--threads N]`.
+"""Time and memory of pseudo-labels by the number of images.
 
-Each number of images is run in a fresh process, once, after a small run that starts what there is to start. The JSON is of
-the kind that `bench/report.py` reads and is written anew after each run; with --draw-only nothing is run and it is drawn again.
+    python bench/growth.py --json FILE --plot FILE.png [--sizes N ...] [--threads N]
+
+Each number of images runs once in a fresh process, after a small warm-up run. The JSON has the
+format that `bench/report.py` reads and is rewritten after each run; --draw-only plots it again
+without running.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Every size in each form, from the least."""
+    """Run every size in each form, smallest first."""
     found: list[dict[str, Any]] = []
     for n in sorted(options.sizes):
         for form in ("ours", "dense") if n <= options.dense_up_to else ("ours",):
@@ -79,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def point(form: str, n: int, dim: int, device: str, threads: int) -> dict[str, Any]:
-    """One run in this process: seconds, by part for ours, and peak memory over the features."""
+    """One run in this process: seconds, by part for ours, and peak memory beyond the features."""
     torch.set_num_threads(threads)
     seconds: dict[str, float] = {}
 
@@ -95,14 +98,14 @@ def point(form: str, n: int, dim: int, device: str, threads: int) -> dict[str, A
 
 
 def machine() -> dict[str, Any]:
-    """Whose figures these are."""
+    """The machine that was measured."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {"cpu": models[0] if models else platform.processor(), "cores": os.cpu_count()}
 
 
 def draw(figures: list[dict[str, Any]], path: Path) -> None:
-    """Seconds and MiB over the images, with lines of slope 1 and 2."""
+    """Plot seconds and MiB by the number of images, with lines of slope 1 and 2."""
     from matplotlib.figure import Figure
 
     forms = {
@@ -110,10 +113,10 @@ def draw(figures: list[dict[str, Any]], path: Path) -> None:
     }
     seconds: dict[str, list[tuple[int, float]]] = {}
     memory: dict[str, list[tuple[int, float]]] = {}
-    for form, some in forms.items():
-        if some:
-            seconds[form] = [(f["extra_info"]["n"], f["stats"]["median"]) for f in some]
-            memory[form] = [(f["extra_info"]["n"], f["extra_info"]["peak_extra_MiB"]) for f in some]
+    for form, runs in forms.items():
+        if runs:
+            seconds[form] = [(f["extra_info"]["n"], f["stats"]["median"]) for f in runs]
+            memory[form] = [(f["extra_info"]["n"], f["extra_info"]["peak_extra_MiB"]) for f in runs]
     for part, name in PARTS.items():
         seconds[f"ours: {name}"] = [
             (f["extra_info"]["n"], f["extra_info"][part]) for f in forms["ours"]
@@ -131,7 +134,7 @@ def draw(figures: list[dict[str, Any]], path: Path) -> None:
 
 
 def panel(axes: Any, curves: dict[str, list[tuple[int, float]]], what: str) -> None:
-    """One log-log panel; the legend gives each curve's slope over its last two points."""
+    """One log-log panel; the legend shows the slope of each curve over its last two points."""
     for number, (name, points) in enumerate(curves.items()):
         points = [(n, value) for n, value in points if value > 0]
         if points:
@@ -165,7 +168,7 @@ def panel(axes: Any, curves: dict[str, list[tuple[int, float]]], what: str) -> N
 
 
 def slope(points: list[tuple[int, float]]) -> str:
-    """Of the last two points, on logarithmic scales."""
+    """The slope over the last two points, on logarithmic scales."""
     if len(points) < 2:
         return ""
     (n, value), (more, higher) = points[-2:]

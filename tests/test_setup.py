@@ -1,4 +1,4 @@
-"""What the build does with its settings, and with tools that are missing or fail."""
+"""The build: its settings, and missing or failing tools."""
 
 from __future__ import annotations
 
@@ -40,12 +40,11 @@ def source(tmp_path: Path) -> Path:
 
 
 def fake_cuda(folder: Path, compiles: str) -> str:
-    """A CUDA_HOME whose nvcc knows two architectures and does `compiles`."""
+    """A CUDA_HOME whose nvcc knows two architectures and compiles by a shell command."""
     nvcc = folder / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
-    nvcc.write_text(
-        f'#!/bin/sh\n[ "$1" = --list-gpu-arch ] && echo compute_80 compute_90 && exit 0\n{compiles}\n'
-    )
+    answer = '[ "$1" = --list-gpu-arch ] && echo compute_80 compute_90 && exit 0'
+    nvcc.write_text(f"#!/bin/sh\n{answer}\n{compiles}\n")
     nvcc.chmod(0o755)
     return str(folder)
 
@@ -99,12 +98,12 @@ def test_extension_that_is_built_by_name_must_build(source: Path):
     assert done.returncode != 0
 
 
-def test_architectures_are_compiled_in_order_with_code_for_later_ones(source: Path):
-    said = source.parent / "said"
-    home = fake_cuda(source.parent / "cuda", f'echo "$@" >> {said}; exit 3')
+def test_architectures_are_compiled_in_order_with_ptx_for_later_ones(source: Path):
+    log = source.parent / "log"
+    home = fake_cuda(source.parent / "cuda", f'echo "$@" >> {log}; exit 3')
     settings = {"FASTREID_AL_CUDA": "1", "FASTREID_AL_CUDA_ARCHITECTURES": "9.0, 80"}
     build(source, "build_ext", PATH="/usr/bin:/bin", CUDA_HOME=home, **settings)
-    targets = [word for word in said.read_text().split() if word.startswith("-gencode")]
+    targets = [word for word in log.read_text().split() if word.startswith("-gencode")]
     assert targets == [
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90,code=sm_90",

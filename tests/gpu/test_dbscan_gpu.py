@@ -1,4 +1,4 @@
-"""DBSCAN on CUDA, and cuML's where it is installed, against the CPU, label by label."""
+"""DBSCAN on CUDA, and cuML's if it is installed, against the CPU, label by label."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ needs_cuvs = pytest.mark.skipif(
 EPS = (0.6, 0.58, 0.62, 0.3)
 
 
-def there(graph: Graph) -> Graph:
+def on_gpu(graph: Graph) -> Graph:
     return Graph(*(x.cuda() for x in graph[:3]), graph.max_distance)
 
 
-def here(graph: Graph) -> Graph:
+def on_cpu(graph: Graph) -> Graph:
     return Graph(*(x.cpu() for x in graph[:3]), graph.max_distance)
 
 
 def jaccard(dtype: torch.dtype, spread: float = 0.9) -> Graph:
-    return here(
+    return on_cpu(
         jaccard_graph(
             torch.from_numpy(clustered_features(2000, 120, spread=spread)).to(dtype), k1=20
         )
@@ -51,7 +51,7 @@ def jaccard(dtype: torch.dtype, spread: float = 0.9) -> Graph:
 
 
 def signs(n: int, seed: int = 0) -> Tensor:
-    """Unit rows whose similarities are multiples of 1/8, exactly; many are equal."""
+    """Unit-norm rows whose similarities are exact multiples of 1/8; many rows are equal."""
     random = np.random.default_rng(seed)
     centres = random.choice([-0.25, 0.25], (60, 16))
     rows = centres[random.integers(60, size=n)] * random.choice([-1, 1], (n, 16), p=[0.06, 0.94])
@@ -63,7 +63,7 @@ def signs(n: int, seed: int = 0) -> Tensor:
 def test_labels_equal_those_of_the_cpu(dtype: torch.dtype, min_samples: int) -> None:
     graph = jaccard(dtype)
     expected = dbscan(graph, EPS, min_samples)
-    found = dbscan(there(graph), EPS, min_samples)
+    found = dbscan(on_gpu(graph), EPS, min_samples)
     assert found.is_cuda
     assert torch.equal(found.cpu(), expected)
 
@@ -77,13 +77,13 @@ def test_a_long_chain_is_one_cluster() -> None:
         [torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=n).cumsum(0)]
     )
     graph = Graph(indptr, columns[order], torch.full((len(rows),), 0.5), 0.62)
-    assert (dbscan(there(graph), 0.5, 2) == 0).all()
+    assert (dbscan(on_gpu(graph), 0.5, 2) == 0).all()
 
 
 def test_self_paced_labels_equal_those_of_the_cpu() -> None:
     graph = jaccard(torch.float32)
     labels, threshold = self_paced_labels(graph)
-    found, other = self_paced_labels(there(graph))
+    found, other = self_paced_labels(on_gpu(graph))
     assert found.is_cuda
     assert torch.equal(found.cpu(), labels)
     assert other == threshold
@@ -91,7 +91,7 @@ def test_self_paced_labels_equal_those_of_the_cpu() -> None:
 
 
 def test_a_malformed_graph_on_cuda_is_refused() -> None:
-    graph = there(jaccard(torch.float32))
+    graph = on_gpu(jaccard(torch.float32))
     beyond = graph.indices.clone()
     beyond[5] = 2000
     with pytest.raises(ValueError, match="got an index 2000"):
@@ -112,17 +112,17 @@ def test_radius_graph_and_cosine_labels_equal_those_of_the_cpu() -> None:
 @needs_cuml
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("min_samples", [2, 4, 10])
-def test_cuml_labels_a_graph_alike(dtype: torch.dtype, min_samples: int) -> None:
+def test_cuml_returns_the_same_labels_of_a_graph(dtype: torch.dtype, min_samples: int) -> None:
     graph = jaccard(dtype)
     expected = dbscan(graph, EPS, min_samples)
     assert torch.equal(dbscan(graph, EPS, min_samples, "cuml"), expected)
-    assert torch.equal(dbscan(there(graph), EPS, min_samples, "cuml").cpu(), expected)
+    assert torch.equal(dbscan(on_gpu(graph), EPS, min_samples, "cuml").cpu(), expected)
     assert torch.equal(self_paced_labels(graph, backend="cuml")[0], self_paced_labels(graph)[0])
 
 
 @needs_cuml
 @pytest.mark.parametrize("seed", range(3))
-def test_cuml_labels_cosine_distances_alike(seed: int) -> None:
+def test_cuml_returns_the_same_labels_of_cosine_distances(seed: int) -> None:
     rows = signs(3000, seed)
     for eps in (0.06, 0.2, 0.3):
         expected = cosine_dbscan(rows, eps, 4)
@@ -131,7 +131,7 @@ def test_cuml_labels_cosine_distances_alike(seed: int) -> None:
 
 
 @needs_cuml
-def test_cuml_leaves_the_rows_as_they_are() -> None:
+def test_cuml_does_not_change_the_rows() -> None:
     rows = signs(500).cuda()
     before = rows.clone()
     cosine_dbscan(rows, 0.2, backend="cuml")
@@ -139,16 +139,16 @@ def test_cuml_leaves_the_rows_as_they_are() -> None:
 
 
 @needs_cuvs
-def test_approximate_neighbours_on_cuda_hold_the_share_that_is_named() -> None:
+def test_approximate_neighbours_on_cuda_have_the_reported_recall() -> None:
     rows = torch.from_numpy(clustered_features(5000, 250)).float().cuda()
     found, exact = ivf_neighbours(rows, 30), nearest_neighbours(rows, 30)
-    assert found.world.is_cuda
+    assert found.neighbours.is_cuda
     assert found.recall >= 0.98
-    share = np.mean(
+    recall = np.mean(
         [
             np.isin(a, b).mean()
-            for a, b in zip(exact[:, 1:].cpu(), found.world[:, 1:].cpu(), strict=True)
+            for a, b in zip(exact[:, 1:].cpu(), found.neighbours[:, 1:].cpu(), strict=True)
         ]
     )
-    assert found.recall == pytest.approx(share, abs=0.01)
-    assert torch.equal(found.world, ivf_neighbours(rows, 30).world)
+    assert found.recall == pytest.approx(recall, abs=0.01)
+    assert torch.equal(found.neighbours, ivf_neighbours(rows, 30).neighbours)

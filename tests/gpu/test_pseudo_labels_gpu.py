@@ -1,4 +1,4 @@
-"""The pseudo-label memory bank on CUDA: against the CPU, and without waiting."""
+"""The pseudo-label memory bank on CUDA against the CPU, and without synchronisation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def need_extension() -> None:
 
 @pytest.fixture(params=["extension", "pytorch"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
-    """On CUDA with the extension, or without it; the CPU computes with what it has."""
+    """On CUDA with or without the extension; the CPU uses what is installed."""
     if request.param == "extension":
         need_extension()
         yield request.param
@@ -43,12 +43,12 @@ def random_batch(
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(0, most + 1, (batch,), generator=generator)
     total = int(sizes.sum())
-    likeness = torch.tensor([0.1, 0.5, 0.50001, 0.9, 0.0, -0.0, torch.inf, -torch.inf, torch.nan])
-    return (
+    similarities = torch.tensor([0.1, 0.5, 0.50001, 0.9, 0.0, -0.0, torch.inf, -torch.inf,
+    torch.nan]) return (
         torch.randint(n, (batch,), generator=generator),
         F.pad(sizes.cumsum(0), (1, 0)),
         torch.randint(n, (total,), generator=generator),
-        likeness[torch.randint(len(likeness), (total,), generator=generator)],
+        similarities[torch.randint(len(similarities), (total,), generator=generator)],
     )
 
 
@@ -59,8 +59,8 @@ def on_device(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def assert_same(bank: PseudoLabelMemoryBank, expected: PseudoLabelMemoryBank, rows: Tensor) -> None:
     for name, x in expected.state_dict().items():
         assert torch.equal(bank.state_dict()[name].cpu(), x)
-    for found, wanted in zip(bank.lookup(rows.to(DEVICE)), expected.lookup(rows), strict=True):
-        assert torch.equal(found.cpu(), wanted)
+    for found, other in zip(bank.lookup(rows.to(DEVICE)), expected.lookup(rows), strict=True):
+        assert torch.equal(found.cpu(), other)
     assert torch.equal(bank.lookup_bits(rows.to(DEVICE)).cpu(), expected.lookup_bits(rows))
     assert bank.dropped == expected.dropped
 
@@ -113,7 +113,7 @@ def test_empty_batches_change_nothing(layout: str) -> None:
 
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_rows_and_labels_outside_are_left_out(layout: str) -> None:
+def test_rows_and_labels_outside_are_ignored(layout: str) -> None:
     bank = PseudoLabelMemoryBank(40, layout, 4, DEVICE)
     rows, indptr = (
         torch.tensor([40, 3, -1, 5], device=DEVICE),
@@ -127,7 +127,7 @@ def test_rows_and_labels_outside_are_left_out(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_index_pointer_that_is_wrong_harms_no_other_row(layout: str) -> None:
+def test_a_wrong_indptr_changes_no_other_row(layout: str) -> None:
     need_extension()
     bank, rows = PseudoLabelMemoryBank(40, layout, 4, DEVICE), torch.arange(4, device=DEVICE)
     bank.update(
@@ -139,7 +139,7 @@ def test_an_index_pointer_that_is_wrong_harms_no_other_row(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_host_does_not_wait_for_an_update_or_for_bit_rows(layout: str) -> None:
+def test_updates_and_bit_rows_do_not_synchronise(layout: str) -> None:
     need_extension()
     bank, given = (
         PseudoLabelMemoryBank(5_000, layout, 8, DEVICE),
@@ -160,7 +160,7 @@ def test_a_step_can_be_captured_as_a_graph(layout: str) -> None:
     need_extension()
     bank, expected = (PseudoLabelMemoryBank(900, layout, 8, device) for device in (DEVICE, "cpu"))
     static = on_device(random_batch(900, 64, 40))
-    # Kernels are loaded at their first launch, which a capture is no place for.
+    # Kernels are loaded at their first launch, which a capture does not allow.
     other = PseudoLabelMemoryBank(900, layout, 8, DEVICE)
     other.update(*static)
     other.lookup_bits(static[0])
@@ -178,7 +178,7 @@ def test_a_step_can_be_captured_as_a_graph(layout: str) -> None:
 
 
 @pytest.mark.usefixtures("form")
-def test_operators_are_registered_as_pytorch_wants_them() -> None:
+def test_operators_pass_opcheck() -> None:
     batch = on_device(random_batch(40, 12, 6))
     words = PseudoLabelMemoryBank(40, "bits", device=DEVICE).state_dict()["words"]
     ids, counts, dropped = PseudoLabelMemoryBank(40, "sparse", 3, DEVICE).state_dict().values()

@@ -1,4 +1,4 @@
-"""Ranking and re-ranking on CUDA against the CPU, and what they take there."""
+"""Ranking and re-ranking on CUDA against the CPU, and their memory."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def case(rows: Tensor, queries: int, identities: int) -> Case:
 
 
 def coarse(n: int) -> Tensor:
-    """Unit rows whose products are exact and often equal."""
+    """Unit-norm rows whose products are exact and often equal."""
     return torch.from_numpy(np.random.default_rng(0).choice([-0.25, 0.25], (n, 16))).float()
 
 
-def there(given: Case) -> Case:
+def on_gpu(given: Case) -> Case:
     return tuple(x.cuda() for x in given)
 
 
@@ -45,7 +45,7 @@ def assert_same(found: Ranking, expected: Ranking) -> None:
 
 @pytest.mark.parametrize("few", [1, 128])
 @pytest.mark.parametrize("identities", [1, 5, 300])
-def test_counted_ranks_are_those_of_the_cpu_ties_among_them(
+def test_counted_positions_are_those_of_the_cpu_including_ties(
     few: int, identities: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = case(coarse(9_000), 700, identities)
@@ -57,11 +57,11 @@ def test_counted_ranks_are_those_of_the_cpu_ties_among_them(
         ("_TILE", 1_000),
     ):
         monkeypatch.setattr(ranking, name, value)
-    assert_same(rank_gallery(*there(given)), expected)
+    assert_same(rank_gallery(*on_gpu(given)), expected)
 
 
-def test_tf32_is_not_taken_for_the_products() -> None:
-    given = there(case(torch.from_numpy(clustered_features(3_000, 60, dim=128)).float(), 400, 60))
+def test_products_do_not_use_tf32() -> None:
+    given = on_gpu(case(torch.from_numpy(clustered_features(3_000, 60, dim=128)).float(), 400, 60))
     expected = rank_gallery(*given)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
@@ -75,9 +75,9 @@ def test_reranking_equals_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
     given = case(torch.from_numpy(clustered_features(2_500, 90, spread=1.2)), 300, 90)
     expected = rerank_gallery(*given)
     monkeypatch.setattr(reranking, "_BLOCK_GPU", 2**18)
-    found = rerank_gallery(*there(given))
+    found = rerank_gallery(*on_gpu(given))
     assert (found.queries, found.skipped) == (expected.queries, expected.skipped)
-    # Sums of the last bits of weights and products have another order.
+    # Weights and products are summed in a different order, so their last bits differ.
     assert found.mAP == pytest.approx(expected.mAP, abs=1e-4)
     assert found.mINP == pytest.approx(expected.mINP, abs=1e-4)
 

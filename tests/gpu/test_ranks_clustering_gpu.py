@@ -1,4 +1,4 @@
-"""Pseudo-labels over ranks with a GPU each: those of one GPU alone."""
+"""Pseudo-labels over ranks with one GPU each are those of a single GPU."""
 
 from __future__ import annotations
 

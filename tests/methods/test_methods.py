@@ -17,6 +17,7 @@ from fastreid_al.errors import SettingError, TrainingError
 from fastreid_al.methods import UCAL, Supervised
 from fastreid_al.methods.ucal import singleton_classes
 from tests.support.features import clustered_features
+from tests.support.graphs import scikit_learn_labels
 
 N = 200
 FEATURES = torch.from_numpy(clustered_features(N, 15, spread=1.2)).float()
@@ -175,13 +176,23 @@ def test_a_cluster_memory_cannot_be_clustered() -> None:
 
 
 def test_dbscan_of_another_library_gives_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, found = ucal(), ucal(dbscan="sklearn")
+    expected = ucal()
     expected.label_images(0, lambda: FEATURES)
     # The package's function of this name hides its module.
     module = sys.modules["fastreid_al.clustering.dbscan"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # scikit-learn stands in for cuML, which needs a GPU.
     monkeypatch.setattr(
-        module, "_by_union_find", lambda *_: pytest.fail("scikit-learn was asked for")
+        module,
+        "_by_cuml",
+        lambda graph, eps, min_samples: torch.from_numpy(
+            scikit_learn_labels(graph, eps.tolist(), min_samples)
+        ),
     )
+    for own in ("_by_extension", "_by_pointer_jumping"):
+        monkeypatch.setattr(module, own, lambda *_: pytest.fail("cuml was chosen"))
+    found = ucal(dbscan="cuml")
     found.label_images(0, lambda: FEATURES)
     assert torch.equal(found.labels, expected.labels)
 
@@ -190,11 +201,8 @@ def test_dbscan_that_cannot_run_is_refused_before_the_first_epoch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for backend in ("cuml", "sklearn"):
-        with pytest.raises(
-            ValueError, match=f"--cluster.dbscan: '{backend}' is not installed; pip install"
-        ):
-            ucal(dbscan=backend)
+    with pytest.raises(ValueError, match="cluster.dbscan.*: 'cuml' is not installed; pip install"):
+        ucal(dbscan="cuml")
 
 
 def test_approximate_neighbours_are_clustered_and_their_recall_is_said() -> None:
@@ -214,7 +222,7 @@ def test_an_approximate_search_that_is_not_installed_is_said_in_one_line(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         TrainingError,
-        match=r"epoch 1: --cluster.neighbours ivf: .*pip install 'fastreid_al\[ivf\]'",
+        match=r"epoch 1: `cluster.neighbours` ivf: .*pip install 'fastreid_al\[ivf\]'",
     ):
         ucal(neighbours="ivf").label_images(0, lambda: FEATURES)
 

@@ -1,7 +1,8 @@
-"""Slow, plain float64 references, written from the algorithm notes alone, that the tests compare the library with.
+"""Slow float64 references, written only from the algorithm notes, to compare the library with.
 
-Nothing here is imported from the library, and nothing is optimised: every function follows its section of the notes
-step by step.
+They import nothing from the library and are not optimised: every function follows its section of
+    the
+notes step by step.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ def _similarities(features: np.ndarray) -> np.ndarray:
 
 
 def reference_neighbours(features: np.ndarray, k: int) -> np.ndarray:
-    """Return the k nearest of each image, step 1 of section 3 of the algorithm notes; shape (n, min(k, n)).
+    """Return the k nearest of each image (section 3 of the notes, step 1); shape (n, min(k, n)).
 
-    The image itself is always at place 0; the others follow by descending dot product, ties to the lowest index.
-    Similarities are rounded to 12 decimals first, so that ties that are exact in real arithmetic stay ties.
+    The image itself is always first; the others follow by descending dot product, ties to the
+    lowest index. Similarities are rounded to 12 decimals first, so that ties that are exact in real
+    arithmetic stay ties.
     """
     rounded = np.round(_similarities(features), 12)
     n = len(rounded)
@@ -33,16 +35,16 @@ def reference_neighbours(features: np.ndarray, k: int) -> np.ndarray:
 
 
 def _reciprocal_sets(neighbours: np.ndarray, k: int) -> list[set[int]]:
-    """R(i, k) of section 3 of the algorithm notes: the j in the first k of i with i in the first k of j."""
+    """R(i, k) of section 3 of the notes: the j in the first k of i with i in the first k of j."""
     lists = [{int(j) for j in row[:k]} for row in neighbours]
     return [{j for j in lists[i] if i in lists[j]} for i in range(len(lists))]
 
 
 def reference_jaccard(features: np.ndarray, k1: int = 30, k2: int = 6) -> np.ndarray:
-    """Return the dense k-reciprocal Jaccard distance of section 3 of the algorithm notes; shape (n, n).
+    """Return the dense k-reciprocal Jaccard distance of section 3 of the notes; shape (n, n).
 
-    The half list has round(k1 / 2) + 1 columns (half to even) for the k1 that was asked for; every list, the one of
-    length k2 too, is then cut at n.
+    The half list has round(k1 / 2) + 1 columns (half to even) for the k1 that was asked for; every
+    list, the one of length k2 too, is then cut at n.
     """
     similarity = _similarities(features)
     n = len(similarity)
@@ -74,8 +76,8 @@ def reference_jaccard(features: np.ndarray, k1: int = 30, k2: int = 6) -> np.nda
 def reference_dbscan(distance: np.ndarray, eps: float, min_samples: int = 4) -> np.ndarray:
     """Return DBSCAN labels as section 4 of the algorithm notes numbers them; noise is -1.
 
-    A neighbour is at distance <= eps, and a point counts itself. Clusters are numbered by their lowest core index; a
-    border point goes to the lowest-numbered cluster among its core neighbours.
+    A neighbour is at distance <= eps, and a point counts itself. Clusters are numbered by their
+    lowest core index; a border point goes to the lowest-numbered cluster among its core neighbours.
     """
     distance = np.asarray(distance, dtype=np.float64)
     n = len(distance)
@@ -103,7 +105,7 @@ def reference_dbscan(distance: np.ndarray, eps: float, min_samples: int = 4) -> 
 
 
 def _cluster_sets(labels: np.ndarray) -> list[frozenset[int]]:
-    """The cluster of each image as a set of images; noise (-1) is the set of the image alone."""
+    """The cluster of each image as a set of images; a noise image (-1) is a set of its own."""
     members: dict[int, set[int]] = {}
     for i, label in enumerate(labels):
         members.setdefault(int(label), set()).add(i)
@@ -122,15 +124,17 @@ def reference_self_paced(
     min_samples: int = 4,
     threshold: float | None = None,
 ) -> tuple[np.ndarray, float | None]:
-    """Return the labels that pass the reliability test of section 4 of the algorithm notes, and the threshold used.
+    """Return the labels that pass the reliability test (section 4 of the notes), and the threshold.
 
-    Without a threshold it is fixed here: the independence of the clusters with more than one member is sorted
-    ascending and the element at position round(0.9 * count) is taken (half to even), clipped to the last valid index.
-    If there is no such cluster it stays None. A given threshold is used and returned as it is.
+    Without a threshold it is fixed here: the independence of the clusters with more than one member
+        is sorted
+    ascending and the element at position round(0.9 * count) is taken (half to even), clipped to the
+    last valid index. If there is no such cluster it stays None. A given threshold is used and
+    returned as it is.
 
-    An image is kept iff its cluster's independence is at most the threshold and its own R_comp is at most its
-    cluster's. Clusters with at least two kept images are renumbered 0, 1, ... in order of their lowest kept image; all
-    other images are -1.
+    An image is kept iff its cluster's independence is at most the threshold and its own R_comp is
+    at most its cluster's. Clusters with at least two kept images are renumbered 0, 1, ... in order
+    of their lowest kept image; all other images are -1.
     """
     usual_labels = reference_dbscan(distance, eps, min_samples)
     usual = _cluster_sets(usual_labels)
@@ -172,10 +176,11 @@ def reference_ranking(
 ) -> dict[str, Any]:
     """Return mAP, mINP, cmc and skipped by the protocol of section 1 of the algorithm notes.
 
-    Junk (id -1) and gallery images of the query's identity and camera are dropped; an unknown camera (-1) equals no
-    camera. Equal similarities rank the lowest gallery index first. AP is the mean of the precision at each hit, the
-    INP of a query its number of hits over the 1-based rank of the last one. A query without a match left, or with id
-    -1, is skipped and counted. If every query is skipped, mAP, mINP and the curve are 0.
+    Junk (id -1) and gallery images of the query's identity and camera are dropped; an unknown
+    camera (-1) equals no camera. Equal similarities rank the lowest gallery index first. AP is the
+    mean of the precision at each hit, the INP of a query its number of hits over the 1-based rank
+    of the last one. A query without a match left, or with id -1, is skipped and counted. If every
+    query is skipped, mAP, mINP and the curve are 0.
     """
     gallery = len(gallery_ids)
     average_precisions: list[float] = []
@@ -213,15 +218,16 @@ def hand_ranking_case() -> tuple[
 ]:
     """Return a small case of the protocol of section 1 of the algorithm notes, worked out by hand.
 
-    The order is similarity, query ids, query cameras, gallery ids, gallery cameras, expected measures.
+    The order is similarity, query ids, query cameras, gallery ids, gallery cameras, expected
+    measures.
     """
-    # Query 0 (id 1, camera 0): gallery 0 goes (same identity and camera), 3 goes (junk). Order 1 2 5 4 7 6, hits at
-    #   ranks 1 and 4: AP = (1/1 + 2/4) / 2 = 3/4, INP = 2/4.
-    # Query 1 (id 2, camera unknown): only 3 goes, for unknown equals no camera, not even the unknown one of gallery 5.
-    #   1 and 5 tie at 0.6, so 1 comes first. Order 1 5 7 6 4 0 2, hits at ranks 2 and 7:
-    #   AP = (1/2 + 2/7) / 2 = 11/28, INP = 2/7.
-    # Query 2 (id 3, camera 2): its only match, gallery 6, has the same camera: skipped.
-    # mAP = (21/28 + 11/28) / 2 = 4/7; mINP = (7/14 + 4/14) / 2 = 11/28; first hits at ranks 1 and 2.
+    # Query 0 (id 1, camera 0): gallery 0 goes (same identity and camera), 3 goes (junk). Order 1 2
+    # 5 4 7 6, hits at   ranks 1 and 4: AP = (1/1 + 2/4) / 2 = 3/4, INP = 2/4. Query 1 (id 2, camera
+    # unknown): only 3 goes, for unknown equals no camera, not even the unknown one of gallery 5.
+    # 1 and 5 tie at 0.6, so 1 comes first. Order 1 5 7 6 4 0 2, hits at ranks 2 and 7:   AP = (1/2
+    # + 2/7) / 2 = 11/28, INP = 2/7. Query 2 (id 3, camera 2): its only match, gallery 6, has the
+    # same camera: skipped. mAP = (21/28 + 11/28) / 2 = 4/7; mINP = (7/14 + 4/14) / 2 = 11/28; first
+    # hits at ranks 1 and 2.
     similarity = np.array(
         [
             [0.95, 0.85, 0.80, 0.90, 0.30, 0.50, 0.10, 0.20],
@@ -243,10 +249,10 @@ def hand_ranking_case() -> tuple[
 
 
 def reference_pairs(labels: np.ndarray, identities: np.ndarray) -> tuple[float, float, float]:
-    """Return pair precision, recall and F1, the measure that section 5 of the algorithm notes reports, by brute force.
+    """Return pair precision, recall and F1 by brute force (section 5 of the notes).
 
-    An image labelled -1 is alone and forms no predicted pair; identities are compared as they are. Without predicted
-    pairs precision is 1, without true pairs recall is 1; F1 is 0 when both are 0.
+    An image labelled -1 is unclustered and forms no predicted pair; identities are compared as they are.
+    Without predicted pairs precision is 1, without true pairs recall is 1; F1 is 0 when both are 0.
     """
     predicted = true = both = 0
     for i in range(len(labels)):
@@ -271,8 +277,8 @@ def reference_instance_loss(
 ) -> float:
     """Return the mean cross-entropy over the instance memory of section 4 of the algorithm notes.
 
-    The logit of a class is the mean of f.v over its members, divided by the temperature; the softmax is over the
-    classes that have members, and images with class -1 belong to none.
+    The logit of a class is the mean of f.v over its members, divided by the temperature; the
+    softmax is over the classes that have members, and images with class -1 belong to none.
     """
     features = np.asarray(features, dtype=np.float64)
     bank = np.asarray(bank, dtype=np.float64)
@@ -293,10 +299,10 @@ def reference_instance_loss(
 def reference_update(
     bank: np.ndarray, features: np.ndarray, rows: np.ndarray, momentum: float
 ) -> np.ndarray:
-    """Return the memory after the momentum update of section 4 of the algorithm notes; the input is left as it is.
+    """Return the memory after the momentum update (section 4 of the notes), as a new array.
 
-    In batch order, v <- m v + (1 - m) f, brought to unit length before the next one, so a repeated row is updated
-    repeatedly. A vector that comes out as zero stays zero.
+    In batch order, v <- m v + (1 - m) f, brought to unit length before the next one, so a repeated
+    row is updated repeatedly. A vector that comes out as zero stays zero.
     """
     updated = np.array(bank, dtype=np.float64)
     for f, row in zip(np.asarray(features, dtype=np.float64), rows, strict=True):
@@ -316,11 +322,12 @@ def reference_grouped_batchnorm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return output, running mean and running variance of the grouped BatchNorm of section 2 of the algorithm notes.
+    """Return output, running mean and variance of the grouped BatchNorm (section 2 of the notes).
 
-    Consecutive chunks of `group` images (axis 0) are normalised by their own mean and biased variance, each channel
-    (axis 1, the other axes pooled). The last chunk absorbs a remainder smaller than `group`, and a batch smaller than
-    `group` is one chunk. Running statistics follow chunk after chunk, with the unbiased variance.
+    Consecutive chunks of `group` images (axis 0) are normalised by their own mean and biased
+    variance, each channel (axis 1, the other axes pooled). The last chunk absorbs a remainder
+    smaller than `group`, and a batch smaller than `group` is one chunk. Running statistics follow
+    chunk after chunk, with the unbiased variance.
     """
     x = np.asarray(x, dtype=np.float64)
     mean_now = np.array(running_mean, dtype=np.float64)

@@ -16,7 +16,8 @@ from .dbscan import dbscan
 from .jaccard import Graph
 
 #: Rows and columns of a tile of similarities: 32 MiB in float32.
-_ROWS, _COLUMNS = 2048, 4096
+_ROWS = 2048
+_COLUMNS = 4096
 #: How far the norm of a row may be from 1.
 _UNIT = 1e-4
 #: Default limit of the edges of a graph; each pair counts twice.

@@ -234,7 +234,8 @@ def _indptr(graph: Graph) -> Tensor:
 
 
 def _by_cuml(graph: Graph, eps: Tensor, min_samples: int) -> Tensor:
-    n, distances = graph.n, graph.distances
+    n = graph.n
+    distances = graph.distances
     device = distances.device if distances.is_cuda else torch.device("cuda")
     rows = torch.repeat_interleave(torch.arange(n, device=distances.device), graph.indptr.diff())
     # 2 is farther than every valid radius.

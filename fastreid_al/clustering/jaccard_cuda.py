@@ -76,32 +76,11 @@ def overlapping_pairs(
     matrices = []
     for matrix in (weights, columns):
         matrices += [matrix.indptr, matrix.columns.to(torch.int32), _low_words(matrix.weights)]
-    spilled = torch.empty(n, dtype=torch.int32, device=device)
     capacity = _PAIRS_PER_ROW * n
     while True:
-        counts = torch.zeros(2, dtype=torch.int64, device=device)  # pairs found, rows spilled
         keys = torch.empty(capacity, dtype=torch.int64, device=device)
         overlaps = torch.empty(capacity, dtype=torch.int32, device=device)
-        arguments = extension.OverlapArguments(
-            *map(native.address, matrices),
-            n,
-            least,
-            native.address(keys),
-            native.address(overlaps),
-            capacity,
-            counts[:1].data_ptr(),
-        )
-        extension.overlaps_cuda(
-            arguments, _SLOTS, native.address(spilled), counts[1:].data_ptr(), stream
-        )
-        spills = int(counts[1])
-        if spills:
-            pools = min(spills, max(1, _POOL // n))
-            sums = torch.zeros(pools * n, dtype=torch.int32, device=device)
-            extension.spilled_overlaps_cuda(
-                arguments, native.address(spilled), spills, native.address(sums), pools, stream
-            )
-        found = int(counts[0])
+        found = _launch(extension, matrices, least, keys, overlaps, stream)
         if found <= capacity:
             break
         # The kernels count every pair but write only as many as fit: repeat with enough room.
@@ -110,6 +89,41 @@ def overlapping_pairs(
     # The kernels' sums are unsigned 32-bit integers.
     overlap = overlaps[:found][order].long() & 0xFFFFFFFF
     return keys // n, keys % n, overlap
+
+
+def _launch(
+    extension: ModuleType,
+    matrices: list[Tensor],
+    least: int,
+    keys: Tensor,
+    overlaps: Tensor,
+    stream: int,
+) -> int:
+    """Write the keys and overlaps that fit, in any order; returns the number of all pairs."""
+    n = len(matrices[0]) - 1
+    device = keys.device
+    spilled = torch.empty(n, dtype=torch.int32, device=device)
+    counts = torch.zeros(2, dtype=torch.int64, device=device)  # pairs found, rows spilled
+    arguments = extension.OverlapArguments(
+        *map(native.address, matrices),
+        n,
+        least,
+        native.address(keys),
+        native.address(overlaps),
+        len(keys),
+        counts[:1].data_ptr(),
+    )
+    extension.overlaps_cuda(
+        arguments, _SLOTS, native.address(spilled), counts[1:].data_ptr(), stream
+    )
+    spills = int(counts[1])
+    if spills:
+        pools = min(spills, max(1, _POOL // n))
+        sums = torch.zeros(pools * n, dtype=torch.int32, device=device)
+        extension.spilled_overlaps_cuda(
+            arguments, native.address(spilled), spills, native.address(sums), pools, stream
+        )
+    return int(counts[0])
 
 
 def _low_words(x: Tensor) -> Tensor:

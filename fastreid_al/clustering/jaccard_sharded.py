@@ -93,7 +93,9 @@ def _reciprocal_sets(context: _Context, lists: Tensor, half: int) -> tuple[_Sets
     Every row i sends to the owner of each of its neighbours j that i lists j. The owner of j then
     knows which neighbours of j list j.
     """
-    n, world, own = context.n, context.world, context.own
+    n = context.n
+    world = context.world
+    own = context.own
     k1 = lists.shape[1]
     device = lists.device
     in_full = torch.zeros(lists.shape, dtype=torch.bool, device=device)  # (own rows, k1)
@@ -161,7 +163,8 @@ def _columns_of_all(context: _Context, weights: SparseWeights, order: Tensor) ->
         weights: This rank's rows, in the order of `order`.
         order: (own rows,) int64, the rank's rows, numbered from 0.
     """
-    world, own = context.world, context.own
+    world = context.world
+    own = context.own
     ids = (order + own.start).to(context.steps.index)
     rows = ids.repeat_interleave(weights.indptr.diff())  # (entries,) the row of each entry
     # Sorting takes about fifty bytes an entry, so entries are exchanged in turns: in each turn a
@@ -205,7 +208,9 @@ def _near_edges(
         order: (own rows,) int64, the rank's rows, numbered from 0.
         max_distance: Greatest distance to keep.
     """
-    n, world, steps = context.n, context.world, context.steps
+    n = context.n
+    world = context.world
+    steps = context.steps
     device = order.device
     lengths = world.all_gather_rows(columns.indptr.diff())  # (n,) entries of each column
     position = torch.empty(n, dtype=torch.int64, device=device)

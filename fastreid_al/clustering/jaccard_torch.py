@@ -14,7 +14,8 @@ from torch import Tensor
 from .csr import both_directions, indptr_of, ranges
 
 #: Elements of an array that exists at a time: 64 MiB of int64 on a CPU, 1 GiB on a GPU.
-_BLOCK, _BLOCK_GPU = 2**23, 2**27
+_BLOCK = 2**23
+_BLOCK_GPU = 2**27
 #: Fractional bits of fixed-point weights, by the dtype of the features.
 BITS = {torch.float32: 31, torch.float64: 52}
 
@@ -106,7 +107,9 @@ def _reciprocal_weights(features: Tensor, neighbours: Tensor, half: int) -> Spar
     n, k1 = neighbours.shape
     # Row n is padding: the set of an index that is not a member.
     halves = torch.nn.functional.pad(_short_lists(neighbours, half), (0, 0, 0, 1), value=n)
-    counts, columns, weights = [], [], []
+    counts = []
+    columns = []
+    weights = []
     for start, stop in _blocks(n, k1 * (k1 + 4 * half), neighbours.device):
         own = torch.arange(start, stop, device=neighbours.device)
         lists = neighbours[start:stop]  # (B, k1)
@@ -205,7 +208,9 @@ def averaged(weights: SparseWeights, lists: Tensor, n: int) -> SparseWeights:
     """
     rows, k2 = lists.shape
     lengths = weights.indptr.diff()
-    counts, columns, means = [lengths[:0]], [weights.columns[:0]], [weights.weights[:0]]
+    counts = [lengths[:0]]
+    columns = [weights.columns[:0]]
+    means = [weights.weights[:0]]
     mean_length = -(-len(weights.columns) // max(1, len(lengths)))
     for start, stop in _blocks(rows, 4 * k2 * mean_length, lists.device):
         named = lists[start:stop].flatten()  # (B * k2,)

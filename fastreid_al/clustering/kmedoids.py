@@ -132,13 +132,7 @@ def kmedoids_many(
     device = _grouping_device(features, indptr.diff(), k_max)
     members = members.to(device)
     table = _Table.of_clusters(indptr.to(device), k_max.to(device), k_min)
-    results = _Results.empty(
-        clusters=len(k_max),
-        medoids=int(k_max.sum()),
-        members=len(members),
-        scores=int((k_max - k_min + 1).sum()),
-        device=device,
-    )
+    results = _Results.of_table(table, k_min)
     similarity = torch.empty(len(members), dtype=torch.float64, device=device)
     for clusters in _batches(table.size.cpu()):
         batch = table.select(clusters.to(device))
@@ -154,11 +148,14 @@ def kmedoids_many(
         _group(similarities, batch, k_min, results)
         nearest = results.medoids[entries.medoid_offset + results.labels[entries.position]]
         similarity[entries.position] = similarities[entries.similarity_to(nearest)]
-    # Medoids have been positions inside their cluster; they become rows of the features.
-    cluster_start = table.label_offset.repeat_interleave(results.k)
-    medoids = members[cluster_start + results.medoids[ranges(table.medoid_offset, results.k)]]
-    found = (results.k, medoids, results.labels, similarity, results.scores, results.totals)
-    return Groupings(*(x.cpu() for x in found))
+    return Groupings(
+        k=results.k.cpu(),
+        medoids=_medoid_rows(table, results, members).cpu(),
+        labels=results.labels.cpu(),
+        similarity=similarity.cpu(),
+        scores=results.scores.cpu(),
+        totals=results.totals.cpu(),
+    )
 
 
 def dot_products(features: Tensor, indptr: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,6 +273,16 @@ class _Results(NamedTuple):
     scores: Tensor
 
     @classmethod
+    def of_table(cls, table: _Table, k_min: int) -> _Results:
+        return cls.empty(
+            clusters=len(table.size),
+            medoids=int(table.k_max.sum()),
+            members=int(table.size.sum()),
+            scores=int((table.k_max - k_min + 1).sum()),
+            device=table.size.device,
+        )
+
+    @classmethod
     def empty(
         cls,
         *,
@@ -295,6 +302,13 @@ class _Results(NamedTuple):
 
     def addresses(self) -> list[int]:
         return [native.address(x) for x in self]
+
+
+def _medoid_rows(table: _Table, results: _Results, members: Tensor) -> Tensor:
+    """Rows of the features of the medoids in use, one cluster after the other."""
+    cluster_start = table.label_offset.repeat_interleave(results.k)
+    inside = results.medoids[ranges(table.medoid_offset, results.k)]
+    return members[cluster_start + inside]
 
 
 def _check_similarity(s: Tensor) -> None:
@@ -332,7 +346,8 @@ def _checked(
             raise ValueError(
                 f"{name}: got {tuple(x.shape)} {x.dtype}, expected one dimension of int64"
             )
-    indptr, members = indptr.cpu().contiguous(), members.cpu().contiguous()
+    indptr = indptr.cpu().contiguous()
+    members = members.cpu().contiguous()
     if len(indptr) == 0 or int(indptr[0]) != 0 or int(indptr[-1]) != len(members):
         raise ValueError(
             f"indptr: got {indptr[[0, -1]].tolist() if len(indptr) else []}, "

@@ -198,7 +198,7 @@ def _merge_tiles(
         features: (n, D), this rank's rows.
         operand: Their operand.
         shard: (m, D), rows of a rank.
-        shard_operand: Their operand; the same object as `operand` if the shard is this rank's.
+        shard_operand: Their operand; `operand` itself if the shard is this rank's.
         offset: Number of the shard's first row over all ranks.
         same: Whether the shard is this rank's.
         low: Whether products are in bfloat16.
@@ -280,7 +280,8 @@ def _collect_candidates(
         block = rows[row : row + tile_rows]  # (B, D)
         for column in range(row if symmetric else 0, len(others), _TILE // tile_rows):
             other_block = others[column : column + _TILE // tile_rows]  # (C, D)
-            b, c = len(block), len(other_block)
+            b = len(block)
+            c = len(other_block)
             tile = torch.mm(block, other_block.T, out=buffer[: b * c].view(b, c))  # (B, C)
             extension.add_tile(handle, native.address(tile), low, row, b, column, c, threads)
     return _Candidates(extension, handle, counts, arrays)

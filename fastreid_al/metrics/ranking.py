@@ -13,11 +13,13 @@ from ..clustering.csr import ranges
 from ..distributed.world import SINGLE_PROCESS, World
 
 #: Similarities that exist at a time, in elements: 32 MiB of float32 on a CPU, 512 MiB on a GPU.
-_BLOCK, _BLOCK_GPU = 2**23, 2**27
+_BLOCK = 2**23
+_BLOCK_GPU = 2**27
 #: Gallery rows of one product.
 _TILE = 2**13
 #: Similarities that are counted at a time; on a CPU they fit in its cache.
-_COUNTED, _COUNTED_GPU = 2**17, 2**23
+_COUNTED = 2**17
+_COUNTED_GPU = 2**23
 #: Up to this many matches per query, each is compared with every similarity. More are found by
 #: binary search, whose cost grows with the logarithm of their number.
 _FEW = 128

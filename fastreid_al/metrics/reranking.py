@@ -14,7 +14,8 @@ from ..distributed.world import SINGLE_PROCESS, World
 from .ranking import Matches, Ranking, Side, block_rows, checked, score_blocks, similarities
 
 #: Overlaps that exist at a time, in elements of 8 bytes: 32 MiB on a CPU, 128 MiB on a GPU.
-_BLOCK, _BLOCK_GPU = 2**22, 2**24
+_BLOCK = 2**22
+_BLOCK_GPU = 2**24
 #: How far the norm of a row may be from 1: half floats and quantised features are a little off.
 _UNIT_TOLERANCE = 1e-2
 
@@ -77,10 +78,7 @@ def rerank_gallery(
         ValueError: As `rank_gallery`; the features are not both float32 or both float64 or are far
             from unit norm, k1 or k2 is below 1, k1 is above 1,024, or `original` is outside [0, 1].
     """
-    if k1 < 1 or k2 < 1:
-        raise ValueError(f"k1 and k2: got {k1} and {k2}, expected at least 1")
-    if not 0 <= original <= 1:
-        raise ValueError(f"original: got {original}, expected a number in [0, 1]")
+    _check_numbers(k1, k2, original)
     query = Side(query_features, query_ids, query_cameras)
     gallery = Side(gallery_features, gallery_ids, gallery_cameras)
     matches = Matches(query, gallery)
@@ -99,6 +97,13 @@ def rerank_gallery(
         del features, neighbours
         blocks = _final_distances(blocks, weights, matches.queries, original)
     return score_blocks(blocks, matches, rows, query_features.device, length, SINGLE_PROCESS)
+
+
+def _check_numbers(k1: int, k2: int, original: float) -> None:
+    if k1 < 1 or k2 < 1:
+        raise ValueError(f"k1 and k2: got {k1} and {k2}, expected at least 1")
+    if not 0 <= original <= 1:
+        raise ValueError(f"original: got {original}, expected a number in [0, 1]")
 
 
 def _check_features(features: Tensor, query_dtype: torch.dtype, gallery_dtype: torch.dtype) -> None:

@@ -1,16 +1,19 @@
-// Runs CUDA kernels on the CPU, in tests: csrc/device.h includes this in place of the CUDA runtime (FASTREID_AL_EMULATED).
+// Runs CUDA kernels on the CPU in tests: csrc/device.h includes this instead of the CUDA runtime if
+// FASTREID_AL_EMULATED is defined.
 //
-// A thread of a block is a fibre with a stack of its own, and blocks run one after another, in an order that a seed draws.
-// A fibre runs until it waits (__syncthreads, __syncwarp, a shuffle, a vote), and gives way to another before an atomic now
-// and then. So results are repeatable, every seed tries another interleaving, and waiting that never ends is an error that
-// says who waits where.
+// A thread of a block is a fibre with its own stack. Blocks run one after another, in a random
+// order. A fibre runs until it waits (__syncthreads, __syncwarp, a shuffle, a vote), and sometimes
+// yields to another fibre before an atomic. The seed determines the interleaving, so results are
+// repeatable and every seed tests another one. A deadlock is an error that names who waits where.
 //
-// ThreadSanitizer takes fibres for threads that only CUDA's promises order: __syncthreads, __syncwarp, a launch's beginning
-// and end; not shuffles, votes and atomics. Blocks are ordered here, since they share the arrays that stand for __shared__
-// memory: a race between blocks shows as a result that hangs on the seed, not as a report.
+// ThreadSanitizer sees fibres as threads that are ordered only by what CUDA guarantees:
+// __syncthreads, __syncwarp, the beginning and end of a launch; not shuffles, votes and atomics.
+// Blocks are ordered too, because they share the arrays that emulate __shared__ memory: a race
+// between blocks shows as a result that depends on the seed, not as a report.
 //
-// Environment, read at each launch: FASTREID_AL_EMULATED_SEED (1), FASTREID_AL_EMULATED_SHARED_BYTES (101376, of sm_86 and
-// sm_120, the least of those that the extension is built for).
+// Environment, read at each launch: FASTREID_AL_EMULATED_SEED (1) and
+// FASTREID_AL_EMULATED_SHARED_BYTES (101376, that of sm_86 and sm_120, the least of the
+// architectures that the extension is built for).
 #pragma once
 
 #include <sys/mman.h>
@@ -51,7 +54,7 @@
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
-// The machinery below is shared by all fibres on purpose, and is no part of what ThreadSanitizer watches.
+// For the machinery below, which all fibres share on purpose: ThreadSanitizer does not check it.
 #define FASTREID_AL_UNSEEN __attribute__((noinline, no_sanitize("thread"))) inline
 
 struct dim3 {
@@ -70,7 +73,8 @@ namespace emulated {
 
 constexpr int most_threads = 1024;
 constexpr size_t stack_bytes = 256 * 1024;
-// Behind the dynamic shared memory, to see what is written there; AddressSanitizer sees it by itself.
+// Bytes behind the dynamic shared memory that detect writes past its end; AddressSanitizer needs
+// none.
 #ifdef __SANITIZE_ADDRESS__
 constexpr size_t guard_bytes = 0;
 #else
@@ -78,10 +82,11 @@ constexpr size_t guard_bytes = 1024;
 #endif
 
 #ifdef __x86_64__
-// Where a stack was left: what a function must keep lies there.
+// The stack pointer of a suspended fibre; its callee-saved registers lie on its stack.
 using Context = void*;
 
-__attribute__((naked, noinline, no_sanitize("thread"))) inline void switch_stacks(Context*, Context*) {
+__attribute__((naked, noinline, no_sanitize("thread"))) inline void switch_stacks(Context*,
+                                                                                  Context*) {
     asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
         "movq %rsp, (%rdi)\n movq (%rsi), %rsp\n"
         "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n"
@@ -94,7 +99,7 @@ inline void begin_stack(Context* context, void* stack, void (*function)()) {
     *context = top - 8;
 }
 #else
-// Slower: it asks the system for the signals that are blocked, each time.
+// Slower: every switch is a system call for the signal mask.
 using Context = ucontext_t;
 
 inline void switch_stacks(Context* from, Context* to) { swapcontext(from, to); }
@@ -122,8 +127,9 @@ struct Thread {
 };
 
 struct Warp {
-    unsigned lanes;  // that have not returned
-    // Where lanes meet in __syncwarp, by the mask's lowest lane; two in turn, or who comes again would seem to come twice.
+    unsigned lanes;  // bit mask of those that have not returned
+    // Barriers of __syncwarp, by the lowest lane of the mask. There are two of each, used in turn,
+    // so that a lane that reaches the next barrier is not counted twice in this one.
     unsigned meetings[32];
     char meeting[32][2][8];
 };
@@ -150,7 +156,7 @@ struct Machine {
     Warp warps[most_threads / 32];
     Thread threads[most_threads];
 
-    // Names of meetings for ThreadSanitizer.
+    // Addresses that identify barriers to ThreadSanitizer.
     char begun[8], barrier[2][8], ended[8];
 };
 
@@ -168,7 +174,7 @@ FASTREID_AL_UNSEEN void acquire([[maybe_unused]] void* meeting) {
 #endif
 }
 
-// A number below `count`.
+// A random number below `count`.
 FASTREID_AL_UNSEEN int64_t draw(int64_t count) {
     uint64_t& x = machine.random;
     x ^= x << 13;
@@ -182,7 +188,7 @@ FASTREID_AL_UNSEEN void make_ready(int thread) {
     machine.ready[machine.ready_count++] = thread;
 }
 
-// From a fibre to the host, until the host chooses this fibre again.
+// Switch from a fibre to the host, until the host resumes this fibre.
 FASTREID_AL_UNSEEN void suspend() {
     Thread& self = machine.threads[machine.current];
 #ifdef __SANITIZE_ADDRESS__
@@ -193,11 +199,12 @@ FASTREID_AL_UNSEEN void suspend() {
 #endif
     switch_stacks(&self.context, &machine.host);
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(self.fake_stack, &machine.host_stack, &machine.host_stack_bytes);
+    __sanitizer_finish_switch_fiber(self.fake_stack, &machine.host_stack,
+                                    &machine.host_stack_bytes);
 #endif
 }
 
-// From the host to a fibre, until that waits.
+// Switch from the host to a fibre, until the fibre waits.
 FASTREID_AL_UNSEEN void resume(int thread) {
     Thread& next = machine.threads[thread];
     machine.current = thread;
@@ -227,7 +234,7 @@ FASTREID_AL_UNSEEN void open_barrier_if_full() {
         if (machine.threads[t].wait == Wait::block) make_ready(t);
 }
 
-// Let the lanes of a warp that wait with this mask go on, once all of them are there that have not returned.
+// Resume the lanes of a warp that wait with this mask, if all that have not returned are waiting.
 FASTREID_AL_UNSEEN void join_lanes(int warp, unsigned mask) {
     Warp& w = machine.warps[warp];
     Thread* lanes = machine.threads + 32 * warp;
@@ -236,7 +243,8 @@ FASTREID_AL_UNSEEN void join_lanes(int warp, unsigned mask) {
     unsigned votes = 0;
     for (int l = 0; l < 32; ++l) {
         if (!(wanted >> l & 1)) continue;
-        if (lanes[l].wait != Wait::warp && lanes[l].wait != Wait::shuffle && lanes[l].wait != Wait::vote) return;
+        const Wait wait = lanes[l].wait;
+        if (wait != Wait::warp && wait != Wait::shuffle && wait != Wait::vote) return;
         if (lanes[l].mask != mask) return;
         if (kind == Wait::nothing) kind = lanes[l].wait;
         if (lanes[l].wait != kind) {
@@ -249,8 +257,10 @@ FASTREID_AL_UNSEEN void join_lanes(int warp, unsigned mask) {
     for (int l = 0; l < 32; ++l) {
         if (!(wanted >> l & 1)) continue;
         const int from = lanes[l].source;
-        // What a lane that takes no part holds is undefined.
-        answers[l] = kind == Wait::vote ? votes : wanted >> from & 1 ? lanes[from].value : 0xA5A5A5A5A5A5A5A5u;
+        // The value of a lane that does not take part is undefined.
+        answers[l] = kind == Wait::vote     ? votes
+                     : wanted >> from & 1 ? lanes[from].value
+                                          : 0xA5A5A5A5A5A5A5A5u;
     }
     ++w.meetings[__builtin_ctz(mask)];
     for (int l = 0; l < 32; ++l) {
@@ -288,7 +298,7 @@ FASTREID_AL_UNSEEN void wait_for_block() {
     acquire(meeting);
 }
 
-// Before an atomic: let others in between, now and then.
+// Before an atomic: sometimes yield to other fibres.
 FASTREID_AL_UNSEEN void give_way() {
     if (draw(8)) return;
     make_ready(machine.current);
@@ -303,11 +313,12 @@ FASTREID_AL_UNSEEN void leave() {
     open_barrier_if_full();
     for (int t = thread / 32 * 32; t < machine.size && t < thread / 32 * 32 + 32; ++t) {
         const Wait wait = machine.threads[t].wait;
-        if (wait == Wait::warp || wait == Wait::shuffle || wait == Wait::vote) join_lanes(thread / 32, machine.threads[t].mask);
+        if (wait == Wait::warp || wait == Wait::shuffle || wait == Wait::vote)
+            join_lanes(thread / 32, machine.threads[t].mask);
     }
 }
 
-// The life of a fibre: its thread of every block.
+// The main function of a fibre: it runs its thread of every block.
 FASTREID_AL_UNSEEN void live() {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(nullptr, &machine.host_stack, &machine.host_stack_bytes);
@@ -324,9 +335,10 @@ FASTREID_AL_UNSEEN void live() {
 FASTREID_AL_UNSEEN void create(int threads) {
     for (; machine.created < threads; ++machine.created) {
         Thread& thread = machine.threads[machine.created];
-        thread.stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        thread.stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (thread.stack == MAP_FAILED) throw std::bad_alloc();
-        // A stack that overflows stops here.
+        // A guard page: a stack overflow faults here.
         mprotect(thread.stack, 4096, PROT_NONE);
 #ifdef __SANITIZE_THREAD__
         thread.fibre = __tsan_create_fiber(0);
@@ -335,7 +347,7 @@ FASTREID_AL_UNSEEN void create(int threads) {
     }
 }
 
-// Fibres that are stuck in the middle of a kernel are no use to the next launch.
+// Fibres that are stuck inside a kernel cannot be reused by the next launch.
 FASTREID_AL_UNSEEN void abandon() {
     for (; machine.created > 0; --machine.created) {
         Thread& thread = machine.threads[machine.created - 1];
@@ -368,12 +380,14 @@ FASTREID_AL_UNSEEN bool run_block(int64_t block) {
 }
 
 inline std::string who_waits() {
-    static const char* const names[] = {"run", "__syncthreads", "__syncwarp", "a shuffle", "a vote", "have returned"};
+    static const char* const names[] =
+        {"run", "__syncthreads", "__syncwarp", "a shuffle", "a vote", "have returned"};
     int counts[6] = {};
     for (int t = 0; t < machine.size; ++t) ++counts[static_cast<int>(machine.threads[t].wait)];
     std::string text;
     for (int k = 0; k < 6; ++k)
-        if (counts[k]) text += (text.empty() ? "" : ", ") + std::to_string(counts[k]) + ": " + names[k];
+        if (counts[k])
+            text += (text.empty() ? "" : ", ") + std::to_string(counts[k]) + ": " + names[k];
     return text;
 }
 
@@ -382,8 +396,8 @@ inline uint64_t setting(const char* name, uint64_t otherwise) {
     return text && *text ? std::strtoull(text, nullptr, 10) : otherwise;
 }
 
-FASTREID_AL_UNSEEN void run(int64_t blocks, int threads, size_t shared_bytes, void (*call)(const void*),
-                            const void* arguments) {
+FASTREID_AL_UNSEEN void run(int64_t blocks, int threads, size_t shared_bytes,
+                            void (*call)(const void*), const void* arguments) {
     std::lock_guard<std::mutex> lock(machine.one_launch);
     create(threads);
     machine.size = threads;
@@ -403,26 +417,30 @@ FASTREID_AL_UNSEEN void run(int64_t blocks, int threads, size_t shared_bytes, vo
     std::iota(order.begin(), order.end(), 0);
     for (int64_t b = blocks - 1; b > 0; --b) std::swap(order[b], order[draw(b + 1)]);
     for (const int64_t block : order) {
-        // Shared memory begins with anything but zeros.
+        // Shared memory is not zero at the start of a block.
         memset(machine.pool, 0xA5, shared_bytes + guard_bytes);
         release(machine.begun);
         const bool over = run_block(block);
         acquire(machine.ended);
         if (!over) {
-            const std::string what = machine.failure ? machine.failure : "threads wait for others that do not come";
+            const std::string what =
+                machine.failure ? machine.failure : "threads wait for others that do not come";
             const std::string waiting = who_waits();
             abandon();
-            throw std::runtime_error("block " + std::to_string(block) + ": " + what + " (" + waiting + ")");
+            throw std::runtime_error("block " + std::to_string(block) + ": " + what + " (" +
+                                     waiting + ")");
         }
         for (size_t i = shared_bytes; i < shared_bytes + guard_bytes; ++i)
             if (machine.pool[i] != 0xA5)
-                throw std::runtime_error("block " + std::to_string(block) + ": written past its dynamic shared memory");
+                throw std::runtime_error("block " + std::to_string(block) +
+                                         ": written past its dynamic shared memory");
     }
 }
 
 template <class T>
 uint64_t bits_of(T value) {
-    static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8, "warp functions move 4 or 8 bytes");
+    static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8,
+                  "warp functions move 4 or 8 bytes");
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof(T));
     return bits;
@@ -447,17 +465,19 @@ struct Same {
     using type = T;
 };
 
-// A parameter that the type of others decides.
+// A parameter whose type other parameters determine.
 template <class T>
 using As = typename Same<T>::type;
 
 template <class T, class Change>
 T change(T* target, Change&& make) {
-    static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, unsigned long long>,
+    static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned> ||
+                  std::is_same_v<T, unsigned long long>,
                   "atomics are on int, unsigned and unsigned long long");
     give_way();
     T old = __atomic_load_n(target, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n(target, &old, make(old), false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    while (!__atomic_compare_exchange_n(target, &old, make(old), false, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED)) {
     }
     return old;
 }
@@ -466,13 +486,18 @@ T change(T* target, Change&& make) {
 
 inline void check(cudaError_t, const char*) {}
 
-inline size_t most_shared_bytes() { return emulated::setting("FASTREID_AL_EMULATED_SHARED_BYTES", 101376); }
+inline size_t most_shared_bytes() {
+    return emulated::setting("FASTREID_AL_EMULATED_SHARED_BYTES", 101376);
+}
 
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, void*, Arguments... arguments) {
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, void*,
+            Arguments... arguments) {
     if (blocks <= 0) return;
-    if (blocks > std::numeric_limits<int32_t>::max() || threads < 1 || threads > emulated::most_threads)
-        throw std::runtime_error("kernel launch: " + std::to_string(blocks) + " x " + std::to_string(threads) + " threads");
+    if (blocks > std::numeric_limits<int32_t>::max() || threads < 1 ||
+        threads > emulated::most_threads)
+        throw std::runtime_error("kernel launch: " + std::to_string(blocks) + " x " +
+                                 std::to_string(threads) + " threads");
     if (shared_bytes > most_shared_bytes())
         throw std::runtime_error("shared memory: " + std::to_string(shared_bytes) + " of " +
                                  std::to_string(most_shared_bytes()));
@@ -509,7 +534,8 @@ void relaxed_store(T* address, T value) {
 inline void __syncthreads() { fastreid_al::emulated::wait_for_block(); }
 
 inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) {
-    fastreid_al::emulated::wait_for_lanes(fastreid_al::emulated::Wait::warp, mask, 0, fastreid_al::emulated::lane());
+    fastreid_al::emulated::wait_for_lanes(fastreid_al::emulated::Wait::warp, mask, 0,
+                                          fastreid_al::emulated::lane());
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
@@ -528,20 +554,25 @@ T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
     const int lane = fastreid_al::emulated::lane(), from = lane + static_cast<int>(delta);
-    return fastreid_al::emulated::shuffle(mask, value, from < (lane & -width) + width ? from : lane);
+    const int source = from < (lane & -width) + width ? from : lane;
+    return fastreid_al::emulated::shuffle(mask, value, source);
 }
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
     const int lane = fastreid_al::emulated::lane(), from = lane ^ lanes;
-    return fastreid_al::emulated::shuffle(mask, value, from < (lane & -width) + width ? from : lane);
+    const int source = from < (lane & -width) + width ? from : lane;
+    return fastreid_al::emulated::shuffle(mask, value, source);
 }
 
 template <class T>
 T atomicAdd(T* target, fastreid_al::emulated::As<T> value) {
-    // In unsigned numbers, which wrap as CUDA's do.
+    // In unsigned arithmetic, which wraps as in CUDA.
     return fastreid_al::emulated::change(
-        target, [&](T old) { return static_cast<T>(std::make_unsigned_t<T>(old) + std::make_unsigned_t<T>(value)); });
+        target, [&](T old) {
+            using Unsigned = std::make_unsigned_t<T>;
+            return static_cast<T>(Unsigned(old) + Unsigned(value));
+        });
 }
 
 template <class T>
@@ -571,7 +602,8 @@ T atomicExch(T* target, fastreid_al::emulated::As<T> value) {
 
 template <class T>
 T atomicCAS(T* target, fastreid_al::emulated::As<T> expected, fastreid_al::emulated::As<T> value) {
-    return fastreid_al::emulated::change(target, [&](T old) { return old == expected ? value : old; });
+    return fastreid_al::emulated::change(target,
+                                         [&](T old) { return old == expected ? value : old; });
 }
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
@@ -579,20 +611,24 @@ inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
-inline int __clzll(long long x) { return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64; }
+inline int __clzll(long long x) {
+    return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64;
+}
 
 template <class T>
 T __ldg(const T* address) {
     return *address;
 }
 
-template <class A, class B, class = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>>>
+template <class A, class B,
+          class = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>>>
 constexpr std::common_type_t<A, B> min(A a, B b) {
     using T = std::common_type_t<A, B>;
     return static_cast<T>(b) < static_cast<T>(a) ? static_cast<T>(b) : static_cast<T>(a);
 }
 
-template <class A, class B, class = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>>>
+template <class A, class B,
+          class = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>>>
 constexpr std::common_type_t<A, B> max(A a, B b) {
     using T = std::common_type_t<A, B>;
     return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
@@ -605,7 +641,8 @@ inline cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaSt
 
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t = nullptr) {
     memcpy(to, from, bytes);
     return cudaSuccess;
 }

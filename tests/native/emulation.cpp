@@ -1,4 +1,5 @@
-// Kernels that show that cuda_on_cpu.h behaves like CUDA: `emulation NAME` runs one and says what is wrong.
+// Kernels that test that cuda_on_cpu.h behaves like CUDA: `emulation NAME` runs one and prints
+// errors.
 
 #include <algorithm>
 #include <cstdio>
@@ -12,7 +13,8 @@ using namespace fastreid_al;
 
 namespace {
 
-// Sum of each block's stretch of x by a tree in dynamic shared memory. Without `all_there` nobody waits for the others.
+// Sum each block's part of x by a tree in dynamic shared memory. Without `all_there`, threads do
+// not wait for each other.
 template <bool all_there>
 __global__ void block_sums(const int* __restrict__ x, int n, int* sums) {
     int* partial = dynamic_shared<int>();
@@ -28,12 +30,13 @@ __global__ void block_sums(const int* __restrict__ x, int n, int* sums) {
 int sums(bool all_there) {
     std::vector<int> x(300 * 128 - 57), found(300, -1);
     std::iota(x.begin(), x.end(), 0);
-    launch(all_there ? block_sums<true> : block_sums<false>, 300, 128, 128 * sizeof(int), nullptr, x.data(), x.size(),
-           found.data());
+    launch(all_there ? block_sums<true> : block_sums<false>, 300, 128, 128 * sizeof(int), nullptr,
+           x.data(), x.size(), found.data());
     for (size_t b = 0; b < found.size(); ++b) {
         int wanted = 0;
         for (size_t i = 128 * b; i < std::min(x.size(), 128 * b + 128); ++i) wanted += x[i];
-        if (found[b] != wanted) return std::printf("block %zu: found %d, wanted %d\n", b, found[b], wanted);
+        if (found[b] != wanted)
+            return std::printf("block %zu: found %d, wanted %d\n", b, found[b], wanted);
     }
     return 0;
 }
@@ -47,12 +50,13 @@ __global__ void shuffles(long long* out) {
     float most = static_cast<float>(threadIdx.x * 7 % 32);
     for (int d = 1; d < 32; d *= 2) most = max(most, __shfl_xor_sync(all, most, d));
     const unsigned odd = __ballot_sync(all, lane % 2);
-    // The lower half goes its own way; a mask names who is there.
+    // The lower half diverges; the mask names the lanes that take part.
     int neighbour = -1;
     if (lane < 16) neighbour = __shfl_down_sync(0x0000FFFFu, lane, 1, 4);
     const int any = __any_sync(all, lane == 31);
-    out[threadIdx.x] = sum + static_cast<long long>(1e6f * most) + 1000000000LL * (odd == 0xAAAAAAAAu) +
-                       10000000000LL * neighbour + 1000000000000LL * any + 2000000000000LL * __popc(odd) +
+    out[threadIdx.x] = sum + static_cast<long long>(1e6f * most) +
+                       1000000000LL * (odd == 0xAAAAAAAAu) + 10000000000LL * neighbour +
+                       1000000000000LL * any + 2000000000000LL * __popc(odd) +
                        (__ffs(odd) == 2) + (__clz(1 << lane) == 31 - lane);
 }
 
@@ -62,20 +66,22 @@ int shuffled() {
     for (int t = 0; t < 96; ++t) {
         const int lane = t % 32, first = t - lane;
         const long long neighbour = lane >= 16 ? -1 : lane % 4 == 3 ? lane : lane + 1;
-        const long long wanted = 32LL * first + 496 + 31000000LL + 1000000000LL + 10000000000LL * neighbour + 1000000000000LL +
+        const long long wanted = 32LL * first + 496 + 31000000LL + 1000000000LL +
+                                 10000000000LL * neighbour + 1000000000000LL +
                                  2000000000000LL * 16 + 2;
-        if (found[t] != wanted) return std::printf("thread %d: found %lld, wanted %lld\n", t, found[t], wanted);
+        if (found[t] != wanted)
+            return std::printf("thread %d: found %lld, wanted %lld\n", t, found[t], wanted);
     }
     return 0;
 }
 
-__global__ void histogram(const int* x, int n, unsigned* counts, unsigned long long* sum, int* least, int* most,
-                          unsigned* seen) {
+__global__ void histogram(const int* x, int n, unsigned* counts, unsigned long long* sum,
+                          int* least, int* most, unsigned* seen) {
     __shared__ unsigned local[64];
     for (unsigned i = threadIdx.x; i < 64; i += blockDim.x) local[i] = 0;
     __syncthreads();
     const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-    // Threads past the end return before the others wait, which CUDA allows.
+    // Threads past the end return before the others wait; CUDA allows that.
     if (i < n) {
         atomicAdd(&local[x[i] % 64], 1);
         atomicAdd(sum, static_cast<unsigned long long>(x[i]));
@@ -98,18 +104,22 @@ int counted() {
     unsigned long long sum = 0, wanted_sum = 0;
     int least = 1 << 30, most = -1;
     cudaMemsetAsync(found.data(), 0, found.size() * sizeof(unsigned), nullptr);
-    launch(histogram, (n + 127) / 128, 128, 0, nullptr, x.data(), n, found.data(), &sum, &least, &most, seen.data());
+    launch(histogram, (n + 127) / 128, 128, 0, nullptr, x.data(), n, found.data(), &sum, &least,
+           &most, seen.data());
     for (int value : x) {
         ++wanted[value % 64];
         wanted_sum += value;
         wanted_seen[value / 32] |= 1u << value % 32;
     }
-    const bool same = std::equal(wanted.begin(), wanted.end(), found.begin()) && sum == wanted_sum && seen == wanted_seen &&
-                      least == *std::min_element(x.begin(), x.end()) && most == *std::max_element(x.begin(), x.end());
+    const bool same = std::equal(wanted.begin(), wanted.end(), found.begin()) &&
+                      sum == wanted_sum && seen == wanted_seen &&
+                      least == *std::min_element(x.begin(), x.end()) &&
+                      most == *std::max_element(x.begin(), x.end());
     return same && found[64] != 0 ? 0 : std::printf("a count differs\n");
 }
 
-// Lane 0 reads what the others of its warp wrote; without `all_there` nothing says that they have.
+// Lane 0 reads what the other lanes of its warp wrote. Without `all_there`, it does not wait for
+// them.
 template <bool all_there>
 __global__ void through_memory(int* out) {
     __shared__ int values[64];
@@ -128,7 +138,8 @@ __global__ void through_memory(int* out) {
 int in_warps(bool all_there) {
     int found[2] = {};
     launch(all_there ? through_memory<true> : through_memory<false>, 3, 64, 0, nullptr, found);
-    return found[0] == 496 && found[1] == 1520 ? 0 : std::printf("found %d, %d\n", found[0], found[1]);
+    return found[0] == 496 && found[1] == 1520 ? 0
+        : std::printf("found %d, %d\n", found[0], found[1]);
 }
 
 __global__ void link_neighbours(int* parents, int n) {
@@ -173,8 +184,9 @@ int stuck() {
     try {
         launch(half_waits, 1, 32, 0, nullptr, &out);
     } catch (const std::runtime_error& error) {
-        // The next launch is not harmed.
-        if (!std::strstr(error.what(), "16: __syncthreads, 16: __syncwarp")) return std::printf("%s\n", error.what());
+        // The next launch works.
+        if (!std::strstr(error.what(), "16: __syncthreads, 16: __syncwarp"))
+            return std::printf("%s\n", error.what());
         return sums(true);
     }
     return std::printf("nobody noticed\n");
@@ -192,7 +204,8 @@ int overflow() {
     try {
         launch(past_the_end, 1, 32, 32 * sizeof(int), nullptr, out);
     } catch (const std::runtime_error& error) {
-        return std::strstr(error.what(), "past its dynamic shared memory") ? 0 : std::printf("%s\n", error.what());
+        return std::strstr(error.what(), "past its dynamic shared memory") ? 0
+            : std::printf("%s\n", error.what());
     }
     return std::printf("nobody noticed\n");
 }

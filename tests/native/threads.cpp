@@ -1,4 +1,5 @@
-// The loops of parallel.h: every range once, scratch of one thread alone, exceptions thrown again, no race.
+// The loops of parallel.h: every range runs once, scratch belongs to one thread, exceptions are
+// rethrown, and there are no races.
 
 #include "parallel.h"
 
@@ -14,7 +15,8 @@ namespace {
 bool every_range_once(int threads, int64_t count, int64_t grain) {
     std::vector<int> touched(count);
     parallel_for(threads, count, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) touched[i] += 1 + (end - begin > std::max<int64_t>(1, grain));
+        for (int64_t i = begin; i < end; ++i)
+            touched[i] += 1 + (end - begin > std::max<int64_t>(1, grain));
     });
     return touched == std::vector<int>(count, 1);
 }
@@ -55,8 +57,10 @@ int main() {
     for (int threads : {0, 1, 2, 5, 16}) {
         for (int64_t count : {0, 1, 7, 1000})
             for (int64_t grain : {0, 1, 3, 5000})
-                if (!every_range_once(threads, count, grain)) return std::printf("ranges: %d threads\n", threads) > 0;
-        if (!scratch_is_of_one_thread(threads, 500)) return std::printf("scratch: %d threads\n", threads) > 0;
+                if (!every_range_once(threads, count, grain))
+                    return std::printf("ranges: %d threads\n", threads) > 0;
+        if (!scratch_is_of_one_thread(threads, 500))
+            return std::printf("scratch: %d threads\n", threads) > 0;
         if (!throws_again(threads)) return std::printf("exception: %d threads\n", threads) > 0;
     }
 }

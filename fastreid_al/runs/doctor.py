@@ -18,7 +18,10 @@ from typing import Any, NamedTuple
 #: Optional packages: the distributions that provide each of them, and what it is for.
 OPTIONAL = {
     "triton": (("triton",), "the kernels on a GPU; it comes with PyTorch for CUDA"),
-    "scikit-learn": (("scikit-learn",), "a baseline of the clustering benches: pip install scikit-learn"),
+    "scikit-learn": (
+        ("scikit-learn",),
+        "a baseline of the clustering benches: pip install scikit-learn",
+    ),
     "cuml": (
         ("cuml-cu13", "cuml-cu12", "cuml"),
         "comparing with its clustering on a GPU: docs.rapids.ai/install",

@@ -43,8 +43,9 @@ def random_batch(
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(0, most + 1, (batch,), generator=generator)
     total = int(sizes.sum())
-    similarities = torch.tensor([0.1, 0.5, 0.50001, 0.9, 0.0, -0.0, torch.inf, -torch.inf,
-    torch.nan]) return (
+    special = [0.0, -0.0, torch.inf, -torch.inf, torch.nan]
+    similarities = torch.tensor([0.1, 0.5, 0.50001, 0.9, *special])
+    return (
         torch.randint(n, (batch,), generator=generator),
         F.pad(sizes.cumsum(0), (1, 0)),
         torch.randint(n, (total,), generator=generator),

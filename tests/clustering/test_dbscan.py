@@ -341,7 +341,7 @@ def chained(world: World, n: int, paths: list[Tensor]) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [3, *(pytest.param(x, marks=pytest.mark.slow) for x in (2, 4))])
 def test_clusters_that_span_all_ranks_are_whole(pool: Pool, size: int) -> None:
     n = 97
     for seed in range(3):

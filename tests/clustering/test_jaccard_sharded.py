@@ -118,7 +118,7 @@ def check(
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        *((name, 4) for name in CASES),
+        *(pytest.param(name, 4, marks=pytest.mark.slow) for name in CASES),
         ("clustered", 2),
         ("copies", 3),
         ("ties", 3),
@@ -131,7 +131,9 @@ def test_lists_graph_and_labels_are_those_of_a_single_process(
     check(pool, size, CASES[name])
 
 
-@pytest.mark.parametrize(("k1", "k2"), [(1, 1), (7, 9), (140, 20)])
+@pytest.mark.parametrize(
+    ("k1", "k2"), [(1, 1), (7, 9), pytest.param(140, 20, marks=pytest.mark.slow)]
+)
 def test_results_are_the_same_for_lists_of_other_lengths(pool: Pool, k1: int, k2: int) -> None:
     check(pool, 3, CASES["clustered"], k1, k2)
 
@@ -142,7 +144,13 @@ def test_results_are_the_same_in_blocks_of_any_size(pool: Pool, block: int, comp
     check(pool, 3, CASES["fewer on a rank than k1"], block=block, compiled=compiled)
 
 
-@pytest.mark.parametrize("name", ["float64", "ties", "copies", "an empty shard", "none"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "an empty shard",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("float64", "ties", "copies", "none")),
+    ],
+)
 def test_results_are_the_same_without_the_extension(pool: Pool, name: str) -> None:
     check(pool, 4, CASES[name], compiled=False)
 
@@ -156,6 +164,7 @@ def test_lists_are_exact_from_float32_and_bfloat16_tiles(pool: Pool, low: bool) 
     check(pool, 3, torch.nn.functional.normalize(features), 20, low=low)
 
 
+@pytest.mark.slow
 def test_random_sets_of_any_size(pool: Pool) -> None:
     random = np.random.default_rng(5)
     for _ in range(6):

@@ -121,7 +121,7 @@ def rank_on_ranks(
     return found.mAP, found.mINP, found.cmc.tolist(), found.queries, found.skipped
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, 3, *(pytest.param(x, marks=pytest.mark.slow) for x in (2, 4))])
 @pytest.mark.parametrize(
     ("queries", "gallery", "identities", "tied"),
     [

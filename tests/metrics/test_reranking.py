@@ -127,7 +127,7 @@ def test_final_distances_are_those_of_the_definition(
     assert ranking.skipped == scores["skipped"]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(x, marks=pytest.mark.slow) for x in (1, 2))])
 def test_scores_are_near_the_published_algorithm_and_above_plain_ones(
     seed: int,
 ) -> None:
@@ -183,7 +183,7 @@ def rerank_on_ranks(world: World, given: Case) -> tuple[float, float]:
     return found.mAP, found.mINP
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [3, *(pytest.param(x, marks=pytest.mark.slow) for x in (2, 4))])
 def test_all_ranks_return_the_scores_of_a_single_process(pool: Pool, size: int) -> None:
     for queries, gallery in ((20, 90), (2, 30)):
         given = case(queries, gallery, 8)

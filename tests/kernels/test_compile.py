@@ -38,21 +38,25 @@ def test_every_tile_of_the_table_is_launched() -> None:
     assert chips.unread_tiles() == []
 
 
+@pytest.mark.slow
 def test_every_launch_compiles(results: list[Compiled]) -> None:
     assert [f"{x}: {x.failure}" for x in results if x.failure] == []
     assert any(x.dots for x in results)
 
 
+@pytest.mark.slow
 def test_shared_memory_fits_the_chip(results: list[Compiled]) -> None:
     assert [f"{x}: {x.shared} bytes" for x in results if x.shared > CHIPS[x.chip].shared] == []
 
 
+@pytest.mark.slow
 def test_no_registers_are_spilled(results: list[Compiled]) -> None:
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
         pytest.skip("assemblers before Triton 3.9's spill a few bytes where it spills none")
     assert [f"{x}: {x.spilled} bytes" for x in results if x.spilled] == []
 
 
+@pytest.mark.slow
 def test_low_precision_products_run_on_the_preferred_matrix_units(results: list[Compiled]) -> None:
     low = [x for x in results if any(dot.operand != "fp32" for dot in x.dots)]
     assert low
@@ -70,6 +74,7 @@ def _preferred(x: Compiled) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_ieee_products_keep_all_bits_of_float32(results: list[Compiled]) -> None:
     exact = [x for x in results if x.dots and all(dot.operand == "fp32" for dot in x.dots)]
     assert exact

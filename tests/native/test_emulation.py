@@ -46,12 +46,14 @@ def test_dynamic_shared_memory_has_the_size_that_the_environment_says(program: P
     assert refused.returncode != 0 and "512 of 511" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["sums", "shuffles", "histogram", "warps", "links"])
 def test_a_kernel_that_waits_has_no_race(watched: Path, kernel: str):
     done = run(watched, kernel)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["sums-without-waiting", "warps-without-waiting"])
 def test_a_missing_wait_is_a_race(watched: Path, kernel: str):
     done = run(watched, kernel)

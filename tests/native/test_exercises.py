@@ -15,6 +15,7 @@ def test_installed_extension_agrees_with_numpy(installed, script: Path):
     build_native.exercise(script, installed)
 
 
+@pytest.mark.slow
 @scripts
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_emulated_kernels_agree_with_numpy(

@@ -11,6 +11,7 @@ from fastreid_al.clustering import jaccard_cuda, jaccard_graph, nearest_neighbou
 from tests.support.features import clustered_features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slots", "pairs"), [(2048, 64), (512, 1)])
 def test_cuda_kernels_build_the_same_graph_as_the_cpu(
     emulated: ModuleType, slots: int, pairs: int, monkeypatch: pytest.MonkeyPatch

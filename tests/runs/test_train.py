@@ -84,7 +84,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(config: 
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("step", [2, 4, 6])
+@pytest.mark.parametrize(
+    "step", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_resumes_to_bit_identical_weights(
     config: RunConfig,
     name: str,

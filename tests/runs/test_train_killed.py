@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from fastreid_al.answers import Ledger
@@ -15,8 +16,6 @@ from fastreid_al.config import QuestionConfig, RunConfig
 from fastreid_al.engine.checkpoint import load_checkpoint
 from fastreid_al.runs import run_training
 from tests.support.tiny import tiny_config
-
-KILLS = 20
 
 
 def asking_config(run_dir: Path) -> RunConfig:
@@ -39,12 +38,13 @@ def train(config: RunConfig, threads: int) -> None:
     run_training(config, resume=True)
 
 
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_instants_resumes_to_the_same_weights(
-    tmp_path: Path,
+    tmp_path: Path, kills: int
 ) -> None:
     # A fork server that has imported everything makes a fresh process in milliseconds, so that kills fall into the run.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fastreid_al.methods", "tiny"])
+    context.set_forkserver_preload(["fastreid_al.runs", "tests.support.tiny"])
     threads = torch.get_num_threads()
 
     def start(run: str) -> multiprocessing.process.BaseProcess:
@@ -64,7 +64,7 @@ def test_a_run_killed_at_random_instants_resumes_to_the_same_weights(
 
     instants = random.Random(0)
     landed = 0
-    for kill in range(KILLS):
+    for kill in range(kills):
         run = f"killed{kill}"
         process = start(run)
         process.join(instants.uniform(0, length))
@@ -77,4 +77,4 @@ def test_a_run_killed_at_random_instants_resumes_to_the_same_weights(
         found = load_checkpoint(tmp_path / run / "last.pt")["model"]
         assert all(torch.equal(found[name], expected[name]) for name in expected), f"kill {kill}"
         assert answers(tmp_path / run) == asked, f"kill {kill}"
-    assert landed >= KILLS // 2
+    assert landed >= kills // 2

@@ -77,7 +77,7 @@ class BatchLoader:
         return "host" if self._pixels is None else "device"
 
     @property
-    def spare(self) -> str:
+    def memory_hint(self) -> str:
         """Hint for a device that is out of memory; empty where the pixels take none of it."""
         if self._pixels is None:
             return ""

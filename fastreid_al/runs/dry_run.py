@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config import RunConfig
 from ..data import ImageSet
-from ..data.camera_style import match_copies, nothing_to_draw
+from ..data.camera_style import match_copies, reason_without_styles
 from ..data.records import STYLE_COPIES, count
 from ..data.samplers import iterations_per_epoch
 from ..distributed.launch import require_single_process
@@ -91,7 +91,7 @@ def _describe_source(context: RunContext, source: ImageSet, network: ReIdNet) ->
 
 def _describe_styles(config: RunConfig, images: ImageSet) -> str:
     """Describe the camera styles of the training images."""
-    if missing := nothing_to_draw(config.camstyle, images, images.train):
+    if missing := reason_without_styles(config.camstyle, images, images.train):
         return missing
     if config.camstyle != "files":
         return f"images are rendered in camera styles ({config.camstyle})"

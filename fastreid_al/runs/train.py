@@ -203,7 +203,7 @@ def _train(context: RunContext, state: Training, target: Dataset, source: Datase
         config.image.width,
         max(config.network.bn_group, 2),
         source is not None,
-        loader.spare,
+        loader.memory_hint,
         context.world,
     )
     network.join(context.world)

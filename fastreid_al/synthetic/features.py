@@ -77,22 +77,10 @@ def planted_partition(
     Raises:
         ValueError: An argument is outside its range.
     """
-    least, greatest = sizes
-    for name, value, right, expected in (
-        ("n", n, n >= 0, "0 or more"),
-        ("dim", dim, dim >= 1, "1 or more"),
-        ("sizes", sizes, 1 <= least <= greatest, "1 <= least <= greatest"),
-        ("cameras", cameras, cameras >= 1, "1 or more"),
-        ("spread", spread, 0 <= spread < 1e3, "a number in [0, 1000)"),
-        ("camera_shift", camera_shift, 0 <= camera_shift < 1e3, "a number in [0, 1000)"),
-        ("outliers", outliers, 0 <= outliers <= 1, "a number in [0, 1]"),
-        ("seed", seed, seed >= 0, "0 or more"),
-    ):
-        if not right:
-            raise ValueError(f"{name}: got {value}, expected {expected}")
+    _check(n, dim, sizes, cameras, spread, camera_shift, outliers, seed)
     # The order of the calls below is the order of the random numbers.
     words = np.random.PCG64(seed)
-    identities, count = _identities(words, n, least, greatest, round(outliers * n))
+    identities, count = _identities(words, n, sizes, round(outliers * n))
     seen = _cameras(words, identities, count, cameras)
     mixing = _odd_numbers(words, _CENTRE_DIMENSIONS, dim)
     centres = _odd_numbers(words, count, _CENTRE_DIMENSIONS)
@@ -120,14 +108,41 @@ def planted_partition(
     )
 
 
+def _check(
+    n: int,
+    dim: int,
+    sizes: tuple[int, int],
+    cameras: int,
+    spread: float,
+    camera_shift: float,
+    outliers: float,
+    seed: int,
+) -> None:
+    """Raise ValueError for an argument of `planted_partition` outside its range."""
+    ordered = 1 <= sizes[0] <= sizes[1]
+    for name, value, valid, expected in (
+        ("n", n, n >= 0, "0 or more"),
+        ("dim", dim, dim >= 1, "1 or more"),
+        ("sizes", sizes, ordered, "1 <= least <= greatest"),
+        ("cameras", cameras, cameras >= 1, "1 or more"),
+        ("spread", spread, 0 <= spread < 1e3, "a number in [0, 1000)"),
+        ("camera_shift", camera_shift, 0 <= camera_shift < 1e3, "a number in [0, 1000)"),
+        ("outliers", outliers, 0 <= outliers <= 1, "a number in [0, 1]"),
+        ("seed", seed, seed >= 0, "0 or more"),
+    ):
+        if not valid:
+            raise ValueError(f"{name}: got {value}, expected {expected}")
+
+
 def _identities(
-    words: np.random.PCG64, n: int, least: int, greatest: int, outliers: int
+    words: np.random.PCG64, n: int, sizes: tuple[int, int], outliers: int
 ) -> tuple[Array, int]:
     """The identity of each image, in random order, and the number of identities."""
+    least, greatest = sizes
     uniform = (words.random_raw((n - outliers) // least + 1) >> np.uint64(11)) * 2.0**-53
-    sizes = (least / (1 - uniform * (1 - least / (greatest + 1)))).astype(np.int64)
-    sizes = sizes[: int(np.searchsorted(np.cumsum(sizes), n - outliers)) + 1]
-    clustered = np.repeat(np.arange(len(sizes)), sizes)[: n - outliers]
+    counts = (least / (1 - uniform * (1 - least / (greatest + 1)))).astype(np.int64)
+    counts = counts[: int(np.searchsorted(np.cumsum(counts), n - outliers)) + 1]
+    clustered = np.repeat(np.arange(len(counts)), counts)[: n - outliers]
     clusters = int(clustered[-1]) + 1 if len(clustered) else 0
     identities = np.concatenate([clustered, clusters + np.arange(outliers)])
     return identities[np.argsort(words.random_raw(n), kind="stable")], clusters + outliers

@@ -225,9 +225,7 @@ def test_styles_are_drawn_first_and_from_the_same_generator() -> None:
 @pytest.mark.parametrize(
     "config", [ImageConfig(), ImageConfig(jitter=0.3), recipe("msmt17", method="nnct").image]
 )
-def test_parts_of_a_batch_are_augmented_as_the_whole_whatever_they_are(
-    config: ImageConfig, styled: bool
-) -> None:
+def test_parts_of_a_batch_are_augmented_as_the_whole(config: ImageConfig, styled: bool) -> None:
     images, rows = batch(), torch.arange(19, 10, -1)
     style = Darker([Record(Path(f"{i}.jpg"), 0, i % 2) for i in range(20)], 0.5) if styled else None
     whole = Augment(config, 3, style)
@@ -246,7 +244,7 @@ def test_parts_of_a_batch_are_augmented_as_the_whole_whatever_they_are(
     assert found[-1].shape == (0, 3, 32, 16)
 
 
-def test_draws_of_another_set_have_no_style_and_leave_the_generator_as_ever() -> None:
+def test_draws_of_another_set_have_no_style() -> None:
     style = Darker([Record(Path(f"{i}.jpg"), 0, i % 2) for i in range(20)], 1.0)
     here, there = Augment(ImageConfig(), 4, style), Augment(ImageConfig(), 4)
     assert here.draw(9, 32, 16).styles is None
@@ -268,7 +266,7 @@ def test_packed_draws_are_unpacked_as_they_were(monkeypatch: pytest.MonkeyPatch)
         assert before is None or (before.dtype == after.dtype and torch.equal(before, after))
 
 
-def test_everything_off_is_normalisation_alone() -> None:
+def test_without_transforms_only_normalisation_is_left() -> None:
     images = batch()
     config = ImageConfig(flip=0, pad=0, erase=0, jitter=0)
     assert torch.equal(Augment(config, seed=0)(images), normalize(images))

@@ -1,4 +1,4 @@
-"""Decoded pixels that are kept: found by content, made again when damaged, shared by processes, done without when they must."""
+"""Decoded pixels are found by content, made again when damaged, and used by several processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = (16, 8)
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[Path]:
-    """Six images and, third, a file that is none."""
+    """Six images; the third file is not an image."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(7):
@@ -42,7 +42,7 @@ def kept(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by a number for each image that is decoded."""
+    """A list that gets a number for each image that is decoded."""
     return counted(monkeypatch.setattr)
 
 
@@ -63,7 +63,7 @@ def held(folder: Path, pattern: str = "pixels-*.u8") -> list[Path]:
 
 
 @pytest.mark.parametrize("store_gib", [4.0, 0.0])
-def test_what_is_kept_is_found_again_with_the_images_left_out(
+def test_kept_pixels_are_found_again_with_the_images_left_out(
     photos: list[Path], kept: Path, decoded: list[int], store_gib: float
 ) -> None:
     paths = [*photos, photos[0].with_name("absent.png")]
@@ -100,7 +100,7 @@ def test_moved_files_are_found_and_another_order_or_size_is_not(
     assert len(decoded) == 21
 
 
-def test_a_file_that_was_changed_is_seen_though_its_size_and_times_are_set_back(
+def test_a_changed_file_is_noticed_though_size_and_times_are_set_back(
     photos: list[Path], kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "_RACE_NS", -(10**9))
@@ -139,7 +139,7 @@ def test_files_are_read_once_for_their_digests_unless_they_were_just_changed(
 
 
 def file_behind(store: PixelStore) -> str:
-    """The file of pixels that a store is mapped from; empty where it is not."""
+    """The file of pixels that a store maps; empty where it maps none."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         if ".u8" in line:
             start, end = (int(x, 16) for x in line.split()[0].split("-"))
@@ -160,7 +160,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("store_gib", [4.0, 0.0])
-def test_a_damaged_file_is_said_once_and_made_again(
+def test_a_damaged_file_is_reported_once_and_made_again(
     photos: list[Path], kept: Path, damage: str, store_gib: float
 ) -> None:
     warnings: list[str] = []
@@ -179,7 +179,7 @@ def full(file: object, size: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
+def test_a_run_works_without_a_cache_that_cannot_be_written(
     photos: list[Path], kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh, warnings = decode_at(photos, *SIZE), []
@@ -195,7 +195,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert "No space left on device" in warnings[1] and held(kept) == held(kept, "*.part") == []
 
 
-def test_a_folder_that_can_only_be_read_still_serves(
+def test_a_read_only_folder_can_be_read(
     photos: list[Path], kept: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, warnings = decode_at(photos, *SIZE, cache=kept), []
@@ -213,7 +213,7 @@ def test_a_folder_that_can_only_be_read_still_serves(
     assert len(warnings) == 1 and "Read-only file system" in warnings[0]
 
 
-def test_what_was_used_longest_ago_makes_room(photos: list[Path], kept: Path) -> None:
+def test_the_least_recently_used_pixels_are_removed(photos: list[Path], kept: Path) -> None:
     heights, size = (16, 17, 18), 7 * 3 * 18 * 8
     for age, height in enumerate(heights[:2]):
         decode_at(photos, height, 8, cache=kept)
@@ -235,14 +235,14 @@ def test_what_was_used_longest_ago_makes_room(photos: list[Path], kept: Path) ->
     )
 
 
-def test_what_is_past_the_budget_alone_is_not_kept(photos: list[Path], kept: Path) -> None:
+def test_pixels_larger_than_the_budget_are_not_kept(photos: list[Path], kept: Path) -> None:
     warnings: list[str] = []
     store = decode_at(photos, *SIZE, cache=kept, cache_gib=1e-6, warn=warnings.append)
     assert len(store) == 6 and not kept.exists()
     assert len(warnings) == 1 and "`image.cache_gib`" in warnings[0]
 
 
-def test_images_changed_between_their_digest_and_their_decoding_are_not_kept(
+def test_images_changed_before_decoding_are_not_kept(
     photos: list[Path], kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, warnings = cache.reserve, []
@@ -287,7 +287,7 @@ def at_once(world: World, paths: list[Path], kept: Path) -> tuple[int, torch.Ten
         return len(done), store.read(torch.arange(len(store)))
 
 
-def test_of_processes_at_once_one_decodes(pool: Pool, photos: list[Path], kept: Path) -> None:
+def test_one_of_several_processes_decodes(pool: Pool, photos: list[Path], kept: Path) -> None:
     found = pool.run(at_once, 3, photos, kept)
     assert sum(count for count, _ in found) == 7 and len(held(kept)) == 1
     expected = decode_at(photos, *SIZE).read(torch.arange(6))
@@ -306,13 +306,13 @@ def together(
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("keep", [True, False])
-def test_ranks_map_what_one_of_them_decodes(
+def test_ranks_map_the_file_that_one_of_them_decodes(
     pool: Pool, photos: list[Path], kept: Path, tmp_path: Path, size: int, keep: bool
 ) -> None:
     found = pool.run(together, size, photos, kept if keep else None, tmp_path / "spare")
     assert sum(count for count, _ in found) == 7
-    alone = decode_at(photos, *SIZE)
-    assert all(same(store, alone) for _, store in found)
+    single = decode_at(photos, *SIZE)
+    assert all(same(store, single) for _, store in found)
     assert len(held(kept)) == keep and list((tmp_path / "spare").glob("*")) == []
 
 
@@ -347,7 +347,7 @@ def test_an_error_of_one_rank_is_raised_on_all(
     assert list((tmp_path / "spare").glob("*")) == []
 
 
-def test_a_process_alone_reads_what_fits_into_memory_and_maps_what_does_not(
+def test_a_single_process_maps_only_what_does_not_fit_into_memory(
     photos: list[Path], kept: Path
 ) -> None:
     assert file_behind(decode_at(photos, *SIZE, cache=kept)) == ""

@@ -11,7 +11,7 @@ from fastreid_al.errors import SettingError
 from tests.support.image_sets import fails, put, put_market, put_msmt
 
 
-def test_counts_are_printed_and_differences_from_the_published_set_are_named(
+def test_counts_are_printed_and_compared_with_the_published_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put_market(tmp_path)
@@ -33,7 +33,7 @@ def test_missing_folder_names_its_nearest_neighbour(tmp_path: Path) -> None:
     fails("is a file", "msmt17", tmp_path / "set.zip")
 
 
-def test_empty_folder_says_what_was_looked_for_and_what_lies_there(tmp_path: Path) -> None:
+def test_an_empty_folder_is_reported_with_what_was_looked_for(tmp_path: Path) -> None:
     fails(
         "looked for bounding_box_train in .*Market-1501-v15.09.15.*holds nothing",
         "market1501",
@@ -44,7 +44,7 @@ def test_empty_folder_says_what_was_looked_for_and_what_lies_there(tmp_path: Pat
     fails("holds no image", "folder", tmp_path)
 
 
-def test_a_set_that_lies_deeper_is_pointed_at(tmp_path: Path) -> None:
+def test_a_set_deeper_in_the_folder_is_named(tmp_path: Path) -> None:
     put_msmt(tmp_path / "downloads" / "unpacked")
     fails("nearest: .*downloads/unpacked", "msmt17", tmp_path)
 

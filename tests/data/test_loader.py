@@ -1,4 +1,4 @@
-"""Batches on their way to the device: the rows asked for, one batch ahead, from where there is room."""
+"""Batches have the rows that were asked for, are prefetched, and come from device or host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def store_of(n: int = 12) -> PixelStore:
 
 
 @pytest.mark.parametrize("place", ["auto", "device", "host"])
-def test_on_a_cpu_a_feed_is_a_read_of_the_store(place: str) -> None:
+def test_on_a_cpu_the_loader_reads_the_store(place: str) -> None:
     store = store_of()
     images = BatchLoader(store, torch.device("cpu"), place)
     rows = torch.tensor([11, 0, 5, 5])
@@ -32,7 +32,7 @@ def test_on_a_cpu_a_feed_is_a_read_of_the_store(place: str) -> None:
     assert images.read(rows[:0]).shape == (0, 3, 4, 2)
 
 
-def test_a_batch_is_started_while_the_one_before_is_worked_on() -> None:
+def test_a_batch_is_started_before_the_previous_one_is_finished() -> None:
     events: list[str] = []
 
     def start(batch: int) -> str:
@@ -52,7 +52,7 @@ def test_a_batch_is_started_while_the_one_before_is_worked_on() -> None:
     assert list(prefetch([], start)) == []
 
 
-def test_auto_takes_the_device_where_half_of_what_is_free_is_enough_and_says_else_why() -> None:
+def test_auto_uses_at_most_half_of_the_free_memory_of_the_device() -> None:
     said: list[str] = []
     assert pick_place(10 * GIB, 20 * GIB, "auto", said.append) == "device" and said == []
     assert pick_place(10 * GIB + 1, 20 * GIB, "auto", said.append) == "host"
@@ -60,7 +60,7 @@ def test_auto_takes_the_device_where_half_of_what_is_free_is_enough_and_says_els
     assert pick_place(0, 0, "host") == "host"
 
 
-def test_the_device_is_refused_when_it_has_no_room_with_what_is_missing_and_what_helps() -> None:
+def test_a_device_without_enough_memory_is_refused_with_a_hint() -> None:
     assert pick_place(18 * GIB, 20 * GIB, "device") == "device"
     with pytest.raises(
         DataError, match=r"take 19.5 GiB, 1.5 GiB more .*20.0 GiB free.*choose `image.place` host"
@@ -69,7 +69,7 @@ def test_the_device_is_refused_when_it_has_no_room_with_what_is_missing_and_what
     assert "\n" not in str(error.value)
 
 
-def test_constants_are_made_once_and_serve_training_after_inference() -> None:
+def test_constants_are_made_once_and_can_be_used_in_training() -> None:
     cpu = torch.device("cpu")
     with torch.inference_mode():
         first = loader.device_constant((1.5, 2.5), cpu)

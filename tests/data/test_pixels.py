@@ -1,4 +1,4 @@
-"""Decoding: equal to torchvision, in memory or memory-mapped, and forgiving to odd images."""
+"""Decoding equals torchvision's, in memory or memory-mapped, and leaves out unreadable images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_pixels_equal_torchvision_resize(photos: list[Path]) -> None:
     assert len(set(store.digests)) == 7
 
 
-def test_memory_mapped_store_equals_the_one_in_memory_and_leaves_no_file(
+def test_a_memory_mapped_store_equals_one_in_memory_and_leaves_no_file(
     photos: list[Path], tmp_path: Path
 ) -> None:
     rows = torch.arange(7)
@@ -134,5 +134,5 @@ def test_progress_counts_every_image(photos: list[Path]) -> None:
     assert seen == [(i, 7) for i in range(1, 8)]
 
 
-def test_no_image_at_all_is_an_empty_store() -> None:
+def test_an_empty_list_is_an_empty_store() -> None:
     assert len(decode_at([], 8, 8)) == 0

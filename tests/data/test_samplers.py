@@ -1,4 +1,4 @@
-"""P identities x K images, other cameras first."""
+"""Batches of P identities x K images, from other cameras first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_all_classes_are_visited_before_any_again() -> None:
     assert sorted(classes[rows[::4]].tolist()) == list(range(10))
 
 
-def test_others_come_from_other_cameras_without_replacement_when_enough() -> None:
+def test_other_images_come_from_other_cameras_without_replacement() -> None:
     cameras = [0, 0, 0, 1, 2, 3]
     for rows in sampler([0] * 6, cameras, 4, 4, 50).batches(0, 0):
         first, *others = torch.tensor(cameras)[rows].tolist()
@@ -47,7 +47,7 @@ def test_too_few_other_cameras_are_drawn_with_replacement() -> None:
 
 
 @pytest.mark.parametrize("camera", [5, -1])
-def test_one_camera_or_unknown_cameras_draw_from_the_class(camera: int) -> None:
+def test_with_one_or_unknown_cameras_images_come_from_the_whole_class(camera: int) -> None:
     seen = set()
     for rows in sampler([0] * 4 + [1] * 4, [camera] * 8, 4, 4, 40).batches(0, 0):
         assert len(set(rows.tolist())) == 4
@@ -55,7 +55,7 @@ def test_one_camera_or_unknown_cameras_draw_from_the_class(camera: int) -> None:
     assert seen == set(range(8))
 
 
-def test_a_class_of_one_image_gives_it_once() -> None:
+def test_a_class_of_one_image_contributes_it_once() -> None:
     rows = torch.cat(list(sampler([0, 1, 2, 3], [0, 1, 0, 1], 4, 4, 3).batches(0, 0)))
     assert rows.bincount().tolist() == [3, 3, 3, 3]
 
@@ -69,7 +69,7 @@ def test_fewer_images_than_a_batch_repeat() -> None:
     assert next(sampler([0, 0, 1], [0, 1, 0], 16, 4).batches(0, 0)).shape == (16,)
 
 
-def test_batches_depend_on_seed_and_epoch_alone() -> None:
+def test_batches_depend_only_on_seed_and_epoch() -> None:
     made = sampler([i // 6 for i in range(60)], [i % 3 for i in range(60)], 16, 4)
     first = torch.stack(list(made.batches(3, 1)))
     assert torch.equal(first, torch.stack(list(made.batches(3, 1))))
@@ -77,6 +77,6 @@ def test_batches_depend_on_seed_and_epoch_alone() -> None:
     assert not torch.equal(first, torch.stack(list(made.batches(4, 1))))
 
 
-def test_no_class_at_all_is_an_error() -> None:
+def test_images_without_any_class_are_refused() -> None:
     with pytest.raises(ValueError, match="no image has a class"):
         sampler([-1, -1], [0, 0], 4, 2)

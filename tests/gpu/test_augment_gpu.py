@@ -1,4 +1,4 @@
-"""Augmentation and camera styles give on a GPU what they give on the CPU, from the same draws."""
+"""Augmentation and camera styles on a GPU equal those on the CPU, from the same draws."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("kind", ["none", "colour", "fourier"])
-def test_a_batch_is_augmented_alike_on_both(kind: str) -> None:
+def test_a_batch_with_styles_is_augmented_as_on_the_cpu(kind: str) -> None:
     pixels = torch.nn.functional.interpolate(
         255 * torch.rand(60, 3, 16, 8), (128, 64), mode="bilinear"
     ).to(torch.uint8)

@@ -53,7 +53,9 @@ def test_graph_and_labels_equal_those_of_the_cpu(
     assert threshold == pytest.approx(found_threshold, abs=1e-12)
 
 
-def test_rows_whose_partners_fit_no_table_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_whose_partners_overflow_the_table_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     features = on_grid(3000, 12)
     expected = jaccard_graph(features)
     monkeypatch.setattr(jaccard_cuda, "_SLOTS", 512)

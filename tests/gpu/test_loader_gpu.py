@@ -1,4 +1,4 @@
-"""Batches reach the GPU from either place as the CPU reads them, augmented alike, and the host waits for none of it."""
+"""Batches on the GPU, from device or host, equal the CPU's; the host does not wait."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def store() -> PixelStore:
 
 
 @pytest.fixture
-def unwaiting() -> Iterator[Callable[[], None]]:
-    """From the call of what is given on, whatever makes the host wait for the device is an error."""
+def forbid_waiting() -> Iterator[Callable[[], None]]:
+    """A function from whose call on it is an error that the host waits for the device."""
     yield lambda: torch.cuda.set_sync_debug_mode("error")
     torch.cuda.set_sync_debug_mode("default")
 
@@ -53,7 +53,7 @@ def test_rows_are_those_of_the_store(store: PixelStore, place: str) -> None:
     seen = []
     for rows, images in prefetch(batches, loader.start):
         for _ in range(3):
-            scratch = scratch @ scratch  # the stream is behind the copies
+            scratch = scratch @ scratch  # keeps the stream busy until after the copies
         seen.append((rows, images().clone()))
     for rows, images in seen:
         assert images.is_cuda and torch.equal(images.cpu(), store.read(rows))
@@ -63,7 +63,7 @@ def test_rows_are_those_of_the_store(store: PixelStore, place: str) -> None:
 
 
 @PLACES
-def test_a_mapped_store_is_fed_alike(tmp_path: Path, place: str) -> None:
+def test_a_mapped_store_is_read_like_one_in_memory(tmp_path: Path, place: str) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(20)]
     for i, path in enumerate(paths):
         Image.fromarray(
@@ -76,7 +76,9 @@ def test_a_mapped_store_is_fed_alike(tmp_path: Path, place: str) -> None:
     )
 
 
-def test_a_store_without_room_stays_with_the_host_or_is_refused(store: PixelStore) -> None:
+def test_a_store_too_large_for_the_device_stays_on_the_host_or_is_refused(
+    store: PixelStore,
+) -> None:
     free = torch.cuda.mem_get_info()[0]
     much = int(free * (1 + SHARE) / 2) // store.pixels[0].nbytes
     large = PixelStore(store.pixels, torch.zeros(1, dtype=torch.int64).expand(much), [], [])
@@ -115,10 +117,10 @@ def style_of(kind: str, store: PixelStore, tmp_path: Path) -> CameraStyle | None
 @PLACES
 @pytest.mark.parametrize("kind", ["none", "colour", "fourier", "files"])
 @pytest.mark.parametrize("method", ["ucal", "nnct"])
-def test_the_data_of_a_step_are_those_of_the_cpu_and_are_not_waited_for(
+def test_the_data_of_a_step_equal_the_cpus_without_waiting(
     store: PixelStore,
     tmp_path: Path,
-    unwaiting: Callable[[], None],
+    forbid_waiting: Callable[[], None],
     place: str,
     kind: str,
     method: str,
@@ -132,7 +134,7 @@ def test_the_data_of_a_step_are_those_of_the_cpu_and_are_not_waited_for(
     # Tables and pinned memory are made in the first steps.
     for step, (rows, images) in enumerate(prefetch(batches, lambda rows: loader.start(rows[part]))):
         if step == 2:
-            unwaiting()
+            forbid_waiting()
         draws = there.draw(len(rows), HEIGHT, WIDTH, rows)
         found.append(there.apply(images(), draws.part(part)))
     torch.cuda.set_sync_debug_mode("default")

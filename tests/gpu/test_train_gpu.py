@@ -94,7 +94,7 @@ def test_unlabelled_training_runs_and_resumes(
     assert all(np.isfinite(r["loss"]) for r in after.history[1:])
 
 
-def test_a_run_stopped_within_an_epoch_goes_on(
+def test_a_run_stopped_within_an_epoch_resumes(
     small_run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os

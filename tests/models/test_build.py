@@ -13,7 +13,7 @@ IMAGES = torch.randn(4, 3, 64, 32)
 
 
 @pytest.mark.parametrize("name", plugins.BUILT_IN[plugins.MODELS])
-def test_every_backbone_gives_unit_features(name: str) -> None:
+def test_every_backbone_has_unit_norm_features(name: str) -> None:
     model = build_model(name, "none", bn_group=0).eval()
     with torch.inference_mode():
         features = model(IMAGES)

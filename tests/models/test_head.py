@@ -1,4 +1,4 @@
-"""The head's bias is frozen; GeM lies between mean and maximum."""
+"""The head's bias is frozen; GeM is between mean and maximum."""
 
 from __future__ import annotations
 

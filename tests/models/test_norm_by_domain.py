@@ -1,4 +1,4 @@
-"""BatchNorm by domain: two sets of statistics in one network, of which the target's is an ordinary one."""
+"""BatchNorm by domain: two sets of statistics in one network, the target's as in a plain one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_target_keeps_the_names_of_the_plain_network() -> None:
     assert build_model(NAME, "none", domain_bn=False).switch is None
 
 
-def test_the_source_begins_as_a_copy_of_the_weights_that_were_loaded(tmp_path: Path) -> None:
+def test_the_source_begins_as_a_copy_of_the_loaded_weights(tmp_path: Path) -> None:
     trained = build_model(NAME, "none", bn_group=0)
     trained(IMAGES)
     torch.save(trained.state_dict(), tmp_path / "weights.pth")
@@ -82,12 +82,12 @@ def test_each_domain_is_normalised_in_groups() -> None:
     switch = split_batchnorm(group_batchnorm(norm, 4))
     for domain in ("target", "source"):
         switch.domain = domain  # type: ignore[assignment]
-        alone = group_batchnorm(nn.Sequential(nn.BatchNorm2d(3).double()), 4)
-        expected = alone(x)
+        plain = group_batchnorm(nn.Sequential(nn.BatchNorm2d(3).double()), 4)
+        expected = plain(x)
         assert torch.allclose(norm(x), expected, atol=1e-12)
         assert torch.allclose(expected[:4].mean((0, 2, 3)), torch.zeros(3).double(), atol=1e-12)
         found = norm[0] if domain == "target" else norm[0].source_norm
-        assert torch.allclose(found.running_mean, alone[0].running_mean)  # type: ignore[union-attr,arg-type,index]
+        assert torch.allclose(found.running_mean, plain[0].running_mean)  # type: ignore[union-attr,arg-type,index]
         x = x + 1
 
 

@@ -42,7 +42,11 @@ def network(
 def trained(
     world: World, group: int, dtype: torch.dtype, last: bool, domains: bool, momentum: float | None
 ) -> Found:
-    """Some steps on this rank's images: outputs, gradients of the images, of the parameters, and what is kept of the rest."""
+    """Train some steps on this rank's images.
+
+    Returns:
+        Outputs, gradients of the images, gradients of the parameters, and the state.
+    """
     model, switch = network(group, dtype, domains)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -90,7 +94,7 @@ CASES = [
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_do_what_one_process_does(pool: Pool, size: int, case: tuple[Any, ...]) -> None:
+def test_ranks_equal_a_single_process(pool: Pool, size: int, case: tuple[Any, ...]) -> None:
     outputs, of_images, of_parameters, buffers = trained(SINGLE_PROCESS, *case)
     found = cast(list[Found], pool.run(trained, size, *case))
     limit = 1e-12 if case[1] == torch.float64 else 1e-5
@@ -144,7 +148,7 @@ def uneven(world: World) -> tuple[Tensor, Tensor]:
     return y.detach(), cast(Tensor, x.grad)
 
 
-def test_ranks_of_fewer_images_or_none_are_weighed_by_them(pool: Pool) -> None:
+def test_ranks_are_weighted_by_their_number_of_images(pool: Pool) -> None:
     torch.manual_seed(5)
     whole = uneven(SINGLE_PROCESS)
     for size in (2, 4):

@@ -40,7 +40,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_list_has_the_configured_images_and_every_file_is_listed_once(small: Path) -> None:
+def test_lists_have_the_configured_images_and_each_file_once(small: Path) -> None:
     train, val, query, gallery = (
         lines(small, part) for part in ("train", "val", "query", "gallery")
     )
@@ -68,13 +68,13 @@ def test_file_names_carry_identity_index_and_camera(small: Path) -> None:
         assert fields[3] == "0303morning" and len(fields) == 6
 
 
-def test_images_have_the_configured_height_and_about_half_of_it_as_width(small: Path) -> None:
+def test_images_have_the_configured_height_and_about_half_as_width(small: Path) -> None:
     for path, _, _ in lines(small, "query"):
         width, height = Image.open(small / "test" / path).size
         assert height == 48 and 0.38 * 48 <= width <= 0.53 * 48
 
 
-def test_each_query_has_a_match_from_another_camera_and_one_from_its_own(small: Path) -> None:
+def test_queries_have_a_match_from_another_camera_and_their_own(small: Path) -> None:
     gallery = {(identity, camera) for _, identity, camera in lines(small, "gallery")}
     for _, identity, camera in lines(small, "query"):
         assert any(other == identity and seen != camera for other, seen in gallery)
@@ -173,7 +173,7 @@ def test_an_impossible_set_is_refused_in_one_line(
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
 
 
-def test_the_smallest_possible_set_can_be_written_into_an_empty_folder(tmp_path: Path) -> None:
+def test_the_smallest_set_can_be_written_into_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     write_synthetic(tmp_path / "set", SyntheticConfig(1, 2, 1, 1, 2, cameras=2, height=32))
     assert len(lines(tmp_path / "set", "train") + lines(tmp_path / "set", "val")) == 2

@@ -1,4 +1,4 @@
-"""Planted features: the structure that was asked for is there, and the values are the same everywhere."""
+"""Planted features have the structure asked for, and the same values on every machine."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def test_the_same_seed_gives_the_same_bits_on_every_machine(exact: bool, digest:
     assert hashlib.sha256(together).hexdigest() == digest
 
 
-def test_another_seed_gives_other_rows() -> None:
+def test_another_seed_makes_other_rows() -> None:
     assert not torch.equal(
         planted_partition(50, 16, seed=1).features, planted_partition(50, 16, seed=2).features
     )
 
 
-def test_who_is_who_does_not_hang_on_the_features() -> None:
+def test_identities_do_not_depend_on_the_width_of_the_features() -> None:
     plain, other = (
         planted_partition(500, 16),
         planted_partition(500, 1, spread=3, camera_shift=0, exact=True),
@@ -41,14 +41,14 @@ def test_who_is_who_does_not_hang_on_the_features() -> None:
     assert torch.equal(plain.cameras, other.cameras)
 
 
-def test_blocks_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_do_not_depend_on_the_size_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = planted_partition(300, 20, seed=1)
     monkeypatch.setattr(features, "_BLOCK", 20 * 7)
     for part, by_blocks in zip(whole, planted_partition(300, 20, seed=1), strict=True):
         assert torch.equal(part, by_blocks)
 
 
-def test_rows_are_of_length_one() -> None:
+def test_rows_are_unit_norm() -> None:
     features = planted_partition(400, 512).features
     torch.testing.assert_close(
         features.double().norm(dim=1), torch.ones(400, dtype=torch.float64), rtol=0, atol=1e-6
@@ -65,14 +65,14 @@ def test_sizes_of_identities_have_a_heavy_tail() -> None:
     identities = planted_partition(20_000, 2, outliers=0).identities
     sizes = identities.bincount()
     assert sizes.sum() == 20_000
-    # The last one drawn has what is left.
+    # The last identity has what is left.
     assert int((sizes < 4).sum()) <= 1
     assert 100 < int(sizes.max()) <= 300
     assert 14 < float(sizes.double().mean()) < 21
     assert float((sizes < 8).double().mean()) == pytest.approx(0.5, abs=0.05)
 
 
-def test_outliers_are_alone_and_identities_are_numbered_without_gaps() -> None:
+def test_outliers_are_single_and_identities_are_numbered_without_gaps() -> None:
     identities = planted_partition(5_000, 2, outliers=0.2).identities
     sizes = identities.bincount()
     assert int((sizes == 1).sum()) in (1_000, 1_001)
@@ -85,20 +85,22 @@ def test_identities_are_in_random_order() -> None:
 
 
 def test_an_identity_is_seen_by_several_cameras() -> None:
-    drawn = planted_partition(5_000, 2, cameras=5, outliers=0)
-    assert set(drawn.cameras.tolist()) == set(range(5))
-    large = (drawn.identities.bincount() >= 20).nonzero()[:, 0]
+    planted = planted_partition(5_000, 2, cameras=5, outliers=0)
+    assert set(planted.cameras.tolist()) == set(range(5))
+    large = (planted.identities.bincount() >= 20).nonzero()[:, 0]
     assert len(large) > 30
-    assert all(len(drawn.cameras[drawn.identities == identity].unique()) >= 2 for identity in large)
+    assert all(
+        len(planted.cameras[planted.identities == identity].unique()) >= 2 for identity in large
+    )
     assert planted_partition(50, 2, cameras=1).cameras.unique().tolist() == [0]
 
 
-def test_images_of_an_identity_are_near_and_nearer_under_one_camera() -> None:
-    drawn = planted_partition(1_500, 512)
-    similarity = drawn.features @ drawn.features.T
+def test_images_of_an_identity_are_nearer_under_one_camera() -> None:
+    planted = planted_partition(1_500, 512)
+    similarity = planted.features @ planted.features.T
     similarity.fill_diagonal_(torch.nan)
-    same = drawn.identities[:, None] == drawn.identities
-    together = drawn.cameras[:, None] == drawn.cameras
+    same = planted.identities[:, None] == planted.identities
+    together = planted.cameras[:, None] == planted.cameras
     mean = {
         (a, b): float(similarity[(same == a) & (together == b)].nanmean())
         for a in (0, 1)
@@ -109,22 +111,22 @@ def test_images_of_an_identity_are_near_and_nearer_under_one_camera() -> None:
 
 
 def test_dbscan_finds_what_was_planted() -> None:
-    drawn = planted_partition(3_000, 512, exact=True)
-    labels = dbscan(jaccard_graph(drawn.features, 30, 6, 0.6), 0.6)
-    scores = pair_scores(labels, drawn.identities)
+    planted = planted_partition(3_000, 512, exact=True)
+    labels = dbscan(jaccard_graph(planted.features, 30, 6, 0.6), 0.6)
+    scores = pair_scores(labels, planted.identities)
     assert scores.precision > 0.9
     assert scores.recall > 0.5
-    alone = drawn.identities.bincount()[drawn.identities] == 1
-    assert float((labels[alone] < 0).double().mean()) > 0.7
+    single = planted.identities.bincount()[planted.identities] == 1
+    assert float((labels[single] < 0).double().mean()) > 0.7
 
 
 @pytest.mark.parametrize("outliers", [0.0, 1.0])
 @pytest.mark.parametrize("n", [0, 1, 5])
-def test_few_images_are_drawn_too(n: int, outliers: float) -> None:
-    drawn = planted_partition(n, 3, outliers=outliers)
-    assert drawn.features.shape == (n, 3)
-    assert drawn.identities.shape == drawn.cameras.shape == (n,)
-    assert bool(drawn.features.isfinite().all())
+def test_small_numbers_of_images_are_possible(n: int, outliers: float) -> None:
+    planted = planted_partition(n, 3, outliers=outliers)
+    assert planted.features.shape == (n, 3)
+    assert planted.identities.shape == planted.cameras.shape == (n,)
+    assert bool(planted.features.isfinite().all())
 
 
 @pytest.mark.parametrize(

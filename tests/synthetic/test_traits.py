@@ -1,4 +1,4 @@
-"""Looks of identities: different people in train and test, twins that differ in one visible trait."""
+"""Looks of identities differ between train and test; twins differ in one visible trait."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ and `FourierStyle`. `FileStyle` reads copies that a generative network made of e
 other camera (CamStyle: Zhong et al., CVPR 2018).
 """
 
-from .choose import camera_style, nothing_to_draw
+from .choose import camera_style, reason_without_styles
 from .colour import ColourStyle
 from .files import FileStyle, match_copies
 from .fourier import FourierStyle
@@ -20,5 +20,5 @@ __all__ = [
     "camera_style",
     "known_cameras",
     "match_copies",
-    "nothing_to_draw",
+    "reason_without_styles",
 ]

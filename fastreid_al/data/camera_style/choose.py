@@ -50,7 +50,7 @@ def camera_style(
     """
     if kind == "none":
         return None
-    missing = nothing_to_draw(kind, images, records)
+    missing = reason_without_styles(kind, images, records)
     if missing:
         warn(missing)
         return None
@@ -63,7 +63,9 @@ def camera_style(
     )
 
 
-def nothing_to_draw(kind: StyleName, images: ImageSet, records: Sequence[Record]) -> str | None:
+def reason_without_styles(
+    kind: StyleName, images: ImageSet, records: Sequence[Record]
+) -> str | None:
     """Explain in one line why a set has no styles of a kind.
 
     Args:

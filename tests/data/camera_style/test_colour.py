@@ -83,7 +83,7 @@ def test_colours_of_a_planted_cast_are_recovered(space: str) -> None:
 
 
 @SPACES
-def test_colours_of_drawn_cameras_come_closer_though_people_and_places_differ(space: str) -> None:
+def test_colours_of_rendered_cameras_come_closer(space: str) -> None:
     config = SyntheticConfig(height=64, cast=3.0)
 
     def seen(who: int, camera: int, like: int) -> Tensor:

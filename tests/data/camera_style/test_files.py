@@ -52,7 +52,7 @@ def test_copies_of_both_naming_schemes_are_found(
         assert seen == {grey for (i, _), grey in greys.items() if i == row}
 
 
-def test_missing_copies_are_counted_in_one_line_and_leave_the_image_as_it_is(
+def test_missing_copies_are_counted_and_leave_the_image_as_it_is(
     make: Make, tmp_path: Path
 ) -> None:
     gone = (f"{MARKET[0]}_fake_1to2", f"{MARKET[0]}_fake_1to3")
@@ -105,7 +105,9 @@ def test_copies_are_kept_and_found_again(
     assert torch.equal(*drawn)
 
 
-def test_what_is_no_copy_of_a_training_image_is_not_read(make: Make, tmp_path: Path) -> None:
+def test_files_that_are_not_copies_of_training_images_are_not_read(
+    make: Make, tmp_path: Path
+) -> None:
     others = {
         "0001_c9s1_000001_01_fake_9to1": 1,
         MARKET[0]: 2,

@@ -48,7 +48,7 @@ def test_cameras_are_drawn_with_the_probability_asked_for(
 
 
 @pytest.mark.parametrize("probability", [None, 0.0, 0.5, 1.0])
-def test_as_many_numbers_are_drawn_whatever_comes_of_them(probability: float | None) -> None:
+def test_two_numbers_are_drawn_for_each_image_in_every_case(probability: float | None) -> None:
     generator, plain = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     Marked(records_of([1, 2, -1]), probability)(
         torch.zeros(3, 3, 2, 2, dtype=torch.uint8), torch.arange(3), generator
@@ -68,7 +68,7 @@ def styles(
 
 
 @pytest.mark.parametrize("kind", [0, 1])
-def test_an_image_of_its_own_or_an_unknown_camera_is_untouched_and_the_rest_change(
+def test_images_of_their_own_or_an_unknown_camera_stay_as_they_are(
     kind: int,
 ) -> None:
     cameras = [1, 2, 3, -1] * 12

@@ -1,17 +1,21 @@
-"""A whole epoch of UCAL and of NNCT by phases, and training and extraction beside a plain PyTorch loop in the same run.
+"""A whole epoch of UCAL and of NNCT by phases, compared with a plain PyTorch loop in the same run.
 
-Ours is `engine.TrainingLoop` on a run put together as `fastreid_al.train` does it, with the papers' settings; phases are the engine's
-own. UCAL's is its first epoch, the only one of SpCL's memory that extracts features, with questions that an oracle answers;
-NNCT's is one in the middle of its run, with predicted labels. Camera styles are left out: they need files.
+Ours is `engine.loop.TrainingLoop` on a run that is assembled as `fastreid_al.train` does it, with
+the papers' settings; the phases are those that the engine records. UCAL's epoch is its first, the
+only one of SpCL's memory that extracts features, with questions that an oracle answers. NNCT's
+epoch is one in the middle of its run, with predicted labels. Camera styles are left out: they need
+files.
 
-Pixels are noise and weights random, so features would say nothing. The network is run on all images for its cost, and what
-comes after it sees planted features: UCAL clusters and ranks them, NNCT's memory begins with them and its batches stay near
-them, with the gradient of the loss for the network. How many clusters and labels there are is thus that of a trained network.
+Pixels are noise and weights are random, so that features would mean nothing. The network is run on
+all images for its cost, and everything after it gets planted features: UCAL clusters and ranks
+them; NNCT's memory begins with them and its batches stay near them, with the gradient of the loss
+for the network. Thus there are as many clusters and labels as with a trained network.
 
-The plain loop is what the papers' code does: images in memory as decoded, which torchvision transforms one by one in the
-workers of a DataLoader; an eager network in float32 as PyTorch has it by default, one BatchNorm over the batch (cheaper than
-groups of it); logits over all images, and for NNCT full sorts; a loop of updates; PyTorch's default form of the optimizer.
-Batches are as large as ours. It is measured on fewer of them, and its epoch is extrapolated by images.
+The plain loop does what the papers' code does: decoded images in memory, which torchvision
+transforms one by one in the workers of a DataLoader; an eager network in float32 with PyTorch's
+defaults and one BatchNorm over the batch (cheaper than groups of it); logits over all images, and
+for NNCT full sorts; a loop of updates; PyTorch's default form of the optimizer. Batches are as
+large as ours. It is measured on fewer of them, and its epoch is extrapolated by images.
 """
 
 from __future__ import annotations
@@ -81,7 +85,19 @@ from fastreid_al.synthetic import planted_partition
 
 
 class Size(NamedTuple):
-    """A network and its input, the images trained on, UCAL's batches and most questions in an epoch, and the test images."""
+    """Size of a problem.
+
+    Args:
+        backbone: Name of the network.
+        height: Height of the images.
+        width: Width of the images.
+        batch: Images in a batch.
+        images: Training images.
+        iterations: UCAL's batches in an epoch.
+        questions: UCAL's greatest number of questions in an epoch.
+        query: Query images.
+        gallery: Gallery images.
+    """
 
     backbone: str
     height: int
@@ -99,7 +115,7 @@ SIZES = {
     "market": [Size("resnet50", 256, 128, 64, 12_936, 400, 200, 3_368, 15_913)],
     "msmt17": [Size("resnet50", 256, 128, 64, 32_621, 800, 500, 11_659, 82_161)],
 }
-#: What is aimed at with MSMT17's size on an H100, seconds at most and images a second at least.
+#: Goals at MSMT17's size on an H100: most seconds, and least images per second.
 GOALS = {
     "training_images_per_s": 3_500,
     "extraction_images_per_s": 9_000,
@@ -107,23 +123,23 @@ GOALS = {
     "clustering_s": 1,
     "ranking_s": 2,
 }
-#: The most that a step on a CPU may spend outside the network's forward and backward.
+#: Greatest share of a step on a CPU outside the network's forward and backward.
 SHARE = 0.10
-#: Batches of the share by scale; the recipe's own where none are given.
+#: Batches from which that share is measured, by scale; those of the recipe where none are given.
 SHARE_BATCHES = {"small": 2}
-#: Images whose pixels are really there; the others show the same.
+#: Images with pixels of their own; the others repeat them.
 PIXELS = 2_000
 CAMERAS = 15
-#: Turns of ours and the plain loop, and the batches of a turn, of training and of extraction.
+#: Turns of ours and of the plain loop, and the plain loop's batches in a turn.
 TURNS = {"cpu": 1, "cuda": 2}
 BATCHES = {"cpu": 2, "cuda": 12}
-#: Batches of ours in a turn, and before anything is timed.
+#: Batches of ours in a turn, and before the timing begins.
 OURS = {"cpu": 2, "cuda": 50}
 WARM = {"cpu": 1, "cuda": 8}
 WORKERS = {"cpu": 2, "cuda": 8}
 #: Batches that each worker has ready.
 READY = {"cpu": 1, "cuda": 2}
-#: The most images that the plain loop clusters, by the dense form: at more it takes minutes.
+#: Greatest number of images that the plain loop clusters; its dense form takes minutes for more.
 DENSE_UP_TO = 5_000
 PHASES = (
     "extraction",
@@ -150,14 +166,14 @@ class PlantedUCAL(UCAL):
         def planted() -> Tensor:
             if self.extracts:
                 extract()
-            # A memory may be moved where it lies.
+            # The memory may update its features in place.
             return self.planted.clone()
 
         return super().label_images(epoch, planted)
 
 
 class PlantedNNCT(NNCT):
-    """Sees planted features (n, D), with the gradient of the network's."""
+    """Gets planted features (n, D), with the gradient of the network's."""
 
     planted: Tensor
 
@@ -169,12 +185,19 @@ class PlantedNNCT(NNCT):
 
 
 def with_values(embeddings: Tensor, values: Tensor) -> Tensor:
-    """The values, whose gradient is that of the embeddings."""
+    """Return the values, with the gradient of the embeddings."""
     return values + (embeddings - embeddings.detach())
 
 
 class Planted(NamedTuple):
-    """What the methods see of the training images: features on the device, of a batch too, identities and cameras."""
+    """What the methods get of the n training images.
+
+    Args:
+        features: (n, D) on the device, those of the memory.
+        moved: (n, D) on the device, those of the batches.
+        identities: (n,) int64.
+        cameras: (n,) int64.
+    """
 
     features: Tensor
     moved: Tensor
@@ -188,7 +211,7 @@ class Planted(NamedTuple):
 
 
 def plant(method: str, n: int, dim: int, device: str, spread: float = 1.5) -> Planted:
-    """Heavy-tailed identities to cluster; for NNCT identities of some 20 images, a label or two dozen for each."""
+    """Plant heavy-tailed identities to cluster; for NNCT, identities of about 20 images."""
     if method == "ucal":
         features, identities, cameras = planted_partition(n, dim, cameras=CAMERAS, spread=spread)
         features = features.to(device)
@@ -202,9 +225,10 @@ class Evaluation:
     """Extracts all test images, then ranks planted features of as many."""
 
     def __init__(self, size: Size, config: RunConfig, pixels: Tensor, device: str) -> None:
-        self.config, self.seconds = config, {"evaluation_extraction_s": 0.0, "ranking_s": 0.0}
+        self.config = config
+        self.seconds = {"evaluation_extraction_s": 0.0, "ranking_s": 0.0}
         counts = [size.query, size.gallery]
-        # As the engine's own evaluation reads them.
+        # The engine's evaluation reads from the host too.
         self.loaders = [
             BatchLoader(store_of(pixels, count), torch.device(device), "host") for count in counts
         ]
@@ -217,8 +241,9 @@ class Evaluation:
         self.nbytes = features.nbytes
 
     def __call__(self, network: Network) -> Ranking:
-        """The scores of the planted features."""
-        engine, stage = self.config.engine, self.config.network.test_features
+        """Rank the planted features."""
+        engine = self.config.engine
+        stage = self.config.network.test_features
         self.seconds["evaluation_extraction_s"] = sum(
             harness.clocked(extract_features, network, loader, engine, None, stage)[1]
             for loader in self.loaders
@@ -228,11 +253,11 @@ class Evaluation:
 
 
 class Ours:
-    """A network, its images and what is planted; each call of `epoch` is a run of one epoch.
+    """A network, its images and planted features; each call of `epoch` is a run of one epoch.
 
     Args:
-        config: Its settings.
-        planted: What the method sees.
+        config: The settings.
+        planted: What the method gets.
         device: Where it runs.
         extracts: Whether the network is run on all images before UCAL clusters them.
     """
@@ -242,12 +267,10 @@ class Ours:
     ) -> None:
         torch.manual_seed(config.seed)
         choose_algorithms(config.engine.deterministic)
-        self.config, self.planted, self.device, self.extracts = (
-            config,
-            planted,
-            torch.device(device),
-            extracts,
-        )
+        self.config = config
+        self.planted = planted
+        self.device = torch.device(device)
+        self.extracts = extracts
         model = (
             network_of(config, config.network.bn_group)
             .to(device)
@@ -265,7 +288,7 @@ class Ours:
         evaluate: Callable[[Network], Ranking] | None = None,
         questions: int = 0,
     ) -> dict[str, Any]:
-        """What the engine records of an epoch of so many batches."""
+        """Train an epoch of so many batches, and return what the engine records of it."""
         first = nnct_step.EPOCH if self.config.method == "nnct" else 0
         config = replace(
             self.config,
@@ -305,12 +328,14 @@ class Ours:
 
     @contextmanager
     def _method(self, config: RunConfig, folder: Path) -> Iterator[Method]:
-        n, planted = len(self.loader), self.planted
+        n = len(self.loader)
+        planted = self.planted
         if config.method == "nnct":
             nnct = PlantedNNCT(
                 n, config.neighbours_k, config.nnct, config.batch, nnct_step.EPOCHS, config.seed
             )
-            nnct.planted, nnct.bank = planted.moved, planted.features.clone()
+            nnct.planted = planted.moved
+            nnct.bank = planted.features.clone()
             nnct.label_memory.to(self.device)
             rows = torch.arange(n, device=self.device)
             nnct.label_memory.update(rows, *nnct_step.members(planted.identities))
@@ -330,22 +355,24 @@ class Ours:
                 config.seed,
                 questions=questions,
             )
-            ucal.planted, ucal.extracts = planted.features, self.extracts
+            ucal.planted = planted.features
+            ucal.extracts = self.extracts
             yield ucal
 
 
 class Decoded(torch_data.Dataset[tuple[Tensor, int]]):
-    """Decoded images in memory, each transformed when it is asked for."""
+    """Decoded images in memory, each transformed when it is read."""
 
     def __init__(self, pixels: Tensor, n: int, transform: Callable[[Image.Image], Tensor]) -> None:
         self.pixels = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        self.n, self.transform = n, transform
+        self.n = n
+        self.transform = transform
 
     def __len__(self) -> int:
         return self.n
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        """Network input (3, H, W), and the row."""
+        """Return the network's input (3, H, W), and the row."""
         return self.transform(Image.fromarray(self.pixels[row % len(self.pixels)])), row
 
 
@@ -353,17 +380,22 @@ class Plain:
     """The plain loop."""
 
     def __init__(self, config: RunConfig, pixels: Tensor, planted: Planted, device: str) -> None:
-        self.config, self.planted, self.device = config, planted, device
+        self.config = config
+        self.planted = planted
+        self.device = device
         torch.manual_seed(config.seed)
         self.model = network_of(config, 0).to(device)
-        n, settings = len(planted.features), config.optimizer
+        n = len(planted.features)
+        settings = config.optimizer
         self.images = {
             "training": Decoded(pixels, n, augmented(config.image)),
             "extraction": Decoded(pixels, n, transforms.Compose(finish())),
         }
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         rate = settings.lr if settings.backbone_lr is None else settings.backbone_lr
-        decay, size, seed = settings.weight_decay, config.batch.size, config.seed
+        decay = settings.weight_decay
+        size = config.batch.size
+        seed = config.seed
         self.memory: nnct_step.Published | Logits
         self.optimizer: torch.optim.Optimizer
         if config.method == "nnct":
@@ -383,14 +415,15 @@ class Plain:
             self.batches = sampler.batches(seed, 0)
 
     def train(self, iterations: int) -> float:
-        """Images that are trained on in a second."""
+        """Return the images per second of training."""
         self.model.train()
         return self._rate("training", iterations, self.batches, self._step)
 
     def extract(self, iterations: int) -> float:
-        """Images that are extracted in a second."""
+        """Return the images per second of extraction."""
         self.model.eval()
-        batch, n = self.config.engine.extract_batch, len(self.planted.features)
+        batch = self.config.engine.extract_batch
+        n = len(self.planted.features)
         starts = itertools.cycle(range(0, n - batch + 1, batch))
         with torch.no_grad():
             return self._rate(
@@ -407,10 +440,14 @@ class Plain:
         batches: Iterator[Tensor],
         work: Callable[[Tensor, Tensor], object],
     ) -> float:
-        """Batches that the workers have ready at the start are not timed, and they have as many to make until the end."""
+        """Return the images per second of some work.
+
+        Batches that the workers have ready at the start are not timed; as many more are left to
+        make at the end, so that the workers are busy throughout.
+        """
         workers = WORKERS[self.device]
         ready = READY[self.device] * workers
-        rows = [some.tolist() for some in itertools.islice(batches, iterations + 2 * ready)]
+        rows = [batch.tolist() for batch in itertools.islice(batches, iterations + 2 * ready)]
         loader = DataLoader(
             self.images[what],
             batch_sampler=rows,
@@ -419,11 +456,12 @@ class Plain:
             pin_memory=self.device == "cuda",
         )
         start = 0.0
-        for number, (images, places) in enumerate(itertools.islice(loader, ready + iterations)):
+        for number, (images, of_rows) in enumerate(itertools.islice(loader, ready + iterations)):
             if number == ready:
                 start = self._now()
             work(
-                images.to(self.device, non_blocking=True), places.to(self.device, non_blocking=True)
+                images.to(self.device, non_blocking=True),
+                of_rows.to(self.device, non_blocking=True),
             )
         return sum(map(len, rows[ready : ready + iterations])) / (self._now() - start)
 
@@ -448,21 +486,19 @@ class Plain:
 
 
 class Logits:
-    """SpCL's memory: the similarity of each image of the batch to each of the set, their mean over each class."""
+    """SpCL's memory: similarities of the batch to all images, averaged over each class."""
 
     def __init__(
         self, bank: Tensor, classes: Tensor, temperature: float, momentum: float = 0.2
     ) -> None:
-        self.bank, self.classes, self.temperature, self.momentum = (
-            bank,
-            classes,
-            temperature,
-            momentum,
-        )
+        self.bank = bank
+        self.classes = classes
+        self.temperature = temperature
+        self.momentum = momentum
         self.counts = classes.bincount()
 
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
-        """Eq. 1 of UCAL."""
+        """Compute UCAL's Eq. 1."""
         logits = F.normalize(embeddings) @ self.bank.T / self.temperature
         sums = torch.zeros(len(self.counts), len(rows), device=logits.device).index_add(
             0, self.classes, logits.T
@@ -470,15 +506,16 @@ class Logits:
         return F.cross_entropy((sums / self.counts[:, None]).T, self.classes[rows])
 
     def update(self, embeddings: Tensor, rows: Tensor) -> None:
-        """One row after the other."""
+        """Update the rows one after another."""
         for feature, row in zip(F.normalize(embeddings), rows, strict=True):
             moved = self.momentum * self.bank[row] + (1 - self.momentum) * feature
             self.bank[row] = moved / moved.norm()
 
 
 def augmented(config: ImageConfig) -> Callable[[Image.Image], Tensor]:
-    """torchvision's transforms of what the settings leave in."""
-    size, strength = (config.height, config.width), config.jitter
+    """Return torchvision's transforms for the settings."""
+    size = (config.height, config.width)
+    strength = config.jitter
     aspect = tuple(1 / value for value in reversed(CROP_ASPECT))
     steps: list[Any] = (
         [transforms.RandomResizedCrop(size, config.crop_area, aspect)]
@@ -504,7 +541,7 @@ def noise(count: int, image: ImageConfig) -> Tensor:
 
 
 def store_of(pixels: Tensor, n: int) -> PixelStore:
-    """A store of n images that show the same few."""
+    """Return a store of n images that repeat a few pixels."""
     return PixelStore(
         pixels, torch.arange(n) % len(pixels), [f"{row:032x}" for row in range(n)], []
     )
@@ -523,7 +560,7 @@ def silent() -> Reporter:
 
 
 def config_of(size: Size, method: MethodName, device: str) -> RunConfig:
-    """The paper's settings for MSMT17, with another network, size and batch."""
+    """Return the paper's settings for MSMT17, with another network, size and batch."""
     paper = recipe("msmt17", "paper", method)
     return replace(
         paper,
@@ -535,18 +572,18 @@ def config_of(size: Size, method: MethodName, device: str) -> RunConfig:
         image=replace(paper.image, height=size.height, width=size.width),
         batch=replace(paper.batch, size=size.batch),
         questions=QuestionConfig(),
-        # Several batches of a small set, too.
+        # A small set has several batches too.
         engine=EngineConfig(extract_batch=min(256, size.images // 8)),
     )
 
 
 def peak_mib(device: str) -> float | None:
-    """The most that PyTorch had allocated on the device since `watch_memory`."""
+    """Return the greatest number of MiB allocated on the device since `watch_memory`."""
     return torch.cuda.max_memory_allocated() / _MIB if device == "cuda" else None
 
 
 def watch_memory(device: str) -> float:
-    """MiB that are allocated now, from where a peak is looked for."""
+    """Start to measure the peak, and return the MiB that are allocated now."""
     if device != "cuda":
         return 0.0
     torch.cuda.reset_peak_memory_stats()
@@ -554,7 +591,7 @@ def watch_memory(device: str) -> float:
 
 
 def rates(record: dict[str, Any], n: int) -> dict[str, float]:
-    """Images a second that an epoch of ours trained on and, where it did, extracted."""
+    """Return images per second of training and, where there was one, of extraction."""
     found = {"training_images_per_s": record["speed"]["images_per_second"]}
     if record["seconds"].get("extraction"):
         found["extraction_images_per_s"] = round(n / record["seconds"]["extraction"], 1)
@@ -562,7 +599,7 @@ def rates(record: dict[str, Any], n: int) -> dict[str, float]:
 
 
 def goals(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Those that the figures have a part in, and whether they are met."""
+    """Return the goals for which there are figures, and whether they are met."""
     return {
         name: {
             "goal": goal,
@@ -580,10 +617,13 @@ def test_epoch(
 ) -> None:
     if device == "cpu" and scale != "small":
         pytest.skip(f"an epoch of {size.backbone} at {scale}'s size takes hours on a CPU")
-    n, dim, config = size.images, dim_of(size.backbone), config_of(size, method, device)
+    n = size.images
+    dim = dim_of(size.backbone)
+    config = config_of(size, method, device)
     iterations = iterations_per_epoch(size.iterations if method == "ucal" else 0, n, size.batch)
     questions = size.questions if method == "ucal" else 0
-    problem = f"{method}, {size.backbone} {size.height} x {size.width}, {iterations} x {size.batch} of {n:,}"
+    image = f"{size.backbone} {size.height} x {size.width}"
+    problem = f"{method}, {image}, {iterations} x {size.batch} of {n:,}"
     benchmark.group = f"epoch, {problem}"
     before = watch_memory(device)
     planted = plant(method, n, dim, device)
@@ -640,13 +680,21 @@ def test_epoch(
         benchmark.extra_info["goals"] = goals(found if method == "ucal" else rates(record, n))
     assert np.isfinite(record["loss"])
     assert (record.get("questions", 0) > 0) == (questions > 0)
-    benchmark.extra_info["plain"] = beside(ours, planted, iterations, device)
+    benchmark.extra_info["plain"] = compare_with_plain(ours, planted, iterations, device)
 
 
-def beside(ours: Ours, planted: Planted, iterations: int, device: str) -> dict[str, Any]:
-    """The plain loop and ours in turns: medians of either, and an epoch of the plain loop as long as these say."""
+def compare_with_plain(
+    ours: Ours, planted: Planted, iterations: int, device: str
+) -> dict[str, Any]:
+    """Measure the plain loop and ours in turns.
+
+    Returns:
+        Medians of both, and the extrapolated time of the plain loop's epoch.
+    """
     before = watch_memory(device)
-    n, size, count = len(ours.loader), ours.config.batch.size, BATCHES[device]
+    n = len(ours.loader)
+    size = ours.config.batch.size
+    count = BATCHES[device]
     plain = Plain(ours.config, ours.pixels, planted, device)
     extracts = ours.config.method == "ucal"
     turns: list[dict[str, float]] = []
@@ -659,16 +707,16 @@ def beside(ours: Ours, planted: Planted, iterations: int, device: str) -> dict[s
         peak = peak or peak_mib(device)
         turns.append(turn)
         ours_turns.append(rates(ours.epoch(OURS[device]), n))
-    medians, ours_medians = (
-        {name: round(statistics.median(turn[name] for turn in some), 1) for name in some[0]}
-        for some in (turns, ours_turns)
-    )
+    medians = _medians(turns)
+    ours_medians = _medians(ours_turns)
     epoch_s = iterations * size / medians["training_images_per_s"]
     found: dict[str, Any] = {
         **medians,
         **{f"ours_{name}": value for name, value in ours_medians.items()},
-        "measured_on": f"{count} batches in each of {TURNS[device]} turns, medians; the epoch extrapolated by images",
-        "network": "float32 (convolutions as PyTorch does them by default), eager, one BatchNorm over the batch",
+        "measured_on": f"{count} batches in each of {TURNS[device]} turns, medians; "
+        "the epoch extrapolated by images",
+        "network": "float32 (convolutions as PyTorch does them by default), eager, "
+        "one BatchNorm over the batch",
         "workers": WORKERS[device],
         "clustering": "none" if not extracts else "left out",
     }
@@ -685,12 +733,21 @@ def beside(ours: Ours, planted: Planted, iterations: int, device: str) -> dict[s
     return {**found, "epoch_s": round(epoch_s, 3)}
 
 
+def _medians(turns: list[dict[str, float]]) -> dict[str, float]:
+    """Median of each figure over the turns."""
+    medians = {}
+    for name in turns[0]:
+        medians[name] = round(statistics.median(turn[name] for turn in turns), 1)
+    return medians
+
+
 def test_share_outside_the_network(benchmark: BenchmarkFixture, scale: str, device: str) -> None:
-    """Of the training steps of the synthetic set's recipe, whose labels are planted: no image is extracted."""
+    """Measure training steps of the synthetic recipe with planted labels, without extraction."""
     if device != "cpu":
         pytest.skip("the share is a matter of CPUs")
     config = replace(recipe("synthetic"), device=device)
-    image, n = config.image, config.synthetic.train_images
+    image = config.image
+    n = config.synthetic.train_images
     batches = SHARE_BATCHES.get(scale, config.batch.iterations)
     planted = plant("ucal", n, dim_of(config.model), device, spread=1.0)
     ours = Ours(config, planted, device, extracts=False)

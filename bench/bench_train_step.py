@@ -1,4 +1,4 @@
-"""One training step: read, augment, forward, the loss of UCAL's Eq. 1, backward, Adam, memory update."""
+"""One training step: read, augment, forward, loss (UCAL's Eq. 1), backward, Adam, memory update."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = {
     "market": [("resnet50", 256, 128, 64, 12_936)],
     "msmt17": [("resnet50", 256, 128, 64, 32_621)],
 }
-#: Images whose pixels are really there: a batch reads but a few, and the step does not feel the others.
+#: Images with pixels of their own; the others repeat them, which does not change the step's time.
 PIXELS = 2_000
 
 
@@ -32,7 +32,8 @@ class Step:
         self, device: str, name: str, height: int, width: int, batch: int, n: int, bn_group: int
     ) -> None:
         torch.manual_seed(0)
-        self.device, self.batch = device, batch
+        self.device = device
+        self.batch = batch
         self.model = (
             build_model(name, "none", bn_group=bn_group)
             .to(device)
@@ -47,12 +48,12 @@ class Step:
         features, classes = harness.planted_features(n, self.model.features)
         self.memory = InstanceMemory(0.2, 0.05)
         self.memory.start(features.to(device))
-        # Numbered without gaps, as a memory wants its classes.
+        # A memory needs classes that are numbered without gaps.
         self.memory.begin_epoch(self.memory.bank, classes.unique(return_inverse=True)[1])
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self) -> float:
-        """The loss of the step."""
+        """Do a step and return its loss."""
         rows = torch.randint(len(self.store), (self.batch,), generator=self.generator)
         images = self.augment(self.store.read(rows).to(self.device)).contiguous(
             memory_format=torch.channels_last

@@ -1,4 +1,6 @@
-"""bank_contrast_loss, forward and backward, beside cross-entropy of the whole matrix of logits; also over means of classes."""
+"""bank_contrast_loss, forward and backward, beside cross-entropy of the whole matrix of logits;
+also over means of classes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ SIZES = {
     "million": [(batch, n, 2_048) for n in (100_000, 1_000_000) for batch in (64, 256)],
 }
 TEMPERATURE = 0.05
-#: Far enough from the targets that no softmax is all but one: its gradient would be a rounding error.
+#: Far enough from the targets that no softmax is all but one: its gradient would be a rounding
+#: error.
 SPREAD = 3.0
 #: Features that are compared with float64.
 COMPARED = 16
@@ -64,7 +67,9 @@ FORMS: dict[str, Callable[..., Found]] = {"eager": eager, "compiled": compiled, 
 
 
 def make_classes(device: str, dtype: str, batch: int, n: int, dim: int) -> tuple[Any, ...]:
-    """Some 20 images a class; what is made once an epoch (the rows by class, the sizes) is made here."""
+    """Some 20 images a class; what is made once an epoch (the rows by class, the sizes) is made
+    here.
+    """
     bank, identities = harness.unit_rows(device, dtype, n, dim)
     classes = identities.unique(return_inverse=True)[1]
     places = torch.arange(batch, device=device) * (n // batch)
@@ -113,7 +118,8 @@ FORMS_OF_CLASSES: dict[str, Callable[..., Found]] = {"eager": eager_classes, "ou
 
 
 def work(dtype: str, batch: int, n: int, dim: int, classes: int | None = None) -> harness.Work:
-    """Two products, logits and gradient; bank and features in once, the gradient out, 8 bytes a target and a class in.
+    """Two products, logits and gradient; bank and features in once, the gradient out, 8 bytes a
+    target and a class in.
 
     Over means of classes the products are with these, and each value of the bank is added once.
     """
@@ -124,7 +130,9 @@ def work(dtype: str, batch: int, n: int, dim: int, classes: int | None = None) -
 
 
 class Expected(NamedTuple):
-    """Loss and gradient by the operator, the first features' gradients in float64, eager's error on these."""
+    """Loss and gradient by the operator, the first features' gradients in float64, eager's error on
+    these.
+    """
 
     found: Found
     reference: Tensor
@@ -133,7 +141,9 @@ class Expected(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def expected(device: str, dtype: str, size: tuple[int, int, int], with_classes: bool) -> Expected:
-    """The operator's mean over the batch and the reference's sum over the first differ by the size of the batch."""
+    """The operator's mean over the batch and the reference's sum over the first differ by the size
+    of the batch.
+    """
     if with_classes:
         features, bank, targets, classes, index, sizes = make_classes(device, dtype, *size)
         found = ours_classes(features, bank, targets, classes, index, sizes)

@@ -1,4 +1,6 @@
-"""grouped_batch_norm, forward and backward, beside one BatchNorm over the whole batch and a loop over the groups."""
+"""grouped_batch_norm, forward and backward, beside one BatchNorm over the whole batch and a loop
+over the groups.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from reid_kernels import grouped_batch_norm, grouped_batch_norm_reference
 from torch import Tensor
 
-#: Batch, channels, height and width of layers of ResNet-18 and ResNet-50, channels last; images of a group.
+#: Batch, channels, height and width of layers of ResNet-18 and ResNet-50, channels last; images of
+#: a group.
 GROUP = 16
 SIZES = {
     "small": [(32, 64, 24, 12), (32, 512, 6, 3)],
@@ -95,7 +98,9 @@ FORMS: dict[str, Callable[..., Found]] = {
 
 
 def work(dtype: str, batch: int, channels: int, height: int, width: int) -> harness.Work:
-    """Four operations a value forward and six backward; forward it is read and written, backward two are read, one written."""
+    """Four operations a value forward and six backward; forward it is read and written, backward
+    two are read, one written.
+    """
     values = batch * channels * height * width
     return harness.Work(10.0 * values, 5.0 * values * getattr(torch, dtype).itemsize, "float32")
 

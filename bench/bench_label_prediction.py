@@ -1,4 +1,6 @@
-"""label_prediction beside MPLP as published: each image's list sorted, and the list of every candidate that is walked over."""
+"""label_prediction beside MPLP as published: each image's list sorted, and the list of every
+candidate that is walked over.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,18 @@ SIZES = {
 THRESHOLD, AT_LEAST = 0.6, 10
 #: Images of one centre are about 0.7 similar, so that a label or two dozen is found for each.
 SPREAD = 0.65
-#: Images that are compared with float64; the reference, which makes n x n similarities, is that for banks up to so many rows.
+#: Images that are compared with float64; the reference, which makes n x n similarities, is that for
+#: banks up to so many rows.
 COMPARED, REFERENCE_UP_TO = 8, 5_000
 
 Found = tuple[Tensor, Tensor]
 
 
 def make(device: str, dtype: str, batch: int, n: int, dim: int) -> Found:
-    """The bank and the batch's rows. Dot products are exact in float32, so all forms see the same order."""
+    """The bank and the batch's rows.
+
+    Dot products are exact in float32, so all forms see the same order.
+    """
     bank, _ = harness.unit_rows(device, dtype, n, dim, spread=SPREAD, exact=True)
     return bank, torch.arange(batch, device=device) * (n // batch)
 
@@ -63,7 +69,9 @@ FORMS = {"eager, as published": published, "ours": ours}
 
 
 def work(dtype: str, batch: int, n: int, dim: int, positives: int) -> harness.Work:
-    """A product of the bank and each image that is in the batch or a positive; the bank in twice, for candidates come late."""
+    """A product of the bank and each image that is in the batch or a positive; the bank in twice,
+    for candidates come late.
+    """
     itemsize = getattr(torch, dtype).itemsize
     return harness.Work(
         2.0 * positives * n * dim, 2.0 * n * dim * itemsize + 8.0 * (batch + positives), dtype
@@ -71,7 +79,9 @@ def work(dtype: str, batch: int, n: int, dim: int, positives: int) -> harness.Wo
 
 
 class Expected(NamedTuple):
-    """Labels by the operator, pairs of the first images by the reference in float64, eager's share of wrong ones."""
+    """Labels by the operator, pairs of the first images by the reference in float64, eager's share
+    of wrong ones.
+    """
 
     found: Found
     reference: Tensor

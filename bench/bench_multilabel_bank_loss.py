@@ -1,4 +1,6 @@
-"""multilabel_bank_loss, forward and backward, beside MMCL's dense form: all similarities and a top-k of the negatives."""
+"""multilabel_bank_loss, forward and backward, beside MMCL's dense form: all similarities and a
+top-k of the negatives.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ Found = tuple[Tensor, Tensor]
 
 
 class Problem(NamedTuple):
-    """Features, bank, and the positives of each feature: as CSR for the operator, as a (B, n) mask for the dense form."""
+    """Features, bank, and the positives of each feature: as CSR for the operator, as a (B, n) mask
+    for the dense form.
+    """
 
     features: Tensor
     bank: Tensor
@@ -68,7 +72,9 @@ FORMS = {"eager": eager, "ours": ours}
 
 
 def work(dtype: str, batch: int, n: int, dim: int) -> harness.Work:
-    """The product, and one over the hard negatives for the gradient; bank and features in once, the gradient out."""
+    """The product, and one over the hard negatives for the gradient; bank and features in once, the
+    gradient out.
+    """
     operations = 2.0 * batch * n * dim + 2.0 * batch * int(HARD_RATIO * n) * dim
     return harness.Work(
         operations, float((n + 2 * batch) * dim * getattr(torch, dtype).itemsize), dtype
@@ -76,7 +82,9 @@ def work(dtype: str, batch: int, n: int, dim: int) -> harness.Work:
 
 
 class Expected(NamedTuple):
-    """Loss and gradient by the operator, the first features' gradients in float64, eager's error on these."""
+    """Loss and gradient by the operator, the first features' gradients in float64, eager's error on
+    these.
+    """
 
     found: Found
     reference: Tensor

@@ -1,4 +1,6 @@
-"""similarity_topk beside what a user would run instead: a product and a top-k, whole or by blocks; faiss on a CPU."""
+"""similarity_topk beside what a user would run instead: a product and a top-k, whole or by blocks;
+faiss on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ FORMS = {
 def work(
     device: str, dtype: str, form: str, queries: int, n: int, dim: int, k: int
 ) -> harness.Work:
-    """Two operations for each query, row and column; queries and bank in (once, if the same), 12 k bytes a query out."""
+    """Two operations for each query, row and column; queries and bank in (once, if the same), 12 k
+    bytes a query out.
+    """
     rows = n if queries == n else queries + n
     unit = dtype
     if form == "ours":
@@ -95,7 +99,9 @@ def work(
 
 
 class Expected(NamedTuple):
-    """Values of all queries by the operator, the first queries' and the bank in float64, eager's error on these."""
+    """Values of all queries by the operator, the first queries' and the bank in float64, eager's
+    error on these.
+    """
 
     values: Tensor
     reference: Tensor

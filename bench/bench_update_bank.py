@@ -1,4 +1,6 @@
-"""update_bank_ beside the published loop over the batch, and beside one indexed assignment where no row is named twice."""
+"""update_bank_ beside the published loop over the batch, and beside one indexed assignment where no
+row is named twice.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ FORMS = {"eager loop": loop, "indexed": indexed, "ours": ours}
 
 
 def work(dtype: str, batch: int, named: int, n: int, dim: int) -> harness.Work:
-    """Three operations to move each value, three to normalise it; features and rows in, rows out, 8 bytes a target."""
+    """Three operations to move each value, three to normalise it; features and rows in, rows out, 8
+    bytes a target.
+    """
     values = (batch + 2 * named) * dim
     return harness.Work(
         6.0 * batch * dim, values * getattr(torch, dtype).itemsize + 8.0 * batch, "float32"

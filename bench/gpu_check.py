@@ -1,9 +1,11 @@
-"""Run the GPU tests and the benchmarks on this machine's CUDA device: `python bench/gpu_check.py --out DIR`.
+"""Run the GPU tests and the benchmarks on this machine's CUDA device: `python bench/gpu_check.py
+--out DIR`.
 
-Sizes are MSMT17's; --scale takes others, and benchmarks without a size there are skipped. Writes one file,
-DIR/gpu-DEVICE-DATE.json, and exits with 1 where a test or a benchmark failed, did not end in time, or could not run. Without a
-CUDA device nothing is run and nothing is written. An extension without its CUDA part is built first, in place, where nvcc is;
-its CUDA functions run under compute-sanitizer, where that is.
+Sizes are MSMT17's; --scale takes others, and benchmarks without a size there are skipped. Writes
+one file, DIR/gpu-DEVICE-DATE.json, and exits with 1 where a test or a benchmark failed, did not end
+in time, or could not run. Without a CUDA device nothing is run and nothing is written. An extension
+without its CUDA part is built first, in place, where nvcc is; its CUDA functions run under
+compute-sanitizer, where that is.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Fastest first, so that a limit that is too short costs the fewest figures; but for the whole epochs, which most depends on.
-BENCHMARKS = (
+#: Benchmarks that run first, in this order: the fastest ones, so that a limit that is too short
+#: costs the fewest figures, and the whole epochs, which matter most. The others follow by name.
+FIRST = (
     "bench_update_bank.py",
     "bench_plmb.py",
     "bench_bank_contrast_loss.py",
@@ -42,12 +45,15 @@ BENCHMARKS = (
     "bench_label_prediction.py",
     "bench_questions.py",
     "bench_kmedoids.py",
-    "bench_neighbours.py",
-    "bench_pseudo_labels.py",
-    "bench_cosine_dbscan.py",
-    "bench_ranking.py",
 )
-#: Seconds after which a benchmark is stopped whatever time is left: what comes behind it shall not go without.
+#: Measures processes of a CPU only.
+ON_CPU = ("bench_sharded_labels.py",)
+BENCHMARKS = (
+    *FIRST,
+    *sorted({path.name for path in (ROOT / "bench").glob("bench_*.py")} - {*FIRST, *ON_CPU}),
+)
+#: Seconds after which a benchmark is stopped whatever time is left: what comes behind it shall not
+#: go without.
 LIMITS = {"bench_epoch.py": 240.0}
 SCALES = ("small", "market", "msmt17", "million")
 PACKAGES = (
@@ -152,7 +158,8 @@ def run_tests(scratch: Path, deadline: float) -> dict[str, Any]:
         suite = next(ElementTree.parse(results).iter("testsuite"))
         counts = {key: int(suite.get(key, 0)) for key in ("failures", "errors", "skipped")}
         counts["passed"] = int(suite.get("tests", 0)) - sum(counts.values())
-    # A pytest that ran no test exits with 5, one that skipped them all with 0: neither shows anything.
+    # A pytest that ran no test exits with 5, one that skipped them all with 0: neither shows
+    # anything.
     return {"ok": ran["exit"] == 0 and counts.get("passed", 0) > 0, **counts, **ran}
 
 
@@ -199,7 +206,9 @@ def run_benchmarks(name: str, scale: str, scratch: Path, deadline: float) -> dic
 
 
 def build_extension(deadline: float) -> dict[str, Any]:
-    """Build the extension with its CUDA part for this device, if it is not here; where it is, or why it is not."""
+    """Build the extension with its CUDA part for this device, if it is not here; where it is, or
+    why it is not.
+    """
     library = cuda_library()
     if library is not None:
         return {"ok": True, "file": "extension", "library": library, "built": False}
@@ -234,7 +243,9 @@ def cuda_library() -> str | None:
 
 
 def run_sanitizers(library: str | None, deadline: float) -> list[dict[str, Any]]:
-    """Run the extension's CUDA functions on small arrays: as they are, and under compute-sanitizer's memcheck and racecheck."""
+    """Run the extension's CUDA functions on small arrays: as they are, and under
+    compute-sanitizer's memcheck and racecheck.
+    """
     native = ROOT / "tests" / "native"
     scripts = [str(path) for path in sorted(native.glob("exercise_*.py"))]
     if library is None:

@@ -38,12 +38,14 @@ _TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 _ROUNDS, _SECONDS = 100, 1.0
 #: A call of more seconds than this is timed once.
 _SLOW = 5.0
-#: Clock cycles, some two milliseconds, in which the host queues a call before the device comes to it.
+#: Clock cycles, some two milliseconds, in which the host queues a call before the device comes to
+#: it.
 _AHEAD = 2**22
 #: Bytes written between two calls on CUDA: more than any of its caches holds.
 _FLUSH = 2**28
 
-#: Fresh processes at the price of a fork: what they start from has imported PyTorch and done nothing with it.
+#: Fresh processes at the price of a fork: what they start from has imported PyTorch and done
+#: nothing with it.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["numpy", "torch"])
 
@@ -51,7 +53,8 @@ _PROCESSES.set_forkserver_preload(["numpy", "torch"])
 class Inputs(NamedTuple):
     """What a measured call is given: `make(device, *settings)`.
 
-    It is made again in a child process, so `make` and the call belong to a module and `settings` can be pickled.
+    It is made again in a child process, so `make` and the call belong to a module and `settings`
+    can be pickled.
     """
 
     make: Callable[..., tuple[Any, ...]]
@@ -75,9 +78,10 @@ class Work(NamedTuple):
 def planted_features(n: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Unit rows around n / 20 centres, and the centre of each row: (n, dim) float32, (n,) int64.
 
-    The centres lie in few dimensions, so that they crowd each other as identities do: clusters touch, and some rows are noise.
-    Coordinates are multiples of 2^-11 (rows are of length one up to 1e-3): a dot product is then exact in float32 in whatever
-    order it is summed, and two implementations see the same similarities and the same ties, on every device.
+    The centres lie in few dimensions, so that they crowd each other as identities do: clusters
+    touch, and some rows are noise. Coordinates are multiples of 2^-11 (rows are of length one up to
+    1e-3): a dot product is then exact in float32 in whatever order it is summed, and two
+    implementations see the same similarities and the same ties, on every device.
     """
     random = np.random.default_rng(seed)
     count = max(1, n // 20)
@@ -98,9 +102,12 @@ def planted_features(n: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def unit_rows(
     device: str, dtype: str, n: int, dim: int, *, spread: float = _SPREAD, exact: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`planted_features` for millions of rows: drawn on the device itself, by blocks, in a dtype. Rows and their centres.
+    """`planted_features` for millions of rows: drawn on the device itself, by blocks, in a dtype.
 
-    Only where `exact` is asked for are coordinates multiples of 2^-11: no rounding could be seen in the results.
+    Rows and their centres.
+
+    Only where `exact` is asked for are coordinates multiples of 2^-11: no rounding could be seen in
+    the results.
     """
     generator = torch.Generator(device).manual_seed(0)
     draw = functools.partial(torch.randn, generator=generator, device=device)
@@ -162,7 +169,8 @@ def check(
     found: Sequence[Tensor],
     operators: Sequence[Tensor],
 ) -> None:
-    """Note the relative errors against float64, and hold them and the results against eager's error and the operator's results.
+    """Note the relative errors against float64, and hold them and the results against eager's error
+    and the operator's results.
 
     Another form's rounding is its own affair in bfloat16, where it is noted alone.
     """
@@ -198,7 +206,9 @@ def measure(
     rounds: int,
     warmup: int = 0,
 ) -> Any:
-    """Time a call in this process and take its peak memory in a fresh one; gives what the call returns."""
+    """Time a call in this process and take its peak memory in a fresh one; gives what the call
+    returns.
+    """
     result, events = _timed(benchmark, call, inputs, device, rounds, warmup)
     benchmark.extra_info.update(n=n, dim=dim, **surroundings(device))
     if events:
@@ -220,11 +230,13 @@ def measure_operator(
     dtype: str,
     work: Work,
 ) -> Any:
-    """`measure` for calls of microseconds to seconds, with their rates; gives what the first call returns.
+    """`measure` for calls of microseconds to seconds, with their rates; gives what the first call
+    returns.
 
-    The rounds fill a second. On CUDA `cuda_event_median_ms` is the device's time of calls that find its caches without their
-    inputs and the host ahead of it, and the rates are of that time; the benchmark's own median is what a caller waits. On a
-    CPU inputs stay in the caches where they fit, so a share of the roofline may pass 1.
+    The rounds fill a second. On CUDA `cuda_event_median_ms` is the device's time of calls that find
+    its caches without their inputs and the host ahead of it, and the rates are of that time; the
+    benchmark's own median is what a caller waits. On a CPU inputs stay in the caches where they
+    fit, so a share of the roofline may pass 1.
     """
     benchmark.group = f"{operator}, {size}, {dtype}"
     benchmark.extra_info.update(
@@ -268,7 +280,9 @@ def _rates(work: Work, seconds: float, device: str) -> dict[str, Any]:
 
 @functools.cache
 def peaks(device: str) -> dict[str, float]:
-    """What this machine reaches, measured once: `copy` in GB/s, read and written, and square matrix products in TFLOP/s."""
+    """What this machine reaches, measured once: `copy` in GB/s, read and written, and square matrix
+    products in TFLOP/s.
+    """
     count, size = (2**28, 8192) if device == "cuda" else (2**25, 1024)
     source = torch.rand(count, device=device)
     target = torch.empty_like(source)
@@ -295,7 +309,9 @@ def peaks(device: str) -> dict[str, float]:
 def _seconds(
     call: Callable[..., Any], arguments: tuple[Any, ...], device: str, cold: Tensor | None = None
 ) -> float:
-    """Of one call; on CUDA between two events, queued while the device is kept busy, behind a write that fills its caches."""
+    """Of one call; on CUDA between two events, queued while the device is kept busy, behind a write
+    that fills its caches.
+    """
     if device == "cpu":
         before = time.perf_counter()
         call(*arguments)
@@ -371,7 +387,8 @@ def median_seconds(benchmark: BenchmarkFixture) -> float | None:
 def peak_memory(
     call: Callable[..., Any], inputs: Inputs, device: str, warm: bool = False
 ) -> dict[str, float | str]:
-    """Most memory that a call takes over what its inputs take, in a process that has done nothing else.
+    """Most memory that a call takes over what its inputs take, in a process that has done nothing
+    else.
 
     Args:
         call: What is measured.
@@ -380,14 +397,17 @@ def peak_memory(
         warm: Call it once before, so that what a first call compiles and starts is left out.
 
     Returns:
-        On the CPU `peak_extra_MiB`, growth of the resident set, and `peak_from`, how it was read. On CUDA `peak_extra_MiB` is
-        growth of the memory that PyTorch has allocated there, and `host_peak_extra_MiB` and `peak_from` are of the process.
+        On the CPU `peak_extra_MiB`, growth of the resident set, and `peak_from`, how it was read.
+        On CUDA `peak_extra_MiB` is growth of the memory that PyTorch has allocated there, and
+        `host_peak_extra_MiB` and `peak_from` are of the process.
     """
     return in_fresh_process(peak_memory_here, call, inputs, device, warm)
 
 
 def in_fresh_process(call: Callable[..., T], *arguments: Any) -> T:
-    """What a call gives in a process that has done nothing else; it and its arguments can be pickled."""
+    """What a call gives in a process that has done nothing else; it and its arguments can be
+    pickled.
+    """
     with ProcessPoolExecutor(1, mp_context=_PROCESSES) as pool:
         return pool.submit(call, *arguments).result()
 

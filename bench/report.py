@@ -1,7 +1,8 @@
-"""Turn results into a table and a roofline plot: `python bench/report.py RESULT.json [...] --out DIR`.
+"""Turn results into a table and a roofline plot: `python bench/report.py RESULT.json [...] --out
+DIR`.
 
-Takes what `pytest bench --benchmark-json` and `bench/gpu_check.py` write. Writes DIR/report.md, and for each device with
-operators in the results DIR/roofline-DEVICE.png.
+Takes what `pytest bench --benchmark-json` and `bench/gpu_check.py` write. Writes DIR/report.md, and
+for each device with operators in the results DIR/roofline-DEVICE.png.
 """
 
 from __future__ import annotations
@@ -105,7 +106,9 @@ def figures(path: Path) -> list[Figure]:
 
 
 def text(found: list[Figure]) -> str:
-    """The table of the operators, those of pseudo-labels, of NNCT and of epochs, and a short one of the other benchmarks."""
+    """The table of the operators, those of pseudo-labels, of NNCT and of epochs, and a short one of
+    the other benchmarks.
+    """
     operators = [figure for figure in found if "operator" in figure.info]
     pseudo_labels = [figure for figure in found if figure.info.get("step") == "pseudo-labels"]
     nnct = [figure for figure in found if figure.info.get("step") == "NNCT"]
@@ -296,7 +299,9 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def draw(operators: list[Figure], device: str, path: Path) -> None:
-    """A roofline for each dtype: a colour for each operator and size, a marker for each form, ceilings as lines."""
+    """A roofline for each dtype: a colour for each operator and size, a marker for each form,
+    ceilings as lines.
+    """
     from matplotlib.figure import Figure as Canvas
 
     dtypes = sorted({o.info["dtype"] for o in operators})
@@ -314,7 +319,10 @@ def draw(operators: list[Figure], device: str, path: Path) -> None:
 
 
 def panel(axes: Any, operators: list[Figure], peaks: dict[str, float]) -> None:
-    """One roofline. The forms of a problem need as many operations a byte; they stand side by side to be told apart."""
+    """One roofline.
+
+    The forms of a problem need as many operations a byte; they stand side by side to be told apart.
+    """
     import matplotlib
     from matplotlib.lines import Line2D
 

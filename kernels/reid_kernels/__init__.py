@@ -1,8 +1,9 @@
 """Operators of person re-identification. They need PyTorch, on a GPU also Triton, and nothing else.
 
-Each operator runs on any device and chooses its implementation by the device of its arguments: Triton kernels on a GPU, blocked
-PyTorch on a CPU. Each has a plain reference for any floating dtype, `NAME_reference`. The folder can be installed with the
-project, copied into another one, or loaded by path.
+Each operator runs on any device and chooses its implementation by the device of its arguments:
+Triton kernels on a GPU, blocked PyTorch on a CPU. Each has a plain reference for any floating
+dtype, `NAME_reference`. The folder can be installed with the project, copied into another one, or
+loaded by path.
 """
 
 from typing import Any

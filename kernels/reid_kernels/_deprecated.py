@@ -1,4 +1,4 @@
-"""Former public names. They work as before, with a DeprecationWarning that names their successor."""
+"""Former public names. They work as before and warn with the name of their successor."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ _SUCCESSORS = {
 
 
 def former_name(package: str, name: str) -> Any:
-    """Return the object that had a former public name, with a warning; raise AttributeError for any other name."""
+    """Return the object that had a former public name, with a warning; raise AttributeError for any
+    other name.
+    """
     if name not in _SUCCESSORS:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     message = f"{package}.{name} is deprecated; use {package}.{_SUCCESSORS[name]}"

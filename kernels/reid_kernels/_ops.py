@@ -1,4 +1,6 @@
-"""Private parts that the operators share: the namespace of the custom ops and the checks of arguments."""
+"""Private parts that the operators share: the namespace of the custom ops and the checks of
+arguments.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from torch import Tensor
 def _namespace(package: str) -> str:
     """Return the namespace of the custom ops of one copy of this folder.
 
-    Each copy has its own. The checksum distinguishes names that become equal once dots are replaced.
+    Each copy has its own. The checksum distinguishes names that become equal once dots are
+    replaced.
     """
     plain = re.sub(r"[^0-9A-Za-z]", "_", package)
     return plain if package == "reid_kernels" else f"{plain}_{zlib.crc32(package.encode()):08x}"
@@ -36,12 +39,17 @@ def qualified(name: str) -> str:
 
 
 def takes_kernels(*rows: Tensor) -> bool:
-    """Whether the Triton kernels run on these tensors: not on a CPU, not float64, none of them empty."""
+    """Whether the Triton kernels run on these tensors: not on a CPU, not float64, none of them
+    empty.
+    """
     return not rows[0].is_cpu and rows[0].dtype != torch.float64 and all(x.numel() for x in rows)
 
 
 def device_of(x: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Make the tensor's device the current one. Triton launches on the current device, not on that of its arguments."""
+    """Make the tensor's device the current one.
+
+    Triton launches on the current device, not on that of its arguments.
+    """
     if x.is_cpu:
         return contextlib.nullcontext()
     return torch.get_device_module(x.device).device(x.device)
@@ -67,7 +75,10 @@ def reduced(losses: Tensor, reduction: str, counted: Tensor | None = None) -> Te
 
 
 def once(gradient: Tensor) -> Tensor:
-    """Return a gradient that raises when it is differentiated again. Otherwise autograd would take it for a constant."""
+    """Return a gradient that raises when it is differentiated again.
+
+    Otherwise autograd would take it for a constant.
+    """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return gradient
     return _Once.apply(gradient.detach().requires_grad_())
@@ -172,8 +183,8 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def check_finite(**rows: Tensor) -> None:
     """Raise NotFiniteError naming the first row that is not finite.
 
-    It reads all rows, so it is called only after a result has shown that a value is not finite. Where every row is finite, their
-    products are not, and the error says so.
+    It reads all rows, so it is called only after a result has shown that a value is not finite.
+    Where every row is finite, their products are not, and the error says so.
     """
     for name, x in rows.items():
         bad = (~torch.isfinite(x).all(1)).nonzero()

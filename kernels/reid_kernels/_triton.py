@@ -1,4 +1,6 @@
-"""What the Triton kernels share: the product of two tiles, keys that sort like floats, operands of a stated precision."""
+"""Private parts that the Triton kernels share: products of tiles, sortable keys, operands of a
+stated precision.
+"""
 
 # Kernels are not typed Python.
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from .tiles import Tile
 
-#: The interpreter multiplies bfloat16 wrongly, so there operands are rounded beforehand and multiplied in float32.
+#: Triton's interpreter multiplies bfloat16 wrongly. There the operands are rounded first and
+#: multiplied in float32.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -24,8 +27,9 @@ class Operands(NamedTuple):
     """How a product is computed.
 
     Args:
-        dtype: What the tiles are cast to before the product.
-        kernel_dtype: The same, for the kernel.
+        dtype: Dtype to which the tiles are cast before the product.
+        kernel_dtype: Triton's name of the dtype to which the kernel casts; float32 in the
+            interpreter.
         precision: Triton's `input_precision`.
     """
 
@@ -35,7 +39,9 @@ class Operands(NamedTuple):
 
 
 def operands(dtype: torch.dtype, precision: str) -> Operands:
-    """Float32 rows at the precision that was asked for; half floats as they are, with exact products."""
+    """Choose the operands: float32 rows at the precision asked for, half floats as they are, with
+    exact products.
+    """
     if dtype == torch.float32 and precision == "bf16":
         dtype = torch.bfloat16
     kernel_dtype = tl.float32 if INTERPRETED else _TL[dtype]
@@ -56,7 +62,9 @@ def product_options(how: Operands, tile: Tile) -> dict[str, Any]:
 
 
 def rounded(x: Tensor, how: Operands) -> Tensor:
-    """The rows as the kernel is to see them: in the interpreter rounded here, elsewhere as they are."""
+    """Return the rows as the kernel reads them: rounded here in the interpreter, unchanged
+    elsewhere.
+    """
     return x.to(how.dtype).float() if INTERPRETED else x
 
 
@@ -77,7 +85,9 @@ def product(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Dot products of rows, (BLOCK_M, BLOCK_N) float32; 0 where a row is masked."""
+    """Dot products of rows of `a` and rows of `b`, (BLOCK_M, BLOCK_N) float32; 0 where a row is
+    masked.
+    """
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, dim, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
@@ -97,14 +107,17 @@ def product(
 
 @triton.jit
 def sortable(x):
-    """Int32 that sorts as float32 does; both zeros alike, a NaN above all."""
+    """Map float32 to int32 that sorts alike. Both zeros become equal, and a NaN sorts above all."""
     x = x + 0.0
     bits = x.to(tl.int32, bitcast=True)
     bits = tl.where(x != x, 0x7FC00000, bits)
+    # The bits of negative floats sort in reverse order: flip all but the sign.
     return tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
 
 
 @triton.jit
 def packed(order, place):
-    """Int64 that sorts by `order` (int32), and where it is equal the lower place (below 2^32) as the greater."""
+    """Pack into int64 that sorts by `order` (int32); of equal ones the lower place (below 2^32) is
+    larger.
+    """
     return (order.to(tl.int64) << 32) | (0xFFFFFFFF - place.to(tl.int64))

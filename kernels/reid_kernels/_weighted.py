@@ -1,4 +1,6 @@
-"""Weighted sums of the rows of a bank in Triton, bitwise repeatable: the gradient of losses whose classes are its rows."""
+"""Weighted sums of bank rows in Triton, bitwise repeatable: the gradient of losses whose classes
+are bank rows.
+"""
 
 # Kernels are not typed Python.
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -14,33 +16,39 @@ from ._ops import unit_stride
 from ._triton import Operands, rounded
 from .tiles import Tile, weighted_tile
 
-#: Programs that fill a GPU: with fewer tiles, the rows of the bank are split.
+#: Programs that fill a GPU. With fewer tiles the rows of the bank are split between programs.
 _PROGRAMS = 256
-#: Steps that a split makes at least.
+#: Smallest number of steps of a split.
 _STEPS = 4
 
 
 def weighted_rows(weights: Tensor, bank: Tensor, how: Operands, tile: Tile | None = None) -> Tensor:
-    """Weights times bank, (B, D) float32, none of them empty.
+    """Multiply weights and bank.
 
-    The bank's rows are split between programs, and the parts are added in a fixed order. The parts are at most 256 tiles.
+    The bank's rows are split between programs, and the partial sums are added in a fixed order.
+    There are at most 256 tiles of them.
 
     Args:
-        weights: (B, n) float32.
-        bank: (n, D) float32, float16 or bfloat16.
-        how: What both are cast to, and the precision of the product.
-        tile: Rows of the batch, columns of D and, as depth, rows of the bank.
+        weights: (B, n) float32, not empty.
+        bank: (n, D) float32, float16 or bfloat16, not empty.
+        how: Operands of the product.
+        tile: Rows of the batch, columns of D and, as depth, rows of the bank; by default from the
+            table.
+
+    Returns:
+        (B, D) float32.
     """
     m, n = weights.shape
     dim = bank.shape[1]
-    weights, bank = rounded(unit_stride(weights), how), rounded(unit_stride(bank), how)
+    weights = rounded(unit_stride(weights), how)
+    bank = rounded(unit_stride(bank), how)
     tile = tile or weighted_tile(how.dtype, how.precision, m, bank.dtype)
     tiles = triton.cdiv(m, tile.rows) * triton.cdiv(dim, tile.columns)
     steps = triton.cdiv(n, tile.depth)
     splits = max(1, min(_PROGRAMS // tiles, steps // _STEPS))
     span = triton.cdiv(steps, splits) * tile.depth
     splits = triton.cdiv(n, span)
-    parts = torch.empty(splits, m, dim, dtype=torch.float32, device=bank.device)
+    parts = torch.empty(splits, m, dim, dtype=torch.float32, device=bank.device)  # (splits, B, D)
     weighted_rows_kernel[(tiles * splits,)](
         weights,
         bank,
@@ -56,7 +64,8 @@ def weighted_rows(weights: Tensor, bank: Tensor, how: Operands, tile: Tile | Non
         BLOCK_M=tile.rows,
         BLOCK_N=tile.depth,
         BLOCK_D=tile.columns,
-        # Wider rows pass through registers on their way to the product.
+        # Rows wider in memory than their operands pass through registers before the product: more
+        # warps have more of them.
         num_warps=tile.warps if bank.element_size() <= how.dtype.itemsize else 8,
         num_stages=tile.stages,
     )
@@ -80,8 +89,12 @@ def weighted_rows_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One tile of the sums over `span` rows of the bank. Programs that read the same rows run side by side."""
-    row_tiles, dim_tiles = tl.cdiv(m, BLOCK_M), tl.cdiv(dim, BLOCK_D)
+    """Compute one tile of the sums over `span` rows of the bank.
+
+    Programs that read the same rows run at the same time.
+    """
+    row_tiles = tl.cdiv(m, BLOCK_M)
+    dim_tiles = tl.cdiv(dim, BLOCK_D)
     row = (tl.program_id(0) % row_tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = (tl.program_id(0) // row_tiles % dim_tiles) * BLOCK_D + tl.arange(0, BLOCK_D)
     split = (tl.program_id(0) // (row_tiles * dim_tiles)).to(tl.int64)

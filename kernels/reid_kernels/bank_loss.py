@@ -1,4 +1,6 @@
-"""Cross-entropy against a memory bank without the matrix of logits: UCAL's Eq. 1, and SpCL's form over instances."""
+"""Cross-entropy against a memory bank without the matrix of logits: UCAL's Eq. 1, and SpCL's form
+over instances.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,8 @@ class ClassIndex(NamedTuple):
 
     Args:
         order: (n,) int64, bank rows sorted by class, rows without a class first.
-        starts: (C + 1,) int64, the rows of class c are order[starts[c]:starts[c + 1]]. Inside `torch.compile`, where C is not
-            known, (n + 1,).
+        starts: (C + 1,) int64, the rows of class c are order[starts[c]:starts[c + 1]]. Inside
+            `torch.compile`, where C is not known, (n + 1,).
     """
 
     order: Tensor
@@ -54,11 +56,12 @@ def class_index(classes: Tensor) -> ClassIndex:
     """Sort bank rows by class.
 
     Args:
-        classes: (n,) int64 in [-1, n), -1 for rows without a class. Numbers may be left out: such a class has no rows and takes
-            no part in the softmax.
+        classes: (n,) int64 in [-1, n), -1 for rows without a class. Numbers may be left out: such a
+            class has no rows and takes no part in the softmax.
 
     Returns:
-        The index, 16 bytes a row: 0.5 MB at n = 32,621 and 16 MB at 1e6. On a GPU this waits once for the device.
+        The index, 16 bytes a row: 0.5 MB at n = 32,621 and 16 MB at 1e6. On a GPU this waits once
+        for the device.
 
     Raises:
         ValueError: Wrong shape or dtype, or a class outside [-1, n).
@@ -125,43 +128,50 @@ def bank_contrast_loss(
     reduction: str = "mean",
     precision: str = "auto",
 ) -> Tensor:
-    """Cross-entropy of features . bank / temperature: UCAL Eq. 1 (Gao and Li, BMVC 2021), where the bank holds centroids.
+    """Cross-entropy of features . bank / temperature: UCAL Eq. 1 (Gao and Li, BMVC 2021), where the
+    bank holds centroids.
 
-    With `classes` each bank row is an image, and the logit of a class is the mean of f . v over its rows, as in SpCL (Ge et al.,
-    NeurIPS 2020). The softmax runs over the classes that have rows.
+    With `classes` each bank row is an image, and the logit of a class is the mean of f . v over its
+    rows, as in SpCL (Ge et al., NeurIPS 2020). The softmax runs over the classes that have rows.
 
-    The loss and the gradient for the features come from one pass over the bank in the forward call, so the bank may be changed
-    in place before `backward`. A bank that requires a gradient gets it from a second pass, in float32; such a bank must not be
-    changed before `backward`. There is no second derivative. Sums are float32 (float64 for float64). Repeated calls return the
-    same bits.
+    The loss and the gradient for the features come from one pass over the bank in the forward call,
+    so the bank may be changed in place before `backward`. A bank that requires a gradient gets it
+    from a second pass, in float32; such a bank must not be changed before `backward`. There is no
+    second derivative. Sums are float32 (float64 for float64). Repeated calls return the same bits.
 
     Args:
-        features: (B, D) float32, float16, bfloat16 or float64, usually unit-norm rows. They are not normalised here.
+        features: (B, D) float32, float16, bfloat16 or float64, usually unit-norm rows. They are not
+            normalised here.
         bank: (n, D), dtype and device of the features.
-        targets: (B,) int64 in [0, n), or the class of each feature; `ignore_index` for features without a loss.
+        targets: (B,) int64 in [0, n), or the class of each feature; `ignore_index` for features
+            without a loss.
         temperature: tau, above 0.
-        classes: (n,) int64 in [-1, n), the class of each bank row, -1 for none; or the result of `class_index`.
+        classes: (n,) int64 in [-1, n), the class of each bank row, -1 for none; or the result of
+            `class_index`.
         ignore_index: Target of features that are left out of the loss.
-        reduction: "mean" over the features that are not ignored (0 where all are), "sum", or "none": (B,), 0 where ignored.
-        precision: Of products on a GPU. "auto", "ieee": float32 features in IEEE float32, half floats as they are. "tf32",
-            "bf16": float32 features rounded to these formats. A CPU always computes in float32.
+        reduction: "mean" over the features that are not ignored (0 where all are), "sum", or
+            "none": (B,), 0 where ignored.
+        precision: Of products on a GPU. "auto", "ieee": float32 features in IEEE float32, half
+            floats as they are. "tf32", "bf16": float32 features rounded to these formats. A CPU
+            always computes in float32.
 
     Returns:
         The loss, float32 (float64 for float64).
 
     Memory:
-        A few arrays (B, D) float32 and a block of logits. CPU: 13 MB at B = 256 and D = 2,048, 23 MB with classes (measured at
-        n = 32,621; the blocks have the same size at 1e6). GPU: 4 B D floats where D is a power of two; with classes another
-        32 MB of means.
+        A few arrays (B, D) float32 and a block of logits. CPU: 13 MB at B = 256 and D = 2,048, 23
+        MB with classes (measured at n = 32,621; the blocks have the same size at 1e6). GPU: 4 B D
+        floats where D is a power of two; with classes another 32 MB of means.
 
     Moved:
-        On a GPU the bank once from memory and once from L2, with classes once more. Expected of an H200 (4.3 TB/s,
-        780 TFLOP/s), not measured: at n = 1e5, D = 2,048, bfloat16, 0.095 ms of bytes at B = 64 and 0.27 ms of arithmetic at
-        B = 256, plus the cost of some 40 launches.
+        On a GPU the bank once from memory and once from L2, with classes once more. Expected of an
+        H200 (4.3 TB/s, 780 TFLOP/s), not measured: at n = 1e5, D = 2,048, bfloat16, 0.095 ms of
+        bytes at B = 64 and 0.27 ms of arithmetic at B = 256, plus the cost of some 40 launches.
 
     Raises:
-        ValueError: Wrong rank, width, dtype or device, a temperature that is not above 0, targets out of range or of a class
-            without rows, rows that are not finite. Values are checked on a CPU only; on a GPU the loss is NaN instead.
+        ValueError: Wrong rank, width, dtype or device, a temperature that is not above 0, targets
+            out of range or of a class without rows, rows that are not finite. Values are checked on
+            a CPU only; on a GPU the loss is NaN instead.
     """
     check_choice("reduction", reduction, REDUCTIONS)
     order, starts = _checked_index(features, bank, targets, temperature, classes, precision)
@@ -216,14 +226,18 @@ def bank_contrast_loss_reference(
 
 
 class PartialContrast(NamedTuple):
-    """Partial result of `bank_contrast_loss` over one shard of the bank. `partial_contrast` says how to combine the shards.
+    """Partial result of `bank_contrast_loss` over one shard of the bank.
+
+    `partial_contrast` says how to combine the shards.
 
     Args:
-        losses: (B,) the loss against this shard only, of features whose target is in it; 0 for the others.
+        losses: (B,) the loss against this shard only, of features whose target is in it; 0 for the
+            others.
         log_sum_exp: (B,) log-sum-exp of the shard's logits, -inf where the shard has no class.
-        softmax_means: (B, D) mean of the shard's vectors weighted with the softmax over the shard, 0 where it has no class;
-            (0, D) without gradient.
-        target_vectors: (B, D) vector of the target, 0 where it is not in this shard; (0, D) without gradient.
+        softmax_means: (B, D) mean of the shard's vectors weighted with the softmax over the shard,
+            0 where it has no class; (0, D) without gradient.
+        target_vectors: (B, D) vector of the target, 0 where it is not in this shard; (0, D) without
+            gradient.
     """
 
     losses: Tensor
@@ -245,30 +259,35 @@ def partial_contrast(
 ) -> PartialContrast:
     """Compute `bank_contrast_loss` over one shard of a bank that is sharded over several processes.
 
-    Let L be the log-sum-exp of the `log_sum_exp` of all shards. The loss of a feature over the whole bank is its `losses` + L -
-    `log_sum_exp` of the shard that holds its target. Its gradient is the sum over the shards of (exp(`log_sum_exp` - L)
-    `softmax_means` - `target_vectors`) / tau. All rows of a class must lie in one shard.
+    Let L be the log-sum-exp of the `log_sum_exp` of all shards. The loss of a feature over the
+    whole bank is its `losses` + L - `log_sum_exp` of the shard that holds its target. Its gradient
+    is the sum over the shards of (exp(`log_sum_exp` - L) `softmax_means` - `target_vectors`) / tau.
+    All rows of a class must lie in one shard.
 
     Args:
         features: (B, D), as for `bank_contrast_loss`; the same for every shard.
         bank: (n, D), the shard; n may be 0.
-        targets: (B,) int64, numbered within the shard; `ignore_index` for features whose target is in another shard.
+        targets: (B,) int64, numbered within the shard; `ignore_index` for features whose target is
+            in another shard.
         temperature: tau, above 0.
-        classes: (n,) int64 in [-1, n), the class of each row of the shard; or the result of `class_index`.
+        classes: (n,) int64 in [-1, n), the class of each row of the shard; or the result of
+            `class_index`.
         ignore_index: Target of features whose target is in another shard.
         gradient: Whether `softmax_means` and `target_vectors` are computed.
         precision: Of products on a GPU, as for `bank_contrast_loss`.
 
     Returns:
-        The partial result, float32 (float64 for float64). Autograd does not see it: the gradient is in the returned fields.
+        The partial result, float32 (float64 for float64). Autograd does not see it: the gradient is
+        in the returned fields.
 
     Memory:
         That of `bank_contrast_loss`, and B x D more.
 
     Raises:
-        ValueError: Wrong rank, width, dtype or device, a temperature that is not above 0, or, on a CPU, targets out of range.
-            Rows that are not finite make the results that depend on them NaN, on a CPU too: a process that raised here would
-            leave the others waiting in the next collective.
+        ValueError: Wrong rank, width, dtype or device, a temperature that is not above 0, or, on a
+            CPU, targets out of range. Rows that are not finite make the results that depend on them
+            NaN, on a CPU too: a process that raised here would leave the others waiting in the next
+            collective.
     """
     order, starts = _checked_index(features, bank, targets, temperature, classes, precision)
     problem = ContrastProblem(
@@ -337,8 +356,8 @@ def class_means(bank: Tensor, classes: Tensor | ClassIndex, count: int) -> Tenso
         count: Number of classes C, above every class.
 
     Returns:
-        (C, D) in the dtype of the bank, not normalised: f . mean is the mean of f . v over the members. 0 for a class without
-        rows. No gradient.
+        (C, D) in the dtype of the bank, not normalised: f . mean is the mean of f . v over the
+        members. 0 for a class without rows. No gradient.
 
     Raises:
         ValueError: Wrong rank, dtype or device, or a class that is not below `count`.
@@ -363,7 +382,9 @@ def _checked_index(
     classes: Tensor | ClassIndex | None,
     precision: str,
 ) -> ClassIndex | tuple[None, None]:
-    """Check the arguments of a loss; return the index of the classes, or two None where there are no classes."""
+    """Check the arguments of a loss; return the index of the classes, or two None where there are
+    no classes.
+    """
     check_pair("features", features, bank)
     check_ids("targets", targets, features.shape[0], features, "features", "feature row")
     if isinstance(temperature, Tensor) and temperature.requires_grad:
@@ -427,8 +448,9 @@ def _bank_contrast(
     """Compute the fields of `PartialContrast`, or those of a loss over a whole bank.
 
     Returns:
-        Losses (B,); log-sum-exps (B,); (B, D), with `partial` the softmax means and without it the gradient of each loss, (0, D)
-        without `gradient`; and the vectors of the targets (B, D), (0, D) without `gradient` or `partial`.
+        Losses (B,); log-sum-exps (B,); (B, D), with `partial` the softmax means and without it the
+        gradient of each loss, (0, D) without `gradient`; and the vectors of the targets (B, D), (0,
+        D) without `gradient` or `partial`.
     """
     problem = ContrastProblem(
         features,
@@ -496,7 +518,8 @@ def _bank_gradient(
     )
     with full_precision(features):
         if takes_kernels(features):
-            # The kernels round their log-sum-exps differently from the products that are computed here.
+            # The kernels round their log-sum-exps differently from the products that are computed
+            # here.
             log_sums = contrast_blocked(problem)[1]
         return bank_gradient_blocked(problem, log_sums, weights)
 
@@ -517,7 +540,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.dtype = problem.features.dtype
     ctx.temperature = problem.temperature
     ctx.ignore_index = problem.ignore_index
-    # The bank is saved only if it needs a gradient itself. Otherwise it may change before the backward call.
+    # The bank is saved only if it needs a gradient itself. Otherwise it may change before the
+    # backward call.
     if ctx.needs_input_grad[1]:
         ctx.save_for_backward(slopes, counted, *problem[:5], log_sums)
     else:

@@ -1,4 +1,6 @@
-"""`bank_contrast_loss` by blocks of the bank in PyTorch, with a running log-sum-exp and a running gradient, on any device."""
+"""`bank_contrast_loss` by blocks of the bank in PyTorch, with a running log-sum-exp and a running
+gradient, on any device.
+"""
 
 from __future__ import annotations
 
@@ -108,8 +110,8 @@ def _over_blocks(problem: ContrastProblem) -> _Pass:
             running.mul_(shrink).addmm_(weights, vectors)
         top = higher
     log_sums = (top + total.log())[:, 0]
-    # log(total) + (top - own), in this order: where the target's logit is nearly the whole sum, both terms are small and
-    # nothing cancels.
+    # log(total) + (top - own), in this order: where the target's logit is nearly the whole sum,
+    # both terms are small and nothing cancels.
     losses = torch.where(counted, (total.log() + (top - own))[:, 0], 0.0)
     if problem.gradient:
         # Without any class the mean is zero.
@@ -148,7 +150,8 @@ def bank_gradient_blocked(problem: ContrastProblem, log_sums: Tensor, weights: T
         if index is None:
             out[first : first + len(vectors)] = block
         else:
-            # A class is the mean of its rows: each row receives the class's gradient divided by its size.
+            # A class is the mean of its rows: each row receives the class's gradient divided by its
+            # size.
             edges = index.starts[first : first + len(vectors) + 1]
             sizes = edges.diff()
             members = index.order[int(edges[0]) : int(edges[-1])]
@@ -178,7 +181,8 @@ def means_of_classes(bank: Tensor, order: Tensor, starts: Tensor) -> Tensor:
             bank = bank[members].to(kind)
             members = torch.arange(len(members), device=bank.device)
         return F.embedding_bag(members, bank, starts[:-1] - starts[0], mode="mean")
-    # Half floats on a CPU are converted a part at a time. On a GPU index_add_ would add atomically, in any order.
+    # Half floats on a CPU are converted a part at a time. On a GPU index_add_ would add atomically,
+    # in any order.
     out = bank.new_zeros(len(sizes), bank.shape[1], dtype=kind)
     first = int(starts[0]) if len(starts) else 0
     last = int(starts[-1]) if len(starts) else 0
@@ -191,7 +195,9 @@ def means_of_classes(bank: Tensor, order: Tensor, starts: Tensor) -> Tensor:
 
 
 def _blocks(problem: ContrastProblem, batch: int | None = None) -> Iterator[_Block]:
-    """Yield the classes block by block; `batch` is the number of features that logits are computed for, by default all."""
+    """Yield the classes block by block; `batch` is the number of features that logits are computed
+    for, by default all.
+    """
     bank = problem.bank
     kind = accumulator(bank.dtype)
     index = problem.classes()

@@ -1,10 +1,11 @@
 """`bank_contrast_loss` in Triton: attention over the bank, whose rows are both keys and values.
 
-A row of 2,048 values is too wide for the registers that one program has for the weighted sum, and splitting the width over
-programs would repeat the logits in each. So the bank is processed in pieces that fit the L2 cache. For each piece one launch
-writes the exponentials of its logits, relative to each tile's maximum, to a block that stays in L2 as well; the next launch sums
-the piece's rows weighted with them, one part of the width in each program. Maxima and sums of all tiles are combined in a fixed
-order.
+A row of 2,048 values is too wide for the registers that one program has for the weighted sum, and
+splitting the width over programs would repeat the logits in each. So the bank is processed in
+pieces that fit the L2 cache. For each piece one launch writes the exponentials of its logits,
+relative to each tile's maximum, to a block that stays in L2 as well; the next launch sums the
+piece's rows weighted with them, one part of the width in each program. Maxima and sums of all tiles
+are combined in a fixed order.
 """
 
 # Kernels are not typed Python.
@@ -229,10 +230,12 @@ class _Contrast:
         """Compute the results after the last piece.
 
         Args:
-            chosen: (n, D) the bank, or with classes (B, D) the mean of each feature's class. A partial loss does not read it.
+            chosen: (n, D) the bank, or with classes (B, D) the mean of each feature's class. A
+                partial loss does not read it.
 
         Returns:
-            Losses (B,), log-sum-exps (B,), and (B, D) gradients, or softmax means of a partial loss.
+            Losses (B,), log-sum-exps (B,), and (B, D) gradients, or softmax means of a partial
+            loss.
         """
         losses = torch.empty_like(self.own)
         log_sums = torch.empty_like(self.own)
@@ -281,7 +284,7 @@ def means_of_classes(bank: Tensor, order: Tensor, starts: Tensor) -> Tensor:
 
 
 def _means_of_targets(problem: ContrastProblem, index: ClassIndex) -> Tensor:
-    """Mean of the rows of each feature's class, (B, D) float32; 0 where the target is not a class."""
+    """Mean of the rows of each feature's class, (B, D) float32; 0 where there is no such class."""
     bank = problem.bank
     targets = problem.targets
     inside = (targets >= 0) & (targets < problem.class_count())
@@ -375,7 +378,8 @@ def exponentials_kernel(
 ):
     """Compute one tile of logits.
 
-    Writes the maximum of each feature's logits, their exponentials relative to it, the sum of these, and the target's logit.
+    Writes the maximum of each feature's logits, their exponentials relative to it, the sum of
+    these, and the target's logit.
     """
     blocks = tl.cdiv(batch, BLOCK_M)
     b = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -403,7 +407,8 @@ def exponentials_kernel(
         BLOCK_N,
         BLOCK_D,
     )
-    # From here on columns are numbered within the tile, with one base address: int64 columns would not fit the registers.
+    # From here on columns are numbered within the tile, with one base address: int64 columns would
+    # not fit the registers.
     local = tl.arange(0, BLOCK_N)
     exists = local < stop - begin
     if CLASSES:
@@ -444,7 +449,7 @@ def running_kernel(
     number,
     BLOCK_T: tl.constexpr,
 ):
-    """Update the running maximum and sum of exponentials of one feature with the tiles of a piece."""
+    """Update one feature's running maximum and sum of exponentials with the tiles of a piece."""
     b = tl.program_id(0).to(tl.int64)
     before = tl.load(top_ptr + number * batch + b)
     top = before
@@ -485,7 +490,9 @@ def weighted_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Add the vectors of a piece, weighted with their exponentials, to one tile of the running sums."""
+    """Add the vectors of a piece, weighted with their exponentials, to one tile of the running
+    sums.
+    """
     blocks = tl.cdiv(batch, BLOCK_M)
     parts = tl.cdiv(dim, BLOCK_N)
     b = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -496,7 +503,8 @@ def weighted_kernel(
     shift = tl.where(top == float("-inf"), 0.0, top)
     sums = running_ptr + split * batch * dim + b[:, None] * dim + d[None, :]
     mask = (b < batch)[:, None] & (d < dim)[None, :]
-    # The sums so far are relative to the maximum before this piece: move them below the new maximum.
+    # The sums so far are relative to the maximum before this piece: move them below the new
+    # maximum.
     total = tl.load(sums, mask=mask, other=0.0) * tl.exp(before - shift)[:, None]
     for start in range(split * BLOCK_K, count, SPLITS * BLOCK_K):
         j = start + tl.arange(0, BLOCK_K).to(tl.int64)
@@ -542,9 +550,11 @@ def finish_kernel(
     SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Compute loss and gradient of one feature: 0 where it is ignored, NaN where its target does not exist.
+    """Compute loss and gradient of one feature: 0 where it is ignored, NaN where its target does
+    not exist.
 
-    With ONLY_MEANS the softmax mean of the vectors takes the place of the gradient, whatever the target is.
+    With ONLY_MEANS the softmax mean of the vectors takes the place of the gradient, whatever the
+    target is.
     """
     b = tl.program_id(0).to(tl.int64)
     target = tl.load(targets_ptr + b)
@@ -554,8 +564,8 @@ def finish_kernel(
     top = tl.load(top_ptr + pieces * batch + b)
     own = tl.load(own_ptr + b)
     tl.store(log_sums_ptr + b, top + tl.log(total))
-    # log(total) + (top - own), in this order: where the target's logit is nearly the whole sum, both terms are small and
-    # nothing cancels.
+    # log(total) + (top - own), in this order: where the target's logit is nearly the whole sum,
+    # both terms are small and nothing cancels.
     tl.store(losses_ptr + b, tl.where(counted, tl.log(total) + (top - own), 0.0))
     if GRADIENT:
         place = b
@@ -575,6 +585,7 @@ def finish_kernel(
             else:
                 vector = chosen_ptr + place * chosen_stride + d
                 chosen = tl.load(vector, mask=d < dim, other=0.0).to(tl.float32)
-                # The target's logit is NaN where the target does not exist; adding 0 * NaN makes the gradient NaN as well.
+                # The target's logit is NaN where the target does not exist; adding 0 * NaN makes
+                # the gradient NaN as well.
                 slope = (sums / total - chosen) * scale + 0.0 * own
                 tl.store(running_ptr + b * dim + d, tl.where(counted, slope, 0.0), mask=d < dim)

@@ -1,12 +1,16 @@
-"""The memories of public code bases as modules over the operators: the same constructor, the same call, no matrix of logits.
+"""The memories of public code bases as modules over the operators: the same constructor, the same
+call, no matrix of logits.
 
-The memory is updated in the backward pass, once the gradient has been taken from the old vectors, one image after the other in
-batch order. Nothing is updated where the inputs require no gradient.
+The memory is updated in the backward pass, after the gradient has been computed from the old
+vectors, one image after the other in batch order. Nothing is updated if the inputs require no
+gradient.
 
-In all three, unlike the originals: half inputs are cast to the memory's dtype; nothing is moved to a device; a vector is
-divided by its norm clamped at 1e-12, where the originals divide 0 by 0; ids are int64, and one out of range is an error. With
-several processes each one has its own memory, so hand every process the whole batch: gather the inputs with
-`torch.distributed.nn.functional.all_gather`, through which gradients flow, and the ids with `torch.distributed.all_gather`.
+All three differ from the originals as follows: half inputs are cast to the memory's dtype; nothing
+is moved to a device; a vector is divided by its norm clamped at 1e-12, where the originals divide 0
+by 0; ids are int64, and one out of range is an error. With several processes each has its own
+memory, so every process must receive the whole batch: gather the inputs with
+`torch.distributed.nn.functional.all_gather`, through which gradients flow, and the ids with
+`torch.distributed.all_gather`.
 """
 
 from __future__ import annotations
@@ -24,28 +28,32 @@ from .labels import label_prediction
 from .multilabel import multilabel_bank_loss
 from .update_bank import hardest_rows, update_bank_
 
-#: What SpCL adds to the softmax's sum of exponentials, and to the probability before its logarithm.
+#: SpCL adds this to the softmax's sum of exponentials, and to the probability before its logarithm.
 _EPSILON = 1e-6
 
 
 class HybridMemory(nn.Module):
-    """SpCL's memory (Ge et al., NeurIPS 2020): one vector an image, a class is the mean of its images.
+    """SpCL's memory (Ge et al., NeurIPS 2020): one vector per image; a class is the mean of its
+    images.
 
-    The loss is the mean of -log(p + 1e-6), p = exp(l_y) / (sum over classes of exp(l_c) + 1e-6), l_c the mean of f . v over the
-    members of class c, divided by the temperature. The 1e-6 in the denominator is below float32's rounding where the largest
-    logit is above 2.9, but takes 2 % of p where one class has a logit of -10 and the others less: it is kept.
+    The loss is the mean of -log(p + 1e-6), p = exp(l_y) / (sum over classes of exp(l_c) + 1e-6),
+    l_c the mean of f . v over the members of class c, divided by the temperature. The 1e-6 in the
+    denominator is below float32's rounding where the largest logit is above 2.9. It is kept because
+    it reduces p by 2 % where one class has a logit of -10 and the others less.
 
     Args:
         num_features: D.
         num_samples: n, images in the memory.
         temp: Temperature.
-        momentum: Share of the old vector that is kept.
+        momentum: Weight of the old vector.
         precision: As for `bank_contrast_loss`.
 
     Attributes:
-        features: (n, D) buffer, zeros at first: fill it with unit vectors. 0.27 GB at n = 32,621, D = 2,048, 8.2 GB at 1e6.
-        labels: (n,) int64 buffer, class of each image, zeros at first; below n, numbers may be left out. -1, which the original
-            does not take: in no class, its loss does not count, but its vector is updated.
+        features: (n, D) buffer, zeros at first: fill it with unit vectors. 0.27 GB at n = 32,621, D
+            = 2,048, 8.2 GB at 1e6.
+        labels: (n,) int64 buffer, class of each image, zeros at first; below n, numbers may be left
+            out. An image with label -1, which the original does not allow, is in no class: its loss
+            does not count, but its vector is updated.
     """
 
     features: Tensor
@@ -62,8 +70,11 @@ class HybridMemory(nn.Module):
     ) -> None:
         super().__init__()
         _check_settings(temp, momentum, precision)
-        self.num_features, self.num_samples = num_features, num_samples
-        self.temp, self.momentum, self.precision = temp, momentum, precision
+        self.num_features = num_features
+        self.num_samples = num_samples
+        self.temp = temp
+        self.momentum = momentum
+        self.precision = precision
         self.register_buffer("features", torch.zeros(num_samples, num_features))
         self.register_buffer("labels", torch.zeros(num_samples, dtype=torch.int64))
 
@@ -72,23 +83,23 @@ class HybridMemory(nn.Module):
 
         Args:
             inputs: (B, D), unit-norm rows.
-            indexes: (B,) int64, which image of the memory each is.
+            indexes: (B,) int64, number of each image in the memory.
 
         Returns:
-            The mean over the images that are in a class, 0 where there is none.
+            The mean over the images that are in a class, 0 if none is.
 
         Raises:
             ValueError: Wrong shape, dtype or device, or an index or label out of range.
         """
         memory = self.features.detach()
-        check_ids(
-            "labels", self.labels, memory.shape[0], memory, "the memory", "image of the memory"
-        )
+        per = "image of the memory"
+        check_ids("labels", self.labels, memory.shape[0], memory, "the memory", per)
         check_range("labels", self.labels, -1, memory.shape[0])
         inputs = _updated_in_backward(inputs, memory, "indexes", indexes, self.momentum)
         targets = self.labels[indexes]
         counted = targets >= 0
-        inputs, targets = inputs[counted], targets[counted]
+        inputs = inputs[counted]
+        targets = targets[counted]
         index = class_index(self.labels)
         cross_entropy = bank_contrast_loss(
             inputs,
@@ -99,7 +110,8 @@ class HybridMemory(nn.Module):
             reduction="none",
             precision=self.precision,
         )
-        # Where the sum of exponentials is small the 1e-6 under the fraction counts: log p = -ce - log(1 + 1e-6 / sum).
+        # Where the sum of exponentials is small, the 1e-6 in the denominator counts: log p = -ce -
+        # log(1 + 1e-6 / sum).
         own = (inputs * _means_of(memory, index, targets)).sum(1) / self.temp
         excess = F.softplus(math.log(_EPSILON) - (cross_entropy + own), threshold=50)
         losses = -torch.log(torch.exp(-cross_entropy - excess) + _EPSILON)
@@ -107,19 +119,21 @@ class HybridMemory(nn.Module):
 
 
 class ClusterMemory(nn.Module):
-    """Cluster Contrast's memory (Dai et al., ACCV 2022): one vector a cluster, cross-entropy over all of them.
+    """Cluster Contrast's memory (Dai et al., ACCV 2022): one vector per cluster, cross-entropy over
+    all of them.
 
     Args:
         num_features: D.
         num_samples: n, clusters.
         temp: Temperature.
-        momentum: Share of the old vector that is kept.
-        use_hard: Update each cluster once, with the image of the batch least similar to its old vector (the first of equals),
-            not with every image in turn.
+        momentum: Weight of the old vector.
+        use_hard: Update each cluster once, with the image of the batch that is least similar to its
+            old vector (the first of equally similar ones), instead of with every image.
         precision: As for `bank_contrast_loss`.
 
     Attributes:
-        features: (n, D) buffer, zeros at first: fill it with unit vectors. 0.27 GB at n = 32,621, D = 2,048, 8.2 GB at 1e6.
+        features: (n, D) buffer, zeros at first: fill it with unit vectors. 0.27 GB at n = 32,621, D
+            = 2,048, 8.2 GB at 1e6.
     """
 
     features: Tensor
@@ -135,14 +149,13 @@ class ClusterMemory(nn.Module):
         precision: str = "auto",
     ) -> None:
         super().__init__()
-        self.num_features, self.num_samples = num_features, num_samples
         _check_settings(temp, momentum, precision)
-        self.temp, self.momentum, self.use_hard, self.precision = (
-            temp,
-            momentum,
-            use_hard,
-            precision,
-        )
+        self.num_features = num_features
+        self.num_samples = num_samples
+        self.temp = temp
+        self.momentum = momentum
+        self.use_hard = use_hard
+        self.precision = precision
         self.register_buffer("features", torch.zeros(num_samples, num_features))
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -150,10 +163,11 @@ class ClusterMemory(nn.Module):
 
         Args:
             inputs: (B, D), normalised here.
-            targets: (B,) int64, the cluster of each; unlike the original, -1 is left out of the loss and of the update.
+            targets: (B,) int64, the cluster of each; unlike in the original, -1 is left out of the
+                loss and of the update.
 
         Returns:
-            The mean over the images that count, 0 where there is none.
+            The mean over the images that count, 0 if none does.
 
         Raises:
             ValueError: Wrong shape, dtype or device, or a target out of range.
@@ -168,18 +182,21 @@ class ClusterMemory(nn.Module):
 
 
 class MMCLMemory(nn.Module):
-    """MMCL's memory (Wang and Zhang, CVPR 2020) and its loss in one, so that the B x n similarities need not be returned.
+    """MMCL's memory (Wang and Zhang, CVPR 2020) and its loss in one, so that the B x n similarities
+    need not be returned.
 
-    Takes the place of three published modules: the memory (same two arguments first, same buffer name), the loss, and the label
-    prediction (`predict`). The loss of a set of positives is delta times the mean of (1 - s)^2 over them plus the mean of
-    (1 + s)^2 over the most similar share of the rest, at least one image.
+    It replaces three published modules: the memory (same two arguments first, same buffer name),
+    the loss, and the label prediction (`predict`). The loss of a set of positives is delta times
+    the mean of (1 - s)^2 over them, plus the mean of (1 + s)^2 over the most similar fraction of
+    the rest, at least one image.
 
     Args:
         num_features: D.
         num_samples: n, images in the memory.
-        epochs: The momentum of epoch e is 0.5 e / epochs, so that the first epoch keeps nothing of the old vectors.
+        epochs: The momentum of epoch e is 0.5 e / epochs, so that the first epoch keeps nothing of
+            the old vectors.
         delta: Weight of the positives.
-        hard_ratio: Share of the negatives that counts.
+        hard_ratio: Fraction of the negatives that counts.
         precision: As for `multilabel_bank_loss`.
 
     Attributes:
@@ -202,8 +219,12 @@ class MMCLMemory(nn.Module):
         if epochs < 1:
             raise ValueError(f"epochs: got {epochs}, expected at least 1")
         check_choice("precision", precision, PRECISIONS)
-        self.num_features, self.num_samples, self.epochs = num_features, num_samples, epochs
-        self.delta, self.hard_ratio, self.precision = delta, hard_ratio, precision
+        self.num_features = num_features
+        self.num_samples = num_samples
+        self.epochs = epochs
+        self.delta = delta
+        self.hard_ratio = hard_ratio
+        self.precision = precision
         self.register_buffer("mem", torch.zeros(num_samples, num_features))
 
     def forward(
@@ -219,17 +240,18 @@ class MMCLMemory(nn.Module):
 
         Args:
             inputs: (B, D), unit-norm rows.
-            indexes: (B,) int64, which image of the memory each is.
+            indexes: (B,) int64, number of each image in the memory.
             epoch: Sets the momentum, see `epochs`.
-            positives: (indptr, indices) of each image's positives, itself among them, as `predict` gives them. None: only
-                itself, the form of the first epochs.
-            alpha: The momentum itself, in place of the epoch.
+            positives: (indptr, indices) of each image's positives, itself among them, as `predict`
+                returns them. None: only the image itself, as in the first epochs.
+            alpha: The momentum itself, instead of the epoch.
 
         Returns:
             The mean over the batch.
 
         Raises:
-            ValueError: Neither or both of epoch and alpha, wrong shape, dtype or device, or an index out of range.
+            ValueError: Neither or both of epoch and alpha, wrong shape, dtype or device, or an
+                index out of range.
         """
         if epoch is not None and alpha is None:
             alpha = 0.5 * epoch / self.epochs
@@ -237,7 +259,8 @@ class MMCLMemory(nn.Module):
             raise ValueError(f"epoch, alpha: got {epoch} and {alpha}, expected one of the two")
         if not 0 <= alpha <= 1:
             raise ValueError(
-                f"epoch, alpha: got {epoch}, momentum {alpha}, expected a momentum in [0, 1] (0.5 epoch / epochs)"
+                f"epoch, alpha: got {epoch}, momentum {alpha}, "
+                f"expected a momentum in [0, 1] (0.5 epoch / epochs)"
             )
         memory = self.mem.detach()
         inputs = _updated_in_backward(inputs, memory, "indexes", indexes, alpha)
@@ -254,7 +277,15 @@ class MMCLMemory(nn.Module):
 
     @torch.no_grad()
     def predict(self, indexes: Tensor, threshold: float = 0.6) -> tuple[Tensor, Tensor]:
-        """Positives of images from the memory as it is now: `label_prediction` on its rows."""
+        """Predict the positives of images from the current memory with `label_prediction`.
+
+        Args:
+            indexes: (B,) int64, number of each image in the memory.
+            threshold: Similarities above it count.
+
+        Returns:
+            `indptr` (B + 1,) and `indices`, int64.
+        """
         return label_prediction(self.mem, indexes, threshold=threshold)
 
 
@@ -267,15 +298,20 @@ def _check_settings(temp: float, momentum: float, precision: str) -> None:
 
 
 class _UpdateInBackward(torch.autograd.Function):
-    """The inputs as they are; in the backward pass, which comes after that of the loss, the bank moves towards them."""
+    """Return the inputs; in the backward pass, which follows that of the loss, update the bank with
+    them.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, inputs: Tensor, bank: Tensor, targets: Tensor, momentum: float, hardest: bool
     ) -> Tensor:
         ctx.save_for_backward(inputs, targets)
-        # Not among the saved tensors: another batch's backward pass may change it before this one's.
-        ctx.bank, ctx.momentum, ctx.hardest = bank, momentum, hardest
+        # Not among the saved tensors: another batch's backward pass may change the bank before this
+        # one's.
+        ctx.bank = bank
+        ctx.momentum = momentum
+        ctx.hardest = hardest
         return inputs.view_as(inputs)
 
     @staticmethod
@@ -283,8 +319,9 @@ class _UpdateInBackward(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, targets = ctx.saved_tensors
         if ctx.hardest:
-            places = hardest_rows(inputs, ctx.bank, targets)
-            inputs, targets = inputs[places], targets[places]
+            selected = hardest_rows(inputs, ctx.bank, targets)
+            inputs = inputs[selected]
+            targets = targets[selected]
         update_bank_(ctx.bank, inputs, targets, ctx.momentum)
         return gradient, None, None, None, None
 
@@ -298,11 +335,25 @@ def _updated_in_backward(
     lowest: int = 0,
     hardest: bool = False,
 ) -> Tensor:
-    """The inputs in the bank's dtype, tied to its update; checked here, where a mistake can still be traced."""
+    """Return the inputs in the bank's dtype, connected to the bank's update.
+
+    The arguments are checked here: an error in the backward pass would not show the call that
+    caused it.
+
+    Args:
+        inputs: (B, D).
+        bank: (n, D).
+        name: Name of `ids`, for messages.
+        ids: (B,) int64, bank row of each input.
+        momentum: Weight of the old vector.
+        lowest: Smallest id that is allowed.
+        hardest: Update each row once, with the least similar input.
+    """
     check_rows("inputs", inputs)
     if inputs.shape[1] != bank.shape[1]:
         raise ValueError(
-            f"inputs: got rows of width {inputs.shape[1]}, expected {bank.shape[1]}, the width of the memory"
+            f"inputs: got rows of width {inputs.shape[1]}, "
+            f"expected {bank.shape[1]}, the width of the memory"
         )
     check_device("inputs", inputs, bank, "the memory")
     check_ids(name, ids, inputs.shape[0], inputs, "inputs", "image")
@@ -311,11 +362,11 @@ def _updated_in_backward(
 
 
 def _means_of(bank: Tensor, index: ClassIndex, targets: Tensor) -> Tensor:
-    """The mean of the rows of each target's class, (B, D), from these classes' rows alone."""
-    wanted, place = targets.unique(return_inverse=True)
-    begin = index.starts[wanted]
-    sizes = index.starts[wanted + 1] - begin
+    """Mean of the rows of each target's class, (B, D), reading the rows of these classes only."""
+    present, position = targets.unique(return_inverse=True)
+    begin = index.starts[present]
+    sizes = index.starts[present + 1] - begin
     edges = F.pad(sizes.cumsum(0), (1, 0))
     shift = (begin - edges[:-1]).repeat_interleave(sizes)
     members = index.order[torch.arange(len(shift), device=bank.device) + shift]
-    return class_means(bank, ClassIndex(members, edges), len(wanted))[place]
+    return class_means(bank, ClassIndex(members, edges), len(present))[position]

@@ -1,4 +1,6 @@
-"""BatchNorm over consecutive groups of a batch, each by its own statistics: what a batch spread over GPUs is given."""
+"""BatchNorm over consecutive groups of a batch, each with its own statistics, as on a batch that is
+spread over GPUs.
+"""
 
 from __future__ import annotations
 
@@ -26,35 +28,51 @@ __all__ = ["grouped_batch_norm", "grouped_batch_norm_reference"]
 def grouped_batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Every `group` consecutive images normalised by their own statistics, as BatchNorm in training (Ioffe and Szegedy, 2015).
+    """Normalise every `group` consecutive images with their own statistics, as BatchNorm in
+    training (Ioffe and Szegedy, 2015).
 
-    Statistics and sums are float32 (float64 for float64); the result is the same from run to run. The gradient goes to x,
-    weight and bias, none to the statistics, and there is no second derivative. Traced by `torch.compile` it is the formula in
-    plain PyTorch, not an operator of its own: the activation and the addition that follow can then be fused with it.
+    Statistics and sums are float32 (float64 for float64). Repeated calls return the same bits. x,
+    weight and bias receive gradients, the statistics do not, and there is no second derivative.
+    Inside `torch.compile` it is not a custom op but its formula in plain PyTorch, so that the
+    activation and the addition that follow can be fused with it.
 
     Args:
-        x: (B, C, ...) float32, float16, bfloat16 or float64, B a multiple of `group`; contiguous or with the channels last,
-            what is neither is copied. B = 0 gives no groups.
+        x: (B, C, ...) float32, float16, bfloat16 or float64, B a multiple of `group`. Contiguous or
+            channels-last; images in any other format are copied. With B = 0 there are no groups.
         weight: (C,) float; used in the dtype of the statistics.
-        bias: (C,) float, likewise.
+        bias: (C,) float; used in the dtype of the statistics.
         group: Images of a group, 1 to B.
         eps: Added to the variance.
 
     Returns:
-        The images normalised, shape, dtype and memory format of x; the means of the G = B / group groups, (G, C); their
-        variances with Bessel's correction, (G, C), as running statistics take them.
+        The normalised images, with shape, dtype and memory format of x; the means of the G = B /
+        group groups, (G, C); their variances with Bessel's correction, (G, C), as running
+        statistics use them.
 
     Memory:
-        Beside the outputs a few (G, C) and, on a GPU, partial sums of some 1,024 programs, 0.5 MB, however many images a set
-        has.
+        In addition to the outputs a few (G, C) and, on a GPU, partial sums of some 1,024 programs,
+        0.5 MB, independent of the number of images.
 
     Moved:
-        On a GPU x twice and y once forward, x and its gradient twice and one once backward: as much as one BatchNorm over
-        the whole batch.
+        On a GPU x twice and y once in the forward pass, x and its gradient twice and one gradient
+        once in the backward pass: as much as one BatchNorm over the whole batch.
 
     Raises:
-        ValueError: Wrong rank, shape, dtype or device, B that `group` does not divide, groups of a single value a channel.
+        ValueError: Wrong rank, shape, dtype or device, a `group` that does not divide B, or groups
+            with a single value per channel.
     """
+    _check(x, weight, bias, group)
+    if torch.compiler.is_compiling():
+        y, mean, var = grouped_batch_norm_reference(x, weight, bias, group, eps)
+        return y, mean.detach(), var.detach()
+    kind = accumulator(x.dtype)
+    inputs = x, weight.to(kind), bias.to(kind), group, eps
+    y, mean, var, _ = _grouped_batch_norm(*inputs) if _traced(x) else _Eager.apply(*inputs)
+    return y, mean, var
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> None:
+    """Raise ValueError unless the arguments fit together."""
     check_tensor("x", x)
     if x.ndim < 2:
         raise ValueError(
@@ -72,23 +90,25 @@ def grouped_batch_norm(
         check_tensor(name, of_channels)
         if of_channels.shape != x.shape[1:2]:
             raise ValueError(
-                f"{name}: got shape {tuple(of_channels.shape)}, expected ({x.shape[1]},), one for each channel"
+                f"{name}: got shape {tuple(of_channels.shape)}, "
+                f"expected ({x.shape[1]},), one for each channel"
             )
         check_device(name, of_channels, x, "x")
-    if torch.compiler.is_compiling():
-        y, mean, var = grouped_batch_norm_reference(x, weight, bias, group, eps)
-        return y, mean.detach(), var.detach()
-    kind = accumulator(x.dtype)
-    inputs = x, weight.to(kind), bias.to(kind), group, eps
-    y, mean, var, _ = _grouped_batch_norm(*inputs) if _traced(x) else _Eager.apply(*inputs)
-    return y, mean, var
 
 
 def grouped_batch_norm_reference(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`grouped_batch_norm` in plain PyTorch, differentiable as often as one likes."""
-    parts = group_parts(x, group).to(accumulator(x.dtype))
+    """Compute `grouped_batch_norm` in plain PyTorch, differentiable any number of times.
+
+    Args:
+        x: (B, C, ...), any floating dtype, B a multiple of `group`.
+        weight: (C,) float.
+        bias: (C,) float.
+        group: Images of a group.
+        eps: Added to the variance.
+    """
+    parts = group_parts(x, group).to(accumulator(x.dtype))  # (G, group, C, places)
     count = group * parts.shape[3]
     var, mean = torch.var_mean(parts, (1, 3), correction=0)
     factor = weight.to(parts.dtype) * (var + eps).rsqrt()
@@ -97,22 +117,25 @@ def grouped_batch_norm_reference(
 
 
 def _dense(x: Tensor) -> Tensor:
+    """Return the images contiguous or channels-last."""
     return x if channels_last(x) else x.contiguous()
 
 
 def _traced(x: Tensor) -> bool:
-    """Whether it stands for a tensor, as in what PyTorch traces by itself."""
+    """Whether `x` is a stand-in for a tensor, as PyTorch's tracing passes it."""
     return type(x) not in (Tensor, torch.nn.Parameter)
 
 
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images normalised, means, variances with Bessel's correction, and 1 / sqrt(variance + eps)."""
+    """Normalised images, means (G, C), variances with Bessel's correction (G, C), and 1 /
+    sqrt(variance + eps) (G, C).
+    """
     x = _dense(x)
     if not x.numel():
-        mean, var, rstd = (weight.new_zeros(x.shape[0] // group, x.shape[1]) for _ in range(3))
-        return torch.empty_like(x), mean, var, rstd
+        mean = weight.new_zeros(x.shape[0] // group, x.shape[1])
+        return torch.empty_like(x), mean, torch.zeros_like(mean), torch.zeros_like(mean)
     if takes_kernels(x):
         from .grouped_norm_triton import forward_triton
 
@@ -120,22 +143,22 @@ def _forward(
             return forward_triton(x, weight.contiguous(), bias.contiguous(), group, eps)
     from .grouped_norm_cpu import forward_native, forward_plain
 
-    return (forward_native if x.is_cpu else forward_plain)(x, weight, bias, group, eps)
+    forward = forward_native if x.is_cpu else forward_plain
+    return forward(x, weight, bias, group, eps)
 
 
 def _gradients(
     gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the images, of weight and of bias."""
+    """Gradients for the images, weight (C,) and bias (C,)."""
     x = _dense(x)
     if not x.numel():
         return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
-    # In the memory format of the images.
-    gradient = (
-        gradient.movedim(1, -1).contiguous().movedim(-1, 1)
-        if channels_last(x)
-        else gradient.contiguous()
-    )
+    # The gradient must have the memory format of the images.
+    if channels_last(x):
+        gradient = gradient.movedim(1, -1).contiguous().movedim(-1, 1)
+    else:
+        gradient = gradient.contiguous()
     if takes_kernels(x):
         from .grouped_norm_triton import backward_triton
 
@@ -143,7 +166,8 @@ def _gradients(
             return backward_triton(gradient, x, weight.contiguous(), mean, rstd, group)
     from .grouped_norm_cpu import backward_native, backward_plain
 
-    return (backward_native if x.is_cpu else backward_plain)(gradient, x, weight, mean, rstd, group)
+    backward = backward_native if x.is_cpu else backward_plain
+    return backward(gradient, x, weight, mean, rstd, group)
 
 
 _grouped_batch_norm = torch.library.custom_op(
@@ -155,8 +179,8 @@ _grouped_batch_norm = torch.library.custom_op(
 def _(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mean, var, rstd = (weight.new_empty(x.shape[0] // group, x.shape[1]) for _ in range(3))
-    return torch.empty_like(_dense(x)), mean, var, rstd
+    mean = weight.new_empty(x.shape[0] // group, x.shape[1])
+    return torch.empty_like(_dense(x)), mean, torch.empty_like(mean), torch.empty_like(mean)
 
 
 _grouped_batch_norm_backward = torch.library.custom_op(
@@ -172,6 +196,7 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Save what the backward pass needs."""
     x, weight, _, ctx.group, _ = inputs
     _, mean, var, rstd = output
     ctx.mark_non_differentiable(mean, var, rstd)
@@ -179,19 +204,23 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    """Gradients for the inputs of the forward pass."""
     x, weight, mean, rstd = ctx.saved_tensors
     call = _grouped_batch_norm_backward if _traced(gradient) else _gradients
     with torch.no_grad():
-        found = call(gradient.detach(), x.detach(), weight.detach(), mean, rstd, ctx.group)
-    wanted = ctx.needs_input_grad[:3]
-    return *(once(y) if asked else None for y, asked in zip(found, wanted, strict=True)), None, None
+        computed = call(gradient.detach(), x.detach(), weight.detach(), mean, rstd, ctx.group)
+    needed = ctx.needs_input_grad[:3]
+    gradients = [once(y) if need else None for y, need in zip(computed, needed, strict=True)]
+    return (*gradients, None, None)
 
 
 _grouped_batch_norm.register_autograd(_backward, setup_context=_keep)
 
 
 class _Eager(torch.autograd.Function):
-    """The operator without what registration costs a call, which is more than a small layer does."""
+    """The operator as an autograd function: calling a registered op costs more than a small layer
+    takes.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:

@@ -1,4 +1,6 @@
-"""`grouped_batch_norm` by PyTorch's own BatchNorm of a CPU, a group at a time into one result; and in plain PyTorch."""
+"""`grouped_batch_norm` on a CPU by PyTorch's own BatchNorm, group by group into one result; and in
+plain PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -10,64 +12,119 @@ from torch import Tensor
 _forward = torch.ops.aten.native_batch_norm.out
 _sums = torch.ops.aten.native_batch_norm_backward.default
 
-#: Values of a batch below which a copy costs less than calls do.
+#: Values of a batch below which a copy costs less than additional calls.
 _SMALL = 2**20
-#: Values of a row that the weights of the channels are repeated to: short rows are slow.
+#: Values to which a row of channel weights is repeated: PyTorch is slow on short rows.
 _ROW = 2**11
 
 
 def forward_native(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images, means, variances and 1 / sqrt(variance + eps), on checked arguments, none of them empty."""
+    """Normalise the images with PyTorch's BatchNorm, on checked arguments, none of them empty.
+
+    Args:
+        x: (B, C, ...), contiguous or channels-last.
+        weight: (C,).
+        bias: (C,).
+        group: Images of a group.
+        eps: Added to the variance.
+
+    Returns:
+        Images, means (G, C), variances with Bessel's correction (G, C), and 1 / sqrt(variance +
+        eps) (G, C).
+    """
     y = torch.empty_like(x)
-    # Moving averages that keep nothing of what they held are the statistics themselves.
-    mean, var, again, rstd = (weight.new_zeros(x.shape[0] // group, x.shape[1]) for _ in range(4))
-    each = zip(
-        _images(x).split(group), _images(y).split(group), mean, var, again, rstd, strict=True
-    )
-    for part, out, m, v, a, r in each:
-        _forward(part, weight, bias, m, v, True, 1.0, eps, out=out, save_mean=a, save_invstd=r)
+    groups = x.shape[0] // group
+    mean = weight.new_zeros(groups, x.shape[1])  # (G, C)
+    var = torch.zeros_like(mean)
+    mean_again = torch.zeros_like(mean)
+    rstd = torch.zeros_like(mean)
+    parts = _images(x).split(group)
+    outputs = _images(y).split(group)
+    for g in range(groups):
+        # With momentum 1 the running averages are the statistics of this group.
+        _forward(
+            parts[g],
+            weight,
+            bias,
+            mean[g],
+            var[g],
+            True,
+            1.0,
+            eps,
+            out=outputs[g],
+            save_mean=mean_again[g],
+            save_invstd=rstd[g],
+        )
     return y, mean, var, rstd
 
 
 def backward_native(
     gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of images, weight and bias: PyTorch's sums of each group, then two passes that write where they shall.
+    """Gradients for images, weight (C,) and bias (C,).
 
-    PyTorch's own gradient cannot be told where to go, and a copy of it costs more than the second pass, but for small batches.
-    Half floats would be rounded between the two and are copied.
+    PyTorch's own gradient cannot be written to a given place, and copying it costs more than
+    computing it in two passes from the group's sums, except for small batches. Half floats are
+    copied always: the two passes would round between them.
+
+    Args:
+        gradient: (B, C, ...), gradient for the normalised images, in the memory format of x.
+        x: (B, C, ...), the images.
+        weight: (C,).
+        mean: (G, C).
+        rstd: (G, C), 1 / sqrt(variance + eps).
+        group: Images of a group.
     """
     whole = torch.empty_like(x)
-    gradient, x, out = (_images(y) for y in (gradient, x, whole))
+    gradient = _images(gradient)
+    x = _images(x)
+    out = _images(whole)
+    outputs = out.split(group)
+    parts = x.split(group)
     copied = x.dtype.itemsize < 4 or x.numel() < _SMALL
-    groups = zip(gradient.split(group), x.split(group), out.split(group), mean, rstd, strict=True)
     sums = []
-    for own, part, to, m, r in groups:
-        found, *of_group = _sums(
-            own, part, weight, None, None, m, r, True, 0.0, [copied, True, True]
+    for g, of_group in enumerate(gradient.split(group)):
+        outputs_wanted = [copied, True, True]
+        of_images, *of_parameters = _sums(
+            of_group, parts[g], weight, None, None, mean[g], rstd[g], True, 0.0, outputs_wanted
         )
-        sums.append(of_group)
+        sums.append(of_parameters)
         if copied:
-            to.copy_(found)
-    to_weight, to_bias = (torch.stack(list(x)) for x in zip(*sums, strict=True))
+            outputs[g].copy_(of_images)
+    to_weight, to_bias = (torch.stack(list(x)) for x in zip(*sums, strict=True))  # (G, C)
     if not copied:
+        # factor * gradient + slope * (x - mean) + constant: the last two terms are a BatchNorm in
+        # evaluation mode.
         count = x.numel() // mean.numel()
-        factor = weight * rstd
-        slope, constant = (-factor / count) * rstd * to_weight, (-factor / count) * to_bias
-        one, none, nothing = torch.ones_like(weight), x.new_empty(0), x.new_empty(0)
-        each = zip(x.split(group), out.split(group), slope, constant, mean, strict=True)
-        for part, to, a, b, m in each:
+        factor = weight * rstd  # (G, C)
+        slope = (-factor / count) * rstd * to_weight
+        constant = (-factor / count) * to_bias
+        one = torch.ones_like(weight)
+        unused = (x.new_empty(0), x.new_empty(0))
+        for g, part in enumerate(parts):
             _forward(
-                part, a, b, m, one, False, 0.0, 0.0, out=to, save_mean=none, save_invstd=nothing
+                part,
+                slope[g],
+                constant[g],
+                mean[g],
+                one,
+                False,
+                0.0,
+                0.0,
+                out=outputs[g],
+                save_mean=unused[0],
+                save_invstd=unused[1],
             )
         _add_product(out, gradient, factor)
     return whole, to_weight.sum(0), to_bias.sum(0)
 
 
 def _images(x: Tensor) -> Tensor:
-    """The same memory as images: PyTorch knows their two formats, and not those of a row of places."""
+    """View x as (B, C) or (B, C, H, W): PyTorch's BatchNorm knows the two memory formats for these
+    shapes only.
+    """
     if x.ndim in (2, 4):
         return x
     places = math.prod(x.shape[2:])
@@ -77,7 +134,7 @@ def _images(x: Tensor) -> Tensor:
 
 
 def _add_product(out: Tensor, gradient: Tensor, factor: Tensor) -> None:
-    """Out += gradient times a factor (G, C) of group and channel, in rows long enough."""
+    """Add the gradient times a factor (G, C) to `out`, in rows that are long enough to be fast."""
     groups, channels = factor.shape
     if not channels_last(out):
         group_parts(out, len(out) // groups).addcmul_(
@@ -94,7 +151,7 @@ def _add_product(out: Tensor, gradient: Tensor, factor: Tensor) -> None:
 def forward_plain(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`forward_native` on any device."""
+    """Compute the outputs of `forward_native` in plain PyTorch, on any device."""
     parts = group_parts(x, group).to(weight.dtype)
     count = group * parts.shape[3]
     var, mean = torch.var_mean(parts, (1, 3), correction=0)
@@ -107,21 +164,23 @@ def forward_plain(
 def backward_plain(
     gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`backward_native` on any device."""
-    own, parts = (group_parts(y, group).to(weight.dtype) for y in (gradient, x))
+    """Compute the gradients of `backward_native` in plain PyTorch, on any device."""
+    own = group_parts(gradient, group).to(weight.dtype)  # (G, group, C, places)
+    parts = group_parts(x, group).to(weight.dtype)
     normal = (parts - mean[:, None, :, None]) * rstd[:, None, :, None]
     count = group * parts.shape[3]
-    to_bias, to_weight = own.sum((1, 3)), (own * normal).sum((1, 3))
+    to_bias = own.sum((1, 3))  # (G, C)
+    to_weight = (own * normal).sum((1, 3))
     centred = own - (to_bias[:, None, :, None] + normal * to_weight[:, None, :, None]) / count
     out = torch.empty_like(x).copy_((centred * (weight * rstd)[:, None, :, None]).reshape(x.shape))
     return out, to_weight.sum(0), to_bias.sum(0)
 
 
 def group_parts(x: Tensor, group: int) -> Tensor:
-    """(G, group, C, values of an image a channel), a view of images in one of the two memory formats."""
+    """View images in one of the two memory formats as (G, group, C, places)."""
     return x.reshape(x.shape[0] // group, group, x.shape[1], math.prod(x.shape[2:]))
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether the channels of a place lie side by side; of the images of one place they do."""
+    """Whether the channels of a place are adjacent in memory, as they are if there is one place."""
     return x.movedim(1, -1).is_contiguous()

@@ -1,4 +1,6 @@
-"""`grouped_batch_norm` in Triton: sums of parts of a group, what follows from them, and one pass that writes."""
+"""`grouped_batch_norm` in Triton: sums of parts of a group, statistics from the sums, and one pass
+that writes the images.
+"""
 
 # Kernels are not typed Python.
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -15,21 +17,36 @@ from torch import Tensor
 from .grouped_norm_cpu import channels_last
 from .tiles import NORM, Tile
 
-#: Programs that sums are spread over, whatever the device: results do not depend on where they are made.
+#: Programs that compute sums, on any device: the results do not depend on the number of its
+#: multiprocessors.
 _PROGRAMS = 1024
-#: Channels of a program, and partial sums of a step, where partial sums are added up.
-_CHANNELS, _PARTS = 32, 64
+#: Channels of a program that adds up partial sums, and partial sums that it reads in a step.
+_CHANNELS = 32
+_PARTS = 64
 
 
 def forward_triton(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images, means, variances and 1 / sqrt(variance + eps), on checked and dense arguments, none of them empty."""
-    groups, channels = x.shape[0] // group, x.shape[1]
+    """Normalise images, on checked arguments, none of them empty.
+
+    Args:
+        x: (B, C, ...), contiguous or channels-last.
+        weight: (C,) float32, contiguous.
+        bias: (C,) float32, contiguous.
+        group: Images of a group.
+        eps: Added to the variance.
+
+    Returns:
+        Images, means (G, C), variances with Bessel's correction (G, C), and 1 / sqrt(variance +
+        eps) (G, C).
+    """
+    groups = x.shape[0] // group
+    channels = x.shape[1]
     layout = _Layout(x, group)
     y = torch.empty_like(x)
     mean, var, rstd, factor = (weight.new_empty(groups, channels) for _ in range(4))
-    partial, count = _sums(x, x, mean, layout, False)
+    partial, count = _sums(x, x, mean, layout, backward=False)
     statistics_kernel[(triton.cdiv(channels, _CHANNELS), groups)](
         partial,
         x,
@@ -47,21 +64,30 @@ def forward_triton(
         BLOCK_P=_PARTS,
         BLOCK_C=_CHANNELS,
     )
-    _apply(x, x, mean, factor, bias, factor, y, layout, False)
+    _apply(x, x, mean, factor, bias, factor, y, layout, backward=False)
     return y, mean, var, rstd
 
 
 def backward_triton(
     gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of images, weight and bias, likewise; the gradient lies in memory as the images do."""
+    """Gradients for images, weight (C,) and bias (C,), on checked arguments, none of them empty.
+
+    Args:
+        gradient: (B, C, ...), gradient for the normalised images, in the memory format of x.
+        x: (B, C, ...), contiguous or channels-last.
+        weight: (C,) float32, contiguous.
+        mean: (G, C).
+        rstd: (G, C), 1 / sqrt(variance + eps).
+        group: Images of a group.
+    """
     groups, channels = mean.shape
     layout = _Layout(x, group)
     out = torch.empty_like(x)
     slope, constant, factor = (weight.new_empty(groups, channels) for _ in range(3))
     of_groups = weight.new_empty(2, groups, channels)
     mean = mean.contiguous()
-    partial, count = _sums(x, gradient, mean, layout, True)
+    partial, count = _sums(x, gradient, mean, layout, backward=True)
     slopes_kernel[(triton.cdiv(channels, _CHANNELS), groups)](
         partial,
         weight,
@@ -76,30 +102,57 @@ def backward_triton(
         BLOCK_P=_PARTS,
         BLOCK_C=_CHANNELS,
     )
-    _apply(x, gradient, mean, slope, constant, factor, out, layout, True)
+    _apply(x, gradient, mean, slope, constant, factor, out, layout, backward=True)
     return out, of_groups[0].sum(0), of_groups[1].sum(0)
 
 
 class _Layout:
-    """A group as images of places: with the channels last one image of all places, else its images one by one."""
+    """A group seen as images of places.
+
+    With the channels last a group is one image of all its places, otherwise its images one by one.
+
+    Attributes:
+        images: Images of a group.
+        places: Places of an image.
+        blocks: Tiles of an image.
+        strides: From image to image, channel to channel, place to place.
+        tile: Tile sizes.
+        grid: Tiles of channels, and groups.
+    """
 
     def __init__(self, x: Tensor, group: int) -> None:
-        channels, places = x.shape[1], math.prod(x.shape[2:])
-        last = channels_last(x)
-        self.images, self.places = (1, group * places) if last else (group, places)
-        #: From image to image, channel to channel, place to place.
-        self.strides = (
-            (self.places * channels, 1, channels) if last else (channels * places, places, 1)
-        )
-        self.tile: Tile = NORM["channels last" if last else "contiguous"]
+        channels = x.shape[1]
+        places = math.prod(x.shape[2:])
+        self.tile: Tile
+        if channels_last(x):
+            self.images = 1
+            self.places = group * places
+            self.strides = (self.places * channels, 1, channels)
+            self.tile = NORM["channels last"]
+        else:
+            self.images = group
+            self.places = places
+            self.strides = (channels * places, places, 1)
+            self.tile = NORM["contiguous"]
         self.blocks = triton.cdiv(self.places, self.tile.rows)
         self.grid = (triton.cdiv(channels, self.tile.columns), x.shape[0] // group)
+
+    def options(self) -> dict[str, int]:
+        """Launch options of the kernels that read images."""
+        return {
+            "BLOCK_S": self.tile.rows,
+            "BLOCK_C": self.tile.columns,
+            "num_warps": self.tile.warps,
+            "num_stages": self.tile.stages,
+        }
 
 
 def _sums(
     x: Tensor, other: Tensor, mean: Tensor, layout: _Layout, backward: bool
 ) -> tuple[Tensor, int]:
-    """Two sums of each part of a group, (G, parts, 2, C), and the number of values of a group and channel."""
+    """Two sums of each part of a group, (G, parts, 2, C), and the number of values of a group and
+    channel.
+    """
     units = layout.images * layout.blocks
     parts = max(1, min(units, _PROGRAMS // math.prod(layout.grid)))
     step = triton.cdiv(units, parts)
@@ -118,10 +171,7 @@ def _sums(
         channels,
         *layout.strides,
         BACKWARD=backward,
-        BLOCK_S=layout.tile.rows,
-        BLOCK_C=layout.tile.columns,
-        num_warps=layout.tile.warps,
-        num_stages=layout.tile.stages,
+        **layout.options(),
     )
     return partial, layout.images * layout.places
 
@@ -137,7 +187,20 @@ def _apply(
     layout: _Layout,
     backward: bool,
 ) -> None:
-    """Out = slope (x - mean) + constant, backward + factor times the gradient, by group and channel."""
+    """Write slope (x - mean) + constant to `out`; in the backward pass add factor times the
+    gradient.
+
+    Args:
+        x: (B, C, ...).
+        other: (B, C, ...), the gradient; not read in the forward pass.
+        mean: (G, C).
+        slope: (G, C).
+        constant: (C,), in the backward pass (G, C).
+        factor: (G, C); not read in the forward pass.
+        out: (B, C, ...).
+        layout: Of the images.
+        backward: Whether this is the backward pass.
+    """
     apply_kernel[(layout.images * layout.blocks, *layout.grid)](
         x,
         other,
@@ -152,11 +215,29 @@ def _apply(
         x.shape[1],
         *layout.strides,
         BACKWARD=backward,
-        BLOCK_S=layout.tile.rows,
-        BLOCK_C=layout.tile.columns,
-        num_warps=layout.tile.warps,
-        num_stages=layout.tile.stages,
+        **layout.options(),
     )
+
+
+@triton.jit
+def _tile_of(
+    unit,
+    group,
+    c,  # (BLOCK_C,)
+    images,
+    places,
+    blocks,
+    channels,
+    image_stride,
+    channel_stride,
+    place_stride,
+    BLOCK_S: tl.constexpr,
+):
+    """Offsets and mask (BLOCK_S, BLOCK_C) of the tile `unit` of a group's images."""
+    s = (unit % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
+    place = (group * images + unit // blocks) * image_stride + s.to(tl.int64) * place_stride
+    where = place[:, None] + (c.to(tl.int64) * channel_stride)[None, :]
+    return where, (s < places)[:, None] & (c < channels)[None, :]
 
 
 @triton.jit
@@ -177,23 +258,35 @@ def sums_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sums of u and u v over a part of a group: v = x less the group's first value, or its mean, u = v, or the gradient."""
+    """Sum u and u v over a part of a group.
+
+    In the forward pass v is x minus the group's first value, and u = v: moments about a value near
+    the mean lose no digits. In the backward pass v is x minus the mean, and u is the gradient.
+    """
     part = tl.program_id(0)
     group = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    at = c.to(tl.int64) * channel_stride
-    first = group * images * image_stride
     if BACKWARD:
         centre = tl.load(mean_ptr + group * channels + c, mask=c < channels, other=0.0)
     else:
-        centre = tl.load(x_ptr + first + at, mask=c < channels, other=0.0).to(tl.float32)
+        first = x_ptr + group * images * image_stride + c.to(tl.int64) * channel_stride
+        centre = tl.load(first, mask=c < channels, other=0.0).to(tl.float32)
     plain = tl.zeros((BLOCK_S, BLOCK_C), dtype=tl.float32)
     product = tl.zeros((BLOCK_S, BLOCK_C), dtype=tl.float32)
     for unit in range(part * step, tl.minimum((part + 1) * step, images * blocks)):
-        s = (unit % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
-        place = first + (unit // blocks).to(tl.int64) * image_stride + s.to(tl.int64) * place_stride
-        where = place[:, None] + at[None, :]
-        mask = (s < places)[:, None] & (c < channels)[None, :]
+        where, mask = _tile_of(
+            unit,
+            group,
+            c,
+            images,
+            places,
+            blocks,
+            channels,
+            image_stride,
+            channel_stride,
+            place_stride,
+            BLOCK_S,
+        )
         v = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32) - centre[None, :]
         u = tl.where(mask, v, 0.0)
         if BACKWARD:
@@ -214,7 +307,7 @@ def _added_up(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The two sums of a group, (BLOCK_C,) each."""
+    """Add up the partial sums of a group: two sums, (BLOCK_C,) each."""
     plain = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
     product = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
     for start in range(0, parts, BLOCK_P):
@@ -244,7 +337,9 @@ def statistics_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Mean, variance with Bessel's correction, 1 / sqrt(variance + eps), and that times the weight."""
+    """Compute mean, variance with Bessel's correction, 1 / sqrt(variance + eps), and the latter
+    times the weight.
+    """
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     group = tl.program_id(1).to(tl.int64)
     mask = c < channels
@@ -256,7 +351,7 @@ def statistics_kernel(
     )
     moved = plain / count
     rest = tl.maximum(square - plain * moved, 0.0)
-    # A NaN stays one.
+    # The maximum above would turn a NaN into 0.
     rest = tl.where(square == square, rest, square)
     rstd = 1.0 / tl.sqrt_rn(rest / count + eps)
     where = group * channels + c
@@ -281,7 +376,9 @@ def slopes_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """What the gradients of a group's images are made of, and its part of the gradients of weight and bias."""
+    """Compute the coefficients of a group's gradients, and the group's part of the gradients for
+    weight and bias.
+    """
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     group = tl.program_id(1).to(tl.int64)
     mask = c < channels
@@ -319,19 +416,28 @@ def apply_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Slope (x - mean) + constant, backward + factor times the gradient."""
+    """Write slope (x - mean) + constant; in the backward pass add factor times the gradient."""
     unit = tl.program_id(0)
     group = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    s = (unit % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
     own = group * channels + c
     held = c < channels
     mean = tl.load(mean_ptr + own, mask=held, other=0.0)
     slope = tl.load(slope_ptr + own, mask=held, other=0.0)
     constant = tl.load(constant_ptr + (own if BACKWARD else c), mask=held, other=0.0)
-    place = (group * images + unit // blocks) * image_stride + s.to(tl.int64) * place_stride
-    where = place[:, None] + (c.to(tl.int64) * channel_stride)[None, :]
-    mask = (s < places)[:, None] & held[None, :]
+    where, mask = _tile_of(
+        unit,
+        group,
+        c,
+        images,
+        places,
+        blocks,
+        channels,
+        image_stride,
+        channel_stride,
+        place_stride,
+        BLOCK_S,
+    )
     x = tl.load(x_ptr + where, mask=mask, other=0.0)
     out = (x.to(tl.float32) - mean[None, :]) * slope[None, :] + constant[None, :]
     if BACKWARD:

@@ -1,4 +1,6 @@
-"""Several labels for an image of a bank, where one class is one image: neighbours that hold each other near."""
+"""Multi-label prediction over a bank with one class per image: the labels of an image are its
+mutual nearest neighbours.
+"""
 
 from __future__ import annotations
 
@@ -21,37 +23,43 @@ __all__ = ["label_prediction", "label_prediction_reference"]
 def label_prediction(
     bank: Tensor, rows: Tensor, *, threshold: float = 0.6, at_least: int = 10
 ) -> tuple[Tensor, Tensor]:
-    """The positives that MPLP (Wang and Zhang, CVPR 2020) predicts for some rows of a bank, without sorting their similarities.
+    """Predict the positives of bank rows as MPLP does (Wang and Zhang, CVPR 2020), without sorting
+    their similarities.
 
-    For row i, all rows are listed by descending dot product with it, equal ones from the lowest index. With k_t the number
-    above the threshold and K = max(k_t, at_least), candidates are walked from the head of the list. One is good if at most K
-    rows are more similar to it than i is; the first that is not good ends the walk. With `last` the place of the last good
-    one, the positives are the first min(max(1, last) + 1, k_t) of the list, and i itself. So the first two need their
-    similarity alone, and a candidate at the threshold or below changes nothing: none is looked at.
+    For row i all rows are ranked by descending dot product, equal ones by index. Let k_t be the
+    number of rows above the threshold and K = max(k_t, at_least). The candidates are visited from
+    the first rank on. A candidate is good if at most K rows are more similar to it than i is; the
+    first that is not good ends the visit. With `last` the rank (from 0) of the last good candidate,
+    the positives are the first min(max(1, last) + 1, k_t) rows, and i itself. So the first two rows
+    need only their similarity, and candidates at the threshold or below change nothing and are not
+    visited.
 
-    A candidate is judged by a count, not by a sort. Its similarity to i comes from the same product as those it is compared
-    with, and i itself is never counted. Candidates are judged 10, 32, 128, 512, ... at a time, for all rows that still walk
-    together. There is no gradient.
+    A candidate is judged by a count, not by a sort. Its similarity to i comes from the same product
+    as the similarities that it is compared with, and i itself is not counted. Candidates are judged
+    10, 32, 128, 512, ... at a time, for all rows together whose visit has not ended. There is no
+    gradient.
 
     Args:
-        bank: (n, D) float32, float16 or bfloat16 (float64 too, computed in float64), unit-norm rows or zero. Sums are
-            float32.
-        rows: (B,) int64, rows of the bank, in any order, repeated or not.
+        bank: (n, D) float32, float16 or bfloat16 (float64 too, computed in float64), unit-norm rows
+            or zero. Sums are float32.
+        rows: (B,) int64, rows of the bank in any order; a row may appear more than once.
         threshold: t; similarities above it count.
-        at_least: The least K.
+        at_least: The smallest K.
 
     Returns:
-        `indptr` (B + 1,) and `indices`, int64: the positives of rows[b] are indices[indptr[b]:indptr[b + 1]], in the order of
-        the list, most similar first; i itself comes last where it is not among them. None appears twice.
+        `indptr` (B + 1,) and `indices`, int64: the positives of rows[b] are
+        indices[indptr[b]:indptr[b + 1]], most similar first. Row i itself comes last if it is not
+        among them. No positive appears twice.
 
     Memory:
-        Similarities 64 MiB at a time on a CPU, and as much again: 514 rows at n = 32,621, 16 at 1e6; 256 MiB on a GPU.
-        Besides, some 40 bytes for each similarity of the batch above the threshold. On a GPU those of candidates are counted
-        where they arise, and not stored.
+        A block of similarities of 64 MiB on a CPU (514 rows at n = 32,621, 16 at 1e6), and as much
+        again; 256 MiB on a GPU. In addition some 40 bytes for each similarity of the batch above
+        the threshold. On a GPU the similarities of candidates are counted where they are computed,
+        and not stored.
 
     Raises:
-        ValueError: Wrong rank, dtype or device, `at_least` below 1, or, seen on a CPU alone, rows outside [0, n) or a
-            bank that is not finite. On a GPU a NaN is above nothing.
+        ValueError: Wrong rank, dtype or device, or `at_least` below 1. On a CPU also: rows outside
+            [0, n) or a bank that is not finite. On a GPU a NaN is not above anything.
     """
     check_rows("bank", bank)
     check_ids("rows", rows, rows.numel(), bank, "bank", "image of the batch")
@@ -63,7 +71,17 @@ def label_prediction(
 def label_prediction_reference(
     bank: Tensor, rows: Tensor, *, threshold: float = 0.6, at_least: int = 10
 ) -> tuple[Tensor, Tensor]:
-    """`label_prediction` in plain PyTorch, through the whole matrix of similarities, in the dtype given."""
+    """Compute `label_prediction` in plain PyTorch through the whole matrix of similarities.
+
+    Args:
+        bank: (n, D), any floating dtype; the similarities have this dtype.
+        rows: (B,) int64, rows of the bank.
+        threshold: Similarities above it count.
+        at_least: The smallest K.
+
+    Memory:
+        n x n similarities.
+    """
     similarity = bank @ bank.T
     indptr: list[int] = [0]
     indices: list[int] = []
@@ -79,15 +97,15 @@ def label_prediction_reference(
         positives = order[: min(max(1, last) + 1, above)]
         indices += positives if i in positives else [*positives, i]
         indptr.append(len(indices))
-    return torch.tensor(indptr, device=bank.device), torch.tensor(
-        indices, dtype=torch.int64, device=bank.device
-    )
+    entries = torch.tensor(indices, dtype=torch.int64, device=bank.device)
+    return torch.tensor(indptr, device=bank.device), entries
 
 
 @torch.library.custom_op(qualified("label_prediction"), mutates_args=())
 def _label_prediction(
     bank: Tensor, rows: Tensor, threshold: float, at_least: int
 ) -> tuple[Tensor, Tensor]:
+    """Compute `label_prediction` on arguments whose values are not checked yet."""
     check_range("rows", rows, 0, len(bank))
     if not takes_kernels(bank, rows):
         from .labels_cpu import labels_blocked

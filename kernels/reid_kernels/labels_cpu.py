@@ -1,4 +1,6 @@
-"""`label_prediction` by blocks of rows in PyTorch, on any device; and the walk, whatever computes neighbours and ranks."""
+"""`label_prediction` by blocks of rows in PyTorch, on any device; and the visit of candidates,
+shared by all implementations.
+"""
 
 from __future__ import annotations
 
@@ -11,44 +13,54 @@ from ._ops import check_finite
 from .multilabel_cpu import count_rows, row_blocks, similarities
 from .numerics import accumulator
 
-#: Candidates that are judged first, and those after them; from then on four times as many each time.
-_FIRST, _NEXT = 10, 32
+#: Candidates that are judged first, and those judged after them; from then on four times as many
+#: each time.
+_FIRST = 10
+_NEXT = 32
 
 
 def labels_blocked(
     bank: Tensor, rows: Tensor, threshold: float, at_least: int
 ) -> tuple[Tensor, Tensor]:
-    """`label_prediction` on checked arguments."""
+    """Compute `label_prediction` on checked arguments."""
     kind = accumulator(bank.dtype)
-    if bank.is_cpu and not bool(
-        torch.isfinite(torch.linalg.vector_norm(bank, dim=1, dtype=kind)).all()
-    ):
-        check_finite(bank=bank)
+    if bank.is_cpu:
+        norms = torch.linalg.vector_norm(bank, dim=1, dtype=kind)
+        if not bool(torch.isfinite(norms).all()):
+            check_finite(bank=bank)
 
-    def similar(some: Tensor) -> Tensor:
-        return similarities(bank[some], bank, kind)
+    def similar(numbers: Tensor) -> Tensor:
+        return similarities(bank[numbers], bank, kind)
 
     def closer(candidates: Tensor, own: Tensor) -> Tensor:
         return closer_blocked(len(bank), candidates, own, kind, similar)
 
-    near = neighbours_above(rows, threshold, row_blocks(len(rows), len(bank), kind), similar)
-    return walk(len(bank), rows, at_least, *near, closer)
+    blocks = row_blocks(len(rows), len(bank), kind)
+    above, neighbours = neighbours_above(rows, threshold, blocks, similar)
+    return walk(len(bank), rows, at_least, above, neighbours, closer)
 
 
 def neighbours_above(
     rows: Tensor, threshold: float, blocks: list[slice], similar: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """How many similarities of each row lie above the threshold, and their columns, descending, row after row.
+    """Find the neighbours of each row above the threshold.
 
     Args:
         rows: (B,) int64.
-        threshold: Least similarity of a positive, itself left out.
-        blocks: Parts of the batch whose similarities may exist together.
-        similar: Similarities (some, n) of rows (some,).
+        threshold: Similarities must be above it.
+        blocks: Parts of the batch whose similarities exist at the same time.
+        similar: Returns the similarities (R, n) of bank rows (R,).
+
+    Returns:
+        Their number (B,) int64, and the neighbours, most similar first, row after row.
     """
-    parts = [_above(similar(rows[now]), threshold) for now in blocks]
-    above = torch.cat([part[0] for part in parts] or [rows[:0]])
-    return above, torch.cat([part[1] for part in parts] or [rows[:0]])
+    counts = [rows[:0]]
+    columns = [rows[:0]]
+    for block in blocks:
+        count, column = _above(similar(rows[block]), threshold)
+        counts.append(count)
+        columns.append(column)
+    return torch.cat(counts), torch.cat(columns)
 
 
 def walk(
@@ -59,22 +71,32 @@ def walk(
     neighbours: Tensor,
     closer: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Positives of rows. What `closer` is asked, and how often, depends on the arguments alone.
+    """Visit the candidates of rows and return the rows' positives.
+
+    `closer` is called with the same arguments and equally often on every process that has the same
+    arguments.
 
     Args:
         n: Rows of the bank.
         rows: (B,) int64.
-        at_least: The least bound on a rank.
-        above: (B,) int64, how many neighbours each row has.
-        neighbours: Those above the threshold, most similar first, row after row.
-        closer: For pairs of a candidate and a row (P,), how many rows are more similar to the candidate than that row is.
+        at_least: The smallest bound K.
+        above: (B,) int64, number of neighbours of each row.
+        neighbours: The neighbours above the threshold, most similar first, row after row.
+        closer: Returns, for pairs (P,) of a candidate and a row, how many rows are more similar to
+            the candidate than that row.
+
+    Returns:
+        `indptr` (B + 1,) and `indices`, see `label_prediction`.
     """
     starts = above.cumsum(0) - above
     bound = above.clamp(min=at_least)
-    # Two are taken on their similarity alone, and no rank exceeds n - 1.
+    # `good` counts the good candidates of each row from the first on. The first two are taken
+    # whatever is closer to them, and at most n - 1 rows can be closer, so rows with few neighbours
+    # or a large bound need no visit.
     good = torch.where(bound < n - 1, 0, above)
     active = ((above > 2) & (bound < n - 1)).nonzero()[:, 0]
-    start, size = 0, _FIRST
+    start = 0
+    size = _FIRST
     while len(active):
         size = min(size, int(above[active].max()) - start)
         place = start + torch.arange(size, device=rows.device)
@@ -84,13 +106,17 @@ def walk(
         bad = torch.zeros_like(exists)
         bad[exists] = closer(candidates, rows[active][row]) > bound[active][row]
         good[active] = torch.where(bad, place, start + size).amin(1).minimum(above[active])
-        start, size = start + size, _NEXT if start == 0 else 4 * size
+        growth = _NEXT if start == 0 else 4 * size
+        start = start + size
+        size = growth
         active = active[(good[active] == start) & (above[active] > start)]
     return _lists(rows, neighbours, starts, above, good.clamp(min=2).minimum(above))
 
 
 def _above(similarity: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """`neighbours_above` of one block."""
+    """Number (R,) and columns of the similarities (R, n) above the threshold, in descending order,
+    row after row.
+    """
     near = similarity > threshold
     row, column = near.nonzero(as_tuple=True)
     order = similarity[row, column].argsort(descending=True, stable=True)
@@ -101,11 +127,15 @@ def _above(similarity: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 def _lists(
     rows: Tensor, neighbours: Tensor, starts: Tensor, above: Tensor, taken: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The first `taken` neighbours of each row, and the row itself behind them where it is not one of them."""
+    """Build CSR lists of the first `taken` neighbours of each row, with the row itself appended if
+    it is not one of them.
+    """
     row = torch.arange(len(rows), device=rows.device).repeat_interleave(above)
     place = torch.arange(len(neighbours), device=rows.device) - starts[row]
     kept = place < taken[row]
-    row, place, neighbours = row[kept], place[kept], neighbours[kept]
+    row = row[kept]
+    place = place[kept]
+    neighbours = neighbours[kept]
     missing = torch.ones_like(rows, dtype=torch.bool)
     missing[row[neighbours == rows[row]]] = False
     indptr = torch.nn.functional.pad((taken + missing).cumsum(0), (1, 0))
@@ -123,36 +153,45 @@ def closer_blocked(
     similar: Callable[[Tensor], Tensor],
     pair: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """`closer` for `walk`, with the similarities of each candidate computed once, however many pairs it is in.
+    """Compute `closer` for `walk`.
+
+    The similarities of a candidate are computed once, even if it is in several pairs.
 
     Args:
-        n: Most columns of a block of similarities.
+        n: Largest number of columns of a block of similarities.
         candidates: (P,) int64.
-        own: (P,) int64.
-        kind: The dtype of similarities.
-        similar: Similarities (some, n) of rows (some,).
-        pair: Of similarities (some, n), places in them and rows `own`: that of each pair, where it is not simply there.
+        own: (P,) int64, the row of each pair.
+        kind: The dtype of the similarities.
+        similar: Returns the similarities (R, n) of bank rows (R,).
+        pair: Returns the similarity of each pair from similarities (R, n), row numbers in them and
+            bank rows `own`; None where all columns of the bank are present.
+
+    Returns:
+        (P,) int64, how many rows are more similar to the candidate than `own`.
     """
     candidate, inverse = candidates.unique(return_inverse=True)
     inverse, order = inverse.sort(stable=True)
     own = own[order]
     counts = torch.empty_like(own)
-    for now in row_blocks(len(candidate), n, kind):
-        ends = torch.tensor([now.start, now.stop], device=own.device)
+    for block in row_blocks(len(candidate), n, kind):
+        ends = torch.tensor([block.start, block.stop], device=own.device)
         first, last = torch.searchsorted(inverse, ends).tolist()
-        similarity, place, some = (
-            similar(candidate[now]),
-            inverse[first:last] - now.start,
-            own[first:last],
-        )
-        bound = similarity[place, some] if pair is None else pair(similarity, place, some)
-        counts[order[first:last]] = _closer(similarity, place, bound)
+        similarity = similar(candidate[block])  # (R, n)
+        row = inverse[first:last] - block.start
+        column = own[first:last]
+        bound = similarity[row, column] if pair is None else pair(similarity, row, column)
+        counts[order[first:last]] = _closer(similarity, row, bound)
     return counts
 
 
 def _closer(similarity: Tensor, candidate: Tensor, bound: Tensor) -> Tensor:
-    """How many similarities of its candidate's row are greater than each pair's own one."""
+    """Number of similarities in each pair's row `candidate` of (R, n) that are greater than its
+    bound, (P,).
+    """
     counts = torch.empty_like(candidate)
-    for some in torch.arange(len(bound), device=bound.device).split(max(1, len(similarity) // 4)):
-        counts[some] = count_rows(similarity[candidate[some]] > bound[some, None])
+    # A quarter as many pairs at a time as there are rows of similarities: their copy stays small in
+    # comparison.
+    pairs = torch.arange(len(bound), device=bound.device)
+    for part in pairs.split(max(1, len(similarity) // 4)):
+        counts[part] = count_rows(similarity[candidate[part]] > bound[part, None])
     return counts

@@ -1,4 +1,6 @@
-"""`label_prediction` in Triton: ranks are counted where similarities arise, and none of a candidate's is stored."""
+"""`label_prediction` in Triton: closer rows are counted where similarities are computed; those of
+candidates are not stored.
+"""
 
 # Kernels are not typed Python.
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -16,7 +18,7 @@ from .labels_cpu import closer_blocked, neighbours_above, walk
 from .multilabel_triton import BLOCK, similarities
 from .tiles import Tile, product_tile
 
-#: Pairs a candidate from which its similarities are stored.
+#: Mean number of pairs per candidate from which on its similarities are computed once and stored.
 _SHARED = 4
 
 
@@ -29,29 +31,53 @@ def labels_triton(
     tile: Tile | None = None,
     block: int = BLOCK,
 ) -> tuple[Tensor, Tensor]:
-    """`label_prediction` on checked arguments, none of them empty."""
+    """Compute `label_prediction` on checked arguments, none of them empty.
+
+    Args:
+        bank: (n, D).
+        rows: (B,) int64.
+        threshold: Similarities above it count.
+        at_least: The smallest K.
+        tile: Tile of the products, by default from the table.
+        block: Bytes of similarities that exist at a time.
+    """
     bank = unit_stride(bank)
     how = operands(bank.dtype, "ieee")
-    n, step = len(bank), max(1, block // (4 * len(bank)))
+    n = len(bank)
+    step = max(1, block // (4 * n))
     blocks = [slice(start, start + step) for start in range(0, len(rows), step)]
 
-    def similar(some: Tensor) -> Tensor:
-        return similarities(bank[some], bank, how, tile)
+    def similar(numbers: Tensor) -> Tensor:
+        return similarities(bank[numbers], bank, how, tile)
 
     def closer(candidates: Tensor, own: Tensor) -> Tensor:
-        # Many rows that walk far walk the same candidates: then their similarities are worth keeping.
+        # Rows with many neighbours visit the same candidates: then it pays to store the candidates'
+        # similarities.
         if _SHARED * len(candidates.unique()) < len(candidates):
             return closer_blocked(n, candidates, own, torch.float32, similar)
         return count_closer(bank, candidates, own, how, tile).long()
 
-    return walk(n, rows, at_least, *neighbours_above(rows, threshold, blocks, similar), closer)
+    above, neighbours = neighbours_above(rows, threshold, blocks, similar)
+    return walk(n, rows, at_least, above, neighbours, closer)
 
 
 def count_closer(
     bank: Tensor, candidates: Tensor, own: Tensor, how: Operands, tile: Tile | None = None
 ) -> Tensor:
-    """For pairs (P,) of rows, how many rows of the bank are more similar to the candidate than `own` is, (P,) int32."""
-    pairs, (n, dim) = len(candidates), bank.shape
+    """Count the bank rows that are more similar to a candidate than another row is.
+
+    Args:
+        bank: (n, D), stride 1 inside.
+        candidates: (P,) int64.
+        own: (P,) int64, the other row of each pair.
+        how: Precision of the products.
+        tile: By default from the table.
+
+    Returns:
+        (P,) int32.
+    """
+    pairs = len(candidates)
+    n, dim = bank.shape
     tile = tile or product_tile(how.dtype, how.precision, pairs)
     bank = rounded(bank, how)
     similarity = torch.empty(pairs, dtype=torch.float32, device=bank.device)
@@ -64,6 +90,43 @@ def count_closer(
         bank, candidates, own, similarity, counts, pairs, n, dim, stride, **sizes
     )
     return counts
+
+
+@triton.jit
+def bank_product(
+    bank_ptr,  # (n, D)
+    rows,  # (BLOCK_M,) int64
+    columns,  # (BLOCK_N,) int64
+    rows_mask,
+    columns_mask,
+    dim,
+    stride,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Dot products of bank rows with bank rows, (BLOCK_M, BLOCK_N).
+
+    Both kernels use it, so that both round alike.
+    """
+    return product(
+        bank_ptr,
+        bank_ptr,
+        rows,
+        columns,
+        rows_mask,
+        columns_mask,
+        dim,
+        stride,
+        stride,
+        OPERAND,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_D,
+    )
 
 
 @triton.jit
@@ -81,7 +144,9 @@ def pair_similarity_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Dot products of pairs of rows: the diagonal of the tile that the count computes, so that both round alike."""
+    """Compute the dot product of each pair: the diagonal of a tile of the kind that the count
+    computes.
+    """
     place = tl.arange(0, BLOCK_M)
     first = tl.program_id(0).to(tl.int64) * BLOCK_M
     pair = first + place
@@ -89,15 +154,13 @@ def pair_similarity_kernel(
     for start in range(0, BLOCK_M, BLOCK_N):
         other = first + start + tl.arange(0, BLOCK_N)
         own = tl.load(own_ptr + other, mask=other < pairs, other=0)
-        tile = product(
-            bank_ptr,
+        tile = bank_product(
             bank_ptr,
             candidate,
             own,
             pair < pairs,
             other < pairs,
             dim,
-            stride,
             stride,
             OPERAND,
             PRECISION,
@@ -106,11 +169,8 @@ def pair_similarity_kernel(
             BLOCK_D,
         )
         diagonal = tl.sum(tl.where(pair[:, None] == other[None, :], tile, 0.0), axis=1)
-        tl.store(
-            similarity_ptr + pair,
-            diagonal,
-            mask=(place >= start) & (place < start + BLOCK_N) & (pair < pairs),
-        )
+        inside = (place >= start) & (place < start + BLOCK_N) & (pair < pairs)
+        tl.store(similarity_ptr + pair, diagonal, mask=inside)
 
 
 @triton.jit
@@ -130,21 +190,22 @@ def count_closer_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Count one piece of the bank. Programs that read the same piece run side by side."""
+    """Count the closer rows in one piece of the bank.
+
+    Programs that read the same piece run at the same time.
+    """
     tiles = tl.cdiv(pairs, BLOCK_M)
     pair = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     candidate = tl.load(candidates_ptr + pair, mask=pair < pairs, other=0)
     own = tl.load(own_ptr + pair, mask=pair < pairs, other=0)
-    similarity = product(
-        bank_ptr,
+    similarity = bank_product(
         bank_ptr,
         candidate,
         column,
         pair < pairs,
         column < n,
         dim,
-        stride,
         stride,
         OPERAND,
         PRECISION,
@@ -153,7 +214,6 @@ def count_closer_kernel(
         BLOCK_D,
     )
     bound = tl.load(similarity_ptr + pair, mask=pair < pairs, other=0.0)
-    closer = (
-        (similarity > bound[:, None]) & (column < n)[None, :] & (column[None, :] != own[:, None])
-    )
+    other = (column < n)[None, :] & (column[None, :] != own[:, None])
+    closer = (similarity > bound[:, None]) & other
     tl.atomic_add(counts_ptr + pair, tl.sum(closer.to(tl.int32), axis=1), mask=pair < pairs)

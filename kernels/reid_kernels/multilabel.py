@@ -1,14 +1,17 @@
-"""Squared loss of several positives and the hardest negatives of a bank, without keeping the matrix of similarities."""
+"""Squared loss of several positives and the hardest negatives of a bank, without the matrix of
+similarities.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._ops import (
     PRECISIONS,
+    REDUCTIONS,
     check_choice,
     check_device,
     check_ids,
@@ -17,15 +20,41 @@ from ._ops import (
     device_of,
     once,
     qualified,
+    reduced,
     takes_kernels,
 )
 from .numerics import accumulator, full_precision
 
 __all__ = ["multilabel_bank_loss", "multilabel_bank_loss_reference"]
 
-REDUCTIONS = ("mean", "sum", "none")
-
 Positives = Tensor | tuple[Tensor, Tensor]
+
+
+class MultilabelProblem(NamedTuple):
+    """One multi-label loss, as the implementations below the custom op receive it.
+
+    The fields are the custom op's arguments, in its order: `_multilabel_bank_loss(*problem)`.
+
+    Args:
+        features: (B, D).
+        bank: (n, D), dtype and device of the features.
+        positives: (B + 1,) int64, `indptr` of the lists of positives; without `indices` bit rows
+            (B, ceil(n / 32)) int32.
+        indices: (entries,) int64, the lists one after the other; None for bit rows.
+        delta: Weight of the positives.
+        hard_ratio: Fraction of the negatives that is hard.
+        gradient: Whether the gradient is computed.
+        precision: Of products of float32 rows on a GPU.
+    """
+
+    features: Tensor
+    bank: Tensor
+    positives: Tensor
+    indices: Tensor | None
+    delta: float
+    hard_ratio: float
+    gradient: bool
+    precision: str
 
 
 def multilabel_bank_loss(
@@ -38,82 +67,80 @@ def multilabel_bank_loss(
     reduction: str = "mean",
     precision: str = "auto",
 ) -> Tensor:
-    """The memory-based multi-label loss MMCL (Wang and Zhang, CVPR 2020) of features against every row of a bank.
+    """The memory-based multi-label loss MMCL (Wang and Zhang, CVPR 2020) of features against every
+    row of a bank.
 
-    With s the dot products of one feature and the bank, and P its positives, the loss of the row is delta times the mean over P
-    of (1 - s)^2, plus the mean over the hard negatives of (1 + s)^2. The hard negatives are the H = max(1, int(hard_ratio *
-    negatives)) rows outside P of greatest s. Negatives whose s equals the least of these share its places equally: with A
-    negatives above it and T equal to it each of the T weighs (H - A) / T. The loss is that of any way to break the tie; the
-    gradient is the mean over them all, so it depends on no order. A mean over nothing is 0: no positives, no negatives.
+    Let s be the dot products of one feature and the bank, and P its positives. The loss of the
+    feature is delta times the mean over P of (1 - s)^2, plus the mean over the hard negatives of (1
+    + s)^2. The hard negatives are the H = max(1, int(hard_ratio * negatives)) rows outside P with
+    the largest s. Negatives that are equal to the smallest of these share its places equally: if A
+    negatives lie above it and T are equal to it, each of the T has the weight (H - A) / T. The loss
+    equals that of any way to break the tie; the gradient is the mean over all ways, so it depends
+    on no order. A mean over nothing (no positives, or no negatives) is 0.
 
-    The gradient goes to the features alone. It is computed in the forward pass, where one is wanted, so the bank may be
-    updated in place before `backward`. There is no second derivative. Both are the same from run to run.
+    Only the features receive a gradient. It is computed in the forward pass if the features require
+    one, so the bank may be updated in place before `backward`. There is no second derivative.
+    Repeated calls return the same bits.
 
     Args:
-        features: (B, D) float32, float16 or bfloat16 (float64 too, computed in float64), of length one; not normalised here.
+        features: (B, D) float32, float16 or bfloat16 (float64 too, computed in float64), unit-norm;
+            not normalised here.
         bank: (n, D), dtype and device of the features, a buffer.
-        positives: A pair (indptr (B + 1,), indices) of int64, the positives of row i at indices[indptr[i]:indptr[i + 1]] in any
-            order, each counted once; or bit rows (B, ceil(n / 32)) int32, where bit j % 32 of word j // 32 tells whether j is a
-            positive. Bits behind the n-th are not read.
+        positives: A pair (indptr (B + 1,), indices) of int64: the positives of row i are
+            indices[indptr[i]:indptr[i + 1]], in any order, duplicates counted once. Or bit rows (B,
+            ceil(n / 32)) int32: j is a positive if bit j % 32 of word j // 32 is set; bits after
+            the n-th are not read.
         delta: Weight of the positives.
-        hard_ratio: Share of the negatives that is hard, in [0, 1].
+        hard_ratio: Fraction of the negatives that is hard, in [0, 1].
         reduction: "mean" over the batch (0 if it is empty), "sum", or "none" for (B,).
-        precision: Of products of float32 rows on a GPU. "auto" and "ieee": float32. "tf32", "bf16": that format's rounding of
-            similarities and gradient weights. Half floats are multiplied as they are. Sums are float32, and a CPU computes in
-            float32 whatever is asked.
+        precision: Of products of float32 rows on a GPU. "auto" and "ieee": float32. "tf32", "bf16":
+            similarities and gradient weights are rounded to that format. Half floats are multiplied
+            as they are. Sums are float32. A CPU always computes in float32.
 
     Returns:
         A scalar or (B,), float32; float64 for float64.
 
     Memory:
-        Rows of similarities, at a time 64 MiB on a CPU (514 rows at n = 32,621 and 16 at 1e6) and 256 MiB on a GPU. On a CPU
-        as much again, and some 40 bytes for each similarity that has a gradient (every one in a bank of equal rows). On a GPU
-        bit rows of B x n / 8 bytes (0.26 MB and 8 MB at B = 64), and at most 256 tiles of partial gradients. B x D float32 are
-        kept for `backward`.
+        A block of rows of similarities: 64 MiB on a CPU (514 rows at n = 32,621 and 16 at 1e6), 256
+        MiB on a GPU. On a CPU as much again, and some 40 bytes for each similarity with a gradient
+        (all of them in a bank of equal rows). On a GPU bit rows of B x n / 8 bytes (0.26 MB and 8
+        MB at B = 64), and at most 256 tiles of partial gradients. B x D float32 are kept for
+        `backward`.
 
     Moved:
-        On a GPU the bank twice, once without a gradient, for each block of rows; the block itself stays in L2 where it is
-        small. Expected of an H200 (4.3 TB/s), not measured: 0.12 ms of bytes at B = 64, n = 32,621, D = 2,048, float32.
+        On a GPU the bank twice for each block of rows, once without a gradient; a small block stays
+        in L2. Expected of an H200 (4.3 TB/s), not measured: 0.12 ms of bytes at B = 64, n = 32,621,
+        D = 2,048, float32.
 
     Raises:
-        ValueError: Wrong rank, shape, dtype or device, a bank that requires a gradient, a setting outside its range, or, seen
-            on a CPU alone: `indptr` that does not start at 0, never fall, and end at the number of indices, an index outside
-            [0, n), or rows that are not finite. A GPU leaves out what lies outside, and gives NaN.
+        ValueError: Wrong rank, shape, dtype or device, a bank that requires a gradient, or a
+            setting outside its range. On a CPU also: an `indptr` that does not start at 0,
+            decreases, or does not end at the number of indices, an index outside [0, n), or rows
+            that are not finite. On a GPU such an index is left out, and such rows make the loss
+            NaN.
     """
     check_pair("features", features, bank)
     if bank.requires_grad:
         raise ValueError(
-            "bank: got requires_grad, expected a buffer: the gradient goes to features alone"
+            "bank: got a tensor that requires a gradient, expected a buffer: only features get one"
         )
     if not 0 <= hard_ratio <= 1:
         raise ValueError(f"hard_ratio: got {hard_ratio}, expected 0 to 1")
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("precision", precision, PRECISIONS)
-    if isinstance(positives, Tensor):
-        _check_bits(positives, features, len(bank))
-        labels, indices = positives, None
-    else:
-        if not isinstance(positives, tuple | list) or len(positives) != 2:
-            raise ValueError(
-                f"positives: got a {type(positives).__name__}, expected (indptr, indices) or bit rows"
-            )
-        labels, indices = positives
-        check_ids(
-            "positives[0]",
-            labels,
-            len(features) + 1,
-            features,
-            "features",
-            "row of features, and the end",
-        )
-        check_ids("positives[1]", indices, indices.numel(), features, "features", "positive")
-    wanted = torch.is_grad_enabled() and features.requires_grad
-    losses, _ = _multilabel_bank_loss(
-        features, bank, labels, indices, float(delta), float(hard_ratio), precision, wanted
+    labels, indices = _checked_positives(positives, features, len(bank))
+    problem = MultilabelProblem(
+        features,
+        bank,
+        labels,
+        indices,
+        float(delta),
+        float(hard_ratio),
+        gradient=torch.is_grad_enabled() and features.requires_grad,
+        precision=precision,
     )
-    if reduction == "none":
-        return losses
-    return losses.sum() / max(1, len(features)) if reduction == "mean" else losses.sum()
+    losses, _ = _multilabel_bank_loss(*problem)
+    return reduced(losses, reduction)
 
 
 def multilabel_bank_loss_reference(
@@ -125,40 +152,72 @@ def multilabel_bank_loss_reference(
     hard_ratio: float = 0.01,
     reduction: str = "mean",
 ) -> Tensor:
-    """`multilabel_bank_loss` in plain PyTorch, through the whole matrix of similarities, in the dtype given."""
-    similarity = features @ bank.T
-    losses = similarity[:, :0].sum(1)
-    places = torch.arange(len(bank), device=bank.device)
+    """Compute `multilabel_bank_loss` in plain PyTorch through the whole matrix of similarities.
+
+    Args:
+        features: (B, D), any floating dtype; sums are in this dtype.
+        bank: (n, D), dtype and device of the features.
+        positives: (indptr, indices) or bit rows, as for `multilabel_bank_loss`.
+        delta: Weight of the positives.
+        hard_ratio: Fraction of the negatives that is hard.
+        reduction: "mean", "sum" or "none".
+    """
+    similarity = features @ bank.T  # (B, n)
+    losses = similarity[:, :0].sum(1)  # (B,) zeros
+    columns = torch.arange(len(bank), device=bank.device)
     for i, s in enumerate(similarity):
         if isinstance(positives, Tensor):
-            positive = (positives[i][places // 32] >> (places % 32)) & 1 == 1
+            positive = (positives[i][columns // 32] >> (columns % 32)) & 1 == 1
         else:
             indptr, indices = positives
-            positive = torch.isin(places, indices[indptr[i] : indptr[i + 1]])
-        near, far = s[positive], s[~positive]
+            positive = torch.isin(columns, indices[indptr[i] : indptr[i + 1]])
+        near = s[positive]
+        far = s[~positive]
         if len(near):
             losses[i] += delta * (1 - near).square().mean()
         if len(far):
-            hard = max(1, int(hard_ratio * len(far)))
-            least = far.detach().topk(hard).values[-1]
-            above, equal = (
-                (~(far.detach() <= least)).to(s.dtype),
-                (far.detach() == least).to(s.dtype),
-            )
-            weight = above + equal * (hard - above.sum()) / equal.sum()
+            weight, hard = _hard_weights(far.detach(), hard_ratio)
             losses[i] += (weight[weight != 0] * (1 + far[weight != 0]).square()).sum() / hard
-    losses = losses.to(accumulator(features.dtype))
-    if reduction == "none":
-        return losses
-    return losses.sum() / max(1, len(features)) if reduction == "mean" else losses.sum()
+    return reduced(losses.to(accumulator(features.dtype)), reduction)
+
+
+def _hard_weights(far: Tensor, hard_ratio: float) -> tuple[Tensor, int]:
+    """Weight of each negative of a row: 1 above the threshold, an equal part of the remaining
+    places at it; and their number.
+    """
+    hard = max(1, int(hard_ratio * len(far)))
+    threshold = far.topk(hard).values[-1]
+    above = (~(far <= threshold)).to(far.dtype)
+    equal = (far == threshold).to(far.dtype)
+    return above + equal * (hard - above.sum()) / equal.sum(), hard
+
+
+def _checked_positives(
+    positives: Positives, features: Tensor, n: int
+) -> tuple[Tensor, Tensor | None]:
+    """Check the positives; return bit rows and None, or `indptr` and `indices`."""
+    if isinstance(positives, Tensor):
+        _check_bits(positives, features, n)
+        return positives, None
+    if not isinstance(positives, tuple | list) or len(positives) != 2:
+        raise ValueError(
+            f"positives: got a {type(positives).__name__}, expected (indptr, indices) or bit rows"
+        )
+    indptr, indices = positives
+    per = "row of features, and the end"
+    check_ids("positives[0]", indptr, len(features) + 1, features, "features", per)
+    check_ids("positives[1]", indices, indices.numel(), features, "features", "positive")
+    return indptr, indices
 
 
 def _check_bits(bits: Tensor, features: Tensor, n: int) -> None:
-    """Bit rows, one for each row of features."""
-    wanted = (features.shape[0], (n + 31) // 32)
-    if bits.ndim != 2 or bits.shape[0] != wanted[0] or bits.shape[1] != wanted[1]:
+    """Raise ValueError unless `bits` has a bit row for each row of features."""
+    shape = (features.shape[0], (n + 31) // 32)
+    # Compared one by one: inside torch.compile the sizes are symbols, which tuples do not compare.
+    if bits.ndim != 2 or bits.shape[0] != shape[0] or bits.shape[1] != shape[1]:
         raise ValueError(
-            f"positives: got bit rows of shape {tuple(bits.shape)}, expected {wanted}, (B, ceil(n / 32)), or (indptr, indices)"
+            f"positives: got bit rows of shape {tuple(bits.shape)}, "
+            f"expected {shape}, (B, ceil(n / 32)), or (indptr, indices)"
         )
     if bits.dtype != torch.int32:
         raise ValueError(f"positives: got bit rows of dtype {bits.dtype}, expected torch.int32")
@@ -166,7 +225,7 @@ def _check_bits(bits: Tensor, features: Tensor, n: int) -> None:
 
 
 def _check_csr(indptr: Tensor, indices: Tensor, n: int) -> None:
-    """Read on a CPU alone."""
+    """Raise ValueError unless the lists are well formed. They are read on a CPU only."""
     if not indptr.is_cpu:
         return
     if int(indptr[0]) != 0 or int(indptr[-1]) != len(indices):
@@ -177,7 +236,8 @@ def _check_csr(indptr: Tensor, indices: Tensor, n: int) -> None:
     falls = (indptr[1:] < indptr[:-1]).nonzero()
     if len(falls):
         raise ValueError(
-            f"positives[0]: got a fall behind place {int(falls[0, 0])}, expected values that never fall"
+            f"positives[0]: got a decrease after index {int(falls[0, 0])}, "
+            f"expected values that never decrease"
         )
     check_range("positives[1]", indices, 0, n)
 
@@ -190,62 +250,49 @@ def _multilabel_bank_loss(
     indices: Tensor | None,
     delta: float,
     hard_ratio: float,
+    gradient: bool,
     precision: str,
-    wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each row, and its gradient (B, D) where it is wanted. Without indices the positives are bit rows."""
+    """Loss of each row (B,), and its gradient (B, D), (0, D) without `gradient`."""
     if indices is not None:
         _check_csr(positives, indices, len(bank))
+    problem = MultilabelProblem(
+        features, bank, positives, indices, delta, hard_ratio, gradient, precision
+    )
     if not takes_kernels(features, bank):
         from .multilabel_cpu import multilabel_blocked
 
         with full_precision(features):
-            return multilabel_blocked(features, bank, positives, indices, delta, hard_ratio, wanted)
+            return multilabel_blocked(problem)
     from .multilabel_triton import multilabel_triton
 
     with device_of(features):
-        return multilabel_triton(
-            features, bank, positives, indices, delta, hard_ratio, precision, wanted
-        )
+        return multilabel_triton(problem)
 
 
 @_multilabel_bank_loss.register_fake
-def _(
-    features: Tensor,
-    bank: Tensor,
-    positives: Tensor,
-    indices: Tensor | None,
-    delta: float,
-    hard_ratio: float,
-    precision: str,
-    wanted: bool,
-) -> tuple[Tensor, Tensor]:
-    kind = accumulator(features.dtype)
-    rows = features.shape[0]
-    return (
-        features.new_empty(rows, dtype=kind),
-        features.new_empty((rows if wanted else 0, features.shape[1]), dtype=kind),
-    )
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    problem = MultilabelProblem(*arguments)
+    batch, dim = problem.features.shape
+    kind = accumulator(problem.features.dtype)
+    losses = problem.features.new_empty(batch, dtype=kind)
+    slopes = problem.features.new_empty((batch if problem.gradient else 0, dim), dtype=kind)
+    return losses, slopes
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
+    """Save what the backward pass needs."""
+    _, slopes = output
+    ctx.mark_non_differentiable(slopes)
+    ctx.save_for_backward(slopes)
     ctx.dtype = inputs[0].dtype
 
 
-def _scale(ctx: Any, losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    (gradient,) = ctx.saved_tensors
-    return (
-        once((losses.detach()[:, None] * gradient).to(ctx.dtype)),
-        None,
-        None,
-        None,
-        None,
-        None,
-        None,
-        None,
-    )
+def _backward(ctx: Any, weights: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradient for the features from the weight (B,) of each loss."""
+    (slopes,) = ctx.saved_tensors
+    nothing = [None] * (len(MultilabelProblem._fields) - 1)
+    return (once((weights.detach()[:, None] * slopes).to(ctx.dtype)), *nothing)
 
 
-_multilabel_bank_loss.register_autograd(_scale, setup_context=_keep)
+_multilabel_bank_loss.register_autograd(_backward, setup_context=_keep)

@@ -1,79 +1,106 @@
-"""`multilabel_bank_loss` by blocks of rows in PyTorch, on any device; and similarities in float32 or float64."""
+"""`multilabel_bank_loss` by blocks of rows in PyTorch, on any device; and similarities in float32
+or float64.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ._ops import check_finite
+from .multilabel import MultilabelProblem
 from .numerics import accumulator
 
 #: Bytes of similarities that exist at a time.
 BLOCK = 2**26
 
 
-def multilabel_blocked(
-    features: Tensor,
-    bank: Tensor,
-    positives: Tensor,
-    indices: Tensor | None,
-    delta: float,
-    hard_ratio: float,
-    wanted: bool,
-) -> tuple[Tensor, Tensor]:
-    """`multilabel_bank_loss` on checked arguments: the loss of each row, and its gradient where it is wanted."""
+class _Weights(NamedTuple):
+    """Gradient weights of some rows, sparse.
+
+    Args:
+        starts: (B,) int64, where each row starts in the other two.
+        column: (entries,) int64, columns with a weight, ascending in each row.
+        weight: (entries,), derivative of the row's loss with respect to its similarity.
+    """
+
+    starts: Tensor
+    column: Tensor
+    weight: Tensor
+
+
+def multilabel_blocked(problem: MultilabelProblem) -> tuple[Tensor, Tensor]:
+    """Compute the outputs of `multilabel_bank_loss`'s custom op, on checked arguments."""
+    features = problem.features
+    bank = problem.bank
     kind = accumulator(features.dtype)
-    count, n = len(features), len(bank)
+    count = len(features)
+    n = len(bank)
     losses = features.new_zeros(count, dtype=kind)
-    gradient = features.new_zeros((count if wanted else 0, features.shape[1]), dtype=kind)
+    rows = count if problem.gradient else 0
+    gradient = features.new_zeros((rows, features.shape[1]), dtype=kind)
     if not n:
         return losses, gradient
-    for now in row_blocks(count, n, kind):
-        if indices is None:
-            positive = _from_bits(positives[now], n)
+    for block in row_blocks(count, n, kind):
+        if problem.indices is None:
+            positive = _from_bits(problem.positives[block], n)
         else:
-            positive = _from_lists(positives[now.start : now.stop + 1], indices, n)
-        losses[now], chosen = _terms(
-            similarities(features[now], bank, kind), positive, delta, hard_ratio, wanted
-        )
-        if chosen is not None:
-            gradient[now] = _weighted_sum(bank, *chosen)
+            indptr = problem.positives[block.start : block.stop + 1]
+            positive = _from_lists(indptr, problem.indices, n)
+        similarity = similarities(features[block], bank, kind)
+        losses[block], weights = _terms(similarity, positive, problem)
+        if weights is not None:
+            gradient[block] = _weighted_sum(bank, weights)
     if losses.is_cpu and not bool(torch.isfinite(losses).all()):
         check_finite(features=features, bank=bank)
     return losses, gradient
 
 
 def row_blocks(count: int, n: int, kind: torch.dtype) -> list[slice]:
-    """Runs of rows whose similarities to n others fill a block."""
+    """Divide `count` rows into runs whose similarities to n others in dtype `kind` fill a block."""
     rows = max(1, BLOCK // (kind.itemsize * max(1, n)))
     return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
 def similarities(rows: Tensor, bank: Tensor, kind: torch.dtype) -> Tensor:
-    """Dot products (B, n). A bank of another dtype is converted a block at a time."""
+    """Dot products in a given dtype.
+
+    Args:
+        rows: (B, D).
+        bank: (n, D). A bank of another dtype than `kind` is converted block by block.
+        kind: float32 or float64.
+
+    Returns:
+        (B, n).
+    """
     rows = rows.to(kind)
     if bank.dtype == kind:
         return rows @ bank.T
     result = rows.new_empty(len(rows), len(bank))
-    for now in row_blocks(len(bank), bank.shape[1], kind):
-        torch.mm(rows, bank[now].to(kind).T, out=result[:, now])
+    for block in row_blocks(len(bank), bank.shape[1], kind):
+        torch.mm(rows, bank[block].to(kind).T, out=result[:, block])
     return result
 
 
 def count_rows(mask: Tensor) -> Tensor:
-    """How many values of each row are true, (B,) int64. What PyTorch sums it copies as int64: so a little at a time."""
-    return torch.cat(
-        [some.sum(1) for some in mask.split(max(1, BLOCK // (64 * max(1, mask.shape[1]))))]
-    )
+    """Number of true values in each row, (B,) int64."""
+    # PyTorch converts a mask to int64 before it sums it, eight times its size: so only some rows at
+    # a time.
+    step = max(1, BLOCK // (64 * max(1, mask.shape[1])))
+    return torch.cat([rows.sum(1) for rows in mask.split(step)])
 
 
 def _from_bits(bits: Tensor, n: int) -> Tensor:
+    """Mask (B, n) of bit rows (B, ceil(n / 32))."""
     place = torch.arange(32, dtype=torch.int32, device=bits.device)
     return ((bits[:, :, None] >> place) & 1).view(len(bits), -1)[:, :n].bool()
 
 
 def _from_lists(indptr: Tensor, indices: Tensor, n: int) -> Tensor:
+    """Mask (B, n) of the lists indices[indptr[i]:indptr[i + 1]]."""
     positive = torch.zeros(len(indptr) - 1, n, dtype=torch.bool, device=indices.device)
     row = torch.arange(len(positive), device=indices.device).repeat_interleave(indptr.diff())
     positive[row, indices[indptr[0] : indptr[-1]]] = True
@@ -81,56 +108,65 @@ def _from_lists(indptr: Tensor, indices: Tensor, n: int) -> Tensor:
 
 
 def _terms(
-    similarity: Tensor, positive: Tensor, delta: float, hard_ratio: float, wanted: bool
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """Loss of each row; where each row starts among the columns that have a gradient weight, these, and the weights."""
+    similarity: Tensor, positive: Tensor, problem: MultilabelProblem
+) -> tuple[Tensor, _Weights | None]:
+    """Loss of each row, and its gradient weights where a gradient is computed.
+
+    Args:
+        similarity: (B, n), overwritten.
+        positive: (B, n) bool, overwritten.
+        problem: The settings.
+    """
     n = similarity.shape[1]
-    count = count_rows(positive)
+    count = count_rows(positive)  # (B,) positives
     negatives = n - count
-    hard = (negatives.double() * hard_ratio).long().clamp_(min=1).minimum(negatives)
+    hard = (negatives.double() * problem.hard_ratio).long().clamp_(min=1).minimum(negatives)
     row, column = positive.nonzero(as_tuple=True)
     near = similarity[row, column]
+    # The squares of a row's positives, one after the other in its own row, so that they are summed
+    # in a fixed order.
     place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     squares = similarity.new_zeros(len(similarity), int(count.max()))
     squares[row, place] = (1 - near).square()
-    losses = delta * squares.sum(1) / count.clamp(min=1)
+    losses = problem.delta * squares.sum(1) / count.clamp(min=1)
 
     similarity[row, column] = -torch.inf
-    first = similarity.topk(max(1, int(hard.max())), dim=1).values
-    least = first.gather(1, (hard[:, None] - 1).clamp_(min=0))
-    # Without negatives nothing is hard.
+    first = similarity.topk(max(1, int(hard.max())), dim=1).values  # (B, most hard negatives)
+    least = first.gather(1, (hard[:, None] - 1).clamp_(min=0))  # (B, 1) threshold
+    # A row without negatives has no hard negative.
     least.masked_fill_(hard[:, None] == 0, torch.inf)
     inside = torch.arange(first.shape[1], device=hard.device) < hard[:, None]
     losses += (1 + first).square().masked_fill_(~inside, 0).sum(1) / hard.clamp(min=1)
-    if not wanted:
+    if not problem.gradient:
         return losses, None
 
-    above = (~(first <= least)).sum(1)
+    above = (~(first <= least)).sum(1)  # (B,)
     # Written so that a NaN is chosen.
-    chosen = ~(similarity < least)
+    chosen = ~(similarity < least)  # (B, n)
     equal = count_rows(chosen) - above
-    share = (hard - above).to(least.dtype) / equal
+    # Negatives equal to the threshold divide its remaining places equally.
+    at_threshold = (hard - above).to(least.dtype) / equal
     similarity[row, column] = near
     row, column = chosen.logical_or_(positive).nonzero(as_tuple=True)
-    value, positive_weight = (
-        similarity[row, column],
-        -2 * delta / count.clamp(min=1).to(least.dtype),
-    )
-    weight = 2 * (1 + value) / hard[row] * torch.where(value == least[row, 0], share[row], 1)
+    value = similarity[row, column]
+    positive_weight = -2 * problem.delta / count.clamp(min=1).to(least.dtype)
+    tied = value == least[row, 0]
+    weight = 2 * (1 + value) / hard[row] * torch.where(tied, at_threshold[row], 1)
     weight = torch.where(positive[row, column], positive_weight[row] * (1 - value), weight)
     total = count_rows(chosen)
-    return losses, (total.cumsum(0) - total, column, weight)
+    return losses, _Weights(total.cumsum(0) - total, column, weight)
 
 
-def _weighted_sum(bank: Tensor, starts: Tensor, column: Tensor, weight: Tensor) -> Tensor:
-    """Sums (B, D) of rows of the bank, times a weight each."""
+def _weighted_sum(bank: Tensor, weights: _Weights) -> Tensor:
+    """Sums (B, D) of bank rows times their weights."""
+    starts, column, weight = weights
     if bank.dtype == weight.dtype and bank.shape[1]:
         return F.embedding_bag(column, bank, starts, mode="sum", per_sample_weights=weight)
     result = weight.new_zeros(len(starts), bank.shape[1])
     step = max(1, BLOCK // (weight.itemsize * max(1, bank.shape[1])))
-    stops = [*starts.tolist()[1:], len(column)]
-    for row, (start, stop) in enumerate(zip(starts.tolist(), stops, strict=True)):
-        for first in range(start, stop, step):
-            some = slice(first, min(first + step, stop))
-            result[row] += weight[some] @ bank[column[some]].to(weight.dtype)
+    edges = [*starts.tolist(), len(column)]
+    for row in range(len(starts)):
+        for first in range(edges[row], edges[row + 1], step):
+            part = slice(first, min(first + step, edges[row + 1]))
+            result[row] += weight[part] @ bank[column[part]].to(weight.dtype)
     return result

@@ -1,8 +1,10 @@
 """`multilabel_bank_loss` in Triton.
 
-One kernel stores the similarities of some rows, one finds each row's threshold by bisection of integer keys, adds up the loss
-and writes the gradient's weights over the similarities, and a product of weights and bank gives the gradient. The keys of a row
-are read 16 times, from the L2 cache; two bits of the threshold are settled each time. There is no sort and no float atomic.
+One kernel stores the similarities of a block of rows. One finds each row's threshold by bisection
+over integer keys, sums the loss and overwrites the similarities with the gradient's weights. A
+product of weights and bank then yields the gradient. The keys of a row are read 16 times, from the
+L2 cache; each time two bits of the threshold are determined. There is no sort and no atomic float
+addition.
 """
 
 # Kernels are not typed Python.
@@ -18,6 +20,7 @@ from torch import Tensor
 from ._ops import unit_stride
 from ._triton import Operands, operands, product, product_options, rounded, sortable
 from ._weighted import weighted_rows
+from .multilabel import MultilabelProblem
 from .tiles import Tile, product_tile
 
 #: Bytes of similarities that exist at a time.
@@ -29,62 +32,80 @@ _CHUNK = 256
 
 
 def multilabel_triton(
-    features: Tensor,
-    bank: Tensor,
-    positives: Tensor,
-    indices: Tensor | None,
-    delta: float,
-    hard_ratio: float,
-    precision: str,
-    wanted: bool,
+    problem: MultilabelProblem,
     *,
     tile: Tile | None = None,
     select: Tile = SELECT,
     block: int = BLOCK,
 ) -> tuple[Tensor, Tensor]:
-    """`multilabel_bank_loss` on checked arguments, none of them empty."""
-    count, n = len(features), len(bank)
-    features, bank = unit_stride(features), unit_stride(bank)
-    how = operands(features.dtype, precision)
-    # Half floats would lose a weight of one in millions; tf32 holds it, and half floats of the bank exactly.
+    """Compute the outputs of `multilabel_bank_loss`'s custom op, on checked arguments, none of them
+    empty.
+
+    Args:
+        problem: The loss.
+        tile: Tile of the products, by default from the table.
+        select: Columns and warps of the pass over one row.
+        block: Bytes of similarities that exist at a time.
+    """
+    features = unit_stride(problem.features)
+    bank = unit_stride(problem.bank)
+    count = len(features)
+    n, dim = bank.shape
+    how = operands(features.dtype, problem.precision)
+    # Half floats would lose a weight of one in millions. tf32 holds it, and holds the bank's half
+    # floats exactly.
     sums = how if features.dtype == torch.float32 else Operands(torch.float32, tl.float32, "tf32")
-    bits = positives.contiguous() if indices is None else bit_rows(positives, indices, n)
-    total = count_bits(bits, n)
-    # As `int(hard_ratio * negatives)` has it, which float32 would not.
+    if problem.indices is None:
+        bits = problem.positives.contiguous()  # (B, words)
+    else:
+        bits = bit_rows(problem.positives, problem.indices, n)
+    total = count_bits(bits, n)  # (B,) positives
+    # In float64, like `int(hard_ratio * negatives)` in Python: float32 would round differently.
     negatives = n - total.long()
-    hard = (negatives.double() * hard_ratio).long().clamp_(min=1).minimum(negatives).int()
+    hard = (negatives.double() * problem.hard_ratio).long().clamp_(min=1).minimum(negatives).int()
     losses = torch.empty(count, dtype=torch.float32, device=bank.device)
-    gradient = torch.empty(
-        count if wanted else 0, bank.shape[1], dtype=torch.float32, device=bank.device
-    )
-    rows = max(1, block // (4 * n))
-    for start in range(0, count, rows):
-        now = slice(start, start + rows)
-        similarity = similarities(features[now], bank, how, tile)
+    rows = count if problem.gradient else 0
+    gradient = torch.empty(rows, dim, dtype=torch.float32, device=bank.device)
+    step = max(1, block // (4 * n))
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        similarity = similarities(features[part], bank, how, tile)
         select_kernel[(len(similarity),)](
             similarity,
-            bits[now],
-            total[now],
-            hard[now],
-            losses[now],
+            bits[part],
+            total[part],
+            hard[part],
+            losses[part],
             n,
             bits.shape[1],
-            delta,
-            WEIGHTS=wanted,
+            problem.delta,
+            WEIGHTS=problem.gradient,
             BLOCK_N=select.columns,
             num_warps=select.warps,
             num_stages=select.stages,
         )
-        if wanted:
-            gradient[now] = weighted_rows(similarity, bank, sums, tile)
+        if problem.gradient:
+            gradient[part] = weighted_rows(similarity, bank, sums, tile)
     return losses, gradient
 
 
 def similarities(rows: Tensor, bank: Tensor, how: Operands, tile: Tile | None = None) -> Tensor:
-    """Dot products (B, n) float32."""
-    (m, dim), n = rows.shape, len(bank)
+    """Dot products in float32.
+
+    Args:
+        rows: (m, D), stride 1 inside.
+        bank: (n, D), dtype of the rows, stride 1 inside.
+        how: Precision of the products.
+        tile: By default from the table.
+
+    Returns:
+        (m, n) float32.
+    """
+    m, dim = rows.shape
+    n = len(bank)
     tile = tile or product_tile(how.dtype, how.precision, m, bank.dtype)
-    rows, bank = rounded(rows, how), rounded(bank, how)
+    rows = rounded(rows, how)
+    bank = rounded(bank, how)
     result = torch.empty(m, n, dtype=torch.float32, device=bank.device)
     similarity_kernel[(triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns),)](
         rows,
@@ -101,7 +122,10 @@ def similarities(rows: Tensor, bank: Tensor, how: Operands, tile: Tile | None = 
 
 
 def bit_rows(indptr: Tensor, indices: Tensor, n: int) -> Tensor:
-    """Lists of positives as bit rows (B, ceil(n / 32)) int32. What lies outside [0, n) is left out."""
+    """Convert the lists indices[indptr[i]:indptr[i + 1]] to bit rows (B, ceil(n / 32)) int32.
+
+    Others than [0, n) are left out.
+    """
     bits = torch.zeros(
         len(indptr) - 1, triton.cdiv(n, 32), dtype=torch.int32, device=indices.device
     )
@@ -119,7 +143,7 @@ def bit_rows(indptr: Tensor, indices: Tensor, n: int) -> Tensor:
 
 
 def count_bits(bits: Tensor, n: int) -> Tensor:
-    """How many of the first n bits of each row are set, (B,) int32."""
+    """Number of set bits among the first n of each row, (B,) int32."""
     total = torch.empty(len(bits), dtype=torch.int32, device=bits.device)
     count_bits_kernel[(len(bits),)](bits, total, n, bits.shape[1], BLOCK=_CHUNK, num_warps=4)
     return total
@@ -141,7 +165,10 @@ def similarity_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One tile of the dot products. Programs that read the same piece of the bank run side by side."""
+    """Compute one tile of the dot products.
+
+    Programs that read the same piece of the bank run at the same time.
+    """
     tiles = tl.cdiv(m, BLOCK_M)
     row = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -199,7 +226,7 @@ def count_bits_kernel(
     words,
     BLOCK: tl.constexpr,
 ):
-    """Count the bits of one row, those behind the n-th left out."""
+    """Count the set bits of one row; bits after the n-th do not count."""
     row = tl.program_id(0).to(tl.int64)
     total = tl.zeros((BLOCK,), dtype=tl.int32)
     for start in range(0, words, BLOCK):
@@ -219,16 +246,17 @@ def is_positive(bits_ptr, row, words, column, inside):
 
 @triton.jit
 def negative_keys(similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N: tl.constexpr):
-    """Similarities of a run of columns, their int32 keys, the lowest int32 where there is no negative; and the positives."""
+    """Read the similarities of a run of columns.
+
+    Returns them, their int32 keys (the lowest int32 where the column is not a negative), and which
+    are positives.
+    """
     column = start + tl.arange(0, BLOCK_N)
     inside = column < n
     similarity = tl.load(similarity_ptr + row * n + column, mask=inside, other=0.0)
     positive = is_positive(bits_ptr, row, words, column, inside)
-    return (
-        similarity,
-        tl.where(inside & (positive == 0), sortable(similarity), -0x80000000),
-        inside & positive,
-    )
+    key = tl.where(inside & (positive == 0), sortable(similarity), -0x80000000)
+    return similarity, key, inside & positive
 
 
 @triton.jit
@@ -244,10 +272,13 @@ def select_kernel(
     WEIGHTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Threshold, loss and gradient weights of one row."""
+    """Compute threshold, loss and gradient weights of one row."""
     row = tl.program_id(0).to(tl.int64)
-    count, hard = tl.load(count_ptr + row), tl.load(hard_ptr + row)
-    # The greatest key that `hard` negatives reach, from its highest bits to its lowest.
+    count = tl.load(count_ptr + row)
+    hard = tl.load(hard_ptr + row)
+    # The threshold is the largest key that at least `hard` negatives reach. Each step determines
+    # its next two bits: it counts the keys that reach each of the three values that divide the
+    # remaining range in quarters.
     least = tl.full((), -0x80000000, dtype=tl.int64)
     for step in range(16):
         quarter = tl.full((), 1, dtype=tl.int64) << (30 - 2 * step)
@@ -282,11 +313,12 @@ def select_kernel(
         above += (key > key_least).to(tl.int32)
         equal += (key == key_least).to(tl.int32)
     rest = (hard - tl.sum(above)).to(tl.float32)
-    share = rest / tl.maximum(tl.sum(equal), 1).to(tl.float32)
+    # Negatives equal to the threshold divide its remaining places equally.
+    at_threshold = rest / tl.maximum(tl.sum(equal), 1).to(tl.float32)
     positives = tl.maximum(count, 1).to(tl.float32)
     places = tl.maximum(hard, 1).to(tl.float32)
     loss = delta * tl.sum(near) / positives
-    # Without negatives there is no threshold.
+    # A row without negatives has no threshold.
     loss += tl.where(hard > 0, (tl.sum(far) + rest * ((1 + value) * (1 + value))) / places, 0.0)
     tl.store(loss_ptr + row, loss)
 
@@ -295,7 +327,7 @@ def select_kernel(
             similarity, key, positive = negative_keys(
                 similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N
             )
-            weight = 2 * (1 + similarity) / places * tl.where(key == key_least, share, 1.0)
+            weight = 2 * (1 + similarity) / places * tl.where(key == key_least, at_threshold, 1.0)
             weight = tl.where((key >= key_least) & (hard > 0), weight, 0.0)
             weight = tl.where(positive, -2 * delta * (1 - similarity) / positives, weight)
             column = start + tl.arange(0, BLOCK_N)

@@ -1,7 +1,8 @@
 """Numerical building blocks of the operators, for code that computes similarities itself.
 
-`full_precision` keeps products free of autocast and TF32, `select_topk` selects the k largest values of each row with ties in a
-defined order, `has_bf16_units` and `accumulator` describe what the hardware and the operators compute in.
+`full_precision` keeps products free of autocast and TF32, `select_topk` selects the k largest
+values of each row with ties in a defined order, `has_bf16_units` and `accumulator` describe what
+the hardware and the operators compute in.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _BLOCK = 2**24
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which the operators sum: float64 for float64, float32 for every other floating dtype."""
+    """The dtype in which the operators sum: float64 for float64, float32 for every other floating
+    dtype.
+    """
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -29,10 +32,11 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def full_precision(x: Tensor) -> Iterator[None]:
     """Compute the products inside the block in the dtype of their operands.
 
-    Neither autocast on the device of `x` nor PyTorch's global settings (TF32, bfloat16 products of float32 operands) round them.
-    The settings are restored at the end, also after an exception.
+    Neither autocast on the device of `x` nor PyTorch's global settings (TF32, bfloat16 products of
+    float32 operands) round them. The settings are restored at the end, also after an exception.
     """
-    # PyTorch 2.9 refuses to read the older setting once these have been set; PyTorch 2.8 has the older setting only.
+    # PyTorch 2.9 refuses to read the older setting once these have been set; PyTorch 2.8 has the
+    # older setting only.
     backends: list[Any] = [
         getattr(torch.backends.mkldnn, "matmul", None),
         torch.backends.cuda.matmul,
@@ -49,7 +53,10 @@ def full_precision(x: Tensor) -> Iterator[None]:
 
 
 def _set_precision(backends: list[Any], precisions: list[str], older: str | None) -> None:
-    """Write the settings that differ. The others are left alone: some builds warn when a setting is written at all."""
+    """Write the settings that differ.
+
+    The others are left alone: some builds warn when a setting is written at all.
+    """
     for backend, precision in zip(backends, precisions, strict=True):
         if backend.fp32_precision != precision:
             backend.fp32_precision = precision
@@ -72,8 +79,8 @@ def has_bf16_units() -> bool:
 def select_topk(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Select the k largest values of each row; equal values go to the lowest column.
 
-    The result is that of the first k places of a stable descending sort, at the cost of `torch.topk` where few values are equal.
-    A NaN ranks first.
+    The result is that of the first k places of a stable descending sort, at the cost of
+    `torch.topk` where few values are equal. A NaN ranks first.
 
     Args:
         similarity: (B, n), any floating dtype.
@@ -93,7 +100,8 @@ def select_topk(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
         for rows in crossing.split(max(1, _BLOCK // (16 * n))):
             indices[rows] = _lowest_of_equals(similarity[rows], values[rows, -1:], k)
             values[rows] = similarity[rows].gather(1, indices[rows])
-        # Sorting by column first makes the stable sort by value prefer the lower of two equal columns.
+        # Sorting by column first makes the stable sort by value prefer the lower of two equal
+        # columns.
         indices, order = indices.sort(dim=1)
         values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
         indices = indices.gather(1, order)

@@ -1,7 +1,8 @@
-"""Tile sizes of the Triton kernels: the one place where they are chosen.
+"""Tile sizes of the Triton kernels.
 
-Nothing is tuned at run time. Sizes that change each epoch (n, classes) are no part of the choice, so nothing is compiled anew
-but for Triton's own variants (a size that 16 divides, or not).
+Nothing is tuned at run time. The choice does not depend on sizes that change with each epoch (n,
+number of classes), so a kernel is compiled again only for Triton's own variants (sizes that are
+multiples of 16, and others).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Tile:
         columns: Bank rows of a tile, BLOCK_N.
         depth: Feature width of a step, BLOCK_D.
         warps: Warps of a program.
-        stages: Steps that are loaded ahead.
+        stages: Steps of the loop over the width that are in flight at a time.
     """
 
     rows: int
@@ -30,66 +31,73 @@ class Tile:
     stages: int
 
 
-#: By operand: products on tensor cores take large tiles, float32 sums on ordinary units small ones.
+#: Products, by operand: large tiles on tensor cores, small ones for float32 sums on ordinary units.
 PRODUCT = {
     torch.bfloat16: Tile(128, 128, 64, 8, 3),
     torch.float16: Tile(128, 128, 64, 8, 3),
     "tf32": Tile(64, 128, 32, 4, 3),
     torch.float32: Tile(64, 64, 32, 8, 3),
 }
-#: The same for batches of 64 rows or fewer.
+#: Products of batches of 64 rows or fewer.
 SMALL_PRODUCT = {
     torch.bfloat16: Tile(64, 128, 64, 4, 3),
     torch.float16: Tile(64, 128, 64, 4, 3),
     "tf32": Tile(64, 64, 32, 4, 3),
     torch.float32: Tile(32, 64, 16, 4, 3),
 }
-#: Column group of which `similarity_topk` keeps the maximum.
+#: Columns of a group, of which `similarity_topk` keeps the maximum.
 GROUP = 16
-#: Rows and width of a step where rows are read once and reduced.
+#: Rows and width of a step in kernels that read rows once and reduce them.
 REDUCE = Tile(16, 0, 256, 4, 2)
-#: Places and channels of `grouped_batch_norm`; the longer side is the one whose values lie side by side.
+#: Places and channels of `grouped_batch_norm`; the longer side is the one whose values are adjacent
+#: in memory.
 NORM = {"channels last": Tile(32, 64, 0, 4, 2), "contiguous": Tile(256, 8, 0, 4, 2)}
 
 
 def product_tile(
     operand: torch.dtype, precision: str, rows: int, memory: torch.dtype | None = None
 ) -> Tile:
-    """The tile of a product whose operands are of a dtype, at a precision, over so many rows.
+    """Choose the tile of a product.
 
-    `memory` is the widest dtype that rows are read in, the operands' own where it is not given.
+    Args:
+        operand: Dtype of the operands.
+        precision: "ieee" or "tf32", for float32 operands.
+        rows: Rows of the batch.
+        memory: Widest dtype in which rows are read, by default that of the operands.
     """
     table = SMALL_PRODUCT if rows <= 64 else PRODUCT
-    return _step(
-        table["tf32" if operand == torch.float32 and precision == "tf32" else operand],
-        operand,
-        memory,
-    )
+    return _with_step(table[_key(operand, precision)], operand, memory)
 
 
-#: Weighted sums of bank rows: batch rows, part of the width, bank rows a step. The last divides every product tile's columns.
+#: Weighted sums of bank rows: batch rows, part of the width, bank rows of a step. The last divides
+#: the columns of every product tile, because the exponentials of a step must be relative to the
+#: maximum of one tile.
 WEIGHTED = {
     torch.bfloat16: Tile(64, 128, 64, 4, 3),
     torch.float16: Tile(64, 128, 64, 4, 3),
     "tf32": Tile(64, 64, 32, 4, 3),
     torch.float32: Tile(32, 64, 16, 4, 3),
 }
-#: Parts of the bank whose weighted sums are kept apart where the batch alone leaves most of a GPU idle.
+#: Parts of the bank that are summed separately where a small batch would leave most of a GPU idle.
 WEIGHTED_SPLITS = 2
 
 
 def weighted_tile(
     operand: torch.dtype, precision: str, rows: int, memory: torch.dtype | None = None
 ) -> Tile:
-    """The tile of a weighted sum, chosen as `product_tile` does."""
-    return _step(
-        WEIGHTED["tf32" if operand == torch.float32 and precision == "tf32" else operand],
-        operand,
-        memory,
-    )
+    """Choose the tile of a weighted sum. The arguments are those of `product_tile`."""
+    return _with_step(WEIGHTED[_key(operand, precision)], operand, memory)
 
 
-def _step(tile: Tile, operand: torch.dtype, memory: torch.dtype | None) -> Tile:
-    """Rows that are wider in memory than as operands: a step of as many bytes, or 64 KiB of shared memory would not do."""
+def _key(operand: torch.dtype, precision: str) -> torch.dtype | str:
+    """Return the row of a table for operands of a dtype at a precision."""
+    return "tf32" if operand == torch.float32 and precision == "tf32" else operand
+
+
+def _with_step(tile: Tile, operand: torch.dtype, memory: torch.dtype | None) -> Tile:
+    """Shorten the step so that it has as many bytes in memory as in the operands' dtype.
+
+    Otherwise rows that are wider in memory would not fit 64 KiB of shared memory.
+    """
     wider = max(1, (memory or operand).itemsize // operand.itemsize)
     return replace(tile, depth=tile.depth // wider)

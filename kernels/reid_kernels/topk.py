@@ -1,4 +1,4 @@
-"""The k most similar rows of a bank for each query, without the matrix of similarities."""
+"""Find the k most similar rows of a bank for each query, without the matrix of similarities."""
 
 from __future__ import annotations
 
@@ -32,41 +32,48 @@ def similarity_topk(
     exclude: Tensor | None = None,
     precision: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """The k most similar bank rows of each query row, by cosine similarity or plain dot product.
+    """Find the k most similar bank rows of each query row, by cosine similarity or plain dot
+    product.
 
-    Equal similarities go to the lowest index. Sums are float32, and what is returned was computed in float32 whatever the
-    precision of the candidate pass; the result is the same from run to run. There is no gradient: gather the rows at the
-    indices where one is wanted.
+    Equally similar rows are ordered by index. Sums are float32. The returned similarities were
+    computed in float32, whatever the precision of the candidate pass. Repeated calls return the
+    same bits. There is no gradient: to get one, gather the rows at the indices and multiply them.
 
     Args:
         query: (B, D) float32, float16 or bfloat16 (float64 too, computed in float64).
-        bank: (n, D), dtype and device of the query; n in the millions.
+        bank: (n, D), dtype and device of the query; n may be in the millions.
         k: 1 to 1,024.
-        normalize: Divide each row by its norm, clamped at 1e-12 as `torch.nn.functional.normalize` does. Leave it off where the
-            rows are of length one already.
-        exclude: (B,) int64, one bank row left out for each query (itself, say); -1 for none.
-        precision: How candidates are found. "auto": the fastest way whose result is exact up to float32's rounding: bfloat16
-            products with a proven error bound, float32 where the bound does not settle it; on a GPU it waits once for the
-            device. "ieee": float32 throughout. "tf32", "bf16": on a GPU, candidates at this precision and no proof: a row
-            whose similarity lies within the format's error of the k-th may be missed; on a CPU exact as well.
+        normalize: Divide each row by its norm, clamped at 1e-12 as in
+            `torch.nn.functional.normalize`. Turn it off for rows that are unit-norm already.
+        exclude: (B,) int64, one bank row that is left out for each query (for example itself); -1
+            for none.
+        precision: How candidates are found. "auto": the fastest way whose result is exact up to
+            float32's rounding: bfloat16 products with a proven error bound, and float32 where the
+            bound does not decide. On a GPU this waits once for the device. "ieee": float32
+            throughout. "tf32", "bf16": on a GPU, candidates at this precision without proof: a row
+            whose similarity lies within the format's error of the k-th may be missed; on a CPU
+            exact as well.
 
     Returns:
-        Similarities (B, k) float32 (float64 for float64), descending, and bank rows (B, k) int64. Where fewer than k rows can
-        be had, the rest are -inf and -1. On a GPU a NaN ranks first.
+        Similarities (B, k) float32 (float64 for float64), descending, and bank rows (B, k) int64.
+        Where fewer than k rows are available, the rest are -inf and -1. On a GPU a NaN ranks first.
 
     Memory:
-        B x n never exists. CPU: a block of 8 or 16 MiB, some 20 MiB of candidates, and with bfloat16 candidates a copy of the
-        bank at half its size (133 MB at n = 32,621 and 4.1 GB at 1e6, D = 2,048). GPU: the same copy, and at most 256 MiB of
-        group maxima and as much of what is computed again.
+        B x n never exists. CPU: a block of 8 or 16 MiB, some 20 MiB of candidates, and with
+        bfloat16 candidates a copy of the bank at half its size (133 MB at n = 32,621 and 4.1 GB at
+        1e6, D = 2,048). GPU: the same copy, at most 256 MiB of group maxima, and at most 256 MiB of
+        recomputed similarities.
 
     Moved:
-        On a GPU the bank once for every 128 queries (L2 serves those that run side by side), 8 B n / 16 bytes of group maxima
-        twice, and 16 rows for each of some 5 k / 4 groups a query. Expected of an H200 (peak 780 TFLOP/s), not measured: at
-        B = 1,024, n = 1e6, D = 2,048 arithmetic takes 5.5 ms, maxima 0.3 ms, the re-score 1.3 ms.
+        On a GPU the bank once for every 128 queries (L2 serves those that run at the same time), 8
+        B n / 16 bytes of group maxima twice, and 16 rows for each of some 5 k / 4 groups of a
+        query. Expected of an H200 (peak 780 TFLOP/s), not measured: at B = 1,024, n = 1e6, D =
+        2,048 arithmetic takes 5.5 ms, maxima 0.3 ms, the second look 1.3 ms.
 
     Raises:
-        ValueError: Wrong rank, width, dtype or device, k outside [1, 1024], or, on a CPU alone, `exclude` outside [-1, n) or
-            rows whose similarity is NaN or inf. A GPU leaves nothing out for the former, and returns the latter.
+        ValueError: Wrong rank, width, dtype or device, or k outside [1, 1024]. On a CPU also:
+            `exclude` outside [-1, n), or rows whose similarity is NaN or inf. On a GPU such an
+            `exclude` leaves nothing out, and such similarities are returned.
     """
     check_pair("query", query, bank)
     if not isinstance(k, int | torch.SymInt) or not 1 <= k <= MAX_K:
@@ -80,16 +87,28 @@ def similarity_topk(
 def similarity_topk_reference(
     query: Tensor, bank: Tensor, k: int, *, normalize: bool = True, exclude: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`similarity_topk` in plain PyTorch, through the whole matrix of similarities, in the dtype given."""
-    q, b = (F.normalize(query), F.normalize(bank)) if normalize else (query, bank)
-    similarity = q @ b.T
+    """Compute `similarity_topk` in plain PyTorch through the whole matrix of similarities.
+
+    Args:
+        query: (B, D), any floating dtype; the similarities have this dtype.
+        bank: (n, D), dtype and device of the query.
+        k: Number of rows; it may exceed n.
+        normalize: Divide each row by its norm.
+        exclude: (B,) int64, one bank row that is left out for each query; -1 for none.
+    """
+    if normalize:
+        query = F.normalize(query)
+        bank = F.normalize(bank)
+    similarity = query @ bank.T  # (B, n)
     indices = torch.arange(len(bank), device=bank.device).expand_as(similarity).contiguous()
     if exclude is not None:
         own = exclude[:, None] == indices
-        similarity, indices = similarity.masked_fill(own, -torch.inf), indices.masked_fill(own, -1)
-        # Behind rows whose similarity is -inf of itself.
+        similarity = similarity.masked_fill(own, -torch.inf)
+        indices = indices.masked_fill(own, -1)
+        # The excluded row comes after rows whose similarity is -inf anyway.
         last = own.int().sort(dim=1, stable=True).indices
-        similarity, indices = similarity.gather(1, last), indices.gather(1, last)
+        similarity = similarity.gather(1, last)
+        indices = indices.gather(1, last)
     similarity = F.pad(similarity, (0, k), value=-torch.inf)
     indices = F.pad(indices, (0, k), value=-1)
     values, order = similarity.sort(dim=1, descending=True, stable=True)
@@ -100,6 +119,7 @@ def similarity_topk_reference(
 def _similarity_topk(
     query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
 ) -> tuple[Tensor, Tensor]:
+    """Compute `similarity_topk` on arguments whose values are not checked yet."""
     if exclude is not None:
         check_range("exclude", exclude, -1, len(bank))
     if not takes_kernels(query, bank):
@@ -118,6 +138,5 @@ def _(
     query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
 ) -> tuple[Tensor, Tensor]:
     shape = (query.shape[0], k)
-    return query.new_empty(shape, dtype=accumulator(query.dtype)), query.new_empty(
-        shape, dtype=torch.int64
-    )
+    values = query.new_empty(shape, dtype=accumulator(query.dtype))
+    return values, query.new_empty(shape, dtype=torch.int64)

@@ -1,13 +1,16 @@
-"""`similarity_topk` by blocks of queries in PyTorch: float32 products, or bfloat16 candidates that are proven complete.
+"""`similarity_topk` by blocks of queries in PyTorch: float32 products, or bfloat16 candidates with
+proof.
 
-Works on any device; the bfloat16 form is for CPUs with bfloat16 units.
+It works on any device. The bfloat16 form is for CPUs with bfloat16 units.
 """
 
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._ops import check_finite
@@ -18,10 +21,12 @@ _BLOCK = 2**24
 _LOW_BLOCK = 2**23
 #: Candidates that exist at a time, some 40 bytes each.
 _CANDIDATES = 2**18
-#: Below any length whose square float32 can hold, so that no bound is zero because squares were.
+#: Smaller than any length whose square float32 can represent. It is added to each length, so that
+#: an error bound is not zero only because squares underflowed.
 _SHORTEST = 1e-17
-#: A product with fewer rows takes other routes, which may sum equal rows in different orders.
+#: A product with fewer rows uses other kernels, which may sum equal rows in different orders.
 _FEWEST = 16
+#: Columns that share one maximum in the bfloat16 form, at most.
 _LARGEST_GROUP = 16
 _SMALLEST_NORM = 1e-12
 
@@ -29,45 +34,73 @@ _SMALLEST_NORM = 1e-12
 def topk_blocked(
     query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
 ) -> tuple[Tensor, Tensor]:
-    """`similarity_topk` on checked arguments."""
+    """Compute `similarity_topk` on checked arguments."""
     kind = accumulator(query.dtype)
     values = query.new_full((len(query), k), -torch.inf, dtype=kind)
     indices = torch.full((len(query), k), -1, dtype=torch.int64, device=query.device)
-    most = min(k, len(bank))
-    if not most or not len(query):
+    available = min(k, len(bank))
+    if not available or not len(query):
         return values, indices
-    same = query is bank or (
+    same = _share_memory(query, bank)
+    bank = bank.to(kind)
+    query = bank if same else query.to(kind)
+    bank_scale = _inverse_norms(bank) if normalize else None  # (n,)
+    query_scale = bank_scale
+    if normalize and not same:
+        query_scale = _inverse_norms(query)  # (B,)
+    if precision != "ieee" and _has_fast_candidates(query, bank, k):
+        _certified(query, bank, query_scale, bank_scale, exclude, values, indices, same)
+    else:
+        found = values[:, :available], indices[:, :available]
+        _exact(query, bank, query_scale, bank_scale, exclude, *found)
+        if exclude is not None:
+            indices[_equals_excluded(indices, exclude)] = -1
+    if query.is_cpu and not bool((values < torch.inf).all()):
+        check_finite(query=query, bank=bank)
+    return values, indices
+
+
+def _share_memory(query: Tensor, bank: Tensor) -> bool:
+    """Whether both are the same rows in the same memory, so that each is converted and normalised
+    once.
+    """
+    return query is bank or (
         query.data_ptr() == bank.data_ptr()
         and query.shape == bank.shape
         and query.stride() == bank.stride()
     )
-    bank = bank.to(kind)
-    query = bank if same else query.to(kind)
-    bank_scale = _inverse_norms(bank) if normalize else None
-    query_scale = bank_scale if same else _inverse_norms(query) if normalize else None
-    worthwhile = precision != "ieee" and has_bf16_units() and query.is_cpu and kind == torch.float32
-    if (
-        worthwhile
-        and bank.shape[1] >= 64
-        and len(bank) >= max(1024, 8 * k)
-        and len(query) >= _FEWEST
-    ):
-        _certified(query, bank, query_scale, bank_scale, exclude, values, indices, same)
-    else:
-        rows = max(1, _BLOCK // (kind.itemsize * len(bank)))
-        room = bank.new_empty(min(rows, len(query)), len(bank))
-        for start in range(0, len(query), rows):
-            now = slice(start, start + rows)
-            scale = None if query_scale is None else query_scale[now]
-            block = _similarity(query[now], bank, scale, bank_scale, room)
-            own = None if exclude is None else exclude[now]
-            _drop(block, own)
-            values[now, :most], indices[now, :most] = select_topk(block, most)
-            if own is not None:
-                indices[now][_dropped(indices[now], own)] = -1
-    if query.is_cpu and not bool((values < torch.inf).all()):
-        check_finite(query=query, bank=bank)
-    return values, indices
+
+
+def _has_fast_candidates(query: Tensor, bank: Tensor, k: int) -> bool:
+    """Whether bfloat16 candidates are faster than float32 products: on such units, in problems that
+    are not too small.
+    """
+    if not (has_bf16_units() and query.is_cpu and query.dtype == torch.float32):
+        return False
+    wide = bank.shape[1] >= 64
+    return wide and len(bank) >= max(1024, 8 * k) and len(query) >= _FEWEST
+
+
+def _exact(
+    query: Tensor,
+    bank: Tensor,
+    query_scale: Tensor | None,
+    bank_scale: Tensor | None,
+    exclude: Tensor | None,
+    values: Tensor,
+    indices: Tensor,
+) -> None:
+    """Fill values and indices (B, k), k <= n, from products in the dtype of the rows, block by
+    block.
+    """
+    rows = max(1, _BLOCK // (query.dtype.itemsize * len(bank)))
+    buffer = bank.new_empty(min(rows, len(query)), len(bank))
+    for start in range(0, len(query), rows):
+        block = slice(start, start + rows)
+        scale = None if query_scale is None else query_scale[block]
+        similarity = _similarity(query[block], bank, scale, bank_scale, buffer)
+        _drop(similarity, None if exclude is None else exclude[block])
+        values[block], indices[block] = select_topk(similarity, values.shape[1])
 
 
 def _certified(
@@ -82,69 +115,104 @@ def _certified(
 ) -> None:
     """Fill values and indices (B, k), k <= n, from bfloat16 products with an error bound.
 
-    The similarities of a block are rounded three times: the query, the bank, the product. The lengths of the first two
-    roundings bound their effect on the product (Cauchy-Schwarz). At least k rows reach the k-th largest of the maxima of groups
-    of columns, so before its own rounding the product of each was no less than the midpoint below that value; one of the first
-    k is then no less than the midpoint less twice the bound, and, since rounding keeps the order, no less than that when
-    rounded. What reaches this is computed in float32. A query that keeps too many is computed in float32 whole.
+    The similarities of a block are rounded three times: the query, the bank, the product. The
+    lengths of the first two roundings bound their effect on the product (Cauchy-Schwarz). Columns
+    are divided into groups, and the maximum of each group is taken. At least k columns reach the
+    k-th largest maximum, so before the rounding of the product each of these was at least the
+    midpoint between that value and the next lower bfloat16. A column among the true first k is
+    therefore at least that midpoint minus twice the bound, and since rounding keeps the order, its
+    rounded product is at least this value rounded. All columns that reach this threshold are
+    computed again in float32. A query with too many of them is computed in float32 as a whole.
     """
-    n, k = len(bank), values.shape[1]
+    n = len(bank)
+    k = values.shape[1]
     group = max(1, min(_LARGEST_GROUP, n // (8 * k)))
     padded = -(-n // group) * group
-    low_bank, bank_error, bank_length = _rounded(bank, bank_scale, padded)
-    longest, worst = float(bank_length.max()), float(bank_error.max())
-    # What is kept stays a small part of the block.
+    low_bank = _rounded(bank, bank_scale, padded)
+    longest = float(low_bank.length.max())
+    worst = float(low_bank.error.max())
+    # Candidates of a query, at most: so many that they stay a small part of the block.
     most = min(n, max(4 * k, k + 256))
     rows = max(_FEWEST, min(_LOW_BLOCK // (2 * padded), _CANDIDATES // most))
-    block = torch.empty(min(rows, len(query)), padded, dtype=torch.bfloat16)
-    left = []
+    buffer = torch.empty(min(rows, len(query)), padded, dtype=torch.bfloat16)
+    undecided = []
     for start in range(0, len(query), rows):
-        now = slice(start, min(start + rows, len(query)))
-        q = query[now]
-        scale = None if query_scale is None else query_scale[now]
+        block = slice(start, min(start + rows, len(query)))
+        q = query[block]
+        scale = None if query_scale is None else query_scale[block]
         if same:
-            low, error, length = low_bank[now], bank_error[now], bank_length[now]
+            low, error, length = (x[block] for x in low_bank)
         else:
             low, error, length = _rounded(q, scale, len(q))
-        similarity = torch.mm(low, low_bank.T, out=block[: len(q)])
+        similarity = torch.mm(low, low_bank.rows.T, out=buffer[: len(q)])  # (b, padded)
         similarity[:, n:] = -torch.inf
-        own = None if exclude is None else exclude[now]
-        _drop(similarity, own)
-        # Twice the sums' own rounding: bfloat16 products here, float32 ones when they are computed again.
+        _drop(similarity, None if exclude is None else exclude[block])
+        # Twice the rounding of the sums: of bfloat16 products here, of float32 products when they
+        # are computed again.
         slack = bank.shape[1] * 2.0**-22 * length * longest
         bound = (error * longest + length * worst + error * worst + slack) * 1.001
-        grouped = similarity.view(len(q), group, padded // group)
-        maxima = grouped.amax(1) if group > 1 else grouped[:, 0]
-        kth = maxima.topk(k, dim=1).values[:, -1]
-        below = torch.nextafter(kth, torch.full_like(kth, -torch.inf))
-        lowest = (kth.float() + below.float()) / 2 - 2 * bound
-        threshold = lowest.nextafter(torch.full_like(lowest, -torch.inf)).bfloat16()
-        # NaN compares as false: such a query goes the long way, and is named there.
-        near = maxima >= threshold[:, None]
-        groups = near.sum(1)
-        kept = groups <= most
-        near &= kept[:, None]
-        row, column = _members(grouped, near, threshold)
-        counts = torch.bincount(row, minlength=len(q))
-        kept &= (counts <= most) & (counts >= k) & torch.isfinite(kth)
-        inside = kept[row]
-        _rescore(
-            q, bank, scale, bank_scale, row[inside], column[inside], values[now], indices[now], kept
-        )
-        left.append((~kept).nonzero()[:, 0] + start)
-    again = torch.cat(left)
-    for some in again.split(max(1, _BLOCK // (4 * n))) if len(again) else ():
-        exact = _similarity(
-            query[some], bank, None if query_scale is None else query_scale[some], bank_scale, None
-        )
-        _drop(exact, None if exclude is None else exclude[some])
-        values[some], indices[some] = select_topk(exact, k)
+        candidates = _candidates(similarity.view(len(q), group, padded // group), bound, k, most)
+        kept = candidates.kept
+        inside = kept[candidates.row]
+        row = candidates.row[inside]
+        column = candidates.column[inside]
+        found = values[block], indices[block]
+        _rescore(q, bank, scale, bank_scale, row, column, *found, kept)
+        undecided.append((~kept).nonzero()[:, 0] + start)
+    again = torch.cat(undecided)
+    for part in again.split(max(1, _BLOCK // (4 * n))) if len(again) else ():
+        scale = None if query_scale is None else query_scale[part]
+        exact = _similarity(query[part], bank, scale, bank_scale, None)
+        _drop(exact, None if exclude is None else exclude[part])
+        values[part], indices[part] = select_topk(exact, k)
     if exclude is not None:
-        indices[_dropped(indices, exclude)] = -1
+        indices[_equals_excluded(indices, exclude)] = -1
+
+
+class _Candidates(NamedTuple):
+    """Columns of some queries that may be among the first k.
+
+    Args:
+        row: (entries,) int64, ascending.
+        column: (entries,) int64.
+        kept: (b,) bool, queries whose candidates are complete and not too many.
+    """
+
+    row: Tensor
+    column: Tensor
+    kept: Tensor
+
+
+def _candidates(grouped: Tensor, bound: Tensor, k: int, most: int) -> _Candidates:
+    """Find the columns that reach the threshold of `_certified`.
+
+    Args:
+        grouped: (b, group, groups) bfloat16 similarities; column c is in group c % groups.
+        bound: (b,) error bound of a similarity.
+        k: Number of rows asked for.
+        most: Largest number of candidates of a query.
+    """
+    maxima = grouped.amax(1) if grouped.shape[1] > 1 else grouped[:, 0]  # (b, groups)
+    kth = maxima.topk(k, dim=1).values[:, -1]  # (b,)
+    below = torch.nextafter(kth, torch.full_like(kth, -torch.inf))
+    lowest = (kth.float() + below.float()) / 2 - 2 * bound
+    threshold = lowest.nextafter(torch.full_like(lowest, -torch.inf)).bfloat16()
+    # A comparison with NaN is false: such a query is computed in float32, where the NaN is
+    # reported.
+    near = maxima >= threshold[:, None]
+    groups = near.sum(1)
+    kept = groups <= most
+    near &= kept[:, None]
+    row, column = _members(grouped, near, threshold)
+    counts = torch.bincount(row, minlength=len(grouped))
+    kept &= (counts <= most) & (counts >= k) & torch.isfinite(kth)
+    return _Candidates(row, column, kept)
 
 
 def _members(grouped: Tensor, near: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of each similarity at its row's threshold or above, in the groups marked, sorted by row."""
+    """Row and column of each similarity that reaches its row's threshold, in the groups marked in
+    `near`, sorted by row.
+    """
     row, place = near.nonzero(as_tuple=True)
     members = grouped.shape[1]
     offsets = torch.arange(members) * grouped.shape[2]
@@ -165,7 +233,19 @@ def _rescore(
     indices: Tensor,
     kept: Tensor,
 ) -> None:
-    """Write the first k of each kept row's candidates, by similarities in float32."""
+    """Write the first k candidates of each kept row, by similarities in float32.
+
+    Args:
+        query: (b, D).
+        bank: (n, D).
+        query_scale: (b,) inverse norms; None if rows are not normalised.
+        bank_scale: (n,) inverse norms.
+        row: (entries,) int64, ascending.
+        column: (entries,) int64.
+        values: (b, k), written.
+        indices: (b, k), written.
+        kept: (b,) bool.
+    """
     k = values.shape[1]
     similarity = pair_products(query, bank, row, column)
     if query_scale is not None and bank_scale is not None:
@@ -173,20 +253,29 @@ def _rescore(
     keys = pack(similarity, column)
     counts = torch.bincount(row, minlength=len(query))
     place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-    table = torch.full(
-        (len(query), max(k, int(counts.max()) if len(row) else k)), torch.iinfo(torch.int64).min
-    )
+    width = max(k, int(counts.max()) if len(row) else k)
+    table = torch.full((len(query), width), torch.iinfo(torch.int64).min)
     table[row, place] = keys
     best = table[kept].topk(k, dim=1).values
     values[kept], indices[kept] = unpack(best)
 
 
 def pair_products(query: Tensor, bank: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """The dot products of single pairs, rows ascending, without a gathered copy of the rows."""
+    """Dot products of single pairs, without a gathered copy of the rows.
+
+    Args:
+        query: (B, D).
+        bank: (n, D).
+        row: (entries,) int64, ascending.
+        column: (entries,) int64.
+
+    Returns:
+        (entries,).
+    """
     starts = torch.zeros(len(query) + 1, dtype=torch.int64)
     torch.cumsum(torch.bincount(row, minlength=len(query)), 0, out=starts[1:])
     with warnings.catch_warnings():
-        # PyTorch calls its CSR tensors beta, once a process.
+        # PyTorch warns once per process that its CSR tensors are in beta state.
         warnings.simplefilter("ignore", UserWarning)
         pattern = torch.sparse_csr_tensor(
             starts,
@@ -199,37 +288,58 @@ def pair_products(query: Tensor, bank: Tensor, row: Tensor, column: Tensor) -> T
 
 
 def pack(similarity: Tensor, column: Tensor) -> Tensor:
-    """One int64 that sorts by float32 similarity, and where that is equal the lower column as the greater."""
+    """Pack similarities (float32) and columns into int64 keys.
+
+    They sort by similarity; of equal ones the lower column is larger.
+    """
     bits = (similarity + 0.0).view(torch.int32)
     ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
     return (ordered.long() << 32) | (0xFFFFFFFF - column)
 
 
 def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarity and column of each key; -inf and -1 for the lowest int64, which is no key."""
+    """Similarity and column of each key; -inf and -1 for the lowest int64, which means that there
+    is no column.
+    """
     ordered = (keys >> 32).int()
     values = torch.where(ordered >= 0, ordered, ordered ^ 0x7FFFFFFF).view(torch.float32)
     absent = keys == torch.iinfo(torch.int64).min
-    return values.masked_fill(absent, -torch.inf), (0xFFFFFFFF - (keys & 0xFFFFFFFF)).masked_fill(
-        absent, -1
-    )
+    column = 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+    return values.masked_fill(absent, -torch.inf), column.masked_fill(absent, -1)
 
 
-def _rounded(rows: Tensor, scale: Tensor | None, padded: int) -> tuple[Tensor, Tensor, Tensor]:
-    """bfloat16 copy of the rows, scaled, with rows of zeros behind; the length of each row's rounding, and of each row."""
-    copy = torch.zeros(padded, rows.shape[1], dtype=torch.bfloat16)
-    error, length = (torch.empty(len(rows), dtype=torch.float32) for _ in range(2))
-    step = max(1, _LOW_BLOCK // (8 * rows.shape[1]))
-    for start in range(0, len(rows), step):
-        now = slice(start, start + step)
-        exact = rows[now] if scale is None else rows[now] * scale[now, None]
-        copy[start : start + len(exact)] = exact
-        torch.linalg.vector_norm(exact, dim=1, out=length[now])
-        torch.linalg.vector_norm(
-            exact - copy[start : start + len(exact)].float(), dim=1, out=error[now]
-        )
-    # Of the scaling's own rounding, and of the norms'.
-    return copy, error * 1.001 + length * 2.0**-22 + _SHORTEST, length * 1.001 + _SHORTEST
+class _Rounded(NamedTuple):
+    """Rows rounded to bfloat16.
+
+    Args:
+        rows: (padded, D) bfloat16, zeros after the n-th row.
+        error: (n,) upper bound of the length of each row's rounding error.
+        length: (n,) upper bound of the length of each row.
+    """
+
+    rows: Tensor
+    error: Tensor
+    length: Tensor
+
+
+def _rounded(rows: Tensor, scale: Tensor | None, padded: int) -> _Rounded:
+    """Multiply rows (n, D) by a scale (n,) and round them to bfloat16, with zero rows up to
+    `padded`.
+    """
+    n, dim = rows.shape
+    copy = torch.zeros(padded, dim, dtype=torch.bfloat16)
+    error = torch.empty(n, dtype=torch.float32)
+    length = torch.empty(n, dtype=torch.float32)
+    step = max(1, _LOW_BLOCK // (8 * dim))
+    for start in range(0, n, step):
+        block = slice(start, min(start + step, n))
+        exact = rows[block] if scale is None else rows[block] * scale[block, None]
+        copy[block] = exact
+        torch.linalg.vector_norm(exact, dim=1, out=length[block])
+        torch.linalg.vector_norm(exact - copy[block].float(), dim=1, out=error[block])
+    # The factors and summands cover the rounding of the scaling and of the norms themselves.
+    error = error * 1.001 + length * 2.0**-22 + _SHORTEST
+    return _Rounded(copy, error, length * 1.001 + _SHORTEST)
 
 
 def _similarity(
@@ -237,30 +347,40 @@ def _similarity(
     bank: Tensor,
     query_scale: Tensor | None,
     bank_scale: Tensor | None,
-    room: Tensor | None,
+    buffer: Tensor | None,
 ) -> Tensor:
-    """Similarities of some queries, written to the first rows of `room` where it is given."""
-    if len(query) < _FEWEST:
-        block = torch.mm(torch.nn.functional.pad(query, (0, 0, 0, _FEWEST - len(query))), bank.T)[
-            : len(query)
-        ]
+    """Similarities (b, n) of some queries.
+
+    Args:
+        query: (b, D).
+        bank: (n, D).
+        query_scale: (b,) inverse norms; None if rows are not normalised.
+        bank_scale: (n,) inverse norms.
+        buffer: (at least b, n); the result is written to its first rows.
+    """
+    count = len(query)
+    if count < _FEWEST:
+        padded = F.pad(query, (0, 0, 0, _FEWEST - count))
+        similarity = torch.mm(padded, bank.T)[:count]
     else:
-        block = torch.mm(query, bank.T, out=None if room is None else room[: len(query)])
+        similarity = torch.mm(query, bank.T, out=None if buffer is None else buffer[:count])
     if query_scale is not None and bank_scale is not None:
-        block.mul_(query_scale[:, None]).mul_(bank_scale)
-    return block
+        similarity.mul_(query_scale[:, None]).mul_(bank_scale)
+    return similarity
 
 
 def _inverse_norms(rows: Tensor) -> Tensor:
+    """Inverse of the norm of each row, (n,)."""
     return torch.linalg.vector_norm(rows, dim=1).clamp_(min=_SMALLEST_NORM).reciprocal_()
 
 
 def _drop(similarity: Tensor, exclude: Tensor | None) -> None:
-    """-inf at the excluded column."""
+    """Write -inf to the excluded column of each row of similarities (b, n)."""
     if exclude is not None:
         inside = ((exclude >= 0) & (exclude < similarity.shape[1])).nonzero()[:, 0]
         similarity[inside, exclude[inside]] = -torch.inf
 
 
-def _dropped(indices: Tensor, exclude: Tensor) -> Tensor:
+def _equals_excluded(indices: Tensor, exclude: Tensor) -> Tensor:
+    """Whether each index (b, k) is the excluded row of its query."""
     return indices == exclude[:, None]

@@ -1,8 +1,9 @@
 """`similarity_topk` in Triton.
 
-A selection for every tile would cost several times the product before it. Instead the product leaves the maximum of each group
-of 16 columns; the first k columns lie in the first k groups by (maximum, lower group first), so these groups are computed again
-in float32 and sorted. Values and places travel as one int64 key, so that every sort is stable by construction.
+A selection for every tile would cost several times the product before it. Instead the product
+writes only the maximum of each group of 16 columns. The first k columns lie in the first k groups
+by (maximum, lower group first), so these groups are computed again in float32 and sorted. A value
+and its column are packed into one int64 key, so that every sort is stable by construction.
 """
 
 # Kernels are not typed Python.
@@ -29,13 +30,13 @@ _CHUNK = 32
 def topk_triton(
     query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
 ) -> tuple[Tensor, Tensor]:
-    """`similarity_topk` on checked arguments, none of them empty."""
-    query, bank = unit_stride(query), unit_stride(bank)
+    """Compute `similarity_topk` on checked arguments, none of them empty."""
+    query = unit_stride(query)
+    bank = unit_stride(bank)
     exclude = None if exclude is None else exclude.contiguous()
     if precision != "auto" or query.dtype != torch.float32:
-        return _topk(
-            query, bank, k, normalize, exclude, "ieee" if precision == "auto" else precision
-        )[:2]
+        asked = "ieee" if precision == "auto" else precision
+        return _topk(query, bank, k, normalize, exclude, asked)[:2]
     values, indices, certain = _topk(query, bank, k, normalize, exclude, "bf16")
     again = (~certain).nonzero()[:, 0]
     if len(again):
@@ -47,55 +48,64 @@ def topk_triton(
 def _topk(
     query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, indices, and whether nothing outside the candidates can be among the first k."""
+    """Values (B, k), indices (B, k), and whether each query's candidates certainly contain its
+    first k, (B,) bool.
+    """
     n, dim = bank.shape
     how = operands(query.dtype, precision)
-    q, b = Rounded(query, how, normalize), Rounded(bank, how, normalize)
+    q = Rounded(query, how, normalize)
+    b = Rounded(bank, how, normalize)
     groups = triton.cdiv(n, GROUP)
-    # More than k: the sums of the second look are ordered differently, and candidates may be rounded.
+    # More groups than k: candidates may be rounded, and the second look sums in another order.
     chosen = min(groups, k + max(8, k // 4))
     rows = max(1, min(_BLOCK // (8 * groups), _BLOCK // (8 * chosen * GROUP)))
     values = torch.empty(len(query), k, dtype=torch.float32, device=query.device)
     indices = torch.empty(len(query), k, dtype=torch.int64, device=query.device)
     certain = torch.empty(len(query), dtype=torch.bool, device=query.device)
-    longest, worst = b.length.max(), b.error.max()
+    longest = b.length.max()
+    worst = b.error.max()
     for start in range(0, len(query), rows):
-        now = slice(start, start + rows)
-        own = None if exclude is None else exclude[now].contiguous()
-        best = group_maxima(q[now], b, own, how).topk(chosen, dim=1).values
-        keys = rescore(
-            query[now], bank, q.scale[now], b.scale, 0xFFFFFFFF - (best & 0xFFFFFFFF), own
-        )
+        block = slice(start, start + rows)
+        own = None if exclude is None else exclude[block].contiguous()
+        best = group_maxima(q[block], b, own, how).topk(chosen, dim=1).values  # (b, chosen) keys
+        numbers = 0xFFFFFFFF - (best & 0xFFFFFFFF)
+        keys = rescore(query[block], bank, q.scale[block], b.scale, numbers, own)
         first = keys.topk(min(k, keys.shape[1]), dim=1).values
         if first.shape[1] < k:
             first = torch.nn.functional.pad(first, (0, k - first.shape[1]), value=_LOWEST)
-        values[now], indices[now] = unpack(first)
-        # Two roundings of rows (Cauchy-Schwarz), and twice the rounding of the sums.
-        error, length = q.error[now], q.length[now]
+        values[block], indices[block] = unpack(first)
+        # The rounding of both rows (Cauchy-Schwarz), and twice the rounding of the sums.
+        error = q.error[block]
+        length = q.length[block]
         bound = error * longest + length * worst + error * worst + dim * 2.0**-22 * length * longest
+        # No group outside the chosen ones has a larger maximum than the last chosen one.
         outside = unpack(best[:, -1:])[0][:, 0]
-        certain[now] = (outside + bound < values[now][:, -1]) | (chosen == groups)
+        certain[block] = (outside + bound < values[block][:, -1]) | (chosen == groups)
     return values, indices, certain
 
 
 class Rounded:
-    """Rows as the product reads them: rounded, with what brings them to length one.
+    """Rows as the product reads them: rounded, with the factor that makes them unit-norm.
 
     Args:
         rows: (n, D), the last stride 1.
         how: The product's operands.
         normalize: Whether `scale` is the inverse norm or 1.
+
+    Attributes:
+        low: (n, D) rounded rows.
+        scale: (n,) factor of each row.
+        error: (n,) upper bound of the scaled length of each row's rounding error.
+        length: (n,) upper bound of the scaled length of each row.
     """
 
     def __init__(self, rows: Tensor, how: Operands, normalize: bool) -> None:
-        dtype = how.dtype
         n, dim = rows.shape
-        self.low = (
-            rows if dtype == rows.dtype else torch.empty(n, dim, dtype=dtype, device=rows.device)
-        )
-        self.scale, self.error, self.length = torch.empty(
-            3, n, dtype=torch.float32, device=rows.device
-        )
+        self.low = rows
+        if how.dtype != rows.dtype:
+            self.low = torch.empty(n, dim, dtype=how.dtype, device=rows.device)
+        per_row = torch.empty(3, n, dtype=torch.float32, device=rows.device)
+        self.scale, self.error, self.length = per_row
         grid = (triton.cdiv(n, REDUCE.rows),)
         round_kernel[grid](
             rows,
@@ -115,21 +125,33 @@ class Rounded:
         )
         self.low = rounded(self.low, how)
 
-    def __getitem__(self, some: slice) -> Rounded:
+    def __getitem__(self, rows: slice) -> Rounded:
         part = object.__new__(Rounded)
-        part.low, part.scale, part.error, part.length = (
-            x[some] for x in (self.low, self.scale, self.error, self.length)
-        )
+        part.low = self.low[rows]
+        part.scale = self.scale[rows]
+        part.error = self.error[rows]
+        part.length = self.length[rows]
         return part
 
 
 def group_maxima(query: Rounded, bank: Rounded, exclude: Tensor | None, how: Operands) -> Tensor:
-    """The key of each query's greatest similarity in each group of columns, (B, groups) int64."""
-    (m, dim), n = query.low.shape, len(bank.low)
+    """Key of each query's largest similarity in each group of columns.
+
+    Args:
+        query: (B, D).
+        bank: (n, D).
+        exclude: (B,) int64, a column of each query that is left out.
+        how: Precision of the products.
+
+    Returns:
+        (B, groups) int64; the column in the key is the number of the group.
+    """
+    m, dim = query.low.shape
+    n = len(bank.low)
     tile = product_tile(how.dtype, how.precision, m)
     groups = triton.cdiv(n, GROUP)
     keys = torch.empty(m, groups, dtype=torch.int64, device=query.low.device)
-    # The tiles of one piece of the bank run side by side, so that it is read from memory once.
+    # The tiles of one piece of the bank run at the same time, so that it is read from memory once.
     group_maxima_kernel[(triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns),)](
         query.low,
         bank.low,
@@ -158,7 +180,19 @@ def rescore(
     groups: Tensor,
     exclude: Tensor | None,
 ) -> Tensor:
-    """The keys of all columns of each query's groups (B, g), by float32 sums: (B, g * GROUP) int64."""
+    """Keys of all columns of some groups, by float32 sums.
+
+    Args:
+        query: (B, D).
+        bank: (n, D).
+        query_scale: (B,) factor of each query.
+        bank_scale: (n,) factor of each bank row.
+        groups: (B, g) int64, groups of each query.
+        exclude: (B,) int64, a column of each query that is left out.
+
+    Returns:
+        (B, g * GROUP) int64.
+    """
     m, chosen = groups.shape
     keys = torch.empty(m, chosen * GROUP, dtype=torch.int64, device=query.device)
     pieces = triton.cdiv(chosen * GROUP, _CHUNK)
@@ -201,16 +235,19 @@ def round_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Round rows to the copy's dtype; the inverse norm, and the scaled lengths of each row and of its rounding."""
+    """Round rows to the copy's dtype.
+
+    Writes the inverse norm of each row, and upper bounds of the scaled lengths of the row and of
+    its rounding error.
+    """
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     square = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     off = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     for start in range(0, dim, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         mask = (row < n)[:, None] & (d < dim)[None, :]
-        x = tl.load(rows_ptr + row[:, None] * stride + d[None, :], mask=mask, other=0.0).to(
-            tl.float32
-        )
+        values = tl.load(rows_ptr + row[:, None] * stride + d[None, :], mask=mask, other=0.0)
+        x = values.to(tl.float32)
         square += x * x
         if COPY:
             low = x.to(low_ptr.dtype.element_ty)
@@ -221,7 +258,8 @@ def round_kernel(
     if NORMALIZE:
         scale = 1.0 / tl.maximum(norm, 1e-12)
     tl.store(scale_ptr + row, scale, mask=row < n)
-    # No bound is zero because squares were: 1e-17 is below any length whose square float32 can hold.
+    # 1e-17 is smaller than any length whose square float32 can represent: no bound is zero only
+    # because squares underflowed.
     tl.store(length_ptr + row, norm * scale * 1.001 + 1e-17, mask=row < n)
     tl.store(error_ptr + row, tl.sqrt(tl.sum(off, axis=1)) * scale * 1.001 + 1e-17, mask=row < n)
 
@@ -248,7 +286,9 @@ def group_maxima_kernel(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Product of a tile of queries and a tile of the bank; the key of the maximum of each group of columns."""
+    """Multiply a tile of queries and a tile of the bank; write the key of the maximum of each group
+    of columns.
+    """
     tiles = tl.cdiv(m, BLOCK_M)
     row = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     piece = (tl.program_id(0) // tiles).to(tl.int64)
@@ -305,7 +345,10 @@ def rescore_kernel(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """One query against the columns of some of its groups, in float32; the lowest int64 where there is no column."""
+    """Compute the keys of one query with the columns of some of its groups, in float32.
+
+    Where there is no column the key is the lowest int64.
+    """
     row = (tl.program_id(0) // pieces).to(tl.int64)
     place = (tl.program_id(0) % pieces) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = place < chosen * GROUP
@@ -319,10 +362,8 @@ def rescore_kernel(
         d = start + tl.arange(0, BLOCK_D)
         q = tl.load(query_ptr + row * query_stride + d, mask=d < dim, other=0.0).to(tl.float32)
         mask = real[:, None] & (d < dim)[None, :]
-        b = tl.load(bank_ptr + column[:, None] * bank_stride + d[None, :], mask=mask, other=0.0).to(
-            tl.float32
-        )
-        total += b * q[None, :]
+        b = tl.load(bank_ptr + column[:, None] * bank_stride + d[None, :], mask=mask, other=0.0)
+        total += b.to(tl.float32) * q[None, :]
     similarity = tl.sum(total, axis=1) * tl.load(query_scale_ptr + row)
     similarity *= tl.load(bank_scale_ptr + column, mask=real, other=0.0)
     key = tl.where(real, packed(sortable(similarity), column), -0x8000000000000000)

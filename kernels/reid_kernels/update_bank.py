@@ -1,4 +1,4 @@
-"""The memory's update: moving averages of unit vectors, in batch order, in place."""
+"""Update of a memory bank in place: moving averages of unit vectors, in batch order."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ from .numerics import accumulator
 
 __all__ = ["hardest_rows", "update_bank_", "update_bank_reference"]
 
-#: Values of a row that the kernel holds in the registers of one program.
-_WIDEST = 2**13
+#: Width of the widest rows that the kernel holds in the registers of one program.
+WIDEST = 2**13
 
 
 def update_bank_(
     bank: Tensor, features: Tensor, targets: Tensor, momentum: float, *, ignore_index: int = -1
 ) -> Tensor:
-    """In place, v <- m v + (1 - m) f, normalised, for each feature of the batch in order.
+    """Update v <- m v + (1 - m) f, normalised, in place, for each feature of the batch in order.
 
-    The update of SpCL's and MMCL's image memories and of Cluster Contrast's cluster memory. A row that several features name is
-    updated as often, in batch order, and rounded to the bank's dtype each time; the arithmetic is float32 (float64 for
-    float64). Bitwise the same from run to run. No gradient.
+    This is the update of SpCL's and MMCL's image memories and of Cluster Contrast's cluster memory.
+    A row that is the target of several features is updated as many times, in batch order, and
+    rounded to the bank's dtype each time. The arithmetic is float32 (float64 for float64). Repeated
+    calls leave the same bits. There is no gradient.
 
     Args:
         bank: (n, D) float32, float16, bfloat16 or float64, changed.
         features: (B, D), dtype and device of the bank.
         targets: (B,) int64 in [0, n); `ignore_index` for features that update nothing.
-        momentum: m in [0, 1], the share of the old vector that is kept.
+        momentum: m in [0, 1], the weight of the old vector.
         ignore_index: Target of features that are left out.
 
     Returns:
         The bank.
 
     Memory:
-        A few arrays of the batch's size, whatever n; one launch on a GPU, which moves 3 B D values (several for rows wider than
-        8,192 or whose values do not lie side by side).
+        A few arrays of the batch's size, whatever n is. On a GPU one launch, which moves 3 B D
+        values; several launches for rows wider than 8,192 or not adjacent in memory.
 
     Raises:
-        ValueError: Wrong rank, width, dtype or device, a bank that requires a gradient, momentum outside [0, 1], or targets out
-            of range or features that are not finite (seen on a CPU alone; on a GPU the former update nothing, and the latter
-            make their row NaN).
+        ValueError: Wrong rank, width, dtype or device, a bank that requires a gradient, or momentum
+            outside [0, 1]. On a CPU also: targets out of range, or features that are not finite. On
+            a GPU such targets update nothing, and such features make their row NaN.
     """
     check_pair("bank", bank, features, "features")
     check_ids("targets", targets, features.shape[0], features, "features", "feature row")
@@ -61,7 +62,7 @@ def update_bank_(
         )
     if bank.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            "bank: it requires a gradient, expected a buffer: a memory is updated, not trained"
+            "bank: got a tensor that requires a gradient, expected a buffer: it is not trained"
         )
     _update_bank(bank, features.detach(), targets, momentum, ignore_index)
     return bank
@@ -70,7 +71,18 @@ def update_bank_(
 def update_bank_reference(
     bank: Tensor, features: Tensor, targets: Tensor, momentum: float, *, ignore_index: int = -1
 ) -> Tensor:
-    """What `update_bank_` leaves in the bank, one feature after the other; the bank given is left alone."""
+    """Compute `update_bank_` in plain PyTorch, one feature after the other, on a copy of the bank.
+
+    Args:
+        bank: (n, D), any floating dtype; not changed.
+        features: (B, D), device of the bank.
+        targets: (B,) int64.
+        momentum: m, the weight of the old vector.
+        ignore_index: Target of features that are left out.
+
+    Returns:
+        The updated bank.
+    """
     bank = bank.clone()
     kind = accumulator(bank.dtype)
     for feature, target in zip(features, targets.tolist(), strict=True):
@@ -84,11 +96,12 @@ def update_bank_reference(
 def _update_bank(
     bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int
 ) -> None:
+    """Compute `update_bank_` on arguments whose values are not checked yet."""
     if bank.is_cpu:
         check_range("targets", targets, 0, len(bank), ignored=ignore_index)
     if features.untyped_storage().data_ptr() == bank.untyped_storage().data_ptr():
         features = features.clone()
-    if not takes_kernels(bank, features) or bank.shape[1] > _WIDEST or bank.stride(1) != 1:
+    if not takes_kernels(bank, features) or bank.shape[1] > WIDEST or bank.stride(1) != 1:
         _update_rows(bank, features, targets, momentum, ignore_index)
         return
     from .update_bank_triton import update_triton
@@ -105,22 +118,30 @@ def _(bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_i
 def _update_rows(
     bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int
 ) -> None:
-    """Rows do not touch each other, so the first features of all rows go together, then the second ones, and so on."""
+    """Update in PyTorch, on any device.
+
+    Different rows do not affect each other. So the first features of all rows are applied at once,
+    then the second ones, and so on.
+    """
     counted = targets != ignore_index
     if features.is_cpu and not bool(torch.isfinite(features[counted]).all()):
         check_finite(features=features.where(counted[:, None], 0.0))
-    features, targets = features[counted].to(accumulator(bank.dtype)), targets[counted]
-    turn = _occurrence(targets)
-    for k in range(int(turn.max()) + 1 if len(turn) else 0):
-        now = turn == k
-        moved = momentum * bank[targets[now]].to(features.dtype) + (1 - momentum) * features[now]
-        bank[targets[now]] = F.normalize(moved).to(bank.dtype)
+    features = features[counted].to(accumulator(bank.dtype))
+    targets = targets[counted]
+    occurrence = _occurrence(targets)
+    for k in range(int(occurrence.max()) + 1 if len(occurrence) else 0):
+        selected = occurrence == k
+        rows = targets[selected]
+        old = bank[rows].to(features.dtype)
+        moved = momentum * old + (1 - momentum) * features[selected]
+        bank[rows] = F.normalize(moved).to(bank.dtype)
 
 
 def hardest_rows(
     features: Tensor, bank: Tensor, targets: Tensor, *, ignore_index: int = -1
 ) -> Tensor:
-    """The features that Cluster Contrast updates its hard memory with: of each class in the batch the least similar one.
+    """Select the features with which Cluster Contrast updates its hard memory: the least similar
+    one of each class in the batch.
 
     Args:
         features: (B, D) float.
@@ -129,7 +150,8 @@ def hardest_rows(
         ignore_index: Target of features that are left out.
 
     Returns:
-        Places in the batch, one for each class in it, int64; the first place at a tie.
+        Indices into the batch, int64, one for each class in it; the first of equally similar
+        features.
 
     Raises:
         ValueError: Wrong rank, width, dtype or device, or, on a CPU, targets out of range.
@@ -137,18 +159,19 @@ def hardest_rows(
     check_pair("features", features, bank)
     check_ids("targets", targets, features.shape[0], features, "features", "feature row")
     check_range("targets", targets, 0, bank.shape[0], ignored=ignore_index)
-    places = (targets != ignore_index).nonzero()[:, 0]
-    similarity = (features[places] * bank[targets[places]]).sum(1)
-    order = places[similarity.argsort(stable=True)]
+    counted = (targets != ignore_index).nonzero()[:, 0]
+    similarity = (features[counted] * bank[targets[counted]]).sum(1)
+    order = counted[similarity.argsort(stable=True)]
     return order[_occurrence(targets[order]) == 0]
 
 
 def _occurrence(values: Tensor) -> Tensor:
-    """How often each value stands earlier in the list: (B,) int64."""
+    """Number of earlier occurrences of each value in the list, (B,) int64."""
     order = values.argsort(stable=True)
     ordered = values[order]
-    place = torch.arange(len(values), device=values.device)
+    position = torch.arange(len(values), device=values.device)
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[1:] = ordered[1:] != ordered[:-1]
-    first = torch.where(starts, place, 0).cummax(0).values if len(values) else place
-    return torch.empty_like(place).scatter_(0, order, place - first)
+    # Position of the first of each run of equal values.
+    first = torch.where(starts, position, 0).cummax(0).values if len(values) else position
+    return torch.empty_like(position).scatter_(0, order, position - first)

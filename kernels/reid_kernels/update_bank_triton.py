@@ -1,4 +1,4 @@
-"""`update_bank_` in Triton: one program for each row of the bank that the batch names."""
+"""`update_bank_` in Triton: one program for each bank row that is a target in the batch."""
 
 # Kernels are not typed Python.
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -15,7 +15,15 @@ from ._ops import unit_stride
 def update_triton(
     bank: Tensor, features: Tensor, targets: Tensor, momentum: float, ignore_index: int
 ) -> None:
-    """`update_bank_` on checked arguments, none of them empty; the bank's rows narrow enough to be held whole."""
+    """Compute `update_bank_` on checked arguments, none of them empty.
+
+    Args:
+        bank: (n, D), changed; stride 1 inside, D at most `update_bank.WIDEST`.
+        features: (B, D), dtype and device of the bank.
+        targets: (B,) int64; targets outside [0, n) update nothing.
+        momentum: Weight of the old vector.
+        ignore_index: Target of features that are left out.
+    """
     batch, dim = features.shape
     features = unit_stride(features)
     block = triton.next_power_of_2(dim)
@@ -51,7 +59,10 @@ def update_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The program of a row's first feature applies all features of that row, in batch order."""
+    """Apply all features of one bank row, in batch order.
+
+    Only the program of the row's first feature does so.
+    """
     mine = tl.program_id(0)
     target = tl.load(targets_ptr + mine)
     earlier = 0

@@ -1,8 +1,11 @@
-"""The operators on CUDA: against their references in float64, against the CPU, and against themselves."""
+"""The operators on CUDA: against their references in float64, against the CPU, and against
+themselves.
+"""
 
 from __future__ import annotations
 
 import pytest
+import reid_kernels
 import torch
 import torch.nn.functional as F
 from reid_kernels import (
@@ -28,12 +31,14 @@ from reid_kernels.update_bank import _update_bank
 from torch import Tensor
 
 from tests.support.kernels import FLOATS, assert_as_good_as_eager, on_grid, strided, unit_rows
+from tests.support.operators import example_inputs, examples
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 DEVICE = "cuda"
+EXAMPLES = examples()
 PRECISIONS = ("ieee", "tf32", "bf16")
 
 
@@ -43,6 +48,23 @@ def positives_of(batch: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     sizes = torch.randint(0, 30, (batch,), generator=generator)
     rows = [torch.randperm(n, generator=generator)[:size].sort().values for size in sizes]
     return F.pad(sizes.cumsum(0), (1, 0)), torch.cat(rows)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_operator_equals_its_reference_and_itself(name: str) -> None:
+    """The examples of all operators; what is particular to one operator is tested below."""
+    public = getattr(reid_kernels, name, None) or getattr(reid_kernels, f"{name}_")
+    inputs = example_inputs()
+    with torch.device(DEVICE):
+        on_device = [x.to(DEVICE) for x in inputs]
+        first, second = (EXAMPLES[name](public, *on_device) for _ in range(2))
+    reference = getattr(reid_kernels, f"{name}_reference")
+    exact = EXAMPLES[name](reference, *(x.double() for x in inputs))
+    if isinstance(exact, Tensor):
+        first, second, exact = (first,), (second,), (exact,)
+    for a, b, c in zip(first, second, exact, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a.cpu(), c.to(a.dtype), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -1,4 +1,6 @@
-"""Grouped BatchNorm on CUDA: against float64, against PyTorch's BatchNorm of each group, and against itself."""
+"""Grouped BatchNorm on CUDA: against float64, against PyTorch's BatchNorm of each group, and
+against itself.
+"""
 
 from __future__ import annotations
 

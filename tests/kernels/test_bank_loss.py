@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,10 +27,18 @@ from tests.support.kernels import (
     FLOATS,
     assert_as_good_as_eager,
     compiled_once,
-    run_interpreted,
     strided,
     unit_rows,
 )
+
+
+def example_bank_contrast_loss(call: Callable[..., Tensor], x: Tensor, bank: Tensor) -> Tensor:
+    return call(x, bank, torch.arange(9) * 3 % 7, 0.05)
+
+
+def example_partial_contrast(call: Callable[..., Any], x: Tensor, bank: Tensor) -> Any:
+    return call(x, bank, torch.arange(9) * 3 % 7, 0.05)
+
 
 CLASSES = torch.tensor([0, 2, 5, -1, 2, 0, 5, 2, -1, 3])
 TARGETS = torch.tensor([0, 5, -1, 3, 2])
@@ -510,7 +520,3 @@ def test_gradient_is_the_same_when_compiled() -> None:
     found = torch.autograd.grad(compiled(features), features)[0]
     expected = torch.autograd.grad(bank_contrast_loss(features, bank, targets, 0.1), features)[0]
     torch.testing.assert_close(found, expected)
-
-
-def test_kernels_equal_the_reference_in_the_interpreter() -> None:
-    run_interpreted("bank_loss_cases")

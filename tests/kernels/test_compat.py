@@ -45,7 +45,9 @@ def _same(found: Tensor, wanted: Tensor) -> None:
 def _steps(
     module, memory: Tensor, plain, plain_memory: Tensor, batches, dtype: torch.dtype
 ) -> None:
-    """Losses, gradients and memories alike at each step; batches are of inputs and further arguments."""
+    """Losses, gradients and memories alike at each step; batches are of inputs and further
+    arguments.
+    """
     for inputs, arguments, plain_arguments in batches:
         before = plain_memory.clone()
         ours, theirs = inputs.to(dtype, copy=True).requires_grad_(), inputs.clone().requires_grad_()

@@ -1,4 +1,7 @@
-"""Every Triton kernel, with every tile, compiles to sound machine code for every chip. No GPU is needed."""
+"""Every Triton kernel compiles to sound machine code with every tile, for every chip.
+
+No GPU is needed.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,17 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from tests.support import chips  # noqa: E402
 from tests.support.chips import CHIPS, Compiled  # noqa: E402
 
-#: Chips that not every build of Triton makes code for.
+#: Chips that not every build of Triton compiles for.
 OPTIONAL = ("sm_100", "gfx942")
 
 
-@pytest.fixture(scope="module")
-def everything() -> list[Compiled]:
-    return chips.compile_jobs(chips.every_job())
-
-
-@pytest.fixture(params=CHIPS)
-def results(request: pytest.FixtureRequest, everything: list[Compiled]) -> list[Compiled]:
-    trial, *real = (x for x in everything if x.chip == request.param)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(chip, marks=pytest.mark.slow) for chip in CHIPS],
+)
+def results(request: pytest.FixtureRequest) -> list[Compiled]:
+    """Every launch, compiled for a chip."""
+    trial, *real = chips.compile_jobs(chips.every_job([request.param]))
     if trial.failure and trial.chip in OPTIONAL:
         pytest.skip(f"this Triton makes no code for {trial.chip}: {trial.failure}")
     return real
@@ -38,25 +40,27 @@ def test_every_tile_of_the_table_is_launched() -> None:
     assert chips.unread_tiles() == []
 
 
-@pytest.mark.slow
+def test_each_kernel_compiles_for_sm_90() -> None:
+    results = chips.compile_jobs(chips.one_job_per_kernel("sm_90"))
+    assert [f"{x}: {x.failure}" for x in results if x.failure] == []
+    assert [f"{x}: {x.spilled} bytes" for x in results if x.spilled] == []
+
+
 def test_every_launch_compiles(results: list[Compiled]) -> None:
     assert [f"{x}: {x.failure}" for x in results if x.failure] == []
     assert any(x.dots for x in results)
 
 
-@pytest.mark.slow
 def test_shared_memory_fits_the_chip(results: list[Compiled]) -> None:
     assert [f"{x}: {x.shared} bytes" for x in results if x.shared > CHIPS[x.chip].shared] == []
 
 
-@pytest.mark.slow
 def test_no_registers_are_spilled(results: list[Compiled]) -> None:
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
         pytest.skip("assemblers before Triton 3.9's spill a few bytes where it spills none")
     assert [f"{x}: {x.spilled} bytes" for x in results if x.spilled] == []
 
 
-@pytest.mark.slow
 def test_low_precision_products_run_on_the_preferred_matrix_units(results: list[Compiled]) -> None:
     low = [x for x in results if any(dot.operand != "fp32" for dot in x.dots)]
     assert low
@@ -64,24 +68,21 @@ def test_low_precision_products_run_on_the_preferred_matrix_units(results: list[
 
 
 def _preferred(x: Compiled) -> bool:
+    """Whether the products run on the chip's preferred matrix units only."""
     if x.chip == "gfx942":
         kinds = {"tf32": "xf32", "bf16": "bf16", "fp16": "f16"}
-        return {name.rsplit("_", 1)[1] for name in x.matrix} == {
-            kinds[dot.operand] for dot in x.dots
-        }
-    return x.matrix == (
-        {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}[x.chip],
-    )
+        used = {name.rsplit("_", 1)[1] for name in x.matrix}
+        return used == {kinds[dot.operand] for dot in x.dots}
+    units = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
+    return x.matrix == (units[x.chip],)
 
 
-@pytest.mark.slow
 def test_ieee_products_keep_all_bits_of_float32(results: list[Compiled]) -> None:
     exact = [x for x in results if x.dots and all(dot.operand == "fp32" for dot in x.dots)]
     assert exact
-    # AMD's matrix units have a full float32 product too.
-    assert [
-        f"{x}: {x.matrix}" for x in exact if not all(name.endswith("_f32") for name in x.matrix)
-    ] == []
+    # AMD's matrix units have a full float32 product as well.
+    rounded = [x for x in exact if not all(name.endswith("_f32") for name in x.matrix)]
+    assert [f"{x}: {x.matrix}" for x in rounded] == []
     assert [str(x) for x in exact if not x.matrix and not x.plain] == []
 
 

@@ -1,4 +1,6 @@
-"""The folder of operators works wherever it is put: installed, copied alone, loaded by path, without triton."""
+"""The folder of operators works wherever it is put: installed, copied alone, loaded by path,
+without triton.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.operators import example_sources
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "kernels" / "reid_kernels"
 README = ROOT / "kernels" / "README.md"
@@ -24,37 +28,36 @@ FENCED = re.findall(
 )
 BLOCKS = [textwrap.dedent(block) for block in FENCED]
 
-#: Every operator of the module `ops` against its reference in float64, and one memory.
-EVERY_OPERATOR = """
+#: Compares every operator of the module `ops` with its reference in float64, and trains one memory.
+EVERY_OPERATOR = f"""
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+{example_sources()}
+calls = {{name[8:]: value for name, value in list(globals().items()) if name.startswith("example_")}}
+references = {{name for name in ops.__all__ if name.endswith("_reference")}}
+assert references == {{name + "_reference" for name in calls}}
 
 torch.manual_seed(0)
 wide = [F.normalize(torch.randn(rows, 16, dtype=torch.float64)) for rows in (9, 40)]
 x, bank = (rows.float() for rows in wide)
-ids = torch.arange(9) * 3 % 7
-positives = torch.arange(0, 19, 2), torch.arange(18)
-calls = {
-    "similarity_topk": lambda f, x, bank: f(x, bank, 5),
-    "bank_contrast_loss": lambda f, x, bank: f(x, bank, ids, 0.05),
-    "partial_contrast": lambda f, x, bank: f(x, bank, ids, 0.05),
-    "multilabel_bank_loss": lambda f, x, bank: f(x, bank, positives, hard_ratio=0.1),
-    "update_bank": lambda f, x, bank: f(bank.clone(), x, ids, 0.2),
-    "label_prediction": lambda f, x, bank: f(bank, ids, threshold=0.1),
-    "grouped_batch_norm": lambda f, x, bank: f(x, bank[0], bank[1], 3),
-}
-assert set(calls) == {name.removesuffix("_reference") for name in ops.__all__ if name.endswith("_reference")}
 for name, call in calls.items():
     public = name if name in ops.__all__ else name + "_"
     got = call(getattr(ops, public), x, bank)
-    wanted = call(getattr(ops, name + "_reference"), *wide)
-    for a, b in zip(*((y if isinstance(y, tuple) else (y,)) for y in (found, expected)), strict=True):
+    expected = call(getattr(ops, name + "_reference"), *wide)
+    if isinstance(got, Tensor):
+        got, expected = (got,), (expected,)
+    for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-4, atol=1e-5)
     print(name)
 memory = ops.compat.ClusterMemory(16, 40)
 memory.features.copy_(bank)
 before = memory.features.clone()
-memory(x.clone().requires_grad_(), ids).backward()
+memory(x.clone().requires_grad_(), torch.arange(9)).backward()
 assert not torch.equal(before, memory.features)
 """
 
@@ -101,7 +104,8 @@ def test_copied_alone_every_operator_runs(tmp_path, place):
     copy = tmp_path / place
     shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("__pycache__"))
     name = place.replace("/", ".")
-    # -S: no .pth file is read, so that an editable installation cannot lend the folder of the repository.
+    # -S: no .pth file is read, so that an editable installation cannot lend the folder of the
+    # repository.
     code = f"""
 import {name} as ops
 from pathlib import Path
@@ -127,8 +131,8 @@ ops = get_local_kernel(Path({str(FOLDER)!r}))
 assert ops is not reid_kernels and ops.__all__ == reid_kernels.__all__
 {EVERY_OPERATOR}
 for name in ("similarity_topk", "label_prediction"):
-    for a, b in zip(*(calls[name](getattr(module, name), x, bank) for module in (ops, reid_kernels)), strict=True):
-        assert torch.equal(a, b)
+    here, there = (calls[name](getattr(module, name), x, bank) for module in (ops, reid_kernels))
+    assert all(map(torch.equal, here, there))
 for name in ("bank_contrast_loss", "multilabel_bank_loss"):
     found = []
     for module in (ops, reid_kernels):
@@ -137,7 +141,7 @@ for name in ("bank_contrast_loss", "multilabel_bank_loss"):
         loss.backward()
         found.append((loss.detach(), leaf.grad))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
-banks = [module.update_bank_(bank.clone(), x, ids, 0.2) for module in (ops, reid_kernels)]
+banks = [calls["update_bank"](module.update_bank_, x, bank) for module in (ops, reid_kernels)]
 assert torch.equal(*banks)
 """
     _run(code, tmp_path)
@@ -151,7 +155,9 @@ def test_without_triton_every_operator_runs_on_a_cpu(tmp_path):
 
 
 def _imports(source: Path, *, when_loaded: bool = False) -> tuple[set[str], set[str]]:
-    """Top names of the packages that a source imports, and names of its neighbours; anywhere, or when it is loaded."""
+    """Top names of the packages that a source imports, and names of its neighbours; anywhere, or
+    when it is loaded.
+    """
     tree = ast.parse(source.read_text())
     packages, neighbours = set(), set()
     for node in tree.body if when_loaded else ast.walk(tree):

@@ -1,8 +1,10 @@
-"""`label_prediction`: the CPU form against the reference, its corners, and its kernels in Triton's interpreter."""
+"""`label_prediction`: the CPU form against the reference, its corners."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ from reid_kernels.labels import _label_prediction, label_prediction, label_predi
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tests.support.kernels import run_interpreted
-
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+def example_label_prediction(call: Callable[..., Any], x: Tensor, bank: Tensor) -> Any:
+    return call(bank, torch.arange(9) * 3 % 7, threshold=0.1)
 
 
 def integers(*shape: int) -> Tensor:
@@ -77,7 +81,8 @@ def test_unit_rows_agree_too(dim: int) -> None:
     assert_same(label_prediction(bank, rows), wanted)
 
 
-# A crowd behind the row at 50 degrees holds twelve rows that are nearer to it than the row at 0, and not near that.
+# A crowd behind the row at 50 degrees holds twelve rows that are nearer to it than the row at 0,
+# and not near that.
 CROWD = [55 + x for x in range(12)]
 
 
@@ -208,7 +213,3 @@ def test_compiles_whole_and_once_for_every_size_of_the_bank() -> None:
 def test_wrong_arguments_are_named(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         label_prediction(**({"bank": torch.ones(5, 4), "rows": torch.tensor([0])} | change))
-
-
-def test_kernels_agree_with_the_reference_in_the_interpreter() -> None:
-    run_interpreted("labels_cases")

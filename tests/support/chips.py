@@ -1,8 +1,9 @@
 """Machine code of the Triton kernels for several chips, without any of them.
 
-The launchers run on small CPU tensors while a recorder stands in for the launch, so signatures, constants and alignment are
-those of a real call; each distinct launch is then compiled for each chip by Triton's own compiler. What came out is printed as
-a Markdown table by `python tests/kernels/chips.py`.
+The launchers run on small CPU tensors while a recorder stands in for the launch, so signatures,
+constants and alignment are those of a real call; each distinct launch is then compiled for each
+chip by Triton's own compiler. What came out is printed as a Markdown table by `python
+tests/kernels/chips.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,20 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-#: Width of features; batches on both sides of each choice by size; a bank whose size nothing divides.
-DIM = 2048
-SMALL, LARGE, BANK = 64, 256, 999
-#: The widest row of a memory that a kernel takes.
-WIDEST = 2**13
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-#: Dtype of the rows, precision asked for.
-OPERANDS = (
-    (torch.float32, "ieee"),
-    (torch.float32, "tf32"),
-    (torch.float32, "bf16"),
-    (torch.bfloat16, "ieee"),
-    (torch.float16, "ieee"),
-)
+from tests.support.operators import launchers
 
 
 class Chip(NamedTuple):
@@ -80,7 +68,9 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Dot:
-    """A product of two tiles, as the kernel asks for it: tile sizes, operands (fp32, tf32, bf16, fp16)."""
+    """A product of two tiles, as the kernel asks for it: tile sizes, operands (fp32, tf32, bf16,
+    fp16).
+    """
 
     rows: int
     depth: int
@@ -171,94 +161,6 @@ def _kind(x: Any) -> Any:
     return x == 1, x % 16 == 0, -(2**31) <= x < 2**31
 
 
-def _rows(rows: int, dtype: torch.dtype, dim: int = DIM) -> Tensor:
-    return torch.ones(rows, dim, dtype=dtype)
-
-
-def _ids(count: int) -> Tensor:
-    return torch.zeros(count, dtype=torch.int64)
-
-
-def _cases() -> Iterator[tuple[torch.dtype, str, int, bool]]:
-    """Dtype, precision, batch, and a flag that is off for bfloat16 rows alone: without a part the code is only smaller."""
-    for (dtype, precision), batch, flag in itertools.product(
-        OPERANDS, (SMALL, LARGE), (False, True)
-    ):
-        if flag or dtype == torch.bfloat16:
-            yield dtype, precision, batch, flag
-
-
-def launch_topk() -> None:
-    from reid_kernels.topk_triton import topk_triton
-
-    for dtype, precision, batch, flag in _cases():
-        exclude = _ids(batch) if flag else None
-        topk_triton(_rows(batch, dtype), _rows(BANK, dtype), 7, flag, exclude, precision)
-
-
-def launch_contrast() -> None:
-    from reid_kernels.bank_loss import ContrastProblem
-    from reid_kernels.bank_loss_triton import contrast_triton
-
-    order, starts = torch.arange(BANK), torch.arange(BANK + 1)
-    for (dtype, precision, batch, gradient), grouped in itertools.product(_cases(), (False, True)):
-        groups = (order, starts) if grouped else (None, None)
-        features, bank = _rows(batch, dtype), _rows(BANK, dtype)
-        for partial in (False, True):
-            settings = (0.05, -1, gradient, partial, precision)
-            contrast_triton(ContrastProblem(features, bank, _ids(batch), *groups, *settings))
-
-
-def launch_update() -> None:
-    from reid_kernels.update_bank_triton import update_triton
-
-    for dtype, dim in (*((x, DIM) for x in FLOATS), (torch.float32, 512), (torch.float32, WIDEST)):
-        update_triton(_rows(9, dtype, dim), _rows(9, dtype, dim), _ids(9), 0.2, -1)
-
-
-def launch_multilabel() -> None:
-    from reid_kernels.multilabel_triton import multilabel_triton
-
-    bits = torch.zeros(LARGE, -(-BANK // 32), dtype=torch.int32)
-    for dtype, precision, batch, flag in _cases():
-        positives, indices = (
-            (torch.arange(batch + 1), _ids(batch)) if flag else (bits[:batch], None)
-        )
-        features, bank = _rows(batch, dtype), _rows(BANK, dtype)
-        multilabel_triton(features, bank, positives, indices, 5.0, 0.01, precision, flag)
-
-
-def launch_labels() -> None:
-    from reid_kernels._triton import operands
-    from reid_kernels.labels_triton import count_closer
-
-    for dtype, pairs in itertools.product(FLOATS, (SMALL, LARGE)):
-        count_closer(_rows(BANK, dtype), _ids(pairs), _ids(pairs), operands(dtype, "ieee"))
-
-
-def launch_grouped_norm() -> None:
-    """Both memory formats, each in one dtype, of which neither changes a tile; forward is a part of backward."""
-    from reid_kernels.grouped_norm_triton import backward_triton, forward_triton
-
-    weight, of_groups = torch.ones(64), torch.ones(2, 64)
-    x = torch.ones(4, 64, 24, 12)
-    backward_triton(x, x, weight, of_groups, of_groups, 2)
-    x = x.to(torch.bfloat16, memory_format=torch.channels_last)
-    forward_triton(x, weight, weight, 2, 1e-5)
-    backward_triton(x, x, weight, of_groups, of_groups, 2)
-
-
-#: Each calls one operator's launcher in every way that picks another tile, dtype or flag.
-LAUNCHERS: tuple[Callable[[], None], ...] = (
-    launch_topk,
-    launch_contrast,
-    launch_update,
-    launch_multilabel,
-    launch_labels,
-    launch_grouped_norm,
-)
-
-
 @contextlib.contextmanager
 def _recording(launches: list[Launch]) -> Iterator[None]:
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -272,7 +174,7 @@ def captured() -> list[Launch]:
     """Every distinct launch, in the same order in every process."""
     launches: list[Launch] = []
     with _recording(launches):
-        for launcher in LAUNCHERS:
+        for launcher in launchers():
             launcher()
     return list({launch.key(): launch for launch in launches}.values())
 
@@ -360,7 +262,9 @@ def _dots(ttir: str) -> tuple[Dot, ...]:
 
 
 def _resources(asm: dict[str, Any]) -> tuple[int, int]:
-    """Registers, and bytes of stack: the kernels have no arrays of their own, so all of it is spilled registers."""
+    """Registers, and bytes of stack: the kernels have no arrays of their own, so all of it is
+    spilled registers.
+    """
     if "amdgcn" in asm:
         names = ("vgpr_count", "private_segment_fixed_size")
         registers, stack = (
@@ -399,19 +303,30 @@ class Job(NamedTuple):
     options: tuple[tuple[str, int], ...] = ()
 
 
-def every_job() -> list[Job]:
-    """Every launch for every chip; float16, whose tiles are those of bfloat16, for one chip alone."""
-    pairs = itertools.product(enumerate(captured()), CHIPS)
-    jobs = [
-        Job(number, chip)
-        for (number, launch), chip in pairs
-        if chip == "sm_90" or not launch.half()
-    ]
-    return [*(Job(None, chip) for chip in CHIPS), *jobs]
+def every_job(names: Iterable[str] = CHIPS) -> list[Job]:
+    """Every launch for each chip; float16, whose tiles are those of bfloat16, for one chip only.
+
+    The first job of a chip is `nothing_much`.
+    """
+    jobs = [Job(None, chip) for chip in names]
+    for (number, launch), chip in itertools.product(enumerate(captured()), names):
+        if chip == "sm_90" or not launch.half():
+            jobs.append(Job(number, chip))
+    return jobs
+
+
+def one_job_per_kernel(chip: str) -> list[Job]:
+    """The first launch of each kernel, for one chip."""
+    first: dict[str, int] = {}
+    for number, launch in enumerate(captured()):
+        first.setdefault(launch.kernel.__name__, number)
+    return [Job(number, chip) for number in first.values()]
 
 
 def compile_jobs(jobs: list[Job], workers: int | None = None) -> list[Compiled]:
-    """Compile afresh, in processes of their own: none of Triton's state here changes, and it may be the interpreter's."""
+    """Compile afresh, in processes of their own: none of Triton's state here changes, and it may be
+    the interpreter's.
+    """
     with (
         tempfile.TemporaryDirectory() as cache,
         mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),

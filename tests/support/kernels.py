@@ -27,7 +27,9 @@ def unit_rows(n: int, dim: int, dtype: torch.dtype = torch.float32, seed: int = 
 
 
 def on_grid(n: int, dim: int, seed: int = 0) -> Tensor:
-    """Rows of few coarse values: products are exact in any order of summing and in any dtype, and many are equal."""
+    """Rows of few coarse values: products are exact in any order of summing and in any dtype, and
+    many are equal.
+    """
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-2, 3, (n, dim), generator=generator).float() / 4
 
@@ -40,7 +42,9 @@ def strided(x: Tensor) -> Tensor:
 
 
 def assert_as_good_as_eager(found: Tensor, eager: Tensor, exact: Tensor, tiny: float) -> None:
-    """The rule of tolerance: at most twice the error of plain PyTorch in the same dtype, and something tiny."""
+    """The rule of tolerance: at most twice the error of plain PyTorch in the same dtype, and
+    something tiny.
+    """
     error, plain = ((x.double() - exact.double()).norm() for x in (found, eager))
     assert error <= 2 * plain + tiny * exact.double().norm().clamp(min=1)
 
@@ -48,7 +52,9 @@ def assert_as_good_as_eager(found: Tensor, eager: Tensor, exact: Tensor, tiny: f
 def compiled_once(
     call: Callable[..., Any], sizes: list[tuple[Any, ...]], dynamic: Callable[..., list[Tensor]]
 ) -> None:
-    """The call is one graph, gives what it gives uncompiled, and is compiled once for all the sizes."""
+    """The call is one graph, gives what it gives uncompiled, and is compiled once for all the
+    sizes.
+    """
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(call, backend=counter, fullgraph=True)

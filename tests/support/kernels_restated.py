@@ -1,4 +1,5 @@
-"""SpCL's, Cluster Contrast's and MMCL's memories, stated again from their formulas: whole rows of logits, loops over the batch.
+"""SpCL's, Cluster Contrast's and MMCL's memories, stated again from their formulas: whole rows of
+logits, loops over the batch.
 
 Any floating dtype. Nothing here comes from the operators that it is compared with.
 """
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 
 class Products(torch.autograd.Function):
-    """All products of a batch with a memory, which moves towards the batch when the gradient is taken."""
+    """All products of a batch with a memory, which moves towards the batch when the gradient is
+    taken.
+    """
 
     @staticmethod
     def forward(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from reid_kernels import (
     bank_contrast_loss,
@@ -18,6 +20,7 @@ from reid_kernels.bank_loss_triton import contrast_triton, means_of_classes
 from torch import Tensor
 
 from tests.kernels.interpreted import small
+from tests.support import launches as sweep
 from tests.support.kernels import assert_as_good_as_eager, strided, unit_rows
 
 
@@ -31,6 +34,17 @@ def reference(
     )
     losses.sum().backward()
     return losses.detach(), features.grad  # type: ignore[return-value]
+
+
+def launches() -> None:
+    """Launch the kernels in every way that compiles other code."""
+    index = torch.arange(sweep.BANK), torch.arange(sweep.BANK + 1)
+    ways = itertools.product(sweep.cases(), (index, (None, None)), (False, True))
+    for (dtype, precision, batch, gradient), (order, starts), partial in ways:
+        features = sweep.rows(batch, dtype)
+        bank = sweep.rows(sweep.BANK, dtype)
+        loss = (features, bank, sweep.ids(batch), order, starts, 0.05, -1)
+        contrast_triton(ContrastProblem(*loss, gradient, partial, precision))
 
 
 def main() -> None:
@@ -126,7 +140,9 @@ def same_partial(cases: small.Cases, problem: ContrastProblem, piece: int) -> No
 
 
 def through_operators(cases: small.Cases) -> None:
-    """Loss and gradients of the registered operator, targets that are no contiguous column, and no class at all."""
+    """Loss and gradients of the registered operator, targets that are no contiguous column, and no
+    class at all.
+    """
     bank, features, wide = unit_rows(40, 21), unit_rows(5, 21, seed=1), torch.randint(0, 9, (5, 3))
     classes = torch.arange(80).view(40, 2)[:, 0] % 9
     for some, targets in (

@@ -25,6 +25,20 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor, group: int, gradient: Tensor)
     ]
 
 
+def launches() -> None:
+    """Launch the kernels for both memory formats, in one dtype each: the dtype changes no tile.
+
+    The forward pass of contiguous images is left out; its code is a part of the backward pass.
+    """
+    weight = torch.ones(64)
+    of_groups = torch.ones(2, 64)
+    x = torch.ones(4, 64, 24, 12)
+    backward_triton(x, x, weight, of_groups, of_groups, 2)
+    x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+    forward_triton(x, weight, weight, 2, 1e-5)
+    backward_triton(x, x, weight, of_groups, of_groups, 2)
+
+
 def main() -> None:
     """Compare the kernels with the reference."""
     cases = small.Cases()

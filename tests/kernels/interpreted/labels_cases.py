@@ -1,17 +1,22 @@
-"""Run with TRITON_INTERPRET=1: the kernels of `label_prediction` against the reference, on tiny shapes."""
+"""Run with TRITON_INTERPRET=1: the kernels of `label_prediction` against the reference, on tiny
+shapes.
+"""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 import torch.nn.functional as F
 from reid_kernels import label_prediction
-from reid_kernels._triton import INTERPRETED, operands
+from reid_kernels._triton import operands
 from reid_kernels.labels import label_prediction_reference
 from reid_kernels.labels_triton import count_closer, labels_triton
 from reid_kernels.tiles import Tile
 from torch import Tensor
 
 from tests.kernels.interpreted import small
+from tests.support import launches as sweep
 from tests.support.kernels import on_grid
 
 TILE = Tile(16, 16, 16, 1, 1)
@@ -93,8 +98,15 @@ def the_registered_operator_takes_the_kernels() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def launches() -> None:
+    """Launch the kernels in every way that compiles other code."""
+    for dtype, pairs in itertools.product(sweep.FLOATS, (sweep.SMALL, sweep.LARGE)):
+        bank = sweep.rows(sweep.BANK, dtype)
+        count_closer(bank, sweep.ids(pairs), sweep.ids(pairs), operands(dtype, "ieee"))
+
+
 def main() -> None:
-    assert INTERPRETED, "run with TRITON_INTERPRET=1"
+    small.require_interpreter()
     torch.manual_seed(0)
     counts_are_those_of_the_whole_matrix()
     a_copy_of_a_row_is_not_closer_than_the_row()

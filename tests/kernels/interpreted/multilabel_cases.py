@@ -1,18 +1,21 @@
-"""Run with TRITON_INTERPRET=1: the kernels of `multilabel_bank_loss` against the reference in float64, on tiny shapes."""
+"""Run with TRITON_INTERPRET=1: the kernels of `multilabel_bank_loss` against the reference in
+float64, on tiny shapes.
+"""
 
 from __future__ import annotations
 
 import torch
 from reid_kernels import multilabel_bank_loss
-from reid_kernels._triton import INTERPRETED, Operands, operands, tl
+from reid_kernels._triton import Operands, operands, tl
 from reid_kernels._weighted import weighted_rows
-from reid_kernels.multilabel import multilabel_bank_loss_reference
+from reid_kernels.multilabel import MultilabelProblem, multilabel_bank_loss_reference
 from reid_kernels.multilabel_cpu import multilabel_blocked
 from reid_kernels.multilabel_triton import bit_rows, count_bits, multilabel_triton, similarities
 from reid_kernels.tiles import Tile
 from torch import Tensor
 
 from tests.kernels.interpreted import small
+from tests.support import launches as sweep
 from tests.support.kernels import unit_rows
 
 TILE = Tile(16, 16, 16, 1, 1)
@@ -39,19 +42,8 @@ def run(
     block: int = 2**26,
 ):
     labels, indices = (positives, None) if isinstance(positives, Tensor) else positives
-    return multilabel_triton(
-        features,
-        bank,
-        labels,
-        indices,
-        delta,
-        ratio,
-        precision,
-        True,
-        tile=TILE,
-        select=SELECT,
-        block=block,
-    )
+    problem = MultilabelProblem(features, bank, labels, indices, delta, ratio, True, precision)
+    return multilabel_triton(problem, tile=TILE, select=SELECT, block=block)
 
 
 def expected(
@@ -90,7 +82,9 @@ def ties_at_the_threshold_share_its_places_as_on_a_cpu() -> None:
     shuffled = torch.randperm(40)
     place = shuffled.argsort()
     moved = run(features, bank[shuffled], (positives[0], place[positives[1]]), 2.0, 0.2)
-    blocked = multilabel_blocked(features, bank, *positives, 2.0, 0.2, True)
+    blocked = multilabel_blocked(
+        MultilabelProblem(features, bank, *positives, 2.0, 0.2, True, "auto")
+    )
     for x, y, z in zip(found, moved, blocked, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(x, z, rtol=1e-6, atol=1e-6)
@@ -192,9 +186,11 @@ def banks_past_two_to_the_31_values_are_read() -> None:
     positives = torch.tensor([0, 2, 2, 3]), torch.tensor([4, 39, 38])
     found, expected = (
         multilabel_triton(
-            features, some, *positives, 5.0, 0.1, "ieee", True, tile=TILE, select=SELECT
+            MultilabelProblem(features, rows, *positives, 5.0, 0.1, True, "ieee"),
+            tile=TILE,
+            select=SELECT,
         )
-        for some in (small.far_apart(bank), bank)
+        for rows in (small.far_apart(bank), bank)
     )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -217,8 +213,18 @@ def the_registered_operator_takes_the_kernels() -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+def launches() -> None:
+    """Launch the kernels in every way that compiles other code."""
+    bits = torch.zeros(sweep.LARGE, -(-sweep.BANK // 32), dtype=torch.int32)
+    for dtype, precision, batch, flag in sweep.cases():
+        lists = (torch.arange(batch + 1), sweep.ids(batch))
+        positives, indices = lists if flag else (bits[:batch], None)
+        loss = (sweep.rows(batch, dtype), sweep.rows(sweep.BANK, dtype), positives, indices)
+        multilabel_triton(MultilabelProblem(*loss, 5.0, 0.01, flag, precision))
+
+
 def main() -> None:
-    assert INTERPRETED, "run with TRITON_INTERPRET=1"
+    small.require_interpreter()
     torch.manual_seed(0)
     several_tiles_and_blocks_agree_with_the_reference()
     ties_at_the_threshold_share_its_places_as_on_a_cpu()

@@ -7,7 +7,16 @@ from reid_kernels import similarity_topk, similarity_topk_reference
 from reid_kernels.topk_triton import topk_triton
 
 from tests.kernels.interpreted import small
+from tests.support import launches as sweep
 from tests.support.kernels import on_grid, strided, unit_rows
+
+
+def launches() -> None:
+    """Launch the kernels in every way that compiles other code."""
+    for dtype, precision, batch, flag in sweep.cases():
+        exclude = sweep.ids(batch) if flag else None
+        query = sweep.rows(batch, dtype)
+        topk_triton(query, sweep.rows(sweep.BANK, dtype), 7, flag, exclude, precision)
 
 
 def main() -> None:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import torch
 from reid_kernels import update_bank_, update_bank_reference
+from reid_kernels.update_bank import WIDEST
 from reid_kernels.update_bank_triton import update_triton
 
 from tests.kernels.interpreted import small
+from tests.support import launches as sweep
 from tests.support.kernels import strided, unit_rows
 
 TIGHT = {torch.float32: 2e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def launches() -> None:
+    """Launch the kernel in every way that compiles other code."""
+    shapes = [(dtype, sweep.DIM) for dtype in sweep.FLOATS]
+    shapes += [(torch.float32, 512), (torch.float32, WIDEST)]
+    for dtype, dim in shapes:
+        bank = sweep.rows(9, dtype, dim)
+        update_triton(bank, sweep.rows(9, dtype, dim), sweep.ids(9), 0.2, -1)
 
 
 def main() -> None:

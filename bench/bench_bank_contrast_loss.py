@@ -1,5 +1,6 @@
-"""bank_contrast_loss, forward and backward, beside cross-entropy of the whole matrix of logits;
-also over means of classes.
+"""`bank_contrast_loss`, forward and backward, next to cross-entropy of the whole matrix of logits.
+
+The form over instances is compared with SpCL's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SIZES = {
     "million": [(batch, n, 2_048) for n in (100_000, 1_000_000) for batch in (64, 256)],
 }
 TEMPERATURE = 0.05
-#: Far enough from the targets that no softmax is all but one: its gradient would be a rounding
+#: Far enough from the targets that no softmax is nearly one-hot: its gradient would be a rounding
 #: error.
 SPREAD = 3.0
 #: Features that are compared with float64.
@@ -34,7 +35,7 @@ Found = tuple[Tensor, Tensor]
 
 
 class Problem(NamedTuple):
-    """Features, bank, and the bank rows that the features are near."""
+    """Features, bank, and the bank rows to which the features are near."""
 
     features: Tensor
     bank: Tensor
@@ -67,9 +68,7 @@ FORMS: dict[str, Callable[..., Found]] = {"eager": eager, "compiled": compiled, 
 
 
 def make_classes(device: str, dtype: str, batch: int, n: int, dim: int) -> tuple[Any, ...]:
-    """Some 20 images a class; what is made once an epoch (the rows by class, the sizes) is made
-    here.
-    """
+    """Some 20 images per class, and what is computed once per epoch: rows by class, and sizes."""
     bank, identities = harness.unit_rows(device, dtype, n, dim)
     classes = identities.unique(return_inverse=True)[1]
     places = torch.arange(batch, device=device) * (n // batch)
@@ -118,10 +117,11 @@ FORMS_OF_CLASSES: dict[str, Callable[..., Found]] = {"eager": eager_classes, "ou
 
 
 def work(dtype: str, batch: int, n: int, dim: int, classes: int | None = None) -> harness.Work:
-    """Two products, logits and gradient; bank and features in once, the gradient out, 8 bytes a
-    target and a class in.
+    """Two products, logits and gradient.
 
-    Over means of classes the products are with these, and each value of the bank is added once.
+    Bank and features are read once, the gradient is written, and there are 8 bytes per target and
+    class. Over means of classes the products are with the means, and each value of the bank is
+    added once.
     """
     rows = n if classes is None else classes
     operations = 4.0 * batch * rows * dim + (0 if classes is None else n * dim)
@@ -130,8 +130,12 @@ def work(dtype: str, batch: int, n: int, dim: int, classes: int | None = None) -
 
 
 class Expected(NamedTuple):
-    """Loss and gradient by the operator, the first features' gradients in float64, eager's error on
-    these.
+    """Reference results of a problem.
+
+    Args:
+        found: Loss and gradient by the operator.
+        reference: Gradients of the first features in float64.
+        error_of_eager: Eager's error on these.
     """
 
     found: Found
@@ -141,8 +145,10 @@ class Expected(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def expected(device: str, dtype: str, size: tuple[int, int, int], with_classes: bool) -> Expected:
-    """The operator's mean over the batch and the reference's sum over the first differ by the size
-    of the batch.
+    """Compute the reference results.
+
+    The operator's loss is a mean over the batch, the reference's a sum over the first features, so
+    their gradients differ by the factor B.
     """
     if with_classes:
         features, bank, targets, classes, index, sizes = make_classes(device, dtype, *size)

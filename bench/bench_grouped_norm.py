@@ -1,5 +1,6 @@
-"""grouped_batch_norm, forward and backward, beside one BatchNorm over the whole batch and a loop
-over the groups.
+"""`grouped_batch_norm`, forward and backward, next to a loop over the groups.
+
+One BatchNorm over the whole batch shows what the groups cost.
 """
 
 from __future__ import annotations
@@ -98,8 +99,10 @@ FORMS: dict[str, Callable[..., Found]] = {
 
 
 def work(dtype: str, batch: int, channels: int, height: int, width: int) -> harness.Work:
-    """Four operations a value forward and six backward; forward it is read and written, backward
-    two are read, one written.
+    """Four operations per value in the forward pass and six in the backward pass.
+
+    Forward the images are read and written; backward images and gradient are read and a gradient is
+    written.
     """
     values = batch * channels * height * width
     return harness.Work(10.0 * values, 5.0 * values * getattr(torch, dtype).itemsize, "float32")

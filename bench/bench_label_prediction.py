@@ -1,5 +1,6 @@
-"""label_prediction beside MPLP as published: each image's list sorted, and the list of every
-candidate that is walked over.
+"""`label_prediction` next to MPLP as published.
+
+The published form sorts each image's list, and the list of every candidate that is visited.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import harness
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from reid_kernels.labels import label_prediction, label_prediction_reference
+from reid_kernels import label_prediction, label_prediction_reference
 from torch import Tensor
 
 #: Batch, bank rows, width.
@@ -21,12 +22,14 @@ SIZES = {
     "msmt17": [(64, 32_621, 2_048)],
     "million": [(64, 1_000_000, 2_048)],
 }
-THRESHOLD, AT_LEAST = 0.6, 10
+THRESHOLD = 0.6
+AT_LEAST = 10
 #: Images of one centre are about 0.7 similar, so that a label or two dozen is found for each.
 SPREAD = 0.65
-#: Images that are compared with float64; the reference, which makes n x n similarities, is that for
-#: banks up to so many rows.
-COMPARED, REFERENCE_UP_TO = 8, 5_000
+#: Images that are compared with float64, and the largest bank for which the comparison is with the
+#: reference, which computes n x n similarities.
+COMPARED = 8
+REFERENCE_UP_TO = 5_000
 
 Found = tuple[Tensor, Tensor]
 
@@ -50,7 +53,8 @@ def published(bank: Tensor, rows: Tensor) -> Found:
     for i in rows.tolist():
         listed, order = (bank @ bank[i]).sort(descending=True, stable=True)
         above = int((listed > THRESHOLD).sum())
-        bound, last = max(above, AT_LEAST), -1
+        bound = max(above, AT_LEAST)
+        last = -1
         for place, candidate in enumerate(order[:bound].tolist()):
             similarity = bank @ bank[candidate]
             ranked = similarity.sort(descending=True).values
@@ -69,8 +73,9 @@ FORMS = {"eager, as published": published, "ours": ours}
 
 
 def work(dtype: str, batch: int, n: int, dim: int, positives: int) -> harness.Work:
-    """A product of the bank and each image that is in the batch or a positive; the bank in twice,
-    for candidates come late.
+    """A product of the bank and each image that is in the batch or a positive.
+
+    The bank is read twice: candidates are known only after the first pass.
     """
     itemsize = getattr(torch, dtype).itemsize
     return harness.Work(
@@ -79,8 +84,12 @@ def work(dtype: str, batch: int, n: int, dim: int, positives: int) -> harness.Wo
 
 
 class Expected(NamedTuple):
-    """Labels by the operator, pairs of the first images by the reference in float64, eager's share
-    of wrong ones.
+    """Reference results of a problem.
+
+    Args:
+        found: Labels by the operator.
+        reference: Pairs of the first images by the reference in float64.
+        error_of_eager: Fraction of eager's pairs that are wrong.
     """
 
     found: Found
@@ -100,7 +109,7 @@ def expected(device: str, dtype: str, size: tuple[int, int, int]) -> Expected:
 
 
 def pairs(found: Found, n: int, images: int | None = None) -> Tensor:
-    """Place in the batch and positive, as one number, of all images or the first ones."""
+    """Batch index and positive, as one number, of all images or of the first ones."""
     indptr, indices = found
     place = torch.arange(len(indptr) - 1, device=indptr.device).repeat_interleave(indptr.diff())
     kept = place < (len(indptr) if images is None else images)
@@ -108,7 +117,7 @@ def pairs(found: Found, n: int, images: int | None = None) -> Tensor:
 
 
 def wrong(found: Tensor, reference: Tensor) -> float:
-    """Pairs in one of the two alone, as a share of the second."""
+    """Number of pairs that are in one of the two only, divided by the size of the second."""
     alone = (~torch.isin(found, reference)).sum() + (~torch.isin(reference, found)).sum()
     return float(alone / len(reference))
 

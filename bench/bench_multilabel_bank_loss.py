@@ -1,5 +1,5 @@
-"""multilabel_bank_loss, forward and backward, beside MMCL's dense form: all similarities and a
-top-k of the negatives.
+"""`multilabel_bank_loss`, forward and backward, next to MMCL's dense form: all similarities and a
+sort.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ Found = tuple[Tensor, Tensor]
 
 
 class Problem(NamedTuple):
-    """Features, bank, and the positives of each feature: as CSR for the operator, as a (B, n) mask
-    for the dense form.
-    """
+    """Features, bank and positives: CSR for the operator, a (B, n) mask for the dense form."""
 
     features: Tensor
     bank: Tensor
@@ -72,8 +70,9 @@ FORMS = {"eager": eager, "ours": ours}
 
 
 def work(dtype: str, batch: int, n: int, dim: int) -> harness.Work:
-    """The product, and one over the hard negatives for the gradient; bank and features in once, the
-    gradient out.
+    """The product, and one over the hard negatives for the gradient.
+
+    Bank and features are read once, the gradient is written.
     """
     operations = 2.0 * batch * n * dim + 2.0 * batch * int(HARD_RATIO * n) * dim
     return harness.Work(
@@ -82,8 +81,12 @@ def work(dtype: str, batch: int, n: int, dim: int) -> harness.Work:
 
 
 class Expected(NamedTuple):
-    """Loss and gradient by the operator, the first features' gradients in float64, eager's error on
-    these.
+    """Reference results of a problem.
+
+    Args:
+        found: Loss and gradient by the operator.
+        reference: Gradients of the first features in float64.
+        error_of_eager: Eager's error on these.
     """
 
     found: Found

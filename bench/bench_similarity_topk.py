@@ -1,5 +1,7 @@
-"""similarity_topk beside what a user would run instead: a product and a top-k, whole or by blocks;
-faiss on a CPU.
+"""`similarity_topk` next to what a user would run instead: a product and a top-k, whole or by
+blocks.
+
+On a CPU also faiss.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from reid_kernels import similarity_topk, similarity_topk_reference
 from torch import Tensor
 
-#: Queries, bank rows, width, k. As many queries as rows: every row of the bank is one.
+#: Queries, bank rows, width, k. With as many queries as rows the bank is searched with itself.
 SIZES = {
     "small": [(2_000, 5_000, 512, 30)],
     "market": [(12_936, 12_936, 512, 30)],
@@ -83,8 +85,9 @@ FORMS = {
 def work(
     device: str, dtype: str, form: str, queries: int, n: int, dim: int, k: int
 ) -> harness.Work:
-    """Two operations for each query, row and column; queries and bank in (once, if the same), 12 k
-    bytes a query out.
+    """Two operations for each query, row and column.
+
+    Queries and bank are read (once, if they are the same), and 12 k bytes per query are written.
     """
     rows = n if queries == n else queries + n
     unit = dtype
@@ -99,8 +102,13 @@ def work(
 
 
 class Expected(NamedTuple):
-    """Values of all queries by the operator, the first queries' and the bank in float64, eager's
-    error on these.
+    """Reference results of a problem.
+
+    Args:
+        values: Values of all queries by the operator.
+        reference: Values of the first queries in float64.
+        similarity: Similarities of the first queries in float64.
+        error_of_eager: Eager's error on the first queries.
     """
 
     values: Tensor
@@ -125,7 +133,7 @@ def expected(device: str, dtype: str, size: tuple[int, int, int, int]) -> Expect
 
 
 def error(found: Found, reference: Tensor, similarity: Tensor) -> float:
-    """Of the values, or of the similarities at the indices where that is greater."""
+    """Error of the values, or of the similarities at the indices if it is larger."""
     values, indices = (part[:COMPARED] for part in found)
     gathered = similarity.gather(1, indices)
     return max(harness.relative_error(part, reference) for part in (values, gathered))
@@ -136,9 +144,9 @@ def test_similarity_topk(
     benchmark: BenchmarkFixture, size: tuple[int, int, int, int], dtype: str, form: str, device: str
 ) -> None:
     if form == "faiss" and device == "cuda":
-        pytest.skip("faiss-cpu is the peer on a CPU alone")
+        pytest.skip("faiss-cpu runs on a CPU only")
     if form == "faiss":
-        pytest.importorskip("faiss", reason="faiss is not installed; it is a peer here")
+        pytest.importorskip("faiss", reason="faiss is not installed")
     if form == "compiled, chunked":
         harness.need_compiler(device)
     queries, n, dim, k = size

@@ -1,5 +1,6 @@
-"""update_bank_ beside the published loop over the batch, and beside one indexed assignment where no
-row is named twice.
+"""`update_bank_` next to the published loop over the batch.
+
+Where no row is the target of two features, also next to one indexed assignment.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from reid_kernels import update_bank_, update_bank_reference
 from torch import Tensor
 
-#: Batch, rows of the bank that it names, bank rows, width.
+#: Batch, different rows that it updates, bank rows, width.
 SIZES = {
     scale: [(64, 64, n, dim), (64, 16, n, dim)]
     for scale, n, dim in (
@@ -61,8 +62,9 @@ FORMS = {"eager loop": loop, "indexed": indexed, "ours": ours}
 
 
 def work(dtype: str, batch: int, named: int, n: int, dim: int) -> harness.Work:
-    """Three operations to move each value, three to normalise it; features and rows in, rows out, 8
-    bytes a target.
+    """Three operations to move each value and three to normalise it.
+
+    Features and rows are read, rows are written, and there are 8 bytes per target.
     """
     values = (batch + 2 * named) * dim
     return harness.Work(

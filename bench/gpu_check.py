@@ -1,11 +1,12 @@
-"""Run the GPU tests and the benchmarks on this machine's CUDA device: `python bench/gpu_check.py
---out DIR`.
+"""Run the GPU tests and the benchmarks on this machine's CUDA device.
 
-Sizes are MSMT17's; --scale takes others, and benchmarks without a size there are skipped. Writes
-one file, DIR/gpu-DEVICE-DATE.json, and exits with 1 where a test or a benchmark failed, did not end
-in time, or could not run. Without a CUDA device nothing is run and nothing is written. An extension
-without its CUDA part is built first, in place, where nvcc is; its CUDA functions run under
-compute-sanitizer, where that is.
+    python bench/gpu_check.py --out DIR
+
+Sizes are those of MSMT17; --scale selects others, and benchmarks without a size at that scale are
+skipped. The results go to one file, DIR/gpu-DEVICE-DATE.json. The exit status is 1 if a test or a
+benchmark failed, did not end in time, or could not run. Without a CUDA device nothing runs and
+nothing is written. An extension without its CUDA part is built first, in place, if nvcc is found.
+Its CUDA functions run under compute-sanitizer, if that is found.
 """
 
 from __future__ import annotations
@@ -52,8 +53,7 @@ BENCHMARKS = (
     *FIRST,
     *sorted({path.name for path in (ROOT / "bench").glob("bench_*.py")} - {*FIRST, *ON_CPU}),
 )
-#: Seconds after which a benchmark is stopped whatever time is left: what comes behind it shall not
-#: go without.
+#: Seconds after which a benchmark is stopped, so that time is left for the following ones.
 LIMITS = {"bench_epoch.py": 240.0}
 SCALES = ("small", "market", "msmt17", "million")
 PACKAGES = (
@@ -66,7 +66,7 @@ PACKAGES = (
     "scikit-learn",
     "pytest-benchmark",
 )
-#: Packages that only some tests and benchmarks need; these skip without them.
+#: Packages that only some tests and benchmarks need; these are skipped without them.
 OPTIONAL = (
     "sklearn",
     "rich",
@@ -81,7 +81,7 @@ TAIL = 4_000
 
 
 def main() -> int:
-    """Run everything; the exit status."""
+    """Run everything; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -123,7 +123,7 @@ def main() -> int:
         report["extension"] = build_extension(
             min(deadline, time.monotonic() + 0.25 * options.limit)
         )
-        # Tests get the smaller half at most: one that hangs must not cost all figures.
+        # Tests get less than half of the time: one that hangs must not cost all figures.
         report["tests"] = run_tests(
             Path(scratch), min(deadline, time.monotonic() + 0.4 * options.limit)
         )
@@ -142,13 +142,13 @@ def main() -> int:
 
 
 def run_tests(scratch: Path, deadline: float) -> dict[str, Any]:
-    """Run the tests marked gpu; counts by outcome and the end of what they said."""
-    # Only the files that have such tests: others import packages that this machine may lack.
+    """Run the tests marked gpu; return counts by outcome and the end of the output."""
+    # Only files with such tests: others import packages that may be missing here.
     files = [
         str(p) for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in p.read_text()
     ]
     results = scratch / "tests.xml"
-    # A file that cannot be imported costs its own tests alone.
+    # A file that cannot be imported must not stop the others.
     ran = run_pytest(
         [*files, "-m", "gpu", "-rs", "--continue-on-collection-errors", f"--junitxml={results}"],
         deadline,
@@ -164,7 +164,7 @@ def run_tests(scratch: Path, deadline: float) -> dict[str, Any]:
 
 
 def run_benchmarks(name: str, scale: str, scratch: Path, deadline: float) -> dict[str, Any]:
-    """Run one file of benchmarks; its figures, and the end of what it said where it failed."""
+    """Run one benchmark file; return its figures, and the end of its output if it failed."""
     if importlib.util.find_spec("pytest_benchmark") is None:
         return {
             "ok": False,
@@ -182,7 +182,7 @@ def run_benchmarks(name: str, scale: str, scratch: Path, deadline: float) -> dic
         ],
         deadline,
     )
-    # The file is there but empty when pytest was stopped.
+    # The file is empty if pytest was stopped.
     content = (
         json.loads(results.read_text())
         if results.exists() and results.stat().st_size
@@ -206,8 +206,9 @@ def run_benchmarks(name: str, scale: str, scratch: Path, deadline: float) -> dic
 
 
 def build_extension(deadline: float) -> dict[str, Any]:
-    """Build the extension with its CUDA part for this device, if it is not here; where it is, or
-    why it is not.
+    """Build the extension with its CUDA part for this device, if it is missing.
+
+    Returns where it is, or why it is missing.
     """
     library = cuda_library()
     if library is not None:
@@ -236,15 +237,19 @@ def build_extension(deadline: float) -> dict[str, Any]:
 
 
 def cuda_library() -> str | None:
-    """The extension's file, if it is here and has a CUDA part for this device."""
-    code = "from fastreid_al import native as n; m = n.cuda_extension(); print(m.__file__ if m else '')"
+    """Path of the extension, if it has a CUDA part for this device."""
+    code = (
+        "from fastreid_al import native; module = native.cuda_extension(); "
+        "print(module.__file__ if module else '')"
+    )
     said = output_of(sys.executable, "-W", "ignore", "-c", code)
     return said.splitlines()[-1] if said else None
 
 
 def run_sanitizers(library: str | None, deadline: float) -> list[dict[str, Any]]:
-    """Run the extension's CUDA functions on small arrays: as they are, and under
-    compute-sanitizer's memcheck and racecheck.
+    """Run the extension's CUDA functions on small arrays.
+
+    They run as they are, and under compute-sanitizer's memcheck and racecheck.
     """
     native = ROOT / "tests" / "native"
     scripts = [str(path) for path in sorted(native.glob("exercise_*.py"))]
@@ -259,7 +264,7 @@ def run_sanitizers(library: str | None, deadline: float) -> list[dict[str, Any]]
         else:
             before = [sanitizer, "--tool", check, "--error-exitcode", "86"]
             ran = run_command([*before, *command], deadline)
-            # Some virtual machines hide what it needs.
+            # Some virtual machines do not expose the interface that it needs.
             refused = "Device not supported" in ran["output"]
             found.append(
                 {
@@ -271,7 +276,7 @@ def run_sanitizers(library: str | None, deadline: float) -> list[dict[str, Any]]
 
 
 def tool(name: str) -> str | None:
-    """Where a program is: on PATH or with CUDA."""
+    """Path of a program, on PATH or in the CUDA installation."""
     folders = [
         os.environ.get("PATH", ""),
         *(f"{os.environ[v]}/bin" for v in ("CUDA_HOME", "CUDA_PATH") if v in os.environ),
@@ -280,7 +285,7 @@ def tool(name: str) -> str | None:
 
 
 def parts(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was run, in order."""
+    """All parts of the report, in order."""
     return [report["extension"], report["tests"], *report["sanitizers"], *report["benchmarks"]]
 
 
@@ -295,11 +300,11 @@ def run_pytest(arguments: list[str], deadline: float) -> dict[str, Any]:
 def run_command(
     command: list[str], deadline: float, settings: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """Run a command until the deadline; its exit status (None: stopped), seconds and last output."""
+    """Run a command until a deadline; return exit status (None: stopped), seconds and output."""
     start = time.monotonic()
     environment = {**os.environ, **(settings or {})}
     with tempfile.TemporaryFile("w+") as log:
-        # A session of its own, so that the processes that measure memory are stopped with it.
+        # A new session, so that the processes that measure memory are stopped as well.
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -325,7 +330,7 @@ def run_command(
 
 
 def versions(cuda: str | None) -> dict[str, str | None]:
-    """What stands beneath the figures; None where it is not here."""
+    """Versions of the software below the figures; None for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "cuda": cuda}
     for name in PACKAGES:
         try:
@@ -338,7 +343,7 @@ def versions(cuda: str | None) -> dict[str, str | None]:
 
 
 def output_of(*command: str) -> str | None:
-    """What a command prints, None where it is missing or fails."""
+    """Output of a command; None if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -351,7 +356,7 @@ def output_of(*command: str) -> str | None:
 
 
 def print_summary(report: dict[str, Any]) -> None:
-    """A line per part and figure; the output of whatever failed."""
+    """Print a line per part and figure, and the output of failed parts."""
     tests = report["tests"]
     counts = ", ".join(
         f"{tests.get(key, '?')} {key}" for key in ("passed", "failures", "errors", "skipped")

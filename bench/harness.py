@@ -1,4 +1,4 @@
-"""Inputs that the benchmarks share, and the one way in which they measure."""
+"""Inputs of the benchmarks, and how they measure."""
 
 from __future__ import annotations
 
@@ -32,29 +32,27 @@ _MIB = 2**20
 _CENTRE_DIMENSIONS = 16
 _SPREAD = 2.0
 _GRID = np.float32(2**11)
-#: Relative error that passes without comparison, by dtype.
+#: Relative error that is accepted without comparison, by dtype.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 #: Calls of an operator that are timed, and seconds that they may take together.
 _ROUNDS, _SECONDS = 100, 1.0
 #: A call of more seconds than this is timed once.
 _SLOW = 5.0
-#: Clock cycles, some two milliseconds, in which the host queues a call before the device comes to
-#: it.
+#: Clock cycles, some two milliseconds, in which the host queues a call before the device starts it.
 _AHEAD = 2**22
 #: Bytes written between two calls on CUDA: more than any of its caches holds.
 _FLUSH = 2**28
 
-#: Fresh processes at the price of a fork: what they start from has imported PyTorch and done
-#: nothing with it.
+#: Fresh processes at the cost of a fork: their template has imported PyTorch and has not used it.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["numpy", "torch"])
 
 
 class Inputs(NamedTuple):
-    """What a measured call is given: `make(device, *settings)`.
+    """Arguments of a measured call: `make(device, *settings)`.
 
-    It is made again in a child process, so `make` and the call belong to a module and `settings`
-    can be pickled.
+    They are made again in a child process, so `make` and the call must be module-level functions
+    and `settings` must be picklable.
     """
 
     make: Callable[..., tuple[Any, ...]]
@@ -62,12 +60,12 @@ class Inputs(NamedTuple):
 
 
 class Work(NamedTuple):
-    """The least that a call has to do.
+    """The least work that a call has to do.
 
     Args:
         operations: On floating-point numbers; a multiplication and an addition are two.
         bytes: Each input read once, each output written once.
-        unit: What does the arithmetic, a key of `peaks`: "float32", "tf32" or "bfloat16".
+        unit: The unit that does the arithmetic, a key of `peaks`: "float32", "tf32" or "bfloat16".
     """
 
     operations: float
@@ -102,12 +100,10 @@ def planted_features(n: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def unit_rows(
     device: str, dtype: str, n: int, dim: int, *, spread: float = _SPREAD, exact: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`planted_features` for millions of rows: drawn on the device itself, by blocks, in a dtype.
+    """`planted_features` for millions of rows: generated on the device, block by block, in a dtype.
 
-    Rows and their centres.
-
-    Only where `exact` is asked for are coordinates multiples of 2^-11: no rounding could be seen in
-    the results.
+    Returns the rows (n, dim) and their centres (n,). Only with `exact` are coordinates multiples of
+    2^-11; otherwise rounding would not show in the results.
     """
     generator = torch.Generator(device).manual_seed(0)
     draw = functools.partial(torch.randn, generator=generator, device=device)
@@ -126,7 +122,7 @@ def unit_rows(
 
 
 def near(bank: Tensor, places: Tensor, spread: float = 1.0) -> Tensor:
-    """Features of a batch: rows of the bank, moved by so many lengths, of length one."""
+    """Unit-norm features of a batch: rows of the bank plus noise of length `spread`."""
     generator = torch.Generator(bank.device).manual_seed(1)
     moved = bank[places].float()
     noise = torch.randn(moved.shape, generator=generator, device=bank.device)
@@ -135,7 +131,7 @@ def near(bank: Tensor, places: Tensor, spread: float = 1.0) -> Tensor:
 
 
 def clocked(call: Callable[..., T], *arguments: Any) -> tuple[T, float]:
-    """What a call gives, and the seconds that a caller waits for it and for the device."""
+    """Result of a call, and the seconds until the caller and the device have finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     before = time.perf_counter()
@@ -148,7 +144,7 @@ def clocked(call: Callable[..., T], *arguments: Any) -> tuple[T, float]:
 def value_and_gradient(
     loss: Callable[..., Tensor], features: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    """The loss of features and its gradient for them."""
+    """Loss of features and its gradient for them."""
     leaf = features.detach().requires_grad_()
     value = loss(leaf, *rest)
     value.backward()
@@ -157,7 +153,7 @@ def value_and_gradient(
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:
-    """The length of the difference over the length of the reference; NaN where one is not a number."""
+    """Norm of the difference divided by the norm of the reference; NaN if a value is NaN."""
     reference = reference.double()
     return float((found.double() - reference).norm() / reference.norm())
 
@@ -169,10 +165,10 @@ def check(
     found: Sequence[Tensor],
     operators: Sequence[Tensor],
 ) -> None:
-    """Note the relative errors against float64, and hold them and the results against eager's error
-    and the operator's results.
+    """Record the relative errors against float64, and compare them with eager's error.
 
-    Another form's rounding is its own affair in bfloat16, where it is noted alone.
+    The results are compared with those of the operator as well. In bfloat16 the errors of forms
+    other than ours are recorded only.
     """
     benchmark.extra_info.update(error_vs_float64=error, error_of_eager=error_of_eager)
     form, dtype = benchmark.extra_info["form"], benchmark.extra_info["dtype"]
@@ -184,12 +180,12 @@ def check(
 
 @functools.cache
 def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile` of a function, once a process."""
+    """`torch.compile` of a function, once per process."""
     return torch.compile(call)
 
 
 def need_compiler(device: str) -> None:
-    """Skip where `torch.compile` has nothing to compile with."""
+    """Skip if `torch.compile` has no compiler."""
     compiler = os.environ.get("CXX", "g++")
     if device == "cpu" and shutil.which(compiler) is None:
         pytest.skip(f"torch.compile needs a C++ compiler on a CPU; there is no {compiler}")
@@ -206,9 +202,7 @@ def measure(
     rounds: int,
     warmup: int = 0,
 ) -> Any:
-    """Time a call in this process and take its peak memory in a fresh one; gives what the call
-    returns.
-    """
+    """Time a call here and measure its peak memory in a fresh process. Returns its result."""
     result, events = _timed(benchmark, call, inputs, device, rounds, warmup)
     benchmark.extra_info.update(n=n, dim=dim, **surroundings(device))
     if events:
@@ -230,13 +224,14 @@ def measure_operator(
     dtype: str,
     work: Work,
 ) -> Any:
-    """`measure` for calls of microseconds to seconds, with their rates; gives what the first call
-    returns.
+    """`measure` for calls of microseconds to seconds, with rates.
 
-    The rounds fill a second. On CUDA `cuda_event_median_ms` is the device's time of calls that find
-    its caches without their inputs and the host ahead of it, and the rates are of that time; the
-    benchmark's own median is what a caller waits. On a CPU inputs stay in the caches where they
-    fit, so a share of the roofline may pass 1.
+    Returns the result of the first call.
+
+    The rounds fill a second. On CUDA `cuda_event_median_ms` is the device's time of calls whose
+    inputs are not in its caches and that were queued before the device was ready, and the rates are
+    for that time; the benchmark's own median is the caller's waiting time. On a CPU inputs stay in
+    the caches where they fit, so the share of the roofline may exceed 1.
     """
     benchmark.group = f"{operator}, {size}, {dtype}"
     benchmark.extra_info.update(
@@ -264,7 +259,7 @@ def measure_operator(
 
 
 def _rates(work: Work, seconds: float, device: str) -> dict[str, Any]:
-    """What a call reached, and the ceilings over it."""
+    """Rates of a call, and the ceilings above them."""
     ceilings = peaks(device)
     floor = max(work.bytes / 1e9 / ceilings["copy"], work.operations / 1e12 / ceilings[work.unit])
     return {
@@ -280,8 +275,9 @@ def _rates(work: Work, seconds: float, device: str) -> dict[str, Any]:
 
 @functools.cache
 def peaks(device: str) -> dict[str, float]:
-    """What this machine reaches, measured once: `copy` in GB/s, read and written, and square matrix
-    products in TFLOP/s.
+    """Ceilings of this machine, measured once.
+
+    `copy` in GB/s, read and written; square matrix products in TFLOP/s.
     """
     count, size = (2**28, 8192) if device == "cuda" else (2**25, 1024)
     source = torch.rand(count, device=device)
@@ -309,8 +305,10 @@ def peaks(device: str) -> dict[str, float]:
 def _seconds(
     call: Callable[..., Any], arguments: tuple[Any, ...], device: str, cold: Tensor | None = None
 ) -> float:
-    """Of one call; on CUDA between two events, queued while the device is kept busy, behind a write
-    that fills its caches.
+    """Seconds of one call.
+
+    On CUDA they are measured between two events. The call is queued while the device is kept busy,
+    after a write that evicts its caches.
     """
     if device == "cpu":
         before = time.perf_counter()
@@ -335,13 +333,13 @@ def _finished(call: Callable[..., Any], arguments: tuple[Any, ...], device: str)
 
 
 def _let_go(device: str) -> None:
-    """What PyTorch keeps for later is given back: another process measures on the same device."""
+    """Release PyTorch's cached memory: another process measures on the same device."""
     if device == "cuda":
         torch.cuda.empty_cache()
 
 
 def surroundings(device: str) -> dict[str, Any]:
-    """Device, version of PyTorch and threads: what every figure is noted with."""
+    """Device, PyTorch version and threads, recorded with every figure."""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "torch": torch.__version__,
@@ -380,33 +378,32 @@ def _timed(
 
 
 def median_seconds(benchmark: BenchmarkFixture) -> float | None:
-    """Median of the rounds, None where nothing was timed (--benchmark-disable)."""
+    """Median of the rounds; None if nothing was timed (benchmarks disabled)."""
     return float(benchmark.stats.stats.median) if benchmark.stats else None
 
 
 def peak_memory(
     call: Callable[..., Any], inputs: Inputs, device: str, warm: bool = False
 ) -> dict[str, float | str]:
-    """Most memory that a call takes over what its inputs take, in a process that has done nothing
-    else.
+    """Peak memory of a call in addition to its inputs, in a process that has done nothing else.
 
     Args:
-        call: What is measured.
-        inputs: What it is given.
+        call: The measured call.
+        inputs: Its arguments.
         device: Where it runs.
-        warm: Call it once before, so that what a first call compiles and starts is left out.
+        warm: Call it once before, so that compilation and start-up of a first call do not count.
 
     Returns:
         On the CPU `peak_extra_MiB`, growth of the resident set, and `peak_from`, how it was read.
-        On CUDA `peak_extra_MiB` is growth of the memory that PyTorch has allocated there, and
-        `host_peak_extra_MiB` and `peak_from` are of the process.
+        On CUDA `peak_extra_MiB` is the growth of the memory that PyTorch has allocated there, and
+        `host_peak_extra_MiB` and `peak_from` are those of the process.
     """
     return in_fresh_process(peak_memory_here, call, inputs, device, warm)
 
 
 def in_fresh_process(call: Callable[..., T], *arguments: Any) -> T:
-    """What a call gives in a process that has done nothing else; it and its arguments can be
-    pickled.
+    """Result of a call in a process that has done nothing else; call and arguments must be
+    picklable.
     """
     with ProcessPoolExecutor(1, mp_context=_PROCESSES) as pool:
         return pool.submit(call, *arguments).result()
@@ -435,19 +432,21 @@ def peak_memory_here(
         found["peak_extra_MiB"] = round((torch.cuda.max_memory_allocated() - allocated) / _MIB, 1)
     host = (_status("VmHWM") if reset else _greatest_resident()) - before
     found["host_peak_extra_MiB" if device == "cuda" else "peak_extra_MiB"] = round(host / _MIB, 1)
-    # Without the reset the peak of making the inputs may hide some of the growth.
+    # Without the reset the peak while making the inputs may hide a part of the growth.
     found["peak_from"] = "VmHWM" if reset else "ru_maxrss, a lower bound"
     return found
 
 
 def _return_freed_memory() -> None:
-    """Give what making the inputs left free back to the system; the call would use it unseen."""
+    """Return memory freed after making the inputs to the system; otherwise the call would reuse it
+    unseen.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_peak() -> bool:
-    """Set the kernel's record of the peak back to the present size, where it lets us."""
+    """Reset the kernel's record of the peak to the present size, if it allows that."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return abs(_status("VmHWM") - _status("VmRSS")) < 16 * _MIB

@@ -1,5 +1,6 @@
-"""Turn results into a table and a roofline plot: `python bench/report.py RESULT.json [...] --out
-DIR`.
+"""Turn results into tables and roofline plots.
+
+    python bench/report.py RESULT.json [...] --out DIR
 
 Takes what `pytest bench --benchmark-json` and `bench/gpu_check.py` write. Writes DIR/report.md, and
 for each device with operators in the results DIR/roofline-DEVICE.png.
@@ -11,39 +12,43 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HEADER = (
-    "| operator | size | dtype | implementation | median ms | times eager's speed | GB/s | TFLOP/s | share of roofline "
-    "| peak extra MiB | error (eager's) |\n|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|"
+OPERATOR_COLUMNS = (
+    *("operator", "size", "dtype", "implementation", "median ms", "times eager's speed", "GB/s"),
+    *("TFLOP/s", "share of roofline", "peak extra MiB", "error (eager's)"),
 )
-PSEUDO_LABELS = (
-    "| images x width | threads | ours s | neighbours + graph + clusters s | dense s | times as fast | ours MiB | dense MiB "
-    "| share of its memory | labels that differ | precision, recall of pairs |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+PSEUDO_LABEL_COLUMNS = (
+    *("images x width", "threads", "ours s", "neighbours + graph + clusters s", "dense s"),
+    *("times as fast", "ours MiB", "dense MiB", "share of its memory", "labels that differ"),
+    "precision, recall of pairs",
 )
-NNCT = (
-    "| network, batch of images | threads | labels + neighbours + losses + updates s | as published s | ours s | published s "
-    "| times as fast | network s | whole step, ours, published s | ours MiB | published MiB | label memory MB "
-    "| labels an image |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+NNCT_COLUMNS = (
+    *("network, batch of images", "threads", "labels + neighbours + losses + updates s"),
+    *("as published s", "ours s", "published s", "times as fast", "network s"),
+    *("whole step, ours, published s", "ours MiB", "published MiB", "label memory MB"),
+    "labels an image",
 )
-EPOCH = (
-    "| epoch | precision, threads | extraction + clustering + questions + data + network + memory + optimizer s "
-    "| epoch s, ours, plain | times as fast | training images/s, epoch; turns, plain "
-    "| extraction images/s, epoch; turns, plain | ranking s | peak MiB, ours, plain | goals met |\n"
-    "|---|---|--:|--:|--:|--:|--:|--:|--:|---|"
+EPOCH_COLUMNS = (
+    *("epoch", "precision, threads"),
+    "extraction + clustering + questions + data + network + memory + optimizer s",
+    *("epoch s, ours, plain", "times as fast", "training images/s, epoch; turns, plain"),
+    *("extraction images/s, epoch; turns, plain", "ranking s", "peak MiB, ours, plain"),
+    "goals met",
 )
-SHARE = (
-    "| training steps | threads | data + memory + optimizer s | network s | share outside the network, goal |\n"
-    "|---|--:|--:|--:|--:|"
+SHARE_COLUMNS = (
+    *("training steps", "threads", "data + memory + optimizer s", "network s"),
+    "share outside the network, goal",
 )
-OTHERS = "| benchmark | form | median ms | peak extra MiB |\n|---|---|--:|--:|"
+OTHER_COLUMNS = ("benchmark", "form", "median ms", "peak extra MiB")
 PUBLISHED = "eager, as published"
 MARKERS = "ovsD^P*X<>"
 
 
 class Figure(NamedTuple):
-    """One benchmark: its name and group, milliseconds, and what it says beside them."""
+    """One benchmark: its name and group, milliseconds, and its extra information."""
 
     name: str
     group: str
@@ -52,7 +57,7 @@ class Figure(NamedTuple):
 
 
 def main() -> None:
-    """Read, write the table, draw."""
+    """Read the results, write the tables, draw the plots."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -89,9 +94,10 @@ def figures(path: Path) -> list[Figure]:
         found = content["benchmarks"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.exit(
-            f"{path} holds no results ({error!r}); give what --benchmark-json or gpu_check.py wrote"
+            f"{path} is not a results file ({error!r}); "
+            "pass one written by --benchmark-json or gpu_check.py"
         )
-    # gpu_check.py keeps figures by file, and of the statistics the median alone.
+    # gpu_check.py groups figures by file, and keeps only the median of the statistics.
     rows = [row for part in found for row in part.get("figures", [part])]
     return [
         Figure(
@@ -105,71 +111,105 @@ def figures(path: Path) -> list[Figure]:
     ]
 
 
+def header(columns: tuple[str, ...], left: int, last_left: bool = False) -> str:
+    """Header of a Markdown table. Columns after the first `left` are aligned right."""
+    marks = ["---"] * left + ["--:"] * (len(columns) - left)
+    if last_left:
+        marks[-1] = "---"
+    return f"| {' | '.join(columns)} |\n|{'|'.join(marks)}|"
+
+
 def text(found: list[Figure]) -> str:
-    """The table of the operators, those of pseudo-labels, of NNCT and of epochs, and a short one of
-    the other benchmarks.
-    """
-    operators = [figure for figure in found if "operator" in figure.info]
-    pseudo_labels = [figure for figure in found if figure.info.get("step") == "pseudo-labels"]
-    nnct = [figure for figure in found if figure.info.get("step") == "NNCT"]
-    epochs = [figure for figure in found if figure.info.get("step") == "epoch"]
-    shares = [figure for figure in found if figure.info.get("step") == "share"]
-    others = [
-        figure
-        for figure in found
-        if figure not in [*operators, *pseudo_labels, *nnct, *epochs, *shares]
+    """Tables of operators, pseudo-labels, NNCT steps, epochs and the other figures."""
+    steps: dict[str, list[Figure]] = {}
+    for figure in found:
+        step = "operator" if "operator" in figure.info else str(figure.info.get("step"))
+        steps.setdefault(step if step in SECTIONS else "other", []).append(figure)
+    return "\n".join(section(steps[step]) for step, section in SECTIONS.items() if step in steps)
+
+
+def operator_section(operators: list[Figure]) -> str:
+    """The ceilings of the device, and the table of operators."""
+    peaks = ceilings(operators)
+    rates = ", ".join(
+        f"{unit} {number(rate)} TFLOP/s" for unit, rate in peaks.items() if unit != "copy"
+    )
+    lines = "".join(row(figure, speed(figure, operators)) + "\n" for figure in operators)
+    return (
+        f"Measured ceilings: copy {number(peaks['copy'])} GB/s, {rates}. Rates count the least "
+        "work that an operator has to do, whatever a form does. The share is the part of the "
+        "measured time that the ceilings of its own run would allow. Errors are relative, against "
+        f"float64.\n\n{header(OPERATOR_COLUMNS, 4)}\n{lines}"
+    )
+
+
+def pseudo_label_section(figures: list[Figure]) -> str:
+    """The table of pseudo-labels, a line for each problem."""
+    return (
+        "Pseudo-labels of one epoch, ours next to the published dense form. Memory is in addition "
+        "to the features, of a process of its own.\n\n"
+        f"{header(PSEUDO_LABEL_COLUMNS, 1)}\n{by_group(figures, beside)}"
+    )
+
+
+def nnct_section(figures: list[Figure]) -> str:
+    """The table of NNCT steps, a line for each problem."""
+    return (
+        "One step of NNCT with one neighbour: the work over its memories, ours next to the "
+        "published form, and the network (forward, backward, optimizer), which is the same for "
+        "both; the whole step is the sum. Memory is in addition to the memories themselves. The "
+        "label memory is listed, ours and as published.\n\n"
+        f"{header(NNCT_COLUMNS, 1)}\n{by_group(figures, beside_network)}"
+    )
+
+
+def epoch_section(figures: list[Figure]) -> str:
+    """The table of epochs."""
+    lines = "".join(beside_plain(figure.info) + "\n" for figure in figures)
+    return (
+        "A whole epoch on random pixels, and a plain PyTorch loop that ran in turns with ours. The "
+        "plain loop's epoch is extrapolated by images, without questions, and without clustering "
+        "where its dense form takes too long.\n\n"
+        f"{header(EPOCH_COLUMNS, 2, last_left=True)}\n{lines}"
+    )
+
+
+def share_section(figures: list[Figure]) -> str:
+    """The table of the time outside the network."""
+    lines = "".join(share(figure.info) + "\n" for figure in figures)
+    return f"{header(SHARE_COLUMNS, 1)}\n{lines}"
+
+
+def other_section(figures: list[Figure]) -> str:
+    """Median and memory of figures without a table of their own."""
+    lines = [
+        f"| {o.group} | {form(o)} | {number(o.ms)} | {number(o.info.get('peak_extra_MiB'))} |\n"
+        for o in figures
     ]
-    parts = []
-    if operators:
-        peaks = ceilings(operators)
-        rates = ", ".join(
-            f"{unit} {number(rate)} TFLOP/s" for unit, rate in peaks.items() if unit != "copy"
-        )
-        lines = "".join(row(figure, speed(figure, operators)) + "\n" for figure in operators)
-        parts.append(
-            f"Measured ceilings: copy {number(peaks['copy'])} GB/s, {rates}. Rates count the least that an operator has to do, "
-            "whatever a form does; the share is of the time in which the ceilings of its own run allow that. Errors are "
-            f"relative, against float64.\n\n{HEADER}\n{lines}"
-        )
-    if pseudo_labels:
-        groups = dict.fromkeys(figure.group for figure in pseudo_labels)
-        lines = "".join(
-            beside([o for o in pseudo_labels if o.group == group]) + "\n" for group in groups
-        )
-        parts.append(
-            "Pseudo-labels of one epoch, ours beside the dense form that is published; memory is that over the features, of a "
-            f"process of its own.\n\n{PSEUDO_LABELS}\n{lines}"
-        )
-    if nnct:
-        groups = dict.fromkeys(figure.group for figure in nnct)
-        lines = "".join(
-            beside_network([o for o in nnct if o.group == group]) + "\n" for group in groups
-        )
-        parts.append(
-            "One step of NNCT with one neighbour: what it does over its memories, ours beside the published form, and the "
-            "network (forward, backward, optimizer), which both share; the whole step is the sum. Memory is that over the "
-            f"memories themselves, of which the labels' is listed, ours and as published.\n\n{NNCT}\n{lines}"
-        )
-    if epochs:
-        lines = "".join(beside_plain(figure.info) + "\n" for figure in epochs)
-        parts.append(
-            "A whole epoch on random pixels, and a plain PyTorch loop that ran in turns with ours; its epoch is extrapolated "
-            "by images, without questions, and without clustering where its dense form takes too long.\n\n"
-            f"{EPOCH}\n{lines}"
-        )
-    if shares:
-        parts.append(f"{SHARE}\n{''.join(share(figure.info) + chr(10) for figure in shares)}")
-    if others:
-        lines = "".join(
-            f"| {o.group} | {form(o)} | {number(o.ms)} | {number(o.info.get('peak_extra_MiB'))} |\n"
-            for o in others
-        )
-        parts.append(f"{OTHERS}\n{lines}")
-    return "\n".join(parts)
+    return f"{header(OTHER_COLUMNS, 2)}\n{''.join(lines)}"
+
+
+def by_group(figures: list[Figure], line: Callable[[list[Figure]], str]) -> str:
+    """One line for the figures of each group."""
+    groups: dict[str, list[Figure]] = {}
+    for figure in figures:
+        groups.setdefault(figure.group, []).append(figure)
+    return "".join(line(forms) + "\n" for forms in groups.values())
+
+
+#: Sections of the report in order, by what `step` a figure notes.
+SECTIONS: dict[str, Callable[[list[Figure]], str]] = {
+    "operator": operator_section,
+    "pseudo-labels": pseudo_label_section,
+    "NNCT": nnct_section,
+    "epoch": epoch_section,
+    "share": share_section,
+    "other": other_section,
+}
 
 
 def ceilings(operators: list[Figure]) -> dict[str, float]:
-    """The highest that were measured; each run of pytest measures them once."""
+    """The highest measured ceilings; each run of pytest measures them once."""
     found: dict[str, float] = {}
     for figure in operators:
         for name, rate in figure.info["peaks"].items():
@@ -178,12 +218,12 @@ def ceilings(operators: list[Figure]) -> dict[str, float]:
 
 
 def form(figure: Figure) -> str:
-    """What tells a benchmark from the others of its group: the end of its name's brackets."""
+    """Form of a benchmark, which distinguishes it in its group: the text in its name's brackets."""
     return figure.name.partition("[")[2].rstrip("]") or figure.name
 
 
 def speed(figure: Figure, operators: list[Figure]) -> float | None:
-    """How many times as fast as the first eager form of its group, None where there is none."""
+    """Speed relative to the first eager form of its group; None if there is no such form."""
     eager = [
         o.ms for o in operators if o.group == figure.group and o.info["form"].startswith("eager")
     ]
@@ -290,7 +330,7 @@ def share(info: dict[str, Any]) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """So many significant digits; plain up to a million, and a dash for None."""
+    """Format with significant digits, without an exponent up to a million; a dash for None."""
     if value is None:
         return "-"
     if 1e-3 <= abs(value) < 10**digits:
@@ -305,7 +345,7 @@ def draw(operators: list[Figure], device: str, path: Path) -> None:
     from matplotlib.figure import Figure as Canvas
 
     dtypes = sorted({o.info["dtype"] for o in operators})
-    # As high as the longest legend.
+    # The figure is as high as the longest legend.
     entries = max(
         len({problem(o) for o in operators if o.info["dtype"] == dtype}) for dtype in dtypes
     )
@@ -378,7 +418,7 @@ def panel(axes: Any, operators: list[Figure], peaks: dict[str, float]) -> None:
 
 
 def problem(figure: Figure) -> str:
-    """Operator and size, over two lines."""
+    """Operator and size, on two lines."""
     return f"{figure.info['operator']}\n  {figure.info['size']}"
 
 

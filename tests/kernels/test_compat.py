@@ -1,4 +1,4 @@
-"""The modules that take the place of published memories give their losses, gradients and memories."""
+"""The drop-in memories have the losses, gradients and updates of the published memories."""
 
 from __future__ import annotations
 

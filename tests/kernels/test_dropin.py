@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.operators import example_sources
+from tests.support.operators import example_sources, examples
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "kernels" / "reid_kernels"
@@ -38,7 +38,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 {example_sources()}
-calls = {{name[8:]: value for name, value in list(globals().items()) if name.startswith("example_")}}
+calls = {{}}
+for name, value in list(globals().items()):
+    if name.startswith("example_"):
+        calls[name.removeprefix("example_")] = value
 references = {{name for name in ops.__all__ if name.endswith("_reference")}}
 assert references == {{name + "_reference" for name in calls}}
 
@@ -113,7 +116,8 @@ assert Path(ops.__file__).parent == Path({str(copy)!r}), ops.__file__
 {EVERY_OPERATOR}
 import sys
 assert "fastreid_al" not in sys.modules
-assert not [m.__file__ for m in list(sys.modules.values()) if str(getattr(m, "__file__", "")).startswith({str(FOLDER)!r})]
+files = [str(getattr(module, "__file__", "")) for module in list(sys.modules.values())]
+assert not [file for file in files if file.startswith({str(FOLDER)!r})]
 """
     printed = _run(code, tmp_path, "-S", path=[str(tmp_path), *_site_packages()])
     assert "similarity_topk" in printed
@@ -215,6 +219,11 @@ def test_the_readme_s_cmc_is_that_of_full_ranked_lists():
     assert 0 < len(answers) < len(query)
     torch.testing.assert_close(names["cmc"].double(), torch.from_numpy(np.mean(answers, axis=0)))
     assert bool((names["cmc"].diff() > 0).any())
+
+
+@pytest.mark.parametrize("name", examples())
+def test_the_readme_has_a_row_for_each_operator(name):
+    assert re.search(rf"^\| `{name}_?\(", README.read_text(), flags=re.MULTILINE)
 
 
 def test_names_that_look_alike_register_apart():

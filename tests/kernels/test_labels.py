@@ -24,7 +24,7 @@ def example_label_prediction(call: Callable[..., Any], x: Tensor, bank: Tensor) 
 
 
 def integers(*shape: int) -> Tensor:
-    """Products of such rows are exact in every dtype that is summed in float32, and many are equal."""
+    """Rows whose products are exact in every dtype with float32 sums, and often equal."""
     return torch.randint(-2, 3, shape) / 4
 
 

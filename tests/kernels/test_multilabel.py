@@ -41,7 +41,7 @@ def bits(n: int, *rows: list[int]) -> Tensor:
 
 
 def integers(*shape: int) -> Tensor:
-    """Products of such rows are exact in every dtype that is summed in float32, and many are equal."""
+    """Rows whose products are exact in every dtype with float32 sums, and often equal."""
     return torch.randint(-2, 3, shape) / 4
 
 

@@ -1,6 +1,4 @@
-"""`similarity_topk` on a CPU: equal to a stable sort of the similarities, by either way, whatever
-it is given.
-"""
+"""`similarity_topk` on a CPU: both of its forms equal a stable sort of the similarities."""
 
 from __future__ import annotations
 
@@ -30,8 +28,8 @@ def example_similarity_topk(call: Callable[..., Any], x: Tensor, bank: Tensor) -
 
 
 @pytest.fixture(params=["bf16 candidates", "float32"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways, whatever units this CPU has: PyTorch multiplies bfloat16 on any, if slowly."""
+def candidates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both forms on any CPU: PyTorch multiplies bfloat16 without units for it as well, slowly."""
     monkeypatch.setattr(topk_cpu, "has_bf16_units", lambda: request.param != "float32")
     return str(request.param)
 
@@ -53,7 +51,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("n", [1024, 1999])
 @pytest.mark.parametrize("excluded", [True, False])
 def test_ties_go_to_the_lowest_row(
-    way: str, k: int, n: int, excluded: bool, monkeypatch: pytest.MonkeyPatch
+    candidates: str, k: int, n: int, excluded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = reached(monkeypatch)
     bank = on_grid(n, 64)
@@ -66,13 +64,13 @@ def test_ties_go_to_the_lowest_row(
     )
     assert torch.equal(found[0], expected[0].float())
     assert torch.equal(found[1], expected[1])
-    assert bool(seen) == (way != "float32" and 8 * k <= n)
+    assert bool(seen) == (candidates != "float32" and 8 * k <= n)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_values_are_those_of_the_rows_returned(
-    way: str, dtype: torch.dtype, normalize: bool
+    candidates: str, dtype: torch.dtype, normalize: bool
 ) -> None:
     bank, query = unit_rows(1500, 96, dtype) * 3, unit_rows(50, 96, dtype, seed=1) * 2
     values, indices = similarity_topk(query, bank, 20, normalize=normalize)
@@ -153,7 +151,7 @@ def test_rows_that_cannot_be_certified_are_computed_in_float32() -> None:
 
 
 @pytest.mark.parametrize("moved", [6, 13, 19, 29])
-def test_products_on_either_side_of_a_rounding_are_not_swapped(way: str, moved: int) -> None:
+def test_products_on_either_side_of_a_rounding_are_not_swapped(candidates: str, moved: int) -> None:
     """The worst that three roundings do: the better row loses by each of them, and the other one
     gains.
 
@@ -189,7 +187,7 @@ def test_bounds_hold_for_rows_of_any_length(scale: float) -> None:
     torch.testing.assert_close(values.double(), exact, rtol=2e-6, atol=0)
 
 
-def test_rows_that_share_memory_are_not_taken_for_each_other(way: str) -> None:
+def test_rows_that_share_memory_are_not_taken_for_each_other(candidates: str) -> None:
     square = unit_rows(1024, 1024)
     for query in (square.T, square[:1].expand(1024, 1024)):
         found, expected = (similarity_topk(q, square, 3) for q in (query, query.clone()))
@@ -205,7 +203,7 @@ def test_equal_rows_tie_in_small_batches_too(batch: int, n: int) -> None:
     assert torch.equal(similarity_topk(query, bank, 4, precision="ieee")[1][0], rows)
 
 
-def test_a_bank_searched_with_itself_equals_a_copy(way: str) -> None:
+def test_a_bank_searched_with_itself_equals_a_copy(candidates: str) -> None:
     bank = unit_rows(1100, 64)
     own = torch.arange(1100)
     here, there = (similarity_topk(q, bank, 9, exclude=own) for q in (bank, bank.clone()))
@@ -214,7 +212,7 @@ def test_a_bank_searched_with_itself_equals_a_copy(way: str) -> None:
     assert not (here[1] == own[:, None]).any()
 
 
-def test_rows_need_not_be_contiguous(way: str) -> None:
+def test_rows_need_not_be_contiguous(candidates: str) -> None:
     bank, query = unit_rows(1100, 64), unit_rows(20, 64, seed=1)
     found, expected = (
         similarity_topk(strided(query), strided(bank), 7),
@@ -224,7 +222,7 @@ def test_rows_need_not_be_contiguous(way: str) -> None:
     assert torch.equal(found[1], expected[1])
 
 
-def test_two_runs_are_equal_to_the_bit(way: str) -> None:
+def test_two_runs_are_equal_to_the_bit(candidates: str) -> None:
     bank, query = unit_rows(1500, 100), unit_rows(70, 100, seed=1)
     first, second = similarity_topk(query, bank, 12), similarity_topk(query, bank, 12)
     assert torch.equal(first[0], second[0])
@@ -238,7 +236,7 @@ def test_autocast_does_not_round_the_products() -> None:
     assert torch.equal(found, similarity_topk(query, bank, 6)[0])
 
 
-def test_the_default_dtype_is_not_looked_at(way: str) -> None:
+def test_the_default_dtype_is_not_looked_at(candidates: str) -> None:
     bank, query = unit_rows(1100, 64), unit_rows(20, 64, seed=1)
     expected = similarity_topk(query, bank, 6)
     torch.set_default_dtype(torch.float64)
@@ -250,7 +248,7 @@ def test_the_default_dtype_is_not_looked_at(way: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_zero_rows_have_similarity_zero(way: str) -> None:
+def test_zero_rows_have_similarity_zero(candidates: str) -> None:
     bank, query = unit_rows(1100, 64), unit_rows(20, 64, seed=1)
     query[4], bank[17] = 0, 0
     values, indices = similarity_topk(query, bank, 6)
@@ -269,14 +267,14 @@ def test_fewer_rows_than_k_leave_minus_one() -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("where", ["query", "bank"])
-def test_rows_that_are_not_finite_are_named(way: str, value: float, where: str) -> None:
+def test_rows_that_are_not_finite_are_named(candidates: str, value: float, where: str) -> None:
     rows = {"query": unit_rows(20, 64), "bank": unit_rows(1100, 64, seed=1)}
     rows[where][13, 5] = value
     with pytest.raises(NotFiniteError, match=rf"{where}: row 13 is not finite \(1 such rows\)"):
         similarity_topk(rows["query"], rows["bank"], 3)
 
 
-def test_a_row_that_is_not_finite_is_named_among_ties_too(way: str) -> None:
+def test_a_row_that_is_not_finite_is_named_among_ties_too(candidates: str) -> None:
     bank = torch.ones(1100, 64)
     bank[5, 3] = torch.nan
     with pytest.raises(NotFiniteError, match="bank: row 5 is not finite"):

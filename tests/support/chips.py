@@ -1,9 +1,9 @@
-"""Machine code of the Triton kernels for several chips, without any of them.
+"""Machine code of the Triton kernels for several chips, without having any of them.
 
-The launchers run on small CPU tensors while a recorder stands in for the launch, so signatures,
-constants and alignment are those of a real call; each distinct launch is then compiled for each
-chip by Triton's own compiler. What came out is printed as a Markdown table by `python
-tests/kernels/chips.py`.
+The launchers run on small CPU tensors while a recorder takes the place of the launch, so
+signatures, constants and alignment are those of a real call. Each distinct launch is then compiled
+for each chip by Triton's own compiler. `python -m tests.support.chips` prints the result as a
+Markdown table.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from tests.support.operators import launchers
 
 
 class Chip(NamedTuple):
-    """A chip that kernels are compiled for.
+    """A chip for which kernels are compiled.
 
     Args:
-        target: What Triton calls it.
-        shared: Bytes of shared memory that a program can have.
+        target: Triton's name of it.
+        shared: Bytes of shared memory available to a program.
         matrix: Patterns of the instructions of its matrix units, the preferred one first.
-        plain: Pattern of float32 multiply-adds outside of them.
+        plain: Pattern of float32 multiply-adds outside the matrix units.
     """
 
     target: GPUTarget
@@ -68,9 +68,7 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Dot:
-    """A product of two tiles, as the kernel asks for it: tile sizes, operands (fp32, tf32, bf16,
-    fp16).
-    """
+    """A product of two tiles in a kernel: tile sizes and operand (fp32, tf32, bf16, fp16)."""
 
     rows: int
     depth: int
@@ -80,7 +78,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of one launch.
+    """Result of compiling one launch.
 
     Args:
         kernel: Name.
@@ -88,12 +86,12 @@ class Compiled:
         memory: Dtypes that are read.
         dots: The kernel's products.
         chip: Name.
-        failure: The compiler's message where it made nothing; the rest is empty then.
-        registers: A thread.
-        shared: Bytes a program.
-        spilled: Bytes a thread keeps in memory for want of registers.
-        matrix: Instructions of the matrix units found.
-        plain: Whether there are float32 multiply-adds outside of them.
+        failure: The compiler's message if it failed; the other fields are empty then.
+        registers: Per thread.
+        shared: Bytes per program.
+        spilled: Bytes per thread that are kept in memory because registers are missing.
+        matrix: Instructions of the matrix units in the code.
+        plain: Whether there are float32 multiply-adds outside the matrix units.
     """
 
     kernel: str
@@ -110,7 +108,7 @@ class Compiled:
 
     @property
     def operand(self) -> str:
-        """What is multiplied, or the dtype that is read where nothing is."""
+        """Dtype of the operands of products, or the dtype that is read if there is no product."""
         return "/".join(sorted({dot.operand for dot in self.dots})) or self.memory
 
     def __str__(self) -> str:
@@ -118,14 +116,14 @@ class Compiled:
 
 
 class Launch(NamedTuple):
-    """A kernel and what it was called with."""
+    """A kernel and the arguments of its launch."""
 
     kernel: JITFunction
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def key(self) -> tuple[Any, ...]:
-        """Equal where Triton compiles one code for both."""
+        """A key that is equal for launches for which Triton compiles one code."""
         return (
             self.kernel.__name__,
             *map(_kind, self.args),
@@ -133,18 +131,18 @@ class Launch(NamedTuple):
         )
 
     def memory(self) -> str:
-        """Dtypes of the first two arguments, which are the rows read, or of the first alone."""
+        """Dtypes of the rows that are read: those of the first two arguments, or of the first."""
         names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
         first = [str(x.dtype)[6:] for x in self.args[:2] if isinstance(x, Tensor)]
         floats = [names[x] for x in dict.fromkeys(first) if x in names]
         return "/".join(floats) or first[0]
 
     def half(self) -> bool:
-        """Whether it reads float16, of which the tiles are those of bfloat16: one chip is enough."""
+        """Whether it reads float16. Its tiles are those of bfloat16, so one chip is enough."""
         return any(isinstance(x, Tensor) and x.dtype == torch.float16 for x in self.args)
 
     def config(self) -> str:
-        """Block sizes, warps, stages, and the flags that are set."""
+        """Block sizes, warps, stages, and the flags that are on."""
         blocks = [str(v) for k, v in self.kwargs.items() if k.startswith("BLOCK_")]
         flags = [k.lower() for k, v in self.kwargs.items() if v is True]
         rest = [
@@ -180,7 +178,7 @@ def captured() -> list[Launch]:
 
 
 def kernel_names() -> set[str]:
-    """All functions of the package that are launched."""
+    """Names of all kernels of the package."""
     sources = [path.read_text() for path in Path(tiles.__file__).parent.glob("*.py")]
     return {
         name
@@ -190,7 +188,7 @@ def kernel_names() -> set[str]:
 
 
 def unread_tiles() -> list[str]:
-    """Rows of the table of tiles that no launcher looked at."""
+    """Rows of the table of tiles that no launcher reads."""
     read: list[tiles.Tile] = []
 
     def note(self: tiles.Tile, name: str) -> Any:
@@ -210,7 +208,7 @@ def unread_tiles() -> list[str]:
 
 
 class _Driver:
-    """Stands in for the driver of a machine with the chip."""
+    """Takes the place of the driver of a machine with the chip."""
 
     def __init__(self, chip: str) -> None:
         self.chip = chip
@@ -253,7 +251,11 @@ def compiled(launch: Launch, chip: str, **options: Any) -> Compiled:
 
 
 def _dots(ttir: str) -> tuple[Dot, ...]:
-    pattern = r"tt\.dot [^\n]*?(?:inputPrecision = (\w+) )?: tensor<(\d+)x(\d+)x(\w+)> \* tensor<\d+x(\d+)x"
+    """The products in Triton's intermediate code."""
+    pattern = (
+        r"tt\.dot [^\n]*?(?:inputPrecision = (\w+) )?"
+        r": tensor<(\d+)x(\d+)x(\w+)> \* tensor<\d+x(\d+)x"
+    )
     found = re.findall(pattern, ttir)
     names = {"f32": "fp32", "f16": "fp16"}
     return tuple(
@@ -262,8 +264,9 @@ def _dots(ttir: str) -> tuple[Dot, ...]:
 
 
 def _resources(asm: dict[str, Any]) -> tuple[int, int]:
-    """Registers, and bytes of stack: the kernels have no arrays of their own, so all of it is
-    spilled registers.
+    """Registers and bytes of stack.
+
+    The kernels have no arrays, so the stack holds spilled registers only.
     """
     if "amdgcn" in asm:
         names = ("vgpr_count", "private_segment_fixed_size")
@@ -284,7 +287,7 @@ def _resources(asm: dict[str, Any]) -> tuple[int, int]:
 
 @triton.jit
 def nothing_much(x_ptr, n, BLOCK: tl.constexpr):  # noqa: N803
-    """What every chip can run: where it does not compile, Triton was built without the chip."""
+    """A kernel for every chip. If it does not compile, Triton was built without the chip."""
     place = tl.arange(0, BLOCK)
     tl.store(x_ptr + place, tl.load(x_ptr + place, mask=place < n) * 2.0, mask=place < n)
 
@@ -324,8 +327,9 @@ def one_job_per_kernel(chip: str) -> list[Job]:
 
 
 def compile_jobs(jobs: list[Job], workers: int | None = None) -> list[Compiled]:
-    """Compile afresh, in processes of their own: none of Triton's state here changes, and it may be
-    the interpreter's.
+    """Compile in separate processes with an empty cache.
+
+    Triton's state in this process does not change. It may be that of the interpreter.
     """
     with (
         tempfile.TemporaryDirectory() as cache,
@@ -349,10 +353,9 @@ def _compile_job(job: Job) -> Compiled:
 
 
 def table(results: list[Compiled]) -> str:
-    """As Markdown; of launches that differ in alignment alone, the one with the most registers."""
-    lines = [
-        "kernel | config | memory, operand | chip | registers | shared KiB | spilled bytes | multiply-add"
-    ]
+    """A Markdown table. Launches that differ in alignment only share a line: most registers win."""
+    columns = ("kernel", "config", "memory, operand", "chip", "registers", "shared KiB")
+    lines = [" | ".join([*columns, "spilled bytes", "multiply-add"])]
     lines.append(" | ".join(["---"] * 8))
     worst: dict[str, Compiled] = {}
     for x in results:

@@ -1,4 +1,4 @@
-"""What the tests of the operators share."""
+"""Shared by the tests of the operators."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ def unit_rows(n: int, dim: int, dtype: torch.dtype = torch.float32, seed: int = 
 
 
 def on_grid(n: int, dim: int, seed: int = 0) -> Tensor:
-    """Rows of few coarse values: products are exact in any order of summing and in any dtype, and
-    many are equal.
+    """Rows with few coarse values.
+
+    Their products are exact in any order of summation and in any dtype, and many are equal.
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-2, 3, (n, dim), generator=generator).float() / 4
 
 
 def strided(x: Tensor) -> Tensor:
-    """The same values, every second column of a wider matrix."""
+    """The same values as every second column of a wider matrix."""
     wide = x.new_full((x.shape[0], 2 * x.shape[1]), torch.nan)
     wide[:, ::2] = x
     return wide[:, ::2]
 
 
 def assert_as_good_as_eager(found: Tensor, eager: Tensor, exact: Tensor, tiny: float) -> None:
-    """The rule of tolerance: at most twice the error of plain PyTorch in the same dtype, and
-    something tiny.
+    """Assert an error of at most twice that of plain PyTorch in the same dtype, plus something
+    tiny.
     """
     error, plain = ((x.double() - exact.double()).norm() for x in (found, eager))
     assert error <= 2 * plain + tiny * exact.double().norm().clamp(min=1)
@@ -52,9 +53,7 @@ def assert_as_good_as_eager(found: Tensor, eager: Tensor, exact: Tensor, tiny: f
 def compiled_once(
     call: Callable[..., Any], sizes: list[tuple[Any, ...]], dynamic: Callable[..., list[Tensor]]
 ) -> None:
-    """The call is one graph, gives what it gives uncompiled, and is compiled once for all the
-    sizes.
-    """
+    """Assert that the call compiles to one graph, once for all sizes, with unchanged results."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(call, backend=counter, fullgraph=True)
@@ -69,7 +68,7 @@ def compiled_once(
 
 
 def run_interpreted(name: str) -> None:
-    """Run `interpreted/NAME.py` in a process of its own, whose kernels Triton interprets."""
+    """Run `interpreted/NAME.py` in a separate process with Triton's interpreter."""
     pytest.importorskip("triton")
     file = ROOT / "tests" / "kernels" / "interpreted" / f"{name}.py"
     ran = subprocess.run(

@@ -1,7 +1,7 @@
-"""SpCL's, Cluster Contrast's and MMCL's memories, stated again from their formulas: whole rows of
-logits, loops over the batch.
+"""The memories of SpCL, Cluster Contrast and MMCL, written again from their formulas.
 
-Any floating dtype. Nothing here comes from the operators that it is compared with.
+They compute whole rows of logits and loop over the batch, in any floating dtype. They use nothing
+of the operators that are compared with them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 
 class Products(torch.autograd.Function):
-    """All products of a batch with a memory, which moves towards the batch when the gradient is
-    taken.
-    """
+    """Products of a batch with a memory that is updated in the backward pass."""
 
     @staticmethod
     def forward(

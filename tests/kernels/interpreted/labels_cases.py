@@ -23,7 +23,7 @@ TILE = Tile(16, 16, 16, 1, 1)
 
 
 def integers(*shape: int) -> Tensor:
-    """Products of such rows are exact in float32, and many are equal."""
+    """Rows whose products are exact in float32, and often equal."""
     return torch.randint(-2, 3, shape).float() / 4
 
 

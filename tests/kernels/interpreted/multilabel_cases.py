@@ -28,7 +28,7 @@ def lists(*rows: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def integers(*shape: int) -> Tensor:
-    """Products of such rows are exact in float32, and many are equal."""
+    """Rows whose products are exact in float32, and often equal."""
     return torch.randint(-2, 3, shape).float() / 4
 
 

@@ -175,18 +175,9 @@ def bank_contrast_loss(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     order, starts = _checked_index(features, bank, targets, temperature, classes, precision)
-    problem = ContrastProblem(
-        features,
-        bank,
-        targets,
-        order,
-        starts,
-        temperature,
-        ignore_index,
-        gradient=torch.is_grad_enabled() and features.requires_grad,
-        partial=False,
-        precision=precision,
-    )
+    gradient = torch.is_grad_enabled() and features.requires_grad
+    loss = (features, bank, targets, order, starts, temperature, ignore_index)
+    problem = ContrastProblem(*loss, gradient=gradient, partial=False, precision=precision)
     losses = _bank_contrast(*problem)[0]  # (B,)
     return reduced(losses, reduction, targets != ignore_index)
 
@@ -290,18 +281,9 @@ def partial_contrast(
             collective.
     """
     order, starts = _checked_index(features, bank, targets, temperature, classes, precision)
-    problem = ContrastProblem(
-        features.detach(),
-        bank.detach(),
-        targets,
-        order,
-        starts,
-        temperature,
-        ignore_index,
-        gradient=gradient,
-        partial=True,
-        precision=precision,
-    )
+    rows = (features.detach(), bank.detach())
+    loss = (*rows, targets, order, starts, temperature, ignore_index)
+    problem = ContrastProblem(*loss, gradient=gradient, partial=True, precision=precision)
     return PartialContrast(*_bank_contrast(*problem))
 
 
@@ -452,18 +434,8 @@ def _bank_contrast(
         gradient of each loss, (0, D) without `gradient`; and the vectors of the targets (B, D), (0,
         D) without `gradient` or `partial`.
     """
-    problem = ContrastProblem(
-        features,
-        bank,
-        targets,
-        order,
-        starts,
-        temperature,
-        ignore_index,
-        gradient,
-        partial,
-        precision,
-    )
+    loss = (features, bank, targets, order, starts, temperature, ignore_index)
+    problem = ContrastProblem(*loss, gradient, partial, precision)
     if features.is_cpu:
         check_range("targets", targets, 0, problem.class_count(), ignored=ignore_index)
     if not takes_kernels(features, bank) or (starts is not None and len(starts) == 1):
@@ -504,18 +476,8 @@ def _bank_gradient(
     """Gradient (n, D) for the bank of the losses times weights (B,), in the bank's dtype."""
     from .bank_loss_cpu import bank_gradient_blocked, contrast_blocked
 
-    problem = ContrastProblem(
-        features,
-        bank,
-        targets,
-        order,
-        starts,
-        temperature,
-        ignore_index,
-        gradient=False,
-        partial=False,
-        precision="ieee",
-    )
+    loss = (features, bank, targets, order, starts, temperature, ignore_index)
+    problem = ContrastProblem(*loss, gradient=False, partial=False, precision="ieee")
     with full_precision(features):
         if takes_kernels(features):
             # The kernels round their log-sum-exps differently from the products that are computed
@@ -565,20 +527,9 @@ def _backward(ctx: Any, weights: Tensor | None, *_: Any) -> tuple[Tensor | None,
             )
         to_features = once((slopes * weights[:, None]).to(ctx.dtype))
     if ctx.needs_input_grad[1]:
-        features, bank, targets, order, starts, log_sums = saved
-        to_bank = once(
-            _bank_gradient(
-                features.detach(),
-                bank.detach(),
-                targets,
-                order,
-                starts,
-                ctx.temperature,
-                ctx.ignore_index,
-                log_sums,
-                weights,
-            )
-        )
+        features, bank, *index, log_sums = saved  # index: targets, order, starts
+        loss = (features.detach(), bank.detach(), *index, ctx.temperature, ctx.ignore_index)
+        to_bank = once(_bank_gradient(*loss, log_sums, weights))
     return (to_features, to_bank, *nothing)
 
 

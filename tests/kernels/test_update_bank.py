@@ -142,7 +142,7 @@ def test_no_gradient_is_kept() -> None:
             torch.zeros(1, 3),
             [0],
             0.5,
-            "bank: it requires a gradient",
+            "bank: got a tensor that requires a gradient",
         ),
     ],
 )

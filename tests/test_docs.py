@@ -147,3 +147,16 @@ def test_the_options_of_a_page_exist(page: Path, options: set[str]) -> None:
 @pytest.mark.parametrize("page", [*TEXTS, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
 def test_pages_keep_to_the_words_of_the_field(page: Path) -> None:
     assert PRIVATE_WORDS.findall(page.read_text()) == []
+
+
+@pytest.mark.parametrize("top", CODE)
+def test_code_keeps_to_the_words_of_the_field(top: str) -> None:
+    files = [f for f in sorted((ROOT / top).rglob("*")) if f.suffix in SUFFIXES]
+    lines = [
+        f"{file.relative_to(ROOT)}: {line.strip()}"
+        for file in files
+        if file != Path(__file__)
+        for line in file.read_text().splitlines()
+        if PRIVATE_WORDS.search(line)
+    ]
+    assert lines == []

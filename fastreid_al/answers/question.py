@@ -1,4 +1,4 @@
-"""What is asked and what is answered: the words that the rest of the room shares."""
+"""Questions, answers and annotators: the terms that strategies, ledger and closure share."""
 
 from __future__ import annotations
 

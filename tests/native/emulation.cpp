@@ -33,10 +33,10 @@ int sums(bool all_there) {
     launch(all_there ? block_sums<true> : block_sums<false>, 300, 128, 128 * sizeof(int), nullptr,
            x.data(), x.size(), found.data());
     for (size_t b = 0; b < found.size(); ++b) {
-        int wanted = 0;
-        for (size_t i = 128 * b; i < std::min(x.size(), 128 * b + 128); ++i) wanted += x[i];
-        if (found[b] != wanted)
-            return std::printf("block %zu: found %d, wanted %d\n", b, found[b], wanted);
+        int expected = 0;
+        for (size_t i = 128 * b; i < std::min(x.size(), 128 * b + 128); ++i) expected += x[i];
+        if (found[b] != expected)
+            return std::printf("block %zu: got %d, expected %d\n", b, found[b], expected);
     }
     return 0;
 }
@@ -66,11 +66,11 @@ int shuffled() {
     for (int t = 0; t < 96; ++t) {
         const int lane = t % 32, first = t - lane;
         const long long neighbour = lane >= 16 ? -1 : lane % 4 == 3 ? lane : lane + 1;
-        const long long wanted = 32LL * first + 496 + 31000000LL + 1000000000LL +
+        const long long expected = 32LL * first + 496 + 31000000LL + 1000000000LL +
                                  10000000000LL * neighbour + 1000000000000LL +
                                  2000000000000LL * 16 + 2;
-        if (found[t] != wanted)
-            return std::printf("thread %d: found %lld, wanted %lld\n", t, found[t], wanted);
+        if (found[t] != expected)
+            return std::printf("thread %d: got %lld, expected %lld\n", t, found[t], expected);
     }
     return 0;
 }
@@ -100,19 +100,19 @@ int counted() {
     const int n = 5000;
     std::vector<int> x(n);
     for (int i = 0; i < n; ++i) x[i] = (i * 7919LL + 13) % 4096;
-    std::vector<unsigned> found(65), wanted(64), seen(128), wanted_seen(128);
-    unsigned long long sum = 0, wanted_sum = 0;
+    std::vector<unsigned> found(65), expected(64), seen(128), expected_seen(128);
+    unsigned long long sum = 0, expected_sum = 0;
     int least = 1 << 30, most = -1;
     cudaMemsetAsync(found.data(), 0, found.size() * sizeof(unsigned), nullptr);
     launch(histogram, (n + 127) / 128, 128, 0, nullptr, x.data(), n, found.data(), &sum, &least,
            &most, seen.data());
     for (int value : x) {
-        ++wanted[value % 64];
-        wanted_sum += value;
-        wanted_seen[value / 32] |= 1u << value % 32;
+        ++expected[value % 64];
+        expected_sum += value;
+        expected_seen[value / 32] |= 1u << value % 32;
     }
-    const bool same = std::equal(wanted.begin(), wanted.end(), found.begin()) &&
-                      sum == wanted_sum && seen == wanted_seen &&
+    const bool same = std::equal(expected.begin(), expected.end(), found.begin()) &&
+                      sum == expected_sum && seen == expected_seen &&
                       least == *std::min_element(x.begin(), x.end()) &&
                       most == *std::max_element(x.begin(), x.end());
     return same && found[64] != 0 ? 0 : std::printf("a count differs\n");

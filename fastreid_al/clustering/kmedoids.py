@@ -178,25 +178,25 @@ class _Members(NamedTuple):
 
     Args:
         position: Of the member in `members` and in `labels`.
-        index: Of the member inside its cluster.
+        inside: Of the member inside its cluster.
         size: Of its cluster.
         similarity_offset: Where the similarities of its cluster begin.
         medoid_offset: Where the medoids of its cluster begin.
     """
 
     position: Tensor
-    index: Tensor
+    inside: Tensor
     size: Tensor
     similarity_offset: Tensor
     medoid_offset: Tensor
 
     def diagonal(self) -> Tensor:
         """Where each member's similarity to itself lies."""
-        return self.similarity_to(self.index)
+        return self.similarity_to(self.inside)
 
     def similarity_to(self, other: Tensor) -> Tensor:
         """Where each member's similarity to another one lies, given by its index in the cluster."""
-        return self.similarity_offset + other * self.size + self.index
+        return self.similarity_offset + other * self.size + self.inside
 
 
 class _Table(NamedTuple):
@@ -253,7 +253,7 @@ class _Table(NamedTuple):
         position = ranges(self.label_offset, self.size)
         return _Members(
             position=position,
-            index=position - self.label_offset[owner],
+            inside=position - self.label_offset[owner],
             size=self.size[owner],
             similarity_offset=self.similarity_offset[owner],
             medoid_offset=self.medoid_offset[owner],

@@ -149,7 +149,7 @@ def _as_option(found: re.Match[str]) -> str:
 @cache
 def _known_keys() -> frozenset[str]:
     classes = (RunConfig, EvaluationConfig, SimulationConfig, SyntheticConfig)
-    keys = {s.key for s in (*TRAINING_OPTIONS, *_EXPORT, _OUT, _SIZE, _EVENT)}
+    keys = {s.key for s in (*TRAINING_OPTIONS, *_EXPORT, _OUT, _SIZE, _EVENT)} | {"pair"}
     for cls in classes:
         keys |= {*settings_of(cls), *groups_of(cls), *removed_settings(cls)}
     return frozenset(keys)

@@ -74,7 +74,7 @@ class UCAL(ContrastiveMethod):
                 "extract",
                 "a cluster memory has no vector per image to cluster",
             )
-        check_backend(cluster.dbscan, len(cameras), "--cluster.dbscan")
+        check_backend(cluster.dbscan, len(cameras), "`cluster.dbscan`")
         self.cluster = cluster
         self.questions = CollectiveQuestions(questions, world, watch)
         #: Threshold of the self-paced selection, fixed at the first clustering.

@@ -84,7 +84,7 @@ _CONFIG = Setting(
 _PRINT_CONFIG = Setting(
     "Print all settings as YAML, for `config`, and exit.", False, key="print_config", type=bool
 )
-_HELP = Setting("Show the most used options.", False, key="help", type=bool)
+_HELP = Setting("Show this help.", False, key="help", type=bool)
 _HELP_ALL = Setting("Show every option.", False, key="help_all", type=bool)
 _OUT = Setting("Folder to write MSMT17_V1 into.", key="out", type=str)
 _SIZE = Setting(
@@ -199,6 +199,12 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {line}", file=sys.stderr)
         raise SystemExit(2)
 
+    def section(self, title: str) -> Any:
+        """The section of the help with a title, made at its first use."""
+        if title not in self._sections:
+            self._sections[title] = self.add_argument_group(title)
+        return self._sections[title]
+
     def add_setting(self, setting: Setting, section: str = "Options") -> None:
         """Add the option of a setting, shown in a section of the help."""
         self.settings[setting.key] = setting
@@ -209,10 +215,8 @@ class Parser(argparse.ArgumentParser):
             options["metavar"] = _metavar(setting)
         if setting.type is bool and setting not in _FLAGS:
             options |= {"nargs": "?", "const": "true"}
-        if section not in self._sections:
-            self._sections[section] = self.add_argument_group(section)
         names = ["-h", "--help"] if setting is _HELP else [option(setting.key)]
-        self._sections[section].add_argument(*names, **options)
+        self.section(section).add_argument(*names, **options)
 
     def add_class(self, cls: type, sections: Mapping[str, Iterable[str]] = {}) -> None:
         """Add the settings of a configuration class, and the removed ones without help."""
@@ -468,7 +472,7 @@ def parse_ledger(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_setting(setting)
     if name == "export":
         about = "Paths of two images: only what follows about this pair."
-        parser.add_argument("--pair", nargs=2, metavar="PATH", help=about)
+        parser.section("Options").add_argument("--pair", nargs=2, metavar="PATH", help=about)
     given: dict[str, Any] = parser.parse(words[1:])
     if "help" in given:
         parser.help_and_exit({}, None)

@@ -133,7 +133,7 @@ def kept_back(world: World) -> None:
         and torch.equal(norm.running_mean, moved)
     )
     model.train()
-    with pytest.raises(ValueError, match="got 6 images on a rank, expected a multiple of 4"):
+    with pytest.raises(ValueError, match="got 6 images in a process, expected a multiple of 4"):
         model(x[:6])
 
 

@@ -92,7 +92,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_equal_a_single_process(pool: Pool, size: int, case: tuple[Any, ...]) -> None:
     outputs, of_images, of_parameters, buffers = trained(SINGLE_PROCESS, *case)

@@ -108,6 +108,7 @@ def test_the_usual_cast_keeps_the_name_of_the_cached_folder(
     assert strong.startswith("synthetic-v1-10-120-9-30-80-4-48-0-4.0-")
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_files_as_one(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

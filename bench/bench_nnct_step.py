@@ -1,7 +1,10 @@
-"""One step of NNCT with one neighbour: what it does over its memories, beside the same as published, and the network.
+"""One step of NNCT with one neighbour.
 
-As published: every similarity of the batch, full sorts of n in a loop over images, labels as a matrix of n x n floats. The
-network is the same for both, so it is measured once, and the whole step is the sum of the two.
+What it does over its memories, beside the same as published, and the network.
+
+As published: every similarity of the batch, full sorts of n in a loop over images, labels as a
+matrix of n x n floats. The network is the same for both, so it is measured once, and the whole step
+is the sum of the two.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from torch import Tensor
 
 from fastreid_al.config import BatchConfig, NNCTConfig
 
-# Imported by the forms that need them: each is measured in a process of its own, which need not wait for the others'.
+# Imported by the forms that need them: each is measured in a process of its own, which need not
+# wait for the others'.
 if TYPE_CHECKING:
     from fastreid_al.methods.nnct import NNCT
 
@@ -42,7 +46,8 @@ SHARE = 0.5
 #: Rows of that matrix that are filled at a time.
 BLOCK = 1_024
 ROUNDS = 3
-#: Most that the forms may differ, relatively. Rounding may take another negative at the end of the hardest into the gradient.
+#: Most that the forms may differ, relatively. Rounding may take another negative at the end of the
+#: hardest into the gradient.
 ERRORS = {"loss": 1e-5, "gradient": 1e-3, "moved": 1e-6}
 PARTS = ("labels_s", "neighbours_s", "losses_s", "updates_s")
 
@@ -85,7 +90,10 @@ class Published:
         return loss
 
     def predict(self, rows: Tensor) -> Tensor:
-        """MPLP as rows of zeros and ones: the list of each image sorted, and those of all its candidates."""
+        """MPLP as rows of zeros and ones.
+
+        The list of each image sorted, and those of all its candidates.
+        """
         listed, order = (self.bank[rows] @ self.bank.T).sort(dim=1, descending=True, stable=True)
         labels = torch.zeros_like(listed)
         for b, i in enumerate(rows.tolist()):
@@ -137,7 +145,10 @@ class Problem(NamedTuple):
 
 
 def make(device: str, form: str, size: Size) -> Problem:
-    """Products of the memory's rows are exact in float32, so both forms see the same lists; the labels of all are known."""
+    """Products of the memory's rows are exact in float32, so both forms see the same lists.
+
+    The labels of all are known.
+    """
     _, dim, _, _, batch, n = size
     bank, identities = harness.unit_rows(device, "float32", n, dim, spread=SPREAD, exact=True)
     rows = torch.arange(batch, device=device) * (n // batch)
@@ -176,7 +187,10 @@ def step(form: Form, embeddings: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class First(NamedTuple):
-    """What the first step gives: the labels (CSR, ascending), loss, gradient, and rows of the memory."""
+    """What the first step gives.
+
+    The labels (CSR, ascending), loss, gradient, and rows of the memory.
+    """
 
     indptr: Tensor
     indices: Tensor
@@ -243,7 +257,8 @@ def skip_what_does_not_fit(device: str, n: int) -> None:
         here = torch.cuda.get_device_properties(0).total_memory
     if 4 * n * n > SHARE * here:
         pytest.skip(
-            f"a matrix of floats needs {4 * n * n / 1e9:.1f} GB, and half the memory is {SHARE * here / 1e9:.1f}"
+            f"a matrix of floats needs {4 * n * n / 1e9:.1f} GB, "
+            f"and half the memory is {SHARE * here / 1e9:.1f}"
         )
 
 
@@ -283,7 +298,10 @@ def test_memories(benchmark: BenchmarkFixture, size: Size, form: str, device: st
 
 
 class Network:
-    """A backbone and its optimizer; each call is forward, backward from a gradient that is given, and the step."""
+    """A backbone and its optimizer.
+
+    Each call is forward, backward from a gradient that is given, and the step.
+    """
 
     def __init__(self, device: str, size: Size) -> None:
         from fastreid_al.models import build_model

@@ -102,7 +102,10 @@ CALLS = {"update": update, "lookup": lookup, "lookup_bits": lookup_bits, "update
 
 
 def work(call: str, row: int, batch: int, labels: int, n: int) -> harness.Work:
-    """An operation for each label; rows of the bank in or out, ids as CSR in or out, bit rows out."""
+    """An operation for each label.
+
+    Rows of the bank in or out, ids as CSR in or out, bit rows out.
+    """
     ids = 8.0 * batch * (labels + 2)
     words = 4.0 * batch * ((n + 31) // 32)
     moved = {

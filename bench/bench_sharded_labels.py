@@ -1,7 +1,10 @@
-"""Pseudo-labels of one epoch over ranks: processes of one machine over gloo, each with its share of the images.
+"""Pseudo-labels of one epoch over ranks.
 
-Seconds of the slowest rank, and of its processor, where all share the threads of one process; what the features, lists and
-graph of the largest share take; the peak of the resident set over the start. The labels must be those of one process.
+Processes of one machine over gloo, each with its share of the images.
+
+Seconds of the slowest rank, and of its processor, where all share the threads of one process; what
+the features, lists and graph of the largest share take; the peak of the resident set over the
+start. The labels must be those of one process.
 """
 
 from __future__ import annotations

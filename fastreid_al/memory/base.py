@@ -1,12 +1,16 @@
-"""The base of the feature memories for the contrastive loss (UCAL, Eq. 1). The arithmetic is in `reid_kernels`.
+"""The base of the feature memories for the contrastive loss (UCAL, Eq. 1).
 
-A memory is a buffer: no gradient flows into it. With a labelled source (SpCL's domain adaptation) it also holds a centroid for
-each identity of the source. These centroids come after the vectors of the target and move like them. Rows of the source's
-images are numbered after the n of the target, and its classes after those of the target.
+The arithmetic is in `reid_kernels`.
 
-With several ranks each holds the vectors of some classes, always whole classes. A rank's part of Eq. 1 for the whole batch is
-then a log-sum-exp and a weighted mean of its own vectors, and nothing as long as the number of classes is sent. In a step of W
-ranks with B features of D float32 values in all, a rank receives (W - 1) / W of these bytes:
+A memory is a buffer: no gradient flows into it. With a labelled source (SpCL's domain adaptation)
+it also holds a centroid for each identity of the source. These centroids come after the vectors of
+the target and move like them. Rows of the source's images are numbered after the n of the target,
+and its classes after those of the target.
+
+With several ranks each holds the vectors of some classes, always whole classes. A rank's part of
+Eq. 1 for the whole batch is then a log-sum-exp and a weighted mean of its own vectors, and nothing
+as long as the number of classes is sent. In a step of W ranks with B features of D float32 values
+in all, a rank receives (W - 1) / W of these bytes:
 
     features and rows of the batch, before the loss and again before the update    2 B (4 D + 8)
     loss and log-sum-exp against each shard, and whether it holds the target       12 B W
@@ -34,7 +38,8 @@ class FeatureMemory:
     Args:
         momentum: Share of the old vector that an update keeps.
         temperature: tau of Eq. 1.
-        source: (m,) int64 identity of each image of the source, numbered without gaps; None without a source.
+        source: (m,) int64 identity of each image of the source, numbered without gaps; None without
+            a source.
         world: The ranks over which the memory is sharded.
     """
 
@@ -62,19 +67,22 @@ class FeatureMemory:
         self.count = 0
         #: The rows of the bank by class, in this rank's class numbers; None where a row is a class.
         self._index: ClassIndex | None = None
-        #: (vectors,) int64 on the CPU, the rank that holds each vector; None before the first epoch.
+        #: (vectors,) int64 on the CPU, the rank that holds each vector; None before the first
+        #: epoch.
         self._owners: Tensor | None = None
-        #: (vectors + 1,) int64, the place of each vector in this rank's bank; -1 on other ranks, and at the end.
+        #: (vectors + 1,) int64, the place of each vector in this rank's bank; -1 on other ranks,
+        #: and at the end.
         self._places = torch.full((1,), -1)
-        #: (classes + 1,) int64, this rank's number of each class; -1 for classes of other ranks, and at the end.
+        #: (classes + 1,) int64, this rank's number of each class; -1 for classes of other ranks,
+        #: and at the end.
         self._local_classes = torch.full((1,), -1)
 
     def start(self, features: Tensor) -> None:
-        """Take this rank's rows of the features (n, D) of all images, extracted before the first epoch."""
+        """Take this rank's rows of the features (n, D) of all images, before the first epoch."""
         raise NotImplementedError
 
     def start_source(self, features: Tensor) -> None:
-        """Take this rank's rows of the features (m, D) of the source's images, after `start`, before the first epoch."""
+        """Take this rank's rows of the features (m, D) of the source's images, after `start`."""
         centroids = class_centroids(features, self.source, self.source_count, self.world)
         self.bank = torch.cat([self.bank, centroids]) if len(self.bank) else centroids
 
@@ -83,7 +91,8 @@ class FeatureMemory:
 
         Args:
             features: This rank's rows of (n, D).
-            classes: (n,) int64, the class of each image, on every rank, without gaps; -1 for images of no class.
+            classes: (n,) int64, the class of each image, on every rank, without gaps; -1 for images
+                of no class.
         """
         self.count = int(classes.max()) + 1 if len(classes) else 0
         source_classes = self.count + self.source.to(features.device)
@@ -97,8 +106,9 @@ class FeatureMemory:
             rows: (b,) int64, the images.
 
         Returns:
-            The mean over the images that have a class. If some have none, the sum is divided by the count of the whole
-            batch over W, so that the mean of the ranks' losses, and of their gradients, is always that of the batch.
+            The mean over the images that have a class. If some have none, the sum is divided by the
+            count of the whole batch over W, so that the mean of the ranks' losses, and of their
+            gradients, is always that of the batch.
         """
         return sharded_bank_contrast_loss(
             features,
@@ -111,9 +121,9 @@ class FeatureMemory:
         )
 
     def update(self, features: Tensor, rows: Tensor) -> None:
-        """Move the memory towards the features of a batch, in batch order, after the loss was computed.
+        """Move the memory towards the features of a batch, after its loss was computed.
 
-        The vectors have the same bits on any number of ranks.
+        The batch is applied in order. The vectors have the same bits on any number of ranks.
 
         Args:
             features: (b, D) unit-norm, this rank's part of the batch; parts have one size.
@@ -146,7 +156,7 @@ class FeatureMemory:
             self._arrange()
 
     def _arrange(self) -> None:
-        """Move the vectors so that each class is whole on one rank, and number vectors and classes there."""
+        """Move the vectors so that each class is whole on one rank, and number them there."""
         raise NotImplementedError
 
     def _vectors_of(self, rows: Tensor) -> Tensor:
@@ -154,7 +164,7 @@ class FeatureMemory:
         raise NotImplementedError
 
     def _move(self, owners: Tensor) -> None:
-        """Move each vector to the rank that `owners` (vectors,) names, and number the vectors there."""
+        """Move each vector to its rank in `owners` (vectors,), and number the vectors there."""
         if self._owners is not None:
             self.bank = self.world.move_rows(self.bank, self._owners, owners)
         self._owners = owners

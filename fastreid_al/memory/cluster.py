@@ -11,20 +11,23 @@ from .sharding import class_centroids, even_owners
 
 
 class ClusterMemory(FeatureMemory):
-    """One unit vector per cluster (Cluster Contrast, Dai et al., ACCV 2022), computed anew at each epoch.
+    """One unit vector per cluster, new at each epoch (Cluster Contrast, Dai et al., ACCV 2022).
 
-    The vectors take 12 MB for MSMT17's 1,500 clusters and D = 2,048 in float32; each of W ranks holds ceil(C / W) of C
-    clusters. The vectors of the source's identities are kept over the epochs. While the centroids are computed, a rank holds
-    some columns of the features of its clusters' images.
+    The vectors take 12 MB for MSMT17's 1,500 clusters and D = 2,048 in float32; each of W ranks
+    holds ceil(C / W) of C clusters. The vectors of the source's identities are kept over the
+    epochs. While the centroids are computed, a rank holds some columns of the features of its
+    clusters' images.
 
-    This is the memory of the training engine: it knows classes, epochs, a source and ranks. `reid_kernels.compat.ClusterMemory`
-    is a drop-in replacement for the class of that name in the published code of Cluster Contrast, and is not used here.
+    This is the memory of the training engine: it knows classes, epochs, a source and ranks.
+    `reid_kernels.compat.ClusterMemory` is a drop-in replacement for the class of that name in the
+    published code of Cluster Contrast, and is not used here.
 
     Args:
         momentum: Share of the old vector that an update keeps.
         temperature: tau of Eq. 1.
         hardest: Update a cluster only by the image of the batch that is least similar to it.
-        source: (m,) int64 identity of each image of the source, numbered without gaps; None without a source.
+        source: (m,) int64 identity of each image of the source, numbered without gaps; None without
+            a source.
         world: The ranks over which the memory is sharded.
     """
 

@@ -22,9 +22,10 @@ Labels = Tensor | tuple[Tensor, Tensor]
 class ImageMemory:
     """The feature memory M of NNCT: one unit vector per image, zero until the image is first seen.
 
-    The vectors take 267 MB at n = 32,621 and 8.2 GB at 1e6 images for D = 2,048 in float32; each of W ranks holds ceil(n / W)
-    of them. A rank computes for the whole batch against its own vectors, and gets the losses and gradients of its part of the
-    batch. All methods but `allocate` are collective.
+    The vectors take 267 MB at n = 32,621 and 8.2 GB at 1e6 images for D = 2,048 in float32; each of
+    W ranks holds ceil(n / W) of them. A rank computes for the whole batch against its own vectors,
+    and gets the losses and gradients of its part of the batch. All methods but `allocate` are
+    collective.
 
     Args:
         n: Number of images.
@@ -48,7 +49,7 @@ class ImageMemory:
         self.bank = features.new_zeros(own.stop - own.start, features.shape[1])
 
     def gather_batch(self, features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole batch, (B, D) and (B,), from each rank's part of the features and rows, without gradient."""
+        """The whole batch, (B, D) and (B,), from each rank's part of it, without gradient."""
         return self._world.all_gather(features.detach()), self._world.all_gather(rows)
 
     def predict_labels(
@@ -81,8 +82,8 @@ class ImageMemory:
         """
         if k == 0:
             return rows.new_zeros(len(rows), 0)
-        # The operator uses "ieee" precision, which proves no candidates: the host does not wait, and a batch is too
-        # small for the proof to pay.
+        # The operator uses "ieee" precision, which proves no candidates: the host does not wait,
+        # and a batch is too small for the proof to pay.
         return sharded_similarity_topk(
             features, self.bank, k, self._n, self._world, normalize=False, exclude=rows
         )[1]
@@ -99,7 +100,8 @@ class ImageMemory:
         """MMCL of features against several sets of labels, weighted and summed.
 
         Args:
-            features: (b, D) unit-norm with gradient, this rank's part of the batch; parts have one size.
+            features: (b, D) unit-norm with gradient, this rank's part of the batch; parts have one
+                size.
             labels: J sets of labels of the whole batch, the same on all ranks.
             weights: J factors.
             delta: Weight of the positives.

@@ -11,16 +11,19 @@ from .sharding import even_owners, places_on
 
 
 class InstanceMemory(FeatureMemory):
-    """One unit vector per image (SpCL, Ge et al., NeurIPS 2020); a class is the mean of its members' vectors.
+    """One unit vector per image (SpCL, Ge et al., NeurIPS 2020).
 
-    The vectors take 267 MB at n = 32,621 and 8.2 GB at 1e6 images for D = 2,048 in float32. Image i has vector i. Identity j of
-    the source has vector n + j, and is a class of its own.
+    The centroid of a class is the mean of its members' vectors.
 
-    With W ranks a class is whole on one of them, so the vectors move at each epoch. A rank holds ceil(n / W) of them and at most
-    the rest of one more class: 1 GB at 1e6 images and W = 8. It holds both the old and the new ones while they move. A class of
-    more than n / W images still lies on one rank, which in the worst case holds as much as a single process. The numbers of
-    images and classes, some 40 bytes an image, are on every rank. Summing B x C logits over the ranks would avoid the moves,
-    but C can be n.
+    The vectors take 267 MB at n = 32,621 and 8.2 GB at 1e6 images for D = 2,048 in float32. Image i
+    has vector i. Identity j of the source has vector n + j, and is a class of its own.
+
+    With W ranks a class is whole on one of them, so the vectors move at each epoch. A rank holds
+    ceil(n / W) of them and at most the rest of one more class: 1 GB at 1e6 images and W = 8. It
+    holds both the old and the new ones while they move. A class of more than n / W images still
+    lies on one rank, which in the worst case holds as much as a single process. The numbers of
+    images and classes, some 40 bytes an image, are on every rank. Summing B x C logits over the
+    ranks would avoid the moves, but C can be n.
     """
 
     def start(self, features: Tensor) -> None:  # noqa: D102
@@ -52,11 +55,11 @@ class InstanceMemory(FeatureMemory):
         return torch.where(rows < n, rows, n + self.classes[rows] - self.count)
 
     def _by_image(self, n: int) -> Tensor:
-        """The ranks of the vectors when those of the images, and those of the source, are cut evenly."""
+        """The rank of each vector if those of images and those of the source are cut evenly."""
         return even_owners(self.world, n, self.source_count)
 
     def _arrange(self) -> None:
-        """Put the classes on the ranks in the order of their numbers, and vectors of no class after them.
+        """Put the classes on the ranks in the order of their numbers, then vectors of no class.
 
         A class goes to the rank to which an even cut of that order gives its first vector.
         """
@@ -68,7 +71,8 @@ class InstanceMemory(FeatureMemory):
         sizes = torch.bincount(classes[has_class], minlength=class_count)
         step = max(1, -(-len(classes) // self.world.size))
         class_owners = (sizes.cumsum(0) - sizes) // step
-        # Vectors of no class follow all others: their position is the number of those with a class and those before.
+        # Vectors of no class follow all others: their position is the number of those with a class
+        # and those before.
         owners = (sizes.sum() + (~has_class).cumsum(0) - 1) // step
         owners[has_class] = class_owners[classes[has_class]]
         self._move(owners)

@@ -1,6 +1,7 @@
-"""NNCT's pseudo-label memory bank (PLMB): the latest labels of every image, where each image is a class.
+"""NNCT's pseudo-label memory bank (PLMB): the latest labels of every image.
 
-The paper keeps an n x n matrix. Here a row is n bits or a short list of ids. The operators on rows are in `label_rows`.
+Each image is a class, so that a label is the number of an image. The paper keeps an n x n matrix.
+Here a row is n bits or a short list of ids. The operators on rows are in `label_rows`.
 """
 
 from __future__ import annotations
@@ -25,21 +26,26 @@ LAYOUTS = ("auto", "bits", "sparse")
 
 
 class PseudoLabelMemoryBank:
-    """The labels last predicted for each of n images (NNCT's matrix B, Eq. 4 and 5); at first only the image itself.
+    """The labels last predicted for each of n images (NNCT's matrix B, Eq. 4 and 5).
 
-    With the layout "bits" a row has one bit for each image: 133 MB at n = 32,621 and 125 GB at 1e6, and no label is ever
-    dropped. With "sparse" a row is a list of at most `capacity` ids: with a capacity of 64 they take 8.5 MB at n = 32,621,
-    260 MB at 1e6 and 1.3 GB at 5e6. Both layouts hold the same labels as long as no list overflows.
+    At first an image has only itself as a label.
+
+    With the layout "bits" a row has one bit for each image: 133 MB at n = 32,621 and 125 GB at 1e6,
+    and no label is ever dropped. With "sparse" a row is a list of at most `capacity` ids: with a
+    capacity of 64 they take 8.5 MB at n = 32,621, 260 MB at 1e6 and 1.3 GB at 5e6. Both layouts
+    hold the same labels as long as no list overflows.
 
     Args:
         n: Number of images.
         layout: "bits", "sparse", or "auto": bits up to n = 200,000.
         capacity: Most labels that a row of "sparse" holds.
         device: Device of the bank.
-        own: The images whose labels this bank keeps, possibly none; by default all n. Labels may name any of the n images.
+        own: The images whose labels this bank keeps, possibly none; by default all n. Labels may
+            name any of the n images.
 
     Raises:
-        ValueError: n or capacity below 1, an unknown layout, or a bank larger than the device's memory.
+        ValueError: n or capacity below 1, an unknown layout, or a bank larger than the device's
+            memory.
     """
 
     def __init__(
@@ -90,12 +96,15 @@ class PseudoLabelMemoryBank:
     def update(
         self, rows: Tensor, indptr: Tensor, indices: Tensor, similarities: Tensor | None = None
     ) -> None:
-        """Replace the labels of some images, in batch order: if an image is named twice, its last labels stay.
+        """Replace the labels of some images, in batch order.
 
-        A label that is listed twice counts once. A list that overflows keeps the most similar labels: equal ones by their
-        place, and a NaN counts as least similar. Without similarities it keeps the first labels, since `label_prediction`
-        lists the most similar first. On a GPU this is one launch, for which the host does not wait; finding the last
-        occurrence of each image takes B^2 / 256 steps of a block. Without the compiled extension the same is done in
+        If an image is named twice, its last labels stay.
+
+        A label that is listed twice counts once. A list that overflows keeps the most similar
+        labels: equal ones by their place, and a NaN counts as least similar. Without similarities
+        it keeps the first labels, since `label_prediction` lists the most similar first. On a GPU
+        this is one launch, for which the host does not wait; finding the last occurrence of each
+        image takes B^2 / 256 steps of a block. Without the compiled extension the same is done in
         PyTorch, and the host waits.
 
         Args:
@@ -105,9 +114,10 @@ class PseudoLabelMemoryBank:
             similarities: (labels,) float32, used only by "sparse".
 
         Raises:
-            ValueError: Wrong shape, dtype or device. On a CPU also: rows outside `own`, labels outside [0, n), or an
-                `indptr` that does not start at 0, decreases, or does not end at the number of labels. A GPU leaves such rows
-                and labels out and bounds `indptr`: nothing outside the bank and the batch is read or written.
+            ValueError: Wrong shape, dtype or device. On a CPU also: rows outside `own`, labels
+                outside [0, n), or an `indptr` that does not start at 0, decreases, or does not end
+                at the number of labels. A GPU leaves such rows and labels out and bounds `indptr`:
+                nothing outside the bank and the batch is read or written.
         """
         self._check("rows", rows, None, "one for each image of the batch")
         self._check("indptr", indptr, len(rows) + 1, "one for each row, and the end")
@@ -134,38 +144,48 @@ class PseudoLabelMemoryBank:
         )
 
     def lookup(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels of some images. On a GPU two launches, between which the host waits for the number of labels.
+        """The labels of some images.
+
+        On a GPU two launches, between which the host waits for the number of labels.
 
         Args:
             rows: (B,) int64, images of `own` in any order, repeated or not.
 
         Returns:
-            `indptr` (B + 1,) and `indices`, int64: the labels of rows[b], ascending, are indices[indptr[b]:indptr[b + 1]].
+            `indptr` (B + 1,) and `indices`, int64: the labels of rows[b], ascending, are
+                indices[indptr[b]:indptr[b + 1]].
 
         Raises:
-            ValueError: Wrong shape, dtype or device. On a CPU also rows outside `own`, which have no labels on a GPU.
+            ValueError: Wrong shape, dtype or device. On a CPU also rows outside `own`, which have
+                no labels on a GPU.
         """
         self._check("rows", rows, None, "one for each image")
         return label_lists(self._state, self._places(rows), self._n)
 
     def lookup_bits(self, rows: Tensor) -> Tensor:
-        """The labels of some images as bit rows, which `multilabel_bank_loss` takes; the host does not wait.
+        """The labels of some images as bit rows, which `multilabel_bank_loss` takes.
+
+        The host does not wait.
 
         Args:
             rows: (B,) int64, images of `own` in any order, repeated or not.
 
         Returns:
-            (B, ceil(n / 32)) int32; bit j % 32 of word j // 32 tells whether j is a label. At B = 64 this is 0.26 MB for
-            n = 32,621 and 8 MB for 1e6.
+            (B, ceil(n / 32)) int32; bit j % 32 of word j // 32 tells whether j is a label. At B =
+            64 this is 0.26 MB for n = 32,621 and 8 MB for 1e6.
 
         Raises:
-            ValueError: Wrong shape, dtype or device. On a CPU also rows outside `own`, which have no labels on a GPU.
+            ValueError: Wrong shape, dtype or device. On a CPU also rows outside `own`, which have
+                no labels on a GPU.
         """
         self._check("rows", rows, None, "one for each image")
         return bit_rows(self._state, self._places(rows), self._n)
 
     def _places(self, rows: Tensor) -> Tensor:
-        """The row of the bank that holds each image's labels, (B,); -1 for images outside `own`, which a CPU refuses."""
+        """The rows of the bank (B,) that hold the images' labels.
+
+        An image outside `own` has the row -1 on a GPU, and is refused on a CPU.
+        """
         start, stop = self._own.start, self._own.stop
         if stop - start == self._n:
             return rows
@@ -173,7 +193,8 @@ class PseudoLabelMemoryBank:
         if rows.is_cpu and bool(outside.any()):
             place = int(outside.nonzero()[0, 0])
             raise ValueError(
-                f"rows: got {int(rows[place])} at place {place}, expected values in [{start}, {stop})"
+                f"rows: got {int(rows[place])} at place {place}, "
+                f"expected values in [{start}, {stop})"
             )
         return torch.where(outside, -1, rows - start)
 
@@ -221,7 +242,7 @@ class PseudoLabelMemoryBank:
     def _check(
         self, name: str, x: Tensor, count: int | None, per: str, dtype: torch.dtype = torch.int64
     ) -> None:
-        """Refuse a tensor that is not one-dimensional, of this length and dtype, and on the bank's device."""
+        """Refuse a tensor of another shape or dtype, or on another device than the bank."""
         if not isinstance(x, Tensor):
             raise ValueError(f"{name}: got a {type(x).__name__}, expected a torch.Tensor")
         if x.ndim != 1 or (count is not None and x.shape[0] != count):

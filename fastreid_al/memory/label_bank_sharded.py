@@ -13,10 +13,10 @@ from .label_bank import PseudoLabelMemoryBank, bit_rows, label_lists
 
 
 class ShardedLabelBank:
-    """A `PseudoLabelMemoryBank` of n images, of which each rank keeps the rows `world.local_slice(n)`.
+    """A `PseudoLabelMemoryBank` of n images, sharded over the ranks by `World.local_slice`.
 
-    A rank holds 1 / W of the bytes. A single process holds the whole bank and works on it directly. All methods are
-    collective, with batches that are the same on all ranks.
+    A rank holds 1 / W of the bytes. A single process holds the whole bank and works on it directly.
+    All methods are collective, with batches that are the same on all ranks.
 
     Args:
         n: Number of images.
@@ -53,11 +53,16 @@ class ShardedLabelBank:
 
     @property
     def dropped(self) -> int:
-        """Labels that did not fit into full lists, in all updates so far, on all ranks. Waits for the device."""
+        """Labels that did not fit into full lists, in all updates so far, on all ranks.
+
+        Waits for the device.
+        """
         return sum(self._world.all_gather_counts(self.local.dropped))
 
     def update(self, rows: Tensor, indptr: Tensor, indices: Tensor) -> None:
-        """Replace the labels of some images, in batch order. Each rank updates its own images; nothing is sent.
+        """Replace the labels of some images, in batch order. Each rank updates its own images.
+
+        Nothing is sent.
 
         Args:
             rows: (B,) int64, the images.
@@ -66,7 +71,8 @@ class ShardedLabelBank:
         """
         own = self.local.own
         if rows.is_cpu and own.stop - own.start < self._n:
-            # On a CPU a bank refuses images that it does not keep. On a GPU it leaves them out, and nothing waits.
+            # On a CPU a bank refuses images that it does not keep. On a GPU it leaves them out, and
+            # nothing waits.
             kept = (rows >= own.start) & (rows < own.stop)
             counts = indptr.diff()
             indices = indices[kept.repeat_interleave(counts)]
@@ -81,8 +87,8 @@ class ShardedLabelBank:
             rows: (B,) int64, in any order, repeated or not.
 
         Returns:
-            `indptr` (B + 1,) and `indices`, int64, on all ranks: the labels of rows[b], ascending, are
-            indices[indptr[b]:indptr[b + 1]].
+            `indptr` (B + 1,) and `indices`, int64, on all ranks: the labels of rows[b], ascending,
+            are indices[indptr[b]:indptr[b + 1]].
         """
         state, places = self._fetch(rows)
         return label_lists(state, places, self._n)
@@ -90,13 +96,15 @@ class ShardedLabelBank:
     def lookup_bits(self, rows: Tensor) -> Tensor:
         """The labels of images of any rank as bit rows; the device is not waited for.
 
-        B bit rows are sent (0.26 MB at B = 64 and n = 32,621), or with "sparse" B lists (17 KB at a capacity of 64).
+        B bit rows are sent (0.26 MB at B = 64 and n = 32,621), or with "sparse" B lists (17 KB at a
+        capacity of 64).
 
         Args:
             rows: (B,) int64, in any order, repeated or not.
 
         Returns:
-            (B, ceil(n / 32)) int32 on all ranks; bit j % 32 of word j // 32 tells whether j is a label.
+            (B, ceil(n / 32)) int32 on all ranks; bit j % 32 of word j // 32 tells whether j is a
+            label.
         """
         state, places = self._fetch(rows)
         return bit_rows(state, places, self._n)
@@ -120,10 +128,13 @@ class ShardedLabelBank:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor | Sharded]) -> None:
-        """Copy what `state_dict` returned, whole or this rank's rows; what one rank refuses, all refuse.
+        """Copy what `state_dict` returned, whole or this rank's rows.
+
+        What one rank refuses, all refuse.
 
         Raises:
-            ValueError: The state of another layout, n or capacity, or values that no bank has, on any rank.
+            ValueError: The state of another layout, n or capacity, or values that no bank has, on
+                any rank.
         """
         self._world.raise_together(lambda: self._load(state))
 
@@ -138,12 +149,13 @@ class ShardedLabelBank:
                 raise ValueError(f"state[{name!r}]: got {count:,} rows, expected {self._n:,}")
             own[name] = self._world.local_rows(x).to(self.device)
         if "dropped" in own and self.local.own.start > 0:
-            # The count of all ranks goes on at the rank of the first image, so that it enters their sum once.
+            # The count of all ranks goes on at the rank of the first image, so that it enters their
+            # sum once.
             own["dropped"] = torch.zeros_like(own["dropped"])
         self.local.load_state_dict(own)
 
     def _fetch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Tensors like those of the bank's state that hold the labels of `rows`, and the places of these."""
+        """Tensors like those of the state with the labels of `rows`, and the places in them."""
         state: dict[str, Tensor] = {}
         places = rows
         for name, x in self.local.state_dict().items():

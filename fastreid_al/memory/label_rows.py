@@ -1,8 +1,12 @@
-"""Rows of labels, as bits or as lists of ids: replaced, listed, and copied as bits. Custom operators, so that they compile.
+"""Operators on rows of labels, as bits or as lists of ids.
 
-The extension does the work where it has a form for the device, PyTorch elsewhere; the results are the same. A bank of bits is
-`words` (n, ceil(n / 32)) int32; one of lists is `ids` (n, capacity) int32 or int64, ascending and then -1, and `counts` (n,)
-int32. A part of a bank has fewer rows than labels: there `n` tells the number of the latter, and rows are those of the part.
+Replace them, list them, copy them as bits.
+
+They are custom operators, so that they compile. The compiled extension does the work where it has a
+form for the device, and PyTorch does it elsewhere, with the same results. A bank of bits is `words`
+(n, ceil(n / 32)) int32. A bank of lists is `ids` (n, capacity) int32 or int64, each row ascending
+and then -1, and `counts` (n,) int32, the length of each list. A shard of a bank has fewer rows than
+there are labels: `n` is then the number of labels, and `rows` are numbers within the shard.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ from torch import Tensor
 
 from .. import native
 
-#: Labels of a row that a block sorts in shared memory, PLMB_SHORT of csrc/plmb.h.
+#: Most labels of a row that a CUDA block sorts in shared memory; the same as PLMB_SHORT in
+#: csrc/plmb.h.
 _SHORT = 2048
 
 
@@ -26,17 +31,26 @@ def bits_of(ids: Tensor) -> Tensor:
 def update_bits(
     words: Tensor, rows: Tensor, indptr: Tensor, indices: Tensor, n: int | None = None
 ) -> None:
-    """Replace rows by their labels in CSR form, the last of a row's occurrences counts."""
+    """Replace rows of a bank of bits; if a row occurs several times, its last labels stay.
+
+    Args:
+        words: (size, ceil(n / 32)) int32, changed in place.
+        rows: (B,) int64 in [0, size).
+        indptr: (B + 1,) int64; the labels of rows[b] are indices[indptr[b]:indptr[b + 1]].
+        indices: (labels,) int64 in [0, n).
+        n: Number of labels; by default the number of rows of the bank.
+    """
     n = len(words) if n is None else n
     _check_batch(len(words), n, rows, indptr, indices)
     if _update(_bits_bank(words, n), rows, indptr, indices, None, None):
         return
-    last = _last_of_their_row(rows, len(words))
-    place, labels, _ = _labels(n, last, indptr, indices)
+    last = _is_last_occurrence(rows, len(words))
+    place, labels, _ = _kept_labels(n, last, indptr, indices)
     pairs = torch.unique(place * n + labels)
-    place, labels = pairs // n, pairs % n
+    place = pairs // n
+    labels = pairs % n
     words[rows[last]] = 0
-    # Each bit once, so that the sum is the or.
+    # Each bit occurs once, so the sum of the bits of a word is their OR.
     words.view(-1).index_add_(0, rows[place] * words.shape[1] + labels // 32, bits_of(labels))
 
 
@@ -53,29 +67,32 @@ def update_sparse(
     similarities: Tensor | None,
     n: int | None = None,
 ) -> None:
-    """Likewise; a list that overflows keeps the most similar, and `dropped` () int64 grows by the others."""
+    """Replace rows of a bank of lists; if a row occurs several times, its last labels stay.
+
+    A list that overflows keeps the most similar labels, or the first ones without similarities.
+
+    Args:
+        ids: (size, capacity) int32 or int64, changed in place.
+        counts: (size,) int32, changed in place.
+        dropped: () int64, increased by the number of labels that did not fit.
+        rows: (B,) int64 in [0, size).
+        indptr: (B + 1,) int64; the labels of rows[b] are indices[indptr[b]:indptr[b + 1]].
+        indices: (labels,) int64 in [0, n).
+        similarities: (labels,) float32, or None.
+        n: Number of labels; by default the number of rows of the bank.
+    """
     n = len(ids) if n is None else n
     _check_batch(len(ids), n, rows, indptr, indices)
     if _update(_list_bank(ids, counts, n), rows, indptr, indices, similarities, dropped):
         return
     capacity = ids.shape[1]
-    last = _last_of_their_row(rows, len(ids))
-    place, labels, kept = _labels(n, last, indptr, indices)
-    pairs = place * n + labels
-    if similarities is not None:
-        # Zeros of either sign are equal.
-        likeness = similarities[kept].nan_to_num(-torch.inf, torch.inf, -torch.inf) + 0.0
-        pairs = pairs[likeness.argsort(descending=True, stable=True)]
-    # Most similar first, so the first of equal pairs is the best.
-    order = pairs.argsort(stable=True)
-    first = torch.ones_like(order, dtype=torch.bool)
-    first[1:] = pairs[order[1:]] != pairs[order[:-1]]
-    best = order[first].sort().values
-    best = best[(pairs[best] // n).argsort(stable=True)]
-    pairs = pairs[best]
-    room = _place_in_row(pairs // n, len(rows)) < capacity
-    dropped += (~room).sum()
-    pairs = pairs[room].sort().values
+    last = _is_last_occurrence(rows, len(ids))
+    place, labels, kept = _kept_labels(n, last, indptr, indices)
+    pairs = _best_first(place * n + labels, kept, similarities)
+    pairs = pairs[(pairs // n).argsort(stable=True)]
+    fits = _place_in_row(pairs // n, len(rows)) < capacity
+    dropped += (~fits).sum()
+    pairs = pairs[fits].sort().values
     place = pairs // n
     lists = ids.new_full((len(rows), capacity), -1)
     lists[place, _place_in_row(place, len(rows))] = (pairs % n).to(ids.dtype)
@@ -85,53 +102,82 @@ def update_sparse(
 
 @torch.library.custom_op("fastreid_al::plmb_lookup_bits", mutates_args=())
 def lookup_bits(words: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
-    """Labels of rows, ascending, in CSR form."""
+    """List the labels of rows of a bank of bits.
+
+    Args:
+        words: (size, ceil(n / 32)) int32.
+        rows: (B,) int64 in [0, size).
+        n: Number of labels; by default the number of rows of the bank.
+
+    Returns:
+        `indptr` (B + 1,) and `indices`, int64, ascending in each row.
+    """
     _check_range("rows", rows, len(words))
-    found = _lookup(_bits_bank(words, n), rows)
-    if found is not None:
-        return found
-    taken = _take(words, rows)
+    listed = _lookup(_bits_bank(words, n), rows)
+    if listed is not None:
+        return listed
+    taken = _take(words, rows)  # (B, words)
+    # First the words that hold a label, then the bits of only these.
     place, word = taken.nonzero(as_tuple=True)
-    some, bit = (
-        (taken[place, word][:, None] >> torch.arange(32, device=words.device)) & 1
-    ).nonzero(as_tuple=True)
-    counts = torch.bincount(place[some], minlength=len(rows))
-    return F.pad(counts.cumsum(0), (1, 0)), word[some] * 32 + bit
+    bits = (taken[place, word][:, None] >> torch.arange(32, device=words.device)) & 1
+    nonzero_word, bit = bits.nonzero(as_tuple=True)
+    counts = torch.bincount(place[nonzero_word], minlength=len(rows))
+    return F.pad(counts.cumsum(0), (1, 0)), word[nonzero_word] * 32 + bit
 
 
 @torch.library.custom_op("fastreid_al::plmb_lookup_sparse", mutates_args=())
 def lookup_sparse(
     ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Labels of rows, ascending, in CSR form."""
+    """List the labels of rows of a bank of lists.
+
+    Args:
+        ids: (size, capacity) int32 or int64.
+        counts: (size,) int32.
+        rows: (B,) int64 in [0, size).
+        n: Number of labels; by default the number of rows of the bank.
+
+    Returns:
+        `indptr` (B + 1,) and `indices`, int64, ascending in each row.
+    """
     _check_range("rows", rows, len(ids))
-    found = _lookup(_list_bank(ids, counts, n), rows)
-    if found is not None:
-        return found
-    taken, there = _take_lists(ids, counts, rows)
-    return F.pad(there.sum(1).cumsum(0), (1, 0)), taken[there].to(torch.int64)
+    listed = _lookup(_list_bank(ids, counts, n), rows)
+    if listed is not None:
+        return listed
+    taken, is_label = _take_lists(ids, counts, rows)
+    return F.pad(is_label.sum(1).cumsum(0), (1, 0)), taken[is_label].to(torch.int64)
 
 
 @torch.library.custom_op("fastreid_al::plmb_bit_rows_bits", mutates_args=())
 def bit_rows_bits(words: Tensor, rows: Tensor, n: int | None = None) -> Tensor:
-    """Labels of rows as bits, (B, ceil(n / 32)) int32."""
+    """Copy rows (B,) int64 of a bank of bits, as (B, ceil(n / 32)) int32."""
     _check_range("rows", rows, len(words))
-    found = _bit_rows(_bits_bank(words, n), rows)
-    return _take(words, rows) if found is None else found
+    bits = _bit_rows(_bits_bank(words, n), rows)
+    return _take(words, rows) if bits is None else bits
 
 
 @torch.library.custom_op("fastreid_al::plmb_bit_rows_sparse", mutates_args=())
 def bit_rows_sparse(ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None) -> Tensor:
-    """Labels of rows as bits, (B, ceil(n / 32)) int32."""
+    """Write rows of a bank of lists as bits.
+
+    Args:
+        ids: (size, capacity) int32 or int64.
+        counts: (size,) int32.
+        rows: (B,) int64 in [0, size).
+        n: Number of labels; by default the number of rows of the bank.
+
+    Returns:
+        (B, ceil(n / 32)) int32.
+    """
     n = len(ids) if n is None else n
     _check_range("rows", rows, len(ids))
-    found = _bit_rows(_list_bank(ids, counts, n), rows)
-    if found is not None:
-        return found
-    taken, there = _take_lists(ids, counts, rows)
-    taken = taken.to(torch.int64) * there
+    bits = _bit_rows(_list_bank(ids, counts, n), rows)
+    if bits is not None:
+        return bits
+    taken, is_label = _take_lists(ids, counts, rows)
+    taken = taken.to(torch.int64) * is_label
     bits = counts.new_zeros(len(rows), (n + 31) // 32)
-    return bits.scatter_add_(1, taken // 32, bits_of(taken) * there)
+    return bits.scatter_add_(1, taken // 32, bits_of(taken) * is_label)
 
 
 @update_bits.register_fake
@@ -178,7 +224,10 @@ def _(ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None) -> Tensor
 
 
 def _check_batch(size: int, n: int, rows: Tensor, indptr: Tensor, indices: Tensor) -> None:
-    """Values are read on a CPU alone: elsewhere it would wait for the device."""
+    """Refuse rows, labels or an `indptr` out of range.
+
+    Only on a CPU, since elsewhere the host would wait for the device.
+    """
     if not rows.is_cpu:
         return
     module = native.extension()
@@ -202,24 +251,27 @@ def _check_batch(size: int, n: int, rows: Tensor, indptr: Tensor, indices: Tenso
     steps = indptr.diff()
     if len(steps) and int(steps.min()) < 0:
         raise ValueError(
-            f"indptr: got a fall behind place {int(steps.argmin())}, expected values that never fall"
+            f"indptr: got a decrease after place {int(steps.argmin())}, "
+            "expected values that never decrease"
         )
 
 
 def _check_range(name: str, x: Tensor, n: int) -> None:
-    """Likewise."""
+    """Refuse values outside [0, n).
+
+    Only on a CPU, since elsewhere the host would wait for the device.
+    """
     if not x.is_cpu or not len(x):
         return
-    least, greatest = x.aminmax()
-    if int(least) < 0 or int(greatest) >= n:
+    lowest, highest = x.aminmax()
+    if int(lowest) < 0 or int(highest) >= n:
         place = int(((x < 0) | (x >= n)).nonzero()[0, 0])
         raise ValueError(
             f"{name}: got {int(x[place])} at place {place}, expected values in [0, {n})"
         )
 
 
-# The extension's forms. A bank is (rows, bytes of an id or 0, counts or None, n).
-
+#: A bank for the extension: (rows, bytes of an id or 0 for bits, counts or None, n).
 _Bank = tuple[Tensor, int, Tensor | None, int]
 
 
@@ -234,7 +286,14 @@ def _list_bank(ids: Tensor, counts: Tensor, n: int | None) -> _Bank:
 def _call(
     name: str, bank: _Bank, *arguments: Tensor | int | None, scratch: Tensor | None = None
 ) -> bool:
-    """Whether the extension has a form for the bank's device; it is called. Tensors go by their address, None by 0."""
+    """Call the extension's function for the bank's device; returns False if there is none.
+
+    Args:
+        name: Name of the function on a CPU; on CUDA it ends in `_cuda`.
+        bank: The bank.
+        arguments: Tensors are passed by their address, None as 0.
+        scratch: Scratch memory that only the CUDA function takes.
+    """
     x, id_bytes, counts, n = bank
     module = native.extension() if x.is_cpu else native.cuda_extension()
     if module is None or not (x.is_cpu or (x.is_cuda and torch.version.hip is None)):
@@ -267,11 +326,14 @@ def _update(
     similarities: Tensor | None,
     dropped: Tensor | None,
 ) -> bool:
-    rows, indptr, indices = rows.contiguous(), indptr.contiguous(), indices.contiguous()
+    """Update a bank with the extension; returns False if it has no form for the device."""
+    rows = rows.contiguous()
+    indptr = indptr.contiguous()
+    indices = indices.contiguous()
     similarities = None if similarities is None else similarities.contiguous()
-    scratch = indices.new_empty(
-        0 if bank[0].is_cpu or len(indices) <= _SHORT else len(indices), dtype=torch.int32
-    )
+    # On CUDA a row that is too long for shared memory is sorted in scratch memory.
+    in_shared_memory = bank[0].is_cpu or len(indices) <= _SHORT
+    scratch = indices.new_empty(0 if in_shared_memory else len(indices), dtype=torch.int32)
     return _call(
         "plmb_update",
         bank,
@@ -287,6 +349,7 @@ def _update(
 
 
 def _lookup(bank: _Bank, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    """List labels with the extension; None if it has no form for the device."""
     rows = rows.contiguous()
     indptr = rows.new_zeros(len(rows) + 1)
     if not _call("plmb_count", bank, rows, len(rows), indptr[1:]):
@@ -298,49 +361,67 @@ def _lookup(bank: _Bank, rows: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def _bit_rows(bank: _Bank, rows: Tensor) -> Tensor | None:
+    """Copy rows as bits with the extension; None if it has no form for the device."""
     rows = rows.contiguous()
     bits = rows.new_empty((len(rows), (bank[3] + 31) // 32), dtype=torch.int32)
     return bits if _call("plmb_bits", bank, rows, len(rows), bits) else None
 
 
-# PyTorch's forms.
-
-
-def _last_of_their_row(rows: Tensor, n: int) -> Tensor:
-    """(B,) bool: no later place of the batch names the same row of the bank."""
+def _is_last_occurrence(rows: Tensor, n: int) -> Tensor:
+    """(B,) bool: whether no later place of the batch names the same row of the bank's n rows."""
     order = rows.argsort(stable=True)
     last = torch.ones_like(rows, dtype=torch.bool)
     last[order[:-1]] = rows[order[:-1]] != rows[order[1:]]
     return last & (rows >= 0) & (rows < n)
 
 
-def _labels(n: int, last: Tensor, indptr: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels of the places that are last: the place of each, the label, and its own place among all labels."""
-    place = (
-        torch.searchsorted(
-            indptr.contiguous(), torch.arange(len(indices), device=indices.device), right=True
-        )
-        - 1
-    )
+def _kept_labels(
+    n: int, last: Tensor, indptr: Tensor, indices: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The labels of the last occurrences of rows.
+
+    The place in the batch of each, the label, and its place in `indices`.
+    """
+    positions = torch.arange(len(indices), device=indices.device)
+    place = torch.searchsorted(indptr.contiguous(), positions, right=True) - 1
     inside = (place >= 0) & (place < len(last)) & (indices >= 0) & (indices < n)
     kept = inside.nonzero()[:, 0]
     kept = kept[last[place[kept]]]
     return place[kept], indices[kept], kept
 
 
-def _place_in_row(place: Tensor, batch: int) -> Tensor:
-    """How many equal values stand before each, in an ascending list."""
-    counts = torch.bincount(place, minlength=batch)
-    return torch.arange(len(place), device=place.device) - (counts.cumsum(0) - counts)[place]
+def _best_first(pairs: Tensor, kept: Tensor, similarities: Tensor | None) -> Tensor:
+    """Distinct pairs of a row and a label, most similar first, equal ones in their own order.
+
+    Args:
+        pairs: (labels,) int64, one number for each pair.
+        kept: (labels,) int64, the place of each pair in `similarities`.
+        similarities: float32, or None: then all are equally similar.
+    """
+    if similarities is not None:
+        # Adding 0 turns -0 into 0. A NaN is least similar.
+        similarity = similarities[kept].nan_to_num(-torch.inf, torch.inf, -torch.inf) + 0.0
+        pairs = pairs[similarity.argsort(descending=True, stable=True)]
+    # Of equal pairs the first is the most similar, and a stable sort keeps it first.
+    order = pairs.argsort(stable=True)
+    first = torch.ones_like(order, dtype=torch.bool)
+    first[1:] = pairs[order[1:]] != pairs[order[:-1]]
+    return pairs[order[first].sort().values]
+
+
+def _place_in_row(row: Tensor, batch: int) -> Tensor:
+    """How many equal values precede each value of an ascending list, (labels,) int64."""
+    counts = torch.bincount(row, minlength=batch)
+    return torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a matrix; zero where there is no such row."""
+    """Rows (B,) of a matrix; zeros where there is no such row."""
     inside = (rows >= 0) & (rows < len(x))
     return x.index_select(0, rows.clamp(0, len(x) - 1)).masked_fill_(~inside[:, None], 0)
 
 
 def _take_lists(ids: Tensor, counts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Lists of rows (B, capacity), and where they hold labels."""
+    """Lists of rows, (B, capacity), and whether each place of them holds a label."""
     counts = _take(counts[:, None], rows)
     return _take(ids, rows), torch.arange(ids.shape[1], device=ids.device) < counts

@@ -11,7 +11,12 @@ from ..distributed.world import World
 
 
 def even_owners(world: World, *counts: int) -> Tensor:
-    """The rank of each row of one or more tensors, each cut evenly as `World.local_slice` does, int64 on the CPU."""
+    """The rank of each row of tensors that `World.local_slice` cuts, int64 on the CPU.
+
+    Args:
+        world: The ranks.
+        counts: Rows of each tensor.
+    """
     return torch.cat([world.owner_ranks(torch.arange(n), n) for n in counts])
 
 
@@ -23,17 +28,20 @@ def places_on(owners: Tensor, rank: int) -> Tensor:
         rank: The rank to number the rows of.
 
     Returns:
-        (rows + 1,) int64: -1 for rows of other ranks, and -1 at the end, so that an index of -1 reads -1.
+        (rows + 1,) int64: -1 for rows of other ranks, and -1 at the end, so that an index of -1
+            reads -1.
     """
     here = owners == rank
     return F.pad(torch.where(here, here.cumsum(0) - 1, -1), (0, 1), value=-1)
 
 
 def class_centroids(features: Tensor, classes: Tensor, count: int, world: World) -> Tensor:
-    """Unit means of the images of each class; each rank returns those of its even share of the classes.
+    """Unit means of the images of each class.
 
-    The images go to the rank of their class, some columns at a time, and are summed there in their own order. The bits
-    therefore do not depend on the number of ranks.
+    Each rank returns those of its even share of the classes.
+
+    The images go to the rank of their class, some columns at a time, and are summed there in their
+    own order. The bits therefore do not depend on the number of ranks.
 
     Args:
         features: This rank's rows of (n, D), cut evenly.

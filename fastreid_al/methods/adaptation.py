@@ -1,7 +1,7 @@
-"""Unsupervised domain adaptation: a labelled source is trained with in addition to the unlabelled target.
+"""Unsupervised domain adaptation: training with a labelled source and the unlabelled target.
 
-Rows 0 to n - 1 are the target's images, rows n to n + m - 1 the source's. The second half of a batch holds as many images of the
-source as the first half holds of the target.
+Rows 0 to n - 1 are the target's images, rows n to n + m - 1 the source's. The second half of a
+batch holds as many images of the source as the first half holds of the target.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Added to the seed for the source's batches. Seed and epoch fill the lower 96 bits of NumPy's seed sequence, so the source has a
-#: random stream that no run and epoch of the target has.
+#: Added to the seed for the source's batches. Seed and epoch fill the lower 96 bits of NumPy's seed
+#: sequence, so the source has a random stream that no run and epoch of the target has.
 _SOURCE_STREAM = 2**96
 
 
@@ -35,7 +35,8 @@ class Source:
                 f"{unknown} of {len(identities)} training images of the source have no identity; "
                 "`source` takes a labelled set"
             )
-        # Unreadable images may have removed a whole identity, and classes are numbered without gaps.
+        # Unreadable images may have removed a whole identity, and classes are numbered
+        # without gaps.
         values, self.identities = identities.unique(return_inverse=True)
         self.cameras = cameras
         #: Number of identities.
@@ -84,7 +85,16 @@ class SourceClassifier(nn.Module):
 
 
 def joint_batches(target: Iterator[Tensor], source: Iterator[Tensor], n: int) -> Iterator[Tensor]:
-    """Join batches (B,) of the target's n images with batches of the source's: (2B,), the source's numbered from n."""
+    """Join batches of the target's images with batches of the source's.
+
+    Args:
+        target: Batches (B,) int64 of the target's images.
+        source: Batches (B,) int64 of the source's images, numbered from 0.
+        n: Number of the target's images.
+
+    Yields:
+        (2B,) int64, in which the source's images are numbered from n.
+    """
     for target_rows, source_rows in zip(target, source, strict=True):
         yield torch.cat([target_rows, n + source_rows])
 

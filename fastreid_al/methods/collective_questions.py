@@ -1,4 +1,4 @@
-"""Questions of a run with several ranks: the first rank asks, and all ranks get the refined labels."""
+"""Questions of a run with several ranks: rank 0 asks, and all ranks get the refined labels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class CollectiveQuestions:
     All methods but the state's are collective. A single process asks directly.
 
     Args:
-        questions: The questions of the run. Only those of the first rank are asked; the other ranks may have None. None on all
-            ranks if the run asks no questions.
+        questions: The questions of the run. Only those of the first rank are asked; the other ranks
+            may have None. None on all ranks if the run asks no questions.
         world: The ranks.
-        watch: Called about once a second on the ranks that wait while the first asks; an exception from it ends the waiting.
+        watch: Called about once a second on the ranks that wait while the first asks; an exception
+            from it ends the waiting.
     """
 
     def __init__(
@@ -30,7 +31,8 @@ class CollectiveQuestions:
         self._questions = questions
         self._world = world
         self._watch = watch
-        #: State of earlier questions, which a run without questions keeps for a later one that asks again.
+        #: State of earlier questions, which a run without questions keeps for a later one that asks
+        #: again.
         self._earlier: dict[str, Any] | None = None
 
     def asks_in(self, epoch: int) -> bool:
@@ -41,12 +43,15 @@ class CollectiveQuestions:
     def refine(
         self, epoch: int, features: Tensor, labels: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Refine the clusters of an epoch with the answers of one round; what the first rank raises, all raise.
+        """Refine the clusters of an epoch with the answers of one round.
+
+        What the first rank raises, all raise.
 
         Args:
             epoch: Number of completed epochs.
             features: This rank's rows of (n, D). The first rank gathers all of them.
-            labels: (n,) int64 cluster of each image, -1 outside every cluster, the same on all ranks.
+            labels: (n,) int64 cluster of each image, -1 outside every cluster, the same on all
+                ranks.
 
         Returns:
             The refined labels (n,) int64, and metrics for the log.

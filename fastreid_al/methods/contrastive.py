@@ -1,4 +1,4 @@
-"""The base of the clustering methods: a feature memory, P x K batches, and the loss of UCAL's Eq. 1."""
+"""The base of the clustering methods: feature memory, P x K batches and UCAL's loss (Eq. 1)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from .adaptation import Source, joint_batches, source_seed
 
 Extract = Callable[..., Tensor]
 
-#: If all features differ by less than this, they count as equal: their graph would hold every pair of images.
+#: If all features differ by less than this, they count as equal: their graph would hold every pair
+#: of images.
 _COLLAPSED = 1e-6
 
 
 class ContrastiveMethod:
     """Give each image a class at each epoch, then contrast its feature with the class centroids.
 
-    A subclass defines the classes in `assign`. The state is the memory, the labels and what the subclass adds. With a labelled
-    source, its identities are classes too, with one centroid each in the memory (SpCL).
+    A subclass defines the classes in `assign`. The state is the memory, the labels and what the
+    subclass adds. With a labelled source, its identities are classes too, with one centroid each in
+    the memory (SpCL).
 
-    With several ranks the labels are on every rank, while the memory and the features are sharded. The batches are those of a
-    single process; the training loop cuts them. Labelling, loss, update and state are collective.
+    With several ranks the labels are on every rank, while the memory and the features are sharded.
+    The batches are those of a single process; the training loop cuts them. Labelling, loss, update
+    and state are collective.
 
     Args:
         cameras: (n,) int64 camera of each training image, -1 where unknown.
@@ -60,13 +63,14 @@ class ContrastiveMethod:
         self.memory = build_memory(memory, None if source is None else source.identities, world)
         #: (n,) int64: the cluster of each image in this epoch, -1 outside every cluster.
         self.labels = torch.zeros(0, dtype=torch.int64)
-        #: (n,) int64: the clusters of this epoch before questions refined them; None in an epoch without questions.
+        #: (n,) int64: the clusters of this epoch before questions refined them; None in an epoch
+        #: without questions.
         self.labels_before_questions: Tensor | None = None
         #: Metrics of the epoch that a subclass adds to the log.
         self.metrics: dict[str, float] = {}
 
     def layers(self) -> nn.ModuleList:
-        """An empty list: the memory distinguishes the classes, and there is no classifier to train."""
+        """An empty list: the memory distinguishes the classes, so no classifier is trained."""
         return nn.ModuleList()
 
     def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,12 +81,16 @@ class ContrastiveMethod:
             features: This rank's rows of (n, D).
 
         Returns:
-            Labels and classes of all images on every rank, (n,) int64 both; -1 for no cluster, and for no class.
+            Labels and classes of all images on every rank, (n,) int64 both; -1 for no cluster, and
+            for no class.
         """
         raise NotImplementedError
 
     def features(self, epoch: int, extract: Extract) -> Tensor:
-        """The features that the epoch starts from, this rank's rows: those of the memory if it has one per image."""
+        """The features that the epoch starts from, this rank's rows of (n, D).
+
+        An instance memory provides them after the first epoch; otherwise they are extracted.
+        """
         if isinstance(self.memory, InstanceMemory):
             if epoch == 0:
                 self.memory.start(extract())
@@ -94,14 +102,16 @@ class ContrastiveMethod:
 
         Args:
             epoch: Number of completed epochs.
-            extract: Returns the features (n, D) of all training images under the current weights, or with the argument
-                "source" those (m, D) of the source; each rank gets its own rows.
+            extract: Returns the features (n, D) of all training images under the current weights,
+                or with the argument "source" those (m, D) of the source; each rank gets its own
+                rows.
 
         Returns:
             Metrics for the log.
 
         Raises:
-            TrainingError: The features are not finite or all the same, or there are fewer than two classes to contrast.
+            TrainingError: The features are not finite or all the same, or there are fewer than two
+                classes to contrast.
         """
         features = self.features(epoch, extract)
         self._check_features(epoch, features)
@@ -123,22 +133,26 @@ class ContrastiveMethod:
         }
 
     def _check_features(self, epoch: int, features: Tensor) -> None:
-        """Refuse features (rows of this rank, D) that are not finite, or equal for all images of all ranks."""
+        """Refuse features (rows, D) that are not finite, or equal for all images of all ranks."""
         n = len(self.cameras)
         broken = int(self.world.all_reduce_sum((~torch.isfinite(features).all(1)).sum()))
         if broken:
             raise TrainingError(
-                f"epoch {epoch + 1}: the features of {broken} of {n} images are not finite (the training "
-                "diverged); lower `optimizer.lr` and resume from the last checkpoint"
+                f"epoch {epoch + 1}: the features of {broken} of {n} images are not finite "
+                "(the training diverged); lower `optimizer.lr` and resume from the last checkpoint"
             )
         if _largest_range(features, self.world) < _COLLAPSED:
             raise TrainingError(
-                f"epoch {epoch + 1}: all {n} images have one and the same feature (the network collapsed, "
-                "or the images are copies); lower `optimizer.lr`, or start again with another `seed`"
+                f"epoch {epoch + 1}: all {n} images have one and the same feature (the network "
+                "collapsed, or the images are copies); lower `optimizer.lr`, or start again with "
+                "another `seed`"
             )
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
-        """The epoch's batches of image rows, (B,) int64, or (2B,) with a source; they depend on seed, epoch and classes."""
+        """The epoch's batches of image rows, (B,) int64, or (2B,) with a source.
+
+        They depend on seed, epoch and classes.
+        """
         n = len(self.cameras)
         sampler = self._sampler(self.memory.classes[:n].cpu(), self.cameras)
         batches = sampler.batches(self.seed, epoch)
@@ -155,15 +169,18 @@ class ContrastiveMethod:
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """Eq. 1 for a batch; with a source the sum of the target's mean and the source's mean.
 
-        With several ranks each passes its part of the batch, B / W rows (with a source as many of each domain), and gets the
-        loss of that part. The mean of the ranks' losses is that of the batch.
+        With several ranks each passes its part of the batch, B / W rows (with a source as many of
+        each domain), and gets the loss of that part. The mean of the ranks' losses is that of the
+        batch.
 
         Args:
-            embeddings: (B, D) with gradient, of the images at `rows`, any floating dtype, not normalised.
+            embeddings: (B, D) with gradient, of the images at `rows`, any floating dtype, not
+                normalised.
             rows: (B,) int64.
 
         Raises:
-            TrainingError: On a CPU, the features or the memory are not finite, on any rank. On a GPU the loss is NaN instead.
+            TrainingError: On a CPU, the features or the memory are not finite, on any rank. On a
+                GPU the loss is NaN instead.
         """
         try:
             loss = self.memory.loss(self._unit(embeddings), rows)
@@ -172,12 +189,18 @@ class ContrastiveMethod:
                 f"the training diverged ({error}); lower `optimizer.lr` and resume from the last "
                 "checkpoint"
             ) from None
-        # With a source both halves of the batch have one size, and every sampled image has a class. Twice the mean of the
-        # batch is therefore the sum of the two means, in one pass over the bank.
+        # With a source both halves of the batch have one size, and every sampled image has a class.
+        # Twice the mean of the batch is therefore the sum of the two means, in one pass over the
+        # bank.
         return loss if self.source is None else 2 * loss
 
     def update(self, embeddings: Tensor, rows: Tensor) -> None:
-        """Update the memory with the batch's features, after the optimizer's step; arguments as for `loss`."""
+        """Update the memory with the batch's features, after the optimizer's step.
+
+        Args:
+            embeddings: (B, D) of the images at `rows`, any floating dtype, not normalised.
+            rows: (B,) int64; this rank's part of the batch.
+        """
         self.memory.update(self._unit(embeddings), rows)
 
     def _unit(self, embeddings: Tensor) -> Tensor:
@@ -188,7 +211,8 @@ class ContrastiveMethod:
         """Precision, recall and F1 of the epoch's clusters over pairs of images.
 
         Args:
-            identities: (n,) int64 true identity of each image, or None where they are not known: then nothing is returned.
+            identities: (n,) int64 true identity of each image, or None where they are not known:
+                then nothing is returned.
         """
         if identities is None:
             return {}
@@ -231,7 +255,12 @@ def build_memory(
 
 
 def _largest_range(features: Tensor, world: World) -> float:
-    """The largest difference between two images in one dimension of the features (rows of this rank, D), over all ranks."""
+    """The largest difference of two images in one dimension of the features, over all ranks.
+
+    Args:
+        features: This rank's rows (rows, D), possibly none.
+        world: The ranks.
+    """
     if len(features):
         highest = features.amax(0)  # (D,)
         lowest = features.amin(0)

@@ -1,9 +1,12 @@
-"""NNCT, nearest-neighbour collaborative training (Tang and Jo, ICIP 2021). Read it beside the paper.
+"""NNCT, nearest-neighbour collaborative training (Tang and Jo, ICIP 2021).
 
-Each image is a class of its own. The current image flow (Sec. 2.1) is MMCL (Wang and Zhang, CVPR 2020): it predicts from a
-memory of all features which other images show the same person, and regresses the similarities of the image to these labels.
-The neighbour flow (Sec. 2.2) also regresses them to the labels of the nearest images. The pseudo-label memory bank (PLMB)
-holds the latest labels of every image.
+This file follows the paper's sections and is meant to be read next to it.
+
+Each image is a class of its own. The current image flow (Sec. 2.1) is MMCL (Wang and Zhang, CVPR
+2020): it predicts from a memory of all features which other images show the same person, and
+regresses the similarities of the image to these labels. The neighbour flow (Sec. 2.2) also
+regresses them to the labels of the nearest images. The pseudo-label memory bank (PLMB) holds the
+latest labels of every image.
 
 | paper | here |
 |---|---|
@@ -13,16 +16,17 @@ holds the latest labels of every image.
 | multi-class label y_i by MPLP (Sec. 2.1) | `NNCT.predict` |
 | MMCL (Eq. 3 and 6) | `ImageMemory.loss` |
 | nearest neighbour ranking, NNR (Sec. 2.2.1) | `NNCT.neighbours` |
-| PLMB B (Sec. 2.2.2, Eq. 4 and 5) | `NNCT.label_memory`: `lookup_bits` is Eq. 4, `update` is Eq. 5 |
+| PLMB B (Sec. 2.2.2) | `NNCT.label_memory`: Eq. 4 is `lookup_bits`, Eq. 5 is `update` |
 
-The paper does not say what the neighbour flow does in the epochs of single labels. It rests on the assumption that an image
-and its neighbour probably show one person, which does not hold in these epochs. Here it starts with the predicted labels.
+The paper does not say what the neighbour flow does in the epochs of single labels. It rests on the
+assumption that an image and its neighbour probably show one person, which does not hold in these
+epochs. Here it starts with the predicted labels.
 
-The paper removes the layers after the last pooling of ResNet-50 and OSNet and adds a BatchNorm. For OSNet the recipe therefore
-sets `network.osnet_fc` to false.
+The paper removes the layers after the last pooling of ResNet-50 and OSNet and adds a BatchNorm. For
+OSNet the recipe therefore sets `network.osnet_fc` to false.
 
-With a labelled source (the domain adaptation of Sec. 3.3, as ECN trains it), a classifier of the source's identities is trained
-in addition.
+With a labelled source (the domain adaptation of Sec. 3.3, as ECN trains it), a classifier of the
+source's identities is trained in addition.
 """
 
 from __future__ import annotations
@@ -46,10 +50,11 @@ from .adaptation import SourceClassifier, joint_batches, source_seed
 
 
 class NNCT:
-    """The paper's method. Without neighbours (k = 0) it is the paper's "w/o NNCT", which is MPLP and MMCL.
+    """The paper's method; without neighbours (k = 0) its baseline "w/o NNCT", MPLP and MMCL.
 
-    Memory: the n x D features in float32 take 267 MB at n = 32,621 and 8.2 GB at 1e6 for D = 2,048. The PLMB takes 133 MB and,
-    with the layout "sparse", 260 MB. With several ranks each holds its share of both.
+    Memory: the n x D features in float32 take 267 MB at n = 32,621 and 8.2 GB at 1e6 for D = 2,048.
+    The PLMB takes 133 MB and, with the layout "sparse", 260 MB. With several ranks each holds its
+    share of both.
 
     Args:
         n: Number of training images.
@@ -59,13 +64,14 @@ class NNCT:
         epochs: Epochs of the run, over which the momentum of the memory grows.
         seed: Seed of the batches.
         source: Classifier of the labelled source to train with in addition.
-        world: The ranks over which both memories are sharded; each trains with its part of every batch.
+        world: The ranks over which both memories are sharded; each trains with its part of every
+            batch.
         layout: Layout of the PLMB: "bits", "sparse", or "auto", which is bits up to 200,000 images.
         capacity: Most labels of an image that "sparse" holds.
 
     Raises:
-        SettingError: A batch takes more images than there are, of the target or of the source, or there are too few images
-            for k neighbours.
+        SettingError: A batch takes more images than there are, of the target or of the source, or
+            there are too few images for k neighbours.
     """
 
     #: NNCT has no clusters that questions could refine.
@@ -128,7 +134,10 @@ class NNCT:
         return {"memory_momentum": self.momentum}
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
-        """The epoch's batches of image rows, (B,) int64, or (2B,) with a source; they depend on seed and epoch alone."""
+        """The epoch's batches of image rows, (B,) int64, or (2B,) with a source.
+
+        They depend on seed and epoch alone.
+        """
         batches = self._sampler.batches(self.seed, epoch)
         if self.source is None:
             return batches
@@ -136,18 +145,20 @@ class NNCT:
         return joint_batches(batches, source_batches, self.n)
 
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
-        """The loss of a batch: Eq. 2 for the target's images and, with a source, the weighted sum with the source's loss.
+        """The loss of a batch: Eq. 2, and with a source its weighted sum with the source's loss.
 
-        With several ranks each passes its part of the batch. The parts have one size and follow one another in the batch. With a
-        source a part is that of the target's images, followed by that of the source's. The mean of the ranks' losses is the loss
-        of the batch.
+        With several ranks each passes its part of the batch. The parts have one size and follow one
+        another in the batch. With a source a part is that of the target's images, followed by that
+        of the source's. The mean of the ranks' losses is the loss of the batch.
 
         Args:
-            embeddings: (B, D) with gradient, of the images at `rows`, any floating dtype, not normalised; (2B, D) with a source.
+            embeddings: (B, D) with gradient, of the images at `rows`, any floating dtype, not
+                normalised; (2B, D) with a source.
             rows: (B,) int64, or (2B,).
 
         Raises:
-            TrainingError: On a CPU, the features or the memory are not finite, on any rank. On a GPU the loss is NaN instead.
+            TrainingError: On a CPU, the features or the memory are not finite, on any rank. On a
+                GPU the loss is NaN instead.
         """
         if self.source is None:
             return self.target_loss(embeddings, rows)
@@ -161,11 +172,13 @@ class NNCT:
         """Eq. 2, L = L_C + lambda^n L_N, the mean over images of the target.
 
         Args:
-            embeddings: (B, D) with gradient, of the images at `rows`, any floating dtype, not normalised.
+            embeddings: (B, D) with gradient, of the images at `rows`, any floating dtype, not
+                normalised.
             rows: (B,) int64.
 
         Raises:
-            TrainingError: On a CPU, the features or the memory are not finite, on any rank. On a GPU the loss is NaN instead.
+            TrainingError: On a CPU, the features or the memory are not finite, on any rank. On a
+                GPU the loss is NaN instead.
         """
         s = self.settings
         features = _unit(embeddings)
@@ -183,7 +196,7 @@ class NNCT:
             ) from None
 
     def _labels(self, batch: Tensor, rows: Tensor) -> list[Labels]:
-        """The labels that the similarities of a batch are regressed to: of Eq. 3, then of each of the k neighbours (Eq. 6).
+        """The labels of a batch: those of the images (Eq. 3), then of each neighbour (Eq. 6).
 
         Args:
             batch: (B, D) unit-norm features.
@@ -204,11 +217,25 @@ class NNCT:
         return self.memory.predict_labels(rows, self.settings.threshold, self.settings.at_least)
 
     def neighbours(self, features: Tensor, rows: Tensor) -> Tensor:
-        """NNR: the k images (B, k) most similar to features (B, D) of the images at rows (B,), which are left out."""
+        """NNR: the k images most similar to the features of a batch.
+
+        Args:
+            features: (B, D) unit-norm.
+            rows: (B,) int64, their images, which are left out.
+
+        Returns:
+            (B, k) int64, most similar first.
+        """
         return self.memory.nearest(features, rows, self.neighbours_k)
 
     def update(self, embeddings: Tensor, rows: Tensor) -> None:
-        """Move the memory towards the features of a batch, after the optimizer's step; arguments as for `loss`."""
+        """Move the memory towards the features of a batch, after the optimizer's step.
+
+        Args:
+            embeddings: (B, D) of the images at `rows`, any floating dtype, not normalised; (2B, D)
+                with a source, whose half is not used.
+            rows: (B,) int64, or (2B,).
+        """
         if self.source is not None:
             embeddings = embeddings.chunk(2)[0]
             rows = rows.chunk(2)[0]
@@ -222,8 +249,9 @@ class NNCT:
             identities: (n,) int64 true identity of each image, or None where they are not known.
 
         Returns:
-            `labels_per_image`, without the image itself; with "sparse" `labels_dropped`, the labels in this run that did not
-            fit into full lists; with identities the precision and recall of the labels.
+            `labels_per_image`, without the image itself; with "sparse" `labels_dropped`, the labels
+            in this run that did not fit into full lists; with identities the precision and recall
+            of the labels.
         """
         indptr, indices = self.label_memory.local_lists()
         labels = sum(self.world.all_gather_counts(len(indices)))
@@ -243,7 +271,7 @@ class NNCT:
             self.label_memory.to(features.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on. Collective: each rank has its rows of the memories."""
+        """Everything that the rest of the run depends on; a rank has its rows of the memories."""
         return {
             "bank": self.memory.state(),
             "label_memory": self.label_memory.state_dict(),
@@ -253,10 +281,13 @@ class NNCT:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, on any number of ranks; tensors of n rows are whole or sharded.
+        """Restore what `state_dict` returned, on any number of ranks.
+
+        Tensors of n rows are whole or sharded.
 
         Raises:
-            ValueError: It is the state of another number of images or of another layout of the PLMB, on any rank.
+            ValueError: It is the state of another number of images or of another layout of the
+                PLMB, on any rank.
         """
         self.memory.load_state(state["bank"])
         self.label_memory.to(self.memory.bank.device)

@@ -1,4 +1,4 @@
-"""The supervised upper bound of UCAL's Table 1: the same loss, memory and batches, with the true labels."""
+"""The supervised bound of UCAL's Table 1: the loss, memory and batches of UCAL, true labels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Supervised(ContrastiveMethod):
                 f"{unknown} of {len(identities)} images have no identity; set `method` to ucal, "
                 "which trains without labels"
             )
-        # Unreadable images may have removed a whole identity, and classes are numbered without gaps.
+        # Unreadable images may have removed a whole identity, and classes are numbered
+        # without gaps.
         self.identities = identities.unique(return_inverse=True)[1]
 
     def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:

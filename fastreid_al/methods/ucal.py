@@ -1,13 +1,15 @@
-"""UCAL, unsupervised clustering active learning (Gao and Li, BMVC 2021). Read it beside the paper.
+"""UCAL, unsupervised clustering active learning (Gao and Li, BMVC 2021).
+
+This file follows the paper's sections and is meant to be read next to it.
 
 | paper | here |
 |---|---|
-| base clustering (Sec. 3.1): DBSCAN on the k-reciprocal Jaccard distance, and the self-paced selection of SpCL | `UCAL.cluster_features` |
-| loss over cluster centroids c_k (Sec. 3.1, Eq. 1) | `ContrastiveMethod.loss`, tau is `memory.temperature` |
-| split and merge by questions from epoch 15 on (Sec. 3.2 and 3.3) | `UCAL.refine`, the epoch is `questions.start` |
-| hard negative pairs, split (SNPS, Sec. 3.2.1, Eq. 2 to 4) | `ask_snps_then_mpps`, `active.snps` |
-| hard positive pairs, merge (MPPS, Sec. 3.2.2, Eq. 5 and 6) | `ask_snps_then_mpps`, `active.mpps` |
-| label memory (Sec. 3.3) | `answers.Ledger` and its closure |
+| base clustering (Sec. 3.1): DBSCAN and self-paced selection | `UCAL.cluster_features` |
+| loss over cluster centroids c_k (Sec. 3.1, Eq. 1), tau | `loss`, `memory.temperature` |
+| refinement by questions from epoch 15 on (Sec. 3.2, 3.3) | `UCAL.refine`, `questions.start` |
+| hard negative pairs, split: SNPS (Sec. 3.2.1, Eq. 2 to 4) | `ask_snps_then_mpps`, `active.snps` |
+| hard positive pairs, merge: MPPS (Sec. 3.2.2, Eq. 5, 6) | `ask_snps_then_mpps`, `active.mpps` |
+| label memory (Sec. 3.3) | `answers.ledger` and `answers.closure` |
 | supervised bound (Table 1) | `methods.supervised` |
 """
 
@@ -44,13 +46,16 @@ class UCAL(ContrastiveMethod):
         batch: Size and number of the batches.
         memory: Feature memory and temperature.
         seed: Seed of the batches.
-        questions: Splits and merges clusters with the answers of an annotator (Sec. 3.2), from its first epoch on.
+        questions: Splits and merges clusters with the answers of an annotator (Sec. 3.2), from its
+            first epoch on.
         source: The labelled source to train with in addition; only the target is clustered.
         world: The processes that train together; the first of them asks the questions.
-        watch: Called once a second where a process waits for the answers; an exception from it ends the waiting.
+        watch: Called once a second where a process waits for the answers; an exception from it ends
+            the waiting.
 
     Raises:
-        SettingError: The clustering reads the memory, but a cluster memory holds no vector per image.
+        SettingError: The clustering reads the memory, but a cluster memory holds no vector per
+            image.
         ValueError: The library that runs DBSCAN is not installed, or cannot take so many images.
     """
 
@@ -81,7 +86,7 @@ class UCAL(ContrastiveMethod):
         self.threshold: float | None = None
 
     def features(self, epoch: int, extract: Extract) -> Tensor:
-        """The features to cluster: those of the memory (SpCL), or those of a new pass (Cluster Contrast)."""
+        """The features to cluster: of the memory (SpCL), or of a new pass (Cluster Contrast)."""
         if self.cluster.source == "extract" and epoch > 0:
             return extract()
         return super().features(epoch, extract)
@@ -93,7 +98,10 @@ class UCAL(ContrastiveMethod):
         return labels, singleton_classes(labels) if self.cluster.noise == "singleton" else labels
 
     def cluster_features(self, epoch: int, features: Tensor) -> Tensor:
-        """Sec. 3.1: DBSCAN on the k-reciprocal Jaccard distance, of each cluster only the reliable images.
+        """Cluster the images (Sec. 3.1).
+
+        DBSCAN runs on the k-reciprocal Jaccard distance. The self-paced selection of SpCL then
+        keeps only the reliable images of each cluster.
 
         Args:
             epoch: Number of completed epochs.
@@ -104,7 +112,8 @@ class UCAL(ContrastiveMethod):
         """
         c = self.cluster
         neighbours, self.metrics = self._neighbours(epoch, features)
-        # The selection clusters at eps - eps_gap, eps and eps + eps_gap; no pair beyond these is ever read.
+        # The selection clusters at eps - eps_gap, eps and eps + eps_gap; no pair beyond these is
+        # ever read.
         graph = jaccard_graph(
             features,
             c.k1,
@@ -119,7 +128,7 @@ class UCAL(ContrastiveMethod):
         return labels.cpu()
 
     def refine(self, epoch: int, features: Tensor, labels: Tensor) -> Tensor:
-        """Sec. 3.2: split and merge clusters by the answers to this epoch's questions, and to all before.
+        """Split and merge clusters by the answers to this and all earlier epochs (Sec. 3.2).
 
         Args:
             epoch: Number of completed epochs.
@@ -181,13 +190,15 @@ def ask_snps_then_mpps(
 ) -> None:
     """Ask the questions of Sec. 3.2: split clusters with SNPS, then merge clusters with MPPS.
 
-    SNPS (Sec. 3.2.1, `propose_splits`): k-medoids groups the members of each cluster. The k whose groups have the greatest
-    sum of compactness (Eq. 2) times independence (Eq. 3) is taken (Eq. 4), and there is one question for every two groups:
-    are their medoids the same identity? Groups whose answer is "different" are separated.
+    SNPS (Sec. 3.2.1, `propose_splits`): k-medoids groups the members of each cluster. The k whose
+    groups have the greatest sum of compactness (Eq. 2) times independence (Eq. 3) is taken (Eq. 4),
+    and there is one question for every two groups: are their medoids the same identity? Groups
+    whose answer is "different" are separated.
 
-    MPPS (Sec. 3.2.2, `propose_merges`): on the clusters that SNPS leaves, each centroid is compared with its most similar
-    centroids. The gaps of the sorted similarities (Eq. 5), min-max normalised (Eq. 6), say how many of them are asked about.
-    Clusters whose answer is "same" are merged, at most `config.merge_share` of all clusters and at least one.
+    MPPS (Sec. 3.2.2, `propose_merges`): on the clusters that SNPS leaves, each centroid is compared
+    with its most similar centroids. The gaps of the sorted similarities (Eq. 5), min-max normalised
+    (Eq. 6), say how many of them are asked about. Clusters whose answer is "same" are merged, at
+    most `config.merge_share` of all clusters and at least one.
 
     Both ask in the order of descending score.
 
@@ -224,7 +235,10 @@ def ask_snps_then_mpps(
 
 
 def _most_merges(clusters: Tensor, share: float) -> int:
-    """Return how many clusters may be merged: a share of them, at least one unless the share is 0."""
+    """Return how many clusters may be merged.
+
+    A share of them, at least one unless the share is 0.
+    """
     if share == 0:
         return 0
     count = len(clusters[clusters >= 0].unique())
@@ -232,7 +246,10 @@ def _most_merges(clusters: Tensor, share: float) -> int:
 
 
 def singleton_classes(labels: Tensor) -> Tensor:
-    """Give each image outside every cluster a class of its own, numbered after the clusters; labels are (n,) int64."""
+    """Give each image outside every cluster a class of its own, numbered after the clusters.
+
+    Labels are (n,) int64.
+    """
     classes = labels.clone()
     unclustered = labels < 0
     classes[unclustered] = int(labels.max()) + 1 + torch.arange(int(unclustered.sum()))

@@ -1,16 +1,19 @@
 """Operators over a bank whose rows are sharded over several processes.
 
-Process r of W holds the rows `world.local_slice(n)` of the n rows of the whole bank: ceil(n / W) of them, fewer or none on
-the last processes. Each operator returns what the plain operator returns for the whole bank. With one process it calls
-the plain operator, and the result is the same bit for bit.
+Process r of W holds the rows `world.local_slice(n)` of the n rows of the whole bank: ceil(n / W) of
+them, fewer or none on the last processes. Each operator returns what the plain operator returns for
+the whole bank. With one process it calls the plain operator, and the result is the same bit for
+bit.
 
-Similarities are computed on the process that holds the rows of the bank. Only the batch, its best similarities, counts
-and sums are sent. Every operator is collective: all processes call it, in the same order, with batches of the same size.
-Where an operator raises NotFiniteError because of one process's rows, it raises on all processes.
+Similarities are computed on the process that holds the rows of the bank. Only the batch, its best
+similarities, counts and sums are sent. Every operator is collective: all processes call it, in the
+same order, with batches of the same size. Where an operator raises NotFiniteError because of one
+process's rows, it raises on all processes.
 
-A similarity comes from the product of the batch and one shard. Its last bit may differ from that of the product with the
-whole bank. Ties within rounding error may therefore break differently, and equal rows on two processes need not tie. Where
-products are exact, or no two similarities are that close, the choices are the same.
+A similarity comes from the product of the batch and one shard. Its last bit may differ from that of
+the product with the whole bank. Ties within rounding error may therefore break differently, and
+equal rows on two processes need not tie. Where products are exact, or no two similarities are that
+close, the choices are the same.
 """
 
 from __future__ import annotations
@@ -42,7 +45,10 @@ from .update_bank import hardest_rows, update_bank_
 
 
 class World(Protocol):
-    """The processes that hold a sharded bank. The methods other than `local_slice` are collective."""
+    """The processes that hold a sharded bank.
+
+    The methods other than `local_slice` are collective.
+    """
 
     @property
     def rank(self) -> int:
@@ -53,7 +59,10 @@ class World(Protocol):
         """The number of processes, W."""
 
     def local_slice(self, n: int, rank: int | None = None) -> slice:
-        """The rows of n that a process holds, by default this one: ceil(n / W), fewer on the last."""
+        """The rows of n that a process holds, by default this one.
+
+        There are ceil(n / W) of them, fewer on the last process.
+        """
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
         """The sum over the processes of tensors of one shape, on all of them."""
@@ -62,7 +71,10 @@ class World(Protocol):
         """The rows of all processes in their order, on all of them; each process gives as many."""
 
     def all_gather_rows(self, rows: Tensor) -> Tensor:
-        """The rows of all processes in their order, on all of them; each process gives any number."""
+        """The rows of all processes in their order, on all of them.
+
+        Each process gives any number.
+        """
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
         """This process's part, of W equal ones, of the sum over the processes."""
@@ -103,26 +115,31 @@ def sharded_bank_contrast_loss(
 ) -> Tensor:
     """`bank_contrast_loss` (UCAL, Eq. 1) where each process holds the vectors of some classes.
 
-    All vectors of a class are on one process. A process computes the log-sum-exp and the weighted mean of its own vectors
-    for the whole batch, so nothing as long as the number of classes is sent. The mean of the losses over the processes,
-    and of their gradients, is that of the whole batch.
+    All vectors of a class are on one process. A process computes the log-sum-exp and the weighted
+    mean of its own vectors for the whole batch, so nothing as long as the number of classes is
+    sent. The mean of the losses over the processes, and of their gradients, is that of the whole
+    batch.
 
     Args:
         features: (b, D), this process's part of the batch; parts have one size b.
         bank: This process's vectors (rows, D), dtype and device of the features.
-        targets: (b,) int64, the class of each feature among all C classes; -1 for features that do not count.
-        local_classes: (C + 1,) int64, this process's own number of each class: -1 for a class on another process, and -1
-            at the end, which is what a target of -1 reads. Not read with one process, where own numbers are those of all.
+        targets: (b,) int64, the class of each feature among all C classes; -1 for features that do
+            not count.
+        local_classes: (C + 1,) int64, this process's own number of each class: -1 for a class on
+            another process, and -1 at the end, which is what a target of -1 reads. Not read with
+            one process, where own numbers are those of all.
         temperature: tau, above 0.
         world: The processes. For B = W b features, 12 B W bytes and the B x D gradients are sent.
-        classes: The class of each row of `bank`, in own numbers, as `class_index` returns it; None where a row is a class.
+        classes: The class of each row of `bank`, in own numbers, as `class_index` returns it; None
+            where a row is a class.
 
     Returns:
-        The mean over this process's features that count, as a scalar; where some do not count, the sum divided by the
-        count of the whole batch over W.
+        The mean over this process's features that count, as a scalar; where some do not count, the
+        sum divided by the count of the whole batch over W.
 
     Raises:
-        NotFiniteError: On a CPU, features or vectors whose products are not finite, on all processes.
+        NotFiniteError: On a CPU, features or vectors whose products are not finite, on all
+            processes.
     """
     if world.size == 1:
         return bank_contrast_loss(features, bank, targets, temperature, classes=classes)
@@ -137,8 +154,8 @@ def sharded_bank_contrast_loss(
     sums = torch.stack([partial.losses, partial.log_sum_exp, holds_target])  # (3, B)
     losses, log_sums, holds = world.all_gather(sums[None]).unbind(1)  # each (W, B)
     counted = targets >= 0
-    # The loss against the shard that holds the target keeps small losses exact. The other shards add
-    # log(1 + exp(their log-sum-exp - its log-sum-exp)).
+    # The loss against the shard that holds the target keeps small losses exact. The other shards
+    # add log(1 + exp(their log-sum-exp - its log-sum-exp)).
     others = log_sums.masked_fill(holds > 0, -torch.inf).logsumexp(0)  # (B,)
     own_sum = log_sums.where(holds > 0, 0.0).sum(0)  # (B,)
     extra = torch.logaddexp(torch.zeros_like(others), others - own_sum)
@@ -150,7 +167,8 @@ def sharded_bank_contrast_loss(
     first = world.rank * len(features)
     loss = loss[first : first + len(features)]  # (b,)
     if needs_gradient:
-        # This shard's part of the softmax-weighted mean, minus the vector of the target where it is here.
+        # This shard's part of the softmax-weighted mean, minus the vector of the target where it is
+        # here.
         weights = (partial.log_sum_exp - log_sums.logsumexp(0)).exp()[:, None]  # (B, 1)
         gradient = partial.softmax_means.mul_(weights) - partial.target_vectors  # (B, D)
         gradient = gradient.div_(temperature).masked_fill_(~counted[:, None], 0.0)
@@ -163,8 +181,8 @@ def sharded_label_prediction(
 ) -> tuple[Tensor, Tensor]:
     """`label_prediction` (MPLP) for a batch that is the same on all processes.
 
-    Every process walks for the whole batch, so that all ask for the same candidates. The vectors of the candidates are
-    fetched, and each process counts among its own rows.
+    Every process walks for the whole batch, so that all ask for the same candidates. The vectors of
+    the candidates are fetched, and each process counts among its own rows.
 
     Args:
         bank: This process's rows of (n, D), unit-norm or zero.
@@ -178,12 +196,13 @@ def sharded_label_prediction(
         `indptr` (B + 1,) and `indices`, int64, the same on all processes.
 
     Memory:
-        That of `label_prediction` for the process's own rows, and 56 bytes for each similarity of the batch above the
-        threshold.
+        That of `label_prediction` for the process's own rows, and 56 bytes for each similarity of
+        the batch above the threshold.
 
     Sent:
-        B x D values, 16 bytes for each similarity above the threshold, and in a round of the walk D values for each
-        candidate and at most 16 bytes for each pair. The device is waited for a few times in each round.
+        B x D values, 16 bytes for each similarity above the threshold, and in a round of the walk D
+        values for each candidate and at most 16 bytes for each pair. The device is waited for a few
+        times in each round.
 
     Raises:
         NotFiniteError: On a CPU, a row of the bank is not finite; on all processes.
@@ -228,8 +247,9 @@ def sharded_label_prediction(
         pairs, values = world.all_gather_rows(
             torch.cat(above_threshold or [rows.new_zeros(0, 2)])
         ).unbind(1)
-        # The pairs of one process come row after row with ascending columns, and lower columns are on lower processes.
-        # Two stable sorts, by similarity and then by row, therefore keep equal similarities in order of their columns.
+        # The pairs of one process come row after row with ascending columns, and lower columns are
+        # on lower processes. Two stable sorts, by similarity and then by row, therefore keep equal
+        # similarities in order of their columns.
         order = values.contiguous().view(torch.float64).argsort(descending=True, stable=True)
         row = pairs[order] // n
         order = order[row.argsort(stable=True)]
@@ -259,7 +279,8 @@ def sharded_similarity_topk(
         exclude: (B,) int64, one row of the whole bank to leave out for each query; -1 for none.
 
     Returns:
-        Similarities (B, k) and rows of the whole bank (B, k) int64; -inf and -1 where there are no more.
+        Similarities (B, k) and rows of the whole bank (B, k) int64; -inf and -1 where there are no
+        more.
 
     Raises:
         NotFiniteError: On a CPU, rows whose similarity is not finite, on all processes.
@@ -305,15 +326,16 @@ def sharded_multilabel_bank_loss(
 ) -> Tensor:
     """The weighted sum of `multilabel_bank_loss` (MMCL) over several sets of labels of one batch.
 
-    The hard negatives are chosen over all processes: each process offers its own best, and the best of these are taken. A
-    tie at the threshold is split evenly over all equal negatives, whichever process holds them. With several processes the
-    similarities are computed once for all sets of labels. A GPU is not waited for.
+    The hard negatives are chosen over all processes: each process offers its own best, and the best
+    of these are taken. A tie at the threshold is split evenly over all equal negatives, whichever
+    process holds them. With several processes the similarities are computed once for all sets of
+    labels. A GPU is not waited for.
 
     Args:
         features: (b, D), unit-norm, this process's part of the batch; parts have one size b.
         bank: This process's rows of (n, D), dtype and device of the features.
-        positives: J sets of labels of the whole batch of B = W b features, the same on all processes, each a pair
-            (indptr (B + 1,), indices) or bit rows (B, ceil(n / 32)).
+        positives: J sets of labels of the whole batch of B = W b features, the same on all
+            processes, each a pair (indptr (B + 1,), indices) or bit rows (B, ceil(n / 32)).
         weights: J factors.
         n: Rows of the whole bank.
         world: The processes.
@@ -322,14 +344,16 @@ def sharded_multilabel_bank_loss(
         reduction: "mean" over this process's part, or "none" for (b,).
 
     Returns:
-        The loss, float32 (float64 for float64). The mean of the losses over the processes is that of the whole batch.
+        The loss, float32 (float64 for float64). The mean of the losses over the processes is that
+        of the whole batch.
 
     Memory:
-        J similarities for some rows of the batch at a time, and some five times as much again, 64 MiB each.
+        J similarities for some rows of the batch at a time, and some five times as much again, 64
+        MiB each.
 
     Sent:
-        The batch, for each set and row of the batch some 24 bytes, and min(hard_ratio n, n / W) values from each process;
-        B x D values of the gradient.
+        The batch, for each set and row of the batch some 24 bytes, and min(hard_ratio n, n / W)
+        values from each process; B x D values of the gradient.
 
     Raises:
         NotFiniteError: On a CPU, rows that are not finite, on all processes.
@@ -347,7 +371,7 @@ def sharded_multilabel_bank_loss(
 
 
 def with_gradient(features: Tensor, losses: Tensor, gradient: Tensor) -> Tensor:
-    """Make losses (B,) of features (B, D) differentiable, once, from their known gradient (B, D)."""
+    """Make losses (B,) of features (B, D) differentiable once, by their known gradient (B, D)."""
     result: Tensor = _Known.apply(features, losses, gradient)
     return result
 
@@ -393,7 +417,8 @@ def update_shard_(
     Args:
         bank: This process's rows (rows, D), changed in place.
         features: (B, D), dtype and device of the bank, the same on all processes.
-        places: (B,) int64, the row of `bank` that each feature updates; -1 where that row is on another process.
+        places: (B,) int64, the row of `bank` that each feature updates; -1 where that row is on
+            another process.
         momentum: m in [0, 1], the share of the old vector that is kept.
         world: The processes. Nothing is sent.
         hardest: Update each row only by the feature that is least similar to it (Cluster Contrast).
@@ -405,7 +430,8 @@ def update_shard_(
         NotFiniteError: On a CPU, features that are not finite, on all processes.
     """
     if world.size > 1:
-        # Checked before the hardest features are chosen, which differ between the processes: all must raise, or none.
+        # Checked before the hardest features are chosen, which differ between the processes: all
+        # must raise, or none.
         if features.is_cpu and not bool(torch.isfinite(features).all()):
             check_finite(features=features)
         if not len(bank):
@@ -418,14 +444,17 @@ def update_shard_(
 
 
 def _local(rows: Tensor, n: int, world: World) -> tuple[Tensor, Tensor]:
-    """Places of rows (R,) in this process's shard, 0 for rows of other processes, and whether they are in it."""
+    """Places of rows (R,) in this shard, 0 for rows of other shards; and whether they are in it."""
     own = world.local_slice(n)
     inside = (rows >= own.start) & (rows < own.stop)
     return torch.where(inside, rows - own.start, 0), inside
 
 
 def _largest_shard(n: int, world: World) -> int:
-    """Rows of the largest shard. All processes cut their work by it, so that they make as many rounds."""
+    """Rows of the largest shard.
+
+    All processes cut their work by it, so that they make as many rounds.
+    """
     return world.local_slice(n, 0).stop
 
 
@@ -478,7 +507,7 @@ def _losses_and_gradient(
     delta: float,
     hard_ratio: float,
 ) -> tuple[Tensor, Tensor]:
-    """Losses (B,) of the whole batch, summed over the sets of labels, and their gradients (B, D)."""
+    """Losses (B,) of the batch, summed over the sets of labels, and their gradients (B, D)."""
     kind = accumulator(batch.dtype)
     own = world.local_slice(n)
     step = _largest_shard(n, world)
@@ -501,7 +530,7 @@ def _losses_and_gradient(
 
 
 def _shard_mask(positives: Positives, block: slice, own: slice) -> Tensor:
-    """Whether each column of this shard is a label of each row of a block of the batch, (rows, columns) bool."""
+    """Whether each column of this shard is a label of each row of a block, (rows, columns) bool."""
     columns = own.stop - own.start
     if isinstance(positives, Tensor):
         place = torch.arange(own.start, own.stop, device=positives.device)
@@ -513,8 +542,8 @@ def _shard_mask(positives: Positives, block: slice, own: slice) -> Tensor:
     in_shard = (indices >= own.start) & (indices < own.stop)
     in_block = (row >= block.start) & (row < block.stop)
     inside = in_shard & in_block
-    # Labels elsewhere are written to an extra column, which is cut off: no index depends on a count that the host
-    # would have to wait for.
+    # Labels elsewhere are written to an extra column, which is cut off: no index depends on a count
+    # that the host would have to wait for.
     mask = torch.zeros(
         block.stop - block.start, columns + 1, dtype=torch.bool, device=indices.device
     )
@@ -533,7 +562,7 @@ def _terms(
     delta: float,
     hard_ratio: float,
 ) -> tuple[Tensor, Tensor]:
-    """MMCL for a block of rows: its losses (J, rows), and the gradients with respect to this shard's similarities.
+    """MMCL for a block of rows: losses, and gradients with respect to this shard's similarities.
 
     Args:
         similarity: (rows, columns) with this shard's columns.
@@ -552,8 +581,9 @@ def _terms(
     hard = (negatives.double() * hard_ratio).long().clamp_(min=1).minimum(negatives)  # (J, rows)
     negative = similarity.masked_fill(positive, -torch.inf)  # (J, rows, columns)
 
-    # The hardest negatives of all shards are among the hardest of each. No row has more hard ones than `most_hard`, and no
-    # shard can offer more than it has columns; a smaller shard pads with -inf, so that all send tensors of one shape.
+    # The hardest negatives of all shards are among the hardest of each. No row has more hard ones
+    # than `most_hard`, and no shard can offer more than it has columns; a smaller shard pads with
+    # -inf, so that all send tensors of one shape.
     most_hard = max(1, int(hard_ratio * n))
     offered = min(most_hard, step)
     best = negative.topk(min(offered, negative.shape[2]), dim=2).values
@@ -561,7 +591,8 @@ def _terms(
     best = world.all_gather(best[None]).movedim(0, 2).flatten(2)  # (J, rows, W offered)
     hardest = best.topk(min(most_hard, best.shape[2]), dim=2).values  # descending
 
-    # The least similar hard negative. Those equal to it split the places that are left after those above it.
+    # The least similar hard negative. Those equal to it split the places that are left after those
+    # above it.
     bound = hardest.gather(2, (hard[:, :, None] - 1).clamp_(min=0))  # (J, rows, 1)
     # A row without negatives has no hard ones.
     bound.masked_fill_(hard[:, :, None] == 0, torch.inf)

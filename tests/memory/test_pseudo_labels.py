@@ -389,7 +389,7 @@ ROWS, INDPTR, INDICES = torch.tensor([1, 2]), torch.tensor([0, 1, 3]), torch.ten
         ({"indptr": torch.tensor([1, 1, 3])}, "indptr: got 1 first and 3 last"),
         (
             {"indptr": torch.tensor([0, 4, 3])},
-            "indptr: got a fall behind place 1, expected values that never fall",
+            "indptr: got a decrease after place 1, expected values that never decrease",
         ),
         ({"indices": INDICES.float()}, "indices: got dtype torch.float32"),
         ({"indices": torch.tensor([4, 0, 5])}, "indices: got 5 at place 2"),

@@ -1,6 +1,7 @@
-"""A slow, plain float64 reference of NNCT, written from section 6 of the algorithm notes and the paper alone.
+"""A slow, plain float64 reference of NNCT, from section 6 of the algorithm notes and the paper.
 
-Nothing here is imported from the library, and nothing is optimised: every function follows its rule image by image.
+Nothing here is imported from the library, and nothing is optimised: every function follows its rule
+image by image.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ class Settings(NamedTuple):
 
 
 class Iteration(NamedTuple):
-    """One iteration: the loss, its gradient with respect to the unit features, and both memories after it.
+    """One iteration.
 
-    `labels` and `neighbours` belong to the places of the batch: what was predicted for the image there, and the images whose
-    labels trained it as well.
+    The loss, its gradient with respect to the unit features, and both memories after it.
+
+    `labels` and `neighbours` belong to the places of the batch: what was predicted for the image
+    there, and the images whose labels trained it as well.
     """
 
     loss: float
@@ -40,7 +43,7 @@ class Iteration(NamedTuple):
 
 
 def similarities(memory: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """Dot products with all rows of the memory, each row summed by itself, so that equal rows have equal ones; shape (n,)."""
+    """Dot products (n,) with all rows, each row summed by itself: equal rows have equal ones."""
     return (np.asarray(memory, dtype=np.float64) * np.asarray(vector, dtype=np.float64)).sum(axis=1)
 
 
@@ -78,7 +81,10 @@ def _positives_and_hard_negatives(
 
 
 def mmcl(s: np.ndarray, positives: set[int], delta: float, hard_ratio: float) -> float:
-    """MMCL of one image's similarities (n,) against a set of labels; without negatives their part is 0."""
+    """MMCL of one image's similarities (n,) against a set of labels.
+
+    Without negatives their part is 0.
+    """
     good, hard = _positives_and_hard_negatives(s, positives, hard_ratio)
     loss = delta * sum((1 - s[j]) ** 2 for j in good) / len(good)
     if hard:
@@ -100,7 +106,10 @@ def mmcl_gradient(
 
 
 def nearest(s: np.ndarray, i: int, k: int) -> list[int]:
-    """NNR: the k images most similar to a feature of image i, which is left out; equal ones from the lowest index."""
+    """NNR: the k images most similar to a feature of image i, which is left out.
+
+    Equal ones from the lowest index.
+    """
     return [j for j in most_similar_first(s) if j != i][:k]
 
 
@@ -114,7 +123,10 @@ def step(
     neighbours_k: int = 1,
     settings: Settings = Settings(),  # noqa: B008
 ) -> Iteration:
-    """One iteration of NNCT on unit features (B, D) of the images `rows`; what is passed in stays as it is."""
+    """One iteration of NNCT on unit features (B, D) of the images `rows`.
+
+    What is passed in stays as it is.
+    """
     after = np.array(memory, dtype=np.float64)
     remembered = [set(labels) for labels in label_memory]
     single = epoch < settings.single_label
@@ -146,7 +158,7 @@ def step(
 
 
 def before_normalisation(gradient: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
-    """The gradient with respect to embeddings (B, D) from that with respect to their unit vectors."""
+    """The gradient of embeddings (B, D), from the gradient of their unit vectors."""
     out = np.zeros_like(gradient)
     for b, x in enumerate(embeddings):
         length = math.sqrt(sum(value * value for value in x))

@@ -1,4 +1,4 @@
-"""The compiled extension: which builds load, which GPUs they cover, and the advice of their errors."""
+"""The compiled extension: which builds load, which GPUs they cover, and advice on errors."""
 
 from __future__ import annotations
 

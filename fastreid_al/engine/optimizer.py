@@ -26,16 +26,20 @@ def make_optimizer(
         layers: Further layers to train; they belong to the first group.
     """
     in_backbone = {id(p) for p in model.backbone.parameters()}
-    parameters = [*model.parameters(), *(layers.parameters() if layers is not None else ())]
-    trained = [p for p in parameters if p.requires_grad]
-    parts = (
-        [p for p in trained if id(p) not in in_backbone],
-        [p for p in trained if id(p) in in_backbone],
-    )
+    backbone: list[nn.Parameter] = []
+    new_layers: list[nn.Parameter] = []
+    # The order inside a group is part of the optimizer's state in a checkpoint.
+    for module in (model, layers or nn.ModuleList()):
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                group = backbone if id(parameter) in in_backbone else new_layers
+                group.append(parameter)
+    new_rate, backbone_rate = learning_rates(settings)
     groups = [
-        {"params": part, "lr": lr} for part, lr in zip(parts, learning_rates(settings), strict=True)
+        {"params": new_layers, "lr": new_rate},
+        {"params": backbone, "lr": backbone_rate},
     ]
-    fused = all(p.device.type in ("cpu", "cuda") for p in trained)
+    fused = all(p.device.type in ("cpu", "cuda") for p in (*new_layers, *backbone))
     if settings.name == "sgd":
         return torch.optim.SGD(
             groups,

@@ -94,11 +94,13 @@ def _describe_styles(config: RunConfig, images: ImageSet) -> str:
     if missing := reason_without_styles(config.camstyle, images, images.train):
         return missing
     if config.camstyle != "files":
-        return f"images are rendered in camera styles ({config.camstyle})"
+        return f"images are augmented in camera styles ({config.camstyle})"
     copies = len(match_copies(images.root / STYLE_COPIES, images.train)[0])
     gib = copies * _pixels(config) / 2**30
     where = "memory" if gib <= config.image.store_gib else "a memory-mapped file"
-    return f"images are rendered in camera styles, from {copies:,} copies: {gib:.2f} GiB in {where}"
+    return (
+        f"images are augmented in camera styles, from {copies:,} copies: {gib:.2f} GiB in {where}"
+    )
 
 
 def _describe_labels(

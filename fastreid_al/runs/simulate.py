@@ -133,19 +133,7 @@ def simulate(
     Returns:
         Points before the first question, after every `config.every` questions, and at the end.
     """
-    oracle = Oracle(
-        identities,
-        error=config.oracle.error,
-        unsure=config.oracle.unsure,
-        not_comparable=config.oracle.not_comparable,
-        seed=config.oracle.seed,
-    )
-    asker = Asker(
-        oracle,
-        closure=config.questions.closure,
-        confirm_merges=config.questions.confirm_merges,
-        budget=config.budget,
-    )
+    asker = _make_asker(identities, config)
     pairs = len(labels) * (len(labels) - 1) / 2
     curve: dict[int, Point] = {}
 
@@ -167,6 +155,23 @@ def simulate(
     add_point(asker.asked, labels)
     asker.ledger.close()
     return list(curve.values())
+
+
+def _make_asker(identities: Tensor, config: SimulationConfig) -> Asker:
+    """Return an asker that asks an oracle, and keeps the answers in memory."""
+    oracle = Oracle(
+        identities,
+        error=config.oracle.error,
+        unsure=config.oracle.unsure,
+        not_comparable=config.oracle.not_comparable,
+        seed=config.oracle.seed,
+    )
+    return Asker(
+        oracle,
+        closure=config.questions.closure,
+        confirm_merges=config.questions.confirm_merges,
+        budget=config.budget,
+    )
 
 
 def read_features(path: Path) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ def test_reductions_are_equal_on_all_ranks_and_keep_their_argument(pool: Pool, s
 
 
 def reduced_on_the_host(world: World) -> float:
-    # As NCCL is, a group for devices alone.
+    # A group for devices only, as NCCL's is.
     devices = dist.new_group(
         list(range(world.size)), backend="cuda:gloo", use_local_synchronization=True
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastreid_al.config import RunConfig
 from fastreid_al.engine import checkpoint
@@ -59,3 +60,13 @@ def test_a_checkpoint_of_a_newer_version_is_refused(
         save_checkpoint(tmp_path / "x.pt", {"model": {}})
     with pytest.raises(CheckpointError, match="newer fastreid_al"):
         load_checkpoint(tmp_path / "x.pt")
+
+
+def test_a_checkpoint_of_the_first_format_is_refused_with_advice(config: RunConfig) -> None:
+    run = Path(str(config.run_dir))
+    run.mkdir()
+    torch.save({"format": 1, "model": {}, "optimizer": {}, "facts": {}}, run / "last.pt")
+    with pytest.raises(CheckpointError, match="an earlier version of fastreid_al") as refused:
+        run_training(config, resume=True)
+    assert "resume it with that version" in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Checkpoints of several processes: any number of processes, also a single one, resumes from them."""
+"""Checkpoints of several processes, from which any number of processes resumes."""
 
 from __future__ import annotations
 
@@ -81,4 +81,12 @@ def test_a_pointer_to_nothing_is_named(tmp_path: Path) -> None:
         load_shards(tmp_path, SINGLE_PROCESS)
     (tmp_path / "last.json").write_text(json.dumps({"checkpoint": "last-4"}))
     with pytest.raises(CheckpointError, match="readable checkpoint"):
+        load_shards(tmp_path, SINGLE_PROCESS)
+
+
+def test_a_sharded_checkpoint_of_the_first_format_is_refused_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "last.json").write_text(json.dumps({"checkpoint": "last-0", "ranks": 2}))
+    (tmp_path / "last-0").mkdir()
+    torch.save({"format": 1, "model": {}, "sharded": {}}, tmp_path / "last-0" / "common.pt")
+    with pytest.raises(CheckpointError, match="an earlier version of fastreid_al"):
         load_shards(tmp_path, SINGLE_PROCESS)

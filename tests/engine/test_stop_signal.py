@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
 
 import pytest
 
 from fastreid_al.config import RunConfig
-from fastreid_al.engine import Interrupted, TrainingLoop
+from fastreid_al.engine import Interrupted, StopSignal
 from fastreid_al.runs import run_training
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, signum: int = signal.SIGTERM) -> None:
-    """Send this process a signal in the middle of the given step."""
-    original, done = TrainingLoop._augmented, [0]
-
-    def counting(*args: Any) -> Any:
-        done[0] += 1
-        if done[0] == steps:
-            os.kill(os.getpid(), signum)
-        return original(*args)
-
-    monkeypatch.setattr(TrainingLoop, "_augmented", counting)
+from tests.support.tiny import stop_after
 
 
 def test_ctrl_c_saves_like_sigterm_and_handlers_are_restored(
@@ -35,3 +22,29 @@ def test_ctrl_c_saves_like_sigterm_and_handlers_are_restored(
         run_training(config)
     assert stopped.value.signum == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("ends_phases", [True, False])
+def test_a_signal_ends_a_phase_only_where_phases_may_end(ends_phases: bool) -> None:
+    stop = StopSignal(ends_phases)
+    progress: list[tuple[int, int]] = []
+    update = stop.checked(lambda done, total: progress.append((done, total)))
+    with stop.listening():
+        update(1, 3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        if ends_phases:
+            with pytest.raises(Interrupted):
+                update(2, 3)
+        else:
+            update(2, 3)
+    assert progress == [(1, 3), (2, 3)]
+    with pytest.raises(Interrupted) as stopped:
+        stop.check()
+    assert stopped.value.signum == signal.SIGTERM
+
+
+def test_a_second_ctrl_c_has_the_default_handler() -> None:
+    stop = StopSignal()
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL

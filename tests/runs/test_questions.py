@@ -89,7 +89,9 @@ def test_an_annotator_who_is_always_unsure_does_not_stop_the_training(asking: Ru
     assert same_weights(weights(asking.run_dir), weights(Path(asking.run_dir).parent / "base"))
 
 
-@pytest.mark.parametrize("after", [0, 7, 20])
+@pytest.mark.parametrize(
+    "after", [pytest.param(0, marks=pytest.mark.slow), 7, pytest.param(20, marks=pytest.mark.slow)]
+)
 def test_leaving_while_asked_then_resuming_ends_in_the_same_weights(
     asking: RunConfig,
     after: int,

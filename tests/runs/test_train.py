@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from fastreid_al.config import MemoryConfig, RunConfig
-from fastreid_al.engine import Interrupted, TrainingLoop
+from fastreid_al.answers import Asker, Ledger, Question, Verdict
+from fastreid_al.config import MemoryConfig, QuestionConfig, RunConfig
+from fastreid_al.data import load
+from fastreid_al.engine import Interrupted
 from fastreid_al.engine.checkpoint import load_checkpoint
 from fastreid_al.errors import DataError, UserError
+from fastreid_al.models import ReIdNet, build_model
 from fastreid_al.runs import run_training
 from fastreid_al.synthetic.dataset import cached_synthetic
-from tests.support.tiny import elsewhere, recorded, same_weights, weights
+from tests.support.tiny import SYNTHETIC, elsewhere, recorded, same_weights, stop_after, weights
 
 VARIANTS = {
     "instance memory": {},
@@ -33,19 +35,6 @@ def variant(config: RunConfig, name: str) -> RunConfig:
     config = replace(config, **VARIANTS[name])  # type: ignore[arg-type]
     source = "extract" if name == "cluster memory" else "memory"
     return replace(config, cluster=replace(config.cluster, source=source))
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, signum: int = signal.SIGTERM) -> None:
-    """Send this process a signal in the middle of the given step."""
-    original, done = TrainingLoop._augmented, [0]
-
-    def counting(*args: Any) -> Any:
-        done[0] += 1
-        if done[0] == steps:
-            os.kill(os.getpid(), signum)
-        return original(*args)
-
-    monkeypatch.setattr(TrainingLoop, "_augmented", counting)
 
 
 def test_a_run_leaves_config_versions_metrics_checkpoints_and_figure(
@@ -196,3 +185,44 @@ def test_settings_that_cannot_work_are_refused_at_once(config: RunConfig, change
     with pytest.raises(UserError, match=f"`{next(iter(change))}`"):
         run_training(replace(config, **change))
     assert not Path(str(config.run_dir)).exists()
+
+
+def ask_first_pairs(features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig) -> None:
+    """Ask whether the first image shows the same person as each of the next three."""
+    for other in range(1, 4):
+        asker.ask_pair(0, other)
+
+
+class AlwaysDifferent:
+    """An annotator who has seen everything once."""
+
+    name = "always different"
+
+    def answer(self, question: Question) -> Verdict:
+        return Verdict.DIFFERENT
+
+
+def test_objects_replace_the_names_of_the_configuration(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = replace(load("synthetic", synthetic=SYNTHETIC, verbose=False), name="mine")
+    built: list[ReIdNet] = []
+
+    def build() -> ReIdNet:
+        built.append(build_model("osnet_x0_25", "none", bn_group=8))
+        return built[-1]
+
+    config = replace(config, epochs=1, evaluate_every=0, questions=QuestionConfig(start=0))
+    finished = run_training(
+        replace(config, dataset="folder", data_root=str(tmp_path / "not read")),
+        strategy=ask_first_pairs,
+        annotator=AlwaysDifferent(),
+        dataset=images,
+        model=build,
+    )
+    assert len(built) == 1
+    assert "mine in" in capsys.readouterr().out
+    record = finished.history[-1]
+    assert record["questions"] == record["answered_different"] == 3
+    with Ledger.open(str(finished.folder / "answers.sqlite"), write=False) as ledger:
+        assert [event.annotator for event in ledger.events()] == ["always different"] * 3

@@ -1,4 +1,4 @@
-"""SIGKILL at random instants: a resumed run ends in the weights of the undisturbed one, and no answer is lost."""
+"""SIGKILL at random instants: a resumed run ends in the same weights, and no answer is lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def answers(run_dir: Path) -> list[tuple[int, int, str]]:
 
 
 def train(config: RunConfig, threads: int) -> None:
-    """What a child process does: begin, or go on from whatever is there."""
+    """Start a run in a child process, or resume it from whatever is there."""
     torch.set_num_threads(threads)
     run_training(config, resume=True)
 
@@ -42,7 +42,8 @@ def train(config: RunConfig, threads: int) -> None:
 def test_a_run_killed_at_random_instants_resumes_to_the_same_weights(
     tmp_path: Path, kills: int
 ) -> None:
-    # A fork server that has imported everything makes a fresh process in milliseconds, so that kills fall into the run.
+    # A fork server that has imported everything starts a process in milliseconds, so that kills
+    # fall into the run.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fastreid_al.runs", "tests.support.tiny"])
     threads = torch.get_num_threads()

@@ -41,7 +41,7 @@ def keep_lists(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
 
 
 def nnct_config(run_dir: Path) -> RunConfig:
-    """Three passes over the tiny set, the first with single labels, in camera styles, ranked before the last BatchNorm."""
+    """Three passes over the tiny set, the first with single labels, in camera styles."""
     config = tiny_config(run_dir)
     return replace(
         config,
@@ -102,7 +102,7 @@ def test_a_style_changes_what_is_learnt(config: RunConfig) -> None:
     assert losses["none"] != losses["colour"]
 
 
-@pytest.mark.parametrize("style", ["colour", "fourier"])
+@pytest.mark.parametrize("style", ["colour", pytest.param("fourier", marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_a_bit_identical_state(
     config: RunConfig, style: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +136,7 @@ def test_learning_rates_of_both_groups_follow_their_settings_on_resume(config: R
     groups = load_checkpoint(run.folder / "last.pt")["optimizer"]["param_groups"]
     assert [g["lr"] for g in groups] == pytest.approx([0.001, 0.0001])
     assert [(g["momentum"], g["nesterov"]) for g in groups] == [(0.5, True)] * 2
-    # Of the first group is the last BatchNorm's scale alone: its bias is not trained.
+    # The first group holds only the scale of the last BatchNorm: its bias is not trained.
     assert len(groups[0]["params"]) == 1 < len(groups[1]["params"])
 
 
@@ -175,7 +175,8 @@ def test_features_that_the_run_ranked_are_those_that_evaluation_ranks(config: Ru
         ),
         (
             {"network": replace(tiny_config(Path()).network, bn_group=12)},
-            r"`batch.size`: got 16, expected a size that divides into groups of `network.bn_group` 12",
+            r"`batch.size`: got 16, expected a size that divides into groups of "
+            r"`network.bn_group` 12",
         ),
         ({"style": StyleConfig(probability=1.5)}, r"`style.probability`: got 1.5, expected 0 to 1"),
         ({"style": StyleConfig(band=0.0)}, r"`style.band`: got 0.0, expected above 0, up to 0.5"),
@@ -199,10 +200,10 @@ def test_a_dry_run_says_what_the_labels_take(
     dry_run(config)
     printed = capsys.readouterr().out
     assert "3 epochs of 4 batches of 16 images" in printed
-    assert "images are drawn in camera styles (colour)" in printed
+    assert "images are augmented in camera styles (colour)" in printed
     assert (
-        "label memory (PLMB) 0.0 MB as bits; single labels in the first 1 epochs, then labels above 0.3"
-        in printed
+        "label memory (PLMB) 0.0 MB as bits; single labels in the first 1 epochs, "
+        "then labels above 0.3" in printed
     )
     dry_run(replace(config, nnct=replace(config.nnct, single_label=3)))
     assert (

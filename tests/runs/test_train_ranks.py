@@ -1,4 +1,4 @@
-"""Runs of several ranks: the labels, losses and end of a single process; they resume after a kill, on any number."""
+"""Runs of several ranks: they train as a single process does, and resume on any number."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tests.support.process_pool import Pool
 from tests.support.rank_runs import configured, refused
 from tests.support.tiny import tiny_config
 
-#: What is counted, or compared with a tolerance; scores follow from features that differ by rounding.
+#: What is counted, or compared with a tolerance; scores follow from features that differ by
+#: rounding.
 EXACT = (
     "clusters",
     "clustered",

@@ -115,7 +115,7 @@ def test_domains_train_their_own_batchnorms_and_nnct_its_classifier(
         )
 
 
-def test_questions_are_asked_about_the_target_alone(short: RunConfig) -> None:
+def test_questions_are_asked_only_about_the_target(short: RunConfig) -> None:
     asking = replace(short, ask="ucal", questions=QuestionConfig(start=0, per_epoch=5))
     record = run_training(asking).history[-1]
     assert 0 < record["questions"] <= 5

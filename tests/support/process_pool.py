@@ -1,4 +1,4 @@
-"""Ranks for tests: a pool of processes that is started once and runs a function on the first `size` of them."""
+"""Ranks for tests: a pool of processes, started once, the first of which run a function."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMIT = 120
 
 
 class Pool:
-    """Processes that are one another's ranks, over gloo."""
+    """Processes that form worlds of 1 to 4 ranks, over gloo."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -25,25 +25,33 @@ class Pool:
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(MOST):
-            here, there = context.Pipe()
+            own_end, child_end = context.Pipe()
             process = context.Process(
-                target=_serve, args=(rank, self._folder.name, there), daemon=True
+                target=_serve, args=(rank, self._folder.name, child_end), daemon=True
             )
             process.start()
-            self._pipes.append(here)
+            self._pipes.append(own_end)
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
-        """What `function(ranks, *args)` gives on each of `size` ranks; it is a module's own function.
+        """Call `function(world, *args)` on each of `size` ranks.
+
+        Args:
+            function: A function at the top of a module.
+            size: Number of ranks, 1 to 4.
+            args: Further arguments.
+
+        Returns:
+            What the function returned, by rank.
 
         Raises:
             AssertionError: It failed on a rank; the rank's traceback is the message.
         """
         for pipe in self._pipes[:size]:
             pipe.send((list(sys.path), size, function.__module__, function.__qualname__, args))
-        answers = [
-            pipe.recv() if pipe.poll(LIMIT) else ("too long", None) for pipe in self._pipes[:size]
-        ]
+        answers = []
+        for pipe in self._pipes[:size]:
+            answers.append(pipe.recv() if pipe.poll(LIMIT) else ("too long", None))
         for rank, (failed, _) in enumerate(answers):
             assert not failed, f"rank {rank} of {size}: {failed}"
         return [answer for _, answer in answers]
@@ -57,6 +65,7 @@ class Pool:
 
 
 def _serve(rank: int, folder: str, pipe: Connection) -> None:
+    """Run the functions that arrive through a pipe, as one of the ranks."""
     import importlib
 
     import torch

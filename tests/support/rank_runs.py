@@ -22,8 +22,9 @@ from tests.support.tiny import SYNTHETIC, tiny_config
 def configured(run_dir: Path, name: str) -> RunConfig:
     """Two epochs in which four images are what a rank of four is given.
 
-    Short steps of plain SGD: statistics of four tiny images make a change of 1e-7 in the weights grow tenfold with each longer
-    one, and Adam's first steps turn the rounding of a gradient near zero into a step of full length.
+    Short steps of plain SGD: statistics of four tiny images make a change of 1e-7 in the weights
+    grow tenfold with each longer one, and Adam's first steps turn the rounding of a gradient near
+    zero into a step of full length.
     """
     config = replace(
         tiny_config(run_dir), epochs=2, evaluate_every=2, network=NetworkConfig(bn_group=4)

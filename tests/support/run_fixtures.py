@@ -23,7 +23,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_figure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the figure out, which takes longer than the training, in tests that are not about it."""
+    """Leave out the figure, which takes longer than the training, except in tests of it."""
     if "figure" not in request.node.name:
         monkeypatch.setattr(train, "draw_curves", lambda *_: None)
 

@@ -1,4 +1,4 @@
-"""A run small enough to be killed many times, and how it is stopped."""
+"""A run small enough to be killed many times, how to stop it, and how to compare runs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from fastreid_al.config import (
     RunConfig,
     SyntheticConfig,
 )
+from fastreid_al.engine import TrainingLoop
 from fastreid_al.engine.checkpoint import load_checkpoint
 
 SYNTHETIC = SyntheticConfig(
@@ -52,7 +53,7 @@ def tiny_config(run_dir: Path) -> RunConfig:
 
 
 def same_state(a: object, b: object) -> bool:
-    """Nested dictionaries and lists of tensors and values, bit for bit; seconds, speed and settings left aside."""
+    """Whether nested values are equal bit for bit, apart from seconds, speed and settings."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(
             same_state(a[k], b[k]) for k in a if k not in ("seconds", "speed", "config")
@@ -64,13 +65,30 @@ def same_state(a: object, b: object) -> bool:
     )
 
 
+def stop_after(patch: pytest.MonkeyPatch, steps: int, signum: int = signal.SIGTERM) -> None:
+    """Send this process a signal while the images of a step, counted over epochs, are augmented."""
+    original = TrainingLoop._augmented
+    done = 0
+
+    def counting(*args: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == steps:
+            os.kill(os.getpid(), signum)
+        return original(*args)
+
+    patch.setattr(TrainingLoop, "_augmented", counting)
+
+
 def stop_in_step(patch: pytest.MonkeyPatch, method: type, step: int) -> None:
     """Send this process SIGTERM in the given step of all."""
-    update, done = method.update, [0]  # type: ignore[attr-defined]
+    update = method.update  # type: ignore[attr-defined]
+    done = 0
 
     def stopping(*args: object) -> None:
-        done[0] += 1
-        if done[0] == step:
+        nonlocal done
+        done += 1
+        if done == step:
             os.kill(os.getpid(), signal.SIGTERM)
         update(*args)
 

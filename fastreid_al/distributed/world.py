@@ -2,7 +2,7 @@
 
 Tensors of n rows are sharded as `torch.chunk` splits them: each of W ranks holds ceil(n / W) rows,
 the last ranks fewer or none. Methods that communicate are collective: all ranks call them in the
-same order. With a single process they return what is there, and nothing is sent.
+same order. With a single process nothing is sent, and they return its own tensors.
 """
 
 from __future__ import annotations

@@ -27,20 +27,20 @@ class Profile:
 
     Args:
         folder: The folder of the run, which gets trace.json and profile.txt.
-        wanted: Whether anything is traced; only the process that writes into the folder traces.
+        enabled: Whether anything is traced; only the process that writes into the folder traces.
         device: Where the work is done.
     """
 
-    def __init__(self, folder: RunFolder, wanted: bool, device: torch.device) -> None:
+    def __init__(self, folder: RunFolder, enabled: bool, device: torch.device) -> None:
         self._folder = folder
-        self._wanted = wanted and folder.writes
+        self._enabled = enabled and folder.writes
         self._device = device
         self._profiler: torch.profiler.profile | None = None
         self._traced = False
 
     @contextmanager
     def steps(self, count: int) -> Iterator[Callable[[], None]]:
-        """Trace some of the steps of the block.
+        """Trace a few steps of the block.
 
         Args:
             count: Steps of the block.
@@ -48,7 +48,7 @@ class Profile:
         Yields:
             A function to call after each step.
         """
-        if not self._wanted or self._traced:
+        if not self._enabled or self._traced:
             yield lambda: None
             return
         self._traced = True
@@ -69,7 +69,7 @@ class Profile:
         Args:
             history: One record an epoch, with its seconds.
         """
-        if not self._wanted:
+        if not self._enabled:
             return
         operators = ""
         if self._profiler is not None:

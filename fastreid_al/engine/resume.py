@@ -35,7 +35,7 @@ def last_state(folder: RunFolder, world: World) -> dict[str, Any] | None:
     whole = load_checkpoint(folder.last) if folder.last.exists() else None
     if sharded is None or whole is None:
         return sharded or whole
-    # Both exist when several processes wrote weights for evaluation beside their shards, or when a
+    # Both exist when several processes wrote weights for evaluation next to their shards, or when a
     # single process was killed between writing its checkpoint and removing the shards.
     if "optimizer" not in whole:
         return sharded
@@ -74,5 +74,5 @@ def check_resumable(state: Mapping[str, Any], config: RunConfig) -> None:
 
 
 def named_values(settings: Mapping[str, Any], keys: list[str]) -> str:
-    """Name some settings and their values for a message."""
+    """Return settings and their values as words of a message."""
     return " ".join(f"`{key}` {settings.get(key)}" for key in keys)

@@ -89,7 +89,7 @@ class Training:
         """Return the part of the state that evaluation needs."""
         return {
             "model": without_source(self.model.state_dict()),
-            "network": network_settings(self.config),
+            "network": network_settings(self.config, self.model.name),
             "epoch": self.epoch,
         }
 
@@ -181,10 +181,15 @@ def _to_device(state: Any, device: torch.device) -> Any:
     return state.to(device) if isinstance(state, Tensor) else state
 
 
-def network_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that decide the shape of the network and of its input, for evaluation."""
+def network_settings(config: RunConfig, name: str) -> dict[str, Any]:
+    """Return what decides the shape of the network and of its input, for evaluation.
+
+    Args:
+        config: The configuration.
+        name: Name of the network.
+    """
     return {
-        "name": config.model,
+        "name": name,
         "pool": config.network.pool,
         "test_features": config.network.test_features,
         "osnet_fc": config.network.osnet_fc,

@@ -23,7 +23,7 @@ from .data import Dataset, make_source
 
 
 def build_network(context: RunContext, fresh: bool = True) -> ReIdNet:
-    """Build the network of a run on its device, with weights that depend on the seed alone.
+    """Build the network of a run on its device, with weights that depend only on the seed.
 
     Args:
         context: The run.

@@ -284,15 +284,16 @@ class World:
             yield columns, out
 
     def move_rows(self, rows: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Move the rows of a tensor (n, D) between ranks; a single process returns them as they are, without a copy.
+        """Move the rows of a tensor (n, D) between ranks.
 
         Args:
-            rows: This rank's rows, by their number in the whole.
-            before: (n,) int64, the rank on which each row is; on a CPU, the same on all ranks, as `after`.
-            after: (n,) int64, the rank to which each row goes.
+            rows: (r, D), the rows on this rank, in ascending order of their numbers.
+            before: (n,) int64 rank that holds each row, on the CPU; the same on all ranks.
+            after: (n,) int64 rank that each row goes to, on the CPU; the same on all ranks.
 
         Returns:
-            The rows that are on this rank afterwards, by their number in the whole.
+            The rows that are on this rank afterwards, in ascending order of their numbers. A single
+            process gets its own tensor back, without a copy.
         """
         if self.size == 1:
             return rows
@@ -302,26 +303,27 @@ class World:
         return out
 
     def replicate_rows(self, shard: Tensor, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Make rows of a sharded tensor readable on all ranks; the device is not waited for.
+        """Copy some rows of a sharded tensor of integers to all ranks, without waiting for the device.
 
         Args:
-            shard: This rank's rows of a tensor (n, ...) of integers, cut by `local_slice`.
-            rows: (R,) int64 in [0, n), the same on all ranks.
+            shard: (r, ...) integers, this rank's rows of the tensor.
+            rows: (R,) int64 rows of the whole tensor; the same on all ranks.
             n: Rows of the whole tensor.
 
         Returns:
-            A tensor and the places (R,) in it at which the rows are: the rows themselves, summed over the ranks, of which
-            all but one add 0. A single process returns its tensor and `rows` as they are, without a copy.
+            A tensor, and the rows (R,) of that tensor which are the requested ones. A single process
+            gets its own tensor and `rows` back, without a copy.
         """
         if self.size == 1:
             return shard, rows
         own = self.local_slice(n)
-        inside = (rows >= own.start) & (rows < own.stop)
-        places = torch.where(inside, rows - own.start, 0)
-        taken = shard[places] if len(shard) else shard.new_zeros(len(rows), *shard.shape[1:])
-        outside = ~inside.view(-1, *[1] * (shard.ndim - 1))
-        fetched = self.all_reduce_sum(taken.masked_fill(outside, 0))
-        return fetched, torch.arange(len(rows), device=rows.device)
+        held = (rows >= own.start) & (rows < own.stop)  # (R,)
+        local = torch.where(held, rows - own.start, 0)
+        picked = shard[local] if len(shard) else shard.new_zeros(len(rows), *shard.shape[1:])
+        # The ranks that do not hold a row add 0 to it.
+        elsewhere = ~held.view(-1, *[1] * (shard.ndim - 1))
+        copies = self.all_reduce_sum(picked.masked_fill(elsewhere, 0))
+        return copies, torch.arange(len(rows), device=rows.device)
 
     def fetch_rows(self, shard: Tensor, rows: Tensor, n: int) -> Tensor:
         """Fetch any rows of a sharded tensor, in any order, from the ranks that hold them.

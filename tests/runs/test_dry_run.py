@@ -32,6 +32,6 @@ def test_dry_run_says_what_the_source_is(
     dry_run(adapted(config, name))
     printed = capsys.readouterr().out
     assert "source: synthetic in" in printed
-    assert "as many images of the source synthetic again (6 identities)" in printed
+    assert "as many images of the source synthetic in addition (6 identities)" in printed
     assert said in printed
     assert not Path(str(config.run_dir)).exists()

@@ -303,7 +303,7 @@ class World:
         return out
 
     def replicate_rows(self, shard: Tensor, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Copy some rows of a sharded tensor of integers to all ranks, without waiting for the device.
+        """Copy rows of a sharded tensor of integers to all ranks, without waiting for the device.
 
         Args:
             shard: (r, ...) integers, this rank's rows of the tensor.
@@ -311,8 +311,8 @@ class World:
             n: Rows of the whole tensor.
 
         Returns:
-            A tensor, and the rows (R,) of that tensor which are the requested ones. A single process
-            gets its own tensor and `rows` back, without a copy.
+            A tensor, and the rows (R,) of that tensor which are the requested ones. A single
+            process gets its own tensor and `rows` back, without a copy.
         """
         if self.size == 1:
             return shard, rows

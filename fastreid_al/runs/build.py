@@ -34,21 +34,19 @@ def build_network(context: RunContext, fresh: bool = True) -> ReIdNet:
         UserError: The network cannot be built as configured, or its weights cannot be read.
     """
     config = context.config
+    # The initial weights are drawn from the global generator, right after it is seeded.
     torch.manual_seed(config.seed)
-    if context.extensions.model is not None:
-        model = context.extensions.model()
-    else:
-        try:
-            model = build_model(
-                config.model,
-                config.weights if fresh else "none",
-                pool=config.network.pool,
-                bn_group=config.network.bn_group,
-                domain_bn=config.network.domain_bn and config.source is not None,
-                osnet_fc=config.network.osnet_fc,
-            )
-        except ValueError as error:
-            raise UserError(f"`network`: {error}") from error
+    try:
+        model = build_model(
+            context.extensions.model or config.model,
+            config.weights if fresh else "none",
+            pool=config.network.pool,
+            bn_group=config.network.bn_group,
+            domain_bn=config.network.domain_bn and config.source is not None,
+            osnet_fc=config.network.osnet_fc,
+        )
+    except ValueError as error:
+        raise UserError(f"`network`: {error}") from error
     return model.to(context.device).to(memory_format=torch.channels_last)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from ..distributed.world import SINGLE_PROCESS, World
 from ..engine.console import Reporter
 from ..engine.run_folder import RunFolder
 from ..engine.stop_signal import StopSignal
-from ..models import ReIdNet
+from ..models import BackboneBuilder
 
 #: Folder of runs whose `run_dir` is not given.
 RUNS = Path("runs")
@@ -32,13 +31,13 @@ class Extensions:
         strategy: Which pairs to ask about, in place of `ask`.
         annotator: Who answers, in place of `annotator`.
         dataset: The image set, in place of `dataset` and `data_root`.
-        model: Returns a new network, in place of `model`, `weights` and `network`.
+        model: Builds the backbone, in place of `model`.
     """
 
     strategy: Strategy | None = None
     annotator: Annotator | None = None
     dataset: ImageSet | None = None
-    model: Callable[[], ReIdNet] | None = None
+    model: BackboneBuilder | None = None
 
     @property
     def keys(self) -> frozenset[str]:

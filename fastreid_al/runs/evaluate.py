@@ -27,7 +27,7 @@ from ..engine.network import Network
 from ..errors import CheckpointError, DataError, UserError
 from ..files import write_atomically
 from ..metrics import Ranking
-from ..models import ReIdNet, build_model
+from ..models import BackboneBuilder, ReIdNet, build_model
 from ..models.weights import read_tensors
 from ..settings import validate
 from .checks import pick_device
@@ -50,12 +50,18 @@ class _Scored:
     stage: TestFeatures
 
 
-def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -> Ranking:
+def evaluate_file(
+    options: EvaluationConfig,
+    reporter: Reporter | None = None,
+    *,
+    model: BackboneBuilder | None = None,
+) -> Ranking:
     """Score a checkpoint or a bare weights file on the test images of a set; print the scores.
 
     Args:
         options: The file, the set, and what to compute.
         reporter: Prints the scores and progress.
+        model: Builds the backbone, in place of `options.model`.
 
     Returns:
         The ranking by the features, without re-ranking.
@@ -69,7 +75,7 @@ def evaluate_file(options: EvaluationConfig, reporter: Reporter | None = None) -
     _check_is_weights(Path(options.checkpoint))
     options = _with_set_of_run(options)
     device = pick_device(options.device)
-    scored = _load(options)
+    scored = _load(options, model)
     images = _read_images(options, reporter)
     scored.model.to(device).to(memory_format=torch.channels_last)
     network = Network(scored.model, options.engine, device, reporter.warn)
@@ -123,26 +129,30 @@ def _with_set_of_run(options: EvaluationConfig) -> EvaluationConfig:
     )
 
 
-def _load(options: EvaluationConfig) -> _Scored:
+def _load(options: EvaluationConfig, builder: BackboneBuilder | None) -> _Scored:
     """Load the network of a file; a checkpoint knows its backbone, image size and features.
+
+    Args:
+        options: The file, and what it does not know.
+        builder: Builds the backbone, in place of the named one.
 
     Raises:
         UserError: The options do not fit the file, or are not enough for a bare weights file.
     """
     content = read_tensors(Path(options.checkpoint))
     saved: dict[str, Any] = content.get("network", {}) if isinstance(content, dict) else {}
-    name = options.model or saved.get("name")
-    if name is None:
+    backbone = builder or options.model or saved.get("name")
+    if backbone is None:
         raise UserError(
             f"{options.checkpoint} is a bare weights file: name its backbone with `model`"
         )
-    if saved.get("name", name) != name:
+    if options.model is not None and saved.get("name", options.model) != options.model:
         raise CheckpointError(
-            f"{options.checkpoint} was trained with `model` {saved['name']}, not {name}; "
-            "do not set `model`"
+            f"{options.checkpoint} was trained with `model` {saved['name']}, "
+            f"not {options.model}; do not set `model`"
         )
     model = build_model(
-        name,
+        backbone,
         options.checkpoint,
         pool=saved.get("pool", options.pool),
         bn_group=0,

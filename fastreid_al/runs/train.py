@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..engine.resume import check_resumable, holds_run, last_state
 from ..engine.stop_signal import Interrupted
 from ..engine.training import Training
 from ..errors import SettingError, UserError
-from ..models import ReIdNet
+from ..models import BackboneBuilder
 from .agreement import check_same_images, check_same_settings
 from .build import build_network, build_training, check_method
 from .checks import check_parts, check_settings, pick_device, warn_of_settings
@@ -60,7 +60,7 @@ def run_training(
     strategy: Strategy | None = None,
     annotator: Annotator | None = None,
     dataset: ImageSet | None = None,
-    model: Callable[[], ReIdNet] | None = None,
+    model: BackboneBuilder | None = None,
 ) -> Finished:
     """Train as configured, from the beginning or from the last checkpoint in the run folder.
 
@@ -72,7 +72,7 @@ def run_training(
         strategy: Which pairs to ask about, in place of `config.ask`.
         annotator: Who answers, in place of `config.annotator`.
         dataset: The image set, in place of `config.dataset`.
-        model: Returns a new network, in place of `config.model`.
+        model: Builds the backbone, in place of `config.model`.
 
     Returns:
         The folder and the history of the run.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastreid_al.answers import Asker, Ledger, Question, Verdict
 from fastreid_al.config import MemoryConfig, QuestionConfig, RunConfig
@@ -19,7 +19,7 @@ from fastreid_al.data import load
 from fastreid_al.engine import Interrupted
 from fastreid_al.engine.checkpoint import load_checkpoint
 from fastreid_al.errors import DataError, UserError
-from fastreid_al.models import ReIdNet, build_model
+from fastreid_al.models import BackboneOptions
 from fastreid_al.runs import run_training
 from fastreid_al.synthetic.dataset import cached_synthetic
 from tests.support.tiny import SYNTHETIC, elsewhere, recorded, same_weights, stop_after, weights
@@ -202,26 +202,34 @@ class AlwaysDifferent:
         return Verdict.DIFFERENT
 
 
+class TwoLayers(nn.Module):
+    """A backbone of the caller's own."""
+
+    features = 16
+
+    def __init__(self, options: BackboneOptions) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, self.features, 3, stride=4)
+        self.norm = nn.BatchNorm2d(self.features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.convolution(images)).relu().mean((2, 3))
+
+
 def test_objects_replace_the_names_of_the_configuration(
     config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = replace(load("synthetic", synthetic=SYNTHETIC, verbose=False), name="mine")
-    built: list[ReIdNet] = []
-
-    def build() -> ReIdNet:
-        built.append(build_model("osnet_x0_25", "none", bn_group=8))
-        return built[-1]
-
     config = replace(config, epochs=1, evaluate_every=0, questions=QuestionConfig(start=0))
     finished = run_training(
         replace(config, dataset="folder", data_root=str(tmp_path / "not read")),
         strategy=ask_first_pairs,
         annotator=AlwaysDifferent(),
         dataset=images,
-        model=build,
+        model=TwoLayers,
     )
-    assert len(built) == 1
     assert "mine in" in capsys.readouterr().out
+    assert load_checkpoint(finished.folder / "last.pt")["network"]["name"] == "TwoLayers"
     record = finished.history[-1]
     assert record["questions"] == record["answered_different"] == 3
     with Ledger.open(str(finished.folder / "answers.sqlite"), write=False) as ledger:

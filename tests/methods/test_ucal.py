@@ -1,4 +1,4 @@
-"""The methods: what each gives the loop, and what stands in its way."""
+"""UCAL on a single process: clustering, questions, loss, state and messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastreid_al.answers import Asker, Verdict
 from fastreid_al.clustering import ivf_neighbours, jaccard_graph, self_paced_labels
 from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
 from fastreid_al.errors import SettingError, TrainingError
-from fastreid_al.methods import UCAL, Supervised
+from fastreid_al.methods import UCAL
 from fastreid_al.methods.ucal import singleton_classes
 from tests.support.features import clustered_features
 from tests.support.graphs import scikit_learn_labels
@@ -101,19 +101,6 @@ def test_questions_refine_the_clusters_from_their_epoch_on() -> None:
     for answer in asker.ledger.answers():
         together = method.labels[answer.left] == method.labels[answer.right] >= 0
         assert bool(together) == (answer.verdict is Verdict.SAME)
-
-
-def test_supervised_trains_on_true_identities_without_gaps() -> None:
-    identities = torch.tensor([7, 3, 7, 9, 3])
-    method = Supervised(
-        identities, torch.zeros(5, dtype=torch.int64), BATCH, MemoryConfig(), seed=0
-    )
-    method.label_images(0, lambda: FEATURES[:5])
-    assert method.labels.tolist() == [1, 0, 1, 2, 0]
-    with pytest.raises(ValueError, match="1 of 2 images have no identity"):
-        Supervised(
-            torch.tensor([0, -1]), torch.zeros(2, dtype=torch.int64), BATCH, MemoryConfig(), seed=0
-        )
 
 
 def test_loss_falls_when_features_move_along_its_gradient() -> None:

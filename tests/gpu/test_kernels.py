@@ -189,7 +189,7 @@ def test_contrast_loss_is_as_good_as_plain_pytorch(
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("instances", [True, False])
-def test_shares_of_a_part_are_as_good_as_plain_pytorch(dtype: torch.dtype, instances: bool) -> None:
+def test_partial_results_are_as_good_as_plain_pytorch(dtype: torch.dtype, instances: bool) -> None:
     bank, features = (
         unit_rows(3000, 96, dtype).to(DEVICE),
         unit_rows(64, 96, dtype, seed=1).to(DEVICE),
@@ -220,7 +220,7 @@ def with_gradient(
 
 
 @pytest.mark.parametrize("instances", [True, False])
-def test_contrast_loss_gives_the_bank_a_gradient(instances: bool) -> None:
+def test_contrast_loss_has_a_gradient_for_the_bank(instances: bool) -> None:
     bank, features = unit_rows(900, 40), unit_rows(30, 40, seed=1)
     classes = torch.arange(900) % 70 if instances else None
     targets = torch.arange(30)

@@ -129,7 +129,9 @@ def test_gradients_are_those_of_finite_differences(classes: Tensor | None, reduc
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.float64])
 @pytest.mark.parametrize("classes", [None, CLASSES])
-def test_shares_are_as_good_as_plain_pytorch(dtype: torch.dtype, classes: Tensor | None) -> None:
+def test_partial_results_are_as_good_as_plain_pytorch(
+    dtype: torch.dtype, classes: Tensor | None
+) -> None:
     bank, features = unit_rows(10, 6, dtype), unit_rows(5, 6, dtype, seed=1)
     found = partial_contrast(features, bank, TARGETS, 0.1, classes=classes)
     eager = partial_contrast_reference(features, bank, TARGETS, 0.1, classes=classes)
@@ -154,8 +156,10 @@ def test_shares_are_as_good_as_plain_pytorch(dtype: torch.dtype, classes: Tensor
 
 @pytest.mark.parametrize("cuts", [[5], [0, 7], [2, 2, 9]])
 @pytest.mark.parametrize("instances", [True, False])
-def test_shares_of_parts_make_the_loss_of_the_whole(cuts: list[int], instances: bool) -> None:
-    """Some parts are empty, some hold no class and some not the target of any feature."""
+def test_partial_results_of_shards_make_the_loss_of_the_whole_bank(
+    cuts: list[int], instances: bool
+) -> None:
+    """Some shards are empty, some have no class, and some hold no target of any feature."""
     features, targets, tau = unit_rows(5, 6, torch.float64), torch.tensor([0, 6, 5, 3, -1]), 0.05
     classes = torch.tensor([0, 0, 1, 2, 3, 5, -1, 6, 6, -1]) if instances else None
     bank = unit_rows(10, 6, torch.float64, seed=1)
@@ -197,7 +201,7 @@ def test_shares_of_parts_make_the_loss_of_the_whole(cuts: list[int], instances: 
 
 
 @pytest.mark.parametrize("classes", [None, torch.zeros(0, dtype=torch.int64), torch.full((3,), -1)])
-def test_a_part_without_classes_adds_nothing(classes: Tensor | None) -> None:
+def test_a_shard_without_classes_adds_nothing(classes: Tensor | None) -> None:
     rows = unit_rows(3 if classes is not None and len(classes) else 0, 6)
     nowhere = torch.full((5,), -1)
     for call in (partial_contrast, partial_contrast_reference):
@@ -207,7 +211,7 @@ def test_a_part_without_classes_adds_nothing(classes: Tensor | None) -> None:
         assert share.softmax_means.shape == share.target_vectors.shape == (5, 6)
 
 
-def test_a_part_does_not_fail_alone() -> None:
+def test_a_shard_with_a_nan_does_not_raise() -> None:
     bank = unit_rows(4, 6)
     bank[2, 1] = torch.nan
     share = partial_contrast(unit_rows(2, 6), bank, torch.tensor([0, -1]), 0.1)

@@ -211,7 +211,7 @@ def test_half_inputs_meet_a_float32_memory():
     assert inputs.grad.dtype == torch.bfloat16 and bool(inputs.grad.any())
 
 
-def test_a_batch_without_a_class_updates_the_memory_alone():
+def test_a_batch_without_a_class_only_updates_the_memory():
     module, _ = _hybrid(torch.float32, torch.full((N,), -1))
     inputs, before = _unit(BATCH, torch.float32).requires_grad_(), module.features.clone()
     loss = module(inputs, _indexes())

@@ -103,7 +103,7 @@ assert not new & {"triton", "fastreid_al", "numpy", "scipy"}, new
 
 
 @pytest.mark.parametrize("place", ["reid_kernels", "vendor/ops"])
-def test_copied_alone_every_operator_runs(tmp_path, place):
+def test_every_operator_runs_in_a_copy_of_the_folder(tmp_path, place):
     copy = tmp_path / place
     shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("__pycache__"))
     name = place.replace("/", ".")
@@ -123,7 +123,7 @@ assert not [file for file in files if file.startswith({str(FOLDER)!r})]
     assert "similarity_topk" in printed
 
 
-def test_loaded_by_path_it_stands_beside_the_installed_one(tmp_path):
+def test_a_folder_loaded_by_path_coexists_with_the_installed_one(tmp_path):
     if not hasattr(pytest.importorskip("kernels"), "get_local_kernel"):
         pytest.skip("the client package `kernels` is not installed")
     code = f"""
@@ -176,7 +176,7 @@ def _imports(source: Path, *, when_loaded: bool = False) -> tuple[set[str], set[
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
-def test_a_source_imports_torch_and_its_neighbours_alone(source):
+def test_a_source_imports_only_torch_triton_and_its_neighbours(source):
     packages, neighbours = _imports(source)
     assert packages <= {"torch", "triton"}
     assert neighbours <= {path.stem for path in SOURCES}
@@ -190,7 +190,7 @@ def test_triton_is_imported_where_a_kernel_is_launched_and_not_before():
             assert not _imports(source, when_loaded=True)[1] & needing, source.name
 
 
-def test_the_folder_above_is_no_package():
+def test_the_folder_above_is_not_a_package():
     assert not (FOLDER.parent / "__init__.py").exists()
     assert FOLDER / "__init__.py" in SOURCES and len(SOURCES) > 8
 

@@ -50,7 +50,7 @@ def assert_same(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_positives_are_the_reference_s(data: st.DataObject) -> None:
+def test_positives_equal_the_reference(data: st.DataObject) -> None:
     n, groups, dim, batch = (data.draw(st.integers(1, most)) for most in (90, 6, 8, 6))
     torch.manual_seed(data.draw(st.integers(0, 2**16)))
     bank = data.draw(
@@ -91,7 +91,7 @@ def test_the_walk_stops_at_the_first_that_fails_and_does_not_skip() -> None:
     assert positives_of(at(0, 1, 50, -52), 0) == [0, 1, 2, 3]
 
 
-def test_the_first_neighbour_needs_its_similarity_alone() -> None:
+def test_the_first_neighbour_needs_only_its_similarity() -> None:
     assert positives_of(at(0, 50, -52, *CROWD), 0) == [0, 1]
     assert positives_of(at(0, 54, *CROWD), 0) == [0]
 

@@ -69,7 +69,7 @@ def check(features: Tensor, bank: Tensor, positives, **kwargs) -> tuple[Tensor, 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_loss_and_gradient_are_the_reference_s(data: st.DataObject) -> None:
+def test_loss_and_gradient_equal_the_reference(data: st.DataObject) -> None:
     batch, n, dim = (data.draw(st.integers(0, most)) for most in (5, 80, 9))
     torch.manual_seed(data.draw(st.integers(0, 2**16)))
     features, bank = (
@@ -200,7 +200,7 @@ def test_the_bank_may_change_between_forward_and_backward() -> None:
     assert wanted.abs().min() > 0
 
 
-def test_no_gradient_is_computed_where_none_is_wanted() -> None:
+def test_no_gradient_is_computed_unless_it_is_needed() -> None:
     features, bank = torch.randn(3, 8, requires_grad=True), torch.randn(40, 8)
     with torch.no_grad():
         assert not multilabel_bank_loss(features, bank, lists([2], [3], [4])).requires_grad

@@ -30,7 +30,7 @@ LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?:#[^)]*)?\)")
 #: A source file or folder in backquotes: `engine/loop.py`, `bench/results/`.
 FILE = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|h|cpp|cu)|(?:[a-z_.]+/)+)`")
 #: Placeholders, and files of the reader's own.
-EXAMPLE_FILE = re.compile(r"\bX\b|_X\.|\bX_|^my_|tensorboard/|last-N/|camstyle/")
+EXAMPLE_FILE = re.compile(r"\bX\b|_X\.|\bX_|_NAME\.|^my_|tensorboard/|last-N/|camstyle/")
 OPTION = re.compile(r"(?<![\w-])--(?P<name>[a-z][\w-]*(?:\.[a-z][\w-]*)*)(?P<group>\.\*)?")
 #: Command lines that print every option.
 HELP = (

@@ -135,7 +135,7 @@ def test_a_group_without_eager_has_no_ratio(tmp_path: Path) -> None:
 
 
 def test_what_holds_no_figures_is_refused_by_name(tmp_path: Path) -> None:
-    assert "0.json holds no results" in report(tmp_path, {"runs": 3}).stderr
+    assert "0.json is not a results file" in report(tmp_path, {"runs": 3}).stderr
     assert "no figures" in report(tmp_path, {"benchmarks": []}).stderr
 
 

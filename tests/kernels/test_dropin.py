@@ -1,4 +1,4 @@
-"""The folder of operators works wherever it is put: installed, copied alone, loaded by path,
+"""The folder of operators works wherever it is put: installed, copied, loaded by path,
 without triton.
 """
 

@@ -8,7 +8,7 @@ from tests.support.kernels import run_interpreted
 from tests.support.operators import INTERPRETED, OPERATORS
 
 #: Scripts that take more than some 5 s.
-LONG = ("bank_loss_cases",)
+LONG = ("bank_loss_cases", "labels_cases", "multilabel_cases", "topk_cases")
 
 
 def test_every_operator_has_interpreted_cases() -> None:

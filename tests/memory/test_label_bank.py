@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
-from unittest import mock
 
 import pytest
 import torch
@@ -16,25 +14,12 @@ from reid_kernels import multilabel_bank_loss
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fastreid_al import native
-from fastreid_al.memory import PseudoLabelMemoryBank, label_rows
+from fastreid_al.memory import PseudoLabelMemoryBank
+from tests.support.label_batches import FORMS, csr, form_of, random_batch
 
 LAYOUTS = ("bits", "sparse")
-FORMS = ("extension", "pytorch")
 
 Rows = list[tuple[int, list[tuple[int, float]]]]
-
-
-@contextlib.contextmanager
-def form_of(form: str) -> Iterator[None]:
-    """Compute with the extension, or without it."""
-    if form == "pytorch":
-        with mock.patch.object(native, "extension", return_value=None):
-            yield
-        return
-    if native.extension() is None:
-        pytest.skip("the extension is not built")
-    yield
 
 
 @pytest.fixture(params=FORMS)
@@ -43,31 +28,10 @@ def form(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def csr(labels: list[list[int]]) -> tuple[Tensor, Tensor]:
-    sizes = torch.tensor([len(some) for some in labels], dtype=torch.int64)
-    return F.pad(sizes.cumsum(0), (1, 0)), torch.tensor(
-        [x for some in labels for x in some], dtype=torch.int64
-    )
-
-
 def batch_of(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     indptr, indices = csr([[label for label, _ in labels] for _, labels in rows])
     similarities = torch.tensor([s for _, labels in rows for _, s in labels], dtype=torch.float32)
     return torch.tensor([row for row, _ in rows], dtype=torch.int64), indptr, indices, similarities
-
-
-def random_batch(
-    n: int, batch: int, most: int, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(0, most + 1, (batch,), generator=generator)
-    total = int(sizes.sum())
-    return (
-        torch.randint(n, (batch,), generator=generator),
-        F.pad(sizes.cumsum(0), (1, 0)),
-        torch.randint(n, (total,), generator=generator),
-        torch.randint(0, 50, (total,), generator=generator) / 50,
-    )
 
 
 class Model:
@@ -194,20 +158,6 @@ def test_labels_that_a_later_row_of_the_batch_replaces_are_not_counted_as_droppe
     bank.update(torch.tensor([4, 4]), *csr([[1, 2, 3], [5]]))
     assert bank.lookup(torch.tensor([4]))[1].tolist() == [5]
     assert bank.dropped == 0
-
-
-@pytest.mark.usefixtures("form")
-def test_ids_of_eight_bytes_hold_the_same() -> None:
-    narrow = PseudoLabelMemoryBank(50, "sparse", 6).state_dict()
-    wide = {name: x.to(torch.int64) if name == "ids" else x.clone() for name, x in narrow.items()}
-    for state in (narrow, wide):
-        label_rows.update_sparse(*state.values(), *random_batch(50, 30, 12))
-    assert wide["ids"].dtype == torch.int64
-    assert all(torch.equal(x, wide[name].to(x.dtype)) for name, x in narrow.items())
-    rows = torch.arange(50)
-    for lookup in (label_rows.lookup_sparse, label_rows.bit_rows_sparse):
-        found = [lookup(state["ids"], state["counts"], rows) for state in (narrow, wide)]
-        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.usefixtures("form")
@@ -422,20 +372,6 @@ def test_bad_lookups_are_named(layout: str) -> None:
             lookup(torch.tensor([0, 5]))
         with pytest.raises(ValueError, match=r"rows: got dtype torch\.float32"):
             lookup(torch.zeros(2))
-
-
-@pytest.mark.usefixtures("form")
-def test_operators_are_registered_as_pytorch_wants_them() -> None:
-    batch = random_batch(40, 12, 6)
-    words = PseudoLabelMemoryBank(40, "bits").state_dict()["words"]
-    ids, counts, dropped = PseudoLabelMemoryBank(40, "sparse", 3).state_dict().values()
-    torch.library.opcheck(label_rows.update_bits, (words, *batch[:3]))
-    torch.library.opcheck(label_rows.update_sparse, (ids, counts, dropped, *batch))
-    torch.library.opcheck(label_rows.update_sparse, (ids, counts, dropped, *batch[:3], None))
-    for lookup in (label_rows.lookup_bits, label_rows.bit_rows_bits):
-        torch.library.opcheck(lookup, (words, batch[0]))
-    for lookup in (label_rows.lookup_sparse, label_rows.bit_rows_sparse):
-        torch.library.opcheck(lookup, (ids, counts, batch[0]))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

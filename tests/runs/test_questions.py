@@ -249,7 +249,7 @@ def test_a_ledger_of_another_image_set_is_refused_with_both_names(
     [
         ({"method": "supervised"}, "`method` supervised asks no questions"),
         ({"annotator": "replay"}, "`questions.replay`"),
-        ({"oracle": OracleConfig(error=1.5)}, "`oracle`"),
+        ({"oracle": OracleConfig(error=1.5)}, "`oracle.error`"),
         (
             {"questions": QuestionConfig(budget=-1)},
             "`questions.budget`: got -1, expected 0 or more",

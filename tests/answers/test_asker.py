@@ -1,0 +1,209 @@
+"""The asker asks nothing twice, confirms merges, and resumes rounds from the ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastreid_al.active import refine
+from fastreid_al.annotators import Oracle
+from fastreid_al.answers import (
+    Asker,
+    Ledger,
+    Question,
+    QuitAsking,
+    UndoLast,
+    Verdict,
+)
+from fastreid_al.answers.asker import OutOfQuestions
+from fastreid_al.config import QuestionConfig
+from fastreid_al.metrics import pair_scores
+from tests.support.asking import Counting, crowded
+
+SAME, DIFFERENT, UNSURE = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE
+
+
+def test_an_answer_taken_back_is_asked_again_and_the_round_is_as_if_it_had_never_been_given() -> (
+    None
+):
+    features, identities, labels = crowded()
+    config = QuestionConfig(per_epoch=40, k_max_rule="root")
+
+    class Slipping(Counting):
+        def answer(self, question: Question) -> Verdict:
+            truth = super().answer(question)
+            if len(self.asked) == 20:
+                return DIFFERENT if truth is SAME else SAME
+            if len(self.asked) == 21:
+                raise UndoLast
+            return truth
+
+    annotator = Slipping(identities)
+    asker = Asker(annotator)
+    refined, spent = refine(features, labels, asker, "gain", config)
+    assert torch.equal(
+        refined, refine(features, labels, Asker(Oracle(identities)), "gain", config).labels
+    )
+    assert spent.questions == 40
+    assert annotator.asked[19] == annotator.asked[21]
+    assert len(asker.ledger.answers()) == 40
+
+
+def test_answers_given_before_count_from_the_first_round_on() -> None:
+    features, identities, labels = crowded()
+    config = QuestionConfig(per_epoch=100, k_max_rule="root")
+    asker = Asker(Oracle(identities))
+    refine(features, labels, asker, "gain", config)
+    annotator = Counting(identities)
+    later = Asker(annotator, asker.ledger, budget=0)
+    refined = refine(features, labels, later, "gain", config).labels
+    assert annotator.asked == []
+    assert pair_scores(refined, identities).f1 > pair_scores(labels, identities).f1
+
+
+@pytest.mark.parametrize("error", [0.0, 1.0])
+def test_a_merge_that_needs_confirmation_counts_when_other_images_agree(error: float) -> None:
+    identities = torch.tensor([0] * 6)
+    groups = torch.arange(3), torch.arange(3, 6)
+    question = Question((0, 3), groups, "merge", 0.9, 1.0)
+    annotator = Counting(identities, error=error)
+    asker = Asker(annotator, confirm_merges=2)
+    asker.begin(0)
+    verdict = asker.ask(question)
+    if error:
+        assert (verdict, annotator.asked) == (DIFFERENT, [(0, 3)])
+    else:
+        assert (verdict, annotator.asked) == (SAME, [(0, 3), (1, 4), (2, 5)])
+        assert asker.closure.verdict(0, 3) is SAME
+        assert asker.closure.verdict(1, 3) is None
+    asker.end()
+    asker.begin(1)
+    assert asker.ask(question) is verdict
+    assert len(annotator.asked) == (1 if error else 3)
+
+
+def test_a_merge_that_other_images_speak_against_does_not_count_and_is_not_asked_again() -> None:
+    identities = torch.tensor([0, 1, 1, 0, 2, 2])
+    question = Question((0, 3), (torch.arange(3), torch.arange(3, 6)), "merge", 0.9, 1.0)
+    annotator = Counting(identities)
+    asker = Asker(annotator, confirm_merges=1)
+    for epoch in range(2):
+        asker.begin(epoch)
+        assert asker.ask(question) is UNSURE
+        asker.end()
+    assert annotator.asked == [(0, 3), (1, 4)]
+    assert asker.closure.verdict(0, 3) is None
+    assert asker.closure.verdict(1, 4) is DIFFERENT
+
+
+def test_a_merge_of_single_images_needs_no_more_pairs_than_there_are() -> None:
+    asker = Asker(Counting(torch.zeros(3, dtype=torch.int64)), confirm_merges=5)
+    asker.begin(0)
+    assert (
+        asker.ask(Question((0, 1), (torch.tensor([0]), torch.tensor([1, 2])), "merge", 0.9, 1.0))
+        is SAME
+    )
+    assert asker.annotator.asked == [(0, 1), (0, 2)]
+
+
+def test_the_budget_ends_a_confirmation_and_the_merge_waits() -> None:
+    asker = Asker(Counting(torch.zeros(6, dtype=torch.int64)), confirm_merges=2)
+    asker.begin(0, limit=2)
+    question = Question((0, 3), (torch.arange(3), torch.arange(3, 6)), "merge", 0.9, 1.0)
+    with pytest.raises(OutOfQuestions):
+        asker.ask(question)
+    asker.end()
+    assert asker.closure.verdict(0, 3) is None
+    asker.begin(1, limit=2)
+    assert asker.ask(question) is SAME
+    assert len(asker.annotator.asked) == 3
+
+
+def test_answers_that_a_changed_round_does_not_ask_for_are_known_and_counted(
+    tmp_path: Path,
+) -> None:
+    features, identities, labels = crowded()
+    settings = QuestionConfig(k_max_rule="root")
+
+    class Leaving(Counting):
+        def answer(self, question: Question) -> Verdict:
+            if len(self.asked) == 30:
+                raise QuitAsking
+            return super().answer(question)
+
+    with Ledger.open(str(tmp_path / "a.sqlite")) as ledger, pytest.raises(QuitAsking):
+        refine(
+            features,
+            labels,
+            Asker(Leaving(identities), ledger, run="mine", budget=60),
+            "ucal",
+            settings,
+        )
+    with Ledger.open(str(tmp_path / "a.sqlite")) as ledger:
+        ledger.undo(5, "somebody")
+        annotator = Counting(identities)
+        asker = Asker(annotator, ledger, run="mine", budget=60)
+        refine(features, labels, asker, "gain", settings)
+        assert len(ledger.answers()) == asker.asked == 60
+        assert len(annotator.asked) == 31
+        given = [frozenset((a.left, a.right)) for a in ledger.answers()]
+        assert len(given) == len(set(given))
+
+
+def test_answers_of_another_run_are_known_at_once_and_not_counted() -> None:
+    features, identities, labels = crowded()
+    settings = QuestionConfig(per_epoch=40, k_max_rule="root")
+    mine = Asker(Oracle(identities), run="mine")
+    refine(features, labels, Asker(Oracle(identities), mine.ledger, run="other"), "gain", settings)
+    spent = refine(features, labels, mine, "gain", settings).spent
+    assert spent.questions == mine.asked == 40
+    assert len(mine.ledger.answers()) == 80
+
+
+def test_a_ledger_that_is_behind_the_checkpoint_is_read_from_its_own_end() -> None:
+    features, identities, labels = crowded()
+    settings = QuestionConfig(per_epoch=20, k_max_rule="root")
+    asker = Asker(Oracle(identities), run="mine", budget=60)
+    asker.load_state_dict({"position": 40, "asked": 40, "seconds": 1.0})
+    assert asker.position == 0
+    assert refine(features, labels, asker, "gain", settings).spent.questions == 20
+    assert asker.asked == 60
+
+
+def test_undo_takes_back_answers_of_this_run_alone() -> None:
+    features, identities, labels = crowded()
+    settings = QuestionConfig(per_epoch=5, k_max_rule="root")
+    other = Asker(Oracle(identities), run="other")
+    refine(features, labels, other, "gain", settings)
+
+    class Slipping(Counting):
+        undone = False
+
+        def answer(self, question: Question) -> Verdict:
+            if not self.undone:
+                self.undone = True
+                raise UndoLast
+            return super().answer(question)
+
+    refine(
+        features, labels, Asker(Slipping(identities), other.ledger, run="mine"), "gain", settings
+    )
+    assert len(other.ledger.answers()) == 10
+
+
+def test_a_confirmation_that_nobody_can_decide_ends() -> None:
+    class Hesitant(Counting):
+        def answer(self, question: Question) -> Verdict:
+            super().answer(question)
+            return SAME if len(self.asked) == 1 else UNSURE
+
+    annotator = Hesitant(torch.zeros(60, dtype=torch.int64))
+    asker = Asker(annotator, confirm_merges=1)
+    asker.begin(0)
+    assert (
+        asker.ask(Question((0, 30), (torch.arange(30), torch.arange(30, 60)), "merge", 0.9, 1.0))
+        is UNSURE
+    )
+    assert len(annotator.asked) <= 7

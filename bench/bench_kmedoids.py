@@ -18,7 +18,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from fastreid_al.active import propose_splits
-from fastreid_al.active.snps import clusters
+from fastreid_al.active.snps import rows_by_cluster
 from fastreid_al.clustering import kmedoids_many
 
 try:
@@ -64,7 +64,7 @@ def splits(features: Tensor, labels: Tensor, rule: str) -> int:
 def groupings(features: Tensor, labels: Tensor, rule: str) -> int:
     parts = [
         (m, math.floor(math.sqrt(len(m) / 2) / (1 if rule == "root" else 2)))
-        for m in clusters(labels)
+        for m in rows_by_cluster(labels)
     ]
     parts = [(m, k_max) for m, k_max in parts if k_max >= 2]
     members, k_max = [m for m, _ in parts], torch.tensor([k for _, k in parts])
@@ -75,7 +75,7 @@ def groupings(features: Tensor, labels: Tensor, rule: str) -> int:
 
 def groupings_with_fasterpam(features: Tensor, labels: Tensor, rule: str) -> int:
     questions = 0
-    for members in clusters(labels):
+    for members in rows_by_cluster(labels):
         k_max = math.floor(math.sqrt(len(members) / 2) / (1 if rule == "root" else 2))
         if k_max < 2:
             continue

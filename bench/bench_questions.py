@@ -1,7 +1,7 @@
-"""One round of UCAL's questions: propose_splits (SNPS) and propose_merges (MPPS) on clusters that mix two identities.
+"""One round of UCAL's questions on clusters that mix two identities: SNPS and MPPS.
 
-Beside them the same SNPS with FasterPAM of the `kmedoids` package, which a user would pick for k-medoids: it draws its start at
-random and ends in another local optimum, so only the time is compared.
+SNPS is also measured with FasterPAM of the `kmedoids` package, which a user would choose for
+k-medoids. FasterPAM starts at random and ends in another local optimum, so only its time is compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from fastreid_al.active import propose_merges, propose_splits
-from fastreid_al.active.snps import clusters
+from fastreid_al.active.snps import rows_by_cluster
 
 try:
     import kmedoids
@@ -40,7 +40,7 @@ def merges(features: Tensor, labels: Tensor) -> int:
 
 def splits_with_fasterpam(features: Tensor, labels: Tensor) -> int:
     questions = 0
-    for members in clusters(labels):
+    for members in rows_by_cluster(labels):
         k_max = math.floor(math.sqrt(len(members) / 2))
         if k_max < 2:
             continue

@@ -1,4 +1,4 @@
-"""Clusters under constraints: what a set of answers makes of a labelling."""
+"""Clusters that are split and merged, and labels that are changed to agree with the answers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from ..answers.closure import Closure
 from ..answers.question import Question, Verdict
 
-#: Images whose similarity to the answered images of a cluster is looked at together.
+#: Images that are compared with the answered images of a cluster at a time.
 _ROWS = 1024
 
 
 class Partition:
-    """A labelling that is split and merged in place.
+    """Clusters that are split and merged in place.
 
     Args:
         labels: (n,) int64, -1 for an image outside every cluster.
 
-    Rows of each cluster are kept beside the labels: 16 bytes an image.
+    The rows of each cluster are kept in addition to the labels: 16 bytes an image.
     """
 
     def __init__(self, labels: Tensor) -> None:
@@ -33,34 +33,38 @@ class Partition:
         self._next = int(self._labels.max(initial=-1)) + 1
 
     def labels(self) -> Tensor:
-        """(n,) int64: clusters of two images and more numbered by their lowest image, -1 for every other image."""
+        """Return (n,) int64: clusters of two or more images, numbered by their lowest image; -1 for
+        other images.
+        """
         kept = sorted((rows for rows in self._members.values() if len(rows) > 1), key=min)
-        out = torch.full((len(self._labels),), -1, dtype=torch.int64)
+        labels = torch.full((len(self._labels),), -1, dtype=torch.int64)  # (n,)
         for number, rows in enumerate(kept):
-            out[rows] = number
-        return out
+            labels[rows] = number
+        return labels
+
+    def current(self) -> Tensor:
+        """Return (n,) int64: the present labels, including clusters of one image."""
+        return torch.from_numpy(self._labels.copy())
 
     def label_of(self, row: int) -> int:
-        """Present label of an image; one outside every cluster is given a cluster of its own."""
+        """Return the present label of an image; an image outside every cluster becomes a cluster of
+        its own.
+        """
         if self._labels[row] < 0:
-            self._assign([row], self.fresh())
+            self._assign([row], self.new_label())
         return int(self._labels[row])
 
     def members(self, label: int) -> list[int]:
-        """Rows of a cluster."""
+        """Return the rows of a cluster."""
         return self._members[label]
 
-    def current(self) -> Tensor:
-        """(n,) int64: the labels as they stand, clusters of one image included."""
-        return torch.from_numpy(self._labels.copy())
-
-    def fresh(self) -> int:
-        """A label that no image has."""
+    def new_label(self) -> int:
+        """Return a label that no image has."""
         self._next += 1
         return self._next - 1
 
     def merge(self, a: int, b: int) -> int:
-        """Merge two clusters; gives the label of the result, that of the larger."""
+        """Merge two clusters and return the label of the result, that of the larger cluster."""
         if a == b:
             return a
         if len(self._members[a]) < len(self._members[b]):
@@ -69,7 +73,7 @@ class Partition:
         return a
 
     def move(self, rows: Iterable[int], label: int) -> None:
-        """Put images into a cluster."""
+        """Move images into a cluster."""
         rows = list(rows)
         moved = set(rows)
         for old in {int(self._labels[r]) for r in rows} - {-1, label}:
@@ -93,45 +97,53 @@ class Split:
     """
 
     def __init__(self, questions: list[Question]) -> None:
-        by_medoid = {
-            image: side for q in questions for image, side in zip(q.images, q.groups, strict=True)
-        }
-        self._groups = [by_medoid[medoid] for medoid in sorted(by_medoid)]
-        self._place = {medoid: place for place, medoid in enumerate(sorted(by_medoid))}
+        group_of: dict[int, Tensor] = {}
+        for question in questions:
+            for medoid, group in zip(question.images, question.groups, strict=True):
+                group_of[medoid] = group
+        medoids = sorted(group_of)
+        self._groups = [group_of[medoid] for medoid in medoids]
+        self._index = {medoid: index for index, medoid in enumerate(medoids)}
         self._similarity = {self._pair(q): q.similarity for q in questions}
         self._verdicts: dict[tuple[int, int], Verdict] = {}
+        #: Label of each part, by the lowest group in it.
         self._labels: dict[int, int] = {}
 
     @classmethod
     def of_clusters(cls, questions: list[Question]) -> dict[int, Split]:
-        """One for each cluster that the questions are about."""
+        """Return one split for each cluster that the questions are about, by its label."""
         by_cluster: dict[int, list[Question]] = defaultdict(list)
         for question in questions:
             by_cluster[question.cluster].append(question)
-        return {cluster: cls(asked) for cluster, asked in by_cluster.items()}
+        return {cluster: cls(of_cluster) for cluster, of_cluster in by_cluster.items()}
 
     def answer(self, question: Question, verdict: Verdict, partition: Partition) -> None:
-        """Take in an answer and put the groups where the answers so far want them."""
+        """Take in an answer, and move the groups so that the partition agrees with the answers so
+        far.
+        """
         self._verdicts[self._pair(question)] = verdict
-        for place, home in enumerate(settle(len(self._groups), self._verdicts, self._similarity)):
-            if home not in self._labels:
-                self._labels[home] = partition.fresh() if self._labels else question.cluster
-            partition.move(self._groups[place].tolist(), self._labels[home])
+        parts = join_groups(len(self._groups), self._verdicts, self._similarity)
+        for index, part in enumerate(parts):
+            if part not in self._labels:
+                # The first part keeps the label of the cluster.
+                self._labels[part] = partition.new_label() if self._labels else question.cluster
+            partition.move(self._groups[index].tolist(), self._labels[part])
 
     def _pair(self, question: Question) -> tuple[int, int]:
-        a, b = sorted(self._place[image] for image in question.images)
+        a, b = sorted(self._index[image] for image in question.images)
         return a, b
 
 
-def settle(
+def join_groups(
     count: int,
     verdicts: Mapping[tuple[int, int], Verdict],
     similarity: Mapping[tuple[int, int], float],
 ) -> list[int]:
-    """Which groups of a cluster stay together.
+    """Decide which groups of a cluster stay together.
 
-    Groups answered "same" are joined first, then those without an answer that decides, the most similar first; two groups
-    answered "different" never end up together. So a short budget, or someone who is unsure, leaves a cluster as it was.
+    Groups answered "same" are joined first, then groups without an answer that decides, the most
+    similar first. Two groups answered "different" are never joined, not even through others. So a
+    cluster is not split by a budget that ends early or by an annotator who is unsure.
 
     Args:
         count: Number of groups.
@@ -142,101 +154,132 @@ def settle(
         For each group, the lowest group that it stays with.
     """
     part = list(range(count))
-    apart = {pair for pair, verdict in verdicts.items() if verdict is Verdict.DIFFERENT}
-    together = {pair for pair, verdict in verdicts.items() if verdict is Verdict.SAME}
-    for i, j in sorted(
-        set(similarity) - apart, key=lambda pair: (pair not in together, -similarity[pair], pair)
-    ):
-        a, b = part[i], part[j]
-        if not any({part[x], part[y]} == {a, b} for x, y in apart):
+    different = {pair for pair, verdict in verdicts.items() if verdict is Verdict.DIFFERENT}
+    same = {pair for pair, verdict in verdicts.items() if verdict is Verdict.SAME}
+    candidates = sorted(
+        set(similarity) - different, key=lambda pair: (pair not in same, -similarity[pair], pair)
+    )
+    for i, j in candidates:
+        a = part[i]
+        b = part[j]
+        if not any({part[x], part[y]} == {a, b} for x, y in different):
             part = [min(a, b) if p in (a, b) else p for p in part]
     return part
 
 
 def apply_answers(features: Tensor, labels: Tensor, closure: Closure) -> Tensor:
-    """Change a labelling so that no answer contradicts it.
+    """Change labels so that no answer contradicts them.
 
-    A cluster that holds images known to be different is split: its images with enemies there are put into camps, and
-    every other member goes to the camp of its most similar of these. Then clusters that hold images known to be the same
-    are merged, unless that would bring enemies together; where it would, the images alone are moved.
+    First, clusters that hold images known to be different are split: their images with cannot-links
+    inside the cluster are divided into conflict-free groups, and every other member joins the group
+    of its most similar image among these. Then, clusters that hold images known to be the same are
+    merged, unless the merged cluster would hold images known to be different; in that case only the
+    images themselves are moved.
 
     Args:
-        features: (n, D) unit rows.
+        features: (n, D) unit-norm.
         labels: (n,) int64, -1 for an image outside every cluster.
-        closure: The answers.
+        closure: The answers and what follows from them.
 
     Returns:
-        (n,) int64 labels as `Partition.labels` numbers them. Linear in the answered images and the members of the clusters
-        that are split; the features of one cluster at a time are copied.
+        (n,) int64 labels as `Partition.labels` numbers them. The time is linear in the answered
+        images and in the members of the clusters that are split. The features of one cluster at a
+        time are copied.
     """
     partition = Partition(labels)
-    for label in sorted(_labels_with_enemies(partition.current(), closure)):
+    for label in sorted(_contradicted_labels(partition.current(), closure)):
         _split_by_answers(features, partition, label, closure)
     _join_by_answers(partition, closure)
     return partition.labels()
 
 
-def _labels_with_enemies(labels: Tensor, closure: Closure) -> set[int]:
-    roots: dict[int, set[int]] = defaultdict(set)
+def _contradicted_labels(labels: Tensor, closure: Closure) -> set[int]:
+    """Return the labels of clusters with a cannot-link inside."""
+    components_in: dict[int, set[int]] = defaultdict(set)
     for root, images in closure.components().items():
         for label in set(labels[images].tolist()) - {-1}:
-            roots[label].add(root)
+            components_in[label].add(root)
     return {
         label
-        for label, found in roots.items()
-        if any(closure.cannot_links(r) & found for r in found)
+        for label, roots in components_in.items()
+        if any(closure.cannot_links(root) & roots for root in roots)
     }
 
 
 def _split_by_answers(features: Tensor, partition: Partition, label: int, closure: Closure) -> None:
-    """Split a cluster between camps: sets of components without enemies among them."""
+    """Split a cluster into conflict-free groups: sets of components without a cannot-link between
+    them.
+    """
     rows = sorted(partition.members(label))
-    here = {root for row in rows if (root := closure.root(row)) is not None}
-    known = {
-        row: root
-        for row in rows
-        if (root := closure.root(row)) is not None and closure.cannot_links(root) & here
+    component_of: dict[int, int] = {}
+    for row in rows:
+        root = closure.root(row)
+        if root is not None:
+            component_of[row] = root
+    inside = set(component_of.values())
+    # Images of components with a cannot-link inside the cluster.
+    anchors = {
+        row: root for row, root in component_of.items() if closure.cannot_links(root) & inside
     }
-    camps: list[set[int]] = []
-    # Large components first: a stray answer goes to the camp that stands already.
-    for root, _ in sorted(Counter(known.values()).items(), key=lambda item: (-item[1], item[0])):
-        camp = next((c for c in camps if not closure.cannot_links(root) & c), None)
-        if camp is None:
-            camps.append({root})
+    groups = _conflict_free_groups(Counter(anchors.values()), closure)
+    group_of: dict[int, int] = {}
+    for number, group in enumerate(groups):
+        for root in group:
+            group_of[root] = number
+    members: dict[int, list[int]] = defaultdict(list)
+    for row, nearest in zip(rows, _nearest_anchors(features, rows, sorted(anchors)), strict=True):
+        root = anchors.get(row, anchors[nearest])
+        members[group_of[root]].append(row)
+    # The first group keeps the label.
+    for number in range(1, len(groups)):
+        partition.move(members[number], partition.new_label())
+
+
+def _conflict_free_groups(sizes: Counter[int], closure: Closure) -> list[set[int]]:
+    """Divide components greedily into groups without a cannot-link inside.
+
+    Args:
+        sizes: Number of images by root of the component.
+        closure: The cannot-links.
+    """
+    groups: list[set[int]] = []
+    # Large components first, so that a stray answer joins a group that exists already.
+    for root, _ in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+        for group in groups:
+            if not closure.cannot_links(root) & group:
+                group.add(root)
+                break
         else:
-            camp.add(root)
-    anchors = sorted(known)
+            groups.append({root})
+    return groups
+
+
+def _nearest_anchors(features: Tensor, rows: list[int], anchors: list[int]) -> list[int]:
+    """Return the most similar anchor of each row, both given as rows of the features."""
     device = features.device
-    of_anchors = features[torch.tensor(anchors, device=device)].T
-    nearest = torch.cat(
-        [
-            (features[r] @ of_anchors).argmax(1)
-            for r in torch.tensor(rows, device=device).split(_ROWS)
-        ]
-    )
-    camp_of = {root: number for number, camp in enumerate(camps) for root in camp}
-    sides: dict[int, list[int]] = defaultdict(list)
-    for row, anchor in zip(rows, nearest.tolist(), strict=True):
-        sides[camp_of[known.get(row, known[anchors[anchor]])]].append(row)
-    for number in range(1, len(camps)):
-        partition.move(sides[number], partition.fresh())
+    of_anchors = features[torch.tensor(anchors, device=device)].T  # (D, a)
+    nearest: list[int] = []
+    for block in torch.tensor(rows, device=device).split(_ROWS):
+        nearest += (features[block] @ of_anchors).argmax(1).tolist()
+    return [anchors[index] for index in nearest]
 
 
 def _join_by_answers(partition: Partition, closure: Closure) -> None:
     """Bring the images of each component together, the largest component first."""
-    inside: dict[int, set[int]] = defaultdict(set)
+    components_in: dict[int, set[int]] = defaultdict(set)
     for root, images in closure.components().items():
         for image in images:
-            inside[partition.label_of(image)].add(root)
-    for _, images in sorted(
-        closure.components().items(), key=lambda item: (-len(item[1]), item[0])
-    ):
-        shares = Counter(partition.label_of(image) for image in images)
-        (home, _), *others = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
+            components_in[partition.label_of(image)].add(root)
+    largest_first = sorted(closure.components().items(), key=lambda item: (-len(item[1]), item[0]))
+    for _, images in largest_first:
+        counts = Counter(partition.label_of(image) for image in images)
+        # The cluster with most images of the component takes the others.
+        (target, _), *others = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         for label, _ in others:
-            if any(closure.cannot_links(r) & inside[home] for r in inside[label]):
-                partition.move([i for i in images if partition.label_of(i) == label], home)
+            if any(closure.cannot_links(r) & components_in[target] for r in components_in[label]):
+                moved = [image for image in images if partition.label_of(image) == label]
+                partition.move(moved, target)
             else:
-                merged = partition.merge(home, label)
-                both = inside.pop(home) | inside.pop(label)
-                home, inside[merged] = merged, both
+                both = components_in.pop(target) | components_in.pop(label)
+                target = partition.merge(target, label)
+                components_in[target] = both

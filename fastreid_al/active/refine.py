@@ -1,25 +1,25 @@
-"""One round of questions: split, merge, and the labels that the answers leave."""
+"""One round of questions, and the labels that its answers lead to."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ..answers.asker import Asker, OutOfQuestions, RoundAgain, Spent
-from ..answers.question import Verdict
 from ..config import QuestionConfig
 from .partition import apply_answers
 from .strategies import Strategy, load_strategy
 
 
 class Refined(NamedTuple):
-    """Labels after a round, and what it cost.
+    """Labels after a round, and its cost.
 
     Args:
-        labels: (n,) int64: clusters of two images and more numbered by their lowest image, -1 for every other image.
-        spent: Questions, seconds, pairs that the memory answered, contradictions.
+        labels: (n,) int64: clusters of two or more images, numbered by their lowest image; -1 for
+            every other image.
+        spent: Questions, seconds, pairs that earlier answers decided, contradictions.
     """
 
     labels: Tensor
@@ -34,22 +34,26 @@ def refine(
     config: QuestionConfig | None = None,
     epoch: int = 0,
 ) -> Refined:
-    """Refine clusters with the answers of one round (UCAL, Sec. 3.2), and with every answer before it.
+    """Refine clusters with the answers of one round and with every earlier answer (UCAL, Sec. 3.2).
 
     Args:
-        features: (n, D) unit rows.
+        features: (n, D) unit-norm.
         labels: (n,) int64 cluster of each image, -1 outside every cluster.
-        asker: Asks, within its budget, and remembers.
-        strategy: "ucal" is SNPS, then MPPS; "gain" asks about the same kinds of pairs by expected gain; "spal" about the
-            farthest image inside and the nearest outside each image's cluster; "random" about random pairs.
-        config: Its constants, and the questions of one round; the paper's when not given.
-        epoch: Recorded with the answers; with the asker's seed it seeds "random".
+        asker: Asks the annotator within its budget, and records the answers.
+        strategy: Which pairs to ask about: a function, or a name. "ucal" is SNPS, then MPPS; "gain"
+            asks about the same kinds of pairs by expected gain; "spal" about the farthest image
+            inside and the nearest outside each image's cluster; "random" about random pairs.
+        config: Constants of the strategy, and the most questions of one round; the paper's when not
+            given.
+        epoch: Recorded with the answers; with the asker's seed it seeds strategies that draw random
+            numbers.
 
     Returns:
-        The refined labels and what the round cost.
+        The refined labels, and the cost of the round.
 
     Raises:
-        QuitAsking: The annotator leaves; every answer is in the ledger, and the same round can be begun again.
+        QuitAsking: The annotator leaves. Every answer is in the ledger, and the same round can be
+            begun again.
     """
     config = config or QuestionConfig()
     ask = load_strategy(strategy)
@@ -67,57 +71,13 @@ def refine(
             continue
         refined = asker.current_labels()
         spent = asker.end()
-        # A rule looks at the images that it shows; others of the same groups may have answers too.
+        # A strategy looks at the answers about the images that it shows; other images of the same
+        # groups may have answers too.
         return Refined(apply_answers(features, refined, asker.closure), spent)
 
 
 def _labels_after_answers(features: Tensor, labels: Tensor, asker: Asker) -> Tensor:
-    """Return the labels (n,) of a strategy that only asks: the given ones, made to agree with every answer."""
-    return apply_answers(features, labels, asker.constraints())
-
-
-class Questions:
-    """The questions of a run: from one epoch on, one round in each, on one ledger.
-
-    Args:
-        asker: Asks and remembers.
-        strategy: Which questions; see `refine`.
-        config: When, how many, and the constants of the rules.
+    """Return the labels (n,) of a strategy that only asks: the given ones, changed to agree with
+    every answer.
     """
-
-    def __init__(self, asker: Asker, strategy: Strategy | str, config: QuestionConfig) -> None:
-        self.asker, self.strategy, self.config = asker, strategy, config
-
-    def refine(
-        self, epoch: int, features: Tensor, labels: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The labels of an epoch after its round of questions, and what the round cost, for the log.
-
-        Before the first round the labels are returned as they are. `share` is Eq. 7: pairs that were answered over all pairs.
-        """
-        if epoch < self.config.start:
-            return labels, {}
-        refined, spent = refine(features, labels, self.asker, self.strategy, self.config, epoch + 1)
-        pairs = len(labels) * (len(labels) - 1) / 2
-        return refined, {
-            "questions": spent.questions,
-            "questions_total": self.asker.asked,
-            "share": spent.questions / pairs,
-            "share_total": self.asker.asked / pairs,
-            "answering_seconds": spent.seconds,
-            "answering_seconds_total": self.asker.seconds,
-            "remembered": spent.remembered,
-            "contradictions": spent.contradictions,
-            **{
-                f"answered_{verdict.name.lower()}": spent.verdicts[verdict.value]
-                for verdict in Verdict
-            },
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the ledger, and what was spent."""
-        return self.asker.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.asker.load_state_dict(state)
+    return apply_answers(features, labels, asker.constraints())

@@ -16,22 +16,25 @@ from .context import AnnotatorContext
 
 
 class Oracle:
-    """Answers from true identities, with errors at given rates; the same question always has the same answer.
+    """Answers from true identities, with errors at given rates; the same question always has the
+    same answer.
 
-    The answer to a question depends on the seed and on the names of its two images only. It does not depend on the order of
-    the questions, the order of the images, or the process.
+    The answer to a question depends on the seed and on the names of its two images only. It does
+    not depend on the order of the questions, the order of the images, or the process.
 
     Args:
         identities: (n,) int64, true identities.
-        names: n names of the images; their rows when not given. If the names are the images' paths, an image keeps its
-            answers when other images are added to the set or removed.
-        error: Share of questions answered wrong: "same" for "different", and "different" for "same".
+        names: n names of the images; their rows when not given. If the names are the images' paths,
+            an image keeps its answers when other images are added to the set or removed.
+        error: Share of questions answered wrong: "same" for "different", and "different" for
+            "same".
         unsure: Share of questions answered "unsure".
         not_comparable: Share of questions answered "not comparable".
         seed: Seed of the errors.
 
     Raises:
-        ValueError: A rate is not in [0, 1], the rates sum to more than 1, or an identity is unknown.
+        ValueError: A rate is not in [0, 1], the rates sum to more than 1, or an identity is
+            unknown.
     """
 
     name = "oracle"
@@ -52,7 +55,8 @@ class Oracle:
         self._identities = identities.tolist()
         self._names = names
         self._seed = seed
-        # A uniform number below the first bound is "unsure", below the second "not comparable", below the third wrong.
+        # A uniform number below the first bound is "unsure", below the second "not comparable",
+        # below the third wrong.
         self._unsure_below = unsure
         self._not_comparable_below = math.fsum((unsure, not_comparable))
         self._wrong_below = math.fsum((unsure, not_comparable, error))

@@ -25,7 +25,8 @@ class Replay:
         """Return the answer of the other run.
 
         Raises:
-            NoAnswer: The other run has no answer about the two images, and none follows from its answers.
+            NoAnswer: The other run has no answer about the two images, and none follows from its
+                answers.
         """
         given = self._closure.answer(*question.images)
         if given is not None:

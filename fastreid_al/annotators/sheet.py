@@ -1,4 +1,4 @@
-"""The contact sheet: one picture that shows a person the two images of a question and what they stand for."""
+"""The contact sheet: one picture of the two images of a question and of their groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..data.pixels import to_rgb
 from ..data.records import UNKNOWN, Record
 from ..errors import UserError
 
-#: Members of a group that are shown beneath its image.
+#: Most members of a group that are shown below its image.
 MEMBERS = 10
 #: Reasons of a question in words.
 REASONS = {
@@ -26,18 +26,38 @@ REASONS = {
     "merge": "two clusters: should they be merged?",
 }
 
-_MARGIN, _HALF, _GAP = 24, 540, 48
-_TITLE, _REASON, _LETTER, _IMAGE, _CAMERA, _COUNT, _THUMBS = 18, 60, 98, 134, 462, 500, 528
+#: Layout in pixels: margin, width of a side, gap between the sides.
+_MARGIN = 24
+_HALF = 540
+_GAP = 48
+#: Top of each line.
+_TITLE = 18
+_REASON = 60
+_LETTER = 98
+_IMAGE = 134
+_CAMERA = 462
+_COUNT = 500
+_THUMBS = 528
+#: Boxes of the large and the small images, and the cells of the latter.
 _LARGE = (_HALF, 320)
 _COLUMNS = 5
 _CELL = (_HALF // _COLUMNS, 154)
 _THUMB = (96, 120)
 _SIZE = (2 * (_MARGIN + _HALF) + _GAP, _THUMBS + _CELL[1] * (MEMBERS // _COLUMNS) + _MARGIN // 2)
-_INK, _PALE, _LINE, _MISSING = "#111111", "#555555", "#cccccc", "#bbbbbb"
+_INK = "#111111"
+_PALE = "#555555"
+_LINE = "#cccccc"
+_MISSING = "#bbbbbb"
 
 
 class _Side(NamedTuple):
-    """Rows shown on one side, and how many images it stands for."""
+    """One side of the sheet.
+
+    Args:
+        image: Row of the large image.
+        members: Rows of the small images.
+        images: Size of the group.
+    """
 
     image: int
     members: list[int]
@@ -47,16 +67,18 @@ class _Side(NamedTuple):
 def draw_sheet(
     question: Question, records: Sequence[Record], path: Path, number: int | None = None
 ) -> tuple[list[str], list[str]]:
-    """Draw the two images of a question and members of their groups as a PNG; at any instant the file is whole.
+    """Draw the two images of a question and members of their groups as a PNG.
+
+    The file is replaced atomically.
 
     Args:
-        question: What is asked.
-        records: The images by row. Their identities are not looked at.
-        path: The picture; one that is there is replaced.
+        question: The question.
+        records: The images by row. Their identities are not used.
+        path: The picture; an existing one is replaced.
         number: Number of the question, for the title.
 
     Returns:
-        The paths shown on each side: the image, then the members of its group.
+        The paths shown on each side: the large image, then the small ones.
 
     Raises:
         UserError: The picture cannot be written.
@@ -86,7 +108,7 @@ def draw_sheet(
 
 
 def camera_name(camera: int) -> str:
-    """A camera in words."""
+    """Return the name of a camera for people."""
     return "camera unknown" if camera == UNKNOWN else f"camera {camera}"
 
 
@@ -97,10 +119,21 @@ def _choose(question: Question, side: int, records: Sequence[Record]) -> _Side:
 
 
 def _spread(rows: list[int], camera: int, records: Sequence[Record]) -> list[int]:
-    """The first row, and one of each of equal stretches of the others: the one whose camera was seen least, then is rarest."""
+    """Choose `MEMBERS` rows: the first, and one from each of equal stretches of the others.
+
+    Of a stretch, the row is chosen whose camera was chosen least often so far, then the one with
+    the rarest camera.
+
+    Args:
+        rows: Rows of the group without the large image, most central first.
+        camera: Camera of the large image.
+        records: The images by row.
+    """
     if len(rows) <= MEMBERS:
         return rows
-    chosen, rest, stretches = rows[:1], rows[1:], MEMBERS - 1
+    chosen = rows[:1]
+    rest = rows[1:]
+    stretches = MEMBERS - 1
     seen = Counter([camera, records[rows[0]].camera])
     images = Counter(records[row].camera for row in rows)
     for i in range(stretches):
@@ -121,10 +154,10 @@ def _draw_side(
     _write(draw, camera_name(records[side.image].camera), middle, _CAMERA, 18, _HALF)
     shown = f"{1 + len(side.members):,} of {side.images:,} image{'s' if side.images > 1 else ''}"
     _write(draw, shown, middle, _COUNT, 16, _HALF, _PALE)
-    for place, row in enumerate(side.members):
-        line, column = divmod(place, _COLUMNS)
+    for index, row in enumerate(side.members):
+        line, column = divmod(index, _COLUMNS)
         in_line = min(_COLUMNS, len(side.members) - line * _COLUMNS)
-        # A line that is not full stands in the middle.
+        # A line that is not full is centred.
         centre = middle + round((column - (in_line - 1) / 2) * _CELL[0])
         top = _THUMBS + line * _CELL[1]
         _paste(sheet, records[row].path, centre, top, _THUMB)
@@ -140,10 +173,12 @@ def _draw_side(
 
 
 def _paste(sheet: Image.Image, path: Path, centre: int, top: int, box: tuple[int, int]) -> None:
-    """Put an image into a box, as large as it fits undistorted; a grey one when it cannot be read."""
+    """Paste an image into a box, as large as possible; a grey one if it cannot be read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd files, which are shown as they are
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow warns about unusual files; they are shown as they are.
             image = to_rgb(path.read_bytes())
     except Exception:  # Pillow raises a wide range of types on damaged files.
         image = _unreadable(box)
@@ -175,7 +210,7 @@ def _write(
     width: int,
     colour: str = _INK,
 ) -> None:
-    """Write a line about its centre, smaller when it is wider than there is room."""
+    """Write a centred line, in a smaller font if it is wider than `width`."""
     while size > 6 and _font(size).getlength(text) > width:
         size -= 1
     draw.text((centre, top), text, fill=colour, font=_font(size), anchor="ma")
@@ -184,12 +219,12 @@ def _write(
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size=size)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # it is, when a size is asked for
+    assert isinstance(font, ImageFont.FreeTypeFont)  # always, if a size is given
     return font
 
 
 def _save(sheet: Image.Image, path: Path) -> None:
-    """Write beside `path` and put in place: a viewer that reloads never sees half a picture."""
+    """Write to a temporary file and rename it: a viewer that reloads never sees half a picture."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,5 +234,6 @@ def _save(sheet: Image.Image, path: Path) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(
-            f"could not write the contact sheet {path} ({error.strerror}); make room, or name another place"
+            f"could not write the contact sheet {path} ({error.strerror}); "
+            "free disk space, or name another run folder"
         ) from error

@@ -48,9 +48,11 @@ _KEY_OF_WORD = {word: key for key, word in _WORD_OF_KEY.items()}
 
 
 class Terminal:
-    """A person at a terminal, who sees a contact sheet in an image viewer and presses one key per answer.
+    """A person at a terminal, who sees a contact sheet in an image viewer and presses one key per
+    answer.
 
-    If standard input is not a terminal, answers are read by lines: the letter of a key, or its word.
+    If standard input is not a terminal, answers are read by lines: the letter of a key, or its
+    word.
 
     Args:
         records: The images by row. Their identities are not used.
@@ -119,7 +121,7 @@ class Terminal:
         return "\n".join(lines) + "\n"
 
     def _describe_side(self, question: Question, side: int) -> str:
-        """Name an image by its row: in the field's data sets the file name contains the identity."""
+        """Name an image by its row: file names of the field's data sets contain the identity."""
         row = question.images[side]
         size = len(question.groups[side])
         images = "1 image" if size == 1 else f"{size:,} images"
@@ -152,8 +154,8 @@ class Terminal:
         """Read one key press, without Enter."""
         assert self._stdin is not None
         with _single_keys(self._stdin.fileno()):
-            # The prompt is printed after earlier key presses were dropped: they were made before this
-            # question was seen.
+            # The prompt is printed after earlier key presses were dropped: they were made before
+            # this question was seen.
             self._print(_PROMPT)
             pressed = os.read(self._stdin.fileno(), 64).decode(errors="replace").lower() or _END
             # An arrow key sends several characters, and the last of them may be a letter.
@@ -175,7 +177,7 @@ def make_terminal(context: AnnotatorContext) -> Terminal:
 
 @contextlib.contextmanager
 def _quit_without_input() -> Iterator[None]:
-    """Raise QuitAsking when the terminal has disappeared, or on a Ctrl-C that arrives as a signal."""
+    """Raise QuitAsking when the terminal has closed, or on a Ctrl-C that arrives as a signal."""
     try:
         yield
     except KeyboardInterrupt:
@@ -194,8 +196,8 @@ def _quit_without_input() -> Iterator[None]:
 def _single_keys(fd: int) -> Iterator[None]:
     """Make a terminal send each key at once, without showing it; keys typed before are dropped.
 
-    Ctrl-C arrives as a character. While a run trains, the first SIGINT is only noted and a second one would
-    end the process, which would leave the terminal in this mode.
+    Ctrl-C arrives as a character. While a run trains, the first SIGINT is only noted and a second
+    one would end the process, which would leave the terminal in this mode.
     """
     import termios
 

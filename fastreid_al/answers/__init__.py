@@ -1,4 +1,6 @@
-"""What is known about pairs of images: questions, answers, the must-link and cannot-link closure, and the ledger."""
+"""What is known about pairs of images: questions, answers, the must-link and cannot-link closure,
+and the ledger.
+"""
 
 from .asker import Asker
 from .closure import Closure

@@ -1,4 +1,6 @@
-"""The asker: stands between a strategy and an annotator, and keeps the budget, the ledger and the closure."""
+"""The asker: stands between a strategy and an annotator, and keeps the budget, the ledger and the
+closure.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from .question import Annotator, Answer, NoAnswer, Question, UndoLast, Verdict
 ClosureName = Literal["transitive", "none"]
 #: Returns the labels (n,) that the answers so far lead to.
 CurrentLabels = Callable[[], Tensor]
-#: Further pairs that are asked about for each confirmation that a merge needs, if answers are undecided.
+#: Further pairs that are asked about for each confirmation that a merge needs, if answers are
+#: undecided.
 _TRIES = 3
 
 
@@ -29,7 +32,9 @@ class OutOfQuestions(Exception):  # noqa: N818
 
 
 class RoundAgain(Exception):  # noqa: N818
-    """An answer was taken back: the round starts again, and reuses the answers that are still in force."""
+    """An answer was taken back: the round starts again, and reuses the answers that are still in
+    force.
+    """
 
 
 @dataclass
@@ -39,7 +44,8 @@ class Spent:
     Args:
         questions: Questions that were answered.
         seconds: Time that the answers took.
-        remembered: Pairs that the strategy asked about and that earlier answers decided or contained.
+        remembered: Pairs that the strategy asked about and that earlier answers decided or
+            contained.
         contradictions: Answers that contradict earlier ones.
     """
 
@@ -54,20 +60,24 @@ class Spent:
 
 
 class Asker:
-    """Asks an annotator about each pair of images once, and never about a pair that the answers so far decide.
+    """Asks an annotator about each pair of images once, and never about a pair that the answers so
+    far decide.
 
-    A round (`begin` to `end`) starts from the answers of this run up to its position in the ledger, and from all
-    answers of other runs. Answers of this run beyond the position were given before the run was killed or stopped.
-    They are taken from the ledger when the round asks for them, so a resumed round is the same round.
+    A round (`begin` to `end`) starts from the answers of this run up to its position in the ledger,
+    and from all answers of other runs. Answers of this run beyond the position were given before
+    the run was killed or stopped. They are taken from the ledger when the round asks for them, so a
+    resumed round is the same round.
 
     Args:
         annotator: Answers the questions.
         ledger: Keeps the answers; a ledger in memory when not given.
-        closure: "transitive" also decides pairs that follow from the answers; "none" keeps the answered pairs only,
-            which is the paper's label memory.
-        confirm_merges: Further questions about other images of the two clusters that must agree before a merge counts.
+        closure: "transitive" also decides pairs that follow from the answers; "none" keeps the
+            answered pairs only, which is the paper's label memory.
+        confirm_merges: Further questions about other images of the two clusters that must agree
+            before a merge counts.
         budget: Questions of all rounds together; None is no limit.
-        run: Name of the run in the ledger; a resumed run has its old name. A new name when not given.
+        run: Name of the run in the ledger; a resumed run has its old name. A new name when not
+            given.
         seed: Seed of strategies that draw random numbers.
     """
 
@@ -94,7 +104,8 @@ class Asker:
         #: Questions and seconds of the rounds that ended.
         self.asked = 0
         self.seconds = 0.0
-        #: Called after each answer, when it is on the disk, with the number of questions so far and `current_labels`.
+        #: Called after each answer, when it is on the disk, with the number of questions so far and
+        #: `current_labels`.
         self.after_answer: Callable[[int, CurrentLabels], None] | None = None
         self.current_labels: CurrentLabels = lambda: torch.zeros(0, dtype=torch.int64)
         #: Unit-norm features (n, D) and clusters (n,) of the round, which `ask_pair` needs.
@@ -117,7 +128,9 @@ class Asker:
         self._open_round()
 
     def end(self) -> Spent:
-        """End the round: take in every answer of the ledger, add up the costs, and return those of this round."""
+        """End the round: take in every answer of the ledger, add up the costs, and return those of
+        this round.
+        """
         self._catch_up()
         self.features = None
         self.labels = None
@@ -128,7 +141,9 @@ class Asker:
         return self.spent
 
     def questions_allowed(self) -> int | None:
-        """Return how many questions this round may ask in all; the same if it is begun again; None is no limit."""
+        """Return how many questions this round may ask in all; the same if it is begun again; None
+        is no limit.
+        """
         limits = []
         if self._limit is not None:
             limits.append(self._limit)
@@ -146,7 +161,8 @@ class Asker:
     def can_ask(self, i: int, j: int) -> bool:
         """Return whether a question about two images would reach the annotator.
 
-        It does not if the pair was answered, if the answers decide it, or if the annotator passed on it in this round.
+        It does not if the pair was answered, if the answers decide it, or if the annotator passed
+        on it in this round.
         """
         return (
             not self.closure.answered(i, j)
@@ -155,7 +171,9 @@ class Asker:
         )
 
     def awaits_confirmation(self, i: int, j: int) -> bool:
-        """Return whether two images were answered "same" and further answers are needed before it counts."""
+        """Return whether two images were answered "same" and further answers are needed before it
+        counts.
+        """
         given = self.closure.answer(i, j)
         return (
             given is not None
@@ -168,8 +186,8 @@ class Asker:
     def constraints(self) -> Closure:
         """Return the closure that labels must agree with.
 
-        With closure "none" it infers nothing about what to ask, but labels still agree with what follows from the
-        answers; it is computed anew at each call.
+        With closure "none" it infers nothing about what to ask, but labels still agree with what
+        follows from the answers; it is computed anew at each call.
         """
         if self.transitive:
             # A transitive closure of all answers exists already.
@@ -202,7 +220,8 @@ class Asker:
         return self.ask(Question.about_images(i, j, reason, similarity))
 
     def ask(self, question: Question) -> Verdict:
-        """Return whether the two groups of a question are the same identity, from the closure if it is known.
+        """Return whether the two groups of a question are the same identity, from the closure if it
+        is known.
 
         A "same" that is not confirmed yet, or that other answers contradict, is returned as UNSURE.
 
@@ -228,7 +247,8 @@ class Asker:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
 
-        If the ledger ends before the position (it is an older copy, or another ledger), its end is the position.
+        If the ledger ends before the position (it is an older copy, or another ledger), its end is
+        the position.
         """
         self.position = min(state["position"], self.ledger.last_event())
         self.asked = state["asked"]
@@ -255,7 +275,9 @@ class Asker:
         return min(1 + self.confirm_merges, pairs)
 
     def _confirm(self, question: Question) -> None:
-        """Ask about further images of a merge until it counts, one answer disputes it, or too many are undecided."""
+        """Ask about further images of a merge until it counts, one answer disputes it, or too many
+        are undecided.
+        """
         first = self.closure.answer(*question.images)
         assert first is not None
         tries = _TRIES * first.need
@@ -271,17 +293,20 @@ class Asker:
     def _ask_once(
         self, question: Question, pair: tuple[int, int], need: int, confirms: int | None
     ) -> None:
-        """Take the answer about a pair from the ledger if it lies ahead, otherwise from the annotator.
+        """Take the answer about a pair from the ledger if it lies ahead, otherwise from the
+        annotator.
 
         Args:
             question: The question that the pair belongs to.
             pair: Rows of the two images that are shown.
             need: Answers that must agree before a "same" counts.
-            confirms: Event of the first answer of the merge that is confirmed; None if this is the first answer.
+            confirms: Event of the first answer of the merge that is confirmed; None if this is the
+                first answer.
         """
         answer = self._ahead.pop(_pair(*pair), None)
         if answer is None and self._ahead:
-            # This round differs from the one that was interrupted: an answer was undone since, or a setting changed.
+            # This round differs from the one that was interrupted: an answer was undone since, or a
+            # setting changed.
             self._catch_up()
             if not self.can_ask(*pair):
                 return
@@ -354,14 +379,17 @@ class Asker:
 
 
 def _merge_of(answer: Answer) -> int:
-    """Return the event of the first answer of the merge that an answer belongs to, which identifies the merge."""
+    """Return the event of the first answer of the merge that an answer belongs to, which identifies
+    the merge.
+    """
     return answer.event if answer.confirms is None else answer.confirms
 
 
 def _further_pairs(question: Question) -> Iterator[tuple[int, int]]:
     """Yield the other pairs of images of the two groups, each once.
 
-    Central images come first, and an image is repeated only after every image of the longer group had its turn.
+    Central images come first, and an image is repeated only after every image of the longer group
+    had its turn.
     """
     first = question.groups[0].tolist()
     second = question.groups[1].tolist()

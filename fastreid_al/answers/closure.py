@@ -1,4 +1,6 @@
-"""What the answers so far imply: the closure of must-links and cannot-links, with contradictions kept."""
+"""What the answers so far imply: the closure of must-links and cannot-links, with contradictions
+kept.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +39,22 @@ class Contradiction(NamedTuple):
 
 
 class Closure:
-    """The must-links and cannot-links that follow from the answers: a union-find with cannot-links between components.
+    """The must-links and cannot-links that follow from the answers: a union-find with cannot-links
+    between components.
 
-    same(a, b) and same(b, c) imply same(a, c); same(a, b) and different(b, c) imply different(a, c). Two images that are
-    both different from a third are *not* implied to be the same. Where answers contradict each other, "different" takes
-    precedence until one of them is undone: a "same" across a cannot-link is set aside; for a "different" inside a
-    component, the component's "same" answers are applied again from the oldest to the youngest, and each that would join
-    the two images is set aside.
+    same(a, b) and same(b, c) imply same(a, c); same(a, b) and different(b, c) imply different(a,
+    c). Two images that are both different from a third are *not* implied to be the same. Where
+    answers contradict each other, "different" takes precedence until one of them is undone: a
+    "same" across a cannot-link is set aside; for a "different" inside a component, the component's
+    "same" answers are applied again from the oldest to the youngest, and each that would join the
+    two images is set aside.
 
     Args:
-        transitive: False keeps the answered pairs only and infers nothing, as the paper's label memory does.
+        transitive: False keeps the answered pairs only and infers nothing, as the paper's label
+            memory does.
 
-    An answer takes about 700 bytes: 46 MB at 65,000 answers. Adding an answer takes amortised O(log answers) time, a
-    contradiction time linear in its component.
+    An answer takes about 700 bytes: 46 MB at 65,000 answers. Adding an answer takes amortised O(log
+    answers) time, a contradiction time linear in its component.
     """
 
     def __init__(self, transitive: bool = True) -> None:
@@ -57,7 +62,8 @@ class Closure:
         self.contradictions: list[Contradiction] = []
         #: Usable answers by pair, the latest last.
         self._pairs: dict[tuple[int, int], list[Answer]] = {}
-        #: Image -> root of its component; root -> images; root -> roots that are known to be different.
+        #: Image -> root of its component; root -> images; root -> roots that are known to be
+        #: different.
         self._root: dict[int, int] = {}
         self._members: dict[int, list[int]] = {}
         self._cannot_links: dict[int, set[int]] = {}
@@ -67,14 +73,16 @@ class Closure:
         #: "same" answers by the merge that they belong to, and the events of those that count.
         self._votes: dict[int, list[Answer]] = {}
         self._counted: set[int] = set()
-        #: Merges that a confirming question answered with "different", by the event of their first answer.
+        #: Merges that a confirming question answered with "different", by the event of their first
+        #: answer.
         self._disputed: set[int] = set()
 
     @classmethod
     def replay(cls, answers: Iterable[Answer], transitive: bool = True) -> Closure:
         """Return the closure of answers that are in the order of their events."""
         closure = cls(transitive)
-        # A replay creates long-lived objects only; the garbage collector would take half of its time.
+        # A replay creates long-lived objects only; the garbage collector would take half of its
+        # time.
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -131,11 +139,15 @@ class Closure:
         return answers[-1] if answers else None
 
     def root(self, image: int) -> int | None:
-        """Return the root of the component of an image, or None for an image without must-link and cannot-link."""
+        """Return the root of the component of an image, or None for an image without must-link and
+        cannot-link.
+        """
         return self._root.get(image)
 
     def components(self) -> dict[int, list[int]]:
-        """Return the images of each component by its root; a single image with a cannot-link is a component."""
+        """Return the images of each component by its root; a single image with a cannot-link is a
+        component.
+        """
         return self._members
 
     def cannot_links(self, root: int) -> set[int]:
@@ -155,9 +167,11 @@ class Closure:
         return merge in self._disputed
 
     def chain(self, a: int, b: int) -> list[int]:
-        """Return the events that prove the verdict about two images, in the order of the path from a to b.
+        """Return the events that prove the verdict about two images, in the order of the path from
+        a to b.
 
-        The path is a shortest path of must-links; for DIFFERENT it contains one cannot-link. Empty without a verdict.
+        The path is a shortest path of must-links; for DIFFERENT it contains one cannot-link. Empty
+        without a verdict.
         """
         verdict = self.verdict(a, b)
         if verdict is None or a == b:
@@ -169,7 +183,8 @@ class Closure:
             return self._path(a, {b})[0]
         root_a = self._root[a]
         root_b = self._root[b]
-        # Images of a's component with a cannot-link to b's component: the path leaves through one of them.
+        # Images of a's component with a cannot-link to b's component: the path leaves through one
+        # of them.
         exits = {
             x
             for x in self._members[root_a]
@@ -183,7 +198,9 @@ class Closure:
         return [*before, entries[first], *reversed(after)]
 
     def _deciding_answer(self, a: int, b: int) -> Answer | None:
-        """Return the latest answer about the pair itself that decides it; a "same" that does not count decides nothing."""
+        """Return the latest answer about the pair itself that decides it; a "same" that does not
+        count decides nothing.
+        """
         for answer in reversed(self._pairs.get(_pair(a, b), [])):
             counts = answer.verdict is Verdict.SAME and answer.event in self._counted
             if answer.verdict is Verdict.DIFFERENT or counts:

@@ -1,4 +1,4 @@
-"""The database under a ledger: its tables, one connection, one writer, and errors of one line."""
+"""The database of a ledger: its tables, one connection, one writer, and errors of one line."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ from sqlalchemy.pool import NullPool
 from ..errors import LedgerError
 
 FORMAT = 1
-#: How long a transaction waits for that of another process.
+#: How long a transaction waits for a transaction of another process.
 BUSY_SECONDS = 5.0
-#: What to do about a ledger that is not as it was written.
-ASK_CHECK = "python -m fastreid_al.ledger check says what is wrong"
+#: What to do about a damaged ledger.
+ASK_CHECK = "fastreid-al ledger check prints what is wrong"
 _CONNECT_SECONDS = 10
+#: What to do when the database fails during a run.
+_KEPT = "every acknowledged answer is kept. Fix this, then resume the run with `resume`"
 _WORD = 0xFFFFFFFF
-#: Who holds an advisory lock of 64 bits, which the server lists as two halves.
+#: Finds the process that holds an advisory lock of 64 bits, which the server lists as two halves.
 _HOLDER = """
-    SELECT coalesce(nullif(a.application_name, ''), 'process ' || a.pid) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.classid::bigint = :high AND l.objid::bigint = :low
+    SELECT coalesce(nullif(a.application_name, ''), 'process ' || a.pid)
+    FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+      AND l.classid::bigint = :high AND l.objid::bigint = :low
 """
 
 _SCHEMA = sa.MetaData()
@@ -73,11 +77,12 @@ EVENTS = sa.Table(
 
 
 class Store:
-    """The database of a ledger: one connection, one lock, short transactions, and errors of one line.
+    """The database of a ledger: one connection, one lock, short transactions, and errors of one
+    line.
 
     Args:
         url: Path of an SQLite file, or a URL.
-        write: Be its one writer.
+        write: Whether to open it as its only writer.
 
     Raises:
         LedgerError: It cannot be opened, or has another writer.
@@ -85,31 +90,32 @@ class Store:
 
     def __init__(self, url: str, write: bool) -> None:
         self.write = write
-        place = _place(url)
-        self.name = (
-            str(place) if isinstance(place, Path) else place.render_as_string(hide_password=True)
-        )
+        location = _parse(url)
+        if isinstance(location, Path):
+            self.name = str(location)
+        else:
+            self.name = location.render_as_string(hide_password=True)
         self._open = contextlib.ExitStack()
         try:
-            if isinstance(place, Path):
-                self._take_file(place)
+            if isinstance(location, Path):
+                self._lock_file(location)
             with self._one_line():
-                engine = _engine(place, write)
+                engine = _engine(location, write)
                 self._sqlite = engine.dialect.name == "sqlite"
                 self._connection = engine.connect()
-                self._open.callback(self._hang_up)
+                self._open.callback(self._disconnect)
                 if not self._sqlite and write:
-                    self._take_server()
+                    self._lock_server()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Close the connection, then let go of the lock."""
+        """Close the connection, then release the lock."""
         self._open.close()
 
     def prepare(self, dataset: str) -> None:
-        """See that the database holds a ledger that this version reads; make one in an empty database."""
+        """Check that this version can read the ledger, and create it in an empty database."""
         ours = set(_SCHEMA.tables)
         with self.reading() as connection:
             if (
@@ -121,16 +127,17 @@ class Store:
             tables = set(sa.inspect(connection).get_table_names())
             meta = read_meta(connection) if ours <= tables else {}
         version = meta.get("format", "")
-        # A server's database may hold other things beside the ledger, a file may not.
+        # A server's database may hold other tables as well, a file may not.
         if not (tables if self._sqlite else tables & ours):
             self._create(dataset)
         elif not version.isdecimal():
             raise LedgerError(
-                f"{self.name} is a database of something else than answers; name another ledger"
+                f"{self.name} is a database that holds no answers; name another ledger"
             )
         elif int(version) > FORMAT:
             raise LedgerError(
-                f"{self.name} was written by a newer fastreid_al (format {version}); update the package"
+                f"{self.name} was written by a newer fastreid_al (format {version}); "
+                "update the package"
             )
         if self._sqlite and self.write:
             # This cannot be set within a transaction.
@@ -140,13 +147,13 @@ class Store:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that reads."""
+        """Open a transaction that reads."""
         with self._transaction("BEGIN") as connection:
             yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that writes: on the disk when the block ends, undone when it raises."""
+        """Open a transaction that writes: saved when the block ends, undone when it raises."""
         if not self.write:
             raise LedgerError(
                 f"{self.name} was opened for reading; open it with write=True to add to it"
@@ -156,16 +163,16 @@ class Store:
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[Connection]:
-        # In place of a lost connection a new one would be made, which does not hold the lock.
+        # SQLAlchemy would replace a lost connection by a new one, which does not hold the lock.
         if self._connection.invalidated or self._connection.closed:
-            raise LedgerError(f"{self.name} is closed; go on with --resume")
+            raise LedgerError(f"{self.name} is closed; resume the run with `resume`")
         with self._one_line(), self._connection.begin():
             if self._sqlite:
                 self._connection.exec_driver_sql(begin)
             yield self._connection
 
     def damage(self) -> list[str]:
-        """What the database itself finds wrong with its file."""
+        """Return what the database finds wrong with its file; empty for a server."""
         if not self._sqlite:
             return []
         try:
@@ -185,17 +192,17 @@ class Store:
                 [{"key": "format", "value": str(FORMAT)}, {"key": "dataset", "value": dataset}],
             )
 
-    def _take_file(self, path: Path) -> None:
-        """See that a file can be used as asked, and lock it for writing."""
+    def _lock_file(self, path: Path) -> None:
+        """Check that a file can be used, and lock it if it is to be written."""
         if path.is_dir():
             raise LedgerError(f"{path} is a folder; name a file in it")
         if not self.write:
             if not path.exists():
-                raise LedgerError(f"there is no ledger {path}, seen from {Path.cwd()}")
+                raise LedgerError(f"there is no ledger {path} (working directory: {Path.cwd()})")
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # The lock is that of the file, by whatever name it is called.
+            # The same file must have the same lock under every name, such as a link.
             lock = _FileLock(Path(os.path.realpath(path)))
         except BlockingIOError as error:
             raise LedgerError(_in_use(self.name, f"process {error.strerror}")) from error
@@ -205,19 +212,20 @@ class Store:
         if path.exists() and not _writable(path):
             raise LedgerError(_not_writable(self.name, "the file is read-only"))
 
-    def _take_server(self) -> None:
-        """Take the lock of the ledger in a server's database; the server frees it when this connection ends.
+    def _lock_server(self) -> None:
+        """Take the lock of the ledger in a server's database.
 
-        It is taken on the connection that writes: who lost the lock cannot write either.
+        The server releases it when the connection ends. It is taken on the connection that writes,
+        so a process that lost the lock cannot write either.
         """
         with self._connection.begin():
             who = f"fastreid_al process {os.getpid()} on {socket.gethostname()}"
             self._connection.execute(sa.select(sa.func.set_config("application_name", who, False)))
-            place = self._connection.execute(
+            database = self._connection.execute(
                 sa.select(sa.func.current_database(), sa.func.current_schema())
             ).one()
             digest = hashlib.blake2b(
-                "/".join(map(str, (*place, EVENTS.name))).encode(), digest_size=8
+                "/".join(map(str, (*database, EVENTS.name))).encode(), digest_size=8
             ).digest()
             key = int.from_bytes(digest, "big", signed=True)
             if self._connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar():
@@ -229,14 +237,14 @@ class Store:
             _in_use(self.name, (holder or "another process").removeprefix("fastreid_al "))
         )
 
-    def _hang_up(self) -> None:
-        # A server that is gone already has let go as well.
+    def _disconnect(self) -> None:
+        # A server that has stopped has released the lock as well.
         with contextlib.suppress(SQLAlchemyError):
             self._connection.close()
 
     @contextlib.contextmanager
     def _one_line(self) -> Iterator[None]:
-        """Turn what a database says into what a person can do about it."""
+        """Turn an error of the database into one line that says what to do."""
         try:
             yield
         except DBAPIError as error:
@@ -249,35 +257,36 @@ class Store:
         said = text.lower()
         if not self._sqlite:
             lost = "the connection was lost" if error.connection_invalidated else "the server says"
-            return f"{self.name}: {lost} ({text}); every acknowledged answer is kept. Mend that, then go on with --resume"
+            return f"{self.name}: {lost} ({text}); {_KEPT}"
         if "not a database" in said:
-            return f"{self.name} is not a ledger: it is no SQLite file; name another"
+            return f"{self.name} is not a ledger: it is not an SQLite file; name another"
         if "malformed" in said or "corrupt" in said:
             return f"{self.name} is damaged ({text}); {ASK_CHECK}; restore a copy"
         if "locked" in said:
             return (
-                f"{self.name} is locked by a transaction of another process; close the program that has it open, "
-                "then try again"
+                f"{self.name} is locked by a transaction of another process; "
+                "close the program that has it open, then try again"
             )
         if "readonly" in said or "unable to open" in said:
             return _not_writable(self.name, text)
-        return f"{self.name} cannot be used ({text}); every acknowledged answer is kept. Mend that, then go on with --resume"
+        return f"{self.name} cannot be used ({text}); {_KEPT}"
 
 
 class _FileLock:
-    """An exclusive lock beside a file, freed by the system when the process ends, however it ends.
+    """An exclusive lock in a file next to another; the system releases it when the process ends.
 
     Raises:
         BlockingIOError: Another process holds it; `strerror` is the number of that process.
         OSError: The lock cannot be made.
     """
 
-    #: Those of this process: a forked child, such as a worker that loads images, would keep them after its parent's death.
+    #: The locks of this process. A forked child, such as a worker that loads images, closes its
+    #: copies: it would hold them after the death of its parent.
     held: ClassVar[weakref.WeakSet[_FileLock]] = weakref.WeakSet()
 
     def __init__(self, path: Path) -> None:
-        place = path.with_name(path.name + ".lock")
-        self._handle: int | None = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = path.with_name(path.name + ".lock")
+        self._handle: int | None = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -292,7 +301,7 @@ class _FileLock:
         self.held.add(self)
 
     def free(self) -> None:
-        """Let go of the lock, also where a forked child has not closed its copy yet."""
+        """Release the lock, even if a forked child has not closed its copy yet."""
         if self._handle is not None:
             fcntl.flock(self._handle, fcntl.LOCK_UN)
             self._close()
@@ -304,7 +313,7 @@ class _FileLock:
 
     @classmethod
     def free_all(cls) -> None:
-        """Let go of the copies that a forked child has; the parent keeps its own."""
+        """Close the copies of a forked child; the parent keeps its locks."""
         for lock in list(cls.held):
             lock._close()
 
@@ -313,51 +322,58 @@ os.register_at_fork(after_in_child=_FileLock.free_all)
 
 
 def read_meta(connection: Connection) -> dict[str, str]:
-    """The format of a ledger, and the name of its image set."""
+    """Return the format of a ledger, and the name of its image set."""
     return {line.key: line.value for line in connection.execute(sa.select(META))}
 
 
-def _place(url: str) -> Path | URL:
-    """A path for an SQLite file, a URL for everything else."""
+def _parse(url: str) -> Path | URL:
+    """Return the path of an SQLite file, or the URL of another database."""
     if "://" not in url:
         return Path(url)
     try:
         found = make_url(url)
     except ArgumentError as error:
         raise LedgerError(
-            f"'{url}' is not a URL of a database; try postgresql://user@host/name, or a file's path"
+            f"got {url!r}, expected the path of a file or a URL such as postgresql://user@host/name"
         ) from error
     backend = found.get_backend_name()
     if backend == "sqlite":
         return found if found.database in (None, "", ":memory:") else Path(found.database)
     if backend not in ("postgresql", "postgres"):
         raise LedgerError(
-            f"a ledger is an SQLite file or a PostgreSQL database, not {backend}; name another"
+            f"got a database of {backend}, expected an SQLite file or a PostgreSQL database"
         )
-    # What "postgresql" alone stands for depends on the version of SQLAlchemy.
+    # The driver that "postgresql" stands for depends on the version of SQLAlchemy.
     return found if "+" in found.drivername else found.set(drivername="postgresql+psycopg")
 
 
-def _engine(place: Path | URL, write: bool) -> Engine:
-    """Connections are not pooled: a ledger holds one, and an SQLite database in memory lives as long as that."""
-    if isinstance(place, Path) or place.get_backend_name() == "sqlite":
-        file = None if isinstance(place, URL) else place
+def _engine(location: Path | URL, write: bool) -> Engine:
+    """Return an engine without a pool of connections.
+
+    A ledger holds one connection, and an SQLite database in memory lives as long as its connection.
+    """
+    if isinstance(location, Path) or location.get_backend_name() == "sqlite":
+        file = None if isinstance(location, URL) else location
         return sa.create_engine(
             "sqlite://", creator=lambda: _connect(file, write), poolclass=NullPool
         )
-    if "connect_timeout" not in place.query and place.get_driver_name() in ("psycopg", "psycopg2"):
-        place = place.update_query_dict({"connect_timeout": str(_CONNECT_SECONDS)})
+    if "connect_timeout" not in location.query and location.get_driver_name() in (
+        "psycopg",
+        "psycopg2",
+    ):
+        location = location.update_query_dict({"connect_timeout": str(_CONNECT_SECONDS)})
     try:
         # A transaction sees one state of the ledger, as it does in SQLite.
-        return sa.create_engine(place, poolclass=NullPool, isolation_level="REPEATABLE READ")
+        return sa.create_engine(location, poolclass=NullPool, isolation_level="REPEATABLE READ")
     except (ImportError, NoSuchModuleError) as error:
         raise LedgerError(
-            f"the driver of PostgreSQL is missing ({_first_line(error)}); pip install 'fastreid_al[postgres]'"
+            f"the driver of PostgreSQL is missing ({_first_line(error)}); "
+            "pip install 'fastreid_al[postgres]'"
         ) from error
 
 
 def _connect(file: Path | None, write: bool) -> sqlite3.Connection:
-    # The module begins no transactions of its own: which kind it is to be is said at each.
+    # `isolation_level=None`: the module begins no transactions; `Store` begins each with its kind.
     connection = sqlite3.connect(
         _file_uri(file, write), uri=True, timeout=BUSY_SECONDS, isolation_level=None
     )
@@ -373,9 +389,10 @@ def _file_uri(file: Path | None, write: bool) -> str:
     uri = f"file:{quote(os.path.abspath(file))}"
     if write:
         return f"{uri}?mode=rwc"
-    # A reader makes two small files beside the ledger. Where it cannot, nobody can write the ledger either, unless they exist.
-    beside = file.with_name(file.name + "-wal")
-    return f"{uri}?mode=rw" if _writable(file.parent) or beside.exists() else f"{uri}?immutable=1"
+    # A reader makes two small files next to the ledger. If it cannot, no process can write the
+    # ledger either, unless they exist already, and the ledger may be read as immutable.
+    log = file.with_name(file.name + "-wal")
+    return f"{uri}?mode=rw" if _writable(file.parent) or log.exists() else f"{uri}?immutable=1"
 
 
 def _writable(path: Path) -> bool:
@@ -383,11 +400,14 @@ def _writable(path: Path) -> bool:
 
 
 def _in_use(name: str, who: str) -> str:
-    return f"{name} is in use by {who}; wait for it, or name another ledger with --questions.ledger"
+    return f"{name} is in use by {who}; wait for it, or name another ledger with `questions.ledger`"
 
 
 def _not_writable(name: str, reason: str | None) -> str:
-    return f"{name} cannot be written ({reason}); make it and its folder writable, or name another with --questions.ledger"
+    return (
+        f"{name} cannot be written ({reason}); make it and its folder writable, "
+        "or name another with `questions.ledger`"
+    )
 
 
 def _first_line(error: object) -> str:

@@ -1,4 +1,4 @@
-"""The ledger: every answer that a person gave, appended to a database and never changed."""
+"""The ledger: every answer that was given, appended to a database and never changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EVENT_COLUMNS = [column for column in EVENTS.c if column.name not in ("left_id"
 
 
 class ImageKeys(NamedTuple):
-    """The training set of a run, by what its images are rather than by their order.
+    """Identifies the training images of a run by path and content instead of by order.
 
     Args:
         dataset: Name of the image set.
@@ -48,22 +48,22 @@ class Event:
     Args:
         id: Its number; a later event has a higher number.
         kind: "answer" or "undo".
-        left: Path of one image, as it was when the image was first answered about.
+        left: Path of one image when it was first asked about.
         right: Path of the other image.
         left_digest: Digest of the content of `left`, empty when unknown.
         right_digest: Digest of the content of `right`.
-        verdict: What was said.
-        annotator: Who said it.
+        verdict: The verdict.
+        annotator: Name of the annotator.
         asked_at: When the question was shown, in unix seconds.
         answered_at: When it was answered.
         epoch: Epoch of the run that asked.
-        reason: What the question was for.
+        reason: Kind of the question: "split", "merge", "confirm".
         score: Its expected gain.
-        similarity: The cosine similarity that made it.
+        similarity: The cosine similarity that led to it.
         need: Answers that must agree before a "same" counts.
-        confirms: Event that it confirms.
-        undoes: Event that it takes back.
-        undone_by: Event that took it back.
+        confirms: Event of the first answer of the merge that it confirms.
+        undoes: Event that it undoes.
+        undone_by: Event that undid it.
         run: Name of the run that asked.
         shown: Paths of the images shown on each side.
     """
@@ -91,19 +91,23 @@ class Event:
 
 
 class Ledger:
-    """An append-only log of answers with one writer; readers may come and go beside it.
+    """An append-only log of answers with one writer and any number of readers.
 
-    An answer is about two images, each known by its path and the digest of its content. With the keys of a training set,
-    `left` and `right` are rows of that set: an image is found by its path when the content agrees, else by its content (it was
-    renamed), else it is -1 (it was removed, or its content changed). Without keys they are the ledger's own image numbers.
+    An answer is about two images, each known by its path and the digest of its content. With the
+    keys of a training set, `left` and `right` are rows of that set. An image is found by its path
+    if the content agrees, else by its content (it was renamed); otherwise its row is -1 (it was
+    removed, or its content changed). Without keys, `left` and `right` are the numbers that the
+    ledger gives to images.
 
-    An open ledger holds one connection and belongs to one thread. Its keys take some 60 bytes an image in memory, twice that
-    when images were renamed: 2 to 4 MB at n = 32,621, 59 to 122 MB at 1e6. The file takes some 110 bytes an answer, its images
-    included, without what was shown: 7 MB at 65,000 answers.
+    An open ledger holds one connection and belongs to one thread. Its keys take about 60 bytes an
+    image in memory, twice that if images were renamed: 2 to 4 MB at n = 32,621, 59 to 122 MB at
+    1e6. The file takes about 110 bytes an answer, including its images but not the paths that were
+    shown: 7 MB at 65,000 answers.
     """
 
     def __init__(self, store: Store, keys: ImageKeys | None) -> None:
-        self.name, self._store = store.name, store
+        self.name = store.name
+        self._store = store
         self._numbered = keys is None
         self._rows_of = _Rows(keys)
         #: Image of the ledger -> row, and back.
@@ -114,15 +118,17 @@ class Ledger:
 
     @classmethod
     def open(cls, url: str, keys: ImageKeys | None = None, *, write: bool = True) -> Ledger:
-        """Open a ledger, and make it when there is none and it is to be written.
+        """Open a ledger; if it does not exist and is opened for writing, create it.
 
         Args:
-            url: Path of an SQLite file, or a URL: "postgresql://...", or "sqlite://" for one in memory.
-            keys: The training set that answers refer to.
-            write: Be its one writer, until it is closed or the process ends in whatever way.
+            url: Path of an SQLite file, or a URL: "postgresql://...", or "sqlite://" for one in
+                memory.
+            keys: The training images that answers refer to.
+            write: Whether to open it as its only writer, until it is closed or the process ends.
 
         Raises:
-            LedgerError: It cannot be opened, has another writer, is not a ledger, or is that of another image set.
+            LedgerError: It cannot be opened, has another writer, is not a ledger, or holds another
+                image set.
         """
         store = Store(url, write)
         try:
@@ -135,7 +141,7 @@ class Ledger:
         return ledger
 
     def close(self) -> None:
-        """Let go of the ledger; another process may write it."""
+        """Close the ledger; another process may then write it."""
         self._store.close()
 
     def __enter__(self) -> Ledger:
@@ -167,11 +173,27 @@ class Ledger:
         shown: tuple[Sequence[str], Sequence[str]] = ((), ()),
         run: str = "",
     ) -> int:
-        """Write one answer and give its event; once this returns, the answer is on the disk.
+        """Write one answer and return its event. When this returns, the answer is on the disk.
+
+        Args:
+            left: Row of one image.
+            right: Row of the other image.
+            verdict: The verdict.
+            annotator: Name of the annotator.
+            asked_at: When the question was shown, in unix seconds.
+            answered_at: When it was answered, in unix seconds.
+            epoch: Epoch of the run that asked.
+            reason: Kind of the question: "split", "merge", "confirm".
+            score: Its expected gain.
+            similarity: The cosine similarity that led to it.
+            need: Answers that must agree before a "same" counts.
+            confirms: Event of the first answer of the merge that it confirms.
+            shown: Paths of the images shown on each side.
+            run: Name of the run that asked.
 
         Raises:
-            IndexError: There is no such row.
-            LedgerError: It could not be written; every answer before it is kept.
+            IndexError: A row does not exist.
+            LedgerError: The answer could not be written; every answer before it is kept.
         """
         with self._store.writing() as connection:
             fresh = self._new_images(left, right)
@@ -200,10 +222,10 @@ class Ledger:
         return event
 
     def undo(self, event: int, annotator: str, at: float | None = None) -> int:
-        """Take an answer back and give the event that does so.
+        """Undo an answer, and return the event that does so.
 
         Raises:
-            LedgerError: There is no such event, it is not an answer, or it was taken back before.
+            LedgerError: The event does not exist, is not an answer, or was undone before.
         """
         at = time.time() if at is None else at
         with self._store.writing() as connection:
@@ -231,7 +253,7 @@ class Ledger:
             return _insert(connection, values)
 
     def answers(self, as_of: int | None = None) -> list[Answer]:
-        """Answers in force, in the order of their events.
+        """Return the answers that are not undone, in the order of their events.
 
         Args:
             as_of: Last event that counts, answer or undo; all when not given.
@@ -251,43 +273,51 @@ class Ledger:
         ).order_by(c.id)
         with self._store.reading() as connection:
             self._learn_images(connection)
-            taken_back = set(connection.execute(sa.select(c.undoes).where(undone)).scalars())
-            rows = self._rows
+            undone_events = set(connection.execute(sa.select(c.undoes).where(undone)).scalars())
+            answers = []
             try:
-                return [
-                    Answer(
-                        event,
-                        rows[left],
-                        rows[right],
-                        _VERDICTS[verdict],
-                        need,
-                        confirms,
-                        seconds,
-                        run or "",
-                    )
-                    for event, left, right, verdict, need, confirms, seconds, run in connection.execute(
-                        query.where(found)
-                    )
-                    if event not in taken_back
-                ]
+                for event, left, right, verdict, *rest in connection.execute(query.where(found)):
+                    if event not in undone_events:
+                        answers.append(self._answer(event, left, right, verdict, *rest))
             except KeyError as error:
                 raise LedgerError(
-                    f"{self.name} holds an answer with an unknown image or verdict ({error}); {ASK_CHECK}"
+                    f"{self.name} holds an answer with an unknown image or verdict ({error}); "
+                    f"{ASK_CHECK}"
                 ) from error
+        return answers
+
+    def _answer(
+        self,
+        event: int,
+        left: int,
+        right: int,
+        verdict: str,
+        need: int,
+        confirms: int | None,
+        seconds: float,
+        run: str | None,
+    ) -> Answer:
+        """Return the answer that a row of the database holds, about rows of the training set."""
+        images = self._rows[left], self._rows[right]
+        return Answer(event, *images, _VERDICTS[verdict], need, confirms, seconds, run or "")
 
     def last_event(self) -> int:
-        """Number of the newest event, 0 when there is none."""
+        """Return the number of the newest event, 0 when there is none."""
         with self._store.reading() as connection:
             return _last_event(connection)
 
     def last_answer(self, run: str | None = None) -> int | None:
-        """Event of the newest answer in force, of one run where it is named; None when there is none."""
+        """Return the event of the newest answer that is not undone, or None without one.
+
+        Args:
+            run: Name of a run, whose answers count only; every run when not given.
+        """
         wanted = _in_force if run is None else _in_force & (EVENTS.c.run == run)
         with self._store.reading() as connection:
             return connection.execute(sa.select(sa.func.max(EVENTS.c.id)).where(wanted)).scalar()
 
     def events(self) -> Iterator[Event]:
-        """Every event in order. Events may be appended meanwhile."""
+        """Yield every event in order. Events may be appended meanwhile."""
         with self._store.reading() as connection:
             undone_by = {
                 undone: by
@@ -305,8 +335,9 @@ class Ledger:
             .order_by(EVENTS.c.id)
             .limit(_PAGE)
         )
-        names, after = query.selected_columns.keys(), 0
-        # By pages, so that no transaction stays open while the caller is busy with an event.
+        names = query.selected_columns.keys()
+        after = 0
+        # By pages, so that no transaction stays open while the caller uses an event.
         while True:
             with self._store.reading() as connection:
                 page = connection.execute(query.where(EVENTS.c.id > after)).all()
@@ -319,7 +350,7 @@ class Ledger:
                 return
 
     def images(self) -> dict[int, str]:
-        """Path of each image that was answered about, by its number in the ledger."""
+        """Return the path of each image that was asked about, by its number in the ledger."""
         with self._store.reading() as connection:
             found = connection.execute(
                 sa.select(IMAGES.c.id, IMAGES.c.path).order_by(IMAGES.c.id)
@@ -327,23 +358,27 @@ class Ledger:
         return {line.id: line.path for line in found}
 
     def dataset(self) -> str:
-        """Name of the image set that the answers are about; empty for a ledger of none."""
+        """Return the name of the image set; empty for a ledger without one."""
         with self._store.reading() as connection:
             return read_meta(connection).get("dataset", "")
 
     def unusable(self) -> int:
-        """Number of answers in force with an image that is not in the set."""
+        """Return how many answers are about an image that is not in the set."""
         return sum(a.left < 0 or a.right < 0 for a in self.answers())
 
     def seconds(self) -> float:
-        """Time that the answers in force took."""
+        """Return the seconds that all answers took, without undone ones."""
         total = sa.func.sum(EVENTS.c.answered_at - EVENTS.c.asked_at)
         with self._store.reading() as connection:
             return connection.execute(sa.select(total).where(_in_force)).scalar() or 0.0
 
     def integrity(self) -> list[str]:
-        """What is wrong with the ledger, a line each; empty when nothing is. Reads all of it."""
-        if damage := self._store.damage():
+        """Return what is wrong with the ledger, one line each; empty if nothing is.
+
+        Reads all of it.
+        """
+        damage = self._store.damage()
+        if damage:
             return damage
         with self._store.reading() as connection:
             return [
@@ -355,15 +390,16 @@ class Ledger:
             ]
 
     def _new_images(self, *rows: int) -> dict[int, _Image]:
-        """Images of the rows that the ledger does not hold yet."""
+        """Return the images of the rows that the ledger does not hold yet."""
         fresh: dict[int, _Image] = {}
         for row in rows:
             if row not in self._ids and row not in fresh:
                 if self._numbered and self._dataset:
                     raise LedgerError(
-                        f"{self.name} has no image {row}; open it with the images of {self._dataset}"
+                        f"{self.name} has no image {row}; "
+                        f"open it with the images of {self._dataset}"
                     )
-                # The writer is the only one to number images.
+                # Only the writer numbers images.
                 number = row if self._numbered else self._last_image + 1 + len(fresh)
                 fresh[row] = _Image(number, *self._rows_of.key(row))
         return fresh
@@ -375,8 +411,8 @@ class Ledger:
         self._last_image = max(self._last_image, image)
 
     def _learn_images(self, connection: Connection) -> None:
-        """Take in the images that the ledger holds by now."""
-        # A ledger of no image set numbers images as they come, and not in order.
+        """Read the images that were added to the ledger since the last call."""
+        # A ledger without an image set may hold image numbers in any order.
         known = -1 if self._numbered else self._last_image
         for number, path, digest in connection.execute(
             sa.select(IMAGES).where(IMAGES.c.id > known)
@@ -388,7 +424,7 @@ class Ledger:
         with self._store.reading() as connection:
             self._dataset = read_meta(connection).get("dataset", "")
             if keys is None and not self._store.write:
-                # A check is to begin where the images cannot be read.
+                # The command `check` must work where the images cannot be read.
                 return
             self._learn_images(connection)
             first = connection.execute(
@@ -398,13 +434,14 @@ class Ledger:
             return
         if self._dataset not in ("", keys.dataset):
             raise LedgerError(
-                f"{self.name} holds answers about {self._dataset}, and this run is on {keys.dataset}; "
-                "name another ledger with --questions.ledger"
+                f"{self.name} holds answers about {self._dataset}, "
+                f"and this run is on {keys.dataset}; name another ledger with `questions.ledger`"
             )
         if self._rows and not self._ids:
             raise LedgerError(
-                f"{self.name} holds answers about other images: not one of them is in this {keys.dataset}, "
-                f"the first is {first}; restore the images, or name another ledger with --questions.ledger"
+                f"{self.name} holds answers about other images: not one of them is in this "
+                f"{keys.dataset}, the first is {first}; restore the images, "
+                "or name another ledger with `questions.ledger`"
             )
         if not self._dataset and self._store.write:
             with self._store.writing() as connection:
@@ -415,7 +452,7 @@ class Ledger:
 
 
 class _Image(NamedTuple):
-    """A line of the table of images."""
+    """A row of the table of images."""
 
     id: int
     path: str
@@ -423,7 +460,7 @@ class _Image(NamedTuple):
 
 
 class _Rows:
-    """Finds the images of a ledger in a training set, whatever was renamed since."""
+    """Finds the images of a ledger in a training set, also images that were renamed."""
 
     def __init__(self, keys: ImageKeys | None) -> None:
         self._keys = keys or ImageKeys("", (), ())
@@ -432,23 +469,25 @@ class _Rows:
         self._by_digest: dict[str, int] | None = None
 
     def key(self, row: int) -> tuple[str, str]:
-        """Path and digest of a row; its number is the path where there is no training set."""
+        """Return path and digest of a row; without a training set, the path is the row's number."""
         if row < 0 or (row >= len(self._keys.names) and not self.numbered):
             raise IndexError(f"there is no image {row}")
         return (str(row), "") if self.numbered else (self._keys.names[row], self._digest(row))
 
     def row(self, path: str, digest: str) -> int:
-        """Row of an image: by its path, when the content agrees or is not known, else by its content, else -1."""
+        """Return the row of an image, or -1.
+
+        It is found by its path if the content agrees or is unknown, else by its content.
+        """
         row = self._by_name.get(path)
         if row is not None and (not digest or self._digest(row) in ("", digest)):
             return row
         if self._by_digest is None:
-            pairs = zip(
-                reversed(self._keys.digests),
-                range(len(self._keys.digests) - 1, -1, -1),
-                strict=True,
-            )
-            self._by_digest = {digest: row for digest, row in pairs if digest}
+            self._by_digest = {}
+            for number, known in enumerate(self._keys.digests):
+                # The first of several images with the same content.
+                if known:
+                    self._by_digest.setdefault(known, number)
         return self._by_digest.get(digest, -1)
 
     def _digest(self, row: int) -> str:
@@ -470,7 +509,7 @@ def _up_to(condition: sa.ColumnElement[bool], event: int | None) -> sa.ColumnEle
 
 
 def _wrong_events() -> dict[str, sa.ColumnElement[bool]]:
-    """What may be wrong with an event, and how to find it."""
+    """Return what may be wrong with an event, and the condition that finds such events."""
     c = EVENTS.c
     images = sa.select(IMAGES.c.id)
     answers = sa.select(EVENTS.alias("a").c.id).where(sa.literal_column("a.kind") == "answer")
@@ -478,7 +517,7 @@ def _wrong_events() -> dict[str, sa.ColumnElement[bool]]:
         "is neither an answer nor an undo": c.kind.not_in(("answer", "undo")),
         "is about an image that is not in the ledger": _is_answer
         & sa.or_(*(side.is_(None) | side.not_in(images) for side in (c.left_id, c.right_id))),
-        "has a verdict that is not known": _is_answer
+        "has an unknown verdict": _is_answer
         & (c.verdict.is_(None) | c.verdict.not_in(list(_VERDICTS))),
         "confirms an answer that is not in the ledger": c.confirms.is_not(None)
         & c.confirms.not_in(answers),

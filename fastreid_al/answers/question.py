@@ -25,9 +25,12 @@ class Question:
 
     Args:
         images: Rows of the two images that are shown: the medoids of their groups.
-        groups: Rows of the images of each group, (a,) and (b,) int64, most central first; the medoid is the first.
-        reason: "split" (one cluster may hold two identities) or "merge" (two clusters may hold one identity).
-        similarity: Cosine similarity that made the question: of the medoids for a split, of the centroids for a merge.
+        groups: Rows of the images of each group, (a,) and (b,) int64, most central first; the
+            medoid is the first.
+        reason: "split" (one cluster may hold two identities) or "merge" (two clusters may hold one
+            identity).
+        similarity: Cosine similarity that made the question: of the medoids for a split, of the
+            centroids for a merge.
         score: Expected gain; the order in which questions are asked when not all can be.
         cluster: Label of the cluster that a split is about, -1 for a merge.
     """
@@ -58,8 +61,10 @@ class Answer(NamedTuple):
         left: One image of the pair: its row, or -1 when it is not in the set any more.
         right: The other image.
         verdict: What was said.
-        need: Answers that must agree before a "same" counts as a must-link; 1 when it counts at once.
-        confirms: Event of the first answer of the merge that this one confirms, None when it is itself the first.
+        need: Answers that must agree before a "same" counts as a must-link; 1 when it counts at
+            once.
+        confirms: Event of the first answer of the merge that this one confirms, None when it is
+            itself the first.
         seconds: Time that it took.
         run: The run that asked.
     """
@@ -77,7 +82,8 @@ class Answer(NamedTuple):
 class Annotator(Protocol):
     """Whoever answers questions: an oracle, a person at a terminal, a web page.
 
-    `answer` may raise `QuitAsking` to end the asking for now, `UndoLast` to take the last answer back, and `NoAnswer` to pass.
+    `answer` may raise `QuitAsking` to end the asking for now, `UndoLast` to take the last answer
+    back, and `NoAnswer` to pass.
     """
 
     #: Recorded with each answer.
@@ -88,7 +94,9 @@ class Annotator(Protocol):
 
 
 class QuitAsking(Exception):  # noqa: N818
-    """The annotator leaves; every answer so far is kept, and the question that was open will be asked again."""
+    """The annotator leaves; every answer so far is kept, and the question that was open will be
+    asked again.
+    """
 
 
 class NoAnswer(Exception):  # noqa: N818

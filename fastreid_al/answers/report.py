@@ -1,4 +1,4 @@
-"""What a ledger holds, for people and for other programs: lines to read, rows to export."""
+"""Prints, exports, undoes and checks the answers of a ledger."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WIDTH = 16
 
 
 def show(url: str) -> list[str]:
-    """Counts of a ledger's answers, and what follows from them.
+    """Return lines that count the answers of a ledger and describe what follows from them.
 
     Raises:
         LedgerError: It cannot be read.
@@ -68,24 +68,29 @@ def export(
 
     Args:
         url: The ledger.
-        what: "answers" or "closure".
+        what: "answers" for every event, "closure" for the pairs that the answers decide.
         form: "csv" or "jsonl".
         out: File to write, "-" for standard output.
         as_of: Last event that counts; all when not given.
-        pair: Paths of two images: the closure of these alone.
+        pair: Paths of two images: export only the verdict about these.
 
     Raises:
-        LedgerError: The ledger cannot be read, the pair is not in it, or the file cannot be written.
+        LedgerError: The ledger cannot be read, the pair is not in it, or the file cannot be
+            written.
     """
     if pair is not None and what != "closure":
-        raise LedgerError("--pair is about what follows from the answers; add --what closure")
+        raise LedgerError(
+            "`pair` selects from what follows from the answers; set `what` to closure"
+        )
     with Ledger.open(url, write=False) as ledger:
         columns = ANSWER_COLUMNS if what == "answers" else CLOSURE_COLUMNS
         rows = (
             answer_rows(ledger, as_of) if what == "answers" else closure_rows(ledger, as_of, pair)
         )
-        # The first row is made before the file is: a pair that is not in the ledger leaves the file of before alone.
-        rows = chain([first for first in [next(rows, None)] if first], rows)
+        # The first row is made before the file is opened, so that an unknown pair leaves an
+        # existing file unchanged.
+        first = next(rows, None)
+        rows = iter(()) if first is None else chain([first], rows)
         if out == "-":
             write_rows(rows, columns, form, sys.stdout)
             return
@@ -95,41 +100,41 @@ def export(
                 write_rows(rows, columns, form, file)
         except OSError as error:
             raise LedgerError(
-                f"could not write {out} ({error.strerror}); name another file with --out"
+                f"could not write {out} ({error.strerror}); name another file with `out`"
             ) from error
 
 
 def undo(url: str, event: int, annotator: str) -> str:
-    """Take an answer back, and say which.
+    """Undo an answer, and return a line that describes it.
 
     Raises:
-        LedgerError: There is no such answer, or the ledger cannot be written.
+        LedgerError: The answer does not exist, or the ledger cannot be written.
     """
-    # To be read first: opened for writing, a ledger that does not exist would be made.
+    # Opened for reading first: opening for writing would create a ledger that does not exist.
     with Ledger.open(url, write=False) as ledger:
-        said = next((e for e in ledger.events() if e.id == event), None)
+        answer = next((e for e in ledger.events() if e.id == event), None)
     with Ledger.open(url) as ledger:
         by = ledger.undo(event, annotator)
-    return f"event {by} undoes {_describe(event, said)}"
+    return f"event {by} undoes {_describe(event, answer)}"
 
 
 def check(url: str) -> list[str]:
-    """What is wrong with a ledger, a line each.
+    """Return what is wrong with a ledger, one line each.
 
     Raises:
-        LedgerError: It cannot be read at all.
+        LedgerError: It cannot be opened.
     """
     with Ledger.open(url, write=False) as ledger:
         return ledger.integrity()
 
 
 def answer_rows(ledger: Ledger, as_of: int | None = None) -> Iterator[Row]:
-    """Every event up to one, as it was written, and whether it was undone by then."""
+    """Yield every event up to one, as it was written, and whether it was undone by then."""
     for event in ledger.events():
         if as_of is not None and event.id > as_of:
             return
         by = event.undone_by if as_of is None or (event.undone_by or 0) <= as_of else None
-        # Shallow: `dataclasses.asdict` would copy what was shown.
+        # Not `dataclasses.asdict`, which would copy the lists of paths that were shown.
         fields = {name: getattr(event, name) for name in ANSWER_COLUMNS[:-1]}
         yield {**fields, "undone_by": by, "undone": by is not None}
 
@@ -137,9 +142,10 @@ def answer_rows(ledger: Ledger, as_of: int | None = None) -> Iterator[Row]:
 def closure_rows(
     ledger: Ledger, as_of: int | None = None, pair: Sequence[str] | None = None
 ) -> Iterator[Row]:
-    """Every pair of images that the answers decide, with the events that prove it, a row at a time.
+    """Yield every pair of images that the answers decide, with the events that prove it.
 
-    There can be many more rows than answers: all pairs of a component, and of two components that are different.
+    There can be many more rows than answers: all pairs within a component, and all pairs between
+    two components with a cannot-link.
     """
     names = ledger.images()
     closure = Closure.replay(ledger.answers(as_of))
@@ -155,7 +161,14 @@ def closure_rows(
 
 
 def write_rows(rows: Iterator[Row], columns: Sequence[str], form: str, file: TextIO) -> None:
-    """Write rows as they come: "csv" with a head, or "jsonl", an object a line."""
+    """Write rows one by one.
+
+    Args:
+        rows: The rows.
+        columns: Names of the columns.
+        form: "csv", with a header line, or "jsonl", one object per line.
+        file: Where to write.
+    """
     if form == "jsonl":
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -166,19 +179,20 @@ def write_rows(rows: Iterator[Row], columns: Sequence[str], form: str, file: Tex
 
 
 def _decided_pairs(closure: Closure) -> Iterator[tuple[int, int]]:
-    """Pairs within each component, then those with each component that is known to be different from it."""
+    """Yield the pairs within each component, then those with components known to be different."""
     components = {root: sorted(images) for root, images in closure.components().items()}
     order = sorted(components, key=lambda root: components[root][0])
-    place = {root: i for i, root in enumerate(order)}
+    index = {root: i for i, root in enumerate(order)}
     for root in order:
         yield from combinations(components[root], 2)
-        for enemy in sorted(closure.cannot_links(root), key=place.__getitem__):
-            if place[enemy] > place[root]:
-                yield from product(components[root], components[enemy])
+        for other in sorted(closure.cannot_links(root), key=index.__getitem__):
+            # Each pair of components once.
+            if index[other] > index[root]:
+                yield from product(components[root], components[other])
 
 
 def _find_pair(names: dict[int, str], pair: Sequence[str]) -> tuple[int, int]:
-    # The latest image of a path, when its content changed.
+    # If the content of a path changed, the latest image of the path.
     numbers = {path: image for image, path in names.items()}
     for path in pair:
         if path not in numbers:
@@ -190,17 +204,17 @@ def _find_pair(names: dict[int, str], pair: Sequence[str]) -> tuple[int, int]:
 
 def _pending(answers: Sequence[Answer], closure: Closure) -> str:
     count = sum(a.verdict is Verdict.SAME and not closure.counted(a.event) for a in answers)
-    return f'{count:,} "same" that wait for others to agree' if count else "0"
+    return f'{count:,} "same" that need further answers to agree' if count else "0"
 
 
 def _components(closure: Closure) -> list[str]:
     sizes = [len(images) for images in closure.components().values()]
     joined = [size for size in sizes if size > 1]
-    enemies = sum(len(closure.cannot_links(root)) for root in closure.components()) // 2
+    cannot_links = sum(len(closure.cannot_links(root)) for root in closure.components()) // 2
     largest = f", the largest of {max(joined):,}" if joined else ""
     return [
-        _line("components", f"{len(joined):,} of two images and more{largest}"),
-        _line("cannot-links", f"{enemies:,} between components"),
+        _line("components", f"{len(joined):,} of two or more images{largest}"),
+        _line("cannot-links", f"{cannot_links:,} between components"),
     ]
 
 
@@ -240,7 +254,9 @@ def _line(what: str, value: str) -> str:
 
 
 def _cell(value: object) -> object:
-    """A value of a row in a table: a chain as numbers with spaces, paths as JSON, since they may hold spaces."""
+    """Format a value for csv: a chain as numbers with spaces, paths as JSON because they may hold
+    spaces.
+    """
     if isinstance(value, list):
         return _numbers(value)
     return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else value
@@ -249,4 +265,4 @@ def _cell(value: object) -> object:
 def _keep_ledger(url: str, out: str) -> None:
     with contextlib.suppress(OSError):
         if os.path.samefile(url, out):
-            raise LedgerError(f"--out {out} is the ledger itself; name another file")
+            raise LedgerError(f"`out` {out} is the ledger itself; name another file")

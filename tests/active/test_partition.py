@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastreid_al.active.partition import Partition, apply_answers, settle
+from fastreid_al.active.partition import Partition, apply_answers, join_groups
 from fastreid_al.answers import (
     Closure,
     Verdict,
@@ -76,4 +76,4 @@ def test_an_image_that_would_bring_enemies_together_moves_alone() -> None:
 def test_groups_part_only_where_someone_said_different(
     verdicts: dict[tuple[int, int], Verdict], expected: list[int]
 ) -> None:
-    assert settle(3, verdicts, {(0, 1): 0.5, (0, 2): 0.6, (1, 2): 0.7}) == expected
+    assert join_groups(3, verdicts, {(0, 1): 0.5, (0, 2): 0.6, (1, 2): 0.7}) == expected

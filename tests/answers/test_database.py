@@ -40,7 +40,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(file: str, write
         other.execute("CREATE TABLE meta (x)")
         other.commit()
     before = Path(file).read_bytes()
-    assert "something else than answers" in refused(file, write=write)
+    assert "is a database that holds no answers" in refused(file, write=write)
     assert Path(file).read_bytes() == before
 
 
@@ -183,8 +183,8 @@ def test_a_read_only_file_is_refused_for_writing(open_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("mysql://localhost/x", "SQLite file or a PostgreSQL database, not mysql"),
-        ("://", "not a URL of a database"),
+        ("mysql://localhost/x", "got a database of mysql, expected an SQLite file"),
+        ("://", "expected the path of a file or a URL"),
         ("postgresql+nodriver://localhost/x", "driver of PostgreSQL is missing"),
     ],
 )
@@ -376,7 +376,7 @@ def test_postgres_tables_of_something_else_are_left_alone(database: str) -> None
 
     with psycopg.connect(database, autocommit=True) as other:
         other.execute("CREATE TABLE events (x int)")
-    assert "something else than answers" in refused(database)
+    assert "is a database that holds no answers" in refused(database)
 
 
 def test_postgres_a_ledger_may_live_beside_other_tables(database: str) -> None:

@@ -297,11 +297,11 @@ def test_65_000_answers_are_read_and_replayed(tmp_path: Path) -> None:
     [
         (
             "UPDATE events SET verdict = 'perhaps' WHERE id = 2",
-            "event 2 has a verdict that is not known",
+            "event 2 has an unknown verdict",
         ),
         (
             "UPDATE events SET verdict = NULL WHERE id = 2",
-            "event 2 has a verdict that is not known",
+            "event 2 has an unknown verdict",
         ),
         (
             "UPDATE events SET left_id = 99 WHERE id = 3",

@@ -42,7 +42,7 @@ def test_show_counts_and_names_contradictions(
     assert lines["reasons"] == "split 5, merge 1"
     assert lines["epochs"] == "3: 5, 4: 1"
     assert lines["pending"].startswith("1 ")
-    assert lines["components"] == "1 of two images and more, the largest of 3"
+    assert lines["components"] == "1 of two or more images, the largest of 3"
     assert lines["cannot-links"] == "1 between components"
     assert lines["time"] == "9.0 s of answering"
     assert lines["contradictions"] == "1"

@@ -15,7 +15,8 @@ _UNLIMITED = 1000
 def ask_random_pairs(
     features: Tensor, labels: Tensor, asker: Asker, config: QuestionConfig
 ) -> None:
-    """Ask about as many random pairs of images as the round may ask questions, or 1,000 without a limit.
+    """Ask about as many random pairs of images as the round may ask questions, or 1,000 without a
+    limit.
 
     Args:
         features: (n, D) unit-norm.

@@ -34,16 +34,17 @@ def ask_farthest_and_nearest(
 def farthest_and_nearest_pairs(features: Tensor, labels: Tensor) -> list[Question]:
     """Return at most 2 n questions about single images, best first.
 
-    For each image there is one question about the farthest image of its cluster, with the score 1 - s, and one about the
-    nearest image outside, with the score s, where s is the similarity of the two images.
+    For each image there is one question about the farthest image of its cluster, with the score 1 -
+    s, and one about the nearest image outside, with the score s, where s is the similarity of the
+    two images.
 
     Args:
         features: (n, D) unit-norm.
         labels: (n,) int64, -1 for an image outside every cluster.
 
     Returns:
-        The questions, each pair once. A question takes about 1,700 bytes: 113 MB at n = 32,621, 3.4 GB at 1e6.
-        Similarities are computed in blocks of at most 64 MiB.
+        The questions, each pair once. A question takes about 1,700 bytes: 113 MB at n = 32,621, 3.4
+        GB at 1e6. Similarities are computed in blocks of at most 64 MiB.
     """
     n = len(features)
     labels = labels.to(features.device)

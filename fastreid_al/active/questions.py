@@ -1,0 +1,68 @@
+"""The questions of a run: one round per epoch, with one asker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..answers.asker import Asker
+from ..answers.question import Verdict
+from ..config import QuestionConfig
+from .refine import refine
+from .strategies import Strategy
+
+
+class Questions:
+    """Asks one round of questions in each epoch from `config.start` on.
+
+    Args:
+        asker: Asks the annotator and records the answers.
+        strategy: Which pairs to ask about: a function, or the name of one.
+        config: When and how much to ask, and the constants of the strategies.
+    """
+
+    def __init__(self, asker: Asker, strategy: Strategy | str, config: QuestionConfig) -> None:
+        self.asker = asker
+        self.strategy = strategy
+        self.config = config
+
+    def refine(
+        self, epoch: int, features: Tensor, labels: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Ask the round of an epoch; before epoch `config.start` nothing is asked.
+
+        Args:
+            epoch: The epoch, from 0.
+            features: (n, D) unit-norm.
+            labels: (n,) int64 cluster of each image, -1 outside every cluster.
+
+        Returns:
+            The refined labels (n,), and the costs for the log. `share` is Eq. 7: answered pairs
+            over all pairs.
+        """
+        if epoch < self.config.start:
+            return labels, {}
+        refined, spent = refine(features, labels, self.asker, self.strategy, self.config, epoch + 1)
+        pairs = len(labels) * (len(labels) - 1) / 2
+        costs: dict[str, float] = {
+            "questions": spent.questions,
+            "questions_total": self.asker.asked,
+            "share": spent.questions / pairs,
+            "share_total": self.asker.asked / pairs,
+            "answering_seconds": spent.seconds,
+            "answering_seconds_total": self.asker.seconds,
+            "remembered": spent.remembered,
+            "contradictions": spent.contradictions,
+        }
+        for verdict in Verdict:
+            costs[f"answered_{verdict.name.lower()}"] = spent.verdicts[verdict.value]
+        return refined, costs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the ledger, and the costs so far."""
+        return self.asker.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.asker.load_state_dict(state)

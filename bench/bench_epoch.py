@@ -335,7 +335,7 @@ class Ours:
                 n, config.neighbours_k, config.nnct, config.batch, nnct_step.EPOCHS, config.seed
             )
             nnct.planted = planted.moved
-            nnct.bank = planted.features.clone()
+            nnct.memory.bank = planted.features.clone()
             nnct.label_memory.to(self.device)
             rows = torch.arange(n, device=self.device)
             nnct.label_memory.update(rows, *nnct_step.members(planted.identities))
@@ -565,7 +565,7 @@ def config_of(size: Size, method: MethodName, device: str) -> RunConfig:
     return replace(
         paper,
         camstyle="none",
-        model=size.backbone,  # type: ignore[arg-type]
+        model=size.backbone,
         weights="none",
         device=device,
         evaluate_every=0,

@@ -13,6 +13,7 @@ import functools
 import os
 import statistics
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from unittest import mock
 
@@ -77,13 +78,15 @@ class Published:
     """The step's part over the memories, image by image."""
 
     def __init__(self, bank: Tensor, identities: Tensor, momentum: float) -> None:
-        self.bank, self.label_memory, self.momentum = bank, Matrix(identities), momentum
+        self.memory = SimpleNamespace(bank=bank)
+        self.label_memory = Matrix(identities)
+        self.momentum = momentum
 
     def loss(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """Eq. 2 from all similarities of the batch, which are computed once."""
         labels = self.predict(rows)
         self.label_memory.update(rows, labels)
-        similarity = F.normalize(embeddings) @ self.bank.T
+        similarity = F.normalize(embeddings) @ self.memory.bank.T
         loss = mmcl(similarity, labels)
         for neighbour in self.neighbours(similarity.detach(), rows).unbind(1):
             loss = loss + SETTINGS.lambda_n * mmcl(similarity, self.label_memory.rows[neighbour])
@@ -94,12 +97,14 @@ class Published:
 
         The list of each image sorted, and those of all its candidates.
         """
-        listed, order = (self.bank[rows] @ self.bank.T).sort(dim=1, descending=True, stable=True)
+        listed, order = (self.memory.bank[rows] @ self.memory.bank.T).sort(
+            dim=1, descending=True, stable=True
+        )
         labels = torch.zeros_like(listed)
         for b, i in enumerate(rows.tolist()):
             above = int((listed[b] > SETTINGS.threshold).sum())
             bound, last = max(above, SETTINGS.at_least), -1
-            similarity = self.bank[order[b, :bound]] @ self.bank.T
+            similarity = self.memory.bank[order[b, :bound]] @ self.memory.bank.T
             ranked = similarity.sort(dim=1, descending=True).values
             for place in range(bound):
                 if int((ranked[place] == similarity[place, i]).nonzero()[0]) > bound:
@@ -117,8 +122,8 @@ class Published:
     def update(self, embeddings: Tensor, rows: Tensor) -> None:
         """The feature memory, one row after the other."""
         for feature, row in zip(F.normalize(embeddings), rows, strict=True):
-            moved = self.momentum * self.bank[row] + (1 - self.momentum) * feature
-            self.bank[row] = moved / moved.norm()
+            moved = self.momentum * self.memory.bank[row] + (1 - self.momentum) * feature
+            self.memory.bank[row] = moved / moved.norm()
 
 
 def mmcl(similarity: Tensor, labels: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """One round of UCAL's questions on clusters that mix two identities: SNPS and MPPS.
 
 SNPS is also measured with FasterPAM of the `kmedoids` package, which a user would choose for
-k-medoids. FasterPAM starts at random and ends in another local optimum, so only its time is compared.
+k-medoids. FasterPAM starts at random and ends in another local optimum, so only its time is
+compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Options of the benchmarks: `pytest bench --benchmark-only [--scale SCALE] [--device cpu|cuda]`."""
+"""Options of the benchmarks.
+
+`pytest bench --benchmark-only [--scale SCALE] [--device cpu|cuda]`
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A benchmark that asks for `size` runs at each of its module's SIZES of the scale, one that asks for `dtype` in each."""
+    """A benchmark that asks for `size` runs at each of its module's SIZES of the scale, one that
+    asks for `dtype` in each.
+    """
     if "size" in metafunc.fixturenames:
         scale = metafunc.config.getoption("--scale")
         none = pytest.param((), marks=pytest.mark.skip(reason=f"it has no size at scale {scale}"))

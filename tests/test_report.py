@@ -1,4 +1,6 @@
-"""bench/report.py and bench/growth.py: results of either kind become a table, a roofline, a plot of growth."""
+"""bench/report.py and bench/growth.py: results of either kind become a table, a roofline, a plot of
+growth.
+"""
 
 from __future__ import annotations
 

@@ -58,12 +58,13 @@ class Outer:
     pair: tuple[float, float] = setting((0.1, 0.2), "Pair.", above=0, at_most=1)
     zero: int = setting(0, "Zero, or many.", at_least=2, also=(0,))
     flag: bool = setting(False, "Flag.")
-    inner: Inner = group(Inner, "Inner.", only=when("mode", "b"), most=7)
+    inner: Inner = group(Inner, "Inner.", only=when("mode", "b"), most=7)  # noqa: RUF009
 
 
 def test_docstrings_are_completed_by_the_help() -> None:
     assert Inner.__doc__ == (
-        "A group.\n\nArgs:\n    size: Size.\n    most: Most.\n    share: Share; one when not given.\n"
+        "A group.\n\nArgs:\n    size: Size.\n    most: Most.\n"
+        "    share: Share; one when not given.\n"
     )
 
 

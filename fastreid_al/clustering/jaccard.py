@@ -141,13 +141,13 @@ def _edges(
         if features.is_cpu and (extension := native.extension()) is not None:
             return _edges_compiled(extension, features, lists, half, k2, max_distance)
         # The CUDA kernels exist for float32 only.
-        if features.is_cuda and features.dtype == torch.float32:
-            if (extension := native.cuda_extension()) is not None:
-                with torch.cuda.device(features.device):
-                    stream = torch.cuda.current_stream().cuda_stream
-                    return jaccard_cuda.jaccard_edges(
-                        extension, features, lists, half, k2, max_distance, stream
-                    )
+        takes_kernels = features.is_cuda and features.dtype == torch.float32
+        if takes_kernels and (extension := native.cuda_extension()) is not None:
+            with torch.cuda.device(features.device):
+                stream = torch.cuda.current_stream().cuda_stream
+                return jaccard_cuda.jaccard_edges(
+                    extension, features, lists, half, k2, max_distance, stream
+                )
     return jaccard_torch.jaccard_edges(features, lists, half, k2, max_distance)
 
 

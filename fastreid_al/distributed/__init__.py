@@ -2,4 +2,4 @@
 
 from .world import SINGLE_PROCESS, Sharded, World
 
-__all__ = ["SINGLE_PROCESS", "World", "Sharded"]
+__all__ = ["SINGLE_PROCESS", "Sharded", "World"]

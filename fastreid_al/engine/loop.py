@@ -333,8 +333,8 @@ class TrainingLoop:
         return (
             f"epoch {state.epoch + 1}: {device} ({gib:.0f} GiB) ran out of memory, of which the "
             f"feature memory takes a part. A smaller `batch.size` than {state.config.batch.size}"
-            f"{self.loader.memory_hint}, or more ranks than {state.world.size}, which shard the feature "
-            "memory, needs less"
+            f"{self.loader.memory_hint}, or more ranks than {state.world.size}, which shard the "
+            "feature memory, needs less"
         )
 
 

@@ -13,7 +13,7 @@ _VISIBLE_CHEST = 0.25
 
 
 class AddToHead(Protocol):
-    """Adds a part whose coordinates and radii are given in head radii from the head's middle."""
+    """Adds a part of the head to the figure."""
 
     def __call__(
         self,
@@ -23,7 +23,8 @@ class AddToHead(Protocol):
         material: int,
         lift: float,
         ends: str = "round",
-    ) -> None: ...
+    ) -> None:
+        """Add a part; coordinates and radii are in head radii from the centre of the head."""
 
 
 def pattern_of(traits: Traits, facing: float, turn: float) -> Pattern | None:

@@ -107,7 +107,9 @@ def test_merges_of_large_clusters(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_merges_with_clusters_that_are_there_twice(seed: int) -> None:
-    """Each cluster has a copy, image by image: two centroids are one and the same, and so are their neighbours'."""
+    """Each cluster has a copy, image by image: two centroids are one and the same, and so are their
+    neighbours'.
+    """
     rng = np.random.default_rng(seed)
     once = labels_of_sizes(rng, rng.integers(1, 7, 6).tolist(), noise=3)
     features = cloud(rng, len(once), centres=6, noise=0.5)
@@ -148,7 +150,9 @@ def test_few_clusters_have_no_gap(clusters: int, noise: int) -> None:
 
 
 def test_one_near_centroid_makes_one_question() -> None:
-    """A large gap behind the first: the two alone are asked about, and once, though each finds the other."""
+    """A large gap behind the first: the two alone are asked about, and once, though each finds the
+    other.
+    """
     features = quantised(np.array([[1.0, 0, 0, 0], [1, 0.1, 0, 0], [0.3, 0, 1, 0], [0.3, 0, 0, 1]]))
     labels = np.array([2, 0, 1, 3])
     questions = assert_same_merges(features, labels)
@@ -159,7 +163,9 @@ def test_one_near_centroid_makes_one_question() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_lowest_row_stands_for_a_cluster_of_equals(seed: int) -> None:
-    """Two unit vectors are equally near their mean, and so are duplicates: the rounding must not choose."""
+    """Two unit vectors are equally near their mean, and so are duplicates: the rounding must not
+    choose.
+    """
     rng = np.random.default_rng(seed)
     features = np.repeat(sign_vectors(rng, 10, 10, flips=0), 2, axis=0)
     other = rng.permutation(20)

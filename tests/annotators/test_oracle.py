@@ -54,7 +54,9 @@ def test_oracle_answers_alike_in_any_order_of_questions_and_of_images() -> None:
 
 def test_oracle_answers_alike_in_another_process() -> None:
     code = (
-        "import torch; from fastreid_al.annotators import Oracle; from fastreid_al.answers.question import Question\n"
+        "import torch\n"
+        "from fastreid_al.annotators import Oracle\n"
+        "from fastreid_al.answers.question import Question\n"
         "oracle = Oracle(torch.arange(150) % 30, error=0.3, unsure=0.2, seed=1)\n"
         "for b in range(1, 150):\n"
         "    rows = torch.tensor([0]), torch.tensor([b])\n"

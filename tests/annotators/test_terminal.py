@@ -279,7 +279,9 @@ def test_a_terminal_that_is_gone_leaves(at_terminal: tuple[Pty, Terminal, int]) 
 
 
 def test_ctrl_c_leaves_where_its_signal_is_caught_by_a_run(records: list[Record]) -> None:
-    """The training loop notes the first Ctrl-C and lets the second kill: the terminal must not wait for either."""
+    """The training loop notes the first Ctrl-C and lets the second kill: the terminal must not wait
+    for either.
+    """
     code = (
         "import fcntl, pathlib, signal, termios, torch\n"
         "from fastreid_al.annotators import Terminal\n"

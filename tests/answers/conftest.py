@@ -71,9 +71,8 @@ def server() -> Iterator[str]:
             **demote,
         )
         if done.returncode:
-            pytest.skip(
-                f"PostgreSQL's {program} does not run here: {(done.stderr or done.stdout).strip()[-300:]}"
-            )
+            output = (done.stderr or done.stdout).strip()[-300:]
+            pytest.skip(f"PostgreSQL's {program} does not run here: {output}")
 
     data = str(folder / "data")
     call("initdb", "-D", data, "-U", "anna", "-A", "trust", "-E", "UTF8", "--no-sync")

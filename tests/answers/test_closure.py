@@ -28,7 +28,9 @@ WITH_NEED = [1, 1, 1, 2, 2, 3]
 def answer_lists(
     draw: st.DrawFn, needs: list[int] = WITH_NEED, images: int | None = None, longest: int = 25
 ) -> list[Answer]:
-    """Answers in the order of their events; some of them confirm an earlier one, whose need they share."""
+    """Answers in the order of their events; some of them confirm an earlier one, whose need they
+    share.
+    """
     among = draw(st.sampled_from([3, 5, IMAGES, IMAGES])) if images is None else images
     answers: list[Answer] = []
     event = 0
@@ -118,7 +120,7 @@ def test_chains_are_proofs(answers: list[Answer]) -> None:
 @settings(max_examples=200, deadline=None)
 @given(answers=answer_lists())
 def test_a_contradiction_names_the_answers_that_it_contradicts(answers: list[Answer]) -> None:
-    """`against` is a path between the two images of answers in force, by which the opposite holds."""
+    """`against` is a path of answers in force between the two images that implies the opposite."""
     by_event = {x.event: x for x in answers}
     closure = Closure()
     for answer in answers:
@@ -157,7 +159,9 @@ def test_undo_leaves_no_trace(answers: list[Answer], data: st.DataObject) -> Non
 @settings(max_examples=200, deadline=None)
 @given(answers=answer_lists())
 def test_components_and_enemies_are_those_of_the_verdicts(answers: list[Answer]) -> None:
-    """No image is in two components, and no name of a component that is gone is left among the enemies."""
+    """No image is in two components, and no name of a component that is gone is left among the
+    enemies.
+    """
     closure = Closure.replay(answers)
     components = closure.components()
     images = [image for members in components.values() for image in members]

@@ -361,7 +361,8 @@ def test_postgres_a_lost_connection_is_not_replaced_by_one_without_the_lock(data
         put(ledger, 0, 1)
         with psycopg.connect(database, autocommit=True) as other:
             other.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'fastreid_al%'"
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'fastreid_al%'"
             )
         with pytest.raises(LedgerError, match="the connection was lost"):
             put(ledger, 1, 2)

@@ -277,7 +277,8 @@ def test_65_000_answers_are_read_and_replayed(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(file)) as raw, raw:
         raw.executemany("INSERT INTO images VALUES (?, ?, '')", enumerate(names))
         raw.executemany(
-            "INSERT INTO events (kind, left_id, right_id, verdict, annotator, asked_at, answered_at) "
+            "INSERT INTO events "
+            "(kind, left_id, right_id, verdict, annotator, asked_at, answered_at) "
             "VALUES ('answer', ?, ?, 'different', 'a', 0, 1)",
             pairs,
         )

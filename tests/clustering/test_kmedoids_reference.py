@@ -54,7 +54,9 @@ def test_medoids_of_exact_ties_and_duplicates(seed: int, m: int, k: int, prototy
     extent=st.sampled_from([5, 12, 40]),
 )
 def test_medoids_of_points_on_a_grid(seed: int, m: int, k: int, extent: int) -> None:
-    """Distances in whole numbers: the start is often wrong, and several exchanges mend it equally well."""
+    """Distances in whole numbers: the start is often wrong, and several exchanges mend it equally
+    well.
+    """
     points = np.random.default_rng(seed).integers(0, extent, size=(m, 2))
     distances = np.abs(points[:, None] - points[None, :]).sum(2)
     assert_same_medoids(1 - distances.astype(np.float64), min(k, m))
@@ -96,7 +98,9 @@ def test_a_medoid_belongs_to_itself_among_duplicates() -> None:
 
 
 def test_a_swap_goes_on_where_the_greedy_start_is_wrong() -> None:
-    """BUILD starts between the two pairs of groups; at the optimum each group has a medoid of its own."""
+    """BUILD starts between the two pairs of groups; at the optimum each group has a medoid of its
+    own.
+    """
     points = np.array([0.0, 1.0, 2.0, 10.0, 11.0, 12.0, 6.0])
     similarity = 16 - np.abs(points[:, None] - points[None, :])
     assert_same_medoids(similarity, 2)

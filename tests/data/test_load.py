@@ -65,6 +65,8 @@ def test_missing_parts_of_a_set_are_named(tmp_path: Path) -> None:
 
 
 def test_unknown_set_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="`dataset`: got 'msmt71'.*did you mean msmt17") as error:
+    with pytest.raises(
+        SettingError, match=r"`dataset`: got 'msmt71'.*did you mean msmt17"
+    ) as error:
         load("msmt71", tmp_path)
     assert "\n" not in str(error.value)

@@ -1,4 +1,6 @@
-"""NNCT's memories in parts on CUDA: ranks are threads of one process, for a GPU alone has no two of them."""
+"""NNCT's memories in parts on CUDA: ranks are threads of one process, for a GPU alone has no two of
+them.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Thread(World):
 
 
 def iterations(world: World, k: int, layout: str, dtype: torch.dtype) -> list[Any]:
-    """Losses, gradients, this rank's rows of the memory and labels, and what the log says, after some iterations."""
+    """Losses, gradients, this rank's rows of the memory and labels, and what the log says, after
+    some iterations.
+    """
     settings = NNCTConfig(single_label=1)
     method = NNCT(N, k, settings, BatchConfig(SIZE), EPOCHS, 0, None, world, layout, capacity=12)
     first = torch.from_numpy(clustered_features(N, CLUSTERS, dim=64, spread=0.75))

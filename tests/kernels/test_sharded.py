@@ -123,7 +123,9 @@ def bits_of(lists: list[list[int]], n: int) -> torch.Tensor:
 
 
 def label_sets(n: int, random: torch.Generator) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Two sets of labels of a batch: lists of no label, of all, of one twice and of some; and bit rows."""
+    """Two sets of labels of a batch: lists of no label, of all, of one twice and of some; and bit
+    rows.
+    """
     picked = [
         [],
         list(range(n)),
@@ -142,7 +144,9 @@ def whole_loss(
     sets: tuple[Any, Any],
     ratio: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted losses of the whole batch by an operator over the whole bank, and their gradient."""
+    """The weighted losses of the whole batch by an operator over the whole bank, and their
+    gradient.
+    """
     x = features.clone().requires_grad_()
     first = operator(x, bank, sets[0], delta=3.0, hard_ratio=ratio, reduction="none")
     second = operator(x, bank, sets[1], delta=3.0, hard_ratio=ratio, reduction="none")

@@ -56,7 +56,9 @@ class Case(NamedTuple):
         )
 
     def batch(self, classes: Tensor, seed: int) -> list[Tensor]:
-        """Rows of the target, then of the source: any that have a class, many of them several times."""
+        """Rows of the target, then of the source: any that have a class, many of them several
+        times.
+        """
         generator = torch.Generator().manual_seed(seed)
         drawn = (classes >= 0).nonzero()[:, 0]
         out = [drawn[torch.randint(len(drawn), (BATCH,), generator=generator)]]
@@ -73,7 +75,8 @@ def mixed(n: int, seed: int) -> list[int]:
 
 
 N = 23
-#: No class twice; fewer classes than ranks; all images but one in a class; two images of a class and no others.
+#: No class twice; fewer classes than ranks; all images but one in a class; two images of a class
+#: and no others.
 LAYOUTS = [
     mixed(N, 0),
     list(range(N)),

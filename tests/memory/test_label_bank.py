@@ -1,4 +1,6 @@
-"""The pseudo-label memory bank against a dictionary of sets, in both layouts, by the extension and by PyTorch."""
+"""The pseudo-label memory bank against a dictionary of sets, in both layouts, by the extension and
+by PyTorch.
+"""
 
 from __future__ import annotations
 

@@ -261,6 +261,6 @@ def test_nnct_needs_a_batch_of_the_source() -> None:
     few = SourceClassifier(Source(torch.arange(10) % 2, torch.zeros(10)), DIM, 0.3, 0)
     with pytest.raises(
         SettingError,
-        match="`batch.size`: got 16, expected at most 10, the number of training images of the source",
+        match=r"`batch\.size`: got 16, expected at most 10, the number of training images of the",
     ):
         NNCT(N, 1, NNCTConfig(), BATCH, 10, 0, few)

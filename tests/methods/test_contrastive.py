@@ -1,4 +1,6 @@
-"""The clustering methods on several ranks: labels, losses, errors and questions are those of one process."""
+"""The clustering methods on several ranks: labels, losses, errors and questions are those of one
+process.
+"""
 
 from __future__ import annotations
 

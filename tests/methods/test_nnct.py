@@ -57,7 +57,9 @@ def lists(indptr: Tensor, indices: Tensor) -> list[list[int]]:
 
 
 def planted(memory: np.ndarray, k: int = 0, epochs: int = 10, **settings: Any) -> NNCT:
-    """NNCT in epoch 1, of several labels, with this feature memory and the identity as label memory."""
+    """NNCT in epoch 1, of several labels, with this feature memory and the identity as label
+    memory.
+    """
     n = len(memory)
     method = nnct(n, k, size=n, epochs=epochs, **{"single_label": 1, **settings})
     begin(method, 0)
@@ -86,12 +88,16 @@ def check_labels(
 
 
 def circle(*degrees: float) -> np.ndarray:
-    """Unit vectors at these angles. Similarities fall with the angle between; above 0.6 is below 53.13 degrees."""
+    """Unit vectors at these angles.
+
+    Similarities fall with the angle between; above 0.6 is below 53.13 degrees.
+    """
     radians = np.deg2rad(degrees)
     return np.stack([np.cos(radians), np.sin(radians)], axis=1)
 
 
-#: Around x, four vectors of similarity 0.75 to it and 0 to the first image. All numbers are exact in binary.
+#: Around x, four vectors of similarity 0.75 to it and 0 to the first image. All numbers are exact
+#: in binary.
 FIRST = [1, 0, 0, 0, 0, 0, 0, 0]
 X = [0.5, 0.5, 0.5, 0.5, 0, 0, 0, 0]
 CROWD_OF_X = [[0, 0.5, 0.5, 0.5, *(0.5 * (j == place) for j in range(4))] for place in range(4)]
@@ -218,7 +224,8 @@ def test_an_epoch_of_one_label_leaves_the_label_memory_and_looks_at_no_neighbour
 
 
 def test_the_walk_stops_at_the_first_candidate_that_fails() -> None:
-    # Image 2, at 50 degrees, has 6 images and itself nearer than image 0, more than K = 4. Image 3 would pass again.
+    # Image 2, at 50 degrees, has 6 images and itself nearer than image 0, more than K = 4. Image 3
+    # would pass again.
     memory = circle(0, 10, -50, 52, -54, -56, -58, -60, -62, -64)
     check_labels(memory, 0, {0, 1}, at_least=1)
     check_labels(np.delete(memory, range(4, 10), axis=0), 0, {0, 1, 2, 3}, at_least=1)
@@ -250,7 +257,8 @@ def test_a_set_smaller_than_the_least_number_of_candidates_is_walked_whole() -> 
 def test_the_first_neighbour_is_accepted_though_it_fails_if_it_is_above_the_threshold(
     threshold: float, expected: set[int]
 ) -> None:
-    # Image 1 has similarity 0.5, and 5 images are more similar to it than image 0 is, above K = 2 or 1.
+    # Image 1 has similarity 0.5, and 5 images are more similar to it than image 0 is, above K = 2
+    # or 1.
     check_labels(np.array([FIRST, X, *CROWD_OF_X]), 0, expected, threshold, at_least=1)
 
 
@@ -260,14 +268,16 @@ def test_the_second_neighbour_is_not_accepted_when_the_first_fails() -> None:
 
 
 def test_equal_candidates_are_walked_from_the_lowest_index() -> None:
-    # Images 1 and 2 have similarity 0.5; image 0 has rank 5 in the list of X, above K = 3, and 1 in that of the other.
+    # Images 1 and 2 have similarity 0.5; image 0 has rank 5 in the list of X, above K = 3, and 1 in
+    # that of the other.
     other = [0.5, 0, 0, 0, 0.5, 0.5, 0.5, 0]
     check_labels(np.array([FIRST, X, other, *CROWD_OF_X]), 0, {0, 1}, 0.25, at_least=1)
     check_labels(np.array([FIRST, other, X, *CROWD_OF_X]), 0, {0, 1}, 0.25, at_least=1)
 
 
 def test_images_as_similar_as_the_image_do_not_count_in_a_candidate_s_list() -> None:
-    # In the list of X image 3 comes behind X and the image before it, in one with images 0 to 2; K = 3.
+    # In the list of X image 3 comes behind X and the image before it, in one with images 0 to 2; K
+    # = 3.
     axes = np.eye(8)[[1, 2, 3, 0]]
     check_labels(np.array([*axes, [0.75, *[0.25] * 7], X]), 3, {3, 4, 5}, 0.25, at_least=1)
 
@@ -307,7 +317,8 @@ def test_labels_come_from_the_memory_before_the_batch_updates_it() -> None:
 
 # MMCL, and the flow of the neighbours: losses worked by hand.
 
-#: s of the first image: 1, 0.8, -1, 0; of the second: 0.8, 1, -0.8, -0.6. The two are each other's labels.
+#: s of the first image: 1, 0.8, -1, 0; of the second: 0.8, 1, -0.8, -0.6. The two are each other's
+#: labels.
 FOUR = np.array([[1, 0], [0.8, 0.6], [-1, 0], [0, -1]])
 
 
@@ -319,7 +330,9 @@ def check_loss(
     k: int,
     expected: float,
 ) -> None:
-    """The loss of a batch by the reference, which goes by the method's feature memory, and by NNCT, in epoch 1 of 10."""
+    """The loss of a batch by the reference, which goes by the method's feature memory, and by NNCT,
+    in epoch 1 of 10.
+    """
     memory, settings = method.memory.bank.numpy(), Settings(single_label=1)
     found = reference.step(memory, label_memory, features, rows, 1, 10, k, settings)
     assert found.loss == pytest.approx(expected, abs=1e-12)
@@ -358,7 +371,8 @@ def test_the_neighbours_losses_are_summed() -> None:
 
 
 def test_an_image_is_never_its_own_neighbour() -> None:
-    # The new feature of image 0 is least similar to its own vector: s = -1, -0.8, 1, 0, and its neighbours are 2 and 3.
+    # The new feature of image 0 is least similar to its own vector: s = -1, -0.8, 1, 0, and its
+    # neighbours are 2 and 3.
     own = 5 * (2**2 + 1.8**2) / 2 + 2**2
     features = -FOUR[[0]]
     assert reference.nearest(reference.similarities(FOUR, features[0]), 0, 3) == [2, 3, 1]
@@ -368,13 +382,15 @@ def test_an_image_is_never_its_own_neighbour() -> None:
 
 
 def test_neighbours_are_those_of_the_new_feature() -> None:
-    # In the memory image 1 is nearest to image 0; its feature now lies upon image 3, s = 0, -0.6, 0, 1.
+    # In the memory image 1 is nearest to image 0; its feature now lies upon image 3, s = 0, -0.6,
+    # 0, 1.
     own = 5 * (1**2 + 1.6**2) / 2 + 2**2
     check_loss(planted(FOUR, 1), identity(4), FOUR[[3]], [0], 1, own + 0.5 * (0 + 1))
 
 
 def test_equal_neighbours_are_taken_from_the_lowest_index() -> None:
-    # Images 1, 2 and 3 have similarity 0 to image 0, whose label memories differ: image 1 is image 4 as well, s = -1.
+    # Images 1, 2 and 3 have similarity 0 to image 0, whose label memories differ: image 1 is image
+    # 4 as well, s = -1.
     memory = np.array([[1.0, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [-1, 0, 0]])
     label_memory = [{0}, {1, 4}, {2}, {3}, {4}]
     for k, expected in ((1, 1 + 0.5 * (5 * (1 + 4) / 2 + 4)), (2, 1 + 0.5 * (12.5 + 4 + 5 + 4))):

@@ -127,7 +127,7 @@ def test_state_continues_bit_for_bit() -> None:
 
 def test_all_noise_with_dropping_says_what_to_change() -> None:
     with pytest.raises(
-        TrainingError, match="epoch 1: no cluster .*`cluster.eps` .*`cluster.noise` singleton"
+        TrainingError, match=r"epoch 1: no cluster .*`cluster.eps` .*`cluster.noise` singleton"
     ):
         ucal(noise="drop", min_samples=100).label_images(0, lambda: FEATURES)
 
@@ -139,12 +139,12 @@ def test_all_noise_with_singletons_trains() -> None:
 
 def test_one_single_cluster_says_what_to_change() -> None:
     same = torch.from_numpy(clustered_features(30, 1, spread=0.01)).float()
-    with pytest.raises(TrainingError, match="one single cluster among 30 images.*`cluster.eps`"):
+    with pytest.raises(TrainingError, match=r"one single cluster among 30 images.*`cluster.eps`"):
         UCAL(CAMERAS[:30], ClusterConfig(), BATCH, MemoryConfig(), 0).label_images(0, lambda: same)
 
 
 def test_collapsed_features_are_named() -> None:
-    with pytest.raises(TrainingError, match="all 200 images have one and the same feature"):
+    with pytest.raises(TrainingError, match=r"all 200 images have one and the same feature"):
         ucal().label_images(0, lambda: torch.ones(N, 4) / 2)
 
 
@@ -152,13 +152,13 @@ def test_features_that_are_not_finite_are_counted() -> None:
     broken = FEATURES.clone()
     broken[3:5] = torch.nan
     with pytest.raises(
-        TrainingError, match="features of 2 of 200 images are not finite.*`optimizer.lr`"
+        TrainingError, match=r"features of 2 of 200 images are not finite.*`optimizer.lr`"
     ):
         ucal().label_images(0, lambda: broken)
 
 
 def test_a_cluster_memory_cannot_be_clustered() -> None:
-    with pytest.raises(SettingError, match="`cluster.source`: got 'memory', expected extract"):
+    with pytest.raises(SettingError, match=r"`cluster.source`: got 'memory', expected extract"):
         ucal(memory=MemoryConfig(kind="cluster"))
 
 
@@ -188,7 +188,7 @@ def test_dbscan_that_cannot_run_is_refused_before_the_first_epoch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="cluster.dbscan.*: 'cuml' is not installed; pip install"):
+    with pytest.raises(ValueError, match=r"cluster.dbscan.*: 'cuml' is not installed; pip install"):
         ucal(dbscan="cuml")
 
 

@@ -37,7 +37,7 @@ def test_a_backbone_of_another_package_is_found_by_name(monkeypatch: pytest.Monk
 
 
 def test_a_backbone_brings_its_imagenet_weights_or_says_that_it_has_none() -> None:
-    with pytest.raises(WeightsError, match="tiny has no ImageNet weights; .*`weights` none"):
+    with pytest.raises(WeightsError, match=r"tiny has no ImageNet weights; .*`weights` none"):
         build_model(tiny, "imagenet")
     expected = {k: torch.ones_like(v) for k, v in tiny(BackboneOptions("")).state_dict().items()}
 

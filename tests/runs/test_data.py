@@ -109,7 +109,7 @@ def test_a_missing_source_names_its_own_option(short: RunConfig, tmp_path: Path)
 
 
 def test_a_supervised_run_takes_no_source(short: RunConfig) -> None:
-    with pytest.raises(UserError, match="`source`: got .* a source is for ucal and nnct"):
+    with pytest.raises(UserError, match=r"`source`: got .* a source is for ucal and nnct"):
         run_training(replace(short, method="supervised"))
 
 
@@ -120,7 +120,7 @@ def test_a_source_smaller_than_a_batch_is_refused_or_warned_of(
     larger = replace(short, batch=replace(short.batch, size=48))
     with pytest.raises(
         UserError,
-        match="`batch.size`: got 48, expected at most 36, the number of training images of the",
+        match=r"`batch\.size`: got 48, expected at most 36, the number of training images of the",
     ):
         dry_run(replace(larger, method="nnct"))
     run_training(larger)

@@ -25,7 +25,9 @@ def question(
 
 
 def crowded(n: int = 400, people: int = 20, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of people seen in two clouds each, their identities, and clusters that split and mix them."""
+    """Features of people seen in two clouds each, their identities, and clusters that split and mix
+    them.
+    """
     random = np.random.default_rng(seed)
     clouds = clustered_features(2 * people, 2 * people, 16, 0.0, seed)
     identities = random.integers(people, size=n)

@@ -15,7 +15,9 @@ Asked = set[frozenset[tuple[int, frozenset[int]]]]
 
 
 def sign_vectors(rng: np.random.Generator, n: int, prototypes: int, flips: int) -> np.ndarray:
-    """Unit vectors of 16 entries of +-1/4 near a few prototypes: full of exact ties and of duplicates."""
+    """Unit vectors of 16 entries of +-1/4 near a few prototypes: full of exact ties and of
+    duplicates.
+    """
     signs = rng.choice([-1.0, 1.0], size=(prototypes, 16))[rng.integers(0, prototypes, n)]
     for row in signs:
         row[rng.integers(0, 16, rng.integers(0, flips + 1))] *= -1
@@ -41,7 +43,9 @@ def labels_of_sizes(rng: np.random.Generator, sizes: list[int], noise: int) -> n
 
 
 def asked(questions: list[Question]) -> Asked:
-    """The pairs of (image shown, rows of its group), in no order; each once, with the image the first of its group."""
+    """The pairs of (image shown, rows of its group), in no order; each once, with the image the
+    first of its group.
+    """
     pairs = []
     for question in questions:
         sides = []

@@ -251,8 +251,9 @@ def hand_ranking_case() -> tuple[
 def reference_pairs(labels: np.ndarray, identities: np.ndarray) -> tuple[float, float, float]:
     """Return pair precision, recall and F1 by brute force (section 5 of the notes).
 
-    An image labelled -1 is unclustered and forms no predicted pair; identities are compared as they are.
-    Without predicted pairs precision is 1, without true pairs recall is 1; F1 is 0 when both are 0.
+    An image labelled -1 is unclustered and forms no predicted pair; identities are compared as they
+    are. Without predicted pairs precision is 1, without true pairs recall is 1; F1 is 0 when both
+    are 0.
     """
     predicted = true = both = 0
     for i in range(len(labels)):

@@ -1,6 +1,8 @@
-"""Slow, plain float64 references of the questions and of the closure, written from the algorithm notes alone.
+"""Slow, plain float64 references of the questions and of the closure, written from the algorithm
+notes alone.
 
-Nothing here is imported from the library, and nothing is optimised: every function follows its rule step by step.
+Nothing here is imported from the library, and nothing is optimised: every function follows its rule
+step by step.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 
 
 def _best_similarities(s: np.ndarray, medoids: list[int]) -> np.ndarray:
-    """Return the similarity of each point to its most similar medoid; -inf when there is no medoid."""
+    """Return the similarity of each point to its most similar medoid; -inf without a medoid."""
     best = np.full(len(s), -np.inf)
     for h in medoids:
         best = np.maximum(best, s[h])
@@ -43,7 +45,8 @@ def reference_kmedoids(similarity: np.ndarray, k: int) -> tuple[list[int], list[
                 winner, winner_gain = i, gain
         medoids.append(winner)
 
-    # SWAP: i outside and the place inside, both ascending, and strictly better only: the order of the ties.
+    # SWAP: i outside and the place inside, both ascending, and strictly better only: the order of
+    # the ties.
     while True:
         total = _best_similarities(s, medoids).sum()
         rest = [_best_similarities(s, medoids[:p] + medoids[p + 1 :]) for p in range(k)]
@@ -73,7 +76,9 @@ def reference_kmedoids(similarity: np.ndarray, k: int) -> tuple[list[int], list[
 
 
 class ReferenceSplit(NamedTuple):
-    """One cluster that is split: its label, and each group's rows and medoid at the same places of two lists."""
+    """One cluster that is split: its label, and each group's rows and medoid at the same places of
+    two lists.
+    """
 
     cluster: int
     groups: list[frozenset[int]]
@@ -140,7 +145,7 @@ def reference_splits(
 
 
 class ReferenceMerge(NamedTuple):
-    """One pair of clusters that may be one: labels ascending, and the row that is shown for each."""
+    """Two clusters that may be one identity: labels ascending, and the row shown for each."""
 
     clusters: tuple[int, int]
     shown: tuple[int, int]
@@ -160,8 +165,8 @@ def reference_merges(
         mean = np.zeros(features.shape[1])
         for i in rows:
             mean += features[i]
-        # The order of the members by similarity to the centroid is that by similarity to their sum, which is exact
-        # where the features are short binary fractions: a tie stays a tie.
+        # The order of the members by similarity to the centroid is that by similarity to their sum,
+        # which is exact where the features are short binary fractions: a tie stays a tie.
         shown[name] = max(rows, key=lambda i, total=mean: (float((features[i] * total).sum()), -i))
         mean = mean / len(rows)
         centroids[name] = mean / np.sqrt((mean * mean).sum())
@@ -226,8 +231,10 @@ class BruteClosure:
     Attributes:
         same: The "same" edges in force.
         different: The "different" edges in force.
-        contradictions: Events of the answers that contradicted those before them, in the order in which it was seen.
-        set_aside: Events of the "same" edges that each of the contradictions put out of force, in its place.
+        contradictions: Events of the answers that contradicted those before them, in the order in
+            which it was seen.
+        set_aside: Events of the "same" edges that each of the contradictions put out of force, in
+            its place.
     """
 
     def __init__(self, answers: Iterable[BruteAnswer] = ()) -> None:
@@ -251,7 +258,8 @@ class BruteClosure:
             )
             merge.append(answer)
             if len({frozenset((x.left, x.right)) for x in merge}) >= answer.need:
-                # Each has its effect once: an answer after the last one that was needed counts at once, alone.
+                # Each has its effect once: an answer after the last one that was needed counts at
+                # once, alone.
                 for x in sorted(x for x in merge if x.event not in self._counted):
                     self._counted.add(x.event)
                     self._add_same(_Edge(x.event, x.left, x.right))

@@ -32,8 +32,7 @@ def dbscan(
         backend: "graph" is this package's implementation: union-find over the edges, in C++ with
             threads for a graph on the CPU, in PyTorch on a GPU or without the extension. "cuml" is
             cuML, which takes no sparse graph: distances become a dense n x n array on a GPU, so it
-                is
-            for comparisons, up to n = 40,000. "auto" is "graph". All return the same labels.
+            is for comparisons, up to n = 40,000. "auto" is "graph". All return the same labels.
         world: The ranks, each with its rows of the graph as `jaccard_graph` returned them. Each
             rank gets the labels of all nodes, the same as in a single process. Several ranks
             require the backend "graph" and use PyTorch.

@@ -79,12 +79,11 @@ def ivf_neighbours(
 
     Returns:
         Neighbours, on the device of the features: by descending similarity, ties to the lowest
-            index. A
-        row whose probed lists hold fewer than k others is searched exactly. Recall: the fraction of
-        neighbours of the sampled rows that are at least as similar as the true k-th; 1.0 if there
-        are no neighbours. The index is a copy of the features: 67 MB at n = 32,621 and 2 GB at 1e6,
-        for D = 512; the lists take as much as those of `nearest_neighbours`, 7.8 MB and 240 MB for
-        k = 30. The k-means is seeded: the same rows give the same result.
+        index. A row whose probed lists hold fewer than k others is searched exactly. Recall: the
+        fraction of neighbours of the sampled rows that are at least as similar as the true k-th;
+        1.0 if there are no neighbours. The index is a copy of the features: 67 MB at n = 32,621 and
+        2 GB at 1e6, for D = 512; the lists take as much as those of `nearest_neighbours`, 7.8 MB
+        and 240 MB for k = 30. The k-means is seeded: the same rows give the same result.
 
     Raises:
         ValueError: Wrong shape or dtype, k, lists, probes or sample out of range, a row that is not

@@ -84,8 +84,7 @@ def jaccard_graph(
 
     Returns:
         The graph, on the device of the features: 12 bytes an edge (16 for float64), some tens of
-            edges
-        an image. If a large part of the features are equal, all pairs of these are edges.
+        edges an image. If a large part of the features are equal, all pairs of these are edges.
 
     Memory:
         In addition to the features and the neighbour lists, with the extension about 2.8 kB an

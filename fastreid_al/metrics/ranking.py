@@ -255,8 +255,7 @@ def similarities(
     """Yield queries and their similarities to this rank's gallery rows, block by block.
 
     All products have one shape, because the last bits of a product may depend on its shape: short
-        blocks
-    are padded with rows of zeros.
+    blocks are padded with rows of zeros.
 
     Args:
         query_features: (own queries, D).

@@ -1,8 +1,7 @@
 """Slow float64 references, written only from the algorithm notes, to compare the library with.
 
 They import nothing from the library and are not optimised: every function follows its section of
-    the
-notes step by step.
+the notes step by step.
 """
 
 from __future__ import annotations
@@ -127,10 +126,9 @@ def reference_self_paced(
     """Return the labels that pass the reliability test (section 4 of the notes), and the threshold.
 
     Without a threshold it is fixed here: the independence of the clusters with more than one member
-        is sorted
-    ascending and the element at position round(0.9 * count) is taken (half to even), clipped to the
-    last valid index. If there is no such cluster it stays None. A given threshold is used and
-    returned as it is.
+    is sorted ascending and the element at position round(0.9 * count) is taken (half to even),
+    clipped to the last valid index. If there is no such cluster it stays None. A given threshold is
+    used and returned as it is.
 
     An image is kept iff its cluster's independence is at most the threshold and its own R_comp is
     at most its cluster's. Clusters with at least two kept images are renumbered 0, 1, ... in order

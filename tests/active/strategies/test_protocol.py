@@ -1,4 +1,4 @@
-"""A strategy is found as a function, by a built-in name, or by the entry point of another package."""
+"""A strategy is found as a function, by a built-in name, or by the entry point of a package."""
 
 from __future__ import annotations
 
@@ -96,5 +96,5 @@ def test_built_in_annotators_are_found(name: str) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(SettingError, match="`ask`: got 'gian'.*did you mean gain"):
+    with pytest.raises(SettingError, match=r"`ask`: got 'gian'.*did you mean gain"):
         load_strategy("gian")

@@ -30,6 +30,10 @@ class SettingError(UserError):
         self.expected = expected
         self.hint = hint
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the arguments, not the message: ranks send each other their errors."""
+        return type(self), (self.key, self.got, self.expected, self.hint)
+
 
 class DataError(UserError):
     """An image set that cannot be read as asked."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
+import math
 import operator
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -30,7 +30,8 @@ _KINDS: Mapping[Any, str] = {
     bool: "true or false",
     str: "text",
 }
-_TRUTH = {"true": True, "false": False}
+#: The words of YAML.
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _BOUNDS = {
     "at_least": operator.ge,
     "above": operator.gt,
@@ -228,13 +229,23 @@ def _converted(kind: Any, value: Any) -> Any:
         value = _TRUTH.get(value.lower(), value)
     elif kind in (int, float) and text:
         value = kind(value)
+        if kind is float and not math.isfinite(value):
+            raise ValueError(value)
     elif get_origin(kind) is tuple:
-        value = tuple(json.loads(value) if text else value)
+        parts = _bracketed(value) if text else list(value)
+        # YAML reads 1e-3, which has no point, as text.
+        value = tuple(_converted(float, part) for part in parts)
     if not _is_a(kind, value):
         raise ValueError(value)
-    if get_origin(kind) is tuple:
-        return tuple(map(float, value))
     return float(value) if kind is float else value
+
+
+def _bracketed(text: str) -> list[str]:
+    """The parts of `[a,b]`."""
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        raise ValueError(text)
+    return text[1:-1].split(",")
 
 
 def _is_a(kind: Any, value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,6 +78,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
             ["--nnct.threshold", "abc"],
             "--nnct.threshold: got 'abc', expected a number, above -1 and below 1",
         ),
+        (["--optimizer.lr", "inf"], "--optimizer.lr: got 'inf', expected a number, above 0"),
         (
             ["--tensorboard", "perhaps"],
             "--tensorboard: got 'perhaps', expected true or false",
@@ -117,6 +119,18 @@ def test_values_are_read_by_the_type_of_their_setting() -> None:
     assert config.image.crop_area == (0.5, 1.0)
     assert isinstance(config.image.rotate, float)
     assert config.questions.budget == 7
+
+
+def test_values_are_read_as_yaml_writes_them(tmp_path: Path) -> None:
+    words = ["--tensorboard", "yes", "--profile", "off", "--image.erase-area", "[.02, 4e-1]"]
+    config, _ = parse_training(words)
+    assert (config.tensorboard, config.profile) == (True, False)
+    assert config.image.erase_area == (0.02, 0.4)
+    file = tmp_path / "settings.json"
+    # As JSON writes 0.00001: YAML takes it for text.
+    file.write_text('{"optimizer": {"lr": 1e-05}, "image": {"erase_area": [1e-05, 0.4]}}')
+    config, _ = parse_training(["--config", str(file)])
+    assert (config.optimizer.lr, config.image.erase_area) == (1e-5, (1e-5, 0.4))
 
 
 def test_configuration_file_is_read_and_options_go_over_it(tmp_path: Path) -> None:
@@ -245,6 +259,7 @@ def test_errors_of_a_run_name_options_and_python_sees_keys(
 ) -> None:
     error = SettingError("batch.per_identity", 9, "1 to `batch.size`")
     assert str(error) == "`batch.per_identity`: got 9, expected 1 to `batch.size`"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
     def failing() -> None:
         raise error

@@ -266,10 +266,11 @@ def _stopped_asking(context: RunContext, state: Training, left: QuitAsking) -> s
 
 
 def _how_to_resume(context: RunContext) -> str:
-    settings = f"`run_dir` {shlex.quote(str(context.folder.path))} `resume`"
+    folder = shlex.quote(str(context.folder.path))
+    command = f"-m fastreid_al.train `run_dir` {folder} `resume`"
     if context.world.size > 1:
-        return f"continue with torchrun, on any number of ranks, and {settings}"
-    return f"continue with {settings}"
+        return f"continue with: torchrun, on any number of ranks, and {command}"
+    return f"continue with: python {command}"
 
 
 def _finish(context: RunContext, state: Training) -> Finished:

@@ -90,7 +90,8 @@ def test_a_stopped_run_resumes_to_bit_identical_weights(
         with pytest.raises(Interrupted) as stopped:
             run_training(config)
     assert stopped.value.signum == signal.SIGTERM
-    assert f"`run_dir` {config.run_dir} `resume`" in capsys.readouterr().out
+    command = f"python -m fastreid_al.train `run_dir` {config.run_dir} `resume`"
+    assert f"continue with: {command}\n" in capsys.readouterr().out
     assert load_checkpoint(Path(str(config.run_dir)) / "last.pt")["step"] == step % 4
     resumed = run_training(config, resume=True)
     assert same_weights(weights(resumed.folder), weights(whole.folder))

@@ -318,6 +318,7 @@ def test_an_epoch_stands_beside_the_plain_loop_with_the_goals_it_misses(tmp_path
     assert other[0] == OTHER["group"]
 
 
+@pytest.mark.slow
 def test_growth_is_measured_by_size_and_drawn_and_reported(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark")
     figures, plot = tmp_path / "growth.json", tmp_path / "growth.png"

@@ -18,7 +18,10 @@ CHIPS = ("80", "90", "100")
 #: Bytes of static shared memory that a block may have on any of them.
 STATIC_SHARED = 48 * 1024
 
-pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NVCC is None, reason="nvcc is not installed"),
+]
 
 
 def kernels_of(output: str) -> list[dict[str, int | str]]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import build_native
 import numpy as np
 import on_gpu
+import pytest
 
 LIBC = ctypes.CDLL(None)
 LIBC.malloc.restype, LIBC.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
@@ -51,6 +52,7 @@ def test_cuda_functions_are_waited_for_and_others_are_not():
     assert said == ["f 1 2", "waited", "cpu"] and waiting.cuda
 
 
+@pytest.mark.slow
 def test_exercises_run_on_arrays_from_a_custom_allocator(emulated):
     with on_gpu.arrays_from(LIBC.malloc, LIBC.free):
         for script in build_native.exercises():

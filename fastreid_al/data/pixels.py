@@ -123,7 +123,8 @@ def cache_folder(setting: str) -> Path | None:
 
 def decode(
     paths: Sequence[Path],
-    settings: PixelSettings,
+    settings: PixelSettings | int,
+    width: int | None = None,
     *,
     world: World = SINGLE_PROCESS,
     on_progress: Progress | None = None,
@@ -141,7 +142,8 @@ def decode(
 
     Args:
         paths: Image files.
-        settings: Size of the images, and where they are kept.
+        settings: Size of the images, and where they are kept; or only their height in pixels.
+        width: Width of the images in pixels, after a height.
         world: Processes that decode the same images.
         on_progress: Called with (images done, images in all); with a cache also while digests are
             taken of files that are not known, before they are decoded.
@@ -152,6 +154,10 @@ def decode(
             images.
     """
     warn = warn or _silent
+    if not isinstance(settings, PixelSettings):
+        if width is None:
+            raise TypeError("width: got None, expected the width in pixels after the height")
+        settings = PixelSettings(settings, width)
     if world.size == 1:
         return _decode_here(paths, settings, False, on_progress, warn)
     if settings.cache is not None:

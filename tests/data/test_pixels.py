@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from fastreid_al.data import pixels
-from fastreid_al.data.pixels import PixelSettings
+from fastreid_al.data.pixels import PixelSettings, decode
 from fastreid_al.errors import DataError
 from tests.support.image_sets import decode_at
 
@@ -136,3 +136,10 @@ def test_progress_counts_every_image(photos: list[Path]) -> None:
 
 def test_an_empty_list_is_an_empty_store() -> None:
     assert len(decode_at([], 8, 8)) == 0
+
+
+def test_a_height_and_a_width_are_enough(photos: list[Path]) -> None:
+    found = decode(photos, 64, 32)
+    assert torch.equal(found.pixels, decode(photos, PixelSettings(64, 32)).pixels)
+    with pytest.raises(TypeError, match="width: got None"):
+        decode(photos, 64)

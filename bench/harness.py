@@ -77,7 +77,7 @@ def planted_features(n: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Unit rows around n / 20 centres, and the centre of each row: (n, dim) float32, (n,) int64.
 
     The centres lie in few dimensions, so that they crowd each other as identities do: clusters
-    touch, and some rows are noise. Coordinates are multiples of 2^-11 (rows are of length one up to
+    touch, and some rows are noise. Coordinates are multiples of 2^-11 (rows are unit-norm up to
     1e-3): a dot product is then exact in float32 in whatever order it is summed, and two
     implementations see the same similarities and the same ties, on every device.
     """

@@ -127,7 +127,7 @@ def check_unit_rows(features: Tensor) -> None:
     if len(bad):
         first = int(bad[0])
         raise ValueError(
-            f"features: {len(bad)} of {len(features)} rows are not finite or not of length one, "
+            f"features: {len(bad)} of {len(features)} rows are not finite or not unit-norm, "
             f"the first is row {first} of length {float(lengths[first]):.6g}; normalise them "
             "(torch.nn.functional.normalize)"
         )

@@ -214,7 +214,7 @@ def _check_norms(features: Tensor, n: int, world: World) -> None:
                 f"features: {count} of {n} rows are not finite, the first is row {row}"
             )
         raise ValueError(
-            f"features: {count} of {n} rows are not of length one, the first is row {row} of "
+            f"features: {count} of {n} rows are not unit-norm, the first is row {row} of "
             f"length {value:.4g}; normalise them (torch.nn.functional.normalize)"
         )
 

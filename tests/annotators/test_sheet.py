@@ -31,7 +31,7 @@ def draw(asked: Question, records: Sequence[Record], path: Path) -> Image.Image:
 
 
 def colours(image: Image.Image) -> dict[tuple[int, ...], int]:
-    return {colour: count for count, colour in image.getcolors(image.width * image.height)}  # type: ignore[misc, union-attr]
+    return {colour: count for count, colour in image.getcolors(image.width * image.height)}  # type: ignore
 
 
 def extent(image: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:

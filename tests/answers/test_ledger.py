@@ -247,7 +247,7 @@ def test_every_acknowledged_answer_survives_kills(file: str) -> None:
     draw, acknowledged = random.Random(0), 0
     for seed in range(50):
         read, write = os.pipe()
-        child = forked(lambda w=write, s=seed: append_until_killed(file, w, s))  # type: ignore[misc]
+        child = forked(lambda w=write, s=seed: append_until_killed(file, w, s))  # type: ignore
         os.close(write)
         with os.fdopen(read) as pipe:
             for _ in range(draw.randrange(15)):

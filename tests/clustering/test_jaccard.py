@@ -95,7 +95,7 @@ def test_a_list_that_is_too_long_is_refused() -> None:
         ({"features": torch.tensor([[1.0, 0.0], [float("nan"), 0.0]])}, "first is row 1"),
         (
             {"features": torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0]])},
-            "1 of 3 rows are not of length one.*row 1 of length 3",
+            "1 of 3 rows are not unit-norm.*row 1 of length 3",
         ),
         ({"features": torch.eye(4).half()}, "float16"),
         ({"features": np.eye(4)}, "got a ndarray, expected a torch.Tensor"),

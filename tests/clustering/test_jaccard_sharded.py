@@ -204,7 +204,7 @@ def refused(world: World, name: str) -> str:
     ("name", "message"),
     [
         ("not finite", "1 of 20 rows are not finite, the first is row 15"),
-        ("long", "1 of 20 rows are not of length one, the first is row 15 of length 2"),
+        ("long", "1 of 20 rows are not unit-norm, the first is row 15 of length 2"),
         ("lists", "got shape (6, 5)"),
         ("dtype", "got dtype torch.float16"),
         ("width", "expected one kind"),

@@ -122,7 +122,7 @@ def test_gradients_are_those_of_finite_differences(classes: Tensor | None, reduc
     for call in (bank_contrast_loss, bank_contrast_loss_reference):
 
         def loss(f: Tensor, b: Tensor, call: object = call) -> Tensor:
-            return call(f, b, TARGETS, 0.3, classes=classes, reduction=reduction)  # type: ignore[operator]
+            return call(f, b, TARGETS, 0.3, classes=classes, reduction=reduction)  # type: ignore
 
         assert torch.autograd.gradcheck(loss, (features.requires_grad_(), bank.requires_grad_()))
 

@@ -39,7 +39,7 @@ def nnct(weight: float = 0.3) -> NNCT:
 
 
 def ucal(kind: str, source: Source | None = SOURCE) -> UCAL:
-    memory = MemoryConfig(kind=kind, hardest=kind == "cluster", temperature=0.1)  # type: ignore[arg-type]
+    memory = MemoryConfig(kind=kind, hardest=kind == "cluster", temperature=0.1)  # type: ignore
     cluster = ClusterConfig(k1=10, k2=2, source="extract" if kind == "cluster" else "memory")
     return UCAL(torch.arange(N) % 4, cluster, BATCH, memory, seed=0, source=source)
 
@@ -241,9 +241,9 @@ def test_clusters_are_those_of_the_target_alone_and_state_continues(kind: str) -
 
 def test_one_single_cluster_can_be_told_from_the_source_but_none_cannot() -> None:
     method = ucal("instance")
-    method.assign = lambda epoch, features: (torch.zeros(N, dtype=torch.int64),) * 2  # type: ignore[method-assign]
+    method.assign = lambda epoch, features: (torch.zeros(N, dtype=torch.int64),) * 2  # type: ignore
     assert method.label_images(0, extract)["classes"] == 1
-    method.assign = lambda epoch, features: (torch.full((N,), -1),) * 2  # type: ignore[method-assign]
+    method.assign = lambda epoch, features: (torch.full((N,), -1),) * 2  # type: ignore
     with pytest.raises(TrainingError, match="no cluster"):
         method.label_images(1, extract)
 

@@ -44,7 +44,7 @@ def labelled(
     cluster = ClusterConfig(source="extract" if kind == "cluster" else "memory")
     memory = MemoryConfig(kind=kind)  # type: ignore[arg-type]
     cameras = torch.arange(N) % 4
-    return Labelled(cameras, cluster, BATCH, memory, 0, questions, SOURCE, world, watch)  # type: ignore[arg-type]
+    return Labelled(cameras, cluster, BATCH, memory, 0, questions, SOURCE, world, watch)  # type: ignore
 
 
 def trained(world: World, kind: str) -> None:

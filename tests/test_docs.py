@@ -59,9 +59,9 @@ SUFFIXES = {".py", ".md", ".h", ".cpp", ".cu"}
 
 def blocks(page: Path) -> Iterator[str]:
     """The Python examples of a page that are meant to run."""
-    for found in FENCE.finditer(page.read_text()):
-        if found["mark"] is None:
-            yield textwrap.dedent(found["code"])
+    for got in FENCE.finditer(page.read_text()):
+        if got["mark"] is None:
+            yield textwrap.dedent(got["code"])
 
 
 @pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.name)
@@ -118,7 +118,7 @@ def exists(name: str) -> bool:
 @pytest.fixture(scope="module")
 def options() -> set[str]:
     """Every option of every command, as its help prints it."""
-    found: set[str] = set()
+    got: set[str] = set()
     for words in HELP:
         done = subprocess.run(
             [sys.executable, "-m", "fastreid_al", *words],
@@ -129,8 +129,8 @@ def options() -> set[str]:
             timeout=120,
         )
         assert done.returncode == 0, done.stderr
-        found |= {name for name, _ in OPTION.findall(done.stdout)}
-    return {name.replace("_", "-") for name in found}
+        got |= {name for name, _ in OPTION.findall(done.stdout)}
+    return {name.replace("_", "-") for name in got}
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)

@@ -40,16 +40,16 @@ def test_the_measures_of_a_small_tree(tmp_path: Path, capsys: pytest.CaptureFixt
     main([f"tree={tmp_path}", "--undocumented"])
     printed = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in printed[2:-2]]
-    found = {row[0]: row[1] for row in cells}
-    assert found["files / lines"] == "1 / 22"
-    assert found["function lines: median / p90 / max"] == "5 / 8 / 8"
-    assert found["function lines without docstrings: median / p90 / max"] == "2 / 3 / 3"
-    assert found["parameters: median / p90 / max"] == "2 / 3 / 3"
-    assert found["public names with docstring, %"] == "33.3"
-    assert found["functions with a return annotation, %"] == "50.0"
-    assert found["Args: in public functions with 3 or more parameters"] == "1/1"
-    assert found["a, b = x, y, % of assignments"] == "33.3"
-    assert found["asserts / raises"] == "1 / 1"
+    got = {row[0]: row[1] for row in cells}
+    assert got["files / lines"] == "1 / 22"
+    assert got["function lines: median / p90 / max"] == "5 / 8 / 8"
+    assert got["function lines without docstrings: median / p90 / max"] == "2 / 3 / 3"
+    assert got["parameters: median / p90 / max"] == "2 / 3 / 3"
+    assert got["public names with docstring, %"] == "33.3"
+    assert got["functions with a return annotation, %"] == "50.0"
+    assert got["Args: in public functions with 3 or more parameters"] == "1/1"
+    assert got["a, b = x, y, % of assignments"] == "33.3"
+    assert got["asserts / raises"] == "1 / 1"
     assert [line.rsplit(" ", 1)[1] for line in printed[-2:]] == ["Plain", "undocumented"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..active import Questions
+from ..active import QuestionRounds
 from ..distributed.world import World
 
 
@@ -26,7 +26,10 @@ class CollectiveQuestions:
     """
 
     def __init__(
-        self, questions: Questions | None, world: World, watch: Callable[[], None] | None = None
+        self,
+        questions: QuestionRounds | None,
+        world: World,
+        watch: Callable[[], None] | None = None,
     ) -> None:
         self._questions = questions
         self._world = world

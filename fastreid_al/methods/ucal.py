@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..active import Questions
+from ..active import QuestionRounds
 from ..active.mpps import propose_merges
 from ..active.partition import Partition, Split
 from ..active.snps import propose_splits
@@ -66,7 +66,7 @@ class UCAL(ContrastiveMethod):
         batch: BatchConfig,
         memory: MemoryConfig,
         seed: int,
-        questions: Questions | None = None,
+        questions: QuestionRounds | None = None,
         source: Source | None = None,
         world: World = SINGLE_PROCESS,
         watch: Callable[[], None] | None = None,

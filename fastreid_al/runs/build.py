@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..active import Questions
+from ..active import QuestionRounds
 from ..data import ImageSet
 from ..data.augment import Augment
 from ..data.camera_style import CameraStyle, camera_style
@@ -105,7 +105,7 @@ def build_method(
     target: Dataset,
     source: Dataset | None,
     features: int,
-    questions: Questions | None,
+    questions: QuestionRounds | None,
 ) -> Method:
     """Build the method of a run.
 
@@ -153,7 +153,7 @@ def build_training(
     model: ReIdNet,
     target: Dataset,
     source: Dataset | None,
-    questions: Questions | None,
+    questions: QuestionRounds | None,
 ) -> Training:
     """Build the state of a run at its beginning.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..active import Questions
+from ..active import QuestionRounds
 from ..active.strategies import load_strategy
 from ..annotators import AnnotatorContext, load_annotator
 from ..answers import Asker, ImageKeys, Ledger
@@ -22,7 +22,7 @@ RUN_FILE = "run_name"
 
 
 @contextmanager
-def open_questions(context: RunContext, target: Dataset) -> Iterator[Questions | None]:
+def open_questions(context: RunContext, target: Dataset) -> Iterator[QuestionRounds | None]:
     """Yield the questions of a run and hold its ledger open; yield None where nothing is asked.
 
     Nothing is asked by a run without questions, and on all processes but the first.
@@ -65,7 +65,7 @@ def open_questions(context: RunContext, target: Dataset) -> Iterator[Questions |
         )
         # Every answer is on disk when this is called, so a signal may end the round here.
         asker.after_answer = lambda questions, current_labels: context.stop.check()
-        yield Questions(asker, context.extensions.strategy or config.ask, settings)
+        yield QuestionRounds(asker, context.extensions.strategy or config.ask, settings)
 
 
 def asks(context: RunContext) -> bool:

@@ -17,12 +17,13 @@ from tests.support.proposals import (
     Asked,
     asked,
     assert_falling,
+    assert_same_splits,
     cloud,
     labels_of_sizes,
     quantised,
     sign_vectors,
 )
-from tests.support.references_active import reference_merges, reference_splits
+from tests.support.references_active import reference_merges
 
 Propose = Callable[[torch.Tensor, torch.Tensor], list[Question]]
 
@@ -39,25 +40,6 @@ def expected_merges(features: np.ndarray, labels: np.ndarray, **options: float) 
         )
         for merge in merges
     }
-
-
-def assert_same_splits(features: np.ndarray, labels: np.ndarray, rule: str) -> list[Question]:
-    questions = propose_splits(
-        torch.from_numpy(features), torch.from_numpy(labels), k_max_rule=rule
-    )
-    splits = reference_splits(features, labels, rule)
-    assert asked(questions) == set().union(*(split.questions() for split in splits))
-    for question in questions:
-        left, right = question.images
-        assert question.reason == "split"
-        assert question.cluster == labels[left] == labels[right]
-        for image, group in zip(question.images, question.groups, strict=True):
-            assert_falling(features[group.numpy()[1:]] @ features[image])
-        assert question.similarity == pytest.approx(
-            float(features[left] @ features[right]), abs=1e-5
-        )
-        assert math.isfinite(question.score)
-    return questions
 
 
 def assert_same_merges(

@@ -105,7 +105,7 @@ def test_oracle_seeds_differ() -> None:
 def test_oracle_rates_come_out_near(rates: tuple[float, float, float]) -> None:
     error, unsure, not_comparable = rates
     said = answers(Oracle(IDENTITIES, error=error, unsure=unsure, not_comparable=not_comparable))
-    found = Counter(v if v in (U, X) else v is truth(pair) for pair, v in said.items())
+    got = Counter(v if v in (U, X) else v is truth(pair) for pair, v in said.items())
     expected: dict[Any, float] = {
         U: unsure,
         X: not_comparable,
@@ -113,7 +113,7 @@ def test_oracle_rates_come_out_near(rates: tuple[float, float, float]) -> None:
         True: 1 - error - unsure - not_comparable,
     }
     for outcome, rate in expected.items():
-        assert found[outcome] / len(PAIRS) == pytest.approx(rate, abs=0.015)
+        assert got[outcome] / len(PAIRS) == pytest.approx(rate, abs=0.015)
     wrong = {truth(pair) for pair, v in said.items() if v in (S, D) and v is not truth(pair)}
     assert wrong == ({S, D} if error else set())
 

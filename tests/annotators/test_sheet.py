@@ -51,12 +51,12 @@ def test_sheet_shows_the_two_images_large_and_their_groups(
     )
     assert os.listdir(path.parent) == ["sheet.png"]
     with Image.open(path) as image:
-        found = colours(image)
+        got = colours(image)
         middle = image.width // 2
         sizes = {}
         for i in (2, 3, 4, 7, 8):
             left, top, right, bottom = extent(image, (20 * i, 255 - 20 * i, 90))
-            assert found[20 * i, 255 - 20 * i, 90] == (right - left) * (bottom - top)
+            assert got[20 * i, 255 - 20 * i, 90] == (right - left) * (bottom - top)
             assert right < middle if i < 5 else left > middle
             sizes[i] = (right - left, bottom - top)
     assert sizes[2] == sizes[7] == (160, 320)
@@ -101,8 +101,8 @@ def test_sheet_shows_a_grey_box_for_an_unreadable_image(
         records[1].path.write_bytes(
             whole[: len(whole) // 2] if isinstance(content, str) else content
         )
-    found = colours(draw(question(0, 1, [0, 1], [1, 2]), records, tmp_path / "sheet.png"))
-    assert found[0xBB, 0xBB, 0xBB] > 200 * 300
+    got = colours(draw(question(0, 1, [0, 1], [1, 2]), records, tmp_path / "sheet.png"))
+    assert got[0xBB, 0xBB, 0xBB] > 200 * 300
 
 
 def test_sheet_of_groups_of_one_image_and_unknown_cameras(

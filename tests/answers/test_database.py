@@ -6,12 +6,11 @@ import contextlib
 import os
 import random
 import shutil
-import signal
 import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from fastreid_al.answers.ledger import ImageKeys, Ledger
 from fastreid_al.answers.question import Verdict
 from fastreid_al.errors import LedgerError
 from fastreid_al.ledger import main
+from tests.support.children import forked, kill
 from tests.support.ledgers import keys, put, refused
 
 SAME, DIFFERENT, UNSURE = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE
@@ -202,23 +202,6 @@ def test_an_unreachable_server_is_named_without_its_password() -> None:
     line = refused("postgresql://anna:secret@127.0.0.1:9/x")
     assert "anna:***@127.0.0.1:9/x" in line
     assert "secret" not in line
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Do something in a child process, which ends without the cleaning up of this one."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        with contextlib.suppress(BaseException):
-            work()
-            status = 0
-        os._exit(status)
-    return child
-
-
-def kill(child: int) -> None:
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
 
 
 def hold(url: str) -> int:

@@ -6,10 +6,8 @@ import contextlib
 import os
 import random
 import select
-import signal
 import sqlite3
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from fastreid_al.answers.ledger import ImageKeys, Ledger
 from fastreid_al.answers.question import Verdict
 from fastreid_al.errors import LedgerError
 from fastreid_al.ledger import main
+from tests.support.children import forked, kill
 from tests.support.ledgers import keys, put
 
 SAME, DIFFERENT, UNSURE = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE
@@ -147,8 +146,8 @@ def test_as_of_gives_the_answers_of_then() -> None:
         put(ledger, 1, 2)
         ledger.undo(1, "anna")
         put(ledger, 2, 3)
-        found = {n: [a.event for a in ledger.answers(as_of=n)] for n in (0, 1, 2, 3, 4)}
-        assert found == {0: [], 1: [1], 2: [1, 2], 3: [2], 4: [2, 4]}
+        got = {n: [a.event for a in ledger.answers(as_of=n)] for n in (0, 1, 2, 3, 4)}
+        assert got == {0: [], 1: [1], 2: [1, 2], 3: [2], 4: [2, 4]}
         assert ledger.seconds() == 3.0
 
 
@@ -214,23 +213,6 @@ def test_two_images_of_the_same_content_are_told_apart_by_their_paths(file: str)
         put(ledger, 1, 2)
         put(ledger, 0, 2, DIFFERENT)
         assert [(a.left, a.right) for a in ledger.answers()] == [(1, 2), (0, 2)]
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Do something in a child process, which ends without the cleaning up of this one."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        with contextlib.suppress(BaseException):
-            work()
-            status = 0
-        os._exit(status)
-    return child
-
-
-def kill(child: int) -> None:
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
 
 
 def append_until_killed(url: str, acknowledge: int, seed: int) -> None:

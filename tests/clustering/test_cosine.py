@@ -68,11 +68,11 @@ def test_cosine_labels_equal_the_reference_and_scikit_learn(seed: int) -> None:
     eps = (0.06, 0.2, 0.3, 0.43)
     for dtype in (torch.float32, torch.float64):
         rows = torch.from_numpy(features).to(dtype)
-        found = cosine_dbscan(rows, eps, 3)
-        assert np.array_equal(found.numpy(), scikit_learn_cosine_labels(rows.numpy(), eps, 3))
-        for e, labels in zip(eps, found, strict=True):
+        got = cosine_dbscan(rows, eps, 3)
+        assert np.array_equal(got.numpy(), scikit_learn_cosine_labels(rows.numpy(), eps, 3))
+        for e, labels in zip(eps, got, strict=True):
             assert np.array_equal(labels.numpy(), reference_dbscan(cosine_distances(rows), e, 3))
-        assert torch.equal(cosine_dbscan(rows, 0.2, 3), found[1])
+        assert torch.equal(cosine_dbscan(rows, 0.2, 3), got[1])
 
 
 @pytest.mark.usefixtures("_implementation")
@@ -127,9 +127,9 @@ def test_similarities_are_not_rounded_where_lower_precision_is_chosen() -> None:
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", torch.bfloat16):
-            found = radius_graph(features, 0.2)
+            got = radius_graph(features, 0.2)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(chosen)
-    assert torch.equal(found.indices, expected.indices)
-    assert torch.equal(found.distances, expected.distances)
+    assert torch.equal(got.indices, expected.indices)
+    assert torch.equal(got.distances, expected.distances)

@@ -69,12 +69,12 @@ def test_labels_of_several_radii_equal_the_reference(
         distance = random_distances(n, seed, density=density)
         if dtype == torch.float32:
             distance = distance.astype(np.float32).astype(np.float64)
-        found = dbscan(graph_of(distance, dtype), EPS, min_samples)
-        assert found.shape == (len(EPS), n)
-        assert found.dtype == torch.int64
+        got = dbscan(graph_of(distance, dtype), EPS, min_samples)
+        assert got.shape == (len(EPS), n)
+        assert got.dtype == torch.int64
         graph = graph_of(distance, dtype)
-        assert np.array_equal(found.numpy(), scikit_learn_labels(graph, EPS, min_samples))
-        for eps, labels in zip(EPS, found, strict=True):
+        assert np.array_equal(got.numpy(), scikit_learn_labels(graph, EPS, min_samples))
+        for eps, labels in zip(EPS, got, strict=True):
             rounded = float(torch.tensor(eps, dtype=dtype))
             assert np.array_equal(labels.numpy(), reference_dbscan(distance, rounded, min_samples))
 
@@ -92,12 +92,12 @@ def check_labels(n: int, seed: int, density: float, min_samples: int, eps: list[
     distance = random_distances(n, seed, density=density)
     graph = graph_of(distance)
     expected = [reference_dbscan(distance, e, min_samples) for e in eps]
-    found = [dbscan(graph, eps, min_samples, "graph").numpy()]
-    found.append(scikit_learn_labels(graph, eps, min_samples))
+    got = [dbscan(graph, eps, min_samples, "graph").numpy()]
+    got.append(scikit_learn_labels(graph, eps, min_samples))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "extension", lambda: None)
-        found.append(dbscan(graph, eps, min_samples).numpy())
-    for labels in found:
+        got.append(dbscan(graph, eps, min_samples).numpy())
+    for labels in got:
         assert labels.shape == (len(eps), n)
         assert np.array_equal(labels, np.array(expected, dtype=np.int64).reshape(len(eps), n))
 

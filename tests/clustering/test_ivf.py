@@ -23,18 +23,18 @@ needs_faiss = pytest.mark.skipif(faiss is None, reason="FAISS is not installed")
 
 @needs_faiss
 def test_neighbours_are_those_of_the_exact_search_but_for_the_share_that_is_named() -> None:
-    found, exact = ivf_neighbours(FEATURES, 30), nearest_neighbours(FEATURES, 30)
-    assert found.neighbours.shape == exact.shape
-    assert found.neighbours.dtype == torch.int64
-    assert torch.equal(found.neighbours[:, 0], torch.arange(3000))
-    assert all(len(set(row)) == 30 for row in found.neighbours.tolist())
+    got, exact = ivf_neighbours(FEATURES, 30), nearest_neighbours(FEATURES, 30)
+    assert got.neighbours.shape == exact.shape
+    assert got.neighbours.dtype == torch.int64
+    assert torch.equal(got.neighbours[:, 0], torch.arange(3000))
+    assert all(len(set(row)) == 30 for row in got.neighbours.tolist())
     share = np.mean(
-        [np.isin(a, b).mean() for a, b in zip(exact[:, 1:], found.neighbours[:, 1:], strict=True)]
+        [np.isin(a, b).mean() for a, b in zip(exact[:, 1:], got.neighbours[:, 1:], strict=True)]
     )
-    assert 0.98 <= found.recall <= 1
-    assert found.recall == pytest.approx(share, abs=0.01)
+    assert 0.98 <= got.recall <= 1
+    assert got.recall == pytest.approx(share, abs=0.01)
     assert ivf_neighbours(FEATURES, 30, sample=10**6).recall == pytest.approx(share, abs=1e-4)
-    similarity = (FEATURES[:, None] * FEATURES[found.neighbours[:, 1:]]).sum(-1)
+    similarity = (FEATURES[:, None] * FEATURES[got.neighbours[:, 1:]]).sum(-1)
     assert (similarity.diff(dim=1) <= 1e-6).all()
 
 
@@ -53,20 +53,20 @@ def test_recall_says_when_too_few_lists_are_probed() -> None:
 def test_rows_whose_lists_are_too_short_are_searched_exactly() -> None:
     # A list a row: one probe finds the row alone.
     features = FEATURES[:60]
-    found = ivf_neighbours(features, 12, lists=60, probes=1)
-    assert found.neighbours.min() >= 0
-    assert found.neighbours.max() < 60
-    assert found.recall > 0.5
-    assert all(len(set(row)) == 12 for row in found.neighbours.tolist())
+    got = ivf_neighbours(features, 12, lists=60, probes=1)
+    assert got.neighbours.min() >= 0
+    assert got.neighbours.max() < 60
+    assert got.recall > 0.5
+    assert all(len(set(row)) == 12 for row in got.neighbours.tolist())
 
 
 @needs_faiss
 def test_equal_rows_are_neighbours_by_lowest_index_and_count_as_found() -> None:
     features = torch.nn.functional.normalize(torch.eye(4).repeat_interleave(40, 0))
-    found = ivf_neighbours(features, 6, lists=4)
-    assert found.recall == 1
-    assert found.neighbours[0].tolist() == [0, 1, 2, 3, 4, 5]
-    for row, neighbours in enumerate(found.neighbours.tolist()):
+    got = ivf_neighbours(features, 6, lists=4)
+    assert got.recall == 1
+    assert got.neighbours[0].tolist() == [0, 1, 2, 3, 4, 5]
+    for row, neighbours in enumerate(got.neighbours.tolist()):
         assert neighbours[0] == row
         assert neighbours[1:] == sorted(neighbours[1:])
         assert {r // 40 for r in neighbours} == {row // 40}
@@ -76,17 +76,17 @@ def test_equal_rows_are_neighbours_by_lowest_index_and_count_as_found() -> None:
 def test_the_same_rows_give_the_same_neighbours_at_any_number_of_threads() -> None:
     before = torch.get_num_threads()
     try:
-        found = []
+        got = []
         for threads in (1, 3, 1):
             torch.set_num_threads(threads)
             outside = faiss.omp_get_max_threads()
-            found.append(ivf_neighbours(FEATURES[:1000], 10, probes=2))
+            got.append(ivf_neighbours(FEATURES[:1000], 10, probes=2))
             assert faiss.omp_get_max_threads() == outside
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found[0].neighbours, found[1].neighbours)
-    assert torch.equal(found[0].neighbours, found[2].neighbours)
-    assert found[0].recall == found[1].recall == found[2].recall
+    assert torch.equal(got[0].neighbours, got[1].neighbours)
+    assert torch.equal(got[0].neighbours, got[2].neighbours)
+    assert got[0].recall == got[1].recall == got[2].recall
 
 
 @needs_faiss
@@ -94,10 +94,10 @@ def test_the_same_rows_give_the_same_neighbours_at_any_number_of_threads() -> No
     ("n", "k", "width"), [(0, 5, 0), (1, 5, 1), (2, 5, 2), (7, 1, 1), (7, 30, 7)]
 )
 def test_few_rows_have_short_lists(n: int, k: int, width: int) -> None:
-    found = ivf_neighbours(FEATURES[:n].double(), k)
-    assert found.neighbours.shape == (n, width)
-    assert found.recall == 1
-    assert torch.equal(found.neighbours, nearest_neighbours(FEATURES[:n], k))
+    got = ivf_neighbours(FEATURES[:n].double(), k)
+    assert got.neighbours.shape == (n, width)
+    assert got.recall == 1
+    assert torch.equal(got.neighbours, nearest_neighbours(FEATURES[:n], k))
 
 
 @needs_faiss

@@ -21,11 +21,11 @@ def test_graph_equals_the_dense_distance(name: str, k1: int, k2: int) -> None:
     features = feature_set(name)
     graph = jaccard_graph(torch.from_numpy(features), k1, k2, max_distance=0.62)
     expected = reference_jaccard(features, k1, k2)
-    found = dense_distances(graph)
+    got = dense_distances(graph)
     near = expected <= 0.62
     np.fill_diagonal(expected, 0)
-    assert np.allclose(found[near], expected[near], atol=1e-12)
-    assert (found[~near] == 1).all()
+    assert np.allclose(got[near], expected[near], atol=1e-12)
+    assert (got[~near] == 1).all()
     assert graph.distances.dtype == torch.float64
     assert graph.indptr.dtype == torch.int64
 
@@ -45,9 +45,9 @@ def test_graph_is_symmetric_sorted_and_without_loops() -> None:
 
 def test_float32_graph_is_the_float64_graph_to_rounding() -> None:
     features = torch.from_numpy(FEATURE_SETS["clustered"])
-    exact, found = jaccard_graph(features), jaccard_graph(features.float())
-    assert torch.equal(exact.indices, found.indices)
-    assert torch.allclose(exact.distances, found.distances.double(), atol=1e-5)
+    exact, got = jaccard_graph(features), jaccard_graph(features.float())
+    assert torch.equal(exact.indices, got.indices)
+    assert torch.allclose(exact.distances, got.distances.double(), atol=1e-5)
 
 
 def test_float32_distances_are_within_rounding_of_the_reference() -> None:
@@ -65,11 +65,11 @@ def test_given_lists_are_used_as_they_are() -> None:
     features = clustered_rows(6, 900, 48, 0.35, 30)
     neighbours = nearest_neighbours(features, 30)
     expected = jaccard_graph(features)
-    found = jaccard_graph(features, neighbours=neighbours)
-    assert all(torch.equal(a, b) for a, b in zip(found[:3], expected[:3], strict=True))
+    got = jaccard_graph(features, neighbours=neighbours)
+    assert all(torch.equal(a, b) for a, b in zip(got[:3], expected[:3], strict=True))
     shifted = (torch.arange(900)[:, None] + torch.arange(30)) % 900
-    found = jaccard_graph(features, neighbours=shifted)
-    assert not torch.equal(found.indptr, expected.indptr)
+    got = jaccard_graph(features, neighbours=shifted)
+    assert not torch.equal(got.indptr, expected.indptr)
 
 
 def test_empty_features_give_an_empty_graph() -> None:

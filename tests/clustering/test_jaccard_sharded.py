@@ -104,13 +104,13 @@ def check(
     with pytest.MonkeyPatch.context() as patch:
         set_up(patch, **settings)
         lists, graph, labels, threshold = labels_of(features, World(), k1, k2)
-    found = pool.run(labels_on_rank, size, features, k1, k2, settings)
-    parts = list(zip(*(arrays for arrays, _ in found), strict=True))
+    got = pool.run(labels_on_rank, size, features, k1, k2, settings)
+    parts = list(zip(*(arrays for arrays, _ in got), strict=True))
     assert np.array_equal(np.concatenate(parts[0]), lists)
     assert np.array_equal(np.concatenate([np.diff(p) for p in parts[1]]), graph.indptr.diff())
     assert np.array_equal(np.concatenate(parts[2]), graph.indices)
     assert np.concatenate(parts[3]).tobytes() == graph.distances.numpy().tobytes()
-    for rank_labels, (_, rank_threshold) in zip(parts[4], found, strict=True):
+    for rank_labels, (_, rank_threshold) in zip(parts[4], got, strict=True):
         assert np.array_equal(rank_labels, labels)
         assert rank_threshold == threshold
 

@@ -42,7 +42,7 @@ def test_compiled_and_pytorch_graphs_are_bit_equal(
         compiled.append(jaccard_graph(features, k1, k2, 0.7, neighbours=neighbours))
     monkeypatch.setattr(native, "extension", lambda: None)
     plain = jaccard_graph(features, k1, k2, 0.7, neighbours=neighbours)
-    assert all(same(found, plain) for found in compiled)
+    assert all(same(got, plain) for got in compiled)
 
 
 @needs_extension

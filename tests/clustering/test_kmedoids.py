@@ -62,14 +62,14 @@ def clusters_of(rng: np.random.Generator, sizes: list[int], n: int) -> tuple[Ten
     return indptr, torch.from_numpy(rng.integers(0, n, sum(sizes)))
 
 
-def assert_equal(found: Groupings, expected: Groupings) -> None:
+def assert_equal(got: Groupings, expected: Groupings) -> None:
     for name in ("k", "medoids", "labels"):
-        assert getattr(found, name).dtype == torch.int64
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        assert getattr(got, name).dtype == torch.int64
+        assert torch.equal(getattr(got, name), getattr(expected, name)), name
     for name in ("similarity", "scores", "totals"):
-        assert getattr(found, name).dtype == torch.float64
+        assert getattr(got, name).dtype == torch.float64
         torch.testing.assert_close(
-            getattr(found, name), getattr(expected, name), rtol=1e-12, atol=1e-12
+            getattr(got, name), getattr(expected, name), rtol=1e-12, atol=1e-12
         )
 
 
@@ -77,11 +77,11 @@ def assert_as_the_reference(
     features: np.ndarray, indptr: Tensor, members: Tensor, k_max: list[int], k_min: int
 ) -> Groupings:
     """Every k of every cluster, step by step."""
-    found = kmedoids_many(
+    got = kmedoids_many(
         torch.from_numpy(features), indptr, members, torch.tensor(k_max, dtype=torch.int64), k_min
     )
-    scores, totals = found.scores.tolist(), found.totals.tolist()
-    medoids = found.medoids.split(found.k.tolist())
+    scores, totals = got.scores.tolist(), got.totals.tolist()
+    medoids = got.medoids.split(got.k.tolist())
     for c, most in enumerate(k_max):
         rows = members[indptr[c] : indptr[c + 1]].numpy()
         s = features[rows] @ features[rows].T
@@ -96,13 +96,13 @@ def assert_as_the_reference(
                 best, best_score = (k, chosen, places), score
         assert best is not None
         k, chosen, places = best
-        assert int(found.k[c]) == k
+        assert int(got.k[c]) == k
         assert medoids[c].tolist() == rows[chosen].tolist()
-        assert found.labels[indptr[c] : indptr[c + 1]].tolist() == places
+        assert got.labels[indptr[c] : indptr[c + 1]].tolist() == places
         own = s[np.array(chosen)[places], np.arange(len(rows))]
-        assert np.array_equal(found.similarity[indptr[c] : indptr[c + 1]].numpy(), own)
+        assert np.array_equal(got.similarity[indptr[c] : indptr[c + 1]].numpy(), own)
     assert not scores and not totals
-    return found
+    return got
 
 
 SMALL_CLUSTERS = {
@@ -196,13 +196,13 @@ def test_sizes_around_whole_lanes(size: int) -> None:
 @pytest.mark.usefixtures("_engine")
 def test_as_many_medoids_as_images_even_when_all_are_one_image() -> None:
     features = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    found = kmedoids_many(
+    got = kmedoids_many(
         features, torch.tensor([0, 3, 5]), torch.tensor([0, 0, 0, 1, 0]), torch.tensor([3, 2])
     )
-    assert found.k.tolist() == [2, 2]
-    assert found.medoids.tolist() == [0, 0, 1, 0]
-    assert found.labels.tolist() == [0, 1, 0, 0, 1]
-    assert found.scores.tolist() == pytest.approx([0.0, 0.0, 0.8], abs=1e-6)
+    assert got.k.tolist() == [2, 2]
+    assert got.medoids.tolist() == [0, 0, 1, 0]
+    assert got.labels.tolist() == [0, 1, 0, 0, 1]
+    assert got.scores.tolist() == pytest.approx([0.0, 0.0, 0.8], abs=1e-6)
 
 
 @pytest.mark.usefixtures("_engine")
@@ -253,13 +253,13 @@ def test_any_floating_rows(form: str) -> None:
 @pytest.mark.usefixtures("_engine")
 @pytest.mark.parametrize("rows", [0, 5])
 def test_no_clusters_at_all(rows: int) -> None:
-    found = kmedoids_many(
+    got = kmedoids_many(
         torch.zeros(rows, 4),
         torch.zeros(1, dtype=torch.int64),
         torch.zeros(0, dtype=torch.int64),
         2,
     )
-    assert all(len(x) == 0 for x in found)
+    assert all(len(x) == 0 for x in got)
 
 
 @pytest.mark.usefixtures("_engine")
@@ -268,12 +268,12 @@ def test_one_cluster_of_many_is_what_one_alone_gives() -> None:
     features = torch.from_numpy(cloud(rng, 90, 6))
     indptr, members = clusters_of(rng, [40, 50], 90)
     for k in (1, 2, 5, 8):
-        found = kmedoids_many(features, indptr, members, k, k)
+        got = kmedoids_many(features, indptr, members, k, k)
         for c in (0, 1):
             rows = members[indptr[c] : indptr[c + 1]]
             alone = kmedoids(features[rows] @ features[rows].T, k)
-            assert torch.equal(found.medoids[c * k : (c + 1) * k], rows[alone.medoids])
-            assert torch.equal(found.labels[indptr[c] : indptr[c + 1]], alone.labels)
+            assert torch.equal(got.medoids[c * k : (c + 1) * k], rows[alone.medoids])
+            assert torch.equal(got.labels[indptr[c] : indptr[c + 1]], alone.labels)
 
 
 @pytest.mark.usefixtures("_engine")
@@ -284,9 +284,9 @@ def test_swap_starts_from_given_medoids() -> None:
         patch.setattr(native, "extension", lambda: None)
         expected = [kmedoids(similarity, 4, start) for start in ([3, 1, 2, 0], [39, 11, 20, 5])]
     for start, reference in zip(([3, 1, 2, 0], (39, 11, 20, 5)), expected, strict=True):
-        found = kmedoids(similarity, 4, start)
-        assert found.medoids.tolist() == reference.medoids.tolist()
-        assert found.labels.tolist() == reference.labels.tolist()
+        got = kmedoids(similarity, 4, start)
+        assert got.medoids.tolist() == reference.medoids.tolist()
+        assert got.labels.tolist() == reference.labels.tolist()
     best = kmedoids(similarity, 4).medoids.tolist()
     assert kmedoids(similarity, 4, best).medoids.tolist() == best
 
@@ -318,10 +318,10 @@ def test_losses_are_no_greater_than_those_of_faster_pam() -> None:
         features = torch.from_numpy(
             cloud(rng, m, int(rng.integers(1, 12)), noise=float(rng.uniform(0.2, 1.0)))
         )
-        found = kmedoids_many(features, torch.tensor([0, m]), torch.arange(m), k, k)
+        got = kmedoids_many(features, torch.tensor([0, m]), torch.arange(m), k, k)
         distances = (1 - features @ features.T).numpy()
         losses = [faster.fasterpam(distances, k, random_state=seed).loss for seed in range(5)]
-        ours.append(m - float(found.totals[0]))
+        ours.append(m - float(got.totals[0]))
         theirs.append(float(np.mean(losses)))
         assert ours[-1] <= max(losses) * 1.05 + 1e-9
     assert np.mean(ours) <= np.mean(theirs)
@@ -398,9 +398,9 @@ def test_exchanges_end_where_sums_are_large(
     if not extension:
         monkeypatch.setattr(native, "extension", lambda: None)
     points = torch.randn(100, 3, generator=torch.Generator().manual_seed(2)).repeat(2, 1)
-    found = kmedoids(-torch.cdist(points, points) * scale, 5)
-    assert len(set(found.medoids.tolist())) == 5
-    assert found.labels[found.medoids].tolist() == [0, 1, 2, 3, 4]
+    got = kmedoids(-torch.cdist(points, points) * scale, 5)
+    assert len(set(got.medoids.tolist())) == 5
+    assert got.labels[got.medoids].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_start_is_whole_numbers() -> None:

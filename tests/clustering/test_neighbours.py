@@ -46,8 +46,8 @@ def exact_neighbours(features: torch.Tensor, k: int) -> np.ndarray:
 @pytest.mark.parametrize("k", [1, 6, 30])
 def test_neighbours_equal_a_stable_sort_with_the_image_itself_first(name: str, k: int) -> None:
     features = feature_set(name)
-    found = nearest_neighbours(torch.from_numpy(features), k)
-    assert np.array_equal(found.numpy(), reference_neighbours(features, k))
+    got = nearest_neighbours(torch.from_numpy(features), k)
+    assert np.array_equal(got.numpy(), reference_neighbours(features, k))
 
 
 def test_neighbours_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,8 +87,8 @@ def check_lists(seed: int, n: int, dim: int, k: int, kind: str, low: bool) -> No
         features = sign_rows(seed, n, 16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(neighbours, "has_bf16_units", lambda: low)
-        found = nearest_neighbours(features, k)
-    assert np.array_equal(found.numpy(), exact_neighbours(features, min(k, n)))
+        got = nearest_neighbours(features, k)
+    assert np.array_equal(got.numpy(), exact_neighbours(features, min(k, n)))
 
 
 @needs_extension
@@ -121,9 +121,9 @@ def test_nearly_equal_rows_are_searched_exactly(product: str, spread: float) -> 
 def test_many_equal_rows_go_by_their_index(product: str) -> None:
     features = clustered_rows(2, 1000, 96)
     features[200:900] = features[100].clone()
-    found = nearest_neighbours(features, 30)
-    assert np.array_equal(found.numpy(), reference_neighbours(features.double().numpy(), 30))
-    assert found[500].tolist() == [500, 100, *range(200, 228)]
+    got = nearest_neighbours(features, 30)
+    assert np.array_equal(got.numpy(), reference_neighbours(features.double().numpy(), 30))
+    assert got[500].tolist() == [500, 100, *range(200, 228)]
 
 
 @needs_extension

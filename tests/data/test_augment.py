@@ -88,8 +88,8 @@ def test_rotation_equals_torchvision() -> None:
         for i, d in zip(images, degrees, strict=True)
     ]
     # At 90 degrees a border pixel lies half outside by rounding alone; hence not the border.
-    found, wanted = (x[..., 1:-1, 1:-1] for x in (rotate(images, degrees), torch.stack(expected)))
-    assert torch.allclose(found, wanted, atol=0.02)
+    got, wanted = (x[..., 1:-1, 1:-1] for x in (rotate(images, degrees), torch.stack(expected)))
+    assert torch.allclose(got, wanted, atol=0.02)
 
 
 def test_normalize_equals_torchvision() -> None:
@@ -104,8 +104,8 @@ def test_jitter_equals_torchvision() -> None:
     for image, b, c, s in zip(images.float() / 255, *factors.tolist(), strict=True):
         changed = tv.adjust_contrast(tv.adjust_brightness(image, b), c)
         expected.append(tv.adjust_saturation(changed, s))
-    found = jitter(images.float(), *factors) / 255
-    assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+    got = jitter(images.float(), *factors) / 255
+    assert torch.allclose(got, torch.stack(expected), atol=1e-5)
 
 
 def test_erase_equals_torchvision() -> None:
@@ -235,13 +235,13 @@ def test_parts_of_a_batch_are_augmented_as_the_whole(config: ImageConfig, styled
             slice(start, start + -(-9 // size))
             for start in range(0, 9 + 3 * (size == 4), -(-9 // size))
         ]
-        found = []
+        got = []
         for part in parts:
             augment = Augment(config, 3, style)
-            found.append(augment.apply(images[part], augment.draw(9, 32, 16, rows).part(part)))
+            got.append(augment.apply(images[part], augment.draw(9, 32, 16, rows).part(part)))
             assert torch.equal(augment.generator.get_state(), whole.generator.get_state())
-        assert torch.allclose(torch.cat(found), expected, atol=1e-5)
-    assert found[-1].shape == (0, 3, 32, 16)
+        assert torch.allclose(torch.cat(got), expected, atol=1e-5)
+    assert got[-1].shape == (0, 3, 32, 16)
 
 
 def test_draws_of_another_set_have_no_style() -> None:

@@ -288,10 +288,10 @@ def at_once(world: World, paths: list[Path], kept: Path) -> tuple[int, torch.Ten
 
 
 def test_one_of_several_processes_decodes(pool: Pool, photos: list[Path], kept: Path) -> None:
-    found = pool.run(at_once, 3, photos, kept)
-    assert sum(count for count, _ in found) == 7 and len(held(kept)) == 1
+    got = pool.run(at_once, 3, photos, kept)
+    assert sum(count for count, _ in got) == 7 and len(held(kept)) == 1
     expected = decode_at(photos, *SIZE).read(torch.arange(6))
-    assert all(torch.equal(images, expected) for _, images in found)
+    assert all(torch.equal(images, expected) for _, images in got)
 
 
 def together(
@@ -309,10 +309,10 @@ def together(
 def test_ranks_map_the_file_that_one_of_them_decodes(
     pool: Pool, photos: list[Path], kept: Path, tmp_path: Path, size: int, keep: bool
 ) -> None:
-    found = pool.run(together, size, photos, kept if keep else None, tmp_path / "spare")
-    assert sum(count for count, _ in found) == 7
+    got = pool.run(together, size, photos, kept if keep else None, tmp_path / "spare")
+    assert sum(count for count, _ in got) == 7
     single = decode_at(photos, *SIZE)
-    assert all(same(store, single) for _, store in found)
+    assert all(same(store, single) for _, store in got)
     assert len(held(kept)) == keep and list((tmp_path / "spare").glob("*")) == []
 
 

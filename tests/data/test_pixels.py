@@ -139,7 +139,7 @@ def test_an_empty_list_is_an_empty_store() -> None:
 
 
 def test_a_height_and_a_width_are_enough(photos: list[Path]) -> None:
-    found = decode(photos, 64, 32)
-    assert torch.equal(found.pixels, decode(photos, PixelSettings(64, 32)).pixels)
+    got = decode(photos, 64, 32)
+    assert torch.equal(got.pixels, decode(photos, PixelSettings(64, 32)).pixels)
     with pytest.raises(TypeError, match="width: got None"):
         decode(photos, 64)

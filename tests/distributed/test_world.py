@@ -27,10 +27,10 @@ def moved(world: World, n: int, dtype: torch.dtype) -> None:
     for where, rows in world.broadcast_each(own, n):
         assert torch.equal(rows, whole[where])
     if n:
-        wanted = torch.randint(
+        expected = torch.randint(
             n, (5 * world.rank,), generator=torch.Generator().manual_seed(world.rank)
         )
-        assert torch.equal(world.fetch_rows(own, wanted, n), whole[wanted])
+        assert torch.equal(world.fetch_rows(own, expected, n), whole[expected])
         assert (world.owner_ranks(torch.arange(n), n)[world.local_slice(n)] == world.rank).all()
 
 

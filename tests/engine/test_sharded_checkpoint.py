@@ -34,14 +34,14 @@ def save(world: World, run: str, times: int) -> None:
 
 
 def load(world: World, run: str) -> None:
-    found = load_shards(Path(run), world)
+    got = load_shards(Path(run), world)
     assert (
-        found["epoch"] == 3
-        and torch.equal(found["model"]["w"], torch.ones(2))
-        and found["method"]["none"] is None
+        got["epoch"] == 3
+        and torch.equal(got["model"]["w"], torch.ones(2))
+        and got["method"]["none"] is None
     )
     for name, x in WHOLE.items():
-        value: Tensor | Sharded = found["method"]["memory"][name]
+        value: Tensor | Sharded = got["method"]["memory"][name]
         rows = value.rows if isinstance(value, Sharded) else value
         assert torch.equal(rows, x[world.local_slice(len(x))]) and rows.dtype == x.dtype
         assert world.size == 1 or (isinstance(value, Sharded) and value.n == len(x))

@@ -32,11 +32,11 @@ def test_a_batch_with_styles_is_augmented_as_on_the_cpu(kind: str) -> None:
             ColourStyle(records, store) if kind == "colour" else FourierStyle(records, store, 0.05)
         )
     rows = torch.randperm(60)[:32]
-    found = []
+    got = []
     for device in ("cpu", "cuda"):
         augment = Augment(recipe("market1501", method="nnct").image, 3, style)
-        found.append(augment(store.read(rows).to(device), rows).cpu())
-    assert torch.allclose(found[0], found[1], atol=2e-3)
+        got.append(augment(store.read(rows).to(device), rows).cpu())
+    assert torch.allclose(got[0], got[1], atol=2e-3)
 
 
 def test_augmentation_equals_that_of_the_cpu() -> None:
@@ -44,7 +44,7 @@ def test_augmentation_equals_that_of_the_cpu() -> None:
     here, there = Augment(config, seed=3), Augment(config, seed=3)
     for _ in range(4):
         pixels = torch.randint(256, (16, 3, 64, 32), dtype=torch.uint8)
-        expected, found = here(pixels), there(pixels.to("cuda"))
-        assert found.device.type == "cuda"
-        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-4)
+        expected, got = here(pixels), there(pixels.to("cuda"))
+        assert got.device.type == "cuda"
+        torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=1e-4)
     assert torch.equal(here.generator.get_state(), there.generator.get_state())

@@ -26,9 +26,9 @@ def test_grouped_batchnorm_equals_that_of_the_cpu() -> None:
     other.load_state_dict({**model.state_dict(), **_fresh_statistics(model)})
     other.to(DEVICE)
     torch.testing.assert_close(other(images.to(DEVICE)).cpu(), expected, rtol=0, atol=1e-8)
-    found = other.state_dict()
+    got = other.state_dict()
     for name, values in running.items():
-        torch.testing.assert_close(found[name].cpu(), values, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(got[name].cpu(), values, rtol=1e-8, atol=1e-10)
 
 
 def _fresh_statistics(model: torch.nn.Module) -> dict[str, Tensor]:

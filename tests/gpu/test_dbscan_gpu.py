@@ -63,9 +63,9 @@ def signs(n: int, seed: int = 0) -> Tensor:
 def test_labels_equal_those_of_the_cpu(dtype: torch.dtype, min_samples: int) -> None:
     graph = jaccard(dtype)
     expected = dbscan(graph, EPS, min_samples)
-    found = dbscan(on_gpu(graph), EPS, min_samples)
-    assert found.is_cuda
-    assert torch.equal(found.cpu(), expected)
+    got = dbscan(on_gpu(graph), EPS, min_samples)
+    assert got.is_cuda
+    assert torch.equal(got.cpu(), expected)
 
 
 def test_a_long_chain_is_one_cluster() -> None:
@@ -83,9 +83,9 @@ def test_a_long_chain_is_one_cluster() -> None:
 def test_self_paced_labels_equal_those_of_the_cpu() -> None:
     graph = jaccard(torch.float32)
     labels, threshold = self_paced_labels(graph)
-    found, other = self_paced_labels(on_gpu(graph))
-    assert found.is_cuda
-    assert torch.equal(found.cpu(), labels)
+    got, other = self_paced_labels(on_gpu(graph))
+    assert got.is_cuda
+    assert torch.equal(got.cpu(), labels)
     assert other == threshold
     assert int(labels.max()) > 10
 
@@ -102,8 +102,8 @@ def test_a_malformed_graph_on_cuda_is_refused() -> None:
 
 def test_radius_graph_and_cosine_labels_equal_those_of_the_cpu() -> None:
     rows = signs(3000)
-    expected, found = radius_graph(rows, 0.3), radius_graph(rows.cuda(), 0.3)
-    assert all(torch.equal(a, b.cpu()) for a, b in zip(expected[:3], found[:3], strict=True))
+    expected, got = radius_graph(rows, 0.3), radius_graph(rows.cuda(), 0.3)
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(expected[:3], got[:3], strict=True))
     labels = cosine_dbscan(rows.cuda(), (0.06, 0.2, 0.3), 4)
     assert labels.is_cuda
     assert torch.equal(labels.cpu(), cosine_dbscan(rows, (0.06, 0.2, 0.3), 4))
@@ -141,14 +141,14 @@ def test_cuml_does_not_change_the_rows() -> None:
 @needs_cuvs
 def test_approximate_neighbours_on_cuda_have_the_reported_recall() -> None:
     rows = torch.from_numpy(clustered_features(5000, 250)).float().cuda()
-    found, exact = ivf_neighbours(rows, 30), nearest_neighbours(rows, 30)
-    assert found.neighbours.is_cuda
-    assert found.recall >= 0.98
+    got, exact = ivf_neighbours(rows, 30), nearest_neighbours(rows, 30)
+    assert got.neighbours.is_cuda
+    assert got.recall >= 0.98
     recall = np.mean(
         [
             np.isin(a, b).mean()
-            for a, b in zip(exact[:, 1:].cpu(), found.neighbours[:, 1:].cpu(), strict=True)
+            for a, b in zip(exact[:, 1:].cpu(), got.neighbours[:, 1:].cpu(), strict=True)
         ]
     )
-    assert found.recall == pytest.approx(recall, abs=0.01)
-    assert torch.equal(found.neighbours, ivf_neighbours(rows, 30).neighbours)
+    assert got.recall == pytest.approx(recall, abs=0.01)
+    assert torch.equal(got.neighbours, ivf_neighbours(rows, 30).neighbours)

@@ -48,8 +48,8 @@ def test_graph_and_labels_equal_those_of_the_cpu(
     # Whole numbers are summed: only the rounding of single weights may differ, because it follows
     # each device's exponential.
     torch.testing.assert_close(here.distances, there.distances.cpu(), rtol=0, atol=1e-7)
-    found, found_threshold = self_paced_labels(there)
-    assert torch.equal(labels, found.cpu())
+    got, found_threshold = self_paced_labels(there)
+    assert torch.equal(labels, got.cpu())
     assert threshold == pytest.approx(found_threshold, abs=1e-12)
 
 
@@ -60,9 +60,9 @@ def test_rows_whose_partners_overflow_the_table_are_counted(
     expected = jaccard_graph(features)
     monkeypatch.setattr(jaccard_cuda, "_SLOTS", 512)
     monkeypatch.setattr(jaccard_cuda, "_PAIRS_PER_ROW", 1)
-    found = jaccard_graph(features.to(DEVICE))
-    assert torch.equal(expected.indices, found.indices.cpu())
-    torch.testing.assert_close(expected.distances, found.distances.cpu(), rtol=0, atol=1e-7)
+    got = jaccard_graph(features.to(DEVICE))
+    assert torch.equal(expected.indices, got.indices.cpu())
+    torch.testing.assert_close(expected.distances, got.distances.cpu(), rtol=0, atol=1e-7)
 
 
 def test_features_that_are_not_finite_are_named_on_cuda() -> None:

@@ -79,7 +79,7 @@ def test_topk_equals_the_reference_where_products_are_exact(
     bank[n // 2] = bank[-1] = bank[3]
     own = torch.randint(-1, n, (batch,))
     exact = similarity_topk_reference(query.float(), bank.float(), k, normalize=False, exclude=own)
-    found = similarity_topk(
+    got = similarity_topk(
         query.to(DEVICE),
         bank.to(DEVICE),
         k,
@@ -87,8 +87,8 @@ def test_topk_equals_the_reference_where_products_are_exact(
         exclude=own.to(DEVICE),
         precision=precision,
     )
-    assert torch.equal(found[0].cpu(), exact[0])
-    assert torch.equal(found[1].cpu(), exact[1])
+    assert torch.equal(got[0].cpu(), exact[0])
+    assert torch.equal(got[1].cpu(), exact[1])
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -115,8 +115,8 @@ def test_topk_finds_the_most_similar_of_real_rows(
 def test_topk_candidates_at_low_precision_miss_little(precision: str) -> None:
     bank, query = unit_rows(30_000, 256), unit_rows(200, 256, seed=1)
     _, exact = similarity_topk_reference(query.double(), bank.double(), 50)
-    _, found = similarity_topk(query.to(DEVICE), bank.to(DEVICE), 50, precision=precision)
-    shared = sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), exact.tolist(), strict=True))
+    _, got = similarity_topk(query.to(DEVICE), bank.to(DEVICE), 50, precision=precision)
+    shared = sum(len(set(a) & set(b)) for a, b in zip(got.tolist(), exact.tolist(), strict=True))
     assert shared >= 0.98 * exact.numel()
 
 
@@ -176,14 +176,14 @@ def test_contrast_loss_is_as_good_as_plain_pytorch(
     targets[3] = -1
     on = [None if x is None else x.to(DEVICE) for x in (features, bank, targets, classes)]
     for precision in PRECISIONS if dtype == torch.float32 else ("auto",):
-        found = with_gradient(bank_contrast_loss, *on[:3], 0.05, classes=on[3], precision=precision)
+        got = with_gradient(bank_contrast_loss, *on[:3], 0.05, classes=on[3], precision=precision)
         seen = [x.bfloat16() if precision == "bf16" else x for x in on[:2]]
         eager = with_gradient(bank_contrast_loss_reference, *seen, on[2], 0.05, classes=on[3])
         exact = with_gradient(
             bank_contrast_loss_reference, *(x.double() for x in on[:2]), on[2], 0.05, classes=on[3]
         )
         tiny = 1e-5 if precision == "ieee" else 1e-2
-        for a, b, c in zip(found, eager, exact, strict=True):
+        for a, b, c in zip(got, eager, exact, strict=True):
             assert_as_good_as_eager(a, b, c, tiny)
 
 
@@ -197,12 +197,12 @@ def test_partial_results_are_as_good_as_plain_pytorch(dtype: torch.dtype, instan
     classes = (torch.arange(3000, device=DEVICE) % 700 - 1) if instances else None
     targets = torch.arange(64, device=DEVICE) % 50
     targets[::3] = -1
-    found = partial_contrast(features, bank, targets, 0.05, classes=classes)
+    got = partial_contrast(features, bank, targets, 0.05, classes=classes)
     eager = partial_contrast_reference(features, bank, targets, 0.05, classes=classes)
     exact = partial_contrast_reference(
         features.double(), bank.double(), targets, 0.05, classes=classes
     )
-    for part in zip(found, eager, exact, strict=True):
+    for part in zip(got, eager, exact, strict=True):
         assert_as_good_as_eager(*part, 1e-5 if dtype == torch.float32 else 1e-2)
     empty = partial_contrast(features, bank[:0], torch.full_like(targets, -1), 0.05)
     assert bool((empty.log_sum_exp == -torch.inf).all()) and not any(
@@ -252,8 +252,8 @@ def test_targets_that_do_not_exist_read_nothing() -> None:
 def test_class_means_equal_those_of_the_cpu(dtype: torch.dtype) -> None:
     bank, classes = unit_rows(3000, 130, dtype), torch.randint(-1, 40, (3000,))
     classes[classes == 7] = 8
-    found = class_means(bank.to(DEVICE), classes.to(DEVICE), 45)
-    torch.testing.assert_close(found.cpu(), class_means(bank, classes, 45))
+    got = class_means(bank.to(DEVICE), classes.to(DEVICE), 45)
+    torch.testing.assert_close(got.cpu(), class_means(bank, classes, 45))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -268,9 +268,9 @@ def test_update_applies_the_batch_in_order(
         torch.randint(-1, n, (batch,)),
     )
     expected = update_bank_reference(bank, features, targets, momentum)
-    found = update_bank_(bank.to(DEVICE), features.to(DEVICE), targets.to(DEVICE), momentum)
+    got = update_bank_(bank.to(DEVICE), features.to(DEVICE), targets.to(DEVICE), momentum)
     tolerance = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -282,28 +282,28 @@ def test_multilabel_loss_is_as_good_as_plain_pytorch(
     positives = positives_of(batch, n)
     on = tuple(x.to(DEVICE) for x in positives)
     for precision in PRECISIONS if dtype == torch.float32 else ("auto",):
-        found = with_gradient(
+        got = with_gradient(
             multilabel_bank_loss, features.to(DEVICE), bank.to(DEVICE), on, precision=precision
         )
         exact = with_gradient(
             multilabel_bank_loss_reference, features.double(), bank.double(), positives
         )
         eager = with_gradient(multilabel_bank_loss_reference, features, bank, positives)
-        for a, b, c in zip(found, eager, exact, strict=True):
+        for a, b, c in zip(got, eager, exact, strict=True):
             assert_as_good_as_eager(a.cpu(), b, c, 1e-5 if precision == "ieee" else 1e-2)
 
 
 def test_multilabel_loss_shares_the_last_places_between_ties() -> None:
     bank, features = on_grid(2000, 16), on_grid(9, 16, seed=1)
     positives = positives_of(9, 2000)
-    found = with_gradient(
+    got = with_gradient(
         multilabel_bank_loss,
         features.to(DEVICE),
         bank.to(DEVICE),
         tuple(x.to(DEVICE) for x in positives),
     )
     expected = with_gradient(multilabel_bank_loss, features, bank, positives)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-5)
 
 
@@ -312,10 +312,10 @@ def test_label_prediction_equals_that_of_the_cpu(dtype: torch.dtype) -> None:
     bank = on_grid(1500, 24).to(dtype) / 2
     bank[::50] = 0
     rows = torch.arange(0, 1500, 37)
-    found = label_prediction(bank.to(DEVICE), rows.to(DEVICE), threshold=0.6)
+    got = label_prediction(bank.to(DEVICE), rows.to(DEVICE), threshold=0.6)
     expected = label_prediction(bank, rows, threshold=0.6)
     assert len(expected[1]) > len(rows)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(got, expected, strict=True):
         assert torch.equal(a.cpu(), b)
 
 
@@ -363,8 +363,6 @@ def test_training_step_compiles_as_one_graph() -> None:
         bank, targets = unit_rows(n, 64).to(DEVICE), torch.arange(32, device=DEVICE)
         torch._dynamo.mark_dynamic(bank, 0)
         features = unit_rows(32, 64, seed=1).to(DEVICE) * 2
-        found, expected = (
-            with_gradient(call, features, bank, targets) for call in (compiled, step)
-        )
-        for a, b in zip(found, expected, strict=True):
+        got, expected = (with_gradient(call, features, bank, targets) for call in (compiled, step))
+        for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

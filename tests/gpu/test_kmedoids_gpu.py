@@ -43,11 +43,11 @@ def test_groupings_equal_those_of_the_cpu(
     expected = kmedoids_many(features, indptr, members, k_max, 1)
     if not extension:
         monkeypatch.setattr(native, "extension", lambda: None)
-    found = kmedoids_many(
+    got = kmedoids_many(
         features.to(DEVICE), indptr.to(DEVICE), members.to(DEVICE), k_max.to(DEVICE), 1
     )
     for name in expected._fields:
-        a, b = getattr(expected, name), getattr(found, name)
+        a, b = getattr(expected, name), getattr(got, name)
         assert b.device.type == "cpu"
         torch.testing.assert_close(b, a, rtol=0, atol=1e-9 if a.is_floating_point() else 0)
 
@@ -72,9 +72,9 @@ def test_clusters_that_are_too_large_for_the_device_are_grouped_on_the_cpu(
     indptr, members = rows_of([60, 20], 80)
     expected = kmedoids_many(features.to(DEVICE), indptr, members, 4)
     monkeypatch.setattr(module, "kmedoids_cuda_max_points", lambda k: 30)
-    found = kmedoids_many(features.to(DEVICE), indptr, members, 4)
-    assert torch.equal(expected.labels, found.labels)
-    assert torch.equal(expected.medoids, found.medoids)
+    got = kmedoids_many(features.to(DEVICE), indptr, members, 4)
+    assert torch.equal(expected.labels, got.labels)
+    assert torch.equal(expected.medoids, got.medoids)
 
 
 def test_a_row_that_is_not_finite_is_named_on_the_device() -> None:
@@ -91,11 +91,11 @@ def test_the_same_splits_are_proposed_as_on_the_cpu(rule: str) -> None:
 
     features = on_grid(900, 20)
     labels = torch.from_numpy(np.random.default_rng(1).integers(-1, 12, 900))
-    expected, found = (
+    expected, got = (
         propose_splits(features, labels, rule),
         propose_splits(features.to(DEVICE), labels.to(DEVICE), rule),
     )
-    assert len(expected) == len(found) > 0
-    for a, b in zip(expected, found, strict=True):
+    assert len(expected) == len(got) > 0
+    for a, b in zip(expected, got, strict=True):
         assert a.images == b.images
         assert all(torch.equal(x, y) for x, y in zip(a.groups, b.groups, strict=True))

@@ -130,14 +130,14 @@ def test_the_data_of_a_step_equal_the_cpus_without_waiting(
     loader = BatchLoader(store, cuda, place)
     there, here = Augment(config, 3, style), Augment(config, 3, style)
     batches = [torch.randperm(N)[:32] for _ in range(6)]
-    part, found = slice(8, 24), []
+    part, got = slice(8, 24), []
     # Tables and pinned memory are made in the first steps.
     for step, (rows, images) in enumerate(prefetch(batches, lambda rows: loader.start(rows[part]))):
         if step == 2:
             forbid_waiting()
         draws = there.draw(len(rows), HEIGHT, WIDTH, rows)
-        found.append(there.apply(images(), draws.part(part)))
+        got.append(there.apply(images(), draws.part(part)))
     torch.cuda.set_sync_debug_mode("default")
-    for rows, images in zip(batches, found, strict=True):
+    for rows, images in zip(batches, got, strict=True):
         assert torch.allclose(images.cpu(), here(store.read(rows), rows)[part], atol=2e-3)
     assert torch.equal(there.generator.get_state(), here.generator.get_state())

@@ -47,12 +47,12 @@ def started(
 def batches(count: int) -> list[tuple[Tensor, Tensor]]:
     """Rows, and embeddings of any length near the images' first ones."""
     random, first = np.random.default_rng(1), features()
-    found = []
+    got = []
     for _ in range(count):
         rows = torch.from_numpy(random.choice(N, 32, replace=False))
         noise = torch.from_numpy(random.normal(scale=0.05, size=(32, first.shape[1]))).float()
-        found.append((3 * (first[rows] + noise), rows))
-    return found
+        got.append((3 * (first[rows] + noise), rows))
+    return got
 
 
 def lists(labels: tuple[Tensor, Tensor]) -> list[list[int]]:

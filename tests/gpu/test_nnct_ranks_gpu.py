@@ -63,7 +63,7 @@ def iterations(world: World, k: int, layout: str, dtype: torch.dtype) -> list[An
     method = NNCT(N, k, settings, BatchConfig(SIZE), EPOCHS, 0, None, world, layout, capacity=12)
     first = torch.from_numpy(clustered_features(N, CLUSTERS, dim=64, spread=0.75))
     random = np.random.default_rng(1)
-    found: list[Any] = []
+    got: list[Any] = []
     for step in range(N // SIZE + 12):
         method.label_images(0 if step < N // SIZE else EPOCHS - 1, first.clone)
         rows = (
@@ -79,7 +79,7 @@ def iterations(world: World, k: int, layout: str, dtype: torch.dtype) -> list[An
         loss.backward()
         method.update(x.detach(), some)
         assert x.grad is not None
-        found.append(
+        got.append(
             (
                 world.all_reduce_sum(loss.detach()) / world.size,
                 world.all_gather(x.grad / world.size),
@@ -87,7 +87,7 @@ def iterations(world: World, k: int, layout: str, dtype: torch.dtype) -> list[An
         )
     assert method.memory.bank.device.type == torch.device(DEVICE).type
     return [
-        found,
+        got,
         world.all_gather_rows(method.memory.bank),
         method.label_memory.local_lists(),
         method.label_metrics(torch.arange(N) % CLUSTERS),
@@ -108,9 +108,9 @@ def test_ranks_follow_one_process(size: int, k: int, layout: str, dtype: torch.d
         shared = [some.result() for some in waiting]
     steps, bank, (indptr, indices), facts = iterations(SINGLE_PROCESS, k, layout, dtype)
     tiny = 1e-12 if dtype == torch.float64 else 1e-4
-    for found, memory, _, said in shared:
-        for (loss, gradient), (wanted, exact) in zip(found, steps, strict=True):
-            torch.testing.assert_close(loss, wanted, rtol=tiny, atol=tiny)
+    for got, memory, _, said in shared:
+        for (loss, gradient), (expected, exact) in zip(got, steps, strict=True):
+            torch.testing.assert_close(loss, expected, rtol=tiny, atol=tiny)
             torch.testing.assert_close(gradient, exact, rtol=tiny, atol=tiny)
         assert torch.equal(memory, bank)
         assert said == facts

@@ -44,11 +44,11 @@ def through(call: Callable[..., Any], inputs: list[Tensor], group: int) -> list[
 
 def loop(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
     """PyTorch's BatchNorm of one group after the other."""
-    found = []
+    got = []
     for part in x.split(group):
         mean, var = torch.zeros_like(weight), torch.zeros_like(weight)
-        found.append((F.batch_norm(part, mean, var, weight, bias, True, 1.0, 1e-5), mean, var))
-    parts, means, variances = zip(*found, strict=True)
+        got.append((F.batch_norm(part, mean, var, weight, bias, True, 1.0, 1e-5), mean, var))
+    parts, means, variances = zip(*got, strict=True)
     return torch.cat(parts), torch.stack(means), torch.stack(variances)
 
 
@@ -68,14 +68,14 @@ def test_it_is_as_good_as_a_loop_over_the_groups(
     dtype: torch.dtype, last: bool, shape: tuple[int, ...], group: int
 ) -> None:
     inputs = problem(shape, dtype, last)
-    found, eager = (through(call, inputs, group) for call in (grouped_batch_norm, loop))
+    got, eager = (through(call, inputs, group) for call in (grouped_batch_norm, loop))
     exact = through(grouped_batch_norm_reference, [x.double() for x in inputs], group)
     tiny = {torch.float64: 1e-13, torch.float32: 1e-6}.get(dtype, 1e-3)
-    for a, b, c in zip(found, eager, exact, strict=True):
+    for a, b, c in zip(got, eager, exact, strict=True):
         assert a.dtype == b.dtype
         assert_as_good_as_eager(a, b, c, tiny)
-    assert found[0].stride() == found[3].stride() == inputs[0].stride()
-    for a, b in zip(found, through(grouped_batch_norm, inputs, group), strict=True):
+    assert got[0].stride() == got[3].stride() == inputs[0].stride()
+    for a, b in zip(got, through(grouped_batch_norm, inputs, group), strict=True):
         assert torch.equal(a, b)
 
 

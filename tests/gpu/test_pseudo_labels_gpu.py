@@ -60,8 +60,8 @@ def on_device(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def assert_same(bank: PseudoLabelMemoryBank, expected: PseudoLabelMemoryBank, rows: Tensor) -> None:
     for name, x in expected.state_dict().items():
         assert torch.equal(bank.state_dict()[name].cpu(), x)
-    for found, other in zip(bank.lookup(rows.to(DEVICE)), expected.lookup(rows), strict=True):
-        assert torch.equal(found.cpu(), other)
+    for got, other in zip(bank.lookup(rows.to(DEVICE)), expected.lookup(rows), strict=True):
+        assert torch.equal(got.cpu(), other)
     assert torch.equal(bank.lookup_bits(rows.to(DEVICE)).cpu(), expected.lookup_bits(rows))
     assert bank.dropped == expected.dropped
 

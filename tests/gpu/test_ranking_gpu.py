@@ -36,11 +36,11 @@ def on_gpu(given: Case) -> Case:
     return tuple(x.cuda() for x in given)
 
 
-def assert_same(found: Ranking, expected: Ranking) -> None:
-    assert (found.queries, found.skipped) == (expected.queries, expected.skipped)
-    assert found.mAP == pytest.approx(expected.mAP, abs=1e-12)
-    assert found.mINP == pytest.approx(expected.mINP, abs=1e-12)
-    assert torch.equal(found.cmc, expected.cmc)
+def assert_same(got: Ranking, expected: Ranking) -> None:
+    assert (got.queries, got.skipped) == (expected.queries, expected.skipped)
+    assert got.mAP == pytest.approx(expected.mAP, abs=1e-12)
+    assert got.mINP == pytest.approx(expected.mINP, abs=1e-12)
+    assert torch.equal(got.cmc, expected.cmc)
 
 
 @pytest.mark.parametrize("few", [1, 128])
@@ -75,11 +75,11 @@ def test_reranking_equals_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
     given = case(torch.from_numpy(clustered_features(2_500, 90, spread=1.2)), 300, 90)
     expected = rerank_gallery(*given)
     monkeypatch.setattr(reranking, "_BLOCK_GPU", 2**18)
-    found = rerank_gallery(*on_gpu(given))
-    assert (found.queries, found.skipped) == (expected.queries, expected.skipped)
+    got = rerank_gallery(*on_gpu(given))
+    assert (got.queries, got.skipped) == (expected.queries, expected.skipped)
     # Weights and products are summed in a different order, so their last bits differ.
-    assert found.mAP == pytest.approx(expected.mAP, abs=1e-4)
-    assert found.mINP == pytest.approx(expected.mINP, abs=1e-4)
+    assert got.mAP == pytest.approx(expected.mAP, abs=1e-4)
+    assert got.mINP == pytest.approx(expected.mINP, abs=1e-4)
 
 
 def test_a_gallery_of_msmt17_takes_less_than_two_gigabytes() -> None:
@@ -96,6 +96,6 @@ def test_a_gallery_of_msmt17_takes_less_than_two_gigabytes() -> None:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    found = rank_gallery(*given)
-    assert found.queries > 11_000
+    got = rank_gallery(*given)
+    assert got.queries > 11_000
     assert torch.cuda.max_memory_allocated() - before < 2e9

@@ -47,14 +47,12 @@ def test_graph_and_labels_are_those_of_one_gpu(n: int) -> None:
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(size, mp_context=context) as pool,
     ):
-        found = [
+        got = [
             job.result()
             for job in [pool.submit(on_rank, rank, size, folder, n) for rank in range(size)]
         ]
     graph, labels = labels_of(SINGLE_PROCESS, n)
-    assert all(torch.equal(theirs, labels) for _, theirs in found)
-    assert torch.equal(torch.cat([arrays[1] for arrays, _ in found]), graph[1])
-    assert torch.equal(torch.cat([arrays[0].diff() for arrays, _ in found]), graph[0].diff())
-    assert torch.allclose(
-        torch.cat([arrays[2] for arrays, _ in found]), graph[2], rtol=0, atol=1e-6
-    )
+    assert all(torch.equal(theirs, labels) for _, theirs in got)
+    assert torch.equal(torch.cat([arrays[1] for arrays, _ in got]), graph[1])
+    assert torch.equal(torch.cat([arrays[0].diff() for arrays, _ in got]), graph[0].diff())
+    assert torch.allclose(torch.cat([arrays[2] for arrays, _ in got]), graph[2], rtol=0, atol=1e-6)

@@ -72,13 +72,13 @@ def test_loss_and_gradients_are_as_good_as_plain_pytorch(
         targets = classes[classes >= 0][targets % 800]
     targets[3] = -1
     more = {"classes": classes, "reduction": reduction}
-    found = gradients(bank_contrast_loss, features, bank, targets, temperature, **more)
+    got = gradients(bank_contrast_loss, features, bank, targets, temperature, **more)
     reference = bank_contrast_loss_reference
     exact = gradients(reference, features.double(), bank.double(), targets, temperature, **more)
     eager = gradients(reference, features, bank, targets, temperature, **more)
-    assert found[0].dtype == torch.float32
-    assert found[1].dtype == found[2].dtype == dtype
-    for part in zip(found, eager, exact, strict=True):
+    assert got[0].dtype == torch.float32
+    assert got[1].dtype == got[2].dtype == dtype
+    for part in zip(got, eager, exact, strict=True):
         assert_as_good_as_eager(*part, 1e-6)
 
 
@@ -107,11 +107,11 @@ def test_any_shape_equals_the_reference(
     before = bank_loss_cpu._LOGITS
     try:
         bank_loss_cpu._LOGITS = block
-        found = gradients(bank_contrast_loss, features, bank, targets, 0.2, classes=classes)
+        got = gradients(bank_contrast_loss, features, bank, targets, 0.2, classes=classes)
     finally:
         bank_loss_cpu._LOGITS = before
     exact = gradients(bank_contrast_loss_reference, features, bank, targets, 0.2, classes=classes)
-    for a, b in zip(found, exact, strict=True):
+    for a, b in zip(got, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -133,21 +133,19 @@ def test_partial_results_are_as_good_as_plain_pytorch(
     dtype: torch.dtype, classes: Tensor | None
 ) -> None:
     bank, features = unit_rows(10, 6, dtype), unit_rows(5, 6, dtype, seed=1)
-    found = partial_contrast(features, bank, TARGETS, 0.1, classes=classes)
+    got = partial_contrast(features, bank, TARGETS, 0.1, classes=classes)
     eager = partial_contrast_reference(features, bank, TARGETS, 0.1, classes=classes)
     exact = partial_contrast_reference(
         features.double(), bank.double(), TARGETS, 0.1, classes=classes
     )
-    for part in zip(found, eager, exact, strict=True):
+    for part in zip(got, eager, exact, strict=True):
         assert_as_good_as_eager(*part, 1e-6)
     assert (
-        found.losses[2] == 0
-        and not found.target_vectors[2].any()
-        and bool(found.softmax_means[2].any())
+        got.losses[2] == 0 and not got.target_vectors[2].any() and bool(got.softmax_means[2].any())
     )
     bare = partial_contrast(features, bank, TARGETS, 0.1, classes=classes, gradient=False)
     assert torch.equal(
-        bare.losses, found.losses
+        bare.losses, got.losses
     ) and bare.softmax_means.shape == bare.target_vectors.shape == (
         0,
         6,
@@ -252,7 +250,7 @@ def test_a_bank_with_a_gradient_that_changed_is_refused() -> None:
 def test_loss_of_confident_features_does_not_cancel() -> None:
     bank = unit_rows(500, 128)
     for temperature in (0.05, 0.02):
-        found, eager, exact = (
+        got, eager, exact = (
             call(bank.to(kind), bank.to(kind), torch.arange(500), temperature)
             for call, kind in (
                 (bank_contrast_loss, torch.float32),
@@ -260,7 +258,7 @@ def test_loss_of_confident_features_does_not_cancel() -> None:
                 (bank_contrast_loss_reference, torch.float64),
             )
         )
-        assert abs(found.double() - exact) <= 2 * abs(eager.double() - exact) + 1e-12
+        assert abs(got.double() - exact) <= 2 * abs(eager.double() - exact) + 1e-12
 
 
 @pytest.mark.parametrize("instances", [True, False])
@@ -336,10 +334,8 @@ def test_autocast_does_not_round_the_products(instances: bool) -> None:
         bank_contrast_loss, features, bank, torch.arange(20), 0.05, classes=classes
     )
     with torch.autocast("cpu", torch.bfloat16):
-        found = gradients(
-            bank_contrast_loss, features, bank, torch.arange(20), 0.05, classes=classes
-        )
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        got = gradients(bank_contrast_loss, features, bank, torch.arange(20), 0.05, classes=classes)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_zero_rows_and_equal_rows_are_rows_like_others() -> None:
@@ -521,6 +517,6 @@ def test_gradient_is_the_same_when_compiled() -> None:
     compiled = torch.compile(
         lambda f: bank_contrast_loss(f, bank, targets, 0.1), backend="aot_eager", fullgraph=True
     )
-    found = torch.autograd.grad(compiled(features), features)[0]
+    got = torch.autograd.grad(compiled(features), features)[0]
     expected = torch.autograd.grad(bank_contrast_loss(features, bank, targets, 0.1), features)[0]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(got, expected)

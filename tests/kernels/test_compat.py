@@ -34,11 +34,11 @@ def _indexes() -> Tensor:
     return indexes[torch.tensor([0, 1, 2, 3, 0, 5, 6, 2, 8, 0, 10, 11])]
 
 
-def _same(found: Tensor, wanted: Tensor) -> None:
+def _same(got: Tensor, expected: Tensor) -> None:
     """Equal to the float64 value, to the rounding of what was found."""
-    wide = found.dtype == torch.float64
+    wide = got.dtype == torch.float64
     torch.testing.assert_close(
-        found.double(), wanted.detach(), rtol=1e-11 if wide else 1e-5, atol=1e-12 if wide else 1e-6
+        got.double(), expected.detach(), rtol=1e-11 if wide else 1e-5, atol=1e-12 if wide else 1e-6
     )
 
 
@@ -51,11 +51,11 @@ def _steps(
     for inputs, arguments, plain_arguments in batches:
         before = plain_memory.clone()
         ours, theirs = inputs.to(dtype, copy=True).requires_grad_(), inputs.clone().requires_grad_()
-        loss, wanted = module(ours, *arguments), plain(theirs, *plain_arguments)
+        loss, expected = module(ours, *arguments), plain(theirs, *plain_arguments)
         _same(memory, before)
         loss.backward()
-        wanted.backward()
-        _same(loss, wanted)
+        expected.backward()
+        _same(loss, expected)
         _same(ours.grad, theirs.grad)
         _same(memory, plain_memory)
         assert not torch.equal(before, plain_memory)
@@ -163,9 +163,9 @@ def test_mmcl_memory_predicts_as_published():
     plain = restated.MMCLMemory(memory)
     indexes = torch.randperm(N)
     indptr, indices = module.predict(indexes)
-    found = [sorted(row.tolist()) for row in indices.tensor_split(indptr[1:-1])]
-    assert found == plain.predict(indexes)
-    assert max(map(len, found)) > 2
+    got = [sorted(row.tolist()) for row in indices.tensor_split(indptr[1:-1])]
+    assert got == plain.predict(indexes)
+    assert max(map(len, got)) > 2
 
 
 def test_mmcl_memory_takes_the_momentum_in_place_of_the_epoch():

@@ -87,21 +87,21 @@ def test_it_is_as_good_as_a_loop_over_the_groups(
     seed: int,
 ) -> None:
     inputs = problem((groups * group, channels, *places), dtype, last, seed)
-    found = through(grouped_batch_norm, *inputs, group)
+    got = through(grouped_batch_norm, *inputs, group)
     eager = through(loop, *inputs, group)
     exact = through(grouped_batch_norm_reference, *(x.double() for x in inputs), group)
-    for place, (a, b, c) in enumerate(zip(found, eager, exact, strict=True)):
+    for place, (a, b, c) in enumerate(zip(got, eager, exact, strict=True)):
         assert a.dtype == b.dtype, place
         assert_as_good_as_eager(a, b, c, TINY[dtype])
-    assert found[0].stride() == found[3].stride() == inputs[0].stride()
+    assert got[0].stride() == got[3].stride() == inputs[0].stride()
 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_large_batches_are_written_in_place_as_exactly(last: bool) -> None:
     inputs = problem((8, 24, 96, 64), torch.float32, last)
-    found, eager = (through(call, *inputs, 4) for call in (grouped_batch_norm, loop))
+    got, eager = (through(call, *inputs, 4) for call in (grouped_batch_norm, loop))
     exact = through(grouped_batch_norm_reference, *(x.double() for x in inputs), 4)
-    for a, b, c in zip(found, eager, exact, strict=True):
+    for a, b, c in zip(got, eager, exact, strict=True):
         assert_as_good_as_eager(a, b, c, TINY[torch.float32])
 
 
@@ -205,10 +205,10 @@ def test_it_compiles_to_one_graph_for_all_batches(last: bool) -> None:
         inputs = problem((batch, 5, 3, 2), torch.float32, last)
         torch._dynamo.mark_dynamic(inputs[0], 0)
         leaves = [y.requires_grad_() for y in inputs[:3]]
-        found = compiled(*leaves, 2)
-        gradients = torch.autograd.grad(found[0], leaves, inputs[3])
+        got = compiled(*leaves, 2)
+        gradients = torch.autograd.grad(got[0], leaves, inputs[3])
         expected = through(grouped_batch_norm, *(y.detach() for y in inputs), 2)
-        for a, b in zip((*found, *gradients), expected, strict=True):
+        for a, b in zip((*got, *gradients), expected, strict=True):
             torch.testing.assert_close(a.detach(), b, rtol=1e-5, atol=1e-5)
-        assert found[0].stride() == inputs[0].stride()
+        assert got[0].stride() == inputs[0].stride()
     assert counter.frame_count == 1

@@ -42,8 +42,8 @@ def positives_of(bank: Tensor, row: int, **kwargs) -> list[int]:
     return label_prediction(bank, torch.tensor([row]), **kwargs)[1].tolist()
 
 
-def assert_same(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> None:
-    for x, y in zip(found, wanted, strict=True):
+def assert_same(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    for x, y in zip(got, expected, strict=True):
         assert x.dtype == torch.int64
         assert x.tolist() == y.tolist()
 
@@ -65,9 +65,9 @@ def test_positives_equal_the_reference(data: st.DataObject) -> None:
         "threshold": data.draw(st.sampled_from([-0.3, 0.0, 0.2, 0.5, 1.0])),
         "at_least": data.draw(st.integers(1, 12)),
     }
-    wanted = label_prediction_reference(bank.double(), rows, **kwargs)
+    expected = label_prediction_reference(bank.double(), rows, **kwargs)
     assert_same(
-        label_prediction(bank.to(data.draw(st.sampled_from(DTYPES))), rows, **kwargs), wanted
+        label_prediction(bank.to(data.draw(st.sampled_from(DTYPES))), rows, **kwargs), expected
     )
 
 
@@ -76,9 +76,9 @@ def test_unit_rows_agree_too(dim: int) -> None:
     centres = F.normalize(torch.randn(12, dim))
     bank = F.normalize(centres.repeat(20, 1) + torch.randn(240, dim) * 0.7 / dim**0.5)
     rows = torch.randint(0, 240, (32,))
-    wanted = label_prediction_reference(bank.double(), rows)
-    assert wanted[0].diff().max() > 5
-    assert_same(label_prediction(bank, rows), wanted)
+    expected = label_prediction_reference(bank.double(), rows)
+    assert expected[0].diff().max() > 5
+    assert_same(label_prediction(bank, rows), expected)
 
 
 # A crowd behind the row at 50 degrees holds twelve rows that are nearer to it than the row at 0,
@@ -153,9 +153,9 @@ def test_empty_inputs() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_inputs_of_any_stride(dtype: torch.dtype) -> None:
     bank, rows = crowds(60, 4, 12).to(dtype)[:, ::2], torch.arange(40)[::4]
-    wanted = label_prediction(bank.contiguous(), rows.contiguous(), threshold=0.3)
-    assert_same(label_prediction(bank, rows, threshold=0.3), wanted)
-    assert_same(label_prediction(bank.T.contiguous().T, rows, threshold=0.3), wanted)
+    expected = label_prediction(bank.contiguous(), rows.contiguous(), threshold=0.3)
+    assert_same(label_prediction(bank, rows, threshold=0.3), expected)
+    assert_same(label_prediction(bank.T.contiguous().T, rows, threshold=0.3), expected)
 
 
 def test_two_runs_give_the_same() -> None:
@@ -167,9 +167,9 @@ def test_two_runs_give_the_same() -> None:
 
 def test_autocast_does_not_lower_the_precision() -> None:
     bank, rows = F.normalize(torch.randn(300, 16)), torch.arange(32)
-    wanted = label_prediction(bank, rows, threshold=0.2)
+    expected = label_prediction(bank, rows, threshold=0.2)
     with torch.autocast("cpu", torch.bfloat16):
-        assert_same(label_prediction(bank, rows, threshold=0.2), wanted)
+        assert_same(label_prediction(bank, rows, threshold=0.2), expected)
 
 
 def test_a_bank_that_requires_a_gradient_gets_none() -> None:

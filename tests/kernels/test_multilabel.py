@@ -54,16 +54,16 @@ def with_gradient(loss, features: Tensor, *args, **kwargs) -> tuple[Tensor, Tens
 def check(features: Tensor, bank: Tensor, positives, **kwargs) -> tuple[Tensor, Tensor]:
     """Loss and gradient, compared with the reference in float64."""
     losses, gradient = with_gradient(multilabel_bank_loss, features, bank, positives, **kwargs)
-    wanted = with_gradient(
+    expected = with_gradient(
         multilabel_bank_loss_reference, features.double(), bank.double(), positives, **kwargs
     )
     double = features.dtype == torch.float64
     assert losses.dtype == (torch.float64 if double else torch.float32)
     assert gradient.dtype == features.dtype
     tolerance = 1e-12 if double else 1e-5
-    torch.testing.assert_close(losses.double(), wanted[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(losses.double(), expected[0], rtol=tolerance, atol=tolerance)
     tolerance = 1e-12 if double else 10 * EPS[features.dtype]
-    torch.testing.assert_close(gradient.double(), wanted[1], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradient.double(), expected[1], rtol=tolerance, atol=tolerance)
     return losses, gradient
 
 
@@ -193,11 +193,11 @@ def test_the_bank_may_change_between_forward_and_backward() -> None:
         torch.randn(40, 8),
         lists([2], [3], [4]),
     )
-    (wanted,) = torch.autograd.grad(multilabel_bank_loss(features, bank, positives), features)
+    (expected,) = torch.autograd.grad(multilabel_bank_loss(features, bank, positives), features)
     loss = multilabel_bank_loss(features, bank, positives)
     bank.zero_()
-    assert torch.equal(torch.autograd.grad(loss, features)[0], wanted)
-    assert wanted.abs().min() > 0
+    assert torch.equal(torch.autograd.grad(loss, features)[0], expected)
+    assert expected.abs().min() > 0
 
 
 def test_no_gradient_is_computed_unless_it_is_needed() -> None:
@@ -258,10 +258,10 @@ def test_rows_of_any_stride(dtype: torch.dtype) -> None:
         torch.stack([positives[0], positives[0]], 1)[:, 0],
         torch.stack([positives[1]] * 2, 1)[:, 0],
     )
-    wanted = check(features.contiguous(), bank.contiguous(), positives, hard_ratio=0.2)
+    expected = check(features.contiguous(), bank.contiguous(), positives, hard_ratio=0.2)
     words = torch.stack([bits(30, [2], [3, 4], [5])] * 2, 2)[:, :, 0]
     for form in (spread, words):
-        assert all(map(torch.equal, wanted, check(features, bank, form, hard_ratio=0.2)))
+        assert all(map(torch.equal, expected, check(features, bank, form, hard_ratio=0.2)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -281,20 +281,25 @@ def test_autocast_does_not_lower_the_precision(dtype: torch.dtype) -> None:
         torch.randn(50, 32).to(dtype),
         lists([1], [2], [3], [4]),
     )
-    wanted = with_gradient(multilabel_bank_loss, features, bank, positives)
+    expected = with_gradient(multilabel_bank_loss, features, bank, positives)
     with torch.autocast("cpu", torch.bfloat16):
         assert all(
-            map(torch.equal, wanted, with_gradient(multilabel_bank_loss, features, bank, positives))
+            map(
+                torch.equal,
+                expected,
+                with_gradient(multilabel_bank_loss, features, bank, positives),
+            )
         )
 
 
-@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("differentiable", [True, False])
 @pytest.mark.parametrize("listed", [True, False])
-def test_the_custom_op_is_well_formed(wanted: bool, listed: bool) -> None:
-    features, bank = torch.randn(3, 8, requires_grad=wanted), torch.randn(40, 8)
+def test_the_custom_op_is_well_formed(differentiable: bool, listed: bool) -> None:
+    features, bank = torch.randn(3, 8, requires_grad=differentiable), torch.randn(40, 8)
     positives, indices = lists([2], [3], [4]) if listed else (bits(40, [2], [3], [4]), None)
     torch.library.opcheck(
-        _multilabel_bank_loss, (features, bank, positives, indices, 5.0, 0.1, wanted, "auto")
+        _multilabel_bank_loss,
+        (features, bank, positives, indices, 5.0, 0.1, differentiable, "auto"),
     )
 
 
@@ -305,9 +310,9 @@ def test_compiles_whole_and_once_for_every_size_of_the_bank() -> None:
     for n in (40, 77, 130):
         features, bank = torch.randn(3, 8), torch.randn(n, 8)
         positives = lists([2], [3, 9], [n - 1, 4, 5])
-        found = with_gradient(compiled, features, bank, positives)
+        got = with_gradient(compiled, features, bank, positives)
         assert all(
-            map(torch.equal, found, with_gradient(multilabel_bank_loss, features, bank, positives))
+            map(torch.equal, got, with_gradient(multilabel_bank_loss, features, bank, positives))
         )
         counts.add(counter.frame_count)
     assert len(counts) == 1

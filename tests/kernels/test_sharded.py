@@ -98,15 +98,15 @@ def find_nearest(world: World) -> None:
             own = bank[world.local_slice(n)]
             for k in (1, 2, 7):
                 for normalize in (False, True) if query.dtype == torch.float64 else (False,):
-                    found = sharded_similarity_topk(
+                    got = sharded_similarity_topk(
                         query, own, k, n, world, normalize=normalize, exclude=exclude
                     )
                     for operator in (similarity_topk, similarity_topk_reference):
                         values, indices = operator(
                             query, bank, k, normalize=normalize, exclude=exclude
                         )
-                        assert torch.equal(found[1], indices)
-                        torch.testing.assert_close(found[0], values, rtol=1e-12, atol=1e-12)
+                        assert torch.equal(got[1], indices)
+                        torch.testing.assert_close(got[0], values, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -58,12 +58,12 @@ def test_ties_go_to_the_lowest_row(
     bank[n // 2] = bank[-1] = bank[3]
     query = torch.cat([bank[:10], on_grid(40, 64, seed=1)])
     own = torch.cat([torch.arange(10), torch.randint(-1, n, (40,))]) if excluded else None
-    found = similarity_topk(query, bank, k, normalize=False, exclude=own)
+    got = similarity_topk(query, bank, k, normalize=False, exclude=own)
     expected = similarity_topk_reference(
         query.double(), bank.double(), k, normalize=False, exclude=own
     )
-    assert torch.equal(found[0], expected[0].float())
-    assert torch.equal(found[1], expected[1])
+    assert torch.equal(got[0], expected[0].float())
+    assert torch.equal(got[1], expected[1])
     assert bool(seen) == (candidates != "float32" and 8 * k <= n)
 
 
@@ -190,8 +190,8 @@ def test_bounds_hold_for_rows_of_any_length(scale: float) -> None:
 def test_rows_that_share_memory_are_not_taken_for_each_other(candidates: str) -> None:
     square = unit_rows(1024, 1024)
     for query in (square.T, square[:1].expand(1024, 1024)):
-        found, expected = (similarity_topk(q, square, 3) for q in (query, query.clone()))
-        assert torch.equal(found[1], expected[1])
+        got, expected = (similarity_topk(q, square, 3) for q in (query, query.clone()))
+        assert torch.equal(got[1], expected[1])
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 17])
@@ -214,12 +214,12 @@ def test_a_bank_searched_with_itself_equals_a_copy(candidates: str) -> None:
 
 def test_rows_need_not_be_contiguous(candidates: str) -> None:
     bank, query = unit_rows(1100, 64), unit_rows(20, 64, seed=1)
-    found, expected = (
+    got, expected = (
         similarity_topk(strided(query), strided(bank), 7),
         similarity_topk(query, bank, 7),
     )
-    torch.testing.assert_close(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
+    torch.testing.assert_close(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
 
 
 def test_two_runs_are_equal_to_the_bit(candidates: str) -> None:
@@ -232,8 +232,8 @@ def test_two_runs_are_equal_to_the_bit(candidates: str) -> None:
 def test_autocast_does_not_round_the_products() -> None:
     bank, query = unit_rows(300, 64), unit_rows(20, 64, seed=1)
     with torch.autocast("cpu", torch.bfloat16):
-        found = similarity_topk(query, bank, 6)[0]
-    assert torch.equal(found, similarity_topk(query, bank, 6)[0])
+        got = similarity_topk(query, bank, 6)[0]
+    assert torch.equal(got, similarity_topk(query, bank, 6)[0])
 
 
 def test_the_default_dtype_is_not_looked_at(candidates: str) -> None:
@@ -241,11 +241,11 @@ def test_the_default_dtype_is_not_looked_at(candidates: str) -> None:
     expected = similarity_topk(query, bank, 6)
     torch.set_default_dtype(torch.float64)
     try:
-        found = similarity_topk(query, bank, 6)
+        got = similarity_topk(query, bank, 6)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert found[0].dtype == torch.float32
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert got[0].dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_zero_rows_have_similarity_zero(candidates: str) -> None:

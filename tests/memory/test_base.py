@@ -120,11 +120,11 @@ def epoch_of(
         x = case.rows(len(rows) * BATCH, 1000 + 10 * epoch + step)
         one = x.clone().requires_grad_()
         mine = part_of(world, list(x.split(BATCH))).requires_grad_()
-        expected, found = alone.loss(one, torch.cat(rows)), shared.loss(mine, part_of(world, rows))
+        expected, got = alone.loss(one, torch.cat(rows)), shared.loss(mine, part_of(world, rows))
         expected.backward()
-        found.backward()
+        got.backward()
         torch.testing.assert_close(
-            world.all_reduce_sum(found.detach()) / world.size, expected.detach(), **tight
+            world.all_reduce_sum(got.detach()) / world.size, expected.detach(), **tight
         )
         slopes = part_of(world, list(one.grad.split(BATCH)))
         torch.testing.assert_close(mine.grad / world.size, slopes, **tight)
@@ -189,13 +189,13 @@ def with_others(world: World) -> None:
         memory.begin_epoch(memory.bank, torch.tensor(case.epochs[0]))
     rows, x = torch.tensor([0, 1, 4, 2, 2, 2]), case.rows(6, 7)
     one, mine = x.clone().requires_grad_(), part_of(world, [x]).requires_grad_()
-    expected, found = alone.loss(one, rows), shared.loss(mine, part_of(world, [rows]))
+    expected, got = alone.loss(one, rows), shared.loss(mine, part_of(world, [rows]))
     expected.backward()
-    found.backward()
-    torch.testing.assert_close(world.all_reduce_sum(found.detach()) / world.size, expected.detach())
+    got.backward()
+    torch.testing.assert_close(world.all_reduce_sum(got.detach()) / world.size, expected.detach())
     torch.testing.assert_close(mine.grad / world.size, part_of(world, [one.grad]))
     with torch.no_grad():
-        assert torch.equal(shared.loss(mine, part_of(world, [rows])), found)
+        assert torch.equal(shared.loss(mine, part_of(world, [rows])), got)
 
 
 def test_the_mean_is_over_the_images_of_the_batch_that_have_a_class(pool: Pool) -> None:
@@ -212,11 +212,11 @@ def confident(world: World) -> None:
         memory.begin_epoch(features[memory.world.local_slice(20)], torch.arange(20))
     rows = torch.arange(20)[: 5 * world.size]
     expected = F.cross_entropy(features[rows].double() @ alone.bank.double().T / 0.02, rows)
-    found = (
+    got = (
         world.all_reduce_sum(shared.loss(part_of(world, [features[rows]]), part_of(world, [rows])))
         / world.size
     )
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=0)
 
 
 def test_small_losses_do_not_cancel(pool: Pool) -> None:
@@ -238,9 +238,9 @@ def continued(world: World, case: Case, bank: Tensor, classes: Tensor, sharded: 
     rows = case.batch(classes[: case.n], 5)
     x = case.rows(len(rows) * BATCH, 6)
     expected = alone.loss(x, torch.cat(rows))
-    found = shared.loss(part_of(world, list(x.split(BATCH))), part_of(world, rows))
+    got = shared.loss(part_of(world, list(x.split(BATCH))), part_of(world, rows))
     torch.testing.assert_close(
-        world.all_reduce_sum(found) / world.size, expected, rtol=1e-12, atol=1e-12
+        world.all_reduce_sum(got) / world.size, expected, rtol=1e-12, atol=1e-12
     )
     epoch_of(world, case, alone, shared, 1)
 

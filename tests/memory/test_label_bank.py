@@ -62,9 +62,9 @@ class Model:
 def assert_holds(bank: PseudoLabelMemoryBank, model: Model) -> None:
     rows = [*range(len(bank)), 0, len(bank) - 1, 0]
     indptr, indices = model.lookup(rows)
-    found = bank.lookup(torch.tensor(rows))
-    assert torch.equal(found[0], indptr)
-    assert torch.equal(found[1], indices)
+    got = bank.lookup(torch.tensor(rows))
+    assert torch.equal(got[0], indptr)
+    assert torch.equal(got[1], indices)
     bits = bank.lookup_bits(torch.tensor(rows))
     assert bits.shape == (len(rows), (len(bank) + 31) // 32) and bits.dtype == torch.int32
     place, label = ((bits[:, :, None] >> torch.arange(32)) & 1).flatten(1).nonzero(as_tuple=True)
@@ -281,8 +281,8 @@ def test_five_million_images_take_lists_of_1_3_gigabytes() -> None:
     )
     model.labels[n - 1] = model.labels.get(n - 1, {n - 1})
     asked = [*rows.tolist(), n - 1]
-    for found, expected in zip(bank.lookup(torch.tensor(asked)), model.lookup(asked), strict=True):
-        assert torch.equal(found, expected)
+    for got, expected in zip(bank.lookup(torch.tensor(asked)), model.lookup(asked), strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -425,8 +425,8 @@ def test_a_part_of_a_bank_keeps_the_labels_of_its_own_images(layout: str, own: s
     mine = [b for b, row in enumerate(rows.tolist()) if own.start <= row < own.stop]
     part.update(rows[mine], *csr([lists[b].tolist() for b in mine]))
     images = torch.arange(own.start, own.stop)
-    for found, expected in zip(part.lookup(images), whole.lookup(images), strict=True):
-        assert torch.equal(found, expected)
+    for got, expected in zip(part.lookup(images), whole.lookup(images), strict=True):
+        assert torch.equal(got, expected)
     assert torch.equal(part.lookup_bits(images), whole.lookup_bits(images))
     again = PseudoLabelMemoryBank(40, layout, 3, own=own)
     again.load_state_dict(part.state_dict())

@@ -23,13 +23,13 @@ def compare(world: World, layout: str) -> None:
         batch = random_batch(N, 12, 9, seed)[:3]
         whole.update(*batch)
         sharded.update(*batch)
-        for found, expected in zip(sharded.lookup(rows), whole.lookup(rows), strict=True):
-            assert torch.equal(found, expected)
+        for got, expected in zip(sharded.lookup(rows), whole.lookup(rows), strict=True):
+            assert torch.equal(got, expected)
         assert torch.equal(sharded.lookup_bits(rows), whole.lookup_bits(rows))
     assert sharded.dropped == whole.dropped
     own = torch.arange(N)[world.local_slice(N)]
-    for found, expected in zip(sharded.local_lists(), whole.lookup(own), strict=True):
-        assert torch.equal(found, expected)
+    for got, expected in zip(sharded.local_lists(), whole.lookup(own), strict=True):
+        assert torch.equal(got, expected)
     again = ShardedLabelBank(N, layout, CAPACITY, world)
     again.load_state_dict(whole.state_dict())
     assert torch.equal(again.lookup_bits(rows), whole.lookup_bits(rows))

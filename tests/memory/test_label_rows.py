@@ -27,8 +27,8 @@ def test_ids_of_eight_bytes_hold_the_same() -> None:
     assert all(torch.equal(x, wide[name].to(x.dtype)) for name, x in narrow.items())
     rows = torch.arange(50)
     for lookup in (label_rows.lookup_sparse, label_rows.bit_rows_sparse):
-        found = [lookup(state["ids"], state["counts"], rows) for state in (narrow, wide)]
-        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        got = [lookup(state["ids"], state["counts"], rows) for state in (narrow, wide)]
+        assert all(torch.equal(a, b) for a, b in zip(*got, strict=True))
 
 
 @pytest.mark.usefixtures("form")

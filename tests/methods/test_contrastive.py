@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastreid_al.active import Questions
+from fastreid_al.active import QuestionRounds
 from fastreid_al.annotators import Oracle
 from fastreid_al.answers import Asker, QuitAsking
 from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
@@ -39,7 +39,7 @@ class Labelled(UCAL):
 
 
 def labelled(
-    kind: str, world: World, questions: Questions | None = None, watch: object = None
+    kind: str, world: World, questions: QuestionRounds | None = None, watch: object = None
 ) -> UCAL:
     cluster = ClusterConfig(source="extract" if kind == "cluster" else "memory")
     memory = MemoryConfig(kind=kind)  # type: ignore[arg-type]
@@ -142,7 +142,9 @@ def test_half_floats_of_autocast_are_contrasted_in_the_memorys_dtype() -> None:
 def asked(world: World) -> tuple[list[int], dict[str, float], bool]:
     settings = QuestionConfig(start=1, per_epoch=5)
     questions = (
-        Questions(Asker(Oracle(torch.arange(N) % 4)), "gain", settings) if world.is_first else None
+        QuestionRounds(Asker(Oracle(torch.arange(N) % 4)), "gain", settings)
+        if world.is_first
+        else None
     )
     method = labelled("instance", world, questions)
     for epoch in range(2):

@@ -190,12 +190,12 @@ def test_the_reference_s_gradient_is_its_difference_quotient() -> None:
         2,
         Settings(single_label=0, hard_ratio=0.1),
     )
-    found = reference.before_normalisation(whole.gradient, embeddings)
+    got = reference.before_normalisation(whole.gradient, embeddings)
     for place in np.ndindex(3, 8):
         nudge = np.zeros((3, 8))
         nudge[place] = 1e-6
         quotient = (loss(embeddings + nudge) - loss(embeddings - nudge)) / 2e-6
-        assert found[place] == pytest.approx(quotient, abs=1e-7)
+        assert got[place] == pytest.approx(quotient, abs=1e-7)
 
 
 def test_an_epoch_of_one_label_leaves_the_label_memory_and_looks_at_no_neighbour() -> None:
@@ -334,8 +334,8 @@ def check_loss(
     in epoch 1 of 10.
     """
     memory, settings = method.memory.bank.numpy(), Settings(single_label=1)
-    found = reference.step(memory, label_memory, features, rows, 1, 10, k, settings)
-    assert found.loss == pytest.approx(expected, abs=1e-12)
+    got = reference.step(memory, label_memory, features, rows, 1, 10, k, settings)
+    assert got.loss == pytest.approx(expected, abs=1e-12)
     assert loss_of(method, features, rows) == pytest.approx(expected, abs=1e-12)
 
 

@@ -72,15 +72,15 @@ def batches(
 ) -> list[tuple[Tensor, Tensor]]:
     """Embeddings and rows; of `repeat` the first rows come again on the last ranks."""
     random = np.random.default_rng(epoch)
-    images, found = clustered_features(n, min(n, 6), dim=DIM, spread=0.6, seed=1), []
+    images, got = clustered_features(n, min(n, 6), dim=DIM, spread=0.6, seed=1), []
     for _ in range(2):
         rows = random.permutation(n)[:size]
         if repeat:
             rows[-2:] = rows[0], rows[size // 2]
         moved = images[rows] + 0.3 * random.normal(size=(size, DIM)) / np.sqrt(DIM)
         embeddings = moved * random.uniform(0.3, 4, size=(size, 1))
-        found.append((torch.from_numpy(embeddings).to(dtype), torch.from_numpy(rows)))
-    return found
+        got.append((torch.from_numpy(embeddings).to(dtype), torch.from_numpy(rows)))
+    return got
 
 
 def lists(labels: tuple[Tensor, Tensor]) -> list[list[int]]:
@@ -94,10 +94,10 @@ def check_state(shared: NNCT, alone: NNCT) -> None:
     assert torch.equal(shared.memory.bank, alone.memory.bank[own])
     assert lists(shared.label_memory.local_lists()) == lists(alone.label_memory.local_lists())[own]
     images = torch.arange(shared.n).flip(0)
-    for found, wanted in zip(
+    for got, expected in zip(
         shared.label_memory.lookup(images), alone.label_memory.lookup(images), strict=True
     ):
-        assert torch.equal(found, wanted)
+        assert torch.equal(got, expected)
     assert torch.equal(
         shared.label_memory.lookup_bits(images), alone.label_memory.lookup_bits(images)
     )
@@ -121,8 +121,8 @@ def follow(
     for epoch in range(3):
         begin(epoch, shared, alone)
         for embeddings, rows in batches(n, size, epoch, repeat, dtype):
-            found, wanted = iterate(shared, embeddings, rows), iterate(alone, embeddings, rows)
-            for a, b in zip(found, wanted, strict=True):
+            got, expected = iterate(shared, embeddings, rows), iterate(alone, embeddings, rows)
+            for a, b in zip(got, expected, strict=True):
                 assert a.dtype == b.dtype
                 tiny = 1e-12 if dtype == torch.float64 else 1e-5 if dtype == torch.float32 else 0.01
                 assert (a - b).abs().max() <= tiny * b.abs().max()
@@ -169,23 +169,23 @@ def restated(world: World, n: int, k: int) -> int:
         begin(epoch, shared)
         for embeddings, rows in batches(n, size, epoch, True, torch.float64):
             x = embeddings.numpy()
-            wanted = reference.step(
+            expected = reference.step(
                 memory, labels, unit(x), rows.tolist(), epoch, EPOCHS, k, settings
             )
             loss, gradient = iterate(shared, embeddings, rows)
-            assert float(loss) == pytest.approx(wanted.loss, abs=1e-10)
+            assert float(loss) == pytest.approx(expected.loss, abs=1e-10)
             assert np.allclose(
                 gradient.numpy(),
-                reference.before_normalisation(wanted.gradient, x),
+                reference.before_normalisation(expected.gradient, x),
                 rtol=0,
                 atol=1e-9,
             )
-            memory, labels = wanted.memory, wanted.label_memory
+            memory, labels = expected.memory, expected.label_memory
             assert np.allclose(
                 world.all_gather_rows(shared.memory.bank).numpy(), memory, rtol=0, atol=1e-12
             )
-            found = lists(shared.label_memory.lookup(torch.arange(n)))
-            assert found == [sorted(some) for some in labels]
+            got = lists(shared.label_memory.lookup(torch.arange(n)))
+            assert got == [sorted(some) for some in labels]
             several += sum(len(some) > 1 for some in labels)
     return several
 
@@ -209,11 +209,11 @@ def adapted(world: World) -> None:
             strict=True,
         ):
             embeddings, images = torch.cat([target, beside]), torch.cat([rows, n + more])
-            found, wanted = (
+            got, expected = (
                 iterate(shared, embeddings, images, 2),
                 iterate(alone, embeddings, images, 2),
             )
-            for a, b in zip(found, wanted, strict=True):
+            for a, b in zip(got, expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
             check_state(shared, alone)
     assert shared.source is not None and alone.source is not None
@@ -269,14 +269,14 @@ def resumed(world: World, layout: str, n: int, state: dict[str, Any], in_parts: 
 
 def whole_of(states: list[dict[str, Any]]) -> dict[str, Any]:
     """One state of what ranks gave."""
-    found = {}
+    got = {}
     for name, x in states[0].items():
         each = [state[name] for state in states]
         if isinstance(x, dict):
-            found[name] = whole_of(each)
+            got[name] = whole_of(each)
         else:
-            found[name] = torch.cat([part.rows for part in each]) if isinstance(x, Sharded) else x
-    return found
+            got[name] = torch.cat([part.rows for part in each]) if isinstance(x, Sharded) else x
+    return got
 
 
 @pytest.mark.parametrize(
@@ -288,10 +288,10 @@ def test_a_state_goes_on_on_another_number_of_ranks(
 ) -> None:
     n = 47
     state = whole_of(pool.run(saved, before, layout, n))
-    wanted = pool.run(saved, 1, layout, n)[0]
+    expected = pool.run(saved, 1, layout, n)[0]
     for name in ("words",) if layout == "bits" else ("ids", "counts", "dropped"):
-        assert torch.equal(state["label_memory"][name], wanted["label_memory"][name])
-    assert torch.equal(state["bank"], wanted["bank"])
+        assert torch.equal(state["label_memory"][name], expected["label_memory"][name])
+    assert torch.equal(state["bank"], expected["bank"])
     for in_parts in (False, True):
         pool.run(resumed, after, layout, n, state, in_parts)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastreid_al.active import Questions
+from fastreid_al.active import QuestionRounds
 from fastreid_al.annotators import Oracle
 from fastreid_al.answers import Asker, Verdict
 from fastreid_al.clustering import ivf_neighbours, jaccard_graph, self_paced_labels
@@ -26,7 +26,7 @@ BATCH = BatchConfig(size=16, per_identity=4, iterations=3)
 
 
 def ucal(
-    questions: Questions | None = None, memory: MemoryConfig | None = None, **cluster: object
+    questions: QuestionRounds | None = None, memory: MemoryConfig | None = None, **cluster: object
 ) -> UCAL:
     settings = ClusterConfig(**{"k1": 15, **cluster})  # type: ignore[arg-type]
     return UCAL(CAMERAS, settings, BATCH, memory or MemoryConfig(), seed=0, questions=questions)
@@ -82,7 +82,7 @@ def test_threshold_is_fixed_at_the_first_clustering() -> None:
 def test_questions_refine_the_clusters_from_their_epoch_on() -> None:
     identities = torch.arange(N) % 5
     asker = Asker(Oracle(identities))
-    method = ucal(Questions(asker, "gain", QuestionConfig(start=2, per_epoch=20)))
+    method = ucal(QuestionRounds(asker, "gain", QuestionConfig(start=2, per_epoch=20)))
     base = ucal()
     for epoch in range(4):
         facts = method.label_images(epoch, lambda: FEATURES)
@@ -179,9 +179,9 @@ def test_dbscan_of_another_library_gives_the_same_labels(monkeypatch: pytest.Mon
     )
     for own in ("_by_extension", "_by_pointer_jumping"):
         monkeypatch.setattr(module, own, lambda *_: pytest.fail("cuml was chosen"))
-    found = ucal(dbscan="cuml")
-    found.label_images(0, lambda: FEATURES)
-    assert torch.equal(found.labels, expected.labels)
+    got = ucal(dbscan="cuml")
+    got.label_images(0, lambda: FEATURES)
+    assert torch.equal(got.labels, expected.labels)
 
 
 def test_dbscan_that_cannot_run_is_refused_before_the_first_epoch(

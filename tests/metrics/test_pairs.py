@@ -14,8 +14,8 @@ from tests.support.references import reference_pairs
 def test_pair_scores_equal_brute_force(seed: int) -> None:
     random = np.random.default_rng(seed)
     labels, identities = random.integers(-1, 1 + seed * 2, 60), random.integers(0, 8, 60)
-    found = pair_scores(torch.from_numpy(labels), torch.from_numpy(identities))
-    assert found == pytest.approx(reference_pairs(labels, identities), abs=1e-12)
+    got = pair_scores(torch.from_numpy(labels), torch.from_numpy(identities))
+    assert got == pytest.approx(reference_pairs(labels, identities), abs=1e-12)
 
 
 def test_pair_scores_of_no_pairs() -> None:

@@ -41,14 +41,14 @@ def case(queries: int, gallery: int, identities: int, seed: int = 0, tied: bool 
     return rows[:queries], *first, rows[queries:], *second
 
 
-def assert_sorted(found: Ranking, given: Case) -> None:
+def assert_sorted(got: Ranking, given: Case) -> None:
     query, query_ids, query_cameras, gallery, gallery_ids, gallery_cameras = given
     facts = (x.numpy() for x in (query_ids, query_cameras, gallery_ids, gallery_cameras))
     expected = reference_ranking((query @ gallery.T).numpy(), *facts)
-    assert found.mAP == pytest.approx(expected["mAP"], abs=1e-12)
-    assert found.mINP == pytest.approx(expected["mINP"], abs=1e-12)
-    assert found.skipped == expected["skipped"]
-    np.testing.assert_allclose(found.cmc, expected["cmc"][: len(found.cmc)], atol=1e-12)
+    assert got.mAP == pytest.approx(expected["mAP"], abs=1e-12)
+    assert got.mINP == pytest.approx(expected["mINP"], abs=1e-12)
+    assert got.skipped == expected["skipped"]
+    np.testing.assert_allclose(got.cmc, expected["cmc"][: len(got.cmc)], atol=1e-12)
 
 
 @given(
@@ -84,8 +84,8 @@ def test_a_gallery_of_one_identity_and_a_gallery_of_one_image() -> None:
     given = case(5, 300, 1, tied=True)
     assert_sorted(rank_gallery(*given), given)
     query, ids, cameras = torch.eye(2), torch.tensor([0, 1]), torch.tensor([0, 0])
-    found = rank_gallery(query, ids, cameras, query[:1], ids[:1], cameras[:1] + 1)
-    assert (found.mAP, found.mINP, found.queries, found.skipped, len(found.cmc)) == (1, 1, 1, 1, 1)
+    got = rank_gallery(query, ids, cameras, query[:1], ids[:1], cameras[:1] + 1)
+    assert (got.mAP, got.mINP, got.queries, got.skipped, len(got.cmc)) == (1, 1, 1, 1, 1)
 
 
 def test_half_floats_are_ranked_by_their_products_in_float32() -> None:
@@ -117,8 +117,8 @@ def rank_on_ranks(
     ranking._BLOCK = block
     query, query_ids, query_cameras, gallery, *rest = given
     own = query[world.local_slice(len(query))], gallery[world.local_slice(len(gallery))]
-    found = rank_gallery(own[0], query_ids, query_cameras, own[1], *rest, world=world)
-    return found.mAP, found.mINP, found.cmc.tolist(), found.queries, found.skipped
+    got = rank_gallery(own[0], query_ids, query_cameras, own[1], *rest, world=world)
+    return got.mAP, got.mINP, got.cmc.tolist(), got.queries, got.skipped
 
 
 @pytest.mark.parametrize("size", [1, 3, *(pytest.param(x, marks=pytest.mark.slow) for x in (2, 4))])
@@ -137,8 +137,8 @@ def test_all_ranks_return_the_scores_of_a_single_process(
     pool: Pool, size: int, queries: int, gallery: int, identities: int, tied: bool
 ) -> None:
     given = case(queries, gallery, identities, tied=tied)
-    found = rank_gallery(*given)
-    expected = found.mAP, found.mINP, found.cmc.tolist(), found.queries, found.skipped
+    got = rank_gallery(*given)
+    expected = got.mAP, got.mINP, got.cmc.tolist(), got.queries, got.skipped
     for block in (ranking._BLOCK, 9 * gallery):
         assert pool.run(rank_on_ranks, size, given, block) == [expected] * size
 
@@ -185,12 +185,12 @@ def rank_similarity(similarity: np.ndarray, *labels: np.ndarray) -> Ranking:
     )
 
 
-def assert_equal(found: Ranking, expected: dict) -> None:
-    assert found.mAP == pytest.approx(expected["mAP"], abs=1e-12)
-    assert found.mINP == pytest.approx(expected["mINP"], abs=1e-12)
-    assert found.skipped == expected["skipped"]
+def assert_equal(got: Ranking, expected: dict) -> None:
+    assert got.mAP == pytest.approx(expected["mAP"], abs=1e-12)
+    assert got.mINP == pytest.approx(expected["mINP"], abs=1e-12)
+    assert got.skipped == expected["skipped"]
     cmc = np.asarray(expected["cmc"])
-    assert np.allclose(found.cmc.numpy()[: len(cmc)], cmc[: len(found.cmc)], atol=1e-12)
+    assert np.allclose(got.cmc.numpy()[: len(cmc)], cmc[: len(got.cmc)], atol=1e-12)
 
 
 def test_hand_computed_ranking() -> None:
@@ -213,23 +213,23 @@ def test_ranking_equals_the_reference(seed: int, monkeypatch: pytest.MonkeyPatch
     similarity = np.round(random.normal(size=(queries, gallery)), 1)
     if seed % 2:
         monkeypatch.setattr("fastreid_al.metrics.ranking._BLOCK", 5 * int(gallery))
-    found = rank_similarity(similarity, *labels)
-    assert_equal(found, reference_ranking(similarity, *labels))
-    assert found.queries + found.skipped == queries
+    got = rank_similarity(similarity, *labels)
+    assert_equal(got, reference_ranking(similarity, *labels))
+    assert got.queries + got.skipped == queries
 
 
 def test_no_query_with_a_match_scores_zero() -> None:
-    found = rank_similarity(
+    got = rank_similarity(
         np.zeros((2, 3)), np.array([0, 1]), np.zeros(2, int), np.array([5, 6, -1]), np.zeros(3, int)
     )
-    assert (found.mAP, found.mINP, found.rank(1), found.queries, found.skipped) == (0, 0, 0, 0, 2)
+    assert (got.mAP, got.mINP, got.rank(1), got.queries, got.skipped) == (0, 0, 0, 0, 2)
 
 
 def test_unknown_cameras_never_drop_a_match() -> None:
-    found = rank_similarity(
+    got = rank_similarity(
         np.array([[1.0, 0.5]]), np.array([3]), np.array([-1]), np.array([3, 4]), np.array([-1, -1])
     )
-    assert found.mAP == 1
+    assert got.mAP == 1
 
 
 def test_perfect_features_rank_perfectly_in_float32() -> None:
@@ -238,10 +238,8 @@ def test_perfect_features_rank_perfectly_in_float32() -> None:
         torch.from_numpy(unit(np.random.default_rng(0).normal(size=(10, 8)))).float().repeat(2, 1)
     )
     cameras: Tensor = torch.arange(20) // 10
-    found = rank_gallery(
-        features[:10], ids[:10], cameras[:10], features[10:], ids[10:], cameras[10:]
-    )
-    assert found.mAP == found.mINP == found.rank(1) == 1
+    got = rank_gallery(features[:10], ids[:10], cameras[:10], features[10:], ids[10:], cameras[10:])
+    assert got.mAP == got.mINP == got.rank(1) == 1
 
 
 def test_wrong_shapes_are_named() -> None:

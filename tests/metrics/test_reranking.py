@@ -103,13 +103,13 @@ def test_final_distances_are_those_of_the_definition(
 ) -> None:
     given = case(queries, gallery, identities)
     settings = {"k1": k1, "k2": k2, "original": original}
-    found = torch.full((queries, gallery), torch.nan, dtype=torch.float64)
+    got = torch.full((queries, gallery), torch.nan, dtype=torch.float64)
     score_blocks = reranking.score_blocks
 
     def recording(blocks: Iterable[tuple[Tensor, Tensor]], *rest: Any) -> Ranking:
         def recorded() -> Iterable[tuple[Tensor, Tensor]]:
             for rows, scores in blocks:
-                found[rows] = -scores
+                got[rows] = -scores
                 yield rows, scores
 
         return score_blocks(recorded(), *rest)
@@ -118,9 +118,9 @@ def test_final_distances_are_those_of_the_definition(
     monkeypatch.setattr(reranking, "_BLOCK", 7 * gallery)
     ranking = rerank_gallery(*given, **settings)
     expected = dense(given[0], given[3], k1, k2, original, normalised=False)
-    ranked = ~found.isnan().any(1).numpy()
+    ranked = ~got.isnan().any(1).numpy()
     assert ranked.sum() >= ranking.queries
-    np.testing.assert_allclose(found.numpy()[ranked], expected[ranked], atol=1e-12)
+    np.testing.assert_allclose(got.numpy()[ranked], expected[ranked], atol=1e-12)
     scores = dense_scores(given, k1, k2, original, False)
     assert ranking.mAP == pytest.approx(scores["mAP"], abs=1e-12)
     assert ranking.mINP == pytest.approx(scores["mINP"], abs=1e-12)
@@ -133,16 +133,16 @@ def test_scores_are_near_the_published_algorithm_and_above_plain_ones(
 ) -> None:
     given = case(60, 300, 30, seed, spread=1.4)
     published = dense_scores(given, 20, 6, 0.3, True)["mAP"]
-    found = rerank_gallery(*(x.float() if x.is_floating_point() else x for x in given)).mAP
-    assert found == pytest.approx(published, abs=0.01)
-    assert found > rank_gallery(*given).mAP + 0.02
+    got = rerank_gallery(*(x.float() if x.is_floating_point() else x for x in given)).mAP
+    assert got == pytest.approx(published, abs=0.01)
+    assert got > rank_gallery(*given).mAP + 0.02
 
 
 def test_the_original_distance_alone_gives_the_plain_ranking() -> None:
     given = case(30, 120, 15)
-    plain, found = rank_gallery(*given), rerank_gallery(*given, original=1.0)
-    assert (found.mAP, found.mINP, found.queries) == (plain.mAP, plain.mINP, plain.queries)
-    assert torch.equal(found.cmc, plain.cmc)
+    plain, got = rank_gallery(*given), rerank_gallery(*given, original=1.0)
+    assert (got.mAP, got.mINP, got.queries) == (plain.mAP, plain.mINP, plain.queries)
+    assert torch.equal(got.cmc, plain.cmc)
 
 
 def test_features_that_are_all_equal_are_ranked_by_index() -> None:
@@ -179,13 +179,13 @@ def test_nothing_to_rank_again_scores_zero() -> None:
 def rerank_on_ranks(world: World, given: Case) -> tuple[float, float]:
     query, query_ids, query_cameras, gallery, *rest = given
     own = query[world.local_slice(len(query))], gallery[world.local_slice(len(gallery))]
-    found = rerank_gallery(own[0], query_ids, query_cameras, own[1], *rest, world=world)
-    return found.mAP, found.mINP
+    got = rerank_gallery(own[0], query_ids, query_cameras, own[1], *rest, world=world)
+    return got.mAP, got.mINP
 
 
 @pytest.mark.parametrize("size", [3, *(pytest.param(x, marks=pytest.mark.slow) for x in (2, 4))])
 def test_all_ranks_return_the_scores_of_a_single_process(pool: Pool, size: int) -> None:
     for queries, gallery in ((20, 90), (2, 30)):
         given = case(queries, gallery, 8)
-        found = rerank_gallery(*given)
-        assert pool.run(rerank_on_ranks, size, given) == [(found.mAP, found.mINP)] * size
+        got = rerank_gallery(*given)
+        assert pool.run(rerank_on_ranks, size, given) == [(got.mAP, got.mINP)] * size

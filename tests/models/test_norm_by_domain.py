@@ -86,8 +86,8 @@ def test_each_domain_is_normalised_in_groups() -> None:
         expected = plain(x)
         assert torch.allclose(norm(x), expected, atol=1e-12)
         assert torch.allclose(expected[:4].mean((0, 2, 3)), torch.zeros(3).double(), atol=1e-12)
-        found = norm[0] if domain == "target" else norm[0].source_norm
-        assert torch.allclose(found.running_mean, plain[0].running_mean)  # type: ignore
+        got = norm[0] if domain == "target" else norm[0].source_norm
+        assert torch.allclose(got.running_mean, plain[0].running_mean)  # type: ignore
         x = x + 1
 
 

@@ -96,7 +96,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_equal_a_single_process(pool: Pool, size: int, case: tuple[Any, ...]) -> None:
     outputs, of_images, of_parameters, buffers = trained(SINGLE_PROCESS, *case)
-    found = cast(list[Found], pool.run(trained, size, *case))
+    got = cast(list[Found], pool.run(trained, size, *case))
     limit = 1e-12 if case[1] == torch.float64 else 1e-5
 
     def close(a: Tensor, b: Tensor) -> None:
@@ -106,14 +106,12 @@ def test_ranks_equal_a_single_process(pool: Pool, size: int, case: tuple[Any, ..
 
     for ours, whole in ((0, outputs), (1, of_images)):
         for step, expected in enumerate(whole):
-            close(
-                torch.cat([cast(list[Tensor], of_rank[ours])[step] for of_rank in found]), expected
-            )
-    for _, _, averaged, after in found:
+            close(torch.cat([cast(list[Tensor], of_rank[ours])[step] for of_rank in got]), expected)
+    for _, _, averaged, after in got:
         assert averaged.keys() == of_parameters.keys() and after.keys() == buffers.keys()
         for name, expected in {**of_parameters, **buffers}.items():
             close({**averaged, **after}[name], expected)
-        assert all(torch.equal(x, found[0][3][name]) for name, x in after.items())
+        assert all(torch.equal(x, got[0][3][name]) for name, x in after.items())
 
 
 def kept_back(world: World) -> None:
@@ -152,10 +150,10 @@ def test_ranks_are_weighted_by_their_number_of_images(pool: Pool) -> None:
     torch.manual_seed(5)
     whole = uneven(SINGLE_PROCESS)
     for size in (2, 4):
-        found = pool.run(seeded, size)
+        got = pool.run(seeded, size)
         for place, expected in enumerate(whole):
             torch.testing.assert_close(
-                torch.cat([x[place] for x in found]), expected, rtol=1e-12, atol=1e-12
+                torch.cat([x[place] for x in got]), expected, rtol=1e-12, atol=1e-12
             )
 
 

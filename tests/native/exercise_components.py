@@ -32,7 +32,7 @@ def check(module: ModuleType, seed: int, n: int, edges: int, kind: type) -> None
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n))]).astype(np.int64)
     eps = np.array([0.5, 0.0, 0.25, 1.0, 0.1, 0.75, 0.3, 0.6, 0.9, 0.125], kind)
     for min_samples in (1, 2, 4, n + 1):
-        found = []
+        got = []
         for threads in (1, 4):
             labels = np.empty((len(eps), n), np.int64)
             dbscan = module.dbscan_float64 if kind is np.float64 else module.dbscan_float32
@@ -45,9 +45,9 @@ def check(module: ModuleType, seed: int, n: int, edges: int, kind: type) -> None
                 labels.ctypes.data,
                 threads,
             )
-            found.append(labels)
-        assert np.array_equal(*found)
-        for e, labels in zip(eps, found[0], strict=True):
+            got.append(labels)
+        assert np.array_equal(*got)
+        for e, labels in zip(eps, got[0], strict=True):
             assert np.array_equal(labels, expected(rows, columns, distances <= e, n, min_samples))
 
 

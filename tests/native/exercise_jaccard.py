@@ -54,10 +54,10 @@ def check_graph(module: ModuleType, n: int, k1: int, k2: int, kind: type) -> Non
         graphs.append((indptr, indices, distances))
     assert all(np.array_equal(a, b) for a, b in zip(*graphs, strict=True))
     rows = np.repeat(np.arange(n), np.diff(indptr))
-    found = np.ones((n, n))
-    found[rows, indices] = distances
+    got = np.ones((n, n))
+    got[rows, indices] = distances
     assert (np.diff(indices)[np.diff(rows) == 0] > 0).all()
-    assert np.abs(np.where(expected <= 0.7, expected, 1) - found).max(initial=0) < (
+    assert np.abs(np.where(expected <= 0.7, expected, 1) - got).max(initial=0) < (
         1e-6 if kind is np.float32 else 1e-12
     )
     for threads in (1, 4):
@@ -171,7 +171,7 @@ def check_overlaps(module: ModuleType, seed: int, n: int, per_row: int, capacity
 
     parts = sparse(weights) + sparse(weights.T.copy())
     found_keys, found_overlaps = np.full(capacity, -1, np.int64), np.zeros(capacity, np.uint32)
-    found, spills, spilled = np.zeros(1, np.uint64), np.zeros(1, np.uint64), np.zeros(n, np.int32)
+    got, spills, spilled = np.zeros(1, np.uint64), np.zeros(1, np.uint64), np.zeros(n, np.int32)
     places = [x.ctypes.data for x in parts]
     arguments = module.OverlapArguments(
         *places,
@@ -180,7 +180,7 @@ def check_overlaps(module: ModuleType, seed: int, n: int, per_row: int, capacity
         found_keys.ctypes.data,
         found_overlaps.ctypes.data,
         capacity,
-        found.ctypes.data,
+        got.ctypes.data,
     )
     module.overlaps_cuda(arguments, 512, spilled.ctypes.data, spills.ctypes.data, 0)
     if per_row == 40:
@@ -190,7 +190,7 @@ def check_overlaps(module: ModuleType, seed: int, n: int, per_row: int, capacity
         arguments, spilled.ctypes.data, int(spills[0]), pools.ctypes.data, 3, 0
     )
     assert not pools.any()
-    assert found[0] == len(keys)
+    assert got[0] == len(keys)
     order = np.argsort(found_keys[: min(capacity, len(keys))])
     found_keys, found_overlaps = found_keys[order], found_overlaps[order]
     if capacity >= len(keys):

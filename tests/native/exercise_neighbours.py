@@ -48,13 +48,13 @@ def check(
                 module.add_tile(
                     candidates, tile.ctypes.data, bfloat16, row, high, column, wide, threads
                 )
-        found = np.empty((n, k + 1), np.int64)
-        module.finish(candidates, bfloat16, rows.ctypes.data, width, found.ctypes.data, threads)
-        lists.append(found)
+        got = np.empty((n, k + 1), np.int64)
+        module.finish(candidates, bfloat16, rows.ctypes.data, width, got.ctypes.data, threads)
+        lists.append(got)
     assert np.array_equal(*lists)
-    assert np.array_equal(found[:, 0], np.arange(n))
-    complete = found[:, 1] >= 0
-    assert np.array_equal(found[complete, 1:], expected[complete])
+    assert np.array_equal(got[:, 0], np.arange(n))
+    complete = got[:, 1] >= 0
+    assert np.array_equal(got[complete, 1:], expected[complete])
     if spread == 0.4:
         assert complete.all()
         for threads in (1, 4):
@@ -86,9 +86,7 @@ def among_others(
         tile = np.ascontiguousarray(similarity[:, start:stop])
         module.add_tile(candidates, tile.ctypes.data, bfloat16, 0, n, 0, stop - start, threads)
         others = rows[start:stop].copy()
-        found = (x.ctypes.data for x in (known, neighbours))
-        module.merge(
-            candidates, rows.ctypes.data, others.ctypes.data, start, width, *found, threads
-        )
+        got = (x.ctypes.data for x in (known, neighbours))
+        module.merge(candidates, rows.ctypes.data, others.ctypes.data, start, width, *got, threads)
     assert np.array_equal(known, np.take_along_axis(exact, neighbours, 1))
     return np.array([[j for j in row if j != i] for i, row in enumerate(neighbours.tolist())])

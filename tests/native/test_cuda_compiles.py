@@ -26,7 +26,7 @@ pytestmark = [
 
 def kernels_of(output: str) -> list[dict[str, int | str]]:
     """What `nvcc -Xptxas -v` prints about each kernel."""
-    found: list[dict[str, int | str]] = []
+    got: list[dict[str, int | str]] = []
     for block in re.split(r"Compiling entry function ", output)[1:]:
         name = re.match(r"'(\S+)' for 'sm_\d+", block)
         frame = re.search(
@@ -35,7 +35,7 @@ def kernels_of(output: str) -> list[dict[str, int | str]]:
         registers = re.search(r"Used (\d+) registers", block)
         shared = re.search(r"(\d+) bytes smem", block)
         assert name and frame and registers, block
-        found.append(
+        got.append(
             {
                 "kernel": name[1],
                 "registers": int(registers[1]),
@@ -44,7 +44,7 @@ def kernels_of(output: str) -> list[dict[str, int | str]]:
                 "spilled": int(frame[2]) + int(frame[3]),
             }
         )
-    return found
+    return got
 
 
 @pytest.fixture(scope="module")

@@ -17,24 +17,8 @@ from fastreid_al.engine import TrainingLoop
 from fastreid_al.errors import DataError, UserError
 from fastreid_al.runs import dry_run, run_training
 from fastreid_al.synthetic.dataset import cached_synthetic
-from tests.support.source_runs import SOURCE, adapted
+from tests.support.source_runs import SOURCE
 from tests.support.tiny import SYNTHETIC
-
-
-@pytest.fixture
-def short(config: RunConfig) -> RunConfig:
-    """One epoch of one batch."""
-    config = adapted(config)
-    return replace(config, epochs=1, batch=replace(config.batch, iterations=1))
-
-
-@pytest.fixture
-def copied(short: RunConfig, tmp_path: Path) -> tuple[RunConfig, Path]:
-    """A source on disk, copied so that it can be damaged, and its training images."""
-    shutil.copytree(cached_synthetic(SOURCE), tmp_path / "source" / "MSMT17_V1")
-    return replace(
-        short, source="msmt17", source_root=str(tmp_path / "source")
-    ), tmp_path / "source/MSMT17_V1/train"
 
 
 def test_the_source_must_be_another_set(config: RunConfig, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_small_problem_comes_out_right_on_this_machine():
 
 
 def test_every_part_of_the_installation_is_named(monkeypatch: pytest.MonkeyPatch):
-    found = diagnosed(monkeypatch, finished(stdout="a warning\n" + json.dumps(FACTS) + "\n"))
+    got = diagnosed(monkeypatch, finished(stdout="a warning\n" + json.dumps(FACTS) + "\n"))
     topics = {
         "python",
         "fastreid_al",
@@ -58,14 +58,11 @@ def test_every_part_of_the_installation_is_named(monkeypatch: pytest.MonkeyPatch
         "pybind11",
     }
     assert (
-        topics | {"extension", "devices", "self-test", "ranks", "threads", "bfloat16"}
-        <= found.keys()
+        topics | {"extension", "devices", "self-test", "ranks", "threads", "bfloat16"} <= got.keys()
     )
-    assert found["torch"].text.startswith(torch.__version__.split("+")[0])
-    assert (
-        "CUDA for sm_80, sm_90" in found["extension"].text and "OpenMP" in found["extension"].text
-    )
-    assert not any(line.broken for line in found.values())
+    assert got["torch"].text.startswith(torch.__version__.split("+")[0])
+    assert "CUDA for sm_80, sm_90" in got["extension"].text and "OpenMP" in got["extension"].text
+    assert not any(line.broken for line in got.values())
 
 
 def test_extension_that_was_never_built_is_not_a_fault(monkeypatch: pytest.MonkeyPatch):

@@ -75,7 +75,7 @@ def test_a_run_killed_at_random_instants_resumes_to_the_same_weights(
         resumed = start(run)
         resumed.join()
         assert resumed.exitcode == 0
-        found = load_checkpoint(tmp_path / run / "last.pt")["model"]
-        assert all(torch.equal(found[name], expected[name]) for name in expected), f"kill {kill}"
+        got = load_checkpoint(tmp_path / run / "last.pt")["model"]
+        assert all(torch.equal(got[name], expected[name]) for name in expected), f"kill {kill}"
         assert answers(tmp_path / run) == asked, f"kill {kill}"
     assert landed >= kills // 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,7 @@ from fastreid_al.models import without_source
 from fastreid_al.runs import Finished, run_training
 from fastreid_al.runs import train as runner
 from fastreid_al.runs.evaluate import evaluate_file
-from fastreid_al.synthetic.dataset import cached_synthetic
-from tests.support.source_runs import SOURCE, adapted
+from tests.support.source_runs import adapted
 from tests.support.tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
 
 CLASS = {"nnct": NNCT, "instance memory": UCAL, "cluster memory": UCAL}
@@ -46,22 +44,6 @@ def whole(
     """A run that nothing stopped, of each kind."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     return request.param, run_training(adapted(tiny_config(folder), request.param))
-
-
-@pytest.fixture
-def short(config: RunConfig) -> RunConfig:
-    """One epoch of one batch."""
-    config = adapted(config)
-    return replace(config, epochs=1, batch=replace(config.batch, iterations=1))
-
-
-@pytest.fixture
-def copied(short: RunConfig, tmp_path: Path) -> tuple[RunConfig, Path]:
-    """A source on disk, copied so that it can be damaged, and its training images."""
-    shutil.copytree(cached_synthetic(SOURCE), tmp_path / "source" / "MSMT17_V1")
-    return replace(
-        short, source="msmt17", source_root=str(tmp_path / "source")
-    ), tmp_path / "source/MSMT17_V1/train"
 
 
 def test_a_stopped_run_resumes_to_a_bit_identical_state(

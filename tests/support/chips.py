@@ -256,10 +256,10 @@ def _dots(ttir: str) -> tuple[Dot, ...]:
         r"tt\.dot [^\n]*?(?:inputPrecision = (\w+) )?"
         r": tensor<(\d+)x(\d+)x(\w+)> \* tensor<\d+x(\d+)x"
     )
-    found = re.findall(pattern, ttir)
+    got = re.findall(pattern, ttir)
     names = {"f32": "fp32", "f16": "fp16"}
     return tuple(
-        Dot(int(m), int(k), int(n), how or names.get(kind, kind)) for how, m, k, kind, n in found
+        Dot(int(m), int(k), int(n), how or names.get(kind, kind)) for how, m, k, kind, n in got
     )
 
 

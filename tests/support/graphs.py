@@ -65,10 +65,10 @@ def scikit_learn_cosine_labels(
 def _fit(
     x: np.ndarray | sp.csr_matrix, radii: Sequence[float], min_samples: int, metric: str
 ) -> np.ndarray:
-    found = np.empty((len(radii), x.shape[0]), dtype=np.int64)
+    got = np.empty((len(radii), x.shape[0]), dtype=np.int64)
     if not x.shape[0]:
-        return found
-    for labels, radius in zip(found, radii, strict=True):
+        return got
+    for labels, radius in zip(got, radii, strict=True):
         # A radius of zero is refused; the least number above it includes the same pairs.
         eps = max(radius, np.nextafter(0.0, 1.0))
         model = DBSCAN(eps=eps, min_samples=min_samples, metric=metric)
@@ -76,4 +76,4 @@ def _fit(
             # It warns that sorting a sparse graph is slow.
             warnings.simplefilter("ignore")
             labels[:] = model.fit(x).labels_
-    return found
+    return got

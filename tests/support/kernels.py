@@ -42,11 +42,11 @@ def strided(x: Tensor) -> Tensor:
     return wide[:, ::2]
 
 
-def assert_as_good_as_eager(found: Tensor, eager: Tensor, exact: Tensor, tiny: float) -> None:
+def assert_as_good_as_eager(got: Tensor, eager: Tensor, exact: Tensor, tiny: float) -> None:
     """Assert an error of at most twice that of plain PyTorch in the same dtype, plus something
     tiny.
     """
-    error, plain = ((x.double() - exact.double()).norm() for x in (found, eager))
+    error, plain = ((x.double() - exact.double()).norm() for x in (got, eager))
     assert error <= 2 * plain + tiny * exact.double().norm().clamp(min=1)
 
 
@@ -60,9 +60,9 @@ def compiled_once(
     for arguments in sizes:
         for x in dynamic(*arguments):
             torch._dynamo.mark_dynamic(x, 0)
-        found, expected = compiled(*arguments), call(*arguments)
-        found, expected = (x if isinstance(x, tuple) else (x,) for x in (found, expected))
-        for a, b in zip(found, expected, strict=True):
+        got, expected = compiled(*arguments), call(*arguments)
+        got, expected = (x if isinstance(x, tuple) else (x,) for x in (got, expected))
+        for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b)
     assert counter.frame_count == 1
 

@@ -42,12 +42,12 @@ def examples() -> dict[str, Example]:
     An example is called with the function (or its reference), features (9, 16) and a bank (40, 16),
     unit-norm rows of one dtype.
     """
-    found = {}
+    got = {}
     for operator in OPERATORS:
         for name, value in vars(tests_of(operator)).items():
             if name.startswith("example_"):
-                found[name.removeprefix("example_")] = value
-    return found
+                got[name.removeprefix("example_")] = value
+    return got
 
 
 def example_sources() -> str:

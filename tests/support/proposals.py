@@ -6,10 +6,15 @@ float64 in any order, and a tie is a tie in the library and in the reference.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pytest
 import torch
 
+from fastreid_al.active import propose_splits
 from fastreid_al.answers import Question
+from tests.support.references_active import reference_splits
 
 Asked = set[frozenset[tuple[int, frozenset[int]]]]
 
@@ -64,3 +69,22 @@ def asked(questions: list[Question]) -> Asked:
 def assert_falling(similarities: np.ndarray) -> None:
     """Most central first."""
     assert np.all(similarities[:-1] >= similarities[1:])
+
+
+def assert_same_splits(features: np.ndarray, labels: np.ndarray, rule: str) -> list[Question]:
+    questions = propose_splits(
+        torch.from_numpy(features), torch.from_numpy(labels), k_max_rule=rule
+    )
+    splits = reference_splits(features, labels, rule)
+    assert asked(questions) == set().union(*(split.questions() for split in splits))
+    for question in questions:
+        left, right = question.images
+        assert question.reason == "split"
+        assert question.cluster == labels[left] == labels[right]
+        for image, group in zip(question.images, question.groups, strict=True):
+            assert_falling(features[group.numpy()[1:]] @ features[image])
+        assert question.similarity == pytest.approx(
+            float(features[left] @ features[right]), abs=1e-5
+        )
+        assert math.isfinite(question.score)
+    return questions

@@ -81,7 +81,7 @@ def reference_dbscan(distance: np.ndarray, eps: float, min_samples: int = 4) -> 
     distance = np.asarray(distance, dtype=np.float64)
     n = len(distance)
     neighbours = [{i} | {int(j) for j in np.flatnonzero(distance[i] <= eps)} for i in range(n)]
-    core = [len(found) >= min_samples for found in neighbours]
+    core = [len(got) >= min_samples for got in neighbours]
 
     labels = np.full(n, -1, dtype=np.int64)
     clusters = 0
@@ -108,7 +108,7 @@ def _cluster_sets(labels: np.ndarray) -> list[frozenset[int]]:
     members: dict[int, set[int]] = {}
     for i, label in enumerate(labels):
         members.setdefault(int(label), set()).add(i)
-    whole = {label: frozenset(found) for label, found in members.items()}
+    whole = {label: frozenset(got) for label, got in members.items()}
     return [frozenset({i}) if label == -1 else whole[int(label)] for i, label in enumerate(labels)]
 
 
@@ -198,7 +198,7 @@ def reference_ranking(
             skipped += 1
             continue
         average_precisions.append(
-            sum(found / rank for found, rank in enumerate(hits, start=1)) / len(hits)
+            sum(got / rank for got, rank in enumerate(hits, start=1)) / len(hits)
         )
         inverse_penalties.append(len(hits) / hits[-1])
         first_hits[hits[0] - 1] += 1

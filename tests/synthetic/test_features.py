@@ -21,8 +21,8 @@ from fastreid_al.synthetic import features, planted_partition
     ],
 )
 def test_the_same_seed_gives_the_same_bits_on_every_machine(exact: bool, digest: str) -> None:
-    found = planted_partition(700, 61, exact=exact, seed=3)
-    together = b"".join(part.numpy().tobytes() for part in found)
+    got = planted_partition(700, 61, exact=exact, seed=3)
+    together = b"".join(part.numpy().tobytes() for part in got)
     assert hashlib.sha256(together).hexdigest() == digest
 
 

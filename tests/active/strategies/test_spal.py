@@ -10,7 +10,7 @@ from tests.support.asking import crowded
 
 def test_spal_pairs_are_the_farthest_inside_and_the_nearest_outside() -> None:
     features, _, labels = crowded(120)
-    found = {(q.reason, q.images) for q in farthest_and_nearest_pairs(features, labels)}
+    got = {(q.reason, q.images) for q in farthest_and_nearest_pairs(features, labels)}
     similarity = (features.double() @ features.double().T).numpy()
     np.fill_diagonal(similarity, np.nan)
     expected = set()
@@ -24,4 +24,4 @@ def test_spal_pairs_are_the_farthest_inside_and_the_nearest_outside() -> None:
             expected.add(("split", (min(i, j), max(i, j))))
         j = int(np.where(outside, similarity[i], -np.inf).argmax())
         expected.add(("merge", (min(i, j), max(i, j))))
-    assert found == expected
+    assert got == expected

@@ -53,9 +53,9 @@ def test_colours_go_to_cielab_and_back() -> None:
     )
     assert torch.allclose(rgb_to_lab(known)[0].T, expected, atol=0.02)
     images = torch.randint(256, (4, 3, 40, 10), dtype=torch.uint8)
-    found = rgb_to_lab(images.flatten(2).double())
-    assert torch.allclose(found.view(images.shape), lab(images).double(), atol=2e-3)
-    assert torch.allclose(lab_to_rgb(found), images.flatten(2).double(), atol=1e-3)
+    got = rgb_to_lab(images.flatten(2).double())
+    assert torch.allclose(got.view(images.shape), lab(images).double(), atol=2e-3)
+    assert torch.allclose(lab_to_rgb(got), images.flatten(2).double(), atol=1e-3)
 
 
 @SPACES
@@ -76,10 +76,10 @@ def test_colours_of_a_planted_cast_are_recovered(space: str) -> None:
     for a, b in ((0, 1), (1, 2), (2, 0), (2, 1)):
         source, wanted = seen(people, a), seen(people, b)
         own, drawn = torch.full((20,), a), torch.full((20,), b)
-        found = style._restyle(source, own, own, drawn)
-        assert colour_distance(found, wanted) < 0.2 * colour_distance(source, wanted)
-        back = style._restyle(found, own, drawn, own)
-        assert colour_distance(back, source) < 0.1 * colour_distance(found, source)
+        got = style._restyle(source, own, own, drawn)
+        assert colour_distance(got, wanted) < 0.2 * colour_distance(source, wanted)
+        back = style._restyle(got, own, drawn, own)
+        assert colour_distance(back, source) < 0.1 * colour_distance(got, source)
 
 
 @SPACES
@@ -125,8 +125,8 @@ def test_cameras_of_a_single_colour_have_a_finite_map(space: str) -> None:
         .contiguous()
     )
     style = ColourStyle(records_of([1, 1, 2, 2]), stored(pixels), 1.0, space)
-    found = style(pixels, torch.arange(4), torch.Generator())
-    assert torch.allclose(found, pixels.flip(0).float(), atol=1e-2)
+    got = style(pixels, torch.arange(4), torch.Generator())
+    assert torch.allclose(got, pixels.flip(0).float(), atol=1e-2)
 
 
 def test_statistics_are_those_of_the_sample_of_each_camera(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,10 +45,10 @@ def test_copies_of_both_naming_schemes_are_found(
     assert list(style.digests) == [COPIES] and style.digests[COPIES].startswith("6 copies ")
     assert "6 copies in the styles of 3 cameras" in style.describe()
     rows = torch.tensor([2, 0, 1, 1, 0, 2] * 10)
-    found = style(torch.zeros(60, 3, 32, 16, dtype=torch.uint8), rows, torch.Generator())
-    assert found.dtype == torch.uint8 and (found == found[:, :1, :1, :1]).all()
+    got = style(torch.zeros(60, 3, 32, 16, dtype=torch.uint8), rows, torch.Generator())
+    assert got.dtype == torch.uint8 and (got == got[:, :1, :1, :1]).all()
     for row in range(3):
-        seen = set(found[rows == row][:, 0, 0, 0].tolist())
+        seen = set(got[rows == row][:, 0, 0, 0].tolist())
         assert seen == {grey for (i, _), grey in greys.items() if i == row}
 
 
@@ -63,10 +63,10 @@ def test_missing_copies_are_counted_and_leave_the_image_as_it_is(
         re.search(r"^2 of 6 copies .* are missing from .*camstyle", warnings[0])
         and "\n" not in warnings[0]
     )
-    found = style(
+    got = style(
         torch.full((3, 3, 32, 16), 7, dtype=torch.uint8), torch.arange(3), torch.Generator()
     )
-    assert found[:, 0, 0, 0].tolist() == [7, 90, 90]
+    assert got[:, 0, 0, 0].tolist() == [7, 90, 90]
 
 
 def test_unreadable_copies_are_named_and_left_out(make: Make, tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_unreadable_copies_are_named_and_left_out(make: Make, tmp_path: Path) ->
         and f"{broken}: not an image" in warnings[0]
     )
     assert warnings[1].startswith("1 of 6 copies")
-    found = style(
+    got = style(
         torch.full((64, 3, 32, 16), 7, dtype=torch.uint8), torch.ones(64).long(), torch.Generator()
     )
-    assert set(found[:, 0, 0, 0].tolist()) == {7, 90}
+    assert set(got[:, 0, 0, 0].tolist()) == {7, 90}
     for path in (tmp_path / COPIES).iterdir():
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="none of 6 copies can be read"):

@@ -28,12 +28,12 @@ def test_amplitudes_in_the_band_take_the_ratio_and_phases_stay(
     own, drawn = torch.tensor([0, 1]), torch.tensor([1, 0])
     ratio = torch.where(box, mean[drawn] / mean[own], 1.0)
     expected = torch.fft.ifft2(spectra[:2] * ratio).real
-    found = style._restyle(source, own, own, drawn)
-    assert torch.allclose(found.double(), expected.clamp(0, 255), atol=0.05)
+    got = style._restyle(source, own, own, drawn)
+    assert torch.allclose(got.double(), expected.clamp(0, 255), atol=0.05)
     # Far enough from black and white nothing is clamped, so that the phases can be seen.
     inside = expected.amin((1, 2, 3)).ge(0) & expected.amax((1, 2, 3)).le(255)
     assert inside.any()
-    kept = torch.fft.fft2(found.double())[inside] * spectra[:2][inside].conj()
+    kept = torch.fft.fft2(got.double())[inside] * spectra[:2][inside].conj()
     assert (kept.real > 0.99 * kept.abs())[:, :, box].all()
 
 
@@ -41,7 +41,7 @@ def test_brightness_follows_the_drawn_camera() -> None:
     pixels = smooth(80)
     pixels[::2] //= 3
     style = FourierStyle(records_of([1, 2] * 40), stored(pixels), 0.02, 1.0)
-    found = style(pixels, torch.arange(80), torch.Generator())
+    got = style(pixels, torch.arange(80), torch.Generator())
     dark, bright = pixels[::2].float().mean(), pixels[1::2].float().mean()
-    assert (found[::2].mean() - bright).abs() < 0.02 * bright
-    assert (found[1::2].mean() - dark).abs() < 0.1 * dark  # some of it is clamped at black
+    assert (got[::2].mean() - bright).abs() < 0.02 * bright
+    assert (got[1::2].mean() - dark).abs() < 0.1 * dark  # some of it is clamped at black

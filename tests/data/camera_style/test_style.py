@@ -78,15 +78,15 @@ def test_images_of_their_own_or_an_unknown_camera_stay_as_they_are(
     rows = torch.randperm(48)
     drawn = style._draw(style.cameras[rows], torch.Generator().manual_seed(1))
     same = drawn == style.cameras[rows]
-    found = style(pixels[rows], rows, torch.Generator().manual_seed(1))
+    got = style(pixels[rows], rows, torch.Generator().manual_seed(1))
     assert 12 < same.sum() < 40
-    assert torch.equal(found[same], pixels[rows][same].float())
-    assert all((found[i] != pixels[rows[i]]).any() for i in (~same).nonzero()[:, 0].tolist())
+    assert torch.equal(got[same], pixels[rows][same].float())
+    assert all((got[i] != pixels[rows[i]]).any() for i in (~same).nonzero()[:, 0].tolist())
     assert (
-        found.dtype == torch.float32
-        and found.shape == pixels.shape
-        and found.min() >= 0
-        and found.max() <= 255
+        got.dtype == torch.float32
+        and got.shape == pixels.shape
+        and got.min() >= 0
+        and got.max() <= 255
     )
 
 

@@ -70,7 +70,7 @@ def main() -> None:
                         arguments = (features, bank, targets, order, starts, 0.1, -1)
                         problem = ContrastProblem(*arguments, True, False, precision)
                         losses, _, slopes, _ = contrast_triton(problem, piece)
-                        for found, plain, best in zip(
+                        for got, plain, best in zip(
                             (losses, slopes),
                             rough if precision == "bf16" else eager,
                             exact,
@@ -84,7 +84,7 @@ def main() -> None:
                                 if dtype != torch.float32
                                 else 1e-6
                             )
-                            assert_as_good_as_eager(found, plain, best, tiny)
+                            assert_as_good_as_eager(got, plain, best, tiny)
                             cases.count += 1
                         again = contrast_triton(problem._replace(gradient=False), piece)
                         cases.equal(again[0], losses, n, dtype, precision, piece)
@@ -125,17 +125,17 @@ def main() -> None:
 
 def same_partial(cases: small.Cases, problem: ContrastProblem, piece: int) -> None:
     """Compare the partial result of a shard that does not hold the targets of some features."""
-    found = contrast_triton(problem, piece)
+    got = contrast_triton(problem, piece)
     features = problem.features
     exact = contrast_blocked(
         problem._replace(features=features.double(), bank=problem.bank.double())
     )
-    for a, b in zip(found, exact, strict=True):
+    for a, b in zip(got, exact, strict=True):
         cases.close(a, b.float(), 2e-2 if features.dtype != torch.float32 else 2e-6)
     if len(features) == 3:
         bare = contrast_triton(problem._replace(gradient=False), piece)
-        cases.equal(bare[0], found[0])
-        cases.equal(bare[1], found[1])
+        cases.equal(bare[0], got[0])
+        cases.equal(bare[1], got[1])
         assert bare[2].shape == bare[3].shape == (0, features.shape[1])
 
 
@@ -150,9 +150,9 @@ def through_operators(cases: small.Cases) -> None:
         (classes, wide[:, 1]),
         (None, torch.tensor(3).expand(5)),
     ):
-        found, exact = [], []
+        got, exact = [], []
         for kept, kind, call in (
-            (found, torch.float32, bank_contrast_loss),
+            (got, torch.float32, bank_contrast_loss),
             (exact, torch.float64, bank_contrast_loss_reference),
         ):
             f, b = (x.detach().clone().to(kind).requires_grad_() for x in (features, bank))
@@ -160,7 +160,7 @@ def through_operators(cases: small.Cases) -> None:
                 loss = call(f, b, targets, 0.1, classes=some)
                 loss.backward()
             kept += [loss.detach(), f.grad, b.grad]
-        for a, b in zip(found, exact, strict=True):
+        for a, b in zip(got, exact, strict=True):
             cases.close(a, b, 2e-6)
     with small.through_operators():
         nothing = torch.full((40,), -1)
@@ -176,9 +176,9 @@ def through_operators(cases: small.Cases) -> None:
             (nothing, nothing[:5]),
             (empty, torch.tensor([2, -1, -1, 2, -1])),
         ):
-            found = partial_contrast(features, bank, where, 0.1, classes=some)
+            got = partial_contrast(features, bank, where, 0.1, classes=some)
             for a, b in zip(
-                found,
+                got,
                 partial_contrast_reference(features, bank, where, 0.1, classes=some),
                 strict=True,
             ):

@@ -54,11 +54,11 @@ def main() -> None:
                         y.movedim(1, -1).contiguous().movedim(-1, 1) for y in (x, gradient)
                     )
                 weight, bias = torch.rand(shape[1]), torch.randn(shape[1])
-                wanted = exact(x, weight, bias, group, gradient)
+                expected = exact(x, weight, bias, group, gradient)
                 y, mean, var, rstd = forward_triton(x, weight, bias, group, 1e-5)
-                found = y, mean, var, *backward_triton(gradient, x, weight, mean, rstd, group)
-                assert y.stride() == found[3].stride() == x.stride()
-                for a, b in zip(found, wanted, strict=True):
+                got = y, mean, var, *backward_triton(gradient, x, weight, mean, rstd, group)
+                assert y.stride() == got[3].stride() == x.stride()
+                for a, b in zip(got, expected, strict=True):
                     scale = b.abs().max().clamp(min=1)
                     tolerance = TIGHT[dtype if a.dtype == dtype else torch.float32]
                     cases.close(a / scale, b / scale, tolerance, dtype, shape, last)
@@ -74,9 +74,9 @@ def main() -> None:
         x = x.nan_to_num().requires_grad_()
         y, _, _ = grouped_batch_norm(x, torch.ones(3), torch.zeros(3), 2)
         y.square().sum().backward()
-    wanted = exact(x.detach(), torch.ones(3), torch.zeros(3), 2, 2 * y.detach())
-    cases.close(y.detach(), wanted[0], 3e-6)
-    cases.close(x.grad, wanted[3], 1e-5)
+    expected = exact(x.detach(), torch.ones(3), torch.zeros(3), 2, 2 * y.detach())
+    cases.close(y.detach(), expected[0], 3e-6)
+    cases.close(x.grad, expected[3], 1e-5)
     assert tiles.NORM["contiguous"].rows == 16
     cases.done()
 

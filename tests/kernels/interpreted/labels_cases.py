@@ -41,15 +41,15 @@ def counts_are_those_of_the_whole_matrix() -> None:
             count_closer(bank, candidates, own, operands(torch.float32, "ieee"), tile), wanted
         )
     for dtype in (torch.float16, torch.bfloat16):
-        found = count_closer(bank.to(dtype), candidates, own, operands(dtype, "ieee"), TILE)
-        assert torch.equal(found, wanted)
+        got = count_closer(bank.to(dtype), candidates, own, operands(dtype, "ieee"), TILE)
+        assert torch.equal(got, wanted)
 
 
 def a_copy_of_a_row_is_not_closer_than_the_row() -> None:
     bank = F.normalize(torch.randn(5, 37)).repeat(8, 1)
     candidates, own = torch.randint(0, 40, (20,)), torch.randint(0, 40, (20,))
-    found = count_closer(bank, candidates, own, operands(torch.float32, "ieee"), TILE)
-    assert torch.equal(found % 8, torch.zeros_like(found))
+    got = count_closer(bank, candidates, own, operands(torch.float32, "ieee"), TILE)
+    assert torch.equal(got % 8, torch.zeros_like(got))
 
 
 def positives_agree_with_the_reference() -> None:
@@ -58,9 +58,9 @@ def positives_agree_with_the_reference() -> None:
         rows = torch.tensor([0, 7, len(bank) - 1, 7, 3])
         for threshold in (0.3, 0.8):
             wanted = label_prediction_reference(bank, rows, threshold=threshold)
-            found = labels_triton(bank, rows, threshold, 10, tile=TILE)
+            got = labels_triton(bank, rows, threshold, 10, tile=TILE)
             small = labels_triton(bank, rows, threshold, 10, tile=TILE, block=4 * len(bank))
-            for x, y, z in zip(wanted, found, small, strict=True):
+            for x, y, z in zip(wanted, got, small, strict=True):
                 assert torch.equal(x, y) and torch.equal(x, z)
 
 
@@ -69,9 +69,9 @@ def rows_that_walk_the_same_candidates_agree_too() -> None:
     bank[:8] = -bank[:8]
     rows = torch.arange(9, 21)
     wanted = label_prediction_reference(bank, rows, threshold=0.1)
-    found = labels_triton(bank, rows, 0.1, 10, tile=TILE)
-    assert all(map(torch.equal, wanted, found))
-    assert found[0].diff().max() > 10
+    got = labels_triton(bank, rows, 0.1, 10, tile=TILE)
+    assert all(map(torch.equal, wanted, got))
+    assert got[0].diff().max() > 10
 
 
 def an_empty_memory_gives_each_row_itself() -> None:
@@ -81,11 +81,11 @@ def an_empty_memory_gives_each_row_itself() -> None:
 
 def banks_past_two_to_the_31_values_are_read() -> None:
     bank, rows = on_grid(40, 12), torch.tensor([0, 20, 39])
-    found, expected = (
+    got, expected = (
         labels_triton(some, rows, 0.2, 3, tile=TILE) for some in (small.far_apart(bank), bank)
     )
-    assert len(found[1]) > 3
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert len(got[1]) > 3
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def the_registered_operator_takes_the_kernels() -> None:
@@ -93,9 +93,9 @@ def the_registered_operator_takes_the_kernels() -> None:
     bank = on_grid(60, 12)
     expected = label_prediction(bank, torch.arange(0, 60, 7), threshold=0.2)
     with small.through_operators():
-        found = label_prediction(bank, torch.arange(0, 60, 7), threshold=0.2)
-    assert len(found[1]) > 9
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        got = label_prediction(bank, torch.arange(0, 60, 7), threshold=0.2)
+    assert len(got[1]) > 9
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def launches() -> None:

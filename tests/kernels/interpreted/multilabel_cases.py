@@ -56,8 +56,8 @@ def expected(
     return losses.detach(), torch.autograd.grad(losses.sum(), features)[0]
 
 
-def close(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], tolerance: float) -> None:
-    for x, y in zip(found, wanted, strict=True):
+def close(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], tolerance: float) -> None:
+    for x, y in zip(got, wanted, strict=True):
         assert x.dtype == torch.float32 and x.shape == y.shape
         torch.testing.assert_close(x.double(), y, rtol=tolerance, atol=tolerance)
 
@@ -68,24 +68,24 @@ def several_tiles_and_blocks_agree_with_the_reference() -> None:
     for make in (torch.randn, integers):
         features, bank = make(3, 20) / 2, make(n, 20) / 2
         wanted = expected(features, bank, positives, 5.0, 0.11)
-        found = run(features, bank, positives, 5.0, 0.11)
-        close(found, wanted, 2e-6)
+        got = run(features, bank, positives, 5.0, 0.11)
+        close(got, wanted, 2e-6)
         again = run(features, bank, positives, 5.0, 0.11, block=4 * n)
-        assert all(map(torch.equal, found, again))
+        assert all(map(torch.equal, got, again))
 
 
 def ties_at_the_threshold_share_its_places_as_on_a_cpu() -> None:
     bank = integers(6, 20)[torch.arange(40) % 6]
     features, positives = integers(4, 20), lists([0, 6], [1], [5], [2, 3, 4])
-    found = run(features, bank, positives, 2.0, 0.2)
-    close(found, expected(features, bank, positives, 2.0, 0.2), 2e-6)
+    got = run(features, bank, positives, 2.0, 0.2)
+    close(got, expected(features, bank, positives, 2.0, 0.2), 2e-6)
     shuffled = torch.randperm(40)
     place = shuffled.argsort()
     moved = run(features, bank[shuffled], (positives[0], place[positives[1]]), 2.0, 0.2)
     blocked = multilabel_blocked(
         MultilabelProblem(features, bank, *positives, 2.0, 0.2, True, "auto")
     )
-    for x, y, z in zip(found, moved, blocked, strict=True):
+    for x, y, z in zip(got, moved, blocked, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(x, z, rtol=1e-6, atol=1e-6)
 
@@ -149,19 +149,19 @@ def rows_of_any_stride_are_read() -> None:
         expected(features, bank, positives, 5.0, 0.11),
         2e-6,
     )
-    found = run(features, bank[:, ::2].repeat(1, 2), positives, 5.0, 0.11)
-    close(found, expected(features, bank[:, ::2].repeat(1, 2), positives, 5.0, 0.11), 2e-6)
+    got = run(features, bank[:, ::2].repeat(1, 2), positives, 5.0, 0.11)
+    close(got, expected(features, bank[:, ::2].repeat(1, 2), positives, 5.0, 0.11), 2e-6)
 
 
 def weighted_rows_splits_the_bank_and_adds_in_order() -> None:
     weights, bank = torch.randn(3, 150), torch.randn(150, 37)
     wanted = weights.double() @ bank.double()
     ieee = operands(torch.float32, "ieee")
-    found = weighted_rows(weights, bank, ieee, TILE)
-    torch.testing.assert_close(found.double(), wanted, rtol=2e-6, atol=2e-5)
-    assert torch.equal(found, weighted_rows(weights, bank, ieee, TILE))
+    got = weighted_rows(weights, bank, ieee, TILE)
+    torch.testing.assert_close(got.double(), wanted, rtol=2e-6, atol=2e-5)
+    assert torch.equal(got, weighted_rows(weights, bank, ieee, TILE))
     strided = weighted_rows(weights.T.contiguous().T, bank.T.contiguous().T, ieee, TILE)
-    assert torch.equal(found, strided)
+    assert torch.equal(got, strided)
     low = bank.bfloat16()
     exact = weighted_rows(weights, low, Operands(torch.float32, tl.float32, "tf32"), TILE)
     torch.testing.assert_close(
@@ -175,16 +175,14 @@ def weighted_rows_splits_the_bank_and_adds_in_order() -> None:
 
 def similarities_are_the_product() -> None:
     rows, bank = torch.randn(5, 20), torch.randn(50, 20)
-    found = similarities(rows, bank, operands(torch.float32, "ieee"), TILE)
-    torch.testing.assert_close(
-        found.double(), rows.double() @ bank.double().T, rtol=1e-6, atol=1e-5
-    )
+    got = similarities(rows, bank, operands(torch.float32, "ieee"), TILE)
+    torch.testing.assert_close(got.double(), rows.double() @ bank.double().T, rtol=1e-6, atol=1e-5)
 
 
 def banks_past_two_to_the_31_values_are_read() -> None:
     bank, features = unit_rows(40, 20), unit_rows(3, 20, seed=1)
     positives = torch.tensor([0, 2, 2, 3]), torch.tensor([4, 39, 38])
-    found, expected = (
+    got, expected = (
         multilabel_triton(
             MultilabelProblem(features, rows, *positives, 5.0, 0.1, True, "ieee"),
             tile=TILE,
@@ -192,14 +190,14 @@ def banks_past_two_to_the_31_values_are_read() -> None:
         )
         for rows in (small.far_apart(bank), bank)
     )
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def the_registered_operator_takes_the_kernels() -> None:
     small.shrink_tiles()
     bank, features = unit_rows(70, 20), unit_rows(3, 20, seed=1)
     positives = torch.tensor([0, 2, 2, 3]), torch.tensor([4, 9, 69])
-    found = []
+    got = []
     for call, kind in (
         (multilabel_bank_loss, torch.float32),
         (multilabel_bank_loss_reference, torch.float64),
@@ -208,8 +206,8 @@ def the_registered_operator_takes_the_kernels() -> None:
         with small.through_operators():
             loss = call(f, bank.to(kind), positives)
         loss.backward()
-        found.append((loss.detach().double(), f.grad.double()))
-    for a, b in zip(*found, strict=True):
+        got.append((loss.detach().double(), f.grad.double()))
+    for a, b in zip(*got, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 

@@ -30,12 +30,12 @@ def main() -> None:
                 ("auto", "ieee", "tf32", "bf16") if dtype == torch.float32 else ("auto",)
             ):
                 own = torch.randint(-1, n, (b,)) if n != 33 else None
-                found = topk_triton(query, bank, k, False, own, precision)
+                got = topk_triton(query, bank, k, False, own, precision)
                 exact = similarity_topk_reference(
                     query.double(), bank.double(), k, normalize=False, exclude=own
                 )
-                cases.equal(found[0].double(), exact[0], n, dtype, precision)
-                cases.equal(found[1], exact[1], n, dtype, precision)
+                cases.equal(got[0].double(), exact[0], n, dtype, precision)
+                cases.equal(got[1], exact[1], n, dtype, precision)
     query, bank = unit_rows(4, 21, seed=3) * 2, unit_rows(50, 21, seed=4) * 3
     bank[7] = 0
     for normalize in (True, False):
@@ -64,11 +64,11 @@ def main() -> None:
     cases.close(values, exact[0], 2e-5)
     with small.through_operators():
         columns = torch.arange(50).view(25, 2)[:, 0]
-        found = similarity_topk(unit_rows(25, 21), unit_rows(50, 21, seed=4), 9, exclude=columns)
+        got = similarity_topk(unit_rows(25, 21), unit_rows(50, 21, seed=4), 9, exclude=columns)
     exact = similarity_topk_reference(
         unit_rows(25, 21).double(), unit_rows(50, 21, seed=4).double(), 9, exclude=columns
     )
-    cases.equal(found[1], exact[1])
+    cases.equal(got[1], exact[1])
     cases.done()
 
 

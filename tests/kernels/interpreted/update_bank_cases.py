@@ -31,10 +31,10 @@ def main() -> None:
             bank, features = unit_rows(n, dim, dtype), unit_rows(batch, dim, dtype, seed=1)
             for momentum in (0.0, 0.2, 1.0):
                 targets = torch.randint(-1, n, (batch,))
-                found = bank.clone()
-                update_triton(found, features, targets, momentum, -1)
+                got = bank.clone()
+                update_triton(got, features, targets, momentum, -1)
                 cases.close(
-                    found,
+                    got,
                     update_bank_reference(bank, features, targets, momentum),
                     TIGHT[dtype],
                     dtype,
@@ -42,18 +42,18 @@ def main() -> None:
                 )
                 again = bank.clone()
                 update_triton(again, strided(features), targets, momentum, -1)
-                cases.equal(again, found)
+                cases.equal(again, got)
     # More features than one look at the targets holds.
     bank, features, targets = unit_rows(2, 4), unit_rows(270, 4, seed=1), torch.arange(270) // 260
-    found = bank.clone()
-    update_triton(found, features, targets, 0.5, -1)
-    cases.close(found, update_bank_reference(bank, features, targets, 0.5), 2e-7)
+    got = bank.clone()
+    update_triton(got, features, targets, 0.5, -1)
+    cases.close(got, update_bank_reference(bank, features, targets, 0.5), 2e-7)
     bank, features = unit_rows(5, 6), unit_rows(4, 6, seed=1)
     # A target that does not exist writes nothing.
-    found = bank.clone()
-    update_triton(found, features, torch.tensor([5, -3, 2, 2**40]), 0.5, -1)
+    got = bank.clone()
+    update_triton(got, features, torch.tensor([5, -3, 2, 2**40]), 0.5, -1)
     cases.close(
-        found, update_bank_reference(bank, features, torch.tensor([-1, -1, 2, -1]), 0.5), 2e-7
+        got, update_bank_reference(bank, features, torch.tensor([-1, -1, 2, -1]), 0.5), 2e-7
     )
     far = small.far_apart(bank)
     update_triton(far, features, torch.tensor([4, 0, 4, 1]), 0.5, -1)
@@ -62,10 +62,8 @@ def main() -> None:
     update_triton(opposite, torch.tensor([[-1.0, 0.0]]), torch.tensor([0]), 0.5, -1)
     cases.equal(opposite, torch.zeros(1, 2))
     with small.through_operators():
-        found = update_bank_(bank.clone(), features, torch.tensor([2, 0, 2, -1]), 0.5)
-    cases.close(
-        found, update_bank_reference(bank, features, torch.tensor([2, 0, 2, -1]), 0.5), 2e-7
-    )
+        got = update_bank_(bank.clone(), features, torch.tensor([2, 0, 2, -1]), 0.5)
+    cases.close(got, update_bank_reference(bank, features, torch.tensor([2, 0, 2, -1]), 0.5), 2e-7)
     cases.done()
 
 

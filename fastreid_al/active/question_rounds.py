@@ -13,7 +13,7 @@ from .refine import refine
 from .strategies import Strategy
 
 
-class Questions:
+class QuestionRounds:
     """Asks one round of questions in each epoch from `config.start` on.
 
     Args:

@@ -9,6 +9,7 @@ on which UCAL is based. `recipe` returns the defaults of one image set and one m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -511,6 +512,17 @@ class OracleConfig:
     seed: int = setting(
         0, "Seed of these; the same pair always gets the same answer.", resumable=True
     )
+
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """What must hold between settings: the key, whether it holds, and what is expected."""
+        # Summed without rounding in between: 0.1 + 0.2 + 0.7 is 1.
+        others = math.fsum((self.unsure, self.not_comparable))
+        yield (
+            "error",
+            math.fsum((self.error, self.unsure, self.not_comparable)) <= 1,
+            f"at most {max(0.0, 1 - others):g}, which `oracle.unsure` and `oracle.not_comparable` "
+            "leave",
+        )
 
 
 @documented

@@ -349,6 +349,27 @@ def means_kernel(
     tl.store(out_ptr + number * dim + d, mean, mask=d < dim)
 
 
+@triton.jit
+def store_target_logit(
+    logits,  # (BLOCK_M, BLOCK_N)
+    targets_ptr,  # (B,)
+    own_ptr,  # (B,)
+    b,  # (BLOCK_M,) int64
+    batch,
+    begin,
+    BLOCK_N: tl.constexpr,
+):
+    """Store the target's logit of each feature whose target lies in this tile."""
+    target = tl.load(targets_ptr + b, mask=b < batch, other=-1) - begin
+    inside = (target >= 0) & (target < BLOCK_N)
+    column = tl.where(inside, target, -1).to(tl.int32)
+    hit = tl.arange(0, BLOCK_N)[None, :] == column[:, None]
+    own = tl.sum(tl.where(hit, logits, 0.0), axis=1)
+    # A target without rows has the logit -inf here; its loss must be NaN.
+    own = tl.where(own == float("-inf"), float("nan"), own)
+    tl.store(own_ptr + b, own, mask=(b < batch) & inside)
+
+
 @triton.jit(do_not_specialize=["first", "stop", "tiles"])
 def exponentials_kernel(
     features_ptr,  # (B, D)
@@ -416,13 +437,7 @@ def exponentials_kernel(
         class_end = tl.load(start + 1, mask=exists, other=0)
         exists = exists & (class_end > tl.load(start, mask=exists, other=0))
     logits = tl.where(exists[None, :], logits, float("-inf"))
-    target = tl.load(targets_ptr + b, mask=b < batch, other=-1) - begin
-    inside = (target >= 0) & (target < BLOCK_N)
-    hit = local[None, :] == tl.where(inside, target, -1).to(tl.int32)[:, None]
-    own = tl.sum(tl.where(hit, logits, 0.0), axis=1)
-    # A target without rows has the logit -inf here; its loss must be NaN.
-    own = tl.where(own == float("-inf"), float("nan"), own)
-    tl.store(own_ptr + b, own, mask=(b < batch) & inside)
+    store_target_logit(logits, targets_ptr, own_ptr, b, batch, begin, BLOCK_N)
     top = tl.max(logits, axis=1)
     # Without any class in the tile the maximum is -inf, and -inf - (-inf) would be NaN.
     exponential = tl.exp(logits - tl.where(top == float("-inf"), 0.0, top)[:, None])

@@ -5,6 +5,7 @@ plain PyTorch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -95,30 +96,46 @@ def backward_native(
             outputs[g].copy_(of_images)
     to_weight, to_bias = (torch.stack(list(x)) for x in zip(*sums, strict=True))  # (G, C)
     if not copied:
-        # factor * gradient + slope * (x - mean) + constant: the last two terms are a BatchNorm in
-        # evaluation mode.
-        count = x.numel() // mean.numel()
         factor = weight * rstd  # (G, C)
-        slope = (-factor / count) * rstd * to_weight
-        constant = (-factor / count) * to_bias
-        one = torch.ones_like(weight)
-        unused = (x.new_empty(0), x.new_empty(0))
-        for g, part in enumerate(parts):
-            _forward(
-                part,
-                slope[g],
-                constant[g],
-                mean[g],
-                one,
-                False,
-                0.0,
-                0.0,
-                out=outputs[g],
-                save_mean=unused[0],
-                save_invstd=unused[1],
-            )
+        per_value = -factor / (x.numel() // mean.numel())
+        slope = per_value * rstd * to_weight
+        _write_slope_and_constant(parts, mean, slope, per_value * to_bias, outputs)
         _add_product(out, gradient, factor)
     return whole, to_weight.sum(0), to_bias.sum(0)
+
+
+def _write_slope_and_constant(
+    parts: Sequence[Tensor],
+    mean: Tensor,
+    slope: Tensor,
+    constant: Tensor,
+    outputs: Sequence[Tensor],
+) -> None:
+    """Write slope (x - mean) + constant for each group: a BatchNorm in evaluation mode.
+
+    Args:
+        parts: The images of each group.
+        mean: (G, C).
+        slope: (G, C).
+        constant: (G, C).
+        outputs: Where the result of each group is written.
+    """
+    one = torch.ones_like(mean[0])
+    unused = (mean.new_empty(0), mean.new_empty(0))
+    for g, part in enumerate(parts):
+        _forward(
+            part,
+            slope[g],
+            constant[g],
+            mean[g],
+            one,
+            False,
+            0.0,
+            0.0,
+            out=outputs[g],
+            save_mean=unused[0],
+            save_invstd=unused[1],
+        )
 
 
 def _images(x: Tensor) -> Tensor:

@@ -123,12 +123,7 @@ def _terms(
     hard = (negatives.double() * problem.hard_ratio).long().clamp_(min=1).minimum(negatives)
     row, column = positive.nonzero(as_tuple=True)
     near = similarity[row, column]
-    # The squares of a row's positives, one after the other in its own row, so that they are summed
-    # in a fixed order.
-    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    squares = similarity.new_zeros(len(similarity), int(count.max()))
-    squares[row, place] = (1 - near).square()
-    losses = problem.delta * squares.sum(1) / count.clamp(min=1)
+    losses = problem.delta * _sums_of_rows((1 - near).square(), row, count) / count.clamp(min=1)
 
     similarity[row, column] = -torch.inf
     first = similarity.topk(max(1, int(hard.max())), dim=1).values  # (B, most hard negatives)
@@ -155,6 +150,20 @@ def _terms(
     weight = torch.where(positive[row, column], positive_weight[row] * (1 - value), weight)
     total = count_rows(chosen)
     return losses, _Weights(total.cumsum(0) - total, column, weight)
+
+
+def _sums_of_rows(values: Tensor, row: Tensor, count: Tensor) -> Tensor:
+    """Sum the values (P,) of each row, in a fixed order.
+
+    Args:
+        values: (P,), row after row.
+        row: (P,) the row of each value.
+        count: (B,) values of each row.
+    """
+    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    table = values.new_zeros(len(count), int(count.max()))
+    table[row, place] = values
+    return table.sum(1)
 
 
 def _weighted_sum(bank: Tensor, weights: _Weights) -> Tensor:

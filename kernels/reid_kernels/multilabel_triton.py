@@ -260,25 +260,20 @@ def negative_keys(similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N: tl.co
 
 
 @triton.jit
-def select_kernel(
-    similarity_ptr,  # (m, n), gradient weights afterwards
+def threshold_key(
+    similarity_ptr,  # (m, n)
     bits_ptr,  # (m, words)
-    count_ptr,  # (m,) positives
-    hard_ptr,  # (m,) hard negatives
-    loss_ptr,  # (m,)
+    row,
+    hard,
     n,
     words,
-    delta,
-    WEIGHTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Compute threshold, loss and gradient weights of one row."""
-    row = tl.program_id(0).to(tl.int64)
-    count = tl.load(count_ptr + row)
-    hard = tl.load(hard_ptr + row)
-    # The threshold is the largest key that at least `hard` negatives reach. Each step determines
-    # its next two bits: it counts the keys that reach each of the three values that divide the
-    # remaining range in quarters.
+    """The largest key that at least `hard` negatives of a row reach.
+
+    Each step determines its next two bits: it counts the keys that reach each of the three values
+    that divide the remaining range in quarters.
+    """
     least = tl.full((), -0x80000000, dtype=tl.int64)
     for step in range(16):
         quarter = tl.full((), 1, dtype=tl.int64) << (30 - 2 * step)
@@ -297,7 +292,27 @@ def select_kernel(
         quarters += (tl.sum(reach_two) >= hard).to(tl.int64)
         quarters += (tl.sum(reach_three) >= hard).to(tl.int64)
         least += quarters * quarter
-    key_least = least.to(tl.int32)
+    return least.to(tl.int32)
+
+
+@triton.jit
+def select_kernel(
+    similarity_ptr,  # (m, n), gradient weights afterwards
+    bits_ptr,  # (m, words)
+    count_ptr,  # (m,) positives
+    hard_ptr,  # (m,) hard negatives
+    loss_ptr,  # (m,)
+    n,
+    words,
+    delta,
+    WEIGHTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Compute threshold, loss and gradient weights of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    count = tl.load(count_ptr + row)
+    hard = tl.load(hard_ptr + row)
+    key_least = threshold_key(similarity_ptr, bits_ptr, row, hard, n, words, BLOCK_N)
     value = tl.where(key_least >= 0, key_least, key_least ^ 0x7FFFFFFF).to(tl.float32, bitcast=True)
 
     near = tl.zeros((BLOCK_N,), dtype=tl.float32)

@@ -215,10 +215,7 @@ def sharded_label_prediction(
     kind = accumulator(bank.dtype)
     step = _largest_shard(n, world)
     if bank.is_cpu:
-        norms = torch.linalg.vector_norm(bank, dim=1, dtype=kind)
-        bad = int(world.all_reduce_sum((~torch.isfinite(norms)).sum()))
-        if bad:
-            raise NotFiniteError(f"bank: {bad} rows are not finite, expected finite values")
+        _check_finite_on_all(bank, world)
 
     def similar(candidates: Tensor) -> Tensor:
         return _products(bank_rows(bank, candidates, n, world), bank)
@@ -247,14 +244,36 @@ def sharded_label_prediction(
         pairs, values = world.all_gather_rows(
             torch.cat(above_threshold or [rows.new_zeros(0, 2)])
         ).unbind(1)
-        # The pairs of one process come row after row with ascending columns, and lower columns are
-        # on lower processes. Two stable sorts, by similarity and then by row, therefore keep equal
-        # similarities in order of their columns.
-        order = values.contiguous().view(torch.float64).argsort(descending=True, stable=True)
-        row = pairs[order] // n
-        order = order[row.argsort(stable=True)]
-        counts = torch.bincount(row, minlength=len(rows))
-        return walk(n, rows, at_least, counts, pairs[order] % n, closer)
+        counts, columns = _by_similarity(pairs, values.contiguous(), len(rows), n)
+        return walk(n, rows, at_least, counts, columns, closer)
+
+
+def _check_finite_on_all(bank: Tensor, world: World) -> None:
+    norms = torch.linalg.vector_norm(bank, dim=1, dtype=accumulator(bank.dtype))
+    bad = int(world.all_reduce_sum((~torch.isfinite(norms)).sum()))
+    if bad:
+        raise NotFiniteError(f"bank: {bad} rows are not finite, expected finite values")
+
+
+def _by_similarity(pairs: Tensor, values: Tensor, rows: int, n: int) -> tuple[Tensor, Tensor]:
+    """Sort the pairs of each row by falling similarity; equal ones by rising column.
+
+    Args:
+        pairs: (P,) int64, row * n + column.
+        values: (P,) int64, the bits of the similarities in float64.
+        rows: Number of rows.
+        n: Number of columns.
+
+    Returns:
+        Pairs of each row (rows,), and their columns (P,).
+    """
+    # The pairs of one process come row after row with ascending columns, and lower columns are on
+    # lower processes. Two stable sorts, by similarity and then by row, therefore keep equal
+    # similarities in order of their columns.
+    order = values.view(torch.float64).argsort(descending=True, stable=True)
+    row = pairs[order] // n
+    order = order[row.argsort(stable=True)]
+    return torch.bincount(row, minlength=rows), pairs[order] % n
 
 
 def sharded_similarity_topk(
@@ -581,15 +600,9 @@ def _terms(
     hard = (negatives.double() * hard_ratio).long().clamp_(min=1).minimum(negatives)  # (J, rows)
     negative = similarity.masked_fill(positive, -torch.inf)  # (J, rows, columns)
 
-    # The hardest negatives of all shards are among the hardest of each. No row has more hard ones
-    # than `most_hard`, and no shard can offer more than it has columns; a smaller shard pads with
-    # -inf, so that all send tensors of one shape.
+    # No row has more hard negatives than this.
     most_hard = max(1, int(hard_ratio * n))
-    offered = min(most_hard, step)
-    best = negative.topk(min(offered, negative.shape[2]), dim=2).values
-    best = F.pad(best, (0, offered - best.shape[2]), value=-torch.inf)
-    best = world.all_gather(best[None]).movedim(0, 2).flatten(2)  # (J, rows, W offered)
-    hardest = best.topk(min(most_hard, best.shape[2]), dim=2).values  # descending
+    hardest = _hardest_of_all(negative, most_hard, step, world)
 
     # The least similar hard negative. Those equal to it split the places that are left after those
     # above it.
@@ -615,6 +628,24 @@ def _terms(
     # Written so that a NaN counts as hard and reaches the gradient.
     slopes = slopes.masked_fill_(negative < bound, 0)
     return losses, torch.where(positive, -2 * delta / label_count[:, :, None] * distance, slopes)
+
+
+def _hardest_of_all(negative: Tensor, most: int, step: int, world: World) -> Tensor:
+    """The largest similarities (J, rows, at most `most`) of all shards, descending.
+
+    Args:
+        negative: (J, rows, columns) similarities of this shard, -inf where a column is a label.
+        most: How many are returned, if there are so many columns.
+        step: Columns of the largest shard.
+        world: The processes.
+    """
+    # The hardest of all shards are among the hardest of each. No shard can offer more than it has
+    # columns; a smaller shard pads with -inf, so that all send tensors of one shape.
+    offered = min(most, step)
+    best = negative.topk(min(offered, negative.shape[2]), dim=2).values
+    best = F.pad(best, (0, offered - best.shape[2]), value=-torch.inf)
+    best = world.all_gather(best[None]).movedim(0, 2).flatten(2)  # (J, rows, W offered)
+    return best.topk(min(most, best.shape[2]), dim=2).values
 
 
 class _Known(torch.autograd.Function):

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from fastreid_al.clustering import backends
-from fastreid_al.config import BatchConfig, ClusterConfig, ImageConfig, NetworkConfig, RunConfig
+from fastreid_al.config import (
+    BatchConfig,
+    ClusterConfig,
+    ImageConfig,
+    NetworkConfig,
+    OracleConfig,
+    RunConfig,
+)
 from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import SettingError, UserError
 from fastreid_al.runs.checks import check_parts, check_settings, pick_device, warn_of_settings
@@ -61,6 +68,14 @@ def test_what_runs_in_a_single_process_is_refused_on_several(
         check_parts(config, 2)
     check_parts(config, 1)
     check_parts(replace(config, method="supervised"), 2)
+
+
+def test_shares_of_the_oracle_that_sum_to_more_than_1_are_refused() -> None:
+    check_settings(replace(PAPER, oracle=OracleConfig(error=0.1, unsure=0.2, not_comparable=0.7)))
+    with pytest.raises(SettingError) as refused:
+        check_settings(replace(PAPER, oracle=OracleConfig(error=0.5, unsure=0.6)))
+    expected = "at most 0.4, which `oracle.unsure` and `oracle.not_comparable` leave"
+    assert str(refused.value) == f"`oracle.error`: got 0.5, expected {expected}"
 
 
 def test_a_clustering_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

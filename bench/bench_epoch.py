@@ -74,6 +74,7 @@ from fastreid_al.engine.optimizer import make_optimizer
 from fastreid_al.engine.run_folder import RunFolder
 from fastreid_al.engine.stop_signal import StopSignal
 from fastreid_al.engine.training import Training
+from fastreid_al.methods.collective_questions import CollectiveQuestions
 from fastreid_al.methods.nnct import NNCT
 from fastreid_al.methods.ucal import UCAL
 from fastreid_al.metrics import Ranking, rank_gallery
@@ -162,7 +163,9 @@ class PlantedUCAL(UCAL):
     #: Whether the network is run on all images first, for its cost.
     extracts = True
 
-    def label_images(self, epoch: int, extract: Callable[..., Tensor]) -> dict[str, float]:  # noqa: D102
+    def label_images(self, epoch: int, extract: Callable[..., Tensor]) -> dict[str, float]:
+        """Cluster the planted features."""
+
         def planted() -> Tensor:
             if self.extracts:
                 extract()
@@ -353,7 +356,7 @@ class Ours:
                 config.batch,
                 config.memory,
                 config.seed,
-                questions=questions,
+                questions=CollectiveQuestions(questions),
             )
             ucal.planted = planted.features
             ucal.extracts = self.extracts

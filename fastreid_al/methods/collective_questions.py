@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..active import QuestionRounds
-from ..distributed.world import World
+from ..distributed.world import SINGLE_PROCESS, World
 
 
 class CollectiveQuestions:
@@ -28,7 +28,7 @@ class CollectiveQuestions:
     def __init__(
         self,
         questions: QuestionRounds | None,
-        world: World,
+        world: World = SINGLE_PROCESS,
         watch: Callable[[], None] | None = None,
     ) -> None:
         self._questions = questions

@@ -16,13 +16,11 @@ This file follows the paper's sections and is meant to be read next to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..active import QuestionRounds
 from ..active.mpps import propose_merges
 from ..active.partition import Partition, Split
 from ..active.snps import propose_splits
@@ -49,9 +47,7 @@ class UCAL(ContrastiveMethod):
         questions: Splits and merges clusters with the answers of an annotator (Sec. 3.2), from its
             first epoch on.
         source: The labelled source to train with in addition; only the target is clustered.
-        world: The processes that train together; the first of them asks the questions.
-        watch: Called once a second where a process waits for the answers; an exception from it ends
-            the waiting.
+        world: The processes that train together.
 
     Raises:
         SettingError: The clustering reads the memory, but a cluster memory holds no vector per
@@ -66,10 +62,9 @@ class UCAL(ContrastiveMethod):
         batch: BatchConfig,
         memory: MemoryConfig,
         seed: int,
-        questions: QuestionRounds | None = None,
+        questions: CollectiveQuestions | None = None,
         source: Source | None = None,
         world: World = SINGLE_PROCESS,
-        watch: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(cameras, batch, memory, seed, source, world)
         if cluster.source == "memory" and memory.kind == "cluster":
@@ -81,7 +76,7 @@ class UCAL(ContrastiveMethod):
             )
         check_backend(cluster.dbscan, len(cameras), "`cluster.dbscan`")
         self.cluster = cluster
-        self.questions = CollectiveQuestions(questions, world, watch)
+        self.questions = questions or CollectiveQuestions(None)
         #: Threshold of the self-paced selection, fixed at the first clustering.
         self.threshold: float | None = None
 

@@ -14,6 +14,7 @@ from ..engine.optimizer import make_optimizer
 from ..engine.training import Training
 from ..errors import UserError
 from ..methods.adaptation import Source, SourceClassifier
+from ..methods.collective_questions import CollectiveQuestions
 from ..methods.nnct import NNCT
 from ..methods.supervised import Supervised
 from ..methods.ucal import UCAL
@@ -139,10 +140,9 @@ def build_method(
             config.batch,
             config.memory,
             config.seed,
-            questions,
+            CollectiveQuestions(questions, context.world, context.stop.check),
             labels,
             context.world,
-            context.stop.check,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -31,7 +31,8 @@ def draw(asked: Question, records: Sequence[Record], path: Path) -> Image.Image:
 
 
 def colours(image: Image.Image) -> dict[tuple[int, ...], int]:
-    return {colour: count for count, colour in image.getcolors(image.width * image.height)}  # type: ignore
+    counts = image.getcolors(image.width * image.height)
+    return {colour: count for count, colour in counts}  # type: ignore
 
 
 def extent(image: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:

@@ -18,6 +18,7 @@ from fastreid_al.engine.stop_signal import Interrupted
 from fastreid_al.errors import TrainingError
 from fastreid_al.methods import UCAL, Supervised
 from fastreid_al.methods.adaptation import Source
+from fastreid_al.methods.collective_questions import CollectiveQuestions
 from tests.support.features import clustered_features
 from tests.support.process_pool import Pool
 
@@ -38,13 +39,12 @@ class Labelled(UCAL):
         return labels, labels
 
 
-def labelled(
-    kind: str, world: World, questions: QuestionRounds | None = None, watch: object = None
-) -> UCAL:
+def labelled(kind: str, world: World, questions: QuestionRounds | None = None) -> UCAL:
     cluster = ClusterConfig(source="extract" if kind == "cluster" else "memory")
     memory = MemoryConfig(kind=kind)  # type: ignore[arg-type]
     cameras = torch.arange(N) % 4
-    return Labelled(cameras, cluster, BATCH, memory, 0, questions, SOURCE, world, watch)  # type: ignore
+    collective = CollectiveQuestions(questions, world)
+    return Labelled(cameras, cluster, BATCH, memory, 0, collective, SOURCE, world)
 
 
 def trained(world: World, kind: str) -> None:

@@ -15,6 +15,7 @@ from fastreid_al.clustering import ivf_neighbours, jaccard_graph, self_paced_lab
 from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
 from fastreid_al.errors import SettingError, TrainingError
 from fastreid_al.methods import UCAL
+from fastreid_al.methods.collective_questions import CollectiveQuestions
 from fastreid_al.methods.ucal import singleton_classes
 from tests.support.features import clustered_features
 from tests.support.graphs import scikit_learn_labels
@@ -29,7 +30,8 @@ def ucal(
     questions: QuestionRounds | None = None, memory: MemoryConfig | None = None, **cluster: object
 ) -> UCAL:
     settings = ClusterConfig(**{"k1": 15, **cluster})  # type: ignore[arg-type]
-    return UCAL(CAMERAS, settings, BATCH, memory or MemoryConfig(), seed=0, questions=questions)
+    collective = CollectiveQuestions(questions)
+    return UCAL(CAMERAS, settings, BATCH, memory or MemoryConfig(), seed=0, questions=collective)
 
 
 def test_base_clusters_the_features_and_makes_noise_singletons() -> None:

@@ -22,7 +22,8 @@ def labels(
     random: np.random.Generator, n: int, identities: int, cameras: int
 ) -> tuple[Tensor, Tensor]:
     """Identities and cameras, including junk and unknown cameras."""
-    return tuple(torch.from_numpy(random.integers(-1, most, n)) for most in (identities, cameras))  # type: ignore
+    bounds = identities, cameras
+    return tuple(torch.from_numpy(random.integers(-1, most, n)) for most in bounds)  # type: ignore
 
 
 def coarse(n: int, seed: int) -> Tensor:

@@ -12,6 +12,7 @@ from fastreid_al.config import BatchConfig, RunConfig
 from fastreid_al.runs import run_training
 
 
+@pytest.mark.slow
 def test_a_profiled_run_writes_phases_trace_table_and_tensorboard(
     config: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -306,6 +306,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_processes_that_gather_train_as_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [

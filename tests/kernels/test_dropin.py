@@ -102,7 +102,9 @@ assert not new & {"triton", "fastreid_al", "numpy", "scipy"}, new
     _run(code, tmp_path)
 
 
-@pytest.mark.parametrize("place", ["reid_kernels", "vendor/ops"])
+@pytest.mark.parametrize(
+    "place", ["reid_kernels", pytest.param("vendor/ops", marks=pytest.mark.slow)]
+)
 def test_every_operator_runs_in_a_copy_of_the_folder(tmp_path, place):
     copy = tmp_path / place
     shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -123,6 +125,7 @@ assert not [file for file in files if file.startswith({str(FOLDER)!r})]
     assert "similarity_topk" in printed
 
 
+@pytest.mark.slow
 def test_a_folder_loaded_by_path_coexists_with_the_installed_one(tmp_path):
     if not hasattr(pytest.importorskip("kernels"), "get_local_kernel"):
         pytest.skip("the client package `kernels` is not installed")
@@ -195,6 +198,7 @@ def test_the_folder_above_is_not_a_package():
     assert FOLDER / "__init__.py" in SOURCES and len(SOURCES) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_the_examples_of_the_readme_run(block):
     if "get_local_kernel" in block and not hasattr(

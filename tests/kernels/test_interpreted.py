@@ -7,8 +7,8 @@ import pytest
 from tests.support.kernels import run_interpreted
 from tests.support.operators import INTERPRETED, OPERATORS
 
-#: Scripts that take more than some 5 s.
-LONG = ("bank_loss_cases", "labels_cases", "multilabel_cases", "topk_cases")
+#: The script that runs with the plain test command; the others take longer.
+SHORT = "update_bank_cases"
 
 
 def test_every_operator_has_interpreted_cases() -> None:
@@ -17,7 +17,7 @@ def test_every_operator_has_interpreted_cases() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in INTERPRETED],
+    [pytest.param(name, marks=() if name == SHORT else pytest.mark.slow) for name in INTERPRETED],
 )
 def test_kernels_equal_the_reference_in_the_interpreter(name: str) -> None:
     run_interpreted(name)

@@ -71,7 +71,14 @@ def test_every_strategy_trains(asking: RunConfig, strategy: str) -> None:
     assert history[-1]["questions"] <= 15
 
 
-@pytest.mark.parametrize("settings", [{"budget": 0}, {"per_epoch": 0}, {"start": 9}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"budget": 0},
+        pytest.param({"per_epoch": 0}, marks=pytest.mark.slow),
+        pytest.param({"start": 9}, marks=pytest.mark.slow),
+    ],
+)
 def test_without_a_question_the_run_is_the_base(
     asking: RunConfig, settings: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +89,7 @@ def test_without_a_question_the_run_is_the_base(
     assert ("no question will be asked" in capsys.readouterr().out) == ("start" in settings)
 
 
+@pytest.mark.slow
 def test_an_annotator_who_is_always_unsure_does_not_stop_the_training(asking: RunConfig) -> None:
     run_training(elsewhere(asking, "base", ask="none"))
     history = run_training(replace(asking, oracle=OracleConfig(unsure=1.0))).history
@@ -138,6 +146,7 @@ def test_closed_standard_input_ends_the_run_with_every_answer_kept(
     assert len(pairs) == len({tuple(sorted(p)) for p in pairs})
 
 
+@pytest.mark.slow
 def test_answers_of_another_run_are_replayed(asking: RunConfig) -> None:
     run_training(asking)
     first = Path(asking.run_dir)
@@ -174,6 +183,7 @@ def test_a_second_trainer_on_one_ledger_is_refused(asking: RunConfig, tmp_path: 
         run_training(shared)
 
 
+@pytest.mark.slow
 def test_questions_can_be_turned_on_and_off_on_resume(
     asking: RunConfig,
 ) -> None:
@@ -231,6 +241,7 @@ def test_renamed_images_are_found_by_content_and_removed_ones_are_counted(
     assert f"{about_removed} of them are about images that are not in this set" in said
 
 
+@pytest.mark.slow
 def test_a_ledger_of_another_image_set_is_refused_with_both_names(
     asking: RunConfig, copied: RunConfig
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_run_leaves_config_versions_metrics_checkpoints_and_figure(
     assert load_checkpoint(finished.folder / "best.pt")["epoch"] in (1, 2, 3)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(config: RunConfig) -> None:
     first = run_training(config)
     second = run_training(elsewhere(config, "again"))
@@ -72,9 +73,15 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(config: 
     assert not same_weights(weights(first.folder), weights(other.folder))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(
-    "step", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)]
+    ("name", "step"),
+    [
+        pytest.param(
+            name, step, marks=() if (name, step) == ("instance memory", 4) else pytest.mark.slow
+        )
+        for name in VARIANTS
+        for step in (2, 4, 6)
+    ],
 )
 def test_a_stopped_run_resumes_to_bit_identical_weights(
     config: RunConfig,
@@ -111,6 +118,7 @@ def test_a_run_folder_is_not_overwritten(config: RunConfig) -> None:
         run_training(config)
 
 
+@pytest.mark.slow
 def test_more_epochs_can_be_asked_for_on_resume(config: RunConfig) -> None:
     run_training(replace(config, epochs=2))
     longer = run_training(config, resume=True)

@@ -38,10 +38,12 @@ def train(config: RunConfig, threads: int) -> None:
     run_training(config, resume=True)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_run_killed_at_random_instants_resumes_to_the_same_weights(
-    tmp_path: Path, kills: int
-) -> None:
+#: Kills while the run trains.
+KILLS = 20
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_instants_resumes_to_the_same_weights(tmp_path: Path) -> None:
     # A fork server that has imported everything starts a process in milliseconds, so that kills
     # fall into the run.
     context = multiprocessing.get_context("forkserver")
@@ -65,7 +67,7 @@ def test_a_run_killed_at_random_instants_resumes_to_the_same_weights(
 
     instants = random.Random(0)
     landed = 0
-    for kill in range(kills):
+    for kill in range(KILLS):
         run = f"killed{kill}"
         process = start(run)
         process.join(instants.uniform(0, length))
@@ -78,4 +80,4 @@ def test_a_run_killed_at_random_instants_resumes_to_the_same_weights(
         got = load_checkpoint(tmp_path / run / "last.pt")["model"]
         assert all(torch.equal(got[name], expected[name]) for name in expected), f"kill {kill}"
         assert answers(tmp_path / run) == asked, f"kill {kill}"
-    assert landed >= kills // 2
+    assert landed >= KILLS // 2

@@ -42,6 +42,9 @@ EXACT = (
 )
 
 
+NAMES = ("instance memory", "cluster memory, questions", "source", "nnct")
+
+
 def trained(world: World, config: RunConfig, cache: str) -> list[dict[str, Any]]:
     """The history of a run."""
     os.environ["FASTREID_AL_CACHE"] = cache
@@ -58,8 +61,14 @@ def assert_alike(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None
                 assert b[name] == pytest.approx(a[name], rel=1e-3), (name, a["epoch"])
 
 
-@pytest.mark.parametrize("name", ["instance memory", "cluster memory, questions", "source", "nnct"])
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [
+        (2, NAMES[0]),
+        *(pytest.param(2, name, marks=pytest.mark.slow) for name in NAMES[1:]),
+        *(pytest.param(4, name, marks=pytest.mark.slow) for name in NAMES),
+    ],
+)
 def test_several_ranks_train_as_one_process_does(
     pool: Pool, tmp_path: Path, size: int, name: str
 ) -> None:

@@ -318,14 +318,6 @@ def every_job(names: Iterable[str] = CHIPS) -> list[Job]:
     return jobs
 
 
-def one_job_per_kernel(chip: str) -> list[Job]:
-    """The first launch of each kernel, for one chip."""
-    first: dict[str, int] = {}
-    for number, launch in enumerate(captured()):
-        first.setdefault(launch.kernel.__name__, number)
-    return [Job(number, chip) for number in first.values()]
-
-
 def compile_jobs(jobs: list[Job], workers: int | None = None) -> list[Compiled]:
     """Compile in separate processes with an empty cache.
 

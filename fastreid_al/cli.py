@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import re
@@ -30,7 +31,7 @@ from .config import (
     SyntheticConfig,
     recipe,
 )
-from .errors import UserError
+from .errors import UserError, one_line, printable
 from .settings import (
     Setting,
     did_you_mean,
@@ -195,7 +196,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line."""
-        line = " ".join(as_options(message).split())
+        line = one_line(" ".join(as_options(message).split()))
         print(f"{self.prog}: {line}", file=sys.stderr)
         raise SystemExit(2)
 
@@ -315,7 +316,7 @@ def _accepted(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _warn(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {as_options(text)}", file=sys.stderr)
+        print(f"warning: {one_line(as_options(text))}", file=sys.stderr)
 
 
 def _parse_class(command: str, cls: type[Config], arguments: Sequence[str] | None) -> Config:
@@ -508,13 +509,17 @@ def _command(program: str, about: str, commands: Mapping[str, str], words: list[
         raise SystemExit(0)
     if words[0] not in commands:
         hint = did_you_mean(words[0], commands) or f"expected one of {', '.join(commands)}"
-        print(f"{program}: unknown command {words[0]}; {hint}", file=sys.stderr)
+        print(f"{program}: unknown command {printable(words[0])}; {hint}", file=sys.stderr)
         raise SystemExit(2)
     return words[0]
 
 
 def run_main(main: Callable[[], None]) -> None:
     """Run a command: an error that the user can act on is one line and status 2, Ctrl-C is 130."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name may hold characters that the encoding of the terminal lacks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .cli import as_options, parse_diagnosis, run_main
+from .errors import one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -15,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     broken = 0
     for line in diagnose():
         broken += line.broken
-        print(f"{'!' if line.broken else ' '} {line.topic:<13} {as_options(line.text)}", flush=True)
+        text = one_line(as_options(line.text))
+        print(f"{'!' if line.broken else ' '} {line.topic:<13} {text}", flush=True)
     if broken:
         print(f"{broken} of these, marked with '!', must be fixed")
         raise SystemExit(1)

@@ -1,11 +1,89 @@
-"""Errors that the user can act on: one line that says what is wrong and what to do."""
+"""Errors that the user can act on: one line that says what is wrong and what to do.
+
+File names may hold any bytes: terminal sequences, line breaks, bytes that are no text. `printable`
+writes such a name into a message so that it can be read back, and a message is always one line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+
+_SHORT = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_LONG = {escape: char for char, escape in _SHORT.items()}
+_ESCAPE = re.compile(r"\\(?:[\\nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+#: Python's stand-ins (surrogates) for bytes of a name that are not UTF-8 begin here.
+_BYTES = 0xDC00
+
+
+def printable(name: str | bytes | os.PathLike[str]) -> str:
+    r"""Return a file name, or other text of unknown origin, as a terminal may show it.
+
+    Backslashes, control characters, line breaks, characters that change the direction of text, and
+    bytes that are not UTF-8 are escaped as in Python: `\\`, `\n`, `\x1b`, `\u202e`; a byte that is
+    not UTF-8 is `\xNN`. Other characters stay, of any script. `parse_printable` is the inverse.
+
+    Args:
+        name: The name.
+    """
+    text = os.fsdecode(name)
+    return "".join(_escaped(char) for char in text) if _needs_escape(text) else text
+
+
+def parse_printable(text: str) -> str:
+    """Return the name that `printable` turned into `text`."""
+    return _ESCAPE.sub(lambda found: _unescaped(found[0]), text)
+
+
+def one_line(text: str) -> str:
+    """Return a message as one line that a terminal may show; printable names in it do not change.
+
+    Args:
+        text: The message.
+    """
+    return text if text.isprintable() else "".join(map(_escaped_in_message, text))
+
+
+def _needs_escape(text: str) -> bool:
+    return "\\" in text or not text.isprintable()
+
+
+def _escaped_in_message(char: str) -> str:
+    return char if char == "\\" else _escaped(char)
+
+
+def _escaped(char: str) -> str:
+    if char in _SHORT:
+        return _SHORT[char]
+    if char.isprintable() or unicodedata.category(char) == "Zs":
+        return char
+    code = ord(char)
+    if code < 0x80 or _BYTES + 0x80 <= code <= _BYTES + 0xFF:
+        return f"\\x{code & 0xFF:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def _unescaped(escape: str) -> str:
+    if escape in _LONG:
+        return _LONG[escape]
+    code = int(escape[2:], 16)
+    if escape[1] == "x" and code >= 0x80:
+        code += _BYTES
+    return chr(code) if code <= 0x10FFFF else escape
 
 
 class UserError(Exception):
-    """Something that the user can act on; entry points print its message and exit with status 2."""
+    """Something that the user can act on; entry points print its message and exit with status 2.
+
+    The message is one line that a terminal may show, whatever names it holds.
+    """
 
     #: Whether another process of the run says the same.
     said = False
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class SettingError(UserError):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from .cli import parse_ledger, run_main
+from .errors import one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _print(lines: Sequence[str]) -> None:
-    print("\n".join(lines))
+    print("\n".join(map(one_line, lines)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import plugins
 from ..config import SyntheticConfig
+from ..errors import one_line
 from .reader import TARGET_KEYS, DatasetReader, ReadOptions, SetKeys
 from .records import ImageSet, count
 
@@ -51,7 +52,7 @@ def load(
     options = ReadOptions(validation, synthetic or SyntheticConfig(), on_progress, keys)
     images = reader(Path(root), options)
     if verbose:
-        print("\n".join(describe(images)))
+        print("\n".join(map(one_line, describe(images))))
     return images
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.pixels import BadImage
+from ..errors import one_line, printable
 
 T = TypeVar("T")
 
@@ -38,7 +39,8 @@ class Reporter:
         self._wording = wording
 
     def line(self, text: str) -> None:
-        """Print one line at once."""
+        """Print one line at once; characters that a terminal would not show are escaped."""
+        text = one_line(text)
         self.console.print(self._wording(text) if self._wording else text, markup=False)
 
     def warn(self, text: str) -> None:
@@ -50,7 +52,7 @@ class Reporter:
         if bad:
             self.warn(f"{len(bad)} {split} image(s) could not be read and are left out:")
             for image in bad[:_BAD_SHOWN]:
-                self.line(f"  {image.path}: {image.reason}")
+                self.line(f"  {printable(image.path)}: {image.reason}")
             if len(bad) > _BAD_SHOWN:
                 self.line(f"  ... and {len(bad) - _BAD_SHOWN} more")
 

@@ -117,7 +117,7 @@ OverlapArguments overlap_arguments(Address row_starts, Address row_columns, Addr
             at<unsigned long long>(found)};
 }
 
-void bind_cuda(py::module_& m) {
+void bind_jaccard_cuda(py::module_& m) {
     py::class_<OverlapArguments>(m, "OverlapArguments", py::module_local())
         .def(py::init(&overlap_arguments), py::arg("row_starts"), py::arg("row_columns"),
              py::arg("row_weights"), py::arg("column_starts"), py::arg("column_rows"),
@@ -159,7 +159,7 @@ void bind_jaccard(py::module_& m) {
         },
         Release());
 #ifdef FASTREID_AL_CUDA
-    bind_cuda(m);
+    bind_jaccard_cuda(m);
 #endif
 }
 

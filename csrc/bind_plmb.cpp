@@ -18,7 +18,7 @@ LabelBatch label_batch(Address rows, int64_t size, Address indptr, Address indic
 }
 
 #ifdef FASTREID_AL_CUDA
-void bind_cuda(py::module_& m) {
+void bind_plmb_cuda(py::module_& m) {
     m.def(
         "plmb_update_cuda",
         [](const LabelBank& bank, const LabelBatch& batch, Address dropped, Address scratch,
@@ -89,7 +89,7 @@ void bind_plmb(py::module_& m) {
         },
         Release());
 #ifdef FASTREID_AL_CUDA
-    bind_cuda(m);
+    bind_plmb_cuda(m);
 #endif
 }
 

@@ -55,10 +55,12 @@ def build(folder: Path, *, emulated: bool, sanitizer: str | None = None) -> Path
         "-g",
         "-fPIC",
         "-fvisibility=hidden",
+        f"-I{SOURCES}",
         f"-I{pybind11.get_include()}",
         f"-I{sysconfig.get_path('include')}",
     ]
-    sources = sorted(SOURCES.glob("*.cpp"))
+    sources = sorted(set(SOURCES.glob("*.cpp")) - set(SOURCES.glob("bind*.cpp")))
+    sources.append(_joined_bindings(folder))
     if emulated:
         flags += [
             "-DFASTREID_AL_EMULATED",
@@ -75,6 +77,14 @@ def build(folder: Path, *, emulated: bool, sanitizer: str | None = None) -> Path
         flags,
         sanitizer,
     )
+
+
+def _joined_bindings(folder: Path) -> Path:
+    """Write a source that includes all bindings, which compiles four times faster than each."""
+    joined = folder / "all_bindings.cpp"
+    includes = [f'#include "{source.name}"\n' for source in sorted(SOURCES.glob("bind*.cpp"))]
+    joined.write_text("".join(includes))
+    return joined
 
 
 def build_program(

@@ -9,8 +9,8 @@ loaded by path.
 from typing import Any
 
 from . import _deprecated, bank_loss, compat, grouped_norm, labels, multilabel, topk, update_bank
-from ._ops import NotFiniteError
 from .bank_loss import *
+from .checks import NotFiniteError
 from .grouped_norm import *
 from .labels import *
 from .multilabel import *

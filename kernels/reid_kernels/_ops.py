@@ -1,6 +1,4 @@
-"""Private parts that the operators share: the namespace of the custom ops and the checks of
-arguments.
-"""
+"""Private parts that the operators share: the namespace of the custom ops, devices, gradients."""
 
 from __future__ import annotations
 
@@ -24,13 +22,8 @@ def _namespace(package: str) -> str:
 
 
 NAMESPACE = _namespace(__package__ or "reid_kernels")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PRECISIONS = ("auto", "ieee", "tf32", "bf16")
 REDUCTIONS = ("mean", "sum", "none")
-
-
-class NotFiniteError(ValueError):
-    """Rows hold a NaN or an infinity, or their products do."""
 
 
 def qualified(name: str) -> str:
@@ -94,107 +87,6 @@ class _Once(torch.autograd.Function):
         raise RuntimeError(
             "the losses of reid_kernels have no second derivative: they are differentiable once"
         )
-
-
-def check_tensor(name: str, x: Any) -> None:
-    """Raise ValueError unless `x` is a tensor."""
-    if not isinstance(x, Tensor):
-        raise ValueError(f"{name}: got a {type(x).__name__}, expected a torch.Tensor")
-
-
-def check_rows(name: str, x: Tensor) -> None:
-    """Raise ValueError unless `x` is a matrix of a supported dtype."""
-    check_tensor(name, x)
-    if x.ndim != 2:
-        raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected two dimensions, (rows, D)")
-    if x.dtype not in DTYPES:
-        raise ValueError(
-            f"{name}: got dtype {x.dtype}, expected float32, float16, bfloat16 or float64"
-        )
-
-
-def check_pair(name: str, x: Tensor, bank: Tensor, bank_name: str = "bank") -> None:
-    """Raise ValueError unless both are matrices of one width, dtype and device."""
-    check_rows(name, x)
-    check_rows(bank_name, bank)
-    if x.shape[1] != bank.shape[1]:
-        raise ValueError(
-            f"{bank_name}: got rows of width {bank.shape[1]}, "
-            f"expected {x.shape[1]}, the width of {name}"
-        )
-    if x.dtype != bank.dtype:
-        raise ValueError(
-            f"{bank_name}: got dtype {bank.dtype}, "
-            f"expected {x.dtype}, the dtype of {name}; cast one of them"
-        )
-    check_device(bank_name, bank, x, name)
-
-
-def check_device(name: str, x: Tensor, like: Tensor, like_name: str) -> None:
-    """Raise ValueError unless both tensors are on one device."""
-    if x.device != like.device:
-        raise ValueError(
-            f"{name}: got device {x.device}, expected {like.device}, the device of {like_name}"
-        )
-
-
-def check_ids(name: str, x: Tensor, count: int, like: Tensor, like_name: str, per: str) -> None:
-    """Raise ValueError unless `x` is (count,) int64 on the device of `like`.
-
-    Args:
-        name: Name of the argument, for the message.
-        x: The ids.
-        count: Number of ids.
-        like: A tensor on the expected device.
-        like_name: Its name, for the message.
-        per: What each id belongs to, for the message.
-    """
-    check_tensor(name, x)
-    if x.ndim != 1 or x.shape[0] != count:
-        raise ValueError(
-            f"{name}: got shape {tuple(x.shape)}, expected ({count},), one for each {per}"
-        )
-    if x.dtype != torch.int64:
-        raise ValueError(f"{name}: got dtype {x.dtype}, expected torch.int64")
-    check_device(name, x, like, like_name)
-
-
-def check_range(name: str, x: Tensor, low: int, high: int, ignored: int | None = None) -> None:
-    """Raise ValueError unless all values are in [low, high) or equal `ignored`.
-
-    The values are read on a CPU only. On a GPU reading them would wait for the device.
-    """
-    if x.is_cpu and len(x):
-        outside = (x < low) | (x >= high)
-        bad = (outside if ignored is None else outside & (x != ignored)).nonzero()
-        if len(bad):
-            index = int(bad[0, 0])
-            raise ValueError(
-                f"{name}: got {int(x[index])} at index {index}, expected values in [{low}, {high})"
-            )
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
-
-
-def check_finite(**rows: Tensor) -> None:
-    """Raise NotFiniteError naming the first row that is not finite.
-
-    It reads all rows, so it is called only after a result has shown that a value is not finite.
-    Where every row is finite, their products are not, and the error says so.
-    """
-    for name, x in rows.items():
-        bad = (~torch.isfinite(x).all(1)).nonzero()
-        if len(bad):
-            message = f"row {int(bad[0, 0])} is not finite ({len(bad)} such rows)"
-            raise NotFiniteError(f"{name}: {message}, expected finite values")
-    names = " and ".join(rows)
-    raise NotFiniteError(
-        f"{names}: got rows whose product is not finite, expected rows of moderate length"
-    )
 
 
 def unit_stride(x: Tensor) -> Tensor:

@@ -13,17 +13,24 @@ from torch import Tensor
 from ._ops import (
     PRECISIONS,
     REDUCTIONS,
-    check_choice,
-    check_device,
-    check_ids,
-    check_pair,
-    check_range,
-    check_rows,
     device_of,
     once,
     qualified,
     reduced,
     takes_kernels,
+)
+from .checks import (
+    as_flag,
+    as_ids,
+    as_integer,
+    as_pair,
+    as_rows,
+    as_temperature,
+    as_tensor,
+    check_choice,
+    check_device,
+    check_range,
+    described,
 )
 from .numerics import accumulator, full_precision
 
@@ -66,8 +73,9 @@ def class_index(classes: Tensor) -> ClassIndex:
     Raises:
         ValueError: Wrong shape or dtype, or a class outside [-1, n).
     """
-    n = classes.shape[0] if classes.ndim else 0
-    check_ids("classes", classes, n, classes, "classes", "row of the bank")
+    classes = as_tensor("classes", classes)
+    classes = as_ids("classes", classes, None, classes, "classes", "row of the bank")
+    n = classes.shape[0]
     ordered, order = classes.sort(stable=True)
     count = n
     if not torch.compiler.is_compiling():
@@ -174,12 +182,10 @@ def bank_contrast_loss(
             a CPU only; on a GPU the loss is NaN instead.
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    order, starts = _checked_index(features, bank, targets, temperature, classes, precision)
-    gradient = torch.is_grad_enabled() and features.requires_grad
-    loss = (features, bank, targets, order, starts, temperature, ignore_index)
-    problem = ContrastProblem(*loss, gradient=gradient, partial=False, precision=precision)
-    losses = _bank_contrast(*problem)[0]  # (B,)
-    return reduced(losses, reduction, targets != ignore_index)
+    problem = _checked(features, bank, targets, temperature, classes, ignore_index, precision)
+    needs_gradient = torch.is_grad_enabled() and problem.features.requires_grad
+    losses = _bank_contrast(*problem._replace(gradient=needs_gradient))[0]  # (B,)
+    return reduced(losses, reduction, problem.targets != problem.ignore_index)
 
 
 def bank_contrast_loss_reference(
@@ -280,10 +286,13 @@ def partial_contrast(
             NaN, on a CPU too: a process that raised here would leave the others waiting in the next
             collective.
     """
-    order, starts = _checked_index(features, bank, targets, temperature, classes, precision)
-    rows = (features.detach(), bank.detach())
-    loss = (*rows, targets, order, starts, temperature, ignore_index)
-    problem = ContrastProblem(*loss, gradient=gradient, partial=True, precision=precision)
+    problem = _checked(features, bank, targets, temperature, classes, ignore_index, precision)
+    problem = problem._replace(
+        features=problem.features.detach(),
+        bank=problem.bank.detach(),
+        gradient=as_flag("gradient", gradient),
+        partial=True,
+    )
     return PartialContrast(*_bank_contrast(*problem))
 
 
@@ -344,10 +353,9 @@ def class_means(bank: Tensor, classes: Tensor | ClassIndex, count: int) -> Tenso
     Raises:
         ValueError: Wrong rank, dtype or device, or a class that is not below `count`.
     """
-    check_rows("bank", bank)
-    if isinstance(classes, Tensor):
-        check_ids("classes", classes, bank.shape[0], bank, "bank", "bank row")
-        classes = class_index(classes)
+    bank = as_rows("bank", bank)
+    count = as_integer("count", count, 0)
+    classes = _as_index(classes, bank)
     # Inside torch.compile the index has as many starts as rows, and empty classes at the end.
     known = classes.starts.shape[0] - 1
     if not torch.compiler.is_compiling() and known > count:
@@ -356,48 +364,68 @@ def class_means(bank: Tensor, classes: Tensor | ClassIndex, count: int) -> Tenso
     return F.pad(means, (0, 0, 0, count - means.shape[0]))
 
 
-def _checked_index(
+def _checked(
     features: Tensor,
     bank: Tensor,
     targets: Tensor,
     temperature: float,
     classes: Tensor | ClassIndex | None,
+    ignore_index: int,
     precision: str,
-) -> ClassIndex | tuple[None, None]:
-    """Check the arguments of a loss; return the index of the classes, or two None where there are
-    no classes.
-    """
-    check_pair("features", features, bank)
-    check_ids("targets", targets, features.shape[0], features, "features", "feature row")
-    if isinstance(temperature, Tensor) and temperature.requires_grad:
-        raise ValueError(
-            "temperature: got a tensor that requires a gradient, expected a number; "
-            "to train it, divide the features by it and pass 1.0"
-        )
-    if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, expected a number above 0")
+) -> ContrastProblem:
+    """Check the arguments of a loss over a whole bank; return it without a gradient."""
+    features, bank = as_pair("features", features, bank)
+    targets = as_ids("targets", targets, features.shape[0], features, "features", "feature row")
+    temperature = as_temperature("temperature", temperature)
+    ignore_index = as_integer("ignore_index", ignore_index)
     check_choice("precision", precision, PRECISIONS)
-    if classes is None:
-        return None, None
-    if isinstance(classes, Tensor):
-        check_ids("classes", classes, bank.shape[0], bank, "bank", "bank row")
-        classes = class_index(classes)
-    if not isinstance(classes, tuple) or len(classes) != 2:
+    order = starts = None
+    if classes is not None:
+        order, starts = _as_index(classes, bank)
+        if order.shape[0] != bank.shape[0]:
+            raise ValueError(
+                f"classes: got {order.shape[0]} rows, expected {bank.shape[0]}, the rows of bank"
+            )
+    loss = (features, bank, targets, order, starts, temperature, ignore_index)
+    return ContrastProblem(*loss, gradient=False, partial=False, precision=precision)
+
+
+def _as_index(classes: Any, bank: Tensor) -> ClassIndex:
+    """Check the classes of the rows of a bank (n, D); return their index."""
+    if not isinstance(classes, tuple):
+        per = "bank row"
+        return class_index(as_ids("classes", classes, bank.shape[0], bank, "bank", per))
+    if len(classes) != 2 or not all(isinstance(x, Tensor) and x.ndim == 1 for x in classes):
+        parts = ", ".join(described(x) for x in classes)
         raise ValueError(
-            f"classes: got a {type(classes).__name__}, expected a torch.Tensor or a ClassIndex"
+            f"classes: got a {type(classes).__name__} ({parts}), "
+            "expected a torch.Tensor or a ClassIndex"
         )
     order, starts = classes
-    if order.shape[0] != bank.shape[0]:
-        raise ValueError(
-            f"classes: got {order.shape[0]} rows, expected {bank.shape[0]}, the rows of bank"
-        )
-    check_device("classes", order, bank, "bank")
+    for part in (order, starts):
+        if part.dtype != torch.int64:
+            raise ValueError(f"classes: got dtype {part.dtype}, expected torch.int64")
+        check_device("classes", part, bank, "bank")
     return ClassIndex(order, starts)
+
+
+def _check_index(order: Tensor, starts: Tensor, n: int) -> None:
+    """Raise ValueError unless the index is of rows of a bank (n, D). It is read on a CPU only."""
+    check_range("classes", order, 0, n)
+    if order.is_cpu:
+        edges = F.pad(starts, (1, 0))
+        falls = bool((edges[1:] < edges[:-1]).any())
+        if falls or not len(starts) or int(edges[-1]) > len(order):
+            raise ValueError(
+                "classes: got an index whose starts do not ascend from 0 to the number of rows, "
+                "expected the result of class_index"
+            )
 
 
 @torch.library.custom_op(qualified("class_means"), mutates_args=())
 def _class_means(bank: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     """Mean of the rows of each class, (C, D), in the dtype of the bank."""
+    _check_index(order, starts, len(bank))
     if not takes_kernels(bank):
         from .bank_loss_cpu import means_of_classes
 
@@ -436,6 +464,8 @@ def _bank_contrast(
     """
     loss = (features, bank, targets, order, starts, temperature, ignore_index)
     problem = ContrastProblem(*loss, gradient, partial, precision)
+    if order is not None and starts is not None:
+        _check_index(order, starts, len(bank))
     if features.is_cpu:
         check_range("targets", targets, 0, problem.class_count(), ignored=ignore_index)
     if not takes_kernels(features, bank) or (starts is not None and len(starts) == 1):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import check_finite
 from .bank_loss import ContrastProblem
+from .checks import check_finite
 from .numerics import accumulator
 
 #: Values of a block of the bank, and of logits: 8 MiB and 4 MiB of float32.

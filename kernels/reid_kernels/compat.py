@@ -22,8 +22,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._ops import PRECISIONS, check_choice, check_device, check_ids, check_range, check_rows
+from ._ops import PRECISIONS
 from .bank_loss import ClassIndex, bank_contrast_loss, class_index, class_means
+from .checks import (
+    as_flag,
+    as_ids,
+    as_integer,
+    as_number,
+    as_rows,
+    as_temperature,
+    check_choice,
+    check_device,
+    check_range,
+    described,
+)
 from .labels import label_prediction
 from .multilabel import multilabel_bank_loss
 from .update_bank import hardest_rows, update_bank_
@@ -69,11 +81,11 @@ class HybridMemory(nn.Module):
         precision: str = "auto",
     ) -> None:
         super().__init__()
-        _check_settings(temp, momentum, precision)
-        self.num_features = num_features
-        self.num_samples = num_samples
-        self.temp = temp
-        self.momentum = momentum
+        self.num_features = as_integer("num_features", num_features, 0)
+        self.num_samples = as_integer("num_samples", num_samples, 0)
+        self.temp = as_temperature("temp", temp)
+        self.momentum = as_number("momentum", momentum, 0, 1)
+        check_choice("precision", precision, PRECISIONS)
         self.precision = precision
         self.register_buffer("features", torch.zeros(num_samples, num_features))
         self.register_buffer("labels", torch.zeros(num_samples, dtype=torch.int64))
@@ -93,9 +105,9 @@ class HybridMemory(nn.Module):
         """
         memory = self.features.detach()
         per = "image of the memory"
-        check_ids("labels", self.labels, memory.shape[0], memory, "the memory", per)
+        as_ids("labels", self.labels, memory.shape[0], memory, "the memory", per)
         check_range("labels", self.labels, -1, memory.shape[0])
-        inputs = _updated_in_backward(inputs, memory, "indexes", indexes, self.momentum)
+        inputs, indexes = _updated_in_backward(inputs, memory, "indexes", indexes, self.momentum)
         targets = self.labels[indexes]
         counted = targets >= 0
         inputs = inputs[counted]
@@ -149,12 +161,12 @@ class ClusterMemory(nn.Module):
         precision: str = "auto",
     ) -> None:
         super().__init__()
-        _check_settings(temp, momentum, precision)
-        self.num_features = num_features
-        self.num_samples = num_samples
-        self.temp = temp
-        self.momentum = momentum
-        self.use_hard = use_hard
+        self.num_features = as_integer("num_features", num_features, 0)
+        self.num_samples = as_integer("num_samples", num_samples, 0)
+        self.temp = as_temperature("temp", temp)
+        self.momentum = as_number("momentum", momentum, 0, 1)
+        self.use_hard = as_flag("use_hard", use_hard)
+        check_choice("precision", precision, PRECISIONS)
         self.precision = precision
         self.register_buffer("features", torch.zeros(num_samples, num_features))
 
@@ -173,9 +185,8 @@ class ClusterMemory(nn.Module):
             ValueError: Wrong shape, dtype or device, or a target out of range.
         """
         memory = self.features.detach()
-        check_rows("inputs", inputs)
-        inputs = F.normalize(inputs.to(memory.dtype))
-        inputs = _updated_in_backward(
+        inputs = F.normalize(as_rows("inputs", inputs).to(memory.dtype))
+        inputs, targets = _updated_in_backward(
             inputs, memory, "targets", targets, self.momentum, -1, self.use_hard
         )
         return bank_contrast_loss(inputs, memory, targets, self.temp, precision=self.precision)
@@ -216,14 +227,12 @@ class MMCLMemory(nn.Module):
         precision: str = "auto",
     ) -> None:
         super().__init__()
-        if epochs < 1:
-            raise ValueError(f"epochs: got {epochs}, expected at least 1")
+        self.num_features = as_integer("num_features", num_features, 0)
+        self.num_samples = as_integer("num_samples", num_samples, 0)
+        self.epochs = as_integer("epochs", epochs, 1)
+        self.delta = as_number("delta", delta)
+        self.hard_ratio = as_number("hard_ratio", hard_ratio, 0, 1)
         check_choice("precision", precision, PRECISIONS)
-        self.num_features = num_features
-        self.num_samples = num_samples
-        self.epochs = epochs
-        self.delta = delta
-        self.hard_ratio = hard_ratio
         self.precision = precision
         self.register_buffer("mem", torch.zeros(num_samples, num_features))
 
@@ -253,17 +262,19 @@ class MMCLMemory(nn.Module):
             ValueError: Neither or both of epoch and alpha, wrong shape, dtype or device, or an
                 index out of range.
         """
-        if epoch is not None and alpha is None:
-            alpha = 0.5 * epoch / self.epochs
-        elif epoch is not None or alpha is None:
-            raise ValueError(f"epoch, alpha: got {epoch} and {alpha}, expected one of the two")
+        if (epoch is None) == (alpha is None):
+            got = f"{described(epoch)} and {described(alpha)}"
+            raise ValueError(f"epoch, alpha: got {got}, expected one of the two")
+        if epoch is not None:
+            alpha = 0.5 * as_integer("epoch", epoch) / self.epochs
+        alpha = as_number("alpha", alpha)
         if not 0 <= alpha <= 1:
             raise ValueError(
                 f"epoch, alpha: got {epoch}, momentum {alpha}, "
                 f"expected a momentum in [0, 1] (0.5 epoch / epochs)"
             )
         memory = self.mem.detach()
-        inputs = _updated_in_backward(inputs, memory, "indexes", indexes, alpha)
+        inputs, indexes = _updated_in_backward(inputs, memory, "indexes", indexes, alpha)
         if positives is None:
             positives = torch.arange(len(indexes) + 1, device=indexes.device), indexes
         return multilabel_bank_loss(
@@ -287,14 +298,6 @@ class MMCLMemory(nn.Module):
             `indptr` (B + 1,) and `indices`, int64.
         """
         return label_prediction(self.mem, indexes, threshold=threshold)
-
-
-def _check_settings(temp: float, momentum: float, precision: str) -> None:
-    if not temp > 0:
-        raise ValueError(f"temp: got {temp}, expected a number above 0")
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum: got {momentum}, expected a number in [0, 1]")
-    check_choice("precision", precision, PRECISIONS)
 
 
 class _UpdateInBackward(torch.autograd.Function):
@@ -334,8 +337,8 @@ def _updated_in_backward(
     momentum: float,
     lowest: int = 0,
     hardest: bool = False,
-) -> Tensor:
-    """Return the inputs in the bank's dtype, connected to the bank's update.
+) -> tuple[Tensor, Tensor]:
+    """Return the inputs in the bank's dtype, connected to the bank's update, and the ids.
 
     The arguments are checked here: an error in the backward pass would not show the call that
     caused it.
@@ -349,16 +352,16 @@ def _updated_in_backward(
         lowest: Smallest id that is allowed.
         hardest: Update each row once, with the least similar input.
     """
-    check_rows("inputs", inputs)
+    inputs = as_rows("inputs", inputs)
     if inputs.shape[1] != bank.shape[1]:
         raise ValueError(
             f"inputs: got rows of width {inputs.shape[1]}, "
             f"expected {bank.shape[1]}, the width of the memory"
         )
     check_device("inputs", inputs, bank, "the memory")
-    check_ids(name, ids, inputs.shape[0], inputs, "inputs", "image")
+    ids = as_ids(name, ids, inputs.shape[0], inputs, "inputs", "image")
     check_range(name, ids, lowest, bank.shape[0])
-    return _UpdateInBackward.apply(inputs.to(bank.dtype), bank, ids, momentum, hardest)
+    return _UpdateInBackward.apply(inputs.to(bank.dtype), bank, ids, momentum, hardest), ids
 
 
 def _means_of(bank: Tensor, index: ClassIndex, targets: Tensor) -> Tensor:

@@ -10,15 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._ops import (
-    DTYPES,
-    check_device,
-    check_tensor,
-    device_of,
-    once,
-    qualified,
-    takes_kernels,
-)
+from ._ops import device_of, once, qualified, takes_kernels
+from .checks import DTYPES, as_integer, as_number, as_tensor, check_device
 from .grouped_norm_cpu import channels_last, group_parts
 from .numerics import accumulator
 
@@ -61,7 +54,8 @@ def grouped_batch_norm(
         ValueError: Wrong rank, shape, dtype or device, a `group` that does not divide B, or groups
             with a single value per channel.
     """
-    _check(x, weight, bias, group)
+    x, weight, bias = _checked(x, weight, bias, group)
+    eps = as_number("eps", eps, 0)
     if torch.compiler.is_compiling():
         y, mean, var = grouped_batch_norm_reference(x, weight, bias, group, eps)
         return y, mean.detach(), var.detach()
@@ -71,29 +65,37 @@ def grouped_batch_norm(
     return y, mean, var
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> None:
-    """Raise ValueError unless the arguments fit together."""
-    check_tensor("x", x)
+def _checked(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the three tensors, or raise ValueError unless the arguments fit together."""
+    x = as_tensor("x", x)
     if x.ndim < 2:
         raise ValueError(
             f"x: got shape {tuple(x.shape)}, expected two dimensions or more, (B, C, ...)"
         )
     if x.dtype not in DTYPES:
         raise ValueError(f"x: got dtype {x.dtype}, expected float32, float16, bfloat16 or float64")
-    if group < 1 or x.shape[0] % group:
+    group = as_integer("group", group, 1)
+    if x.shape[0] % group:
         raise ValueError(f"group: got {group}, expected a divisor of {x.shape[0]}, the images of x")
     if x.shape[0] and group * math.prod(x.shape[2:]) < 2:
         raise ValueError(
             f"x: got shape {tuple(x.shape)}, expected more than one value a channel in each group"
         )
-    for name, of_channels in (("weight", weight), ("bias", bias)):
-        check_tensor(name, of_channels)
-        if of_channels.shape != x.shape[1:2]:
-            raise ValueError(
-                f"{name}: got shape {tuple(of_channels.shape)}, "
-                f"expected ({x.shape[1]},), one for each channel"
-            )
-        check_device(name, of_channels, x, "x")
+    return x, _of_channels("weight", weight, x), _of_channels("bias", bias, x)
+
+
+def _of_channels(name: str, of_channels: Tensor, x: Tensor) -> Tensor:
+    """Return a tensor (C,) on the device of images x (B, C, ...)."""
+    of_channels = as_tensor(name, of_channels)
+    if of_channels.shape != x.shape[1:2]:
+        raise ValueError(
+            f"{name}: got shape {tuple(of_channels.shape)}, "
+            f"expected ({x.shape[1]},), one for each channel"
+        )
+    if not of_channels.dtype.is_floating_point:
+        raise ValueError(f"{name}: got dtype {of_channels.dtype}, expected a floating dtype")
+    check_device(name, of_channels, x, "x")
+    return of_channels
 
 
 def grouped_batch_norm_reference(

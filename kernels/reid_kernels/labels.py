@@ -7,14 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._ops import (
-    check_ids,
-    check_range,
-    check_rows,
-    device_of,
-    qualified,
-    takes_kernels,
-)
+from ._ops import device_of, qualified, takes_kernels
+from .checks import as_ids, as_integer, as_number, as_rows, check_range
 from .numerics import full_precision
 
 __all__ = ["label_prediction", "label_prediction_reference"]
@@ -61,10 +55,10 @@ def label_prediction(
         ValueError: Wrong rank, dtype or device, or `at_least` below 1. On a CPU also: rows outside
             [0, n) or a bank that is not finite. On a GPU a NaN is not above anything.
     """
-    check_rows("bank", bank)
-    check_ids("rows", rows, rows.numel(), bank, "bank", "image of the batch")
-    if at_least < 1:
-        raise ValueError(f"at_least: got {at_least}, expected 1 or more")
+    bank = as_rows("bank", bank)
+    rows = as_ids("rows", rows, None, bank, "bank", "image of the batch")
+    threshold = as_number("threshold", threshold)
+    at_least = as_integer("at_least", at_least, 1)
     return _label_prediction(bank.detach(), rows, float(threshold), at_least)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._ops import check_finite
+from .checks import check_finite
 from .multilabel_cpu import count_rows, row_blocks, similarities
 from .numerics import accumulator
 

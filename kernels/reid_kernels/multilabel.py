@@ -12,16 +12,21 @@ from torch import Tensor
 from ._ops import (
     PRECISIONS,
     REDUCTIONS,
-    check_choice,
-    check_device,
-    check_ids,
-    check_pair,
-    check_range,
     device_of,
     once,
     qualified,
     reduced,
     takes_kernels,
+)
+from .checks import (
+    as_ids,
+    as_number,
+    as_pair,
+    as_tensor,
+    check_choice,
+    check_device,
+    check_range,
+    described,
 )
 from .numerics import accumulator, full_precision
 
@@ -119,13 +124,13 @@ def multilabel_bank_loss(
             that are not finite. On a GPU such an index is left out, and such rows make the loss
             NaN.
     """
-    check_pair("features", features, bank)
+    features, bank = as_pair("features", features, bank)
     if bank.requires_grad:
         raise ValueError(
             "bank: got a tensor that requires a gradient, expected a buffer: only features get one"
         )
-    if not 0 <= hard_ratio <= 1:
-        raise ValueError(f"hard_ratio: got {hard_ratio}, expected 0 to 1")
+    delta = as_number("delta", delta)
+    hard_ratio = as_number("hard_ratio", hard_ratio, 0, 1)
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("precision", precision, PRECISIONS)
     labels, indices = _checked_positives(positives, features, len(bank))
@@ -196,18 +201,20 @@ def _checked_positives(
     positives: Positives, features: Tensor, n: int
 ) -> tuple[Tensor, Tensor | None]:
     """Check the positives; return bit rows and None, or `indptr` and `indices`."""
-    if isinstance(positives, Tensor):
-        _check_bits(positives, features, n)
-        return positives, None
-    if not isinstance(positives, tuple | list) or len(positives) != 2:
-        raise ValueError(
-            f"positives: got a {type(positives).__name__}, expected (indptr, indices) or bit rows"
+    if isinstance(positives, tuple | list) and len(positives) == 2:
+        indptr, indices = positives
+        per = "row of features, and the end"
+        return (
+            as_ids("positives[0]", indptr, len(features) + 1, features, "features", per),
+            as_ids("positives[1]", indices, None, features, "features", "positive"),
         )
-    indptr, indices = positives
-    per = "row of features, and the end"
-    check_ids("positives[0]", indptr, len(features) + 1, features, "features", per)
-    check_ids("positives[1]", indices, indices.numel(), features, "features", "positive")
-    return indptr, indices
+    if not hasattr(positives, "shape"):
+        raise ValueError(
+            f"positives: got {described(positives)}, expected (indptr, indices) or bit rows"
+        )
+    bits = as_tensor("positives", positives)
+    _check_bits(bits, features, n)
+    return bits, None
 
 
 def _check_bits(bits: Tensor, features: Tensor, n: int) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import check_finite
+from .checks import check_finite
 from .multilabel import MultilabelProblem
 from .numerics import accumulator
 

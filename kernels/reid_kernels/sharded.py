@@ -25,16 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import (
-    NotFiniteError,
-    check_finite,
-    check_range,
-    device_of,
-    once,
-    takes_kernels,
-    unit_stride,
-)
+from ._ops import device_of, once, takes_kernels, unit_stride
 from .bank_loss import ClassIndex, bank_contrast_loss, partial_contrast
+from .checks import NotFiniteError, check_finite, check_range
 from .labels import label_prediction
 from .labels_cpu import closer_blocked, walk
 from .multilabel import Positives, multilabel_bank_loss

@@ -6,16 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import (
-    PRECISIONS,
-    check_choice,
-    check_ids,
-    check_pair,
-    check_range,
-    device_of,
-    qualified,
-    takes_kernels,
-)
+from ._ops import PRECISIONS, device_of, qualified, takes_kernels
+from .checks import as_flag, as_ids, as_integer, as_pair, check_choice, check_range
 from .numerics import accumulator, full_precision
 
 __all__ = ["similarity_topk", "similarity_topk_reference"]
@@ -72,14 +64,15 @@ def similarity_topk(
 
     Raises:
         ValueError: Wrong rank, width, dtype or device, or k outside [1, 1024]. On a CPU also:
-            `exclude` outside [-1, n), or rows whose similarity is NaN or inf. On a GPU such an
-            `exclude` leaves nothing out, and such similarities are returned.
+            `exclude` outside [-1, n), or rows whose similarity is NaN or inf, or whose length is
+            not finite in the dtype of the sums. On a GPU such an `exclude` leaves nothing out, and
+            such similarities are returned; a row of such a length has the similarity 0.
     """
-    check_pair("query", query, bank)
-    if not isinstance(k, int | torch.SymInt) or not 1 <= k <= MAX_K:
-        raise ValueError(f"k: got {k}, expected 1 to {MAX_K}")
+    query, bank = as_pair("query", query, bank)
+    k = as_integer("k", k, 1, MAX_K)
+    normalize = as_flag("normalize", normalize)
     if exclude is not None:
-        check_ids("exclude", exclude, query.shape[0], query, "query", "query row")
+        exclude = as_ids("exclude", exclude, query.shape[0], query, "query", "query row")
     check_choice("precision", precision, PRECISIONS)
     return _similarity_topk(query.detach(), bank.detach(), k, normalize, exclude, precision)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import check_finite
+from .checks import check_finite, check_lengths
 from .numerics import accumulator, has_bf16_units, select_topk
 
 #: Bytes of similarities that exist at a time: in float32, and in bfloat16.
@@ -44,10 +44,10 @@ def topk_blocked(
     same = _share_memory(query, bank)
     bank = bank.to(kind)
     query = bank if same else query.to(kind)
-    bank_scale = _inverse_norms(bank) if normalize else None  # (n,)
+    bank_scale = _inverse_norms("bank", bank) if normalize else None  # (n,)
     query_scale = bank_scale
     if normalize and not same:
-        query_scale = _inverse_norms(query)  # (B,)
+        query_scale = _inverse_norms("query", query)  # (B,)
     if precision != "ieee" and _has_fast_candidates(query, bank, k):
         _certified(query, bank, query_scale, bank_scale, exclude, values, indices, same)
     else:
@@ -369,9 +369,16 @@ def _similarity(
     return similarity
 
 
-def _inverse_norms(rows: Tensor) -> Tensor:
-    """Inverse of the norm of each row, (n,)."""
-    return torch.linalg.vector_norm(rows, dim=1).clamp_(min=_SMALLEST_NORM).reciprocal_()
+def _inverse_norms(name: str, rows: Tensor) -> Tensor:
+    """Inverse of the norm of each row, (n,).
+
+    Raises:
+        NotFiniteError: On a CPU, a norm is not finite; the row is named as one of the argument.
+    """
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    if rows.is_cpu:
+        check_lengths(name, rows, norms)
+    return norms.clamp_(min=_SMALLEST_NORM).reciprocal_()
 
 
 def _drop(similarity: Tensor, exclude: Tensor | None) -> None:

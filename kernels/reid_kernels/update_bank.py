@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ops import (
-    check_finite,
-    check_ids,
-    check_pair,
+from ._ops import device_of, qualified, takes_kernels
+from .checks import (
+    NotFiniteError,
+    as_ids,
+    as_integer,
+    as_number,
+    as_pair,
+    check_lengths,
     check_range,
-    device_of,
-    qualified,
-    takes_kernels,
 )
 from .numerics import accumulator
 
@@ -49,13 +52,18 @@ def update_bank_(
 
     Raises:
         ValueError: Wrong rank, width, dtype or device, a bank that requires a gradient, or momentum
-            outside [0, 1]. On a CPU also: targets out of range, or features that are not finite. On
-            a GPU such targets update nothing, and such features make their row NaN.
+            outside [0, 1]. On a CPU also: targets out of range, features that are not finite, or
+            rows whose length is not finite in the dtype of the arithmetic. On a GPU such targets
+            update nothing, such features make their row NaN, and such lengths make it zero.
     """
-    check_pair("bank", bank, features, "features")
-    check_ids("targets", targets, features.shape[0], features, "features", "feature row")
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum: got {momentum}, expected a number in [0, 1]")
+    given: Any = bank
+    bank, features = as_pair("bank", bank, features, "features")
+    # An array of another byte order, with negative strides or read-only was copied.
+    if bank is not given and bank.numel() and bank.data_ptr() != given.ctypes.data:
+        raise ValueError("bank: got an array that cannot be changed in place, expected a tensor")
+    targets = as_ids("targets", targets, features.shape[0], features, "features", "feature row")
+    momentum = as_number("momentum", momentum, 0, 1)
+    ignore_index = as_integer("ignore_index", ignore_index)
     if (bank.shape[0] > 1 and bank.stride(0) == 0) or (bank.shape[1] > 1 and bank.stride(1) == 0):
         raise ValueError(
             f"bank: got strides {tuple(bank.stride())}, expected rows that do not overlap in memory"
@@ -124,9 +132,12 @@ def _update_rows(
     then the second ones, and so on.
     """
     counted = targets != ignore_index
-    if features.is_cpu and not bool(torch.isfinite(features[counted]).all()):
-        check_finite(features=features.where(counted[:, None], 0.0))
-    features = features[counted].to(accumulator(bank.dtype))
+    kind = accumulator(bank.dtype)
+    if features.is_cpu:
+        lengths = torch.linalg.vector_norm(features, dim=1, dtype=kind).where(counted, 0.0)
+        if not bool((lengths < torch.inf).all()):
+            check_lengths("features", features.where(counted[:, None], 0.0), lengths)
+    features = features[counted].to(kind)
     targets = targets[counted]
     occurrence = _occurrence(targets)
     for k in range(int(occurrence.max()) + 1 if len(occurrence) else 0):
@@ -134,7 +145,20 @@ def _update_rows(
         rows = targets[selected]
         old = bank[rows].to(features.dtype)
         moved = momentum * old + (1 - momentum) * features[selected]
+        if moved.is_cpu:
+            _check_moved(moved, rows)
         bank[rows] = F.normalize(moved).to(bank.dtype)
+
+
+def _check_moved(moved: Tensor, rows: Tensor) -> None:
+    """Refuse rows of the bank so long that their update has no finite length."""
+    endless = torch.linalg.vector_norm(moved, dim=1) == torch.inf
+    if bool(endless.any()):
+        row = int(rows[endless][0])
+        raise NotFiniteError(
+            f"bank: row {row} is too long, its length is not finite in {moved.dtype}; "
+            "expected rows of moderate length"
+        )
 
 
 def hardest_rows(
@@ -156,8 +180,9 @@ def hardest_rows(
     Raises:
         ValueError: Wrong rank, width, dtype or device, or, on a CPU, targets out of range.
     """
-    check_pair("features", features, bank)
-    check_ids("targets", targets, features.shape[0], features, "features", "feature row")
+    features, bank = as_pair("features", features, bank)
+    targets = as_ids("targets", targets, features.shape[0], features, "features", "feature row")
+    ignore_index = as_integer("ignore_index", ignore_index)
     check_range("targets", targets, 0, bank.shape[0], ignored=ignore_index)
     counted = (targets != ignore_index).nonzero()[:, 0]
     similarity = (features[counted] * bank[targets[counted]]).sum(1)

@@ -175,7 +175,7 @@ def test_on_the_edges() -> None:
         (torch.zeros(4), 4, 2, r"x: got shape \(4,\)"),
         (torch.zeros(4, 3, dtype=torch.int64), 3, 2, "x: got dtype torch.int64"),
         (torch.zeros(4, 3), 3, 3, "group: got 3, expected a divisor of 4"),
-        (torch.zeros(4, 3), 3, 0, "group: got 0, expected a divisor of 4"),
+        (torch.zeros(4, 3), 3, 0, "group: got 0, expected 1 or more"),
         (torch.zeros(4, 3), 3, 1, r"x: got shape \(4, 3\), expected more than one value a channel"),
         (torch.zeros(4, 3), 2, 2, r"weight: got shape \(2,\), expected \(3,\)"),
     ],

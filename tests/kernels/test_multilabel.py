@@ -331,7 +331,7 @@ GOOD = {"features": torch.ones(2, 4), "bank": torch.ones(40, 4), "positives": li
             {"bank": torch.ones(40, 4, requires_grad=True)},
             "bank: got a tensor that requires a gradient, expected a buffer",
         ),
-        ({"hard_ratio": 1.5}, "hard_ratio: got 1.5, expected 0 to 1"),
+        ({"hard_ratio": 1.5}, r"hard_ratio: got 1.5, expected a number in \[0, 1\]"),
         ({"reduction": "max"}, "reduction: got 'max', expected one of mean, sum, none"),
         ({"precision": "fp8"}, "precision: got 'fp8'"),
         ({"positives": lists([0])}, r"positives\[0\]: got shape \(2,\), expected \(3,\)"),

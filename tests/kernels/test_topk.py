@@ -135,7 +135,7 @@ def test_bf16_candidates_lose_nothing_however_rows_crowd(
     bank = centre + crowd * torch.randn(n, dim, generator=generator)
     query = centre + crowd * torch.randn(30, dim, generator=generator)
     values, indices = torch.full((30, k), -torch.inf), torch.full((30, k), -1)
-    scales = [topk_cpu._inverse_norms(x) for x in (query, bank)]
+    scales = [topk_cpu._inverse_norms("rows", x) for x in (query, bank)]
     topk_cpu._certified(query, bank, *scales, None, values, indices, False)
     exact, _ = similarity_topk_reference(query.double(), bank.double(), k)
     torch.testing.assert_close(values.double(), exact, rtol=0, atol=2e-6)
@@ -358,12 +358,25 @@ def test_similarities_carry_no_gradient() -> None:
 
 def test_what_is_no_tensor_is_named() -> None:
     bank = unit_rows(5, 4)
-    with pytest.raises(ValueError, match=r"query: got a ndarray, expected a torch.Tensor"):
-        similarity_topk(bank.numpy(), bank, 2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"query: got a list, expected a torch.Tensor"):
+        similarity_topk(bank.tolist(), bank, 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"exclude: got a list, expected a torch.Tensor"):
         similarity_topk(bank, bank, 2, exclude=[0] * 5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"k: got 2.0, expected 1 to 1024"):
+    with pytest.raises(ValueError, match=r"k: got 2.0, expected an integer, 1 to 1024"):
         similarity_topk(bank, bank, 2.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"normalize: got 'yes', expected True or False"):
+        similarity_topk(bank, bank, 2, normalize="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_length_that_the_sums_cannot_hold_is_refused(dtype: torch.dtype) -> None:
+    bank = unit_rows(20, 4).to(dtype)
+    bank[7] = torch.finfo(dtype).max
+    if dtype == torch.float16:  # its squares fit into the float32 of the sums
+        assert similarity_topk(bank, bank, 2)[0].isfinite().all()
+        return
+    with pytest.raises(NotFiniteError, match="row 7 is too long"):
+        similarity_topk(bank, bank, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reid_kernels import hardest_rows, update_bank_, update_bank_reference
+from reid_kernels import NotFiniteError, hardest_rows, update_bank_, update_bank_reference
 from reid_kernels.update_bank import _update_bank
 from torch import Tensor
 
@@ -192,3 +193,26 @@ def test_it_compiles_once_for_all_sizes_of_the_bank() -> None:
         (unit_rows(n, 6), unit_rows(4, 6, seed=1), torch.tensor([0, 5, 0, -1])) for n in (9, 17, 30)
     ]
     compiled_once(moved, sizes, lambda bank, *_: [bank])
+
+
+def test_lengths_that_are_not_finite_do_not_reach_the_bank() -> None:
+    bank, features = unit_rows(5, 4), unit_rows(2, 4, seed=1)
+    features[1] = 1e30
+    before = bank.clone()
+    with pytest.raises(NotFiniteError, match="features: row 1 is too long"):
+        update_bank_(bank, features, torch.tensor([0, 1]), 0.5)
+    bank[3] = 1e30
+    with pytest.raises(NotFiniteError, match="bank: row 3 is too long"):
+        update_bank_(bank, unit_rows(1, 4), torch.tensor([3]), 0.5)
+    assert torch.equal(bank[:3], before[:3])
+
+
+def test_an_array_is_updated_in_place() -> None:
+    bank, features, targets = unit_rows(5, 4), unit_rows(2, 4, seed=1), torch.tensor([3, 0])
+    array = bank.numpy().copy()
+    expected = update_bank_(bank, features, targets, 0.5)
+    update_bank_(array, features.numpy(), targets.int().numpy(), 0.5)  # type: ignore[arg-type]
+    assert np.array_equal(array, expected.numpy())
+    for copied in (array[::-1], array.astype(">f4")):
+        with pytest.raises(ValueError, match="bank: got an array that cannot be changed in place"):
+            update_bank_(copied, features, targets, 0.5)  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""The checks of arguments: what is taken, and the message where it is not."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reid_kernels import checks, class_index, class_means
+from reid_kernels.bank_loss import ClassIndex, bank_contrast_loss
+
+from tests.support.kernels import unit_rows
+
+ROWS = unit_rows(6, 4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x,
+        lambda x: np.asfortranarray(x),
+        lambda x: np.repeat(x, 2, 1)[:, ::2],
+        lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
+        lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
+        lambda x: x.astype(x.dtype.newbyteorder()),
+    ],
+    ids=["plain", "columns first", "strided", "reversed", "read-only", "other byte order"],
+)
+def test_arrays_of_any_layout_are_taken(change: Any) -> None:
+    assert torch.equal(checks.as_rows("x", change(ROWS.numpy())), ROWS)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "<i4", ">i8", "u2", "u8"])
+def test_arrays_of_integers_are_ids(dtype: str) -> None:
+    ids = checks.as_ids("x", np.arange(6).astype(dtype), 6, ROWS, "bank", "row")
+    assert ids.dtype == torch.int64
+    assert ids.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (None, "x: got None, expected a torch.Tensor or a NumPy array"),
+        ([[1.0]], "x: got a list"),
+        ("rows", "x: got a str"),
+        ({}, "x: got a dict"),
+        (np.array([["a"]]), "x: got an array of dtype <U1, expected an array of numbers"),
+        (np.array([[None]]), "x: got an array of dtype object"),
+        (np.zeros((1, 1), "M8[s]"), r"x: got an array of dtype datetime64\[s\]"),
+        (np.zeros((1, 1), np.longdouble), "x: got an array of dtype float128"),
+        (np.ma.masked_array(np.zeros((1, 1))), "x: got a MaskedArray"),
+        (np.zeros((1, 1), complex), "x: got dtype torch.complex128, expected float32"),
+        (torch.zeros(1, 1).to_sparse(), "x: got a tensor of layout torch.sparse_coo"),
+        (torch.zeros(1), r"x: got shape \(1,\), expected two dimensions"),
+        (torch.zeros(1, 1, dtype=torch.bool), "x: got dtype torch.bool"),
+    ],
+)
+def test_what_is_no_matrix_of_floats_is_refused(x: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        checks.as_rows("x", x)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.array([0.5]), "x: got dtype torch.float64, expected torch.int64"),
+        (np.array([True]), "x: got dtype torch.bool, expected torch.int64"),
+        (np.array([2**63], np.uint64), r"x: got a number of 2\^63 or more, expected int64"),
+        (np.array(3), r"x: got shape \(\), expected \(1,\), one for each row"),
+    ],
+)
+def test_what_is_no_list_of_ids_is_refused(x: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        checks.as_ids("x", x, 1, ROWS, "bank", "row")
+
+
+@pytest.mark.parametrize("k", [1, np.int32(1), np.uint64(1)])
+def test_integers_of_numpy_are_integers(k: Any) -> None:
+    assert type(checks.as_integer("k", k, 1, 9)) is int
+
+
+@pytest.mark.parametrize(
+    ("k", "message"),
+    [
+        (True, "k: got True, expected an integer, 1 to 9"),
+        (1.0, "k: got 1.0, expected an integer, 1 to 9"),
+        ("1", "k: got '1', expected an integer, 1 to 9"),
+        (np.bool_(True), "k: got a bool"),
+        (np.array(1), r"k: got a ndarray of shape \(\)"),
+        (torch.tensor(1), r"k: got a tensor of shape \(\)"),
+        (10, "k: got 10, expected 1 to 9"),
+        pytest.param(10**5000, "k: got an integer of 16610 bits, expected 1 to 9", id="huge"),
+        (None, "k: got None, expected an integer, 1 to 9"),
+    ],
+)
+def test_what_is_no_integer_is_refused(k: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        checks.as_integer("k", k, 1, 9)
+
+
+@pytest.mark.parametrize("value", [0.5, np.float32(0.5), torch.tensor(0.5), Fraction(1, 2)])
+def test_numbers_of_any_kind_are_numbers(value: Any) -> None:
+    assert checks.as_number("x", value, 0, 1) == 0.5
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(True, "0.5", None, [0.5], torch.nan, torch.inf, -torch.inf, 10**400, 1j, 1.5),
+        *(torch.zeros(2), np.array(["a"]), torch.tensor(True)),
+    ],
+    ids=repr,
+)
+def test_what_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^x: got .*, expected a number in \[0, 1\]$"):
+        checks.as_number("x", value, 0, 1)
+    with pytest.raises(ValueError, match=r"^x: got .*, expected a number in \[0, 1\)$"):
+        checks.as_number("x", 1.0, 0, 1, below=True)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, 1e-300, torch.inf, torch.nan, "1", True, None, 10**400])
+def test_a_temperature_divides_logits(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^temperature: got .*, expected a .*number"):
+        bank_contrast_loss(ROWS, ROWS, torch.arange(6), value)
+
+
+def test_an_index_of_other_rows_is_refused() -> None:
+    order, starts = class_index(torch.tensor([0, 0, 1, 1, 2, 2]))
+    for index in (
+        ClassIndex(order + 1, starts),
+        ClassIndex(order, starts.flip(0)),
+        ClassIndex(order, starts + 1),
+    ):
+        with pytest.raises(ValueError, match=r"^classes: "):
+            class_means(ROWS, index, 3)
+        with pytest.raises(ValueError, match=r"^classes: "):
+            bank_contrast_loss(ROWS, ROWS, torch.zeros(6, dtype=torch.int64), 1.0, classes=index)

@@ -212,9 +212,11 @@ def bank_contrast_loss_reference(
     Memory:
         B x n logits, and with classes n x C memberships.
     """
+    check_choice("reduction", reduction, REDUCTIONS)
+    loss = (features, bank, targets, temperature, classes, ignore_index)
+    features, bank, targets, classes, count = _checked_reference(*loss)
     logits = features @ bank.T / temperature  # (B, n)
     if classes is not None:
-        count = int(classes.max()) + 1
         member = F.one_hot(classes + 1, count + 1)[:, 1:].to(logits.dtype)  # (n, C)
         sizes = member.sum(0)  # (C,)
         logits = ((logits @ member) / sizes.clamp(min=1)).masked_fill(sizes == 0, -torch.inf)
@@ -318,10 +320,11 @@ def partial_contrast_reference(
     Memory:
         B x n logits, and with classes n x C memberships.
     """
+    loss = (features, bank, targets, temperature, classes, ignore_index)
+    features, bank, targets, classes, count = _checked_reference(*loss)
     vectors = bank  # (n, D), with classes (C, D)
     exists = torch.ones(len(bank), dtype=torch.bool, device=bank.device)
     if classes is not None:
-        count = int(classes.max()) + 1 if len(classes) else 0
         member = F.one_hot(classes + 1, count + 1)[:, 1:].to(bank.dtype)  # (n, C)
         sizes = member.sum(0)  # (C,)
         vectors = member.T @ bank / sizes.clamp(min=1)[:, None]
@@ -388,6 +391,28 @@ def _checked(
             )
     loss = (features, bank, targets, order, starts, temperature, ignore_index)
     return ContrastProblem(*loss, gradient=False, partial=False, precision=precision)
+
+
+def _checked_reference(
+    features: Tensor,
+    bank: Tensor,
+    targets: Tensor,
+    temperature: float,
+    classes: Tensor | None,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
+    """Features, bank, targets and classes of a reference, checked, and the number of classes."""
+    features, bank = as_pair("features", features, bank)
+    targets = as_ids("targets", targets, len(features), features, "features", "feature row")
+    as_temperature("temperature", temperature)
+    as_integer("ignore_index", ignore_index)
+    count = len(bank)
+    if classes is not None:
+        classes = as_ids("classes", classes, len(bank), bank, "bank", "bank row")
+        check_range("classes", classes, -1, len(bank))
+        count = int(classes.max()) + 1 if len(classes) else 0
+    check_range("targets", targets, 0, count, ignored=ignore_index)
+    return features, bank, targets, classes, count
 
 
 def _as_index(classes: Any, bank: Tensor) -> ClassIndex:

@@ -110,6 +110,8 @@ def grouped_batch_norm_reference(
         group: Images of a group.
         eps: Added to the variance.
     """
+    x, weight, bias = _checked(x, weight, bias, group)
+    eps = as_number("eps", eps, 0)
     parts = group_parts(x, group).to(accumulator(x.dtype))  # (G, group, C, places)
     count = group * parts.shape[3]
     var, mean = torch.var_mean(parts, (1, 3), correction=0)

@@ -55,11 +55,16 @@ def label_prediction(
         ValueError: Wrong rank, dtype or device, or `at_least` below 1. On a CPU also: rows outside
             [0, n) or a bank that is not finite. On a GPU a NaN is not above anything.
     """
+    bank, rows, threshold, at_least = _checked(bank, rows, threshold, at_least)
+    return _label_prediction(bank.detach(), rows, float(threshold), at_least)
+
+
+def _checked(
+    bank: Tensor, rows: Tensor, threshold: float, at_least: int
+) -> tuple[Tensor, Tensor, float, int]:
     bank = as_rows("bank", bank)
     rows = as_ids("rows", rows, None, bank, "bank", "image of the batch")
-    threshold = as_number("threshold", threshold)
-    at_least = as_integer("at_least", at_least, 1)
-    return _label_prediction(bank.detach(), rows, float(threshold), at_least)
+    return bank, rows, as_number("threshold", threshold), as_integer("at_least", at_least, 1)
 
 
 def label_prediction_reference(
@@ -76,6 +81,8 @@ def label_prediction_reference(
     Memory:
         n x n similarities.
     """
+    bank, rows, threshold, at_least = _checked(bank, rows, threshold, at_least)
+    check_range("rows", rows, 0, len(bank))
     similarity = bank @ bank.T
     indptr: list[int] = [0]
     indices: list[int] = []

@@ -124,27 +124,14 @@ def multilabel_bank_loss(
             that are not finite. On a GPU such an index is left out, and such rows make the loss
             NaN.
     """
-    features, bank = as_pair("features", features, bank)
-    if bank.requires_grad:
+    problem = _checked(features, bank, positives, delta, hard_ratio, precision)
+    if problem.bank.requires_grad:
         raise ValueError(
             "bank: got a tensor that requires a gradient, expected a buffer: only features get one"
         )
-    delta = as_number("delta", delta)
-    hard_ratio = as_number("hard_ratio", hard_ratio, 0, 1)
     check_choice("reduction", reduction, REDUCTIONS)
-    check_choice("precision", precision, PRECISIONS)
-    labels, indices = _checked_positives(positives, features, len(bank))
-    problem = MultilabelProblem(
-        features,
-        bank,
-        labels,
-        indices,
-        float(delta),
-        float(hard_ratio),
-        gradient=torch.is_grad_enabled() and features.requires_grad,
-        precision=precision,
-    )
-    losses, _ = _multilabel_bank_loss(*problem)
+    needs_gradient = torch.is_grad_enabled() and problem.features.requires_grad
+    losses, _ = _multilabel_bank_loss(*problem._replace(gradient=needs_gradient))
     return reduced(losses, reduction)
 
 
@@ -167,15 +154,19 @@ def multilabel_bank_loss_reference(
         hard_ratio: Fraction of the negatives that is hard.
         reduction: "mean", "sum" or "none".
     """
+    problem = _checked(features, bank, positives, delta, hard_ratio, "ieee")
+    check_choice("reduction", reduction, REDUCTIONS)
+    features, bank, labels, indices = problem[:4]
+    if indices is not None:
+        _check_csr(labels, indices, len(bank))
     similarity = features @ bank.T  # (B, n)
     losses = similarity[:, :0].sum(1)  # (B,) zeros
     columns = torch.arange(len(bank), device=bank.device)
     for i, s in enumerate(similarity):
-        if isinstance(positives, Tensor):
-            positive = (positives[i][columns // 32] >> (columns % 32)) & 1 == 1
+        if indices is None:
+            positive = (labels[i][columns // 32] >> (columns % 32)) & 1 == 1
         else:
-            indptr, indices = positives
-            positive = torch.isin(columns, indices[indptr[i] : indptr[i + 1]])
+            positive = torch.isin(columns, indices[labels[i] : labels[i + 1]])
         near = s[positive]
         far = s[~positive]
         if len(near):
@@ -195,6 +186,24 @@ def _hard_weights(far: Tensor, hard_ratio: float) -> tuple[Tensor, int]:
     above = (~(far <= threshold)).to(far.dtype)
     equal = (far == threshold).to(far.dtype)
     return above + equal * (hard - above.sum()) / equal.sum(), hard
+
+
+def _checked(
+    features: Tensor,
+    bank: Tensor,
+    positives: Positives,
+    delta: float,
+    hard_ratio: float,
+    precision: str,
+) -> MultilabelProblem:
+    """Check the arguments of a loss; return it without a gradient."""
+    features, bank = as_pair("features", features, bank)
+    delta = as_number("delta", delta)
+    hard_ratio = as_number("hard_ratio", hard_ratio, 0, 1)
+    check_choice("precision", precision, PRECISIONS)
+    labels = _checked_positives(positives, features, len(bank))
+    numbers = (float(delta), float(hard_ratio))
+    return MultilabelProblem(features, bank, *labels, *numbers, False, precision)
 
 
 def _checked_positives(

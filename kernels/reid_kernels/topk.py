@@ -89,7 +89,12 @@ def similarity_topk_reference(
         normalize: Divide each row by its norm.
         exclude: (B,) int64, one bank row that is left out for each query; -1 for none.
     """
-    if normalize:
+    query, bank = as_pair("query", query, bank)
+    k = as_integer("k", k, 0)
+    if exclude is not None:
+        exclude = as_ids("exclude", exclude, len(query), query, "query", "query row")
+        check_range("exclude", exclude, -1, len(bank))
+    if as_flag("normalize", normalize):
         query = F.normalize(query)
         bank = F.normalize(bank)
     similarity = query @ bank.T  # (B, n)

@@ -91,6 +91,11 @@ def update_bank_reference(
     Returns:
         The updated bank.
     """
+    bank, features = as_pair("bank", bank, features, "features")
+    targets = as_ids("targets", targets, len(features), features, "features", "feature row")
+    momentum = as_number("momentum", momentum, 0, 1)
+    ignore_index = as_integer("ignore_index", ignore_index)
+    check_range("targets", targets, 0, len(bank), ignored=ignore_index)
     bank = bank.clone()
     kind = accumulator(bank.dtype)
     for feature, target in zip(features, targets.tolist(), strict=True):

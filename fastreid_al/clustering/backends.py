@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import as_integer, check_choice
+
 Backend = Literal["auto", "graph", "cuml"]
 
 #: cuML's metric "precomputed" needs a dense matrix: allowed up to this number of nodes, 6.4 GB in
@@ -29,8 +31,8 @@ def check_backend(backend: str, nodes: int = 0, name: str = "backend") -> None:
     Raises:
         ValueError: One line that says what to do.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"{name}: got {backend!r}, expected one of {', '.join(get_args(Backend))}")
+    check_choice(name, backend, get_args(Backend))
+    as_integer("nodes", nodes, 0)
     if backend != "cuml":
         return
     if importlib.util.find_spec("cuml") is None:

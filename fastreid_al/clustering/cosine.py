@@ -10,6 +10,7 @@ import torch
 from reid_kernels.numerics import full_precision
 from torch import Tensor
 
+from ..arguments import SINGLE_AND_DOUBLE, as_features, as_integer, as_number, as_numbers
 from .backends import Backend, check_backend, cuml_labels
 from .csr import both_directions
 from .dbscan import dbscan
@@ -20,6 +21,10 @@ _ROWS = 2048
 _COLUMNS = 4096
 #: How far the norm of a row may be from 1.
 _UNIT = 1e-4
+#: Distances that are computed without the rounding of 1 - x·y: those that the tolerance of the
+#: norm could make, and more. That many elements of pairs are copied at a time.
+_NEAR = 1e-3
+_NEAR_ELEMENTS = 2**22
 #: Default limit of the edges of a graph; each pair counts twice.
 MOST_EDGES = 2**28
 
@@ -49,17 +54,13 @@ def cosine_dbscan(
         ValueError: Wrong shape or dtype, a row that is not finite or not unit-norm, what `dbscan`
             refuses, or more than 2^28 edges within the greatest radius.
     """
-    radii = [float(e) for e in np.atleast_1d(eps)]
-    for e in radii:
-        if not 0 <= e < 1:
-            raise ValueError(f"eps: got {e}, expected a number in [0, 1)")
-    if min_samples < 1:
-        raise ValueError(f"min_samples: got {min_samples}, expected at least 1")
+    radii = as_numbers("eps", eps, 0, 1, below=True)
+    min_samples = as_integer("min_samples", min_samples, 1)
     check_backend(backend)
-    check_unit_rows(features)
+    features = unit_rows(features)
     euclidean = [math.sqrt(2 * e) for e in radii]
     if backend == "cuml":
-        rows = features.detach().to(features.device if features.is_cuda else "cuda").contiguous()
+        rows = features.to(features.device if features.is_cuda else "cuda").contiguous()
         labels = cuml_labels(rows, euclidean, min_samples, "euclidean").to(features.device)
     else:
         labels = dbscan(radius_graph(features, max(radii, default=0.0)), radii, min_samples)
@@ -71,8 +72,9 @@ def radius_graph(features: Tensor, max_distance: float, most_edges: int = MOST_E
 
     Args:
         features: (n, D) float32 or float64, unit-norm rows within 1e-4, on any device.
-        max_distance: Greatest distance max(0, 1 - x·y) to keep, in [0, 1), rounded to the dtype of
-            the features.
+        max_distance: Greatest distance 1 - x·y to keep, in [0, 1), rounded to the dtype of the
+            features. Distances up to 1e-3 are computed as |x - y|² / 2, so that exact copies are at
+            distance 0.
         most_edges: Limit of the number of edges.
 
     Returns:
@@ -85,10 +87,9 @@ def radius_graph(features: Tensor, max_distance: float, most_edges: int = MOST_E
         ValueError: Wrong shape or dtype, a row that is not finite or not unit-norm, max_distance
             outside [0, 1), or more edges than `most_edges`.
     """
-    if not 0 <= max_distance < 1:
-        raise ValueError(f"max_distance: got {max_distance}, expected a number in [0, 1)")
-    check_unit_rows(features)
-    features = features.detach()
+    max_distance = float(as_number("max_distance", max_distance, 0, 1, below=True))
+    most_edges = as_integer("most_edges", most_edges, 0)
+    features = unit_rows(features)
     n = len(features)
     limit = torch.tensor(max_distance, dtype=features.dtype, device=features.device)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -111,17 +112,14 @@ def radius_graph(features: Tensor, max_distance: float, most_edges: int = MOST_E
     return Graph(*both_directions(i, j, d, n), max_distance)
 
 
-def check_unit_rows(features: Tensor) -> None:
-    """Refuse features that are not (n, D) unit-norm rows.
+def unit_rows(features: Tensor) -> Tensor:
+    """Return features (n, D) of unit-norm rows, detached.
 
     Raises:
         ValueError: Wrong shape or dtype; or the index of a row that is not finite or not unit-norm.
     """
-    if features.ndim != 2:
-        raise ValueError(f"features: got shape {tuple(features.shape)}, expected (n, D)")
-    if features.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"features: got {features.dtype}, expected float32 or float64")
-    lengths = torch.linalg.vector_norm(features.detach(), dim=1)
+    features = as_features("features", features, SINGLE_AND_DOUBLE, finite=False)
+    lengths = torch.linalg.vector_norm(features, dim=1)
     # Written so that NaN counts as bad: every comparison with NaN is false.
     bad = (~((lengths - 1).abs() <= _UNIT)).nonzero()[:, 0]
     if len(bad):
@@ -131,6 +129,7 @@ def check_unit_rows(features: Tensor) -> None:
             f"the first is row {first} of length {float(lengths[first]):.6g}; normalise them "
             "(torch.nn.functional.normalize)"
         )
+    return features
 
 
 def _upper_tiles(
@@ -138,14 +137,31 @@ def _upper_tiles(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Pairs (i, j, distance) within the limit, with i in a block of rows and j > i."""
     rows = features[start : start + _ROWS]
+    candidates = limit.clamp(min=_NEAR)
     for left in range(start, len(features), _COLUMNS):
         distance = (1 - rows @ features[left : left + _COLUMNS].T).clamp_(min=0)  # (B, C)
-        hits = distance <= limit
+        hits = distance <= candidates
         # Only a tile that the diagonal crosses has pairs with j <= i.
         if left < start + len(rows):
             hits = hits.triu(start - left + 1)
         i, j = hits.nonzero(as_tuple=True)
-        yield i + start, j + left, distance[i, j]
+        yield _without_rounding(features, i + start, j + left, distance[i, j], limit)
+
+
+def _without_rounding(
+    features: Tensor, i: Tensor, j: Tensor, distance: Tensor, limit: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the distances of pairs that are nearly copies again, as half of |x - y|².
+
+    1 - x·y is the difference of two numbers that are nearly equal, so that copies would have a
+    distance of some 1e-7 instead of 0. Of unit-norm rows both are the same.
+    """
+    near = (distance <= _NEAR).nonzero()[:, 0]
+    for pairs in near.split(max(1, _NEAR_ELEMENTS // max(1, features.shape[1]))):
+        apart = features[i[pairs]].double() - features[j[pairs]].double()  # (pairs, D)
+        distance[pairs] = (apart.square_().sum(1) / 2).to(distance.dtype)
+    inside = distance <= limit
+    return (i, j, distance) if bool(inside.all()) else (i[inside], j[inside], distance[inside])
 
 
 def _sorted_rows(tiles: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

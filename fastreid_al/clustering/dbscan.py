@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..arguments import as_instance, as_integer, as_numbers, as_world
 from ..distributed.world import SINGLE_PROCESS, World
 from .backends import Backend, check_backend, cuml_labels
 from .jaccard import Graph
@@ -51,19 +52,18 @@ def dbscan(
             the backend is unknown, not installed or given too many nodes, or the graph is
             malformed.
     """
-    radii = [float(e) for e in np.atleast_1d(eps)]
+    as_world(world)
+    as_instance("graph", graph, Graph)
+    radii = as_numbers("eps", eps, 0, 1, below=True)
     for e in radii:
-        if not 0 <= e < 1:
-            raise ValueError(f"eps: got {e}, expected a number in [0, 1)")
         if not e <= graph.max_distance:
             raise ValueError(
                 f"eps: got {e}, expected at most {graph.max_distance}, the graph's max_distance"
             )
-    if min_samples < 1:
-        raise ValueError(f"min_samples: got {min_samples}, expected at least 1")
+    min_samples = as_integer("min_samples", min_samples, 1)
     if world.size > 1 and backend not in ("auto", "graph"):
         raise ValueError(f"backend: got {backend!r}, expected 'graph' on {world.size} ranks")
-    check_backend(backend, graph.n)
+    check_backend(backend, max(0, graph.n))
     n = graph.n
     if world.size > 1:
         n = rows_of_all(world.raise_together(lambda: _indptr(graph))[1:], world)

@@ -15,6 +15,7 @@ from reid_kernels import similarity_topk
 from reid_kernels.topk import MAX_K
 from torch import Tensor
 
+from ..arguments import SINGLE_AND_DOUBLE, as_features, as_integer, as_world
 from ..distributed.world import SINGLE_PROCESS, World
 
 #: Default number of lists, as a multiple of sqrt(n).
@@ -89,13 +90,18 @@ def ivf_neighbours(
         ValueError: Wrong shape or dtype, k, lists, probes or sample out of range, a row that is not
             finite, the library is not installed, or there are several ranks.
     """
-    if world.size > 1:
+    if as_world(world).size > 1:
         raise ValueError(
             f"neighbours: got ivf on {world.size} ranks, expected exact; an inverted file is "
             "searched by a single process"
         )
-    _check_arguments(features, k, lists, probes, sample)
-    rows = features.detach().float().contiguous()
+    features = as_features("features", features, SINGLE_AND_DOUBLE)
+    k = as_integer("k", k, 1, MAX_K + 1)
+    lists = None if lists is None else as_integer("lists", lists, 1)
+    probes = None if probes is None else as_integer("probes", probes, 1)
+    sample = as_integer("sample", sample, 1)
+    check_library(features.device.type)
+    rows = features.float().contiguous()
     n = len(rows)
     own = torch.arange(n, device=rows.device)
     k = min(k, n)
@@ -118,28 +124,6 @@ def ivf_neighbours(
     others = torch.cat([search(queries, probes) for queries in own.split(_QUERIES)])
     recall = _recall(rows, sampled, others[sampled], least)
     return Approximate(torch.cat([own[:, None], others], dim=1), recall)
-
-
-def _check_arguments(
-    features: Tensor, k: int, lists: int | None, probes: int | None, sample: int
-) -> None:
-    if features.ndim != 2 or features.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"features: got shape {tuple(features.shape)} {features.dtype}, "
-            "expected (n, D) float32 or float64"
-        )
-    if not 1 <= k <= MAX_K + 1:
-        raise ValueError(f"k: got {k}, expected 1 to {MAX_K + 1}")
-    for name, value in (("lists", lists), ("probes", probes), ("sample", sample)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 1")
-    check_library(features.device.type)
-    bad = (~torch.isfinite(features).all(1)).nonzero()[:, 0]
-    if len(bad):
-        raise ValueError(
-            f"features: {len(bad)} of {len(features)} rows are not finite, "
-            f"the first is row {int(bad[0])}"
-        )
 
 
 def check_library(device: str) -> None:

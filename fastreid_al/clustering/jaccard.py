@@ -17,11 +17,22 @@ import math
 from types import ModuleType
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from reid_kernels.topk import MAX_K
 from torch import Tensor
 
 from .. import native
+from ..arguments import (
+    SINGLE_AND_DOUBLE,
+    as_features,
+    as_ids,
+    as_integer,
+    as_number,
+    as_tensor,
+    as_world,
+    described,
+)
 from ..distributed.world import SINGLE_PROCESS, World
 from . import jaccard_cuda, jaccard_sharded, jaccard_torch
 from .neighbours import nearest_neighbours
@@ -29,11 +40,22 @@ from .sharding import rows_of_all
 
 #: The compiled implementations number rows with 31 bits.
 _MOST_ROWS = 2**31 - 1
+#: Distances that rounding alone can make: they become 0, so that copies are at distance 0.
+_ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
 #: How far the norm of a row may be from 1: half floats and quantised features are a little off.
 _UNIT_TOLERANCE = 1e-2
 
 
-class Graph(NamedTuple):
+class _Fields(NamedTuple):
+    """The fields of a graph."""
+
+    indptr: Tensor
+    indices: Tensor
+    distances: Tensor
+    max_distance: float
+
+
+class Graph(_Fields):
     """A sparse symmetric graph of distances, in CSR form, without loops.
 
     On several ranks it holds this rank's rows.
@@ -44,12 +66,31 @@ class Graph(NamedTuple):
         distances: (edges,) float32 or float64, the dtype of the features. Every pair at most
             `max_distance` apart is an edge.
         max_distance: The greatest distance that is kept.
+
+    Raises:
+        ValueError: An argument that is no tensor or NumPy array, or of another number of dimensions
+            or dtype. The values are checked when the graph is clustered.
     """
 
-    indptr: Tensor
-    indices: Tensor
-    distances: Tensor
-    max_distance: float
+    __slots__ = ()
+
+    def __new__(  # noqa: D102
+        cls, indptr: Tensor, indices: Tensor, distances: Tensor, max_distance: float
+    ) -> Graph:
+        indptr = as_ids("indptr", indptr, per="node, and the end")
+        if not len(indptr):
+            raise ValueError("indptr: got shape (0,), expected (n + 1,)")
+        indices = as_ids("indices", indices, per="edge")
+        distances = as_tensor("distances", distances, 1, "(edges,)")
+        if len(distances) != len(indices):
+            raise ValueError(
+                f"distances: got {len(distances)} values, expected {len(indices)}, one for each "
+                "edge of indices"
+            )
+        if distances.dtype not in SINGLE_AND_DOUBLE:
+            raise ValueError(f"distances: got dtype {distances.dtype}, expected float32 or float64")
+        as_number("max_distance", max_distance, 0)
+        return super().__new__(cls, indptr, indices, distances, max_distance)
 
     @property
     def n(self) -> int:
@@ -75,7 +116,8 @@ def jaccard_graph(
         k1: Length of a neighbour list, with the image itself as its first entry.
         k2: The weights of an image are averaged over the first k2 entries of its list; over all of
             it if k2 is greater.
-        max_distance: Pairs farther apart are left out; below 1.
+        max_distance: Pairs farther apart are left out; below 1. Distances up to 1e-6 (1e-12 for
+            float64), which rounding alone can make, are 0.
         neighbours: "exact", or (n, min(k1, n)) int64 lists to use instead, such as those of
             `ivf_neighbours`. Each starts with its own index and names no row twice.
         world: The ranks, each with its rows of the features (and of the lists, which name rows of
@@ -98,35 +140,45 @@ def jaccard_graph(
             [0, 1), features that are not finite or far from unit norm (the row is named), or
             malformed `neighbours`. If it is so on one rank, all ranks raise.
     """
-    world.raise_together(lambda: _check(features))
+    as_world(world)
+    features = world.raise_together(
+        lambda: as_features("features", features, SINGLE_AND_DOUBLE, finite=False)
+    )
     n = rows_of_all(features, world)
-    _check_numbers(n, k1, k2, max_distance)
+    k1 = as_integer("k1", k1, 1)
+    k2 = as_integer("k2", k2, 1)
+    if min(k1, n) > MAX_K + 1:
+        raise ValueError(f"k1: got {k1}, expected {MAX_K + 1} at most")
+    max_distance = float(as_number("max_distance", max_distance, 0, 1, below=True))
     _check_norms(features, n, world)
-    features = features.detach().contiguous()
+    features = features.contiguous()
     lists = _neighbour_lists(features, neighbours, k1, n, world)
     half = min(round(k1 / 2) + 1, k1, lists.shape[1])
     k2 = min(k2, k1)
+    rounding = _ROUNDING[features.dtype]
+    farthest = max(max_distance, rounding)
     if world.size > 1:
-        edges = jaccard_sharded.jaccard_edges(features, lists, half, k2, max_distance, n, world)
+        edges = jaccard_sharded.jaccard_edges(features, lists, half, k2, farthest, n, world)
     else:
-        edges = _edges(features, lists, half, k2, max_distance)
-    return Graph(*edges, max_distance)
+        edges = _edges(features, lists, half, k2, farthest)
+    indptr, indices, distances = edges
+    return Graph(indptr, indices, distances.masked_fill_(distances <= rounding, 0), max_distance)
 
 
 def _neighbour_lists(
     features: Tensor, neighbours: Tensor | str, k1: int, n: int, world: World
 ) -> Tensor:
     """The given lists, checked, or the exact ones: (own rows, min(k1, n)) int64."""
-    if isinstance(neighbours, Tensor):
+    if isinstance(neighbours, Tensor | np.ndarray):
         given = neighbours
         own = world.local_slice(n)
-        world.raise_together(lambda: _check_lists(given, features, min(k1, n), n, own))
-        return given.contiguous()
+        return world.raise_together(
+            lambda: _checked_lists(given, features, min(k1, n), n, own).contiguous()
+        )
     if isinstance(neighbours, str) and neighbours == "exact":
         return nearest_neighbours(features, k1, world)
-    got = repr(neighbours) if isinstance(neighbours, str) else f"a {type(neighbours).__name__}"
     raise ValueError(
-        f"neighbours: got {got}, expected 'exact' or a tensor of lists, such as "
+        f"neighbours: got {described(neighbours)}, expected 'exact' or a tensor of lists, such as "
         "ivf_neighbours(...).neighbours"
     )
 
@@ -179,24 +231,6 @@ def _edges_compiled(
     return indptr, indices, distances
 
 
-def _check(features: Tensor) -> None:
-    if not isinstance(features, Tensor):
-        raise ValueError(f"features: got a {type(features).__name__}, expected a torch.Tensor")
-    if features.ndim != 2:
-        raise ValueError(f"features: got shape {tuple(features.shape)}, expected (n, D)")
-    if features.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"features: got dtype {features.dtype}, expected float32 or float64")
-
-
-def _check_numbers(n: int, k1: int, k2: int, max_distance: float) -> None:
-    if k1 < 1 or k2 < 1:
-        raise ValueError(f"k1 and k2: got {k1} and {k2}, expected at least 1")
-    if min(k1, n) > MAX_K + 1:
-        raise ValueError(f"k1: got {k1}, expected {MAX_K + 1} at most")
-    if not 0 <= max_distance < 1:
-        raise ValueError(f"max_distance: got {max_distance}, expected a number in [0, 1)")
-
-
 def _check_norms(features: Tensor, n: int, world: World) -> None:
     norm = torch.linalg.vector_norm(features, dim=1)
     for bad in (~torch.isfinite(norm), (norm - 1).abs() > _UNIT_TOLERANCE):
@@ -219,15 +253,18 @@ def _check_norms(features: Tensor, n: int, world: World) -> None:
         )
 
 
-def _check_lists(lists: Tensor, features: Tensor, k: int, n: int, own: slice) -> None:
+def _checked_lists(
+    lists: Tensor | np.ndarray, features: Tensor, k: int, n: int, own: slice
+) -> Tensor:
     rows = len(features)
+    lists = as_tensor("neighbours", lists, 2, f"({rows}, {k})")
     if lists.shape != (rows, k) or lists.dtype != torch.int64 or lists.device != features.device:
         raise ValueError(
             f"neighbours: got shape {tuple(lists.shape)}, {lists.dtype}, on {lists.device}, "
             f"expected ({rows}, {k}), torch.int64, on {features.device}"
         )
     if rows == 0:
-        return
+        return lists
     not_first = lists[:, 0] != torch.arange(own.start, own.stop, device=lists.device)
     outside = ((lists < 0) | (lists >= n)).any(1)
     ordered = lists.sort(1).values
@@ -238,3 +275,4 @@ def _check_lists(lists: Tensor, features: Tensor, k: int, n: int, own: slice) ->
             f"neighbours: row {own.start + int(bad[0])} ({len(bad)} such rows) does not begin with "
             f"its own index and name others of 0 to {n - 1} once each, expected neighbour lists"
         )
+    return lists

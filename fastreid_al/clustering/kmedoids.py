@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..arguments import as_features, as_ids, as_integer, as_tensor
 from .csr import ranges
 
 #: Sums that agree to this many decimals are ties: smaller differences are rounding errors. Ties go
@@ -83,9 +83,13 @@ def kmedoids(similarity: Tensor, k: int, start: Sequence[int] | None = None) -> 
         ValueError: k is outside [1, m], the matrix is not square, not symmetric or not finite, or
             `start` does not name k different points.
     """
-    s = similarity.detach().to("cpu", torch.float64).contiguous()  # (m, m)
+    s = as_tensor("similarity", similarity, 2, "(m, m)").detach()
+    if not s.is_floating_point():
+        raise ValueError(f"similarity: got dtype {s.dtype}, expected a floating dtype")
+    s = s.to("cpu", torch.float64).contiguous()  # (m, m)
     _check_similarity(s)
     m = len(s)
+    k = as_integer("k", k)
     if not 1 <= k <= m:
         raise ValueError(f"k: got {k}, expected 1 to {m}, the number of points")
     first_medoids = None if start is None else _check_start(start, k, m)
@@ -128,6 +132,9 @@ def kmedoids_many(
         ValueError: Shapes or dtypes disagree, `indptr` decreases, a member is not a row, a k is
             impossible, or a row of a cluster is not finite.
     """
+    # Only the rows of clusters must be finite, which is checked by their products.
+    features = as_features("features", features, finite=False)
+    k_min = as_integer("k_min", k_min, 1)
     indptr, members, k_max = _checked(features, indptr, members, k_max, k_min)
     device = _grouping_device(features, indptr.diff(), k_max)
     members = members.to(device)
@@ -312,7 +319,7 @@ def _medoid_rows(table: _Table, results: _Results, members: Tensor) -> Tensor:
 
 
 def _check_similarity(s: Tensor) -> None:
-    if s.ndim != 2 or s.shape[0] != s.shape[1]:
+    if s.shape[0] != s.shape[1]:
         raise ValueError(f"similarity: got shape {tuple(s.shape)}, expected (m, m)")
     # The sum is one pass without a copy; only if it is not finite every value is tested.
     if not bool(torch.isfinite(s.sum())) and not bool(torch.isfinite(s).all()):
@@ -327,7 +334,7 @@ def _check_similarity(s: Tensor) -> None:
 
 
 def _check_start(start: Sequence[int], k: int, m: int) -> Tensor:
-    points = [operator.index(i) for i in start]
+    points = as_ids("start", start).tolist()
     if len(points) != k or len(set(points)) != k or not all(0 <= i < m for i in points):
         raise ValueError(f"start: got {points}, expected {k} different points")
     return torch.tensor(points)
@@ -337,17 +344,8 @@ def _checked(
     features: Tensor, indptr: Tensor, members: Tensor, k_max: Tensor | int, k_min: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """indptr, members and k_max on the CPU, after checks of all arguments of `kmedoids_many`."""
-    if features.ndim != 2 or not features.is_floating_point():
-        raise ValueError(
-            f"features: got {tuple(features.shape)} {features.dtype}, expected floating rows (n, D)"
-        )
-    for name, x in (("indptr", indptr), ("members", members)):
-        if x.ndim != 1 or x.dtype != torch.int64:
-            raise ValueError(
-                f"{name}: got {tuple(x.shape)} {x.dtype}, expected one dimension of int64"
-            )
-    indptr = indptr.cpu().contiguous()
-    members = members.cpu().contiguous()
+    indptr = as_ids("indptr", indptr, per="cluster, and the end").cpu().contiguous()
+    members = as_ids("members", members, per="image of a cluster").cpu().contiguous()
     if len(indptr) == 0 or int(indptr[0]) != 0 or int(indptr[-1]) != len(members):
         raise ValueError(
             f"indptr: got {indptr[[0, -1]].tolist() if len(indptr) else []}, "
@@ -364,13 +362,10 @@ def _checked(
         raise ValueError(
             f"members: got {int(members[_first(outside)])}, expected 0 to {len(features) - 1}"
         )
-    if k_min < 1:
-        raise ValueError(f"k_min: got {k_min}, expected 1 or more")
-    most = k_max.cpu() if isinstance(k_max, Tensor) else torch.full_like(sizes, k_max)
-    if most.shape != sizes.shape or most.dtype != torch.int64:
-        raise ValueError(
-            f"k_max: got {tuple(most.shape)} {most.dtype}, expected ({len(sizes)},) int64"
-        )
+    if isinstance(k_max, Tensor | np.ndarray | list | tuple) and np.ndim(k_max):
+        most = as_ids("k_max", k_max, len(sizes), per="cluster").cpu()
+    else:
+        most = torch.full_like(sizes, as_integer("k_max", k_max))
     wrong = (most < k_min) | (most > sizes)
     if bool(wrong.any()):
         at = _first(wrong)

@@ -11,6 +11,7 @@ from reid_kernels.numerics import full_precision, has_bf16_units, select_topk
 from torch import Tensor
 
 from .. import native
+from ..arguments import SINGLE_AND_DOUBLE, as_features, as_integer, as_world
 from ..distributed.world import SINGLE_PROCESS, World
 from .sharding import rows_of_all
 
@@ -56,35 +57,23 @@ def nearest_neighbours(features: Tensor, k: int, world: World = SINGLE_PROCESS) 
         ValueError: Wrong shape or dtype, k below 1 or above 1,025, or, on a CPU, features that are
             not finite. If it is so on one rank, all ranks raise.
     """
-    world.raise_together(lambda: _check(features))
-    if k < 1:
-        raise ValueError(f"k: got {k}, expected 1 or more, including the row itself")
+    as_world(world)
+    features = world.raise_together(
+        lambda: as_features("features", features, SINGLE_AND_DOUBLE, finite=world.size == 1)
+    )
+    k = as_integer("k", k, 1)
     if world.size > 1:
         with full_precision(features):
-            return _neighbours_sharded(features.detach().contiguous(), k, world)
+            return _neighbours_sharded(features.contiguous(), k, world)
     k = min(k, len(features))
     own = torch.arange(len(features), device=features.device)
     if k <= 1:
         return own[:, None][:, :k]
     if _has_tiles(features, k):
         with full_precision(features):
-            return _neighbours_from_tiles(features.detach().contiguous(), k)
+            return _neighbours_from_tiles(features.contiguous(), k)
     others = similarity_topk(features, features, k - 1, normalize=False, exclude=own)[1]
     return torch.cat([own[:, None], others], dim=1)
-
-
-def _check(features: Tensor) -> None:
-    if (
-        not isinstance(features, Tensor)
-        or features.ndim != 2
-        or features.dtype not in (torch.float32, torch.float64)
-    ):
-        got = (
-            f"{tuple(features.shape)} {features.dtype}"
-            if isinstance(features, Tensor)
-            else type(features).__name__
-        )
-        raise ValueError(f"features: got {got}, expected a tensor (n, D) of float32 or float64")
 
 
 def _has_tiles(features: Tensor, k: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import as_number
 from ..distributed.world import SINGLE_PROCESS, World
 from .backends import Backend
 from .dbscan import dbscan
@@ -48,8 +49,9 @@ def self_paced_labels(
         ValueError: eps_gap is negative, the radii are outside [0, 1) or above the graph's
             max_distance, or `dbscan` refuses an argument.
     """
-    if eps_gap < 0:
-        raise ValueError(f"eps_gap: got {eps_gap}, expected 0 or more")
+    eps = as_number("eps", eps)
+    eps_gap = as_number("eps_gap", eps_gap, 0)
+    threshold = None if threshold is None else float(as_number("threshold", threshold))
     radii = (eps, eps - eps_gap, eps + eps_gap)
     clusterings = dbscan(graph, radii, min_samples, backend, world)  # (3, n)
     labels, tight, loose = map(_with_singletons, clusterings)

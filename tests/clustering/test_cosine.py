@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from fastreid_al import native
 from fastreid_al.clustering import cosine_dbscan, radius_graph
@@ -133,3 +134,21 @@ def test_similarities_are_not_rounded_where_lower_precision_is_chosen() -> None:
         torch.set_float32_matmul_precision(chosen)
     assert torch.equal(got.indices, expected.indices)
     assert torch.equal(got.distances, expected.distances)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [3, 64, 2048])
+@pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-7, 1e-4])
+def test_exact_copies_are_one_cluster_at_any_radius(
+    dtype: torch.dtype, dim: int, eps: float
+) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    rows = normalize(torch.randn(40, dim, generator=generator, dtype=dtype))
+    # Within the tolerance of the norm.
+    rows[0] *= 1 - 0.9e-4
+    rows = rows[torch.arange(40).repeat_interleave(torch.tensor([6] + [1] * 38 + [4]))]
+    several, wide = cosine_dbscan(rows, (eps, 0.999), min_samples=4)
+    assert several.tolist() == [0] * 6 + [-1] * 38 + [1] * 4
+    assert torch.equal(several, cosine_dbscan(rows, eps, min_samples=4))
+    assert (wide >= 0).sum() >= 10
+    assert radius_graph(rows, 0.0).distances.tolist() == [0] * (6 * 5 + 4 * 3)

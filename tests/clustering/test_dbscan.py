@@ -283,7 +283,7 @@ def test_a_malformed_graph_is_refused(name: str) -> None:
         ({"eps": 1.0}, "eps: got 1.0, expected a number in [0, 1)"),
         ({"eps": float("nan")}, "eps: got nan"),
         ({"eps": (0.5, 0.63)}, "eps: got 0.63, expected at most 0.62, the graph's max_distance"),
-        ({"min_samples": 0}, "min_samples: got 0, expected at least 1"),
+        ({"min_samples": 0}, "min_samples: got 0, expected 1 or more"),
         ({"backend": "gpu"}, "backend: got 'gpu', expected one of auto, graph, cuml"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from fastreid_al.clustering import jaccard_graph, nearest_neighbours
+from fastreid_al.clustering import Graph, dbscan, jaccard_graph, nearest_neighbours
 from tests.support.features import FEATURE_SETS, clustered_rows, feature_set, random_features
 from tests.support.graphs import dense_distances
 from tests.support.references import reference_jaccard
@@ -88,7 +88,7 @@ def test_a_list_that_is_too_long_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k1": 0}, "k1 and k2"),
+        ({"k1": 0}, "k1: got 0, expected 1 or more"),
         ({"max_distance": 1.0}, "max_distance"),
         ({"max_distance": -0.1}, "max_distance"),
         ({"features": torch.zeros(3)}, "shape"),
@@ -98,7 +98,7 @@ def test_a_list_that_is_too_long_is_refused() -> None:
             "1 of 3 rows are not unit-norm.*row 1 of length 3",
         ),
         ({"features": torch.eye(4).half()}, "float16"),
-        ({"features": np.eye(4)}, "got a ndarray, expected a torch.Tensor"),
+        ({"features": [[1.0]]}, "got a list, expected a torch.Tensor"),
         ({"neighbours": "all"}, "got 'all', expected 'exact' or"),
         ({"neighbours": (torch.zeros(4, 4), 1.0)}, "got a tuple, expected 'exact' or"),
         ({"neighbours": torch.zeros(4, 3, dtype=torch.int64)}, r"expected \(4, 4\)"),
@@ -111,3 +111,32 @@ def test_bad_input_is_named(arguments: dict, message: str) -> None:
     features = arguments.pop("features", torch.eye(4))
     with pytest.raises(ValueError, match=message):
         jaccard_graph(features, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [64, 2048])
+@pytest.mark.parametrize("k1", [6, 12, 30])
+@pytest.mark.parametrize("max_distance", [0.0, 1e-9, 0.62])
+def test_exact_copies_are_at_distance_0(
+    dtype: torch.dtype, dim: int, k1: int, max_distance: float
+) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    rows = torch.nn.functional.normalize(torch.randn(100, dim, generator=generator, dtype=dtype))
+    graph = jaccard_graph(torch.cat([rows[:1].repeat(5, 1), rows]), k1, max_distance=max_distance)
+    assert dbscan(graph, 0.0).tolist() == [0] * 6 + [-1] * 99
+    assert graph.max_distance == max_distance
+
+
+def test_arrays_are_taken_and_give_the_same_graph() -> None:
+    features = FEATURE_SETS["clustered"][:200]
+    expected = jaccard_graph(torch.from_numpy(features), 12)
+    lists = nearest_neighbours(features[::-1][::-1], 12).numpy()  # type: ignore[arg-type]
+    for array in (
+        features,
+        np.asfortranarray(features),
+        features.astype(features.dtype.newbyteorder()),
+    ):
+        graph = jaccard_graph(array, 12, neighbours=lists)  # type: ignore[arg-type]
+        assert all(torch.equal(a, b) for a, b in zip(graph[:3], expected[:3], strict=True))
+    again = Graph(*(x.numpy() for x in expected[:3]), 0.62)  # type: ignore[arg-type]
+    assert torch.equal(dbscan(again, np.float32(0.5)), dbscan(expected, 0.5))

@@ -61,9 +61,9 @@ def test_neighbours_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) 
     ("features", "k", "message"),
     [
         (torch.eye(4), 0, "k: got 0, expected 1 or more"),
-        (torch.ones(4), 2, r"got \(4,\) torch.float32, expected a tensor \(n, D\)"),
+        (torch.ones(4), 2, r"features: got shape \(4,\), expected \(n, D\)"),
         (torch.eye(4).half(), 2, "float16"),
-        (np.eye(4), 2, "got ndarray"),
+        (torch.eye(4).tolist(), 2, "features: got a list"),
     ],
 )
 def test_arguments_out_of_range_are_named(features: object, k: int, message: str) -> None:

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fastreid_al.files import write_figure
+
 #: The records of one run, one per epoch.
 History = list[dict[str, Any]]
 
@@ -97,7 +99,7 @@ def plot(histories: dict[str, list[History]], path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    write_figure(path, figure, private=False)
 
 
 if __name__ == "__main__":

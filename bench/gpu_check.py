@@ -30,6 +30,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fastreid_al.files import make_folder, write_file
+
 ROOT = Path(__file__).resolve().parent.parent
 #: Benchmarks that run first, in this order: the fastest ones, so that a limit that is too short
 #: costs the fewest figures, and the whole epochs, which matter most. The others follow by name.
@@ -133,9 +135,9 @@ def main() -> int:
             run_benchmarks(name, options.scale, Path(scratch), deadline) for name in options.only
         ]
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out, private=False)
     path = options.out / f"gpu-{slug}-{now:%Y%m%d}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    write_file(path, json.dumps(report, indent=2) + "\n", private=False)
     print_summary(report)
     print(path)
     return int(any(not part["ok"] for part in parts(report)))

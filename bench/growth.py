@@ -22,6 +22,8 @@ import harness
 import torch
 from torch import Tensor
 
+from fastreid_al.files import write_figure, write_file
+
 SIZES = (5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
 PARTS = {
     "neighbours_s": "neighbours",
@@ -76,9 +78,8 @@ def run(options: argparse.Namespace) -> None:
                 }
             )
             print(f"{name}: {seconds:.3g} s, {info['peak_extra_MiB']} MiB", flush=True)
-            options.json.write_text(
-                json.dumps({"machine": machine(), "benchmarks": found}, indent=2) + "\n"
-            )
+            results = json.dumps({"machine": machine(), "benchmarks": found}, indent=2) + "\n"
+            write_file(options.json, results, private=False)
 
 
 def point(form: str, n: int, dim: int, device: str, threads: int) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def draw(figures: list[dict[str, Any]], path: Path) -> None:
     panel(left, seconds, "seconds")
     panel(right, memory, "peak memory over the features (MiB)")
     canvas.suptitle(f"Pseudo-labels, width {info['dim']}, {where}")
-    canvas.savefig(path, dpi=130)
+    write_figure(path, canvas, private=False)
 
 
 def panel(axes: Any, curves: dict[str, list[tuple[int, float]]], what: str) -> None:

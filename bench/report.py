@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastreid_al.files import make_folder, write_figure, write_file
+
 OPERATOR_COLUMNS = (
     *("operator", "size", "dtype", "implementation", "median ms", "times eager's speed", "GB/s"),
     *("TFLOP/s", "share of roofline", "peak extra MiB", "error (eager's)"),
@@ -74,7 +76,7 @@ def main() -> None:
         sys.exit(
             "there are no figures in the results; run the benchmarks with --benchmark-json FILE"
         )
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out, private=False)
     parts = []
     for device, found in devices.items():
         parts.append(f"## {device}\n\n{text(found)}")
@@ -83,7 +85,7 @@ def main() -> None:
             plot = f"roofline-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.png"
             draw(operators, device, options.out / plot)
             parts.append(f"![Roofline of {device}]({plot})\n")
-    (options.out / "report.md").write_text("\n".join(parts))
+    write_file(options.out / "report.md", "\n".join(parts), private=False)
     print(options.out / "report.md")
 
 
@@ -355,7 +357,7 @@ def draw(operators: list[Figure], device: str, path: Path) -> None:
     for axes, dtype in zip(canvas.subplots(len(dtypes), squeeze=False)[:, 0], dtypes, strict=True):
         panel(axes, [o for o in operators if o.info["dtype"] == dtype], peaks)
         axes.set_title(f"{device}, {dtype}")
-    canvas.savefig(path, dpi=130)
+    write_figure(path, canvas, private=False)
 
 
 def panel(axes: Any, operators: list[Figure], peaks: dict[str, float]) -> None:

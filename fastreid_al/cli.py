@@ -32,6 +32,7 @@ from .config import (
     recipe,
 )
 from .errors import UserError, one_line, printable
+from .files import replacing
 from .settings import (
     Setting,
     did_you_mean,
@@ -540,5 +541,5 @@ def _report_to_torchrun(text: str) -> None:
     if not file:
         return
     extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
-    with contextlib.suppress(OSError):
-        Path(file).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}))
+    with contextlib.suppress(OSError), replacing(Path(file)) as out:
+        out.write(json.dumps({"message": {"message": text, "extraInfo": extra}}).encode())

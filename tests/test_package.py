@@ -37,7 +37,7 @@ LAYERS = (
     ("annotators", "methods"),
     ("runs",),
 )
-EVERYWHERE = {"arguments", "config", "errors", "files", "native", "plugins", "settings"}
+EVERYWHERE = {"arguments", "config", "errors", "files", "locks", "native", "plugins", "settings"}
 ALLOWED = {
     package: EVERYWHERE | {package} | {name for below in LAYERS[: level + 1] for name in below}
     for level, layer in enumerate(LAYERS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from ..answers.question import Question
 from ..data.pixels import to_rgb
 from ..data.records import UNKNOWN, Record
 from ..errors import UserError
+from ..files import make_folder, replacing
 
 #: Most members of a group that are shown below its image.
 MEMBERS = 10
@@ -224,15 +223,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _save(sheet: Image.Image, path: Path) -> None:
-    """Write to a temporary file and rename it: a viewer that reloads never sees half a picture."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Replace the picture as a whole: a viewer that reloads never sees half of it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(temporary, format="PNG")
-        os.replace(temporary, path)
+        make_folder(path.parent)
+        with replacing(path, durable=False) as file:
+            sheet.save(file, format="PNG")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(
             f"could not write the contact sheet {path} ({error.strerror}); "
             "free disk space, or name another run folder"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import socket
 import sqlite3
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -20,6 +17,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from sqlalchemy.pool import NullPool
 
 from ..errors import LedgerError
+from ..files import create_file, make_folder
+from ..locks import FileLock
 
 FORMAT = 1
 #: How long a transaction waits for a transaction of another process.
@@ -201,16 +200,27 @@ class Store:
                 raise LedgerError(f"there is no ledger {path} (working directory: {Path.cwd()})")
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             # The same file must have the same lock under every name, such as a link.
-            lock = _FileLock(Path(os.path.realpath(path)))
+            real = Path(os.path.realpath(path))
+            lock = FileLock(real.with_name(real.name + ".lock"))
         except BlockingIOError as error:
             raise LedgerError(_in_use(self.name, f"process {error.strerror}")) from error
         except OSError as error:
             raise LedgerError(_not_writable(self.name, error.strerror)) from error
         self._open.callback(lock.free)
-        if path.exists() and not _writable(path):
+        if not path.exists():
+            self._create_file(path)
+        elif not _writable(path):
             raise LedgerError(_not_writable(self.name, "the file is read-only"))
+
+    def _create_file(self, path: Path) -> None:
+        """Create an empty file that only its owner may read; SQLite gives its log the same mode."""
+        try:
+            create_file(path).close()
+        except OSError as error:
+            reason = "it is a link to nothing" if path.is_symlink() else error.strerror
+            raise LedgerError(_not_writable(self.name, reason)) from error
 
     def _lock_server(self) -> None:
         """Take the lock of the ledger in a server's database.
@@ -270,55 +280,6 @@ class Store:
         if "readonly" in said or "unable to open" in said:
             return _not_writable(self.name, text)
         return f"{self.name} cannot be used ({text}); {_KEPT}"
-
-
-class _FileLock:
-    """An exclusive lock in a file next to another; the system releases it when the process ends.
-
-    Raises:
-        BlockingIOError: Another process holds it; `strerror` is the number of that process.
-        OSError: The lock cannot be made.
-    """
-
-    #: The locks of this process. A forked child, such as a worker that loads images, closes its
-    #: copies: it would hold them after the death of its parent.
-    held: ClassVar[weakref.WeakSet[_FileLock]] = weakref.WeakSet()
-
-    def __init__(self, path: Path) -> None:
-        file = path.with_name(path.name + ".lock")
-        self._handle: int | None = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(self._handle, 32).decode(errors="replace").strip()
-            self._close()
-            raise BlockingIOError(error.errno, holder or "unknown") from error
-        except OSError:
-            self._close()
-            raise
-        os.ftruncate(self._handle, 0)
-        os.write(self._handle, f"{os.getpid()}\n".encode())
-        self.held.add(self)
-
-    def free(self) -> None:
-        """Release the lock, even if a forked child has not closed its copy yet."""
-        if self._handle is not None:
-            fcntl.flock(self._handle, fcntl.LOCK_UN)
-            self._close()
-
-    def _close(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-
-    @classmethod
-    def free_all(cls) -> None:
-        """Close the copies of a forked child; the parent keeps its locks."""
-        for lock in list(cls.held):
-            lock._close()
-
-
-os.register_at_fork(after_in_child=_FileLock.free_all)
 
 
 def read_meta(connection: Connection) -> dict[str, str]:

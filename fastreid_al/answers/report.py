@@ -14,6 +14,7 @@ from itertools import chain, combinations, product
 from typing import Any, TextIO
 
 from ..errors import LedgerError
+from ..files import open_output
 from .closure import Closure, Contradiction
 from .ledger import Event, Ledger
 from .question import Answer, Verdict
@@ -96,7 +97,7 @@ def export(
             return
         _keep_ledger(url, out)
         try:
-            with open(out, "w", newline="", encoding="utf-8") as file:
+            with open_output(out) as file:
                 write_rows(rows, columns, form, file)
         except OSError as error:
             raise LedgerError(

@@ -4,9 +4,9 @@
                        checksum
     index-LIST.npy     digests of the files of one list of paths, with what shows whether a file is
                        still the same
-    LIST.lock          held by the process that reads or decodes that list, while others of the
+    list-LIST.lock     held by the process that reads or decodes that list, while others of the
                        machine wait for it
-    KEY-NUMBER.part    pixels that are being written
+    .fastreid_al-*.tmp a file that is being written
 
 The key is made of the digests of the files' contents in their order, of the size, and of the
 library that decodes, so that files may be moved or touched. Files of pixels are renamed when they
@@ -18,6 +18,9 @@ An entry of the index holds as long as the file's size, inode, time of modificat
 change of its inode, which no program can set, are what they were when it was read. It is kept only
 of files that had not been changed in the two seconds before they were read, because a second change
 could leave all four as they are. After the index is removed, all files are read once more.
+
+The files can be read by their owner only. Nothing is removed but regular files whose whole names
+are those above, with 32 hexadecimal digits for KEY and LIST.
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import struct
 import time
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,10 +44,8 @@ import numpy as np
 import PIL
 from PIL import features
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from ..files import TEMPORARY, list_folder, make_folder, remove_file, remove_files, replacing
+from ..locks import lock, open_lock
 
 _JPEG_LIBRARY = features.version("libjpeg_turbo") or features.version("jpg")
 #: Everything that decides the pixels in addition to contents and size; its number is raised when
@@ -61,14 +62,23 @@ _RACE_NS = 2 * 10**9
 #: Seconds after which a process that waits for another reports it.
 _PATIENCE = 10.0
 _SECONDS_PER_DAY = 86_400
+_PIXELS = re.compile(r"pixels-[0-9a-f]{32}\.u8")
+_INDEX_FILE = re.compile(r"index-[0-9a-f]{32}\.npy")
+_LOCK = re.compile(r"list-[0-9a-f]{32}\.lock")
+#: Pixels that an earlier version was writing.
+_PART = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}\.part")
 #: Days after which files other than pixels are removed, because no process uses them any more.
-_LEFT_OVER = {".part": 1, ".lock": 30, ".npy": 30}
+_LEFT_OVER = {TEMPORARY: 1, _PART: 1, _LOCK: 30, _INDEX_FILE: 30}
 #: Marks, instead of a digest, a file that cannot be read; the reason follows.
 _UNREADABLE = "!"
 
 _INDEX = np.dtype(
     [("size", "i8"), ("modified", "i8"), ("changed", "i8"), ("inode", "u8"), ("digest", "V16")]
 )
+
+
+class _Changed(Exception):  # noqa: N818
+    """Images were changed while they were decoded."""
 
 
 class FileState(NamedTuple):
@@ -176,7 +186,7 @@ class PixelCache:
         names = [os.path.abspath(path) for path in paths]
         list_name = digest_of("\0".join(names).encode("utf-8", "surrogatepass"))
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             # Once more if the file is damaged, or removed by another process.
             for _ in range(2):
                 with self._locked(list_name):
@@ -201,17 +211,13 @@ class PixelCache:
         fill: Callable[[np.ndarray], list[FileState]],
     ) -> bool:
         """Decode into a new file; False where images were changed meanwhile."""
-        part = self.folder / f"{key}-{uuid.uuid4().hex}.part"
         try:
-            with part.open("xb") as out:
+            with replacing(file, durable=False) as out:
                 reserve(out, int(np.prod(shape)))
-                pixels = np.memmap(part, np.uint8, "r+", shape=shape)
+                pixels = np.memmap(out, np.uint8, "r+", shape=shape)
                 files = fill(pixels)
                 if [_digest_or_reason(x) for x in files] != digests:
-                    self._warn(
-                        "decoded pixels are not kept: images were changed while they were read"
-                    )
-                    return False
+                    raise _Changed
                 with threads() as pool:
                     sums = list(pool.map(zlib.crc32, _blocks(pixels)))
                 reasons = {index: x.reason for index, x in enumerate(files) if x.reason}
@@ -219,9 +225,9 @@ class PixelCache:
                 out.seek(0, os.SEEK_END)
                 out.write(text + _FOOT.pack(len(text), zlib.crc32(text), _MAGIC))
                 del pixels
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
+        except _Changed:
+            self._warn("decoded pixels are not kept: images were changed while they were read")
+            return False
         self._tidy(file)
         return True
 
@@ -253,7 +259,7 @@ class PixelCache:
             # Not if another process has replaced it by a sound one.
             if file.stat().st_ino == inode:
                 self._warn(f"{file} is damaged and is made again")
-                file.unlink()
+                remove_file(file, _PIXELS)
         return None
 
     def _digests(self, names: list[str], list_name: str, on_progress: Progress | None) -> list[str]:
@@ -289,9 +295,9 @@ class PixelCache:
         """
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
-                file = stack.enter_context((self.folder / f"{list_name}.lock").open("ab"))
-                if fcntl is not None:
-                    self._wait_for(file.fileno())
+                descriptor = open_lock(self.folder / f"list-{list_name}.lock")
+                stack.callback(os.close, descriptor)
+                self._wait_for(descriptor)
             yield
 
     def _wait_for(self, descriptor: int) -> None:
@@ -300,7 +306,7 @@ class PixelCache:
         reported = False
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(descriptor)
                 return
             except BlockingIOError:
                 time.sleep(0.05)
@@ -312,23 +318,19 @@ class PixelCache:
 
     def _tidy(self, made: Path) -> None:
         """Remove leftovers, then the least recently used pixels until the rest fits the budget."""
-        now = time.time()
+        for pattern, days in _LEFT_OVER.items():
+            remove_files(self.folder, pattern, older_than=_SECONDS_PER_DAY * days)
         pixel_files: list[tuple[float, int, Path]] = []
-        for path in self.folder.iterdir():
+        for path in list_folder(self.folder, _PIXELS):
             with contextlib.suppress(OSError):
-                status = path.stat()
-                if path.match("pixels-*.u8"):
-                    used = now if path == made else status.st_mtime
-                    pixel_files.append((used, status.st_size, path))
-                    continue
-                days = _LEFT_OVER.get(path.suffix, float("inf"))
-                if now - status.st_mtime > _SECONDS_PER_DAY * days:
-                    path.unlink()
+                status = path.lstat()
+                used = time.time() if path == made else status.st_mtime
+                pixel_files.append((used, status.st_size, path))
         total = sum(size for _, size, _ in pixel_files)
         for _, size, path in sorted(pixel_files):
             if total > self.budget and path != made:
                 total -= size
-                path.unlink(missing_ok=True)
+                remove_file(path, _PIXELS)
 
 
 def _key(digests: Sequence[str], height: int, width: int) -> str:
@@ -404,13 +406,8 @@ def _read_index(file: Path, n: int) -> np.ndarray:
 
 def _write_index(file: Path, index: np.ndarray) -> None:
     """Write an index atomically; if that fails, the next run reads the images again."""
-    part = file.with_name(f"{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as out:
-            np.save(out, index, allow_pickle=False)
-        os.replace(part, file)
-    except OSError:
-        part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError), replacing(file, durable=False) as out:
+        np.save(out, index, allow_pickle=False)
 
 
 def _content(tail: bytes) -> dict[str, Any] | None:

@@ -8,10 +8,8 @@ processes of a machine, in the files of `cache`.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,11 +25,15 @@ from torch import Tensor
 from ..config import ImageConfig
 from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import DataError
+from ..files import discard_folder, nameless_file, new_folder
 from .cache import FileState, PixelCache, digest_of, reserve, threads
 
 #: Pixels past which an image is left out: a crop of a person is never this large, a decompression
 #: bomb is.
 LARGEST_IMAGE = 64_000_000
+
+#: Prefix of a folder in which processes share pixels for the time of decoding.
+EXCHANGE = "pixels-"
 
 Progress = Callable[[int, int], None]
 
@@ -170,7 +172,7 @@ def decode(
         return _agreed(lambda: _decode_here(paths, exchanged, True, on_progress, warn), world)
     finally:
         # By now every process has opened the file, or has failed.
-        shutil.rmtree(exchange, ignore_errors=True)
+        discard_folder(exchange, EXCHANGE)
 
 
 def _decode_here(
@@ -212,9 +214,7 @@ def _silent(line: str) -> None:
 
 def _new_folder(parent: str | Path | None) -> Path:
     try:
-        if parent is not None:
-            Path(parent).mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="pixels-", dir=parent))
+        return new_folder(Path(parent or tempfile.gettempdir()), EXCHANGE)
     except OSError as error:
         raise DataError(
             f"no room for decoded pixels in {parent or tempfile.gettempdir()} ({error.strerror}); "
@@ -296,17 +296,9 @@ def _allocate(n: int, settings: PixelSettings) -> Tensor:
         return torch.empty(shape, dtype=torch.uint8)
     folder = Path(settings.store_dir or tempfile.gettempdir())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=folder, prefix="pixels-", suffix=".u8", delete=False
-        ) as file:
-            try:
-                reserve(file, size)
-                mapped = np.memmap(file.name, np.uint8, "r+", shape=shape)
-            finally:
-                # An open mapping outlives its name, except on Windows.
-                with contextlib.suppress(OSError):
-                    os.unlink(file.name)
+        with nameless_file(folder) as file:
+            reserve(file, size)
+            mapped = np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:
         raise DataError(
             f"no room for {size / 2**30:.1f} GiB of decoded pixels in {folder} ({error.strerror}); "

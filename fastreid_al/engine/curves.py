@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ..files import write_figure
 
 #: Title and keys of each panel; a title with % shows shares as per cent.
 _PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -43,7 +43,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("epochs")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+    write_figure(path, figure)
 
 
 def _plot(axes: Any, history: list[dict[str, Any]], key: str, scale: int) -> None:

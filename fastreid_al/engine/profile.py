@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..files import write_by_path
 from .run_folder import RunFolder
 
 #: Steps before the traced ones, where the epoch is long enough.
@@ -73,11 +74,11 @@ class Profile:
             return
         operators = ""
         if self._profiler is not None:
-            self._profiler.export_chrome_trace(str(self._folder.path / "trace.json"))
+            write_by_path(self._folder.path / "trace.json", self._profiler.export_chrome_trace)
             by = "self_cuda_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
             operators = self._profiler.key_averages().table(sort_by=by, row_limit=_ROWS)
         lines = [_ABOUT, "", *_seconds_table(history), "", operators]
-        self._folder.write_text("profile.txt", "\n".join(lines) + "\n")
+        self._folder.write_file("profile.txt", "\n".join(lines) + "\n")
 
 
 def _seconds_table(history: list[dict[str, Any]]) -> list[str]:

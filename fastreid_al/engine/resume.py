@@ -10,8 +10,9 @@ from ..distributed.world import World
 from ..errors import CheckpointError
 from ..settings import flatten, resumable_keys
 from .checkpoint import load_checkpoint
+from .checkpoint_content import check_content
 from .run_folder import RunFolder
-from .sharded_checkpoint import has_shards, load_shards
+from .sharded_checkpoint import POINTER, has_shards, load_shards
 
 
 def holds_run(folder: RunFolder) -> bool:
@@ -31,8 +32,13 @@ def last_state(folder: RunFolder, world: World) -> dict[str, Any] | None:
     Raises:
         CheckpointError: The checkpoint cannot be read.
     """
-    sharded = load_shards(folder.path, world) if has_shards(folder.path) else None
+    sharded = None
+    if has_shards(folder.path):
+        sharded = load_shards(folder.path, world)
+        check_content(sharded, folder.path / POINTER)
     whole = load_checkpoint(folder.last) if folder.last.exists() else None
+    if whole is not None and "optimizer" in whole:
+        check_content(whole, folder.last)
     if sharded is None or whole is None:
         return sharded or whole
     # Both exist when several processes wrote weights for evaluation next to their shards, or when a

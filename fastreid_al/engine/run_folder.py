@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import tempfile
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..config import RunConfig
+from ..data.pixels import EXCHANGE
 from ..errors import CheckpointError, UserError
-from ..files import write_atomically, write_json
+from ..files import (
+    TEMPORARY,
+    append_text,
+    list_folder,
+    make_folder,
+    nameless_file,
+    remove_files,
+    remove_folder,
+    write_file,
+    write_json,
+)
+from ..locks import FileLock
 from .versions import versions
+
+#: Held by the trainer of a run while it runs.
+LOCK_FILE = "run.lock"
+#: Files of a run that others use as well, such as a user's own config.json.
+_COMMON_NAMES = (
+    *("config.json", "versions.json", "metrics.jsonl", "best.pt", "curves.png", "question.png"),
+    *("run_name", "trace.json", "profile.txt"),
+)
+#: Folders that a killed run was writing into, and the files in them.
+_UNFINISHED = re.compile(rf"({re.escape(EXCHANGE)}|\.fastreid_al-)[0-9a-f]{{32}}")
+_UNFINISHED_FILES = re.compile(
+    rf"pixels-[0-9a-f]{{32}}\.u8|index-[0-9a-f]{{32}}\.npy|list-[0-9a-f]{{32}}\.lock"
+    rf"|trace\.json|{TEMPORARY.pattern}"
+)
 
 
 class RunFolder:
     """The folder of a run: config.json, versions.json, metrics.jsonl, last.pt, best.pt, curves.png.
+
+    Its files can be read by their owner only. One trainer at a time writes into it.
 
     Args:
         path: The folder.
@@ -29,6 +58,8 @@ class RunFolder:
         self.writes = writes
         self._tensorboard = tensorboard
         self._board: Any = None
+        self._lock: FileLock | None = None
+        self._prepared = False
         self.config = path / "config.json"
         self.versions = path / "versions.json"
         self.metrics = path / "metrics.jsonl"
@@ -36,21 +67,76 @@ class RunFolder:
         self.last = path / "last.pt"
         self.best = path / "best.pt"
 
-    def prepare(self) -> None:
-        """Make the folder and check that it can be written, before expensive work starts.
+    def lock(self) -> None:
+        """Take the lock of the folder, if it exists and this process writes into it.
 
         Raises:
-            CheckpointError: The folder cannot be written.
+            CheckpointError: Another process holds the lock, or it cannot be made.
+        """
+        if not self.writes or self._lock is not None or not self.path.is_dir():
+            return
+        try:
+            self._lock = FileLock(self.path / LOCK_FILE)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"{self.path} is in use by process {error.strerror}; wait for it, "
+                "or name another folder with `run_dir`"
+            ) from error
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def unlock(self) -> None:
+        """Release the lock; its file is removed where nothing was written into the folder."""
+        if self._lock is not None:
+            self._lock.free(remove=self._lock.made and not self._prepared)
+            self._lock = None
+
+    def prepare(self) -> None:
+        """Make and lock the folder and check that it can be written, before expensive work starts.
+
+        Files that a killed run was writing are removed.
+
+        Raises:
+            CheckpointError: The folder cannot be written, another process writes into it, or it
+                holds files of a run's names that are not of a run.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
+            make_folder(self.path)
+            self.lock()
+            with nameless_file(self.path):
                 pass
         except OSError as error:
+            raise self._not_writable(error) from error
+        if self.writes:
+            self._refuse_foreign()
+            self._prepared = True
+            remove_files(self.path, TEMPORARY)
+            for folder in list_folder(self.path, _UNFINISHED):
+                remove_folder(folder, _UNFINISHED, _UNFINISHED_FILES)
+
+    def _not_writable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"cannot write into {self.path} ({error.strerror}); name another folder with `run_dir`"
+        )
+
+    def _refuse_foreign(self) -> None:
+        """Refuse a folder without a run whose files have names that a run would overwrite."""
+        if (self._lock is not None and not self._lock.made) or self._is_of_run():
+            return
+        foreign = [name for name in _COMMON_NAMES if (self.path / name).exists()]
+        if foreign:
             raise CheckpointError(
-                f"cannot write into {self.path} ({error.strerror}); "
-                "name another folder with `run_dir`"
-            ) from error
+                f"{self.path} holds {', '.join(foreign)}, which a run would overwrite, "
+                "and no run; name another folder with `run_dir`"
+            )
+
+    def _is_of_run(self) -> bool:
+        """Whether a run of an earlier version, which made no lock, has written the folder."""
+        if self.last.exists() or (self.path / "last.json").exists():
+            return True
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            return "fastreid_al" in json.loads(self.versions.read_text())
+        return False
 
     def describe(self, config: RunConfig) -> None:
         """Write the resolved configuration, and the versions of the software."""
@@ -72,8 +158,7 @@ class RunFolder:
             return
         if self._tensorboard:
             self._board = open_board(self.path / "tensorboard", len(history))
-        lines = "".join(json.dumps(record) + "\n" for record in history)
-        write_atomically(self.metrics, lambda file: file.write(lines.encode()))
+        write_file(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Append the record of an epoch to metrics.jsonl, and to TensorBoard's file.
@@ -88,18 +173,17 @@ class RunFolder:
                 self._board.add_scalar(name, value, record["epoch"])
             self._board.flush()
         try:
-            with open(self.metrics, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append_text(self.metrics, json.dumps(record) + "\n")
         except OSError as error:
             raise CheckpointError(
                 f"could not write {self.metrics} ({error.strerror}); the last checkpoint is "
                 "intact. Fix this, then continue with `resume`"
             ) from error
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text file into the folder."""
+    def write_file(self, name: str, text: str) -> None:
+        """Write a text into a file of the folder."""
         if self.writes:
-            write_atomically(self.path / name, lambda file: file.write(text.encode()))
+            write_file(self.path / name, text)
 
 
 def open_board(path: Path, epoch: int) -> Any:
@@ -114,6 +198,7 @@ def open_board(path: Path, epoch: int) -> Any:
         raise UserError(
             "`tensorboard` needs TensorBoard: pip install 'fastreid_al[tensorboard]'"
         ) from error
+    make_folder(path)
     return SummaryWriter(str(path), purge_step=epoch)
 
 

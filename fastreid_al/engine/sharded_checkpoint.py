@@ -2,15 +2,15 @@
 
 A checkpoint is a folder `last-N`; `last.json` names the valid one. Both are written whole or not at
 all. Any number of processes can resume from it, also a single one. The sharded tensors are written
-by torch.distributed.checkpoint (DCP), which keeps its index as a pickle: resume only from folders
-that you trust.
+by torch.distributed.checkpoint (DCP); no pickle is run when they are read (`shard_files`). The
+file of common values holds their digests, and carries its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import shutil
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,12 +26,19 @@ from torch.distributed.tensor import DTensor, Shard
 
 from ..distributed.world import Sharded, World
 from ..errors import CheckpointError
-from ..files import write_json
+from ..files import TEMPORARY, list_folder, make_folder, remove_file, remove_folder, write_json
 from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint_content import is_count
+from .shard_files import FILES, ShardReader, ShardWriter, check_files
 
 POINTER = "last.json"
 _COMMON = "common.pt"
 _TENSORS = "tensors"
+_POINTER = re.compile(re.escape(POINTER))
+_CHECKPOINT = re.compile(r"last-[0-9]{1,9}")
+_FILES = re.compile(rf"{re.escape(_COMMON)}|{FILES.pattern}|{TEMPORARY.pattern}")
+#: Most bytes of `last.json`.
+_LARGEST_POINTER = 4096
 
 
 def save_shards(run: Path, state: dict[str, Any], world: World) -> None:
@@ -52,34 +59,51 @@ def save_shards(run: Path, state: dict[str, Any], world: World) -> None:
     error = None
     try:
         if world.is_first:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            remove_folder(folder, _CHECKPOINT, _FILES)
+            make_folder(folder / _TENSORS)
     except OSError as failed:
         error = failed.strerror
     _raise_together(world, error, run)
     try:
         _write(run, folder, state, world)
-    except Exception as failed:
-        if not isinstance(failed, CheckpointError | OSError | dcp.CheckpointException):
-            raise
-        error = str(failed).splitlines()[0]
+    except (CheckpointError, OSError, dcp.CheckpointException) as failed:
+        error = _reason(failed)
     _raise_together(world, error, run)
+
+
+def _reason(failed: BaseException) -> str:
+    """Return why a write failed; DCP hides the system's reason in a traceback."""
+    if isinstance(failed, dcp.CheckpointException):
+        causes = [cause for cause, _ in failed.failures.values()]
+        failed = next((c for c in causes if isinstance(c, OSError)), causes[0])
+    if isinstance(failed, OSError) and failed.strerror:
+        return failed.strerror
+    return str(failed).splitlines()[0]
 
 
 def _write(run: Path, folder: Path, state: dict[str, Any], world: World) -> None:
     """Write a checkpoint into its folder, point to it, and remove the ones before it."""
     parts = dict(_sharded(state))
     tensors = {name: _distributed(part, world) for name, part in parts.items()}
+    writer = ShardWriter(folder / _TENSORS)
     with _without_warnings():
-        dcp.save(tensors, checkpoint_id=folder / _TENSORS, process_group=world.control)
+        dcp.save(tensors, storage_writer=writer, process_group=world.control)
+    digests: dict[str, str] = {}
+    for written in world.all_gather_objects(writer.digests):
+        digests |= written
     if not world.is_first:
         return
     lengths = {name: part.n for name, part in parts.items()}
-    save_checkpoint(folder / _COMMON, {**_without_sharded(state), "sharded": lengths})
+    common = {**_without_sharded(state), "sharded": lengths, "digests": digests}
+    save_checkpoint(folder / _COMMON, common)
     write_json(run / POINTER, {"checkpoint": folder.name, "ranks": world.size})
-    for old in run.glob("last-*"):
-        if old.name != folder.name:
-            shutil.rmtree(old, ignore_errors=True)
+    _remove_checkpoints(run, folder.name)
+
+
+def _remove_checkpoints(run: Path, kept: str = "") -> None:
+    for old in list_folder(run, _CHECKPOINT):
+        if old.name != kept:
+            remove_folder(old, _CHECKPOINT, _FILES)
 
 
 def has_shards(run: Path) -> bool:
@@ -105,56 +129,90 @@ def load_shards(run: Path, world: World) -> dict[str, Any]:
             "beginning, or start another run from best.pt with `weights`"
         )
     state = load_checkpoint(run / name / _COMMON)
-    lengths: dict[str, int] = state.pop("sharded")
+    lengths = state.pop("sharded", None)
+    digests = state.pop("digests", {})
+    if not _are_lengths(lengths):
+        raise _unreadable(run, name, "it does not say which tensors are sharded")
+    problem = None
+    tensors: dict[str, Tensor] = {}
+    try:
+        check_files(run / name / _TENSORS, digests, world.rank, world.size)
+    except Exception as error:
+        problem = _reason(error)
+    _refuse_together(world, run, name, problem)
     try:
         tensors = _read_tensors(run / name / _TENSORS, lengths, world)
-    except (OSError, KeyError, AssertionError, dcp.CheckpointException) as error:
-        raise CheckpointError(
-            f"{run / name / _TENSORS} is not a readable checkpoint; delete {run / POINTER} and "
-            "last.pt to start from the beginning, or start another run from best.pt with `weights`"
-        ) from error
+    except (Exception, dcp.CheckpointException) as error:
+        raise _unreadable(run, name, _reason(error)) from error
     for key, tensor in tensors.items():
         rows = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         _put(state, key, rows if world.size == 1 else Sharded(rows, lengths[key]))
     return state
 
 
+def _are_lengths(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and is_count(length) for key, length in value.items()
+    )
+
+
+def _refuse_together(world: World, run: Path, name: str, problem: str | None) -> None:
+    """Raise the first problem of any process on all of them."""
+    for found in world.all_gather_objects(problem):
+        if found is not None:
+            raise _unreadable(run, name, found)
+
+
+def _unreadable(run: Path, name: str, problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"{run / name / _TENSORS} is not a readable checkpoint ({problem}); delete {run / POINTER} "
+        "and last.pt to start from the beginning, or start another run from best.pt with `weights`"
+    )
+
+
 def _read_tensors(folder: Path, lengths: dict[str, int], world: World) -> dict[str, Tensor]:
     """Read this process's rows of the sharded tensors, by their paths in the state."""
-    found = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    reader = ShardReader(folder)
+    found = reader.read_metadata().state_dict_metadata
     tensors: dict[str, Tensor] = {}
-    for key in lengths:
+    for key, length in lengths.items():
         about = found[key]
         assert isinstance(about, TensorStorageMetadata)
-        own = world.local_slice(about.size[0])
+        if about.size[0] != length:
+            raise ValueError(f"{key} has {about.size[0]} rows, expected {length}")
+        own = world.local_slice(length)
         shape = (own.stop - own.start, *about.size[1:])
         rows = torch.empty(shape, dtype=about.properties.dtype)
         if world.size > 1:
-            rows = _distributed(Sharded(rows, about.size[0]), world, "cpu")
+            rows = _distributed(Sharded(rows, length), world, "cpu")
         tensors[key] = rows
     with _without_warnings():
         single = world.size == 1
-        dcp.load(tensors, checkpoint_id=folder, process_group=world.control, no_dist=single)
+        dcp.load(tensors, storage_reader=reader, process_group=world.control, no_dist=single)
     return tensors
 
 
 def drop_shards(run: Path) -> None:
     """Remove the checkpoint of several processes, after a single process has written its own."""
     if has_shards(run):
-        os.unlink(run / POINTER)
-        for old in run.glob("last-*"):
-            shutil.rmtree(old, ignore_errors=True)
+        remove_file(run / POINTER, _POINTER)
+        _remove_checkpoints(run)
 
 
 def _pointed(run: Path) -> str | None:
-    """Return the name of the valid checkpoint's folder; None when there is none."""
-    try:
-        name = json.loads((run / POINTER).read_text())["checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError):
+    """Return the name of the valid checkpoint's folder in a run's; None when there is none."""
+    name = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        name = json.loads(_read_start(run / POINTER))["checkpoint"]
+    # A link would lead out of the run's folder.
+    if not isinstance(name, str) or not _CHECKPOINT.fullmatch(name) or (run / name).is_symlink():
         return None
-    if isinstance(name, str) and name.startswith("last-") and name[5:].isdigit():
-        return name
-    return None
+    return name
+
+
+def _read_start(path: Path) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read(_LARGEST_POINTER)
 
 
 def _raise_together(world: World, error: str | None, run: Path) -> None:

@@ -17,10 +17,13 @@ from ..errors import CheckpointError, TrainingError
 from ..models import ReIdNet, without_source
 from .checkpoint import save_checkpoint
 from .method import Method
-from .optimizer import apply_settings
+from .optimizer import apply_settings, check_optimizer
 from .resume import holds_run
 from .run_folder import RunFolder
 from .sharded_checkpoint import drop_shards, save_shards
+
+#: Most characters of another library's reason in a message.
+_LONGEST_REASON = 200
 
 
 def _zero() -> Tensor:
@@ -97,20 +100,27 @@ class Training:
         """Restore the state of a checkpoint.
 
         Raises:
-            CheckpointError: It was trained on other images, or its memories do not fit.
+            CheckpointError: It was trained on other images, or it does not fit the run.
         """
         check_same_data(state["data"], self.data)
+        try:
+            self._restore(state)
+            self._check_restored()
+        except torch.OutOfMemoryError:
+            raise
+        except (ArithmeticError, AssertionError, AttributeError, LookupError) as error:
+            raise _does_not_fit(error) from error
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise _does_not_fit(error) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        check_optimizer(state["optimizer"], state["scheduler"], self.optimizer, self.scheduler)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(_in_own_form(state["optimizer"], self.optimizer))
         self.scheduler.load_state_dict(state["scheduler"])
         device = next(self.model.parameters()).device
-        try:
-            self.method.load_state_dict(_to_device(state["method"], device))
-        except ValueError as error:
-            raise CheckpointError(
-                f"the checkpoint does not fit the run: {error}; resume with the images and "
-                "settings that it was made with, or start a new run with another `run_dir`"
-            ) from error
+        _check_width(state["method"], self.model.features)
+        self.method.load_state_dict(_to_device(state["method"], device))
         self.augment.generator.set_state(state["random"]["augment"])
         torch.set_rng_state(state["random"]["torch"])
         self.epoch = state["epoch"]
@@ -121,6 +131,13 @@ class Training:
         self.pending = state["pending"]
         if state["config"]["optimizer"] != dataclasses.asdict(self.config.optimizer):
             apply_settings(self.optimizer, self.scheduler, self.config.optimizer, self.epoch)
+
+    def _check_restored(self) -> None:
+        """Refuse what was restored where no run could have saved it."""
+        if self.step and self.step >= self.method.iterations:
+            raise ValueError(f"step: got {self.step}, expected less than {self.method.iterations}")
+        if not self._is_finite():
+            raise ValueError("the loss or weights are not finite")
 
     def end_epoch(self) -> None:
         """Count the current epoch as completed, and move the learning rates to the next one."""
@@ -163,6 +180,24 @@ class Training:
                 if value.is_floating_point() and not torch.isfinite(value).all():
                     return False
         return True
+
+
+def _check_width(state: Any, features: int) -> None:
+    """Refuse feature memories whose vectors have another length than the network's features."""
+    for name, value in state.items() if isinstance(state, dict) else ():
+        rows = value.rows if isinstance(value, Sharded) else value
+        is_bank = name == "bank" and isinstance(rows, Tensor) and len(rows)
+        if is_bank and rows.shape[1:] != (features,):
+            raise ValueError(f"the feature memory has vectors of {tuple(rows.shape[1:])}")
+        _check_width(value, features)
+
+
+def _does_not_fit(error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+    return CheckpointError(
+        f"the checkpoint does not fit the run: {reason}; resume with the images and "
+        "settings that it was made with, or start a new run with another `run_dir`"
+    )
 
 
 def _in_own_form(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import BatchConfig, MemoryConfig
 from ..data.samplers import IdentitySampler, iterations_per_epoch
-from ..distributed.world import SINGLE_PROCESS, World
+from ..distributed.world import SINGLE_PROCESS, Sharded, World
 from ..errors import TrainingError
 from ..memory import ClusterMemory, FeatureMemory, InstanceMemory
 from ..metrics import pair_scores
@@ -224,9 +224,32 @@ class ContrastiveMethod:
         return {"labels": self.labels, "memory": self.memory.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, on any number of ranks."""
+        """Restore what `state_dict` returned, on any number of ranks.
+
+        Raises:
+            ValueError: It is the state of another number of images, or holds classes that no image
+                can have.
+        """
+        self._check_state(state)
         self.labels = state["labels"].cpu()
         self.memory.load_state_dict(state["memory"])
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        memory = state["memory"]
+        n = len(self.cameras)
+        images = n + len(self.memory.source)
+        _check_numbers("labels", state["labels"], n, n)
+        _check_numbers("classes", memory["classes"], images, n + self.memory.source_count)
+        bank: Tensor | Sharded = memory["bank"]
+        rows = bank.rows if isinstance(bank, Sharded) else bank
+        if rows.ndim != 2 or not rows.is_floating_point() or not torch.isfinite(rows).all():
+            raise ValueError(f"the feature memory is {tuple(rows.shape)} of {rows.dtype}")
+        classes = int(memory["classes"].max()) + 1 if len(memory["classes"]) else 0
+        instances = n + self.memory.source_count
+        expected = instances if isinstance(self.memory, InstanceMemory) else classes
+        count = bank.n if isinstance(bank, Sharded) else len(bank)
+        if classes and count != expected:
+            raise ValueError(f"the feature memory has {count:,} vectors, expected {expected:,}")
 
     def _too_few_classes(self, epoch: int, count: int) -> str:
         """The message of an epoch whose images have no class (count 0), or one."""
@@ -235,6 +258,16 @@ class ContrastiveMethod:
             f"epoch {epoch + 1}: {classes} among {len(self.labels)} images, nothing to contrast; "
             "the set needs at least two"
         )
+
+
+def _check_numbers(name: str, numbers: Tensor, length: int, count: int) -> None:
+    """Refuse numbers of clusters or classes that are not (length,) int64 from -1 to count - 1."""
+    if numbers.dtype != torch.int64 or numbers.shape != (length,):
+        raise ValueError(
+            f"{name}: got {tuple(numbers.shape)} of {numbers.dtype}, expected ({length},) int64"
+        )
+    if length and (int(numbers.min()) < -1 or int(numbers.max()) >= count):
+        raise ValueError(f"{name}: got numbers outside -1 to {count - 1}")
 
 
 def build_memory(

@@ -161,7 +161,10 @@ class UCAL(ContrastiveMethod):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         super().load_state_dict(state)
-        self.threshold = state["threshold"]
+        threshold = state["threshold"]
+        if threshold is not None and not isinstance(threshold, int | float):
+            raise ValueError(f"threshold: got {threshold!r}, expected a number")
+        self.threshold = threshold
         self.questions.load_state_dict(state.get("questions"))
 
     def _too_few_classes(self, epoch: int, count: int) -> str:

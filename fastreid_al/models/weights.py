@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..files import check_digest
 from .head import ReIdNet
 from .norm import without_source
 
@@ -24,6 +25,8 @@ _SAFE: list[Any] = [
     np.dtypes.Float32DType,
     np.dtypes.Float64DType,
 ]
+#: Format of the first checkpoints that carry a digest.
+FIRST_WITH_DIGEST = 3
 #: Layers of published files that the backbone does not have.
 _DROPPED = ("classifier.", "fc.")
 
@@ -38,9 +41,10 @@ def read_tensors(path: Path) -> Any:
         problem = "is not a file" if path.exists() else "does not exist"
         raise WeightsError(f"{path} {problem}; name a file of weights or a checkpoint")
     try:
+        has_digest = check_digest(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is not a plain weights file (it is damaged, or holds pickled code, "
@@ -51,6 +55,20 @@ def read_tensors(path: Path) -> Any:
         raise WeightsError(
             f"{path} cannot be read as weights ({reason}); download or copy it again"
         ) from error
+    if not has_digest and _had_digest(content):
+        raise WeightsError(
+            f"{path} is damaged: its end, which holds the digest of its content, is missing; "
+            "copy it again"
+        )
+    return content
+
+
+def _had_digest(content: Any) -> bool:
+    """Whether a content is that of a checkpoint which was written with a digest."""
+    if not isinstance(content, dict) or not {"model", "network", "epoch"} <= content.keys():
+        return False
+    version = content.get("format")
+    return isinstance(version, int) and version >= FIRST_WITH_DIGEST
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_pace
 from ..config import ClusterConfig, SimulationConfig
 from ..engine.console import Reporter, percent
 from ..errors import DataError, SettingError, UserError
-from ..files import write_atomically
+from ..files import make_folder, write_figure, write_file
 from ..metrics import PairScores, pair_scores
 from ..settings import validate
 
@@ -66,7 +66,7 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
     features, identities = read_features(Path(config.features))
     out = Path(config.out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, private=False)
     except OSError as error:
         raise UserError(
             f"cannot write into {out} ({error.strerror}); name another folder with `out`"
@@ -225,7 +225,7 @@ def write_csv(points: list[Point], path: Path) -> None:
     writer = csv.writer(text)
     writer.writerow(Point._fields)
     writer.writerows(points)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    write_file(path, text.getvalue(), private=False)
 
 
 def draw(points: list[Point], path: Path) -> None:
@@ -245,7 +245,7 @@ def draw(points: list[Point], path: Path) -> None:
         axes.set_xlabel("questions")
         axes.grid(alpha=0.3)
     panels[0].legend(frameon=False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+    write_figure(path, figure, private=False)
 
 
 def _strategies(config: SimulationConfig) -> list[str]:

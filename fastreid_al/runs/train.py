@@ -85,21 +85,49 @@ def run_training(
     extensions = Extensions(strategy, annotator, dataset, model)
     with _started(config, reporter, world) as (world, device):
         context = make_context(config, device, world, reporter, extensions)
-        saved = _check(context, resume)
-        images = load_target(context)
-        check_questions(context, all_labelled(images.train))
-        source_images = load_source(context, images)
-        network = build_network(context, fresh=saved is None)
-        check_method(context, images, source_images, network.features)
-        context.folder.prepare()
-        target = decode(context, images, "train")
-        source = None if source_images is None else decode(context, source_images, "source")
-        with open_questions(context, target) as questions:
-            state = build_training(context, network, target, source, questions)
-            _restore(context, state, saved)
-            del saved  # as large as the state itself
-            _train(context, state, target, source)
-        return _finish(context, state)
+        with _locked(context):
+            return _run(context, resume)
+
+
+def _run(context: RunContext, resume: bool) -> Finished:
+    """Train a run whose folder this process has locked, where it exists already."""
+    saved = _check(context, resume)
+    images = load_target(context)
+    check_questions(context, all_labelled(images.train))
+    source_images = load_source(context, images)
+    network = build_network(context, fresh=saved is None)
+    check_method(context, images, source_images, network.features)
+    context.world.first_then_rest(context.folder.prepare)
+    if saved is None:
+        # Another process may have trained in the folder since it was looked at.
+        _refuse_other_run(context)
+    target = decode(context, images, "train")
+    source = None if source_images is None else decode(context, source_images, "source")
+    with open_questions(context, target) as questions:
+        state = build_training(context, network, target, source, questions)
+        _restore(context, state, saved)
+        del saved  # as large as the state itself
+        _train(context, state, target, source)
+    return _finish(context, state)
+
+
+@contextmanager
+def _locked(context: RunContext) -> Iterator[None]:
+    """Hold the lock of the run folder; of several processes the first one does. All call it."""
+    try:
+        context.world.compute_on_first(context.folder.lock)
+        yield
+    finally:
+        context.folder.unlock()
+
+
+def _refuse_other_run(context: RunContext) -> None:
+    """Refuse a folder that holds a run already. All processes call it."""
+    if context.world.any_true(holds_run(context.folder)):
+        raise UserError(
+            f"{context.folder.path} already holds a run: continue it with `resume`, "
+            "or name another folder with `run_dir`"
+        )
 
 
 @contextmanager
@@ -150,11 +178,8 @@ def _check(context: RunContext, resume: bool) -> dict[str, Any] | None:
     world = context.world
     check_settings(config, context.extensions.keys)
     check_same_settings(world, config, resume)
-    if world.any_true(holds_run(context.folder) and not resume):
-        raise UserError(
-            f"{context.folder.path} already holds a run: continue it with `resume`, "
-            "or name another folder with `run_dir`"
-        )
+    if not resume:
+        _refuse_other_run(context)
     saved = last_state(context.folder, world) if resume else None
     if saved is not None:
         check_resumable(saved, config)

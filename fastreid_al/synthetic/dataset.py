@@ -10,8 +10,6 @@ import hashlib
 import math
 import multiprocessing
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +25,7 @@ from ..data.msmt17 import read_msmt17_lists
 from ..data.reader import ReadOptions
 from ..data.records import ImageSet, keep_test_apart, renumber
 from ..errors import DataError
+from ..files import create_file, discard_folder, make_folder, move_made, new_folder, replacing
 from .exact import Stream
 from .render import RENDER_VERSION, jpeg_quality, render_image
 from .traits import Split
@@ -122,18 +121,18 @@ def write_synthetic(
     _check(config)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
+    prefix = f".{folder.name}-"
+    unfinished = new_folder(folder.parent, prefix, private=False)
     try:
         _write_all(unfinished, config, workers or os.cpu_count() or 1, on_progress)
         try:
-            os.rename(unfinished, folder)
+            move_made(unfinished, folder)
         except OSError:
             # Another process has finished the same set first.
             if not (folder / "list_train.txt").exists():
                 raise
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        discard_folder(unfinished, prefix)
 
 
 def cached_synthetic(
@@ -272,7 +271,7 @@ def _write_all(
     """Write the lists and render all images."""
     shots = _plan(config)
     for split, identity in {(shot.split, shot.identity): None for shot in shots}:
-        (folder / split / f"{identity:04d}").mkdir(parents=True)
+        make_folder(folder / split / f"{identity:04d}", private=False)
     _write_lists(folder, config, shots)
     chunks = [shots[start : start + _CHUNK] for start in range(0, len(shots), _CHUNK)]
     done = 0
@@ -301,14 +300,18 @@ def _write_lists(folder: Path, config: SyntheticConfig, shots: Sequence[_Shot]) 
         for shot in shots:
             if shot.part == part:
                 lines.append(f"{shot.path(config.seed)} {shot.identity}\n")
-        (folder / f"list_{part}.txt").write_text("".join(lines))
+        with create_file(folder / f"list_{part}.txt", private=False) as file:
+            file.write("".join(lines).encode())
 
 
 def _write_shots(folder: Path, config: SyntheticConfig, shots: Sequence[_Shot]) -> int:
     """Render images into the folder, whose folders of identities exist; returns their number."""
     for shot in shots:
         what = (shot.split, shot.identity, shot.camera, shot.number)
-        file = folder / shot.split / shot.path(config.seed)
         quality = jpeg_quality(config, *what)
-        Image.fromarray(render_image(config, *what)).save(file, quality=quality)
+        image = Image.fromarray(render_image(config, *what))
+        path = folder / shot.split / shot.path(config.seed)
+        # It exists already where a process that rendered this chunk has died.
+        with replacing(path, private=False, durable=False) as file:
+            image.save(file, format="JPEG", quality=quality)
     return len(shots)

@@ -199,14 +199,14 @@ def test_a_read_only_folder_can_be_read(
     photos: list[Path], kept: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, warnings = decode_at(photos, *SIZE, cache=kept), []
-    original = Path.open
+    original = os.open
 
-    def read_only(self: Path, mode: str = "r", *args: object, **options: object) -> object:
-        if mode != "rb":
+    def read_only(path: object, flags: int, *args: int, **options: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
             raise OSError(errno.EROFS, "Read-only file system")
-        return original(self, mode, *args, **options)
+        return original(path, flags, *args, **options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(Path, "open", read_only)
+    monkeypatch.setattr(os, "open", read_only)
     assert same(decode_at(photos, *SIZE, cache=kept, warn=warnings.append), first)
     assert len(decoded) == 7 and warnings == []
     assert decode_at(photos, 8, 8, cache=kept, warn=warnings.append).pixels.shape[-2:] == (8, 8)
@@ -221,18 +221,58 @@ def test_the_least_recently_used_pixels_are_removed(photos: list[Path], kept: Pa
             os.utime(path, (0, path.stat().st_mtime - 100 * (2 - age)))
     decode_at(photos, 16, 8, cache=kept)  # used again
     used = max(held(kept), key=lambda path: path.stat().st_mtime)
-    (kept / "old.part").touch()
-    os.utime(kept / "old.part", (0, 0))
-    (kept / "notes.txt").touch()
-    os.utime(kept / "notes.txt", (0, 0))
     decode_at(photos, 18, 8, cache=kept, cache_gib=2.5 * size / 2**30)
     left = held(kept)
-    assert (
-        len(left) == 2
-        and used in left
-        and not (kept / "old.part").exists()
-        and (kept / "notes.txt").exists()
-    )
+    assert len(left) == 2 and used in left
+
+
+HEX = "0123456789abcdef" * 2
+#: Old files in the folder of the cache that look like its own, and are not.
+FOREIGN = (
+    *("notes.txt", "features.npy", "old.part", "x.lock", "pixels-mine.u8", f"{HEX}.npy"),
+    *(f"index-{HEX}.npy.bak", f"my-index-{HEX}.npy", f"pixels-{HEX}.u8\n", f"index-{HEX[1:]}.npy"),
+    *(f"{HEX}.lock", f"{HEX}.part", "pixels-.u8", f".fastreid_al-{HEX}.tmp.txt"),
+)
+#: Files that earlier runs left over.
+LEFT_OVER = (
+    *(f"index-{HEX}.npy", f"list-{HEX}.lock", f".fastreid_al-{HEX}.tmp", f"{HEX}-{HEX}.part"),
+)
+
+
+def test_only_files_of_the_caches_own_names_are_removed(photos: list[Path], kept: Path) -> None:
+    outside = kept.parent / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("x")
+    kept.mkdir()
+    for name in (*FOREIGN, *LEFT_OVER):
+        (kept / name).write_text("x")
+        os.utime(kept / name, (0, 0))
+    (kept / f"index-{'0' * 32}.npy").symlink_to(outside / "precious")
+    (kept / f"pixels-{'0' * 32}.u8").mkdir()
+    (kept / f"pixels-{'1' * 32}.u8").symlink_to(outside / "precious")
+    decode_at(photos, 18, 8, cache=kept, cache_gib=1.5 * 7 * 3 * 18 * 8 / 2**30)
+    decode_at(photos, 16, 8, cache=kept, cache_gib=1.1 * 7 * 3 * 16 * 8 / 2**30)
+    assert [name for name in FOREIGN if not (kept / name).exists()] == []
+    assert [name for name in LEFT_OVER if (kept / name).exists()] == []
+    assert (outside / "precious").read_text() == "x"
+    assert (kept / f"index-{'0' * 32}.npy").is_symlink()
+    assert (kept / f"pixels-{'0' * 32}.u8").is_dir()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_the_cache_is_its_owners_only(
+    photos: list[Path], tmp_path: Path, umask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_RACE_NS", -(10**9))
+    before = os.umask(umask)
+    try:
+        decode_at(photos, *SIZE, cache=tmp_path / "new" / "kept")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new" / "kept").stat().st_mode & 0o777 == 0o700
+    files = list((tmp_path / "new" / "kept").iterdir())
+    assert len(files) == 3
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
 
 def test_pixels_larger_than_the_budget_are_not_kept(photos: list[Path], kept: Path) -> None:

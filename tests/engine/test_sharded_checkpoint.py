@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastreid_al.distributed.world import SINGLE_PROCESS, Sharded, World
+from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
 from fastreid_al.engine.sharded_checkpoint import has_shards, load_shards, save_shards
 from fastreid_al.errors import CheckpointError
 from tests.support.process_pool import Pool
@@ -90,3 +92,101 @@ def test_a_sharded_checkpoint_of_the_first_format_is_refused_with_advice(tmp_pat
     torch.save({"format": 1, "model": {}, "sharded": {}}, tmp_path / "last-0" / "common.pt")
     with pytest.raises(CheckpointError, match="an earlier version of fastreid_al"):
         load_shards(tmp_path, SINGLE_PROCESS)
+
+
+class Executed:
+    """What a pickle could run: it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path(self.path),))
+
+
+@pytest.fixture
+def saved(pool: Pool, tmp_path: Path) -> Path:
+    """The folder of a run that two ranks saved."""
+    run = tmp_path / "run"
+    run.mkdir()
+    pool.run(save, 2, str(run), 1)
+    return run
+
+
+def refused(run: Path) -> str:
+    with pytest.raises(CheckpointError) as said:
+        load_shards(run, SINGLE_PROCESS)
+    assert "\n" not in str(said.value)
+    return str(said.value)
+
+
+def test_no_pickle_of_an_index_is_run(saved: Path, tmp_path: Path) -> None:
+    content = pickle.dumps(Executed(tmp_path / "executed"))
+    tensors = saved / "last-0" / "tensors"
+    (tensors / ".metadata").write_bytes(content)
+    assert "is damaged" in refused(saved)
+    # As an earlier version wrote it, without digests.
+    common = load_checkpoint(saved / "last-0" / "common.pt")
+    del common["digests"]
+    torch.save({**common, "format": 2}, saved / "last-0" / "common.pt")
+    assert "pathlib.Path.touch, which is never run" in refused(saved)
+    for module, name in (("os", "system"), ("builtins", "eval"), ("torch", "load")):
+        (tensors / ".metadata").write_bytes(f"c{module}\n{name}\n(S'x'\ntR.".encode())
+        assert f"{module}.{name}, which is never run" in refused(saved)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["/elsewhere/last-0", "../last-0", "last-0/../last-0", "last-٣", 7]
+)
+def test_the_pointer_leads_nowhere_but_into_the_run_folder(saved: Path, name: object) -> None:
+    (saved / "last.json").write_text(json.dumps({"checkpoint": name}))
+    assert "names no checkpoint" in refused(saved)
+
+
+def test_a_checkpoint_that_is_a_link_is_not_followed(saved: Path, tmp_path: Path) -> None:
+    (saved / "last-0").rename(tmp_path / "elsewhere")
+    (saved / "last-0").symlink_to(tmp_path / "elsewhere")
+    assert "names no checkpoint" in refused(saved)
+    (saved / "last.json").write_text("[" * 4000)
+    assert "names no checkpoint" in refused(saved)
+
+
+def test_a_checkpoint_of_format_2_without_digests_is_read(saved: Path) -> None:
+    common = load_checkpoint(saved / "last-0" / "common.pt")
+    del common["digests"]
+    torch.save({**common, "format": 2}, saved / "last-0" / "common.pt")
+    load(SINGLE_PROCESS, str(saved))
+
+
+def test_a_changed_bit_of_any_file_is_refused(saved: Path) -> None:
+    for file in sorted((saved / "last-0").rglob("*")):
+        if file.is_file():
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 4
+            before = file.read_bytes()
+            file.write_bytes(content)
+            assert "damaged" in refused(saved)
+            file.write_bytes(before)
+    load(SINGLE_PROCESS, str(saved))
+
+
+@pytest.mark.parametrize(
+    "sharded", [None, [], {"method/memory/features": -1}, {"method/memory/features": 8}, {"x": 3}]
+)
+def test_wrong_lengths_of_sharded_tensors_are_refused(saved: Path, sharded: object) -> None:
+    common = load_checkpoint(saved / "last-0" / "common.pt")
+    save_checkpoint(saved / "last-0" / "common.pt", {**common, "sharded": sharded})
+    assert "is not a readable checkpoint" in refused(saved)
+
+
+def test_shards_are_their_owners_only_and_others_files_beside_them_stay(
+    pool: Pool, saved: Path
+) -> None:
+    (saved / "last-0" / "notes.txt").touch()
+    (saved / "last-best").mkdir()
+    pool.run(save, 2, str(saved), 1)
+    assert sorted(f.name for f in saved.glob("last-*")) == ["last-0", "last-1", "last-best"]
+    assert [f.name for f in (saved / "last-0").iterdir()] == ["notes.txt"]
+    for path in (saved / "last-1").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path

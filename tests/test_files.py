@@ -255,6 +255,16 @@ def test_an_output_is_replaced_as_a_whole_and_devices_are_written_to(tmp_path: P
     assert os.path.samestat(before, os.stat("/dev/null")) and os.listdir(tmp_path) == ["out.csv"]
 
 
+def test_a_function_that_opens_its_file_itself_writes_a_private_one(tmp_path: Path) -> None:
+    def replaced(path: str) -> None:
+        Path(path).unlink()
+        Path(path).write_text("new")
+
+    files.write_by_path(tmp_path / "trace.json", replaced)
+    assert (tmp_path / "trace.json").read_text() == "new" and mode(tmp_path / "trace.json") == 0o600
+    assert os.listdir(tmp_path) == ["trace.json"]
+
+
 @pytest.mark.parametrize("place", [0, 50, -1, -32, -33, -52])
 def test_a_changed_bit_is_found_by_the_digest(tmp_path: Path, place: int) -> None:
     path = tmp_path / "x"

@@ -86,9 +86,10 @@ class RunFolder:
             raise self._not_writable(error) from error
 
     def unlock(self) -> None:
-        """Release the lock; its file is removed where nothing was written into the folder."""
+        """Release the lock; its file stays only where nothing else shows that a run was here."""
         if self._lock is not None:
-            self._lock.free(remove=self._lock.made and not self._prepared)
+            unused = self._lock.made and not self._prepared
+            self._lock.free(remove=unused or self._is_of_run())
             self._lock = None
 
     def prepare(self) -> None:
@@ -131,7 +132,7 @@ class RunFolder:
             )
 
     def _is_of_run(self) -> bool:
-        """Whether a run of an earlier version, which made no lock, has written the folder."""
+        """Whether a run has written a checkpoint or its versions into the folder."""
         if self.last.exists() or (self.path / "last.json").exists():
             return True
         with contextlib.suppress(OSError, ValueError, RecursionError):

@@ -35,6 +35,7 @@ __all__ = [
     "as_integer",
     "as_integers",
     "as_labels",
+    "as_lists",
     "as_number",
     "as_numbers",
     "as_temperature",
@@ -135,6 +136,34 @@ def as_ids(
 def as_labels(name: str, x: Any, count: int | None = None) -> Tensor:
     """Return labels (n,) int64 of 0 or more, -1 for images outside every cluster."""
     return as_ids(name, x, count, low=-1, per="image")
+
+
+def as_lists(indptr: Any, indices: Any, rows: int, n: int) -> tuple[Tensor, Tensor]:
+    """Return lists of ids in CSR form, on their device.
+
+    Args:
+        indptr: (rows + 1,) integers, ascending from 0 to the number of indices.
+        indices: (entries,) integers in [0, n).
+        rows: Number of lists.
+        n: One above the greatest id.
+    """
+    indptr = as_ids("indptr", indptr, rows + 1, per="row, and the end")
+    indices = as_ids("indices", indices, low=0, high=n, per="entry")
+    if indptr.is_cpu:
+        ends = int(indptr[0]), int(indptr[-1])
+        if ends != (0, len(indices)):
+            raise ValueError(
+                f"indptr: got {ends[0]} first and {ends[1]} last, expected 0 and {len(indices)}, "
+                "the number of indices"
+            )
+        falls = (indptr[1:] < indptr[:-1]).nonzero()
+        if len(falls):
+            at = int(falls[0, 0])
+            raise ValueError(
+                f"indptr: got {int(indptr[at])} before {int(indptr[at + 1])}, "
+                "expected ascending values"
+            )
+    return indptr, indices
 
 
 def _array_of_integers(name: str, x: Sequence[Any]) -> np.ndarray:

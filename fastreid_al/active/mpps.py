@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..answers.question import Question
+from ..arguments import as_features, as_integer, as_labels, as_number
 from ..clustering.neighbours import nearest_neighbours
 from .snps import by_score, rows_by_cluster
 
@@ -43,14 +44,12 @@ def propose_merges(
         computed in blocks of at most 128 MiB.
 
     Raises:
-        ValueError: Shapes disagree, or l_max is below 1.
+        ValueError: Wrong shape or dtype, l_max is below 1, or a row that is not finite, on a CPU.
     """
-    if len(features) != len(labels):
-        raise ValueError(
-            f"labels: got {len(labels)}, expected one for each of the {len(features)} features"
-        )
-    if l_max < 1:
-        raise ValueError(f"l_max: got {l_max}, expected at least 1")
+    features = as_features("features", features)
+    labels = as_labels("labels", labels, len(features))
+    l_max = as_integer("l_max", l_max, 1)
+    delta = as_number("delta", delta)
     members = rows_by_cluster(labels)
     if len(members) < 2:
         return []

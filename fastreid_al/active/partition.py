@@ -187,10 +187,21 @@ def apply_answers(features: Tensor, labels: Tensor, closure: Closure) -> Tensor:
         time are copied.
     """
     partition = Partition(labels)
+    _check_images(closure, len(labels))
     for label in sorted(_contradicted_labels(partition.current(), closure)):
         _split_by_answers(features, partition, label, closure)
     _join_by_answers(partition, closure)
     return partition.labels()
+
+
+def _check_images(closure: Closure, n: int) -> None:
+    """Refuse answers about images outside [0, n)."""
+    last = max((max(images) for images in closure.components().values()), default=-1)
+    if last >= n:
+        raise ValueError(
+            f"asker: got an answer about image {last}, expected images 0 to {n - 1}; it has the "
+            "answers of another set"
+        )
 
 
 def _contradicted_labels(labels: Tensor, closure: Closure) -> set[int]:

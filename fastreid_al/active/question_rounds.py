@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ..answers.asker import Asker
 from ..answers.question import Verdict
+from ..arguments import as_features, as_instance, as_integer, as_labels
 from ..config import QuestionConfig
 from .refine import refine
-from .strategies import Strategy
+from .strategies import Strategy, load_strategy
 
 
 class QuestionRounds:
@@ -23,9 +24,10 @@ class QuestionRounds:
     """
 
     def __init__(self, asker: Asker, strategy: Strategy | str, config: QuestionConfig) -> None:
-        self.asker = asker
+        self.asker = as_instance("asker", asker, Asker)
+        load_strategy(strategy)
         self.strategy = strategy
-        self.config = config
+        self.config = as_instance("config", config, QuestionConfig)
 
     def refine(
         self, epoch: int, features: Tensor, labels: Tensor
@@ -41,6 +43,9 @@ class QuestionRounds:
             The refined labels (n,), and the costs for the log. `share` is Eq. 7: answered pairs
             over all pairs.
         """
+        epoch = as_integer("epoch", epoch, 0)
+        features = as_features("features", features)
+        labels = as_labels("labels", labels, len(features))
         if epoch < self.config.start:
             return labels, {}
         refined, spent = refine(features, labels, self.asker, self.strategy, self.config, epoch + 1)

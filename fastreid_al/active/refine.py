@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..answers.asker import Asker, OutOfQuestions, RoundAgain, Spent
+from ..arguments import as_features, as_instance, as_integer, as_labels
 from ..config import QuestionConfig
 from .partition import apply_answers
 from .strategies import Strategy, load_strategy
@@ -52,10 +53,17 @@ def refine(
         The refined labels, and the cost of the round.
 
     Raises:
+        ValueError: Wrong shape or dtype, a row that is not finite (on a CPU), or an answer about an
+            image that is not among the n.
+        SettingError: No strategy has this name.
         QuitAsking: The annotator leaves. Every answer is in the ledger, and the same round can be
             begun again.
     """
-    config = config or QuestionConfig()
+    features = as_features("features", features)
+    labels = as_labels("labels", labels, len(features))
+    as_instance("asker", asker, Asker)
+    config = QuestionConfig() if config is None else as_instance("config", config, QuestionConfig)
+    epoch = as_integer("epoch", epoch, 0)
     ask = load_strategy(strategy)
     while True:
         asker.begin(epoch, config.per_epoch)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..answers.question import Question
+from ..arguments import as_features, as_labels, check_choice
 from ..clustering.csr import indptr_of
 from ..clustering.kmedoids import Groupings, dot_products, kmedoids_many
 
@@ -47,15 +48,12 @@ def propose_splits(
         them, evenly spaced, and the others join the group of the most similar medoid.
 
     Raises:
-        ValueError: Shapes disagree, the rule is unknown, or a row of a cluster that is split is not
-            finite.
+        ValueError: Wrong shape or dtype, the rule is unknown, or a row that is not finite (on a
+            GPU: of a cluster that is split).
     """
-    if len(features) != len(labels):
-        raise ValueError(
-            f"labels: got {len(labels)}, expected one for each of the {len(features)} features"
-        )
-    if k_max_rule not in ("paper", "root"):
-        raise ValueError(f"k_max_rule: got {k_max_rule!r}, expected 'paper' or 'root'")
+    features = as_features("features", features)
+    labels = as_labels("labels", labels, len(features))
+    check_choice("k_max_rule", k_max_rule, ("paper", "root"))
     members, sizes = _members_and_sizes(labels)  # (m,), (C,)
     k_max = ((sizes.double() / 2).sqrt() / (2 if k_max_rule == "paper" else 1)).long()  # (C,)
     large_enough = k_max >= 2

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..answers.question import Question, Verdict
+from ..arguments import as_ids, as_instance, as_integer, as_number, check_row, described
 from ..errors import UserError
 from .context import AnnotatorContext
 
@@ -49,12 +50,13 @@ class Oracle:
         not_comparable: float = 0.0,
         seed: int = 0,
     ) -> None:
+        identities = as_ids("identities", identities, per="image")
         _check(
             identities, names, {"unsure": unsure, "not_comparable": not_comparable, "error": error}
         )
         self._identities = identities.tolist()
         self._names = names
-        self._seed = seed
+        self._seed = as_integer("seed", seed)
         # A uniform number below the first bound is "unsure", below the second "not comparable",
         # below the third wrong.
         self._unsure_below = unsure
@@ -62,8 +64,13 @@ class Oracle:
         self._wrong_below = math.fsum((unsure, not_comparable, error))
 
     def answer(self, question: Question) -> Verdict:
-        """Answer for the two images that are shown."""
-        a, b = question.images
+        """Answer for the two images that are shown.
+
+        Raises:
+            ValueError: It is no question, or one about an image without an identity.
+        """
+        images = as_instance("question", question, Question).images
+        a, b = (check_row("question.images", row, len(self._identities)) for row in images)
         number = self._uniform(a, b)
         if number < self._unsure_below:
             return Verdict.UNSURE
@@ -105,8 +112,7 @@ def make_oracle(context: AnnotatorContext) -> Oracle:
 
 def _check(identities: Tensor, names: Sequence[str] | None, rates: dict[str, float]) -> None:
     for what, rate in rates.items():
-        if not 0 <= rate <= 1:
-            raise ValueError(f"{what}: got {rate}, expected a share between 0 and 1")
+        as_number(what, rate, 0, 1)
     # Summed without rounding in between: 0.1 + 0.2 + 0.7 is 1.
     total = math.fsum(rates.values())
     if total > 1:
@@ -118,7 +124,11 @@ def _check(identities: Tensor, names: Sequence[str] | None, rates: dict[str, flo
         raise ValueError(
             f"the oracle needs true identities: {unknown:,} of {len(identities):,} are unknown (-1)"
         )
-    if names is not None and len(names) != len(identities):
+    if names is None:
+        return
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"names: got {described(names)}, expected a list of names")
+    if len(names) != len(identities):
         raise ValueError(
             f"names: got {len(names):,}, expected one for each of {len(identities):,} identities"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..answers.closure import Closure
 from ..answers.ledger import Ledger
 from ..answers.question import NoAnswer, Question, Verdict
+from ..arguments import as_instance
 from ..errors import SettingError
 from .context import AnnotatorContext
 
@@ -19,7 +20,7 @@ class Replay:
     name = "replay"
 
     def __init__(self, closure: Closure) -> None:
-        self._closure = closure
+        self._closure = as_instance("closure", closure, Closure)
 
     def answer(self, question: Question) -> Verdict:
         """Return the answer of the other run.
@@ -28,6 +29,7 @@ class Replay:
             NoAnswer: The other run has no answer about the two images, and none follows from its
                 answers.
         """
+        as_instance("question", question, Question)
         given = self._closure.answer(*question.images)
         if given is not None:
             return given.verdict

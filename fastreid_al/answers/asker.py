@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..arguments import as_instance, as_integer, check_choice, check_row, described
 from .closure import Closure, Effect
 from .ledger import Ledger
 from .question import Annotator, Answer, NoAnswer, Question, UndoLast, Verdict
@@ -92,13 +93,21 @@ class Asker:
         run: str | None = None,
         seed: int = 0,
     ) -> None:
+        if not callable(getattr(annotator, "answer", None)) or not hasattr(annotator, "name"):
+            raise ValueError(
+                f"annotator: got {described(annotator)}, expected an object with a name and a "
+                "method answer(question)"
+            )
         self.annotator = annotator
-        self.ledger = ledger or Ledger.open("sqlite://")
+        if ledger is not None:
+            as_instance("ledger", ledger, Ledger)
+        check_choice("closure", closure, ("transitive", "none"))
         self.transitive = closure == "transitive"
-        self.confirm_merges = confirm_merges
-        self.budget = budget
-        self.run = uuid.uuid4().hex if run is None else run
-        self.seed = seed
+        self.confirm_merges = as_integer("confirm_merges", confirm_merges, 0)
+        self.budget = None if budget is None else as_integer("budget", budget, 0)
+        self.run = uuid.uuid4().hex if run is None else as_instance("run", run, str)
+        self.seed = as_integer("seed", seed, 0)
+        self.ledger = ledger or Ledger.open("sqlite://")
         #: Event of the ledger up to which the answers of this run belong to rounds that ended.
         self.position = 0
         #: Questions and seconds of the rounds that ended.
@@ -123,8 +132,8 @@ class Asker:
 
     def begin(self, epoch: int, limit: int | None = None) -> None:
         """Begin a round of at most `limit` questions; None is no limit."""
-        self.epoch = epoch
-        self._limit = limit
+        self.epoch = as_integer("epoch", epoch, 0)
+        self._limit = None if limit is None else as_integer("limit", limit, 0)
         self._open_round()
 
     def end(self) -> Spent:
@@ -205,15 +214,16 @@ class Asker:
             The verdict; see `ask`.
 
         Raises:
-            ValueError: Both rows are the same, or the round has no features and labels.
+            ValueError: A row is no image, both rows are the same, or the round has no features and
+                labels.
             OutOfQuestions: The budget is spent.
         """
-        i = int(i)
-        j = int(j)
-        if i == j:
-            raise ValueError(f"ask_pair: got image {i} twice, expected two different images")
         if self.features is None or self.labels is None:
             raise ValueError("ask_pair: the round has no features and labels")
+        i = check_row("i", i, len(self.labels))
+        j = check_row("j", j, len(self.labels))
+        if i == j:
+            raise ValueError(f"ask_pair: got image {i} twice, expected two different images")
         same_cluster = int(self.labels[i]) == int(self.labels[j]) >= 0
         reason = "split" if same_cluster else "merge"
         similarity = float(self.features[i] @ self.features[j])
@@ -230,6 +240,7 @@ class Asker:
             QuitAsking: The annotator leaves.
             RoundAgain: The annotator took an answer back.
         """
+        as_instance("question", question, Question)
         pair = _pair(*question.images)
         if self.can_ask(*pair):
             self._ask_once(question, question.images, self._answers_needed(question), None)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ..arguments import as_flag, as_integer, described
 from .question import Answer, Verdict
 
 
@@ -58,7 +59,7 @@ class Closure:
     """
 
     def __init__(self, transitive: bool = True) -> None:
-        self.transitive = transitive
+        self.transitive = as_flag("transitive", transitive)
         self.contradictions: list[Contradiction] = []
         #: Usable answers by pair, the latest last.
         self._pairs: dict[tuple[int, int], list[Answer]] = {}
@@ -80,6 +81,8 @@ class Closure:
     @classmethod
     def replay(cls, answers: Iterable[Answer], transitive: bool = True) -> Closure:
         """Return the closure of answers that are in the order of their events."""
+        if isinstance(answers, str | bytes) or not isinstance(answers, Iterable):
+            raise ValueError(f"answers: got {described(answers)}, expected a list of answers")
         closure = cls(transitive)
         # A replay creates long-lived objects only; the garbage collector would take half of its
         # time.
@@ -94,8 +97,12 @@ class Closure:
         return closure
 
     def add(self, answer: Answer) -> Effect:
-        """Take in one answer; answers come in the order of their events."""
-        a, b = answer.left, answer.right
+        """Take in one answer; answers come in the order of their events.
+
+        Raises:
+            ValueError: It is no answer, or a field of it has the wrong type.
+        """
+        a, b = _images_of(answer)
         if a < 0 or b < 0 or a == b:
             return Effect.UNUSABLE
         self._pairs.setdefault(_pair(a, b), []).append(answer)
@@ -114,6 +121,7 @@ class Closure:
 
     def verdict(self, a: int, b: int) -> Verdict | None:
         """Return what the answers imply about two images: SAME, DIFFERENT or None."""
+        a, b = _rows(a, b)
         if not self.transitive:
             deciding = self._deciding_answer(a, b)
             return None if deciding is None else deciding.verdict
@@ -142,7 +150,7 @@ class Closure:
         """Return the root of the component of an image, or None for an image without must-link and
         cannot-link.
         """
-        return self._root.get(image)
+        return self._root.get(image if type(image) is int else as_integer("image", image))
 
     def components(self) -> dict[int, list[int]]:
         """Return the images of each component by its root; a single image with a cannot-link is a
@@ -152,11 +160,16 @@ class Closure:
 
     def cannot_links(self, root: int) -> set[int]:
         """Return the roots of the components that are known to be different from a component."""
-        return self._cannot_links[root]
+        try:
+            return self._cannot_links[root]
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"root: got {described(root)}, expected the root of a component"
+            ) from None
 
     def counted(self, event: int) -> bool:
         """Return whether enough answers agree for this "same" to count."""
-        return event in self._counted
+        return as_integer("event", event) in self._counted
 
     def disputed(self, merge: int) -> bool:
         """Return whether a question that was to confirm a merge was answered "different".
@@ -164,7 +177,7 @@ class Closure:
         Args:
             merge: Event of the first answer of the merge.
         """
-        return merge in self._disputed
+        return as_integer("merge", merge) in self._disputed
 
     def chain(self, a: int, b: int) -> list[int]:
         """Return the events that prove the verdict about two images, in the order of the path from
@@ -173,6 +186,7 @@ class Closure:
         The path is a shortest path of must-links; for DIFFERENT it contains one cannot-link. Empty
         without a verdict.
         """
+        a, b = _rows(a, b)
         verdict = self.verdict(a, b)
         if verdict is None or a == b:
             return []
@@ -332,5 +346,26 @@ class Closure:
         return events[::-1]
 
 
+def _rows(a: int, b: int) -> tuple[int, int]:
+    """Rows of two images; strategies ask for millions of pairs, whose rows are integers."""
+    if type(a) is int and type(b) is int:
+        return a, b
+    return as_integer("a", a), as_integer("b", b)
+
+
+def _images_of(answer: Answer) -> tuple[int, int]:
+    """The images of an answer whose fields have the right types."""
+    if not isinstance(answer, Answer) or not isinstance(answer.verdict, Verdict):
+        got = answer.verdict if isinstance(answer, Answer) else answer
+        raise ValueError(f"answer: got {described(got)}, expected an Answer with a Verdict")
+    as_integer("answer.event", answer.event)
+    as_integer("answer.need", answer.need, 1)
+    if answer.confirms is not None:
+        as_integer("answer.confirms", answer.confirms)
+    left = as_integer("answer.left", answer.left)
+    return left, as_integer("answer.right", answer.right)
+
+
 def _pair(a: int, b: int) -> tuple[int, int]:
+    a, b = _rows(a, b)
     return (a, b) if a < b else (b, a)

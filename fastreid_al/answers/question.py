@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from ..arguments import as_ids, as_instance, as_integer, as_number, described
 
 
 class Verdict(str, enum.Enum):
@@ -42,15 +45,50 @@ class Question:
     score: float
     cluster: int = -1
 
+    def __post_init__(self) -> None:
+        """Refuse what is no question.
+
+        Raises:
+            ValueError: Wrong type or shape of an argument, an image twice, or an empty group.
+        """
+        set_field = partial(object.__setattr__, self)
+        set_field("images", _two_images(self.images))
+        if not isinstance(self.groups, tuple | list) or len(self.groups) != 2:
+            raise ValueError(f"groups: got {described(self.groups)}, expected two lists of images")
+        set_field("groups", tuple(_group(group) for group in self.groups))
+        as_instance("reason", self.reason, str)
+        set_field("similarity", float(as_number("similarity", self.similarity)))
+        set_field("score", float(as_number("score", self.score)))
+        set_field("cluster", as_integer("cluster", self.cluster, -1))
+
     @classmethod
     def about_images(
         cls, i: int, j: int, reason: str, similarity: float, score: float = 0.0
     ) -> Question:
         """Return a question about two single images, the one with the lower row first."""
-        low = min(i, j)
-        high = max(i, j)
+        low, high = sorted(_two_images((i, j)))
         groups = torch.tensor([low]), torch.tensor([high])
         return cls((low, high), groups, reason, similarity, score)
+
+
+def _two_images(images: Any) -> tuple[int, int]:
+    """Rows of two different images."""
+    if not isinstance(images, tuple | list) or len(images) != 2:
+        raise ValueError(f"images: got {described(images)}, expected the rows of two images")
+    i, j = (as_integer("images", row, 0) for row in images)
+    if i == j:
+        raise ValueError(f"images: got image {i} twice, expected two different images")
+    return i, j
+
+
+def _group(group: Any) -> Tensor:
+    """Rows of the images of a group."""
+    # Rows that this package makes need no further look: there may be millions.
+    if not isinstance(group, Tensor) or group.dtype != torch.int64 or group.ndim != 1:
+        group = as_ids("groups", group, low=0, per="image")
+    if not len(group):
+        raise ValueError("groups: got a group without images, expected one image at least")
+    return group
 
 
 class Answer(NamedTuple):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import as_ids, as_labels, as_lists, as_world
 from ..distributed.world import SINGLE_PROCESS, World
 
 
@@ -31,7 +32,12 @@ def pair_scores(labels: Tensor, identities: Tensor) -> PairScores:
     Returns:
         The scores, from counts of (label, identity) pairs: O(n log n) time, about 50 bytes an
         image. Without a predicted pair precision is 1; without a true pair recall is 1.
+
+    Raises:
+        ValueError: Wrong shape or dtype, other lengths, or a label below -1.
     """
+    labels = as_labels("labels", labels)
+    identities = as_ids("identities", identities, len(labels), per="image").to(labels.device)
     clustered = labels >= 0
     table = torch.stack([labels[clustered], identities[clustered]], 1)  # (clustered, 2)
     both = _pairs(table.unique(dim=0, return_counts=True)[1])
@@ -74,12 +80,39 @@ def list_scores(
     Returns:
         The scores, in about 20 bytes a label. Without a predicted pair precision is 1; without a
         true pair recall is 1.
+
+    Raises:
+        ValueError: Wrong shape or dtype; an `indptr` that does not ascend from 0 to the number of
+            labels; a label outside [0, n), or twice in a list. If it is so on one rank, all ranks
+            raise.
     """
+    identities = as_ids("identities", identities, per="image").cpu()
     n = len(identities)
-    images = torch.arange(n)[world.local_slice(n)].repeat_interleave(indptr.diff())  # (labels,)
+    own = as_world(world).local_slice(n)
+    indptr, indices = world.raise_together(lambda: _checked_lists(indptr, indices, own, n))
+    images = torch.arange(n)[own].repeat_interleave(indptr.diff())  # (labels,)
     others = images != indices
     same = identities[images[others]] == identities[indices[others]]
     right = sum(world.all_gather_counts(int(same.sum())))
     predicted = sum(world.all_gather_counts(int(others.sum())))
     true = 2 * _pairs(identities.unique(return_counts=True)[1])
     return ListScores(right / predicted if predicted else 1.0, right / true if true else 1.0)
+
+
+def _checked_lists(indptr: Tensor, indices: Tensor, own: slice, n: int) -> tuple[Tensor, Tensor]:
+    """Lists of this rank's images on the CPU, without repetitions."""
+    indptr, indices = (x.cpu() for x in as_lists(indptr, indices, own.stop - own.start, n))
+    starts = torch.zeros(len(indices) + 1, dtype=torch.bool)
+    starts[indptr] = True
+    if bool(((indices[1:] <= indices[:-1]) & ~starts[1:-1]).any()):
+        # Not ascending everywhere, so that a sort has to tell.
+        rows = torch.arange(len(indptr) - 1).repeat_interleave(indptr.diff())
+        ordered = (rows * n + indices).sort().values
+        repeated = (ordered[1:] == ordered[:-1]).nonzero()
+        if len(repeated):
+            row, label = divmod(int(ordered[repeated[0, 0]]), n)
+            raise ValueError(
+                f"indices: got {label} twice in the list of image {own.start + row}, "
+                "expected each label once"
+            )
+    return indptr, indices

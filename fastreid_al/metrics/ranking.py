@@ -9,9 +9,12 @@ import torch
 from reid_kernels.numerics import full_precision
 from torch import Tensor
 
+from ..arguments import as_ids, as_integer, as_tensor, as_world
 from ..clustering.csr import ranges
 from ..distributed.world import SINGLE_PROCESS, World
 
+#: How far the norm of a row may be from 1 before it is divided by it: half floats are a little off.
+_UNIT_TOLERANCE = 1e-3
 #: Similarities that exist at a time, in elements: 32 MiB of float32 on a CPU, 512 MiB on a GPU.
 _BLOCK = 2**23
 _BLOCK_GPU = 2**27
@@ -44,7 +47,8 @@ class Ranking(NamedTuple):
     skipped: int
 
     def rank(self, k: int) -> float:
-        """Rank-k accuracy."""
+        """Rank-k accuracy; k is 1 or more."""
+        k = as_integer("k", k, 1)
         return float(self.cmc[min(k, len(self.cmc)) - 1]) if len(self.cmc) else 0.0
 
 
@@ -73,7 +77,10 @@ def rank_gallery(
     length: int = 50,
     world: World = SINGLE_PROCESS,
 ) -> Ranking:
-    """Rank the gallery for each query by dot product, and score the rankings.
+    """Rank the gallery for each query by cosine similarity, and score the rankings.
+
+    Rows whose length is within 1e-3 of 1 are taken as they are; others are divided by their length.
+    A row of zeros has the similarity 0 to all others.
 
     For each query, gallery images of the same identity and camera are dropped, as is junk (identity
     -1). An unknown camera (-1) equals no other. Average precision is the mean of the precision at
@@ -85,11 +92,12 @@ def rank_gallery(
     all-reduced. The result is the same on all ranks and in a single process.
 
     Args:
-        query_features: (q, D) float, unit-norm rows, on any device; on several ranks this rank's
-            rows.
-        query_ids: (q,) int64, of all queries on each rank, on any device, as the three below.
-        query_cameras: (q,) int64.
-        gallery_features: (g, D) float, unit-norm rows, on the device of the queries; on several
+        query_features: (q, D) float, rows of any length, on any device; on several ranks this
+            rank's rows.
+        query_ids: (q,) int64, -1 for junk, of all queries on each rank, on any device, as the three
+            below.
+        query_cameras: (q,) int64, -1 where unknown.
+        gallery_features: (g, D) float, rows of any length, on the device of the queries; on several
             ranks this rank's rows.
         gallery_ids: (g,) int64.
         gallery_cameras: (g,) int64.
@@ -114,10 +122,10 @@ def rank_gallery(
         ValueError: Lengths, widths or dtypes disagree, or features are not finite. If it is so on
             one rank, all ranks raise.
     """
-    query = Side(query_features, query_ids, query_cameras)
-    gallery = Side(gallery_features, gallery_ids, gallery_cameras)
+    length = as_integer("length", length, 0)
+    sides = (query_features, query_ids, query_cameras, gallery_features, gallery_ids)
+    query, gallery = checked(*sides, gallery_cameras, world)
     matches = Matches(query, gallery)
-    query, gallery = checked(query, gallery, world)
     device = query.features.device
     rows = block_rows(matches, _BLOCK if device.type == "cpu" else _BLOCK_GPU)
     blocks = similarities(query.features, gallery.features, matches, rows, world)
@@ -133,12 +141,6 @@ class Matches:
     """
 
     def __init__(self, query: Side, gallery: Side) -> None:
-        for name, side in (("query", query), ("gallery", gallery)):
-            if side.identities.ndim != 1 or side.identities.shape != side.cameras.shape:
-                raise ValueError(
-                    f"{name}: got ids {tuple(side.identities.shape)} and cameras "
-                    f"{tuple(side.cameras.shape)}, expected (m,) and (m,)"
-                )
         query_ids = query.identities.cpu()
         gallery_ids = gallery.identities.cpu()
         self._query_cameras = query.cameras.cpu()
@@ -188,12 +190,27 @@ class Matches:
         return row, column, (camera >= 0) & (camera == self._gallery_cameras[column])
 
 
-def checked(query: Side, gallery: Side, world: World) -> tuple[Side, Side]:
-    """Check both sides on all ranks, and return them with detached features.
+def checked(
+    query_features: Tensor,
+    query_ids: Tensor,
+    query_cameras: Tensor,
+    gallery_features: Tensor,
+    gallery_ids: Tensor,
+    gallery_cameras: Tensor,
+    world: World,
+) -> tuple[Side, Side]:
+    """Check both sides on all ranks, and return them with detached unit-norm features.
 
     Raises:
-        ValueError: On every rank, if the features of one rank have a problem.
+        ValueError: On every rank, if the arguments of one rank have a problem.
     """
+    as_world(world)
+    query, gallery = world.raise_together(
+        lambda: (
+            _side("query", query_features, query_ids, query_cameras),
+            _side("gallery", gallery_features, gallery_ids, gallery_cameras),
+        )
+    )
     sides = (("query", query), ("gallery", gallery))
     problems = [problem for name, side in sides for problem in _problems(name, side, world)]
     own_widths = [
@@ -211,22 +228,39 @@ def checked(query: Side, gallery: Side, world: World) -> tuple[Side, Side]:
         raise ValueError(
             f"query_features and gallery_features: got widths {widths}, expected one width"
         )
-    return _detached(query, width), _detached(gallery, width)
+    return _normalised(query, width), _normalised(gallery, width)
 
 
-def _detached(side: Side, width: int) -> Side:
-    """Without gradient; a rank without rows may not know their width."""
+def _side(name: str, features: Tensor, identities: Tensor, cameras: Tensor) -> Side:
+    """The queries or the gallery as tensors of the right ranks and dtypes."""
+    features = as_tensor(f"{name}_features", features, 2, "(m, D)").detach()
+    identities = as_ids(f"{name}_ids", identities, low=-1, per="image")
+    cameras = as_ids(f"{name}_cameras", cameras, len(identities), low=-1, per=f"of {name}_ids")
+    return Side(features, identities, cameras)
+
+
+def _normalised(side: Side, width: int) -> Side:
+    """With rows of unit norm; a rank without rows may not know their width."""
     features = side.features
-    return side._replace(
-        features=features.detach() if len(features) else features.new_zeros(0, width)
-    )
+    if not len(features):
+        return side._replace(features=features.new_zeros(0, width))
+    accumulated = torch.promote_types(features.dtype, torch.float32)
+    length = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=accumulated)
+    other = (length - 1).abs() > _UNIT_TOLERANCE
+    if not bool(other.any()):
+        return side
+    # Divided by the greatest value first, so that no square leaves the range of the dtype.
+    greatest = features.abs().amax(1, keepdim=True).to(accumulated)
+    scaled = features / greatest.clamp(min=torch.finfo(accumulated).tiny)
+    unit = torch.nn.functional.normalize(scaled, dim=1)
+    return side._replace(features=torch.where(other, unit.to(features.dtype), features))
 
 
 def _problems(name: str, side: Side, world: World) -> Iterator[str]:
     features = side.features
     own = world.local_slice(len(side.identities))
     rows = own.stop - own.start
-    if features.ndim != 2 or len(features) != rows or not features.is_floating_point():
+    if len(features) != rows or not features.is_floating_point():
         yield (
             f"{name}: got features {tuple(features.shape)}, {features.dtype}, for "
             f"{len(side.identities)} ids, expected ({rows}, D), float"

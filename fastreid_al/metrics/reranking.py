@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from reid_kernels.topk import MAX_K
 from torch import Tensor
 
+from ..arguments import as_integer, as_number
 from ..clustering.csr import ranges
 from ..clustering.jaccard_torch import SparseWeights, averaged_weights, by_column, distances
 from ..clustering.neighbours import nearest_neighbours
 from ..distributed.world import SINGLE_PROCESS, World
-from .ranking import Matches, Ranking, Side, block_rows, checked, score_blocks, similarities
+from .ranking import Matches, Ranking, block_rows, checked, score_blocks, similarities
 
 #: Overlaps that exist at a time, in elements of 8 bytes: 32 MiB on a CPU, 128 MiB on a GPU.
 _BLOCK = 2**22
@@ -51,8 +53,8 @@ def rerank_gallery(
     float64). The rankings are scored as by `rank_gallery`.
 
     Args:
-        query_features: (q, D) float32 or float64, unit-norm rows, on any device; on several ranks
-            this rank's rows.
+        query_features: (q, D) float32 or float64, rows of any length but 0, on any device; on
+            several ranks this rank's rows.
         query_ids: (q,) int64, of all queries on each rank, on any device, as the three below.
         query_cameras: (q,) int64.
         gallery_features: (g, D), of the same dtype and device; on several ranks this rank's rows.
@@ -75,14 +77,16 @@ def rerank_gallery(
         MiB each on a CPU and 128 MiB on a GPU. Nothing is q x g.
 
     Raises:
-        ValueError: As `rank_gallery`; the features are not both float32 or both float64 or are far
-            from unit norm, k1 or k2 is below 1, k1 is above 1,024, or `original` is outside [0, 1].
+        ValueError: As `rank_gallery`; the features are not both float32 or both float64 or have a
+            row of zeros, k1 or k2 is below 1, k1 is above 1,024, or `original` is outside [0, 1].
     """
-    _check_numbers(k1, k2, original)
-    query = Side(query_features, query_ids, query_cameras)
-    gallery = Side(gallery_features, gallery_ids, gallery_cameras)
+    k1 = as_integer("k1", k1, 1, MAX_K)
+    k2 = as_integer("k2", k2, 1)
+    original = as_number("original", original, 0, 1)
+    length = as_integer("length", length, 0)
+    sides = (query_features, query_ids, query_cameras, gallery_features, gallery_ids)
+    query, gallery = checked(*sides, gallery_cameras, world)
     matches = Matches(query, gallery)
-    query, gallery = checked(query, gallery, world)
     query_features = world.all_gather_rows(query.features)
     gallery_features = world.all_gather_rows(gallery.features)
     features = torch.cat([query_features, gallery_features])  # (q + g, D)
@@ -99,13 +103,6 @@ def rerank_gallery(
     return score_blocks(blocks, matches, rows, query_features.device, length, SINGLE_PROCESS)
 
 
-def _check_numbers(k1: int, k2: int, original: float) -> None:
-    if k1 < 1 or k2 < 1:
-        raise ValueError(f"k1 and k2: got {k1} and {k2}, expected at least 1")
-    if not 0 <= original <= 1:
-        raise ValueError(f"original: got {original}, expected a number in [0, 1]")
-
-
 def _check_features(features: Tensor, query_dtype: torch.dtype, gallery_dtype: torch.dtype) -> None:
     if query_dtype != gallery_dtype or features.dtype not in (torch.float32, torch.float64):
         raise ValueError(
@@ -116,7 +113,7 @@ def _check_features(features: Tensor, query_dtype: torch.dtype, gallery_dtype: t
     if len(features) and float((norms - 1).abs().max()) > _UNIT_TOLERANCE:
         raise ValueError(
             f"features: got rows of lengths {float(norms.min()):.4g} to {float(norms.max()):.4g}, "
-            "expected unit rows"
+            "expected rows that are not zero"
         )
 
 

@@ -135,7 +135,7 @@ def test_oracle_rates_of_one_leave_nothing_to_chance() -> None:
     ],
 )
 def test_oracle_refuses_rates_that_are_no_shares(rates: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"between 0 and 1|a sum of 1\.1"):
+    with pytest.raises(ValueError, match=r"a number in \[0, 1\]|a sum of 1\.1"):
         Oracle(IDENTITIES, **rates)
 
 

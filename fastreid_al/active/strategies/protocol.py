@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ... import plugins
 from ...answers.asker import Asker
+from ...arguments import as_callable
 from ...config import QuestionConfig
 
 
@@ -44,7 +45,8 @@ def load_strategy(strategy: Strategy | str) -> Strategy:
 
     Raises:
         SettingError: No strategy has this name.
+        ValueError: Neither a function nor a name.
     """
     if isinstance(strategy, str):
         return plugins.load(plugins.STRATEGIES, strategy, "ask")
-    return strategy
+    return as_callable("strategy", strategy, "a function or the name of a strategy")

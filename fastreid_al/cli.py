@@ -118,7 +118,10 @@ _FLAGS = (_RESUME, _DRY_RUN, _PRINT_CONFIG, _HELP, _HELP_ALL)
 
 #: The settings of a run that are in no group, as the help shows them.
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "Images": ("dataset", "data_root", "source", "source_root", "camstyle"),
+    "Images": (
+        *("dataset", "data_root", "camera_pattern", "identity_pattern", "tracklet_frames"),
+        *("source", "source_root", "camstyle"),
+    ),
     "Method": ("method", "model", "epochs", "neighbours_k", "weights", "seed"),
     "Questions": ("ask", "annotator"),
     "Run": (

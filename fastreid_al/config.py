@@ -537,6 +537,23 @@ class RunConfig:
         resumable=True,
         only=unless("dataset", "synthetic"),
     )
+    camera_pattern: str | None = setting(
+        None,
+        "Regular expression that finds the camera in the name of a file, with its folders; its "
+        "first group is the camera",
+        unset="usual spellings are recognised",
+        only=when("dataset", "folder"),
+    )
+    identity_pattern: str | None = setting(
+        None,
+        "Regular expression that finds the identity in the name of a file, with its folders; its "
+        "first group is the identity",
+        unset="folders are identities",
+        only=when("dataset", "folder"),
+    )
+    tracklet_frames: int = setting(
+        4, "Images of each tracklet.", at_least=1, only=when("dataset", "mars")
+    )
     method: MethodName = setting(
         "ucal", "ucal; nnct; or supervised, ucal's upper bound with true labels."
     )
@@ -549,13 +566,16 @@ class RunConfig:
     )
     source: str | None = setting(
         None,
-        "A labelled image set to train with as well (unsupervised domain adaptation)",
+        "A labelled image set to train with as well (unsupervised domain adaptation), or several, "
+        "with commas between",
         unset="none",
         names=DATASETS,
+        several=True,
     )
     source_root: str = setting(
         "data",
-        "The source's data root, or its own folder.",
+        "The source's data root, or its own folder; of several sources one for all, or one for "
+        "each, with commas between.",
         resumable=True,
         only=unless("source", "synthetic", None),
     )
@@ -659,6 +679,9 @@ class EvaluationConfig:
         unset="that of the run whose folder holds the checkpoint, or synthetic,",
     )
     data_root: str = like(RunConfig, "data_root")
+    camera_pattern: str | None = like(RunConfig, "camera_pattern")
+    identity_pattern: str | None = like(RunConfig, "identity_pattern")
+    tracklet_frames: int = like(RunConfig, "tracklet_frames")
     model: str | None = like(
         RunConfig,
         "model",

@@ -86,6 +86,7 @@ class Setting:
         replaced: Values of earlier versions, each with the value that replaces it in files and on
             command lines.
         resumable: Whether the value may change when a run is resumed.
+        several: Whether the value may be several of its names, with commas between.
         only: Conditions without which it is not read.
         key: Its key, such as "batch.size".
         type: Its annotation.
@@ -102,6 +103,7 @@ class Setting:
     names: str = ""
     replaced: tuple[tuple[str, str], ...] = ()
     resumable: bool = False
+    several: bool = False
     only: tuple[When, ...] = ()
     key: str = ""
     type: Any = None
@@ -153,7 +155,8 @@ class Setting:
     def expected(self) -> str:
         """What a value must be, in words."""
         if self.choices:
-            return f"one of {', '.join(self.choices)}"
+            one = "one or more, with commas between, of" if self.several else "one of"
+            return f"{one} {', '.join(self.choices)}"
         kind = "[low,high], two numbers" if self.is_pair else _KINDS[self.kind]
         return f"{kind}, {self.range}" if self.range else kind
 
@@ -211,9 +214,16 @@ class Setting:
         return True
 
     def _one_of_choices(self, value: Any) -> str:
-        if isinstance(value, str) and value in self.choices:
-            return value
+        if isinstance(value, str):
+            names = separated(value) if self.several else [value]
+            if names and all(name in self.choices for name in names):
+                return value
         raise SettingError(self.key, value, self.expected, did_you_mean(value, self.choices))
+
+
+def separated(text: str) -> list[str]:
+    """The parts of a text with commas between, without white space around them."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def did_you_mean(word: object, known: Iterable[str], cutoff: float = 0.6) -> str:

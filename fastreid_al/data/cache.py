@@ -50,7 +50,7 @@ from ..locks import lock, open_lock
 _JPEG_LIBRARY = features.version("libjpeg_turbo") or features.version("jpg")
 #: Everything that decides the pixels in addition to contents and size; its number is raised when
 #: the method of resizing changes.
-RESAMPLING = f"1, Pillow {PIL.__version__}, jpeg {_JPEG_LIBRARY}"
+RESAMPLING = f"2, Pillow {PIL.__version__}, jpeg {_JPEG_LIBRARY}"
 
 _MAGIC = b"fral-px1"
 #: End of a file of pixels: length and checksum of the JSON before it, and the magic bytes.

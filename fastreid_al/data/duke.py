@@ -12,7 +12,7 @@ from .records import ImageSet, SplitCounts
 LAYOUT = SetLayout(
     "dukemtmcreid",
     ("dukemtmcreid/DukeMTMC-reID", "DukeMTMC-reID", "dukemtmcreid"),
-    (FOLDERS["train"],),
+    (FOLDERS["train"], FOLDERS["gallery"]),
     FOLDERS["train"],
 )
 PUBLISHED = {

@@ -2,130 +2,166 @@
 
 from __future__ import annotations
 
-import os
-import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DataError
+from .layouts import refuse_published_layout
 from .locate import existing_folder
+from .names import number_names, pattern_of, read_cameras, read_identities
 from .reader import ReadOptions
-from .records import (
-    IMAGE_SUFFIXES,
-    STYLE_COPIES,
-    UNKNOWN,
-    ImageSet,
-    Record,
-    keep_test_apart,
-    renumber,
-)
+from .records import ImageSet, Record, keep_test_apart, renumber
+from .walk import Found, find_images, is_test_name
 
-#: Files by which the folder of a run is recognised.
-_RUN_FILES = {"config.json", "versions.json"}
 _SPLITS = ("train", "query", "gallery")
-_CAMERA = re.compile(r"_c(\d+)")
 
 
 def read_folder(root: Path, options: ReadOptions) -> ImageSet:
     """Read `root/{train,query,gallery}/IDENTITY/*`, or an unlabelled folder of crops.
 
-    Without a `train` folder, every image below the root, at any depth, is an unlabelled training
-    image, and query and gallery are empty: such a set can be trained on but not evaluated.
-    CamStyle's copies are left out. Images directly in `train`, in no identity's folder, are
-    unlabelled as well. The camera is parsed from `_c(digits)` in the file name, and unknown (-1)
-    where that is missing.
+    Without these three folders, every image below the root, at any depth, is an unlabelled training
+    image, except in folders whose name says that they are kept for testing (test, val, query, ...).
+    Images directly in `train`, in no identity's folder, are unlabelled as well. The camera is read
+    from the file's name in its usual spellings, and unknown (-1) where that is missing.
 
     Args:
         root: The folder.
-        options: Only the keys are used.
+        options: `camera_pattern` and `identity_pattern` read cameras and identities out of the
+            names instead.
 
     Raises:
-        DataError: There is no image, labelled and unlabelled images are mixed, or only one of query
-            and gallery is there.
+        DataError: There is no image, labelled and unlabelled images are mixed, only one of query
+            and gallery is there, or the folder has the layout of a published set.
+        SettingError: A pattern is no regular expression.
     """
     root = existing_folder(root, options.keys.root)
-    if not (root / "train").is_dir():
-        return _read_unlabelled(root)
-    numbers = _identity_numbers(root)
-    read = {split: _read_split(root / split, numbers) for split in _SPLITS}
-    if not read["train"]:
-        raise DataError(
-            f"{root / 'train'} holds no image; put the crops there, "
-            "one folder for each identity or all in one"
-        )
-    if bool(read["query"]) != bool(read["gallery"]):
-        empty = "query" if not read["query"] else "gallery"
-        raise DataError(
-            f"{root / empty} is missing or empty; evaluation needs query/ and gallery/, or neither"
-        )
+    folders = _split_folders(root)
+    if folders:
+        founds = {split: find_images(folder) for split, folder in folders.items()}
+        _check_not_empty(root, folders, founds)
+    else:
+        refuse_published_layout(root, options.keys)
+        folders = {"train": root}
+        founds = {"train": find_images(root, skip=_kept_for_testing)}
+        _check_any(root, founds["train"])
+    splits = _records(root, folders, founds, options)
+    whole = Found()
+    for found in founds.values():
+        whole.add(found)
+    if folders.get("train") != root:
+        _pass_over_others(root, folders, whole)
     return keep_test_apart(
-        ImageSet("folder", root, renumber(read["train"]), read["query"], read["gallery"])
+        ImageSet(
+            "folder",
+            root,
+            renumber(splits.get("train", [])),
+            splits.get("query", []),
+            splits.get("gallery", []),
+            passed_over=whole.passed_over,
+            outside=whole.outside,
+        )
     )
 
 
-def _read_unlabelled(root: Path) -> ImageSet:
-    records = []
-    for path in images_below(root):
-        if STYLE_COPIES not in path.relative_to(root).parts:
-            records.append(Record(path, UNKNOWN, _camera(path)))
-    if not records:
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits; upper and lower case are the same."""
+    named: dict[str, Path] = {}
+    for path in sorted(root.iterdir()):
+        split = path.name.lower()
+        if split in _SPLITS and path.is_dir():
+            if split in named:
+                raise DataError(f"{root} holds {named[split].name} and {path.name}; join the two")
+            named[split] = path
+    return {split: named[split] for split in _SPLITS if split in named}
+
+
+def _check_not_empty(root: Path, folders: Mapping[str, Path], founds: Mapping[str, Found]) -> None:
+    """Refuse a set without images, and query without gallery or the reverse."""
+    if "train" in folders and not founds["train"].images:
         raise DataError(
-            f"{root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth; "
-            "name another folder"
+            f"{folders['train']} holds no image{_reasons(founds['train'])}; put the crops there, "
+            "one folder for each identity or all in one"
         )
-    return ImageSet("folder", root, records, [], [])
-
-
-def _identity_numbers(root: Path) -> dict[str, int]:
-    """Number the names of all identity folders, so that a name is one identity in every split."""
-    names = set()
-    for split in _SPLITS:
-        if (root / split).is_dir():
-            names |= {folder.name for folder in (root / split).iterdir() if folder.is_dir()}
-    return {name: number for number, name in enumerate(sorted(names))}
-
-
-def _read_split(folder: Path, numbers: dict[str, int]) -> list[Record]:
-    if not folder.is_dir():
-        return []
-    loose = []
-    labelled = []
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            for image in images_below(path):
-                labelled.append(Record(image, numbers[path.name], _camera(image)))
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            loose.append(Record(path, UNKNOWN, _camera(path)))
-    if loose and labelled:
-        folders = len({r.identity for r in labelled})
+    tested = {split for split, found in founds.items() if found.images} - {"train"}
+    if len(tested) == 1 or (not tested and "train" not in folders):
+        empty = "gallery" if "query" in tested else "query"
         raise DataError(
-            f"{folder} holds {len(loose)} images next to {folders} identity folders; "
+            f"{root / empty} is missing or empty; evaluation needs query/ and gallery/, or neither"
+        )
+
+
+def _check_any(root: Path, found: Found) -> None:
+    if not found.images:
+        raise DataError(f"{root} holds no image at any depth{_reasons(found)}; name another folder")
+
+
+def _records(
+    root: Path,
+    folders: Mapping[str, Path],
+    founds: Mapping[str, Found],
+    options: ReadOptions,
+) -> dict[str, list[Record]]:
+    """The records of each split; names of identities and cameras are numbered over all splits."""
+    paths = [path for found in founds.values() for path in found.images]
+    pattern = pattern_of("identity_pattern", options.identity_pattern)
+    if pattern is not None:
+        names = read_identities(paths, root, pattern)
+    else:
+        names = [
+            _identity_folder(path, folder) if folder != root else ""
+            for folder, found in zip(folders.values(), founds.values(), strict=True)
+            for path in found.images
+        ]
+    cameras = read_cameras(paths, root, pattern_of("camera_pattern", options.camera_pattern))
+    identities = number_names(names)
+    records: dict[str, list[Record]] = {}
+    start = 0
+    for split, found in founds.items():
+        part = slice(start, start + len(found.images))
+        _check_labels(folders[split], split, names[part])
+        fields = zip(paths[part], identities[part], cameras[part], strict=True)
+        records[split] = [Record(*of_image) for of_image in fields]
+        start = part.stop
+    return records
+
+
+def _identity_folder(path: Path, folder: Path) -> str:
+    """The folder of an image's identity below the folder of a split; "" where it has none."""
+    parts = path.relative_to(folder).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def _check_labels(folder: Path, split: str, names: Sequence[str]) -> None:
+    """Refuse labelled and unlabelled images in one split, and unlabelled test images."""
+    loose = names.count("")
+    if split != "train" and loose:
+        raise DataError(
+            f"{folder} holds {loose:,} images without an identity; evaluation needs "
+            f"{folder.name}/IDENTITY/IMAGE, or an `identity_pattern` that reads it from the name"
+        )
+    if loose and loose < len(names):
+        raise DataError(
+            f"{folder} holds {loose:,} images next to {len(set(names) - {''})} identity folders; "
             "move them into identity folders, or all images out of them"
         )
-    if loose and folder.name != "train":
-        raise DataError(
-            f"{folder} holds images outside identity folders; "
-            f"evaluation needs {folder.name}/IDENTITY/IMAGE"
-        )
-    return loose or labelled
 
 
-def images_below(folder: Path) -> list[Path]:
-    """List the images at any depth below a folder, through links too, in sorted order.
-
-    A broken link is listed, so that it can be reported as unreadable.
-    """
-    images: list[Path] = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        # A run that was started inside the image folder has left figures there.
-        if set(files) >= _RUN_FILES:
-            folders.clear()
-            continue
-        for name in files:
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                images.append(Path(parent, name))
-    return sorted(images)
+def _kept_for_testing(name: str) -> str | None:
+    if is_test_name(name):
+        return "folders whose name says that their images are kept for testing"
+    return None
 
 
-def _camera(path: Path) -> int:
-    match = _CAMERA.search(path.stem)
-    return int(match[1]) if match else UNKNOWN
+def _pass_over_others(root: Path, folders: Mapping[str, Path], found: Found) -> None:
+    """Count the folders beside those of the splits, of which nothing is read."""
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and path not in folders.values():
+            found.pass_over("folders beside train, query and gallery", path)
+
+
+def _reasons(found: Found) -> str:
+    """What was passed over, in brackets; empty where nothing was."""
+    if not found.passed_over:
+        return ""
+    counts = [f"{len(paths):,} {reason}" for reason, paths in found.passed_over.items()]
+    return f" (passed over: {', '.join(counts)})"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .. import plugins
 from ..config import SyntheticConfig
 from ..errors import one_line
 from .reader import TARGET_KEYS, DatasetReader, ReadOptions, SetKeys
-from .records import ImageSet, count
+from .records import UNKNOWN, ImageSet, count
+from .walk import passed_over_lines
 
 
 def load(
@@ -21,14 +22,18 @@ def load(
     verbose: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
     keys: SetKeys = TARGET_KEYS,
+    camera_pattern: str | None = None,
+    identity_pattern: str | None = None,
+    frames: int = 4,
 ) -> ImageSet:
     """Read an image set.
 
     Args:
-        name: market1501, dukemtmcreid, msmt17, folder, synthetic, the name of an entry point of the
-            group `fastreid_al.datasets`, or a reader itself.
-        root: The data root or the set's own folder. The synthetic set does not use it: it lies in
-            the user's cache and is rendered there at the first use.
+        name: A name of `plugins.BUILT_IN`, such as market1501, msmt17, folder, manifest or
+            synthetic, the name of an entry point of the group `fastreid_al.datasets`, or a reader
+            itself.
+        root: The data root or the set's own folder; for manifest its CSV file. The synthetic set
+            does not use it: it lies in the user's cache and is rendered there at the first use.
         validation: MSMT17 and the synthetic set: train on train + val.
         synthetic: Size and seed of the synthetic set.
         verbose: Print the counts of images, identities and cameras, and warn where they differ from
@@ -36,6 +41,9 @@ def load(
         on_progress: Called with (images rendered, images in all) while the synthetic set is
             rendered.
         keys: Keys of the settings that name the set, for error messages.
+        camera_pattern: folder: regular expression that finds the camera in a file's name.
+        identity_pattern: folder: regular expression that finds the identity in a file's name.
+        frames: mars: images of each tracklet.
 
     Returns:
         The set, with `train`, `query` and `gallery`: lists of records (path, identity, camera).
@@ -49,8 +57,16 @@ def load(
         reader: DatasetReader = plugins.load(plugins.DATASETS, name, keys.name)
     else:
         reader = name
-    options = ReadOptions(validation, synthetic or SyntheticConfig(), on_progress, keys)
-    images = reader(Path(root), options)
+    options = ReadOptions(
+        validation,
+        synthetic or SyntheticConfig(),
+        on_progress,
+        keys,
+        camera_pattern,
+        identity_pattern,
+        frames,
+    )
+    images = reader(Path(root).expanduser(), options)
     if verbose:
         print("\n".join(map(one_line, describe(images))))
     return images
@@ -71,4 +87,23 @@ def describe(images: ImageSet) -> list[str]:
                 f"  warning: {split} is not the published set of {published.images:,} images, "
                 f"{published.identities:,} identities, {published.cameras} cameras"
             )
+    lines += [f"  {line}" for line in _remarks(images)]
     return lines
+
+
+def _remarks(images: ImageSet) -> Iterator[str]:
+    """Describe what is not read, links that are followed, and cameras that are unknown."""
+    yield from passed_over_lines(images.passed_over, images.root)
+    if images.outside:
+        yield (
+            f"warning: {len(images.outside):,} links lead out of the folder and are followed "
+            f"(first: {images.outside[0]})"
+        )
+    test = [*images.query, *images.gallery]
+    unknown = sum(record.camera == UNKNOWN for record in test)
+    if unknown and images.has_cameras:
+        yield (
+            f"warning: the camera of {unknown:,} of {len(test):,} test images is unknown, so that "
+            "matches of the same camera count in the scores; `camera_pattern` reads cameras from "
+            "the names of a folder, and a manifest has a column for them"
+        )

@@ -24,16 +24,22 @@ class SetLayout(NamedTuple):
             root itself may also be the set's own folder.
         markers: Files or folders of which the set's own folder has at least one.
         expected: The markers in words, for the message.
+        own: Markers that no other folder of images has; all markers where empty.
     """
 
     name: str
     locations: tuple[str, ...]
     markers: tuple[str, ...]
     expected: str
+    own: tuple[str, ...] = ()
 
     def is_in(self, folder: Path) -> bool:
         """Whether a folder has one of the markers."""
         return any((folder / marker).exists() for marker in self.markers)
+
+    def is_surely_in(self, folder: Path) -> bool:
+        """Whether a folder has one of the markers that no other folder of images has."""
+        return any((folder / marker).exists() for marker in self.own or self.markers)
 
 
 def find_set(layout: SetLayout, root: Path, key: str = "data_root") -> Path:

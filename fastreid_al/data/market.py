@@ -9,7 +9,8 @@ from pathlib import Path
 from ..errors import DataError
 from .locate import SetLayout, find_set
 from .reader import ReadOptions
-from .records import IMAGE_SUFFIXES, ImageSet, Record, SplitCounts, keep_test_apart, renumber
+from .records import ImageSet, Record, SplitCounts, keep_test_apart, renumber
+from .walk import Found, find_images
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
@@ -21,7 +22,7 @@ LAYOUT = SetLayout(
         "market1501",
         "Market-1501",
     ),
-    (FOLDERS["train"],),
+    (FOLDERS["train"], FOLDERS["gallery"]),
     FOLDERS["train"],
 )
 PUBLISHED = {
@@ -51,48 +52,91 @@ def read_market1501(root: Path, options: ReadOptions) -> ImageSet:
     return read_market_layout(LAYOUT.name, folder, PUBLISHED)
 
 
-def read_market_layout(name: str, root: Path, published: Mapping[str, SplitCounts]) -> ImageSet:
+def read_market_layout(
+    name: str,
+    root: Path,
+    published: Mapping[str, SplitCounts],
+    folders: Mapping[str, str] = FOLDERS,
+) -> ImageSet:
     """Read `bounding_box_train`, `query` and `bounding_box_test`.
 
     Args:
         name: Name of the set.
         root: Folder that holds the three.
         published: Published counts by split.
+        folders: Names of the three folders, for train, query and gallery.
 
     Raises:
-        DataError: A folder is missing, holds no image, or has an image whose name does not start
-            like `0002_c1`.
+        DataError: A folder is missing, or holds no image whose name starts like `0002_c1`.
     """
-    splits = {split: _read_folder(root / folder) for split, folder in FOLDERS.items()}
+    splits, whole = read_splits(root, folders)
     if any(r.identity < 0 for r in splits["train"]):
         raise DataError(
-            f"{root / FOLDERS['train']} holds junk images (identity -1); "
+            f"{root / folders['train']} holds junk images (identity -1); "
             "training images need identities >= 0"
         )
-    train = renumber(splits["train"])
     return keep_test_apart(
-        ImageSet(name, root, train, splits["query"], splits["gallery"], published)
+        ImageSet(
+            name,
+            root,
+            renumber(splits["train"]),
+            splits["query"],
+            splits["gallery"],
+            published,
+            whole.passed_over,
+            whole.outside,
+        )
     )
 
 
-def _read_folder(folder: Path) -> list[Record]:
+def read_splits(root: Path, folders: Mapping[str, str]) -> tuple[dict[str, list[Record]], Found]:
+    """Read three folders whose images have Market-1501's names.
+
+    A set may lack its training images.
+
+    Args:
+        root: Folder that holds the three.
+        folders: Their names, for train, query and gallery.
+
+    Returns:
+        The images of each split, and what was passed over.
+
+    Raises:
+        DataError: A folder is missing or holds no image of the set.
+    """
+    splits: dict[str, list[Record]] = {}
+    whole = Found()
+    there = {split for split, folder in folders.items() if (root / folder).is_dir()}
+    # Query and gallery alone can be evaluated on; training images alone are half a set.
+    needed = there if there == {"query", "gallery"} else set(folders)
+    for split, folder in folders.items():
+        found = Found()
+        splits[split] = _read_folder(root / folder, folders, found) if split in needed else []
+        whole.add(found)
+    return splits, whole
+
+
+def _read_folder(folder: Path, folders: Mapping[str, str], whole: Found) -> list[Record]:
+    """Read the images of one folder; what is passed over is added to `whole`."""
     if not folder.is_dir():
         raise DataError(
-            f"{folder} does not exist; the set needs {', '.join(FOLDERS.values())} side by side"
+            f"{folder} does not exist; the set needs {', '.join(folders.values())} side by side"
         )
-    images = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not images:
+    found = find_images(folder, deep=False)
+    records = []
+    for path in found.images:
+        match = _NAME.match(path.name)
+        if match is None:
+            found.pass_over("images whose name does not start with IDENTITY_cCAMERA", path)
+        else:
+            records.append(Record(path, int(match["identity"]), int(match["camera"])))
+    whole.add(found)
+    if records:
+        return records
+    if found.images:
         raise DataError(
-            f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); unpack the set again"
+            f"none of {len(found.images):,} images in {folder} has a name that starts with "
+            "IDENTITY_cCAMERA (as 0002_c1s1_000451_03.jpg does); rename them, or read the tree "
+            "with `dataset` folder"
         )
-    return [_parse(path) for path in sorted(images, key=lambda path: path.name)]
-
-
-def _parse(path: Path) -> Record:
-    match = _NAME.match(path.name)
-    if match is None:
-        raise DataError(
-            f"{path.name} in {path.parent} does not start with IDENTITY_cCAMERA "
-            "(as 0002_c1s1_000451_03.jpg does); rename it, or read the tree with `dataset` folder"
-        )
-    return Record(path, int(match["identity"]), int(match["camera"]))
+    raise DataError(f"{folder} holds no image; unpack the set again")

@@ -9,6 +9,7 @@ from .locate import SetLayout, find_set
 from .market import FOLDERS, read_market_layout
 from .reader import ReadOptions
 from .records import ImageSet, Record, SplitCounts, keep_test_apart, renumber
+from .text import inside, read_text
 
 #: Folders of training and test images in V1 and V2.
 IMAGE_FOLDERS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
@@ -24,8 +25,9 @@ LAYOUT = SetLayout(
         "msmt17",
         "MSMT17",
     ),
-    (*(train for train, _ in IMAGE_FOLDERS), *LISTS, FOLDERS["train"]),
+    (*(train for train, _ in IMAGE_FOLDERS), *LISTS, FOLDERS["train"], FOLDERS["gallery"]),
     f"train/ with list_train.txt or {FOLDERS['train']}",
+    (*LISTS, "mask_train_v2", "mask_test_v2"),
 )
 PUBLISHED = {
     "train": SplitCounts(32_621, 1_041, 15),
@@ -101,14 +103,18 @@ def _read_list(file: Path, folder: Path) -> list[Record]:
     for number, line in enumerate(_text(file, folder).splitlines(), 1):
         if not line.strip():
             continue
-        name, _, identity = line.strip().rpartition(" ")
-        fields = Path(name).name.split("_")
+        # Lists that passed through Windows have backslashes, tabs or several spaces.
+        name, _, identity = line.strip().replace("\t", " ").rpartition(" ")
+        name = name.strip().replace("\\", "/")
+        fields = name.rpartition("/")[2].split("_")
         if not identity.isdecimal() or len(fields) < 3 or not fields[2].isdecimal():
             raise DataError(
                 f"{file} line {number}: '{line.strip()}' is not "
                 "'FOLDER/PID_INDEX_CAMERA_....jpg PID'; take the list of the original archive"
             )
-        path = folder / name
+        path = inside(folder, name)
+        if path is None:
+            raise DataError(f"{file} line {number}: {name} leads out of {folder}")
         if not path.is_file():
             absent.append((number, name))
         records.append(Record(path, int(identity), int(fields[2])))
@@ -128,9 +134,4 @@ def _text(file: Path, folder: Path) -> str:
         raise DataError(
             f"{file} does not exist; MSMT17 needs {', '.join(LISTS)} next to {folder.name}/"
         )
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file} is not UTF-8 text ({error.reason}); take the list of the original archive"
-        ) from error
+    return read_text(file)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from ..config import ImageConfig
@@ -27,6 +27,7 @@ from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import DataError
 from ..files import discard_folder, nameless_file, new_folder
 from .cache import FileState, PixelCache, digest_of, reserve, threads
+from .formats import readable_formats
 
 #: Pixels past which an image is left out: a crop of a person is never this large, a decompression
 #: bomb is.
@@ -34,6 +35,15 @@ LARGEST_IMAGE = 64_000_000
 
 #: Prefix of a folder in which processes share pixels for the time of decoding.
 EXCHANGE = "pixels-"
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Progress = Callable[[int, int], None]
 
@@ -134,9 +144,10 @@ def decode(
 ) -> PixelStore:
     """Decode images once, resized with antialiased bicubic interpolation.
 
-    Resizing is that of torchvision's Resize on a PIL image. Greyscale, CMYK, palette, 16-bit and
-    animated images (their first frame) are converted to RGB. What cannot be read is left out and
-    reported in `bad`.
+    Resizing is that of torchvision's Resize on a PIL image. An image is turned as its EXIF
+    orientation says. Only the formats of `formats.FORMATS` are opened, whatever a file's name is.
+    Greyscale, CMYK, palette, 16-bit and animated images (their first frame) are converted to RGB.
+    What cannot be read is left out and reported in `bad`.
 
     Collective: of the processes of a machine one decodes, while the others wait, and all map the
     same file, so that the pixels are in its memory once. Without a cache that file lies in
@@ -317,14 +328,24 @@ def to_rgb(content: bytes) -> Image.Image:
     """
     if not content:
         raise ValueError("the file is empty")
-    image = Image.open(io.BytesIO(content))
+    image = Image.open(io.BytesIO(content), formats=readable_formats())
     if image.width * image.height > LARGEST_IMAGE:
         raise ValueError(
             f"{image.width} x {image.height} is more than {LARGEST_IMAGE // 10**6} million pixels"
         )
+    turned = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep(np.asarray(image), sixteen_bit=image.mode.startswith("I;16"))
-    return image.convert("RGB")
+        return _from_deep(np.asarray(turned), sixteen_bit=image.mode.startswith("I;16"))
+    return turned.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says; a damaged one says nothing."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises a wide range of types on damaged metadata.
+        return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _from_deep(values: np.ndarray, sixteen_bit: bool) -> Image.Image:

@@ -37,12 +37,20 @@ class ReadOptions:
         synthetic: Size and seed of the synthetic set.
         on_progress: Called with (images done, images in all) during slow work.
         keys: Keys of the settings that chose the set, for error messages.
+        camera_pattern: Regular expression by which "folder" reads the camera from a file's name;
+            usual spellings when not given.
+        identity_pattern: Regular expression by which "folder" reads the identity from a file's
+            name.
+        frames: Images of each tracklet that "mars" reads, at equal distances.
     """
 
     validation: bool = True
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     on_progress: Callable[[int, int], None] | None = None
     keys: SetKeys = TARGET_KEYS
+    camera_pattern: str | None = None
+    identity_pattern: str | None = None
+    frames: int = 4
 
 
 class DatasetReader(Protocol):

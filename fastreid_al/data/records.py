@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,15 +12,22 @@ from typing import NamedTuple
 UNKNOWN = -1
 #: Folder of CamStyle's copies, below a set's own folder.
 STYLE_COPIES = "bounding_box_train_camstyle"
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
 class Record(NamedTuple):
-    """One image. `identity` is -1 for junk or when unknown, `camera` is -1 when unknown."""
+    """One image.
+
+    Args:
+        path: Its file.
+        identity: -1 for junk or when unknown.
+        camera: -1 when unknown.
+        caption: Shown with the image in a question, such as its time and track.
+    """
 
     path: Path
     identity: int
     camera: int
+    caption: str = ""
 
 
 class SplitCounts(NamedTuple):
@@ -43,6 +51,9 @@ class ImageSet:
             does that).
         gallery: Gallery images, junk (identity -1) included.
         published: Published counts by split; `describe` warns where the set on disk differs.
+        passed_over: Files and folders of the set that are not used, by reason.
+        outside: Links that lead out of the set's folder and are followed.
+        has_cameras: Whether images of the set have a camera; `describe` warns where it is unknown.
     """
 
     name: str
@@ -51,6 +62,9 @@ class ImageSet:
     query: list[Record]
     gallery: list[Record]
     published: Mapping[str, SplitCounts] = field(default_factory=dict)
+    passed_over: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    outside: Sequence[Path] = ()
+    has_cameras: bool = True
 
     @property
     def splits(self) -> dict[str, list[Record]]:
@@ -90,3 +104,36 @@ def _shifted(records: Sequence[Record], shift: int) -> list[Record]:
             record = record._replace(identity=record.identity + shift)
         shifted.append(record)
     return shifted
+
+
+def join_sources(sets: Sequence[ImageSet]) -> ImageSet:
+    """Join the training images of labelled sets into one set.
+
+    People and cameras of different sets are different ones. A single set is returned as it is.
+
+    Args:
+        sets: One or more sets.
+    """
+    if len(sets) == 1:
+        return sets[0]
+    train: list[Record] = []
+    passed_over: dict[str, list[Path]] = {}
+    for images in sets:
+        identity = 1 + max((record.identity for record in train), default=UNKNOWN)
+        camera = 1 + max((record.camera for record in train), default=UNKNOWN)
+        for record in images.train:
+            known = record.camera != UNKNOWN
+            record = record._replace(camera=record.camera + camera if known else UNKNOWN)
+            train += _shifted([record], identity)
+        for reason, paths in images.passed_over.items():
+            passed_over.setdefault(reason, []).extend(paths)
+    roots = [str(images.root.absolute()) for images in sets]
+    return ImageSet(
+        "+".join(images.name for images in sets),
+        Path(os.path.commonpath(roots)),
+        [record._replace(path=record.path.absolute()) for record in train],
+        [],
+        [],
+        passed_over=passed_over,
+        outside=[path for images in sets for path in images.outside],
+    )

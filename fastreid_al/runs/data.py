@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 
-from ..config import SyntheticConfig
+from ..config import EvaluationConfig, RunConfig
 from ..data import ImageSet, describe, load
 from ..data.fingerprint import data_fingerprint
 from ..data.pixels import PixelStore
-from ..data.reader import SOURCE_KEYS, TARGET_KEYS, SetKeys
-from ..data.records import UNKNOWN, Record
+from ..data.reader import SOURCE_KEYS
+from ..data.records import UNKNOWN, Record, join_sources
 from ..engine.console import Reporter
 from ..engine.extract import decode_records, identities_and_cameras
-from ..errors import DataError, UserError
+from ..errors import DataError, SettingError, UserError
 from ..methods.adaptation import Source
+from ..settings import separated
 from .context import RunContext
 
 
@@ -53,26 +53,33 @@ class Dataset:
 
 
 def read_set(
+    config: RunConfig | EvaluationConfig,
     name: str,
-    root: str | Path,
-    synthetic: SyntheticConfig,
     reporter: Reporter,
-    keys: SetKeys = TARGET_KEYS,
 ) -> ImageSet:
-    """Read an image set, which renders a synthetic one at its first use.
+    """Read the image set of a run or of an evaluation.
+
+    A synthetic set is rendered at its first use.
 
     Args:
+        config: Where the set lies, and how it is read.
         name: Name of the set.
-        root: The data root, or the set's own folder.
-        synthetic: The synthetic set, where it is meant.
         reporter: Shows progress.
-        keys: Keys of the settings that choose the set, for error messages.
 
     Raises:
         UserError: The set cannot be read.
     """
     with reporter.progress("rendering", 0) as update:
-        return load(name, root, synthetic=synthetic, verbose=False, on_progress=update, keys=keys)
+        return load(
+            name,
+            config.data_root,
+            synthetic=config.synthetic,
+            verbose=False,
+            on_progress=update,
+            camera_pattern=config.camera_pattern,
+            identity_pattern=config.identity_pattern,
+            frames=config.tracklet_frames,
+        )
 
 
 def load_target(context: RunContext) -> ImageSet:
@@ -88,7 +95,7 @@ def load_target(context: RunContext) -> ImageSet:
         config = context.config
         if context.extensions.dataset is not None:
             return context.extensions.dataset
-        return read_set(config.dataset, config.data_root, config.synthetic, context.reporter)
+        return read_set(config, config.dataset, context.reporter)
 
     images = context.world.first_then_rest(read)
     for line in describe(images):
@@ -112,18 +119,42 @@ def load_source(context: RunContext, target: ImageSet) -> ImageSet | None:
     config = context.config
     if config.source is None:
         return None
-    synthetic = config.adaptation.synthetic
-    images = context.world.first_then_rest(
-        lambda: read_set(
-            config.source or "", config.source_root, synthetic, context.reporter, SOURCE_KEYS
-        )
-    )
+    images = join_sources(context.world.first_then_rest(lambda: _read_sources(context)))
     first, *counts = describe(images)
     for line in (f"source: {first}", *counts):
         context.reporter.line(line)
     _check_other_images(context, target, images)
     make_source(*identities_and_cameras(images.train))
     return replace(images, query=[], gallery=[])
+
+
+def _read_sources(context: RunContext) -> list[ImageSet]:
+    """Read each of the labelled sets of a run."""
+    config = context.config
+    names = separated(config.source or "")
+    roots = separated(config.source_root) if len(names) > 1 else [config.source_root]
+    if len(roots) == 1:
+        roots *= len(names)
+    if len(roots) != len(names):
+        raise SettingError(
+            "source_root",
+            config.source_root,
+            f"one folder, or {len(names)} with commas between, one for each set of `source`",
+        )
+    sets = []
+    with context.reporter.progress("rendering", 0) as update:
+        for name, root in zip(names, roots, strict=True):
+            sets.append(
+                load(
+                    name,
+                    root,
+                    synthetic=config.adaptation.synthetic,
+                    verbose=False,
+                    on_progress=update,
+                    keys=SOURCE_KEYS,
+                )
+            )
+    return sets
 
 
 def _check_other_images(context: RunContext, target: ImageSet, source: ImageSet) -> None:
@@ -134,7 +165,7 @@ def _check_other_images(context: RunContext, target: ImageSet, source: ImageSet)
     """
     config = context.config
     seed = config.adaptation.synthetic.seed
-    both_synthetic = config.source == config.dataset == "synthetic"
+    both_synthetic = config.dataset == "synthetic" and "synthetic" in separated(config.source or "")
     by_name = context.extensions.dataset is None
     if both_synthetic and by_name and seed == config.synthetic.seed:
         raise DataError(

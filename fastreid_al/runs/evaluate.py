@@ -171,7 +171,7 @@ def _read_images(options: EvaluationConfig, reporter: Reporter) -> ImageSet:
         UserError: It cannot be read, or has no test images.
     """
     name = options.dataset or "synthetic"
-    images = read_set(name, options.data_root, options.synthetic, reporter)
+    images = read_set(options, name, reporter)
     for line in describe(images):
         reporter.line(line)
     if not images.query:

@@ -13,10 +13,10 @@ from torch import Tensor
 from ...config import ImageConfig
 from ...distributed.world import SINGLE_PROCESS, World
 from ...errors import DataError
-from ..folder import images_below
 from ..loader import BatchLoader, to_device_async
 from ..pixels import PixelSettings, decode
 from ..records import STYLE_COPIES, UNKNOWN, ImageSet, Record
+from ..walk import find_images
 from .style import CameraStyle, Progress, known_cameras
 
 _COPY = re.compile(r"(?P<image>.+)_fake_(?:(?P<source>\d+)to)?(?P<target>\d+)")
@@ -154,7 +154,7 @@ def match_copies(folder: Path, records: Sequence[Record]) -> tuple[list[Path], T
     table = torch.full((len(records), len(cameras)), _MISSING, dtype=torch.int32).numpy()
     paths: list[Path] = []
     matched = False
-    for path in images_below(folder):
+    for path in find_images(folder).images:
         name = _COPY.fullmatch(path.stem)
         row = row_of.get(name["image"]) if name else None
         if name is None or row is None:

@@ -36,11 +36,12 @@ def read_folder(root: Path, options: ReadOptions) -> ImageSet:
     """
     root = existing_folder(root, options.keys.root)
     folders = _split_folders(root)
+    if "train" not in folders:
+        refuse_published_layout(root, options.keys)
     if folders:
         founds = {split: find_images(folder) for split, folder in folders.items()}
         _check_not_empty(root, folders, founds)
     else:
-        refuse_published_layout(root, options.keys)
         folders = {"train": root}
         founds = {"train": find_images(root, skip=_kept_for_testing)}
         _check_any(root, founds["train"])

@@ -19,6 +19,7 @@ from .settings import documented, group, like, required, setting, unless, when
 
 MethodName = Literal["ucal", "nnct", "supervised"]
 Recipe = Literal["auto", "paper", "small"]
+SameCamera = Literal["exclude", "include"]
 StyleName = Literal["none", "colour", "fourier", "files"]
 TestFeatures = Literal["bn", "pool5"]
 
@@ -527,6 +528,19 @@ class OracleConfig:
 
 @documented
 @dataclass(frozen=True)
+class ScoringConfig:
+    """How the ranking of the test images is scored."""
+
+    same_camera: SameCamera = setting(
+        "exclude",
+        "Whether gallery images of the query's identity and camera are left out (exclude), as for "
+        "Market-1501, or count as matches (include).",
+        resumable=True,
+    )
+
+
+@documented
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run."""
 
@@ -643,6 +657,7 @@ class RunConfig:
     optimizer: OptimizerConfig = group(OptimizerConfig, "Optimizer and schedule.")
     questions: QuestionConfig = group(QuestionConfig, "Questions.", only=_ASKING)
     oracle: OracleConfig = group(OracleConfig, "The oracle.", only=when("annotator", "oracle"))
+    evaluation: ScoringConfig = group(ScoringConfig, "Scores of the test images.")
     engine: EngineConfig = group(EngineConfig, "How the work is done.")
     tensorboard: bool = setting(
         False, "Also write the metrics for TensorBoard, into the run's folder.", resumable=True
@@ -702,11 +717,12 @@ class EvaluationConfig:
     synthetic: SyntheticConfig = group(SyntheticConfig, "The synthetic set.")
     save_features: str | None = setting(
         None,
-        "Also write features, identities and cameras of the training images into this .npz file.",
+        "Also write features, identities, cameras and paths of all images into this .npz file.",
     )
     rerank: bool = setting(
         False, "Rank by k-reciprocal re-ranking (Zhong et al., CVPR 2017) as well."
     )
+    evaluation: ScoringConfig = group(ScoringConfig, "Scores of the test images.")
     engine: EngineConfig = group(EngineConfig, "How the work is done.")
 
     removed: ClassVar[Mapping[str, str]] = {

@@ -201,8 +201,9 @@ def passed_over_lines(passed_over: Mapping[str, Sequence[Path]], root: Path) -> 
         root: Names are given relative to this folder.
     """
     for reason, paths in sorted(passed_over.items()):
-        yield f"passed over {len(paths):,} {reason} (first: {_relative(min(paths), root)})"
+        yield f"passed over {len(paths):,} {reason} (first: {relative(min(paths), root)})"
 
 
-def _relative(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+def relative(path: Path, root: Path) -> Path:
+    """The path relative to a folder, where it lies below it."""
+    return path.relative_to(root) if path.is_relative_to(root) else path

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..config import EngineConfig, ImageConfig
+from ..config import EngineConfig, ImageConfig, SameCamera
 from ..data.augment import normalize
 from ..data.loader import BatchLoader, Place, prefetch
 from ..data.pixels import PixelSettings, PixelStore, decode
-from ..data.records import ImageSet, Record
+from ..data.records import UNKNOWN, ImageSet, Record
 from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import DataError, TrainingError
 from ..metrics import Ranking, rank_gallery, rerank_gallery
@@ -98,6 +98,8 @@ class Evaluator:
         settings: How the features are extracted.
         world: Processes of the run; each extracts and ranks a part of the images.
         stop: Signals that end an evaluation.
+        same_camera: Whether matches of the query's own camera count ("include") or are left out.
+        train: Digests of the training images; a test image with one of them is reported.
     """
 
     def __init__(
@@ -110,6 +112,8 @@ class Evaluator:
         settings: EngineConfig | None = None,
         world: World = SINGLE_PROCESS,
         stop: StopSignal | None = None,
+        same_camera: SameCamera = "exclude",
+        train: Collection[str] = (),
     ) -> None:
         self._images = images
         self._config = config
@@ -119,6 +123,8 @@ class Evaluator:
         self._settings = settings or EngineConfig()
         self._world = world
         self._stop = stop or StopSignal()
+        self._same_camera = same_camera
+        self._digests: dict[str, Collection[str]] = {"train": train} if train else {}
         self._splits: dict[str, tuple[BatchLoader, Tensor, Tensor]] = {}
 
     def __call__(self, network: Network) -> Ranking:
@@ -186,8 +192,24 @@ class Evaluator:
         # Read only once in each evaluation: the device's memory serves training better.
         place: Place = "device" if self._config.place == "device" else "host"
         loader = BatchLoader(store, device, place)
-        self._splits[split] = (loader, *identities_and_cameras(records))
+        self._report_copies(split, store.digests)
+        identities, cameras = identities_and_cameras(records)
+        if self._same_camera == "include" and split == "query":
+            # An unknown camera equals no other.
+            cameras = torch.full_like(cameras, UNKNOWN)
+        self._splits[split] = (loader, identities, cameras)
         return self._splits[split]
+
+    def _report_copies(self, split: str, digests: Sequence[str]) -> None:
+        """Warn of images that are in another split as well, by their content."""
+        for other, known in self._digests.items():
+            copies = sum(digest in known for digest in digests)
+            if copies:
+                self._reporter.warn(
+                    f"{copies:,} of {len(digests):,} {split} images are also {other} images, by "
+                    "their content; the scores count them"
+                )
+        self._digests[split] = frozenset(digests)
 
 
 def decode_records(
@@ -233,11 +255,33 @@ def identities_and_cameras(records: Sequence[Record]) -> tuple[Tensor, Tensor]:
     return torch.tensor(identities), torch.tensor(cameras)
 
 
-def ranking_metrics(ranking: Ranking) -> dict[str, float]:
-    """Return the scores of a ranking that a run records."""
-    return {
+def ranking_metrics(ranking: Ranking) -> dict[str, float | None]:
+    """Return the scores of a ranking that a run records; None where no query has a match."""
+    scores: dict[str, float | None] = {
         "mAP": ranking.mAP,
         "mINP": ranking.mINP,
         **{f"rank{k}": ranking.rank(k) for k in (1, 5, 10)},
-        "skipped_queries": ranking.skipped,
     }
+    if ranking.queries == 0:
+        scores = dict.fromkeys(scores)
+    return {**scores, "skipped_queries": ranking.skipped}
+
+
+def without_match(images: ImageSet, same_camera: SameCamera) -> str:
+    """Say why no query has a match, for a set of which that is so.
+
+    Args:
+        images: The set.
+        same_camera: Whether matches of the query's own camera count.
+    """
+    identities = {record.identity for record in images.query}
+    matches = [r for r in images.gallery if r.identity in identities and r.identity != UNKNOWN]
+    why = "no query has a match in the gallery, so there are no scores"
+    if not matches or same_camera == "include":
+        return f"{why}: no gallery image shows an identity of the queries"
+    cameras = len({record.camera for record in matches})
+    return (
+        f"{why}: all {len(matches):,} gallery images of their identities are of the query's own "
+        f"camera ({cameras} in all), and such matches are left out; `evaluation.same_camera` "
+        "include counts them"
+    )

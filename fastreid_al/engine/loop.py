@@ -298,14 +298,9 @@ class TrainingLoop:
         started = bool(state.history) or state.pending is not None
         return self.evaluate is not None and state.config.evaluate_every > 0 and not started
 
-    def _scores(self) -> dict[str, float]:
+    def _scores(self) -> dict[str, float | None]:
         assert self.evaluate is not None
-        ranking = self.evaluate(self.network)
-        if ranking.queries == 0:
-            self.reporter.warn(
-                "no query has a match from another camera in the gallery: the scores mean nothing"
-            )
-        return ranking_metrics(ranking)
+        return ranking_metrics(self.evaluate(self.network))
 
     def _keep_best(self, record: dict[str, Any]) -> None:
         """Write best.pt when no trained epoch before had as high an mAP."""
@@ -314,7 +309,8 @@ class TrainingLoop:
         for earlier in state.history:
             if earlier["epoch"] > 0 and earlier.get("mAP") is not None:
                 best = max(best, earlier["mAP"])
-        if state.world.is_first and record["mAP"] > best:
+        score = record["mAP"]
+        if state.world.is_first and score is not None and score > best:
             save_checkpoint(self.folder.best, state.weights())
 
     def _record(self, record: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ import torch
 from ..config import EvaluationConfig, ImageConfig, SyntheticConfig, TestFeatures
 from ..data import ImageSet, describe
 from ..data.loader import BatchLoader
+from ..data.records import Record
+from ..data.walk import relative
 from ..distributed.launch import require_single_process
 from ..engine.console import Reporter
 from ..engine.extract import (
@@ -22,6 +24,7 @@ from ..engine.extract import (
     extract_features,
     identities_and_cameras,
     ranking_metrics,
+    without_match,
 )
 from ..engine.network import Network
 from ..errors import CheckpointError, DataError, UserError
@@ -55,7 +58,7 @@ def evaluate_file(
     reporter: Reporter | None = None,
     *,
     model: BackboneBuilder | None = None,
-) -> Ranking:
+) -> Ranking | None:
     """Score a checkpoint or a bare weights file on the test images of a set; print the scores.
 
     Args:
@@ -64,10 +67,11 @@ def evaluate_file(
         model: Builds the backbone, in place of `options.model`.
 
     Returns:
-        The ranking by the features, without re-ranking.
+        The ranking by the features, without re-ranking; None where features were saved of a set
+        without test images.
 
     Raises:
-        UserError: The file or the image set cannot be used.
+        UserError: The file or the image set cannot be used, or no query has a match.
     """
     reporter = reporter or Reporter()
     require_single_process("an evaluation")
@@ -81,8 +85,19 @@ def evaluate_file(
     network = Network(scored.model, options.engine, device, reporter.warn)
     if options.save_features is not None:
         _save_features(options, scored, network, images, reporter)
+        if not images.query:
+            return None
     temporary = Path(tempfile.gettempdir())
-    evaluator = Evaluator(images, scored.image, temporary, reporter, scored.stage, options.engine)
+    same_camera = options.evaluation.same_camera
+    evaluator = Evaluator(
+        images,
+        scored.image,
+        temporary,
+        reporter,
+        scored.stage,
+        options.engine,
+        same_camera=same_camera,
+    )
     if options.rerank:
         ranking, reranked = evaluator.with_reranking(network)
         rankings = {"by the features": ranking, "re-ranked": reranked}
@@ -91,6 +106,8 @@ def evaluate_file(
         rankings = {"": ranking}
     rows = [score_row(name, ranking_metrics(scores)) for name, scores in rankings.items()]
     reporter.table(f"Test set, %: {options.checkpoint}", ["", *SCORES], rows)
+    if ranking.queries == 0:
+        raise DataError(without_match(images, same_camera))
     report_skipped(ranking_metrics(ranking), reporter)
     return ranking
 
@@ -174,7 +191,7 @@ def _read_images(options: EvaluationConfig, reporter: Reporter) -> ImageSet:
     images = read_set(options, name, reporter)
     for line in describe(images):
         reporter.line(line)
-    if not images.query:
+    if not images.query and options.save_features is None:
         raise DataError(f"{images.root} has no query and gallery images: nothing to evaluate on")
     return images
 
@@ -186,21 +203,42 @@ def _save_features(
     images: ImageSet,
     reporter: Reporter,
 ) -> None:
-    """Write features, identities and cameras of the training images to an .npz file."""
+    """Write features, identities, cameras and paths of all images to an .npz file.
+
+    The arrays of the training images are `features`, `identities`, `cameras` and `paths`; those of
+    the queries and of the gallery have the split's name before them.
+    """
     path = Path(str(options.save_features))
+    arrays: dict[str, np.ndarray] = {}
+    for split, records in images.splits.items():
+        if records:
+            prefix = "" if split == "train" else f"{split}_"
+            of_split = _features_of(split, records, options, scored, network, reporter)
+            root = images.root
+            of_split["paths"] = np.array([str(relative(p, root)) for p in of_split["paths"]])
+            arrays |= {prefix + name: array for name, array in of_split.items()}
+            reporter.line(f"{len(of_split['paths']):,} {split} features in {path}")
+    write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+
+def _features_of(
+    split: str,
+    records: list[Record],
+    options: EvaluationConfig,
+    scored: _Scored,
+    network: Network,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Features (m, D), identities (m,), cameras (m,) and paths of the readable images."""
     temporary = Path(tempfile.gettempdir())
-    store, records = decode_records(images.train, "train", scored.image, temporary, reporter)
+    store, readable = decode_records(records, split, scored.image, temporary, reporter)
     loader = BatchLoader(store, network.device, "host")
-    with reporter.progress("extracting train", len(store)) as update:
+    with reporter.progress(f"extracting {split}", len(store)) as update:
         features = extract_features(network, loader, options.engine, update, scored.stage)
-    identities, cameras = identities_and_cameras(records)
-    write_atomically(
-        path,
-        lambda file: np.savez(
-            file,
-            features=features.cpu().numpy(),
-            identities=identities.numpy(),
-            cameras=cameras.numpy(),
-        ),
-    )
-    reporter.line(f"{len(records)} training features in {path}")
+    identities, cameras = identities_and_cameras(readable)
+    return {
+        "features": features.cpu().numpy(),
+        "identities": identities.numpy(),
+        "cameras": cameras.numpy(),
+        "paths": [record.path for record in readable],
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,14 @@ from ..distributed.launch import device_of_rank, joined, may_restart, restarted
 from ..distributed.world import World
 from ..engine.console import Reporter
 from ..engine.curves import draw_curves
-from ..engine.extract import Evaluator
+from ..engine.extract import Evaluator, without_match
 from ..engine.loop import TrainingLoop
 from ..engine.network import Network, choose_algorithms
 from ..engine.resume import check_resumable, holds_run, last_state
 from ..engine.stop_signal import Interrupted
 from ..engine.training import Training
 from ..errors import SettingError, UserError
+from ..metrics import Ranking
 from ..models import BackboneBuilder
 from .agreement import check_same_images, check_same_settings
 from .build import build_network, build_training, check_method
@@ -239,7 +240,7 @@ def _train(context: RunContext, state: Training, target: Dataset, source: Datase
         context.folder,
         context.reporter,
         context.stop,
-        _evaluator(context, target.images),
+        _evaluate(context, target),
         target.known_identities,
         None if source is None else _loader(context, source),
     )
@@ -259,11 +260,13 @@ def _loader(context: RunContext, dataset: Dataset) -> BatchLoader:
     )
 
 
-def _evaluator(context: RunContext, images: ImageSet) -> Evaluator | None:
+def _evaluate(context: RunContext, target: Dataset) -> Callable[[Network], Ranking] | None:
     """Return what scores the network on the test images; None when the set has none."""
+    images = target.images
     if not images.query:
         return None
-    return Evaluator(
+    same_camera = context.config.evaluation.same_camera
+    evaluator = Evaluator(
         images,
         context.config.image,
         context.folder.path,
@@ -272,7 +275,17 @@ def _evaluator(context: RunContext, images: ImageSet) -> Evaluator | None:
         context.config.engine,
         context.world,
         context.stop,
+        same_camera,
+        frozenset(target.store.digests),
     )
+
+    def evaluate(network: Network) -> Ranking:
+        ranking = evaluator(network)
+        if ranking.queries == 0:
+            context.reporter.warn(without_match(images, same_camera))
+        return ranking
+
+    return evaluate
 
 
 def _stopped(context: RunContext, state: Training) -> str:

@@ -50,9 +50,15 @@ COMMANDS = {
     "train": "Train a re-identification model on unlabelled images.",
     "evaluate": "Score a checkpoint or a bare weights file on an image set.",
     "simulate": "Ask an oracle with each strategy, on fixed features, and plot cluster quality.",
+    "data": "Report what would be read of a folder of images, or of a manifest.",
     "ledger": "Read a ledger of answers, export it, take an answer back, or check it.",
     "synthesize": "Write the synthetic set into a folder, in MSMT17's layout.",
     "doctor": "Report what is installed, what runs, and what to do about the rest.",
+}
+#: Modules of commands that have another name.
+_MODULES = {"data": "data_check"}
+_DATA_COMMANDS = {
+    "check": "Count images, identities, cameras, formats, sizes and copies, and what is left out.",
 }
 _LEDGER_COMMANDS = {
     "show": "Count the answers, and what follows from them.",
@@ -82,13 +88,22 @@ _CONFIG = Setting(
     None,
     key="config",
     type=str,
+    path=True,
 )
 _PRINT_CONFIG = Setting(
     "Print all settings as YAML, for `config`, and exit.", False, key="print_config", type=bool
 )
+_MANIFEST = Setting(
+    "CSV file that lists the images; the same as `dataset` manifest and its path as `data_root`.",
+    None,
+    key="manifest",
+    type=str,
+    path=True,
+)
+_JSON = Setting("Print the report as JSON.", False, key="json", type=bool)
 _HELP = Setting("Show this help.", False, key="help", type=bool)
 _HELP_ALL = Setting("Show every option.", False, key="help_all", type=bool)
-_OUT = Setting("Folder to write MSMT17_V1 into.", key="out", type=str)
+_OUT = Setting("Folder to write MSMT17_V1 into.", key="out", type=str, path=True)
 _SIZE = Setting(
     "Counts to start from, which other options override.",
     "default",
@@ -110,17 +125,17 @@ _EXPORT = (
         key="format",
         type=Literal["csv", "jsonl"],
     ),
-    Setting("File to write; - is standard output.", "-", key="out", type=str),
+    Setting("File to write; - is standard output.", "-", key="out", type=str, path=True),
     Setting("Last event that counts.", None, key="as_of", type=int | None),
 )
-TRAINING_OPTIONS = (_RECIPE, _RESUME, _DRY_RUN, _CONFIG, _PRINT_CONFIG)
-_FLAGS = (_RESUME, _DRY_RUN, _PRINT_CONFIG, _HELP, _HELP_ALL)
+TRAINING_OPTIONS = (_RECIPE, _RESUME, _DRY_RUN, _CONFIG, _PRINT_CONFIG, _MANIFEST)
+_FLAGS = (_RESUME, _DRY_RUN, _PRINT_CONFIG, _JSON, _HELP, _HELP_ALL)
 
 #: The settings of a run that are in no group, as the help shows them.
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Images": (
-        *("dataset", "data_root", "camera_pattern", "identity_pattern", "tracklet_frames"),
-        *("source", "source_root", "camstyle"),
+        *("dataset", "data_root", "manifest", "camera_pattern", "identity_pattern"),
+        *("tracklet_frames", "source", "source_root", "camstyle"),
     ),
     "Method": ("method", "model", "epochs", "neighbours_k", "weights", "seed"),
     "Questions": ("ask", "annotator"),
@@ -323,15 +338,23 @@ def _warn(text: str) -> None:
         print(f"warning: {one_line(as_options(text))}", file=sys.stderr)
 
 
-def _parse_class(command: str, cls: type[Config], arguments: Sequence[str] | None) -> Config:
-    """The configuration of a command whose options are the settings of one class."""
+def _parse_class(
+    command: str,
+    cls: type[Config],
+    arguments: Sequence[str] | None,
+    others: Iterable[Setting] = (),
+) -> Config:
+    """The configuration of a command whose options are the settings of one class, and others."""
     parser = Parser(command, COMMANDS[command])
     parser.add_class(cls)
+    for setting in others:
+        parser.add_setting(setting)
     parser.add_setting(_HELP)
     given = parser.parse(arguments)
     if "help" in given:
         parser.help_and_exit({}, None)
     with parser.refusing():
+        given = _with_manifest(given)
         values = _accepted(cls, given)
         for key, setting in settings_of(cls).items():
             if setting.default is ...:
@@ -342,7 +365,7 @@ def _parse_class(command: str, cls: type[Config], arguments: Sequence[str] | Non
 
 def parse_evaluation(arguments: Sequence[str] | None = None) -> EvaluationConfig:
     """Parse the options of `evaluate`."""
-    return _parse_class("evaluate", EvaluationConfig, arguments)
+    return _parse_class("evaluate", EvaluationConfig, arguments, (_MANIFEST,))
 
 
 def parse_simulation(arguments: Sequence[str] | None = None) -> SimulationConfig:
@@ -398,11 +421,11 @@ def parse_training(
 
 
 def _training(parser: Parser, given: dict[str, str]) -> tuple[RunConfig, argparse.Namespace]:
-    file = Path(given["config"]) if "config" in given else None
+    file = Path(parser.value(given, _CONFIG)) if "config" in given else None
     values = {} if file is None else _read_settings(file)
     if file is not None:
         _refuse_unknown(file, values)
-    values |= given
+    values |= _with_manifest(given)
     resume = parser.value(values, _RESUME)
     config = with_values(_defaults(parser, values, resume), _accepted(RunConfig, values))
     if "help" in given or "help_all" in given:
@@ -416,9 +439,21 @@ def _training(parser: Parser, given: dict[str, str]) -> tuple[RunConfig, argpars
     return config, argparse.Namespace(resume=resume, dry_run=dry_run)
 
 
+def _with_manifest(given: dict[str, str]) -> dict[str, str]:
+    """Replace the option `manifest` by the settings that it stands for."""
+    given = dict(given)
+    manifest = given.pop("manifest", None)
+    if manifest is None:
+        return given
+    for key in ("dataset", "data_root"):
+        if given.get(key, "manifest") != "manifest":
+            raise UserError(f"`manifest` and `{key}` name two image sets; give one of them")
+    return given | {"dataset": "manifest", "data_root": manifest}
+
+
 def _defaults(parser: Parser, values: Mapping[str, Any], resume: bool) -> RunConfig:
     """The configuration of the run that is resumed, or else the recipe of the image set."""
-    run_dir = values.get("run_dir")
+    run_dir = parser.value(values, settings_of(RunConfig)["run_dir"])
     if resume and run_dir and (saved := Path(run_dir) / "config.json").is_file():
         return with_values(RunConfig(), _accepted(RunConfig, _read_settings(saved)))
     known = settings_of(RunConfig)
@@ -489,6 +524,35 @@ def parse_ledger(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return argparse.Namespace(command=name, file=given["file"], **values, **pair)
 
 
+def parse_data(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the options of `data check`.
+
+    Returns:
+        `root`, `dataset`, `json`, and the settings by which a set is read.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = _command("fastreid-al data", COMMANDS["data"], _DATA_COMMANDS, words)
+    parser = Parser(f"data {name}", _DATA_COMMANDS[name])
+    parser.usage = f"fastreid-al data {name} FOLDER [--OPTION VALUE]..."
+    parser.add_argument("root", nargs="?", help="Folder of the images.")
+    known = settings_of(EvaluationConfig)
+    keys = ("dataset", "camera_pattern", "identity_pattern", "tracklet_frames")
+    settings = [known[key] for key in keys]
+    for setting in (*settings, _MANIFEST, _JSON, _HELP):
+        parser.add_setting(setting)
+    given = parser.parse(words[1:])
+    if "help" in given:
+        parser.help_and_exit({}, None)
+    with parser.refusing():
+        root = given.pop("root", None)
+        given = _with_manifest(given)
+        root = root or given.pop("data_root", None)
+        if root is None:
+            raise UserError("name the folder of the images, or a CSV file with `manifest`")
+        values = {s.key: parser.value(given, s) for s in (*settings, _JSON)}
+    return argparse.Namespace(root=root, **values)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `fastreid-al COMMAND`, which is the same as `python -m fastreid_al.COMMAND`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -497,7 +561,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     about = "Person re-identification from unlabelled images, with a few questions to a person."
     name = _command("fastreid-al", about, COMMANDS, words)
-    module = import_module(f".{name}", __package__)
+    module = import_module(f".{_MODULES.get(name, name)}", __package__)
     run_main(lambda: module.main(words[1:]))
 
 

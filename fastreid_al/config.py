@@ -75,6 +75,7 @@ class ImageConfig:
         "Where decoded pixels are kept for later runs, by the content of the images: in this "
         "folder, nowhere (none), or in the user's cache folder (auto).",
         resumable=True,
+        path=True,
     )
     cache_gib: float = setting(
         64.0,
@@ -483,12 +484,14 @@ class QuestionConfig:
         "File, or PostgreSQL URL, that keeps the answers",
         unset="answers.sqlite in the run folder",
         resumable=True,
+        path=True,
     )
     replay: str | None = setting(
         None,
         "Ledger of another run whose answers the replay annotator repeats.",
         resumable=True,
         only=when("annotator", "replay"),
+        path=True,
     )
 
 
@@ -550,6 +553,7 @@ class RunConfig:
         "The data root, or the set's own folder; not used by the synthetic set.",
         resumable=True,
         only=unless("dataset", "synthetic"),
+        path=True,
     )
     camera_pattern: str | None = setting(
         None,
@@ -592,6 +596,7 @@ class RunConfig:
         "each, with commas between.",
         resumable=True,
         only=unless("source", "synthetic", None),
+        path=True,
     )
     camstyle: StyleName = setting(
         "none",
@@ -619,7 +624,10 @@ class RunConfig:
     )
     model: str = setting("resnet50", "Backbone.", names=MODELS)
     weights: str = setting(
-        "imagenet", "imagenet, none, or the path of a weights file.", resumable=True
+        "imagenet",
+        "imagenet, none, or the path of a weights file.",
+        resumable=True,
+        path=True,
     )
     epochs: int = setting(50, "Epochs.", at_least=1, resumable=True)
     seed: int = setting(0, "Seed of weights, batches and augmentation.", at_least=0)
@@ -631,7 +639,11 @@ class RunConfig:
         resumable=True,
     )
     run_dir: str | None = setting(
-        None, "Folder of the run", unset="runs/DATASET-METHOD-TIME", resumable=True
+        None,
+        "Folder of the run",
+        unset="runs/DATASET-METHOD-TIME",
+        resumable=True,
+        path=True,
     )
     synthetic: SyntheticConfig = group(
         SyntheticConfig, "The synthetic set.", only=when("dataset", "synthetic")
@@ -686,7 +698,7 @@ class RunConfig:
 class EvaluationConfig:
     """One evaluation."""
 
-    checkpoint: str = required("last.pt or best.pt of a run, or a bare weights file.")
+    checkpoint: str = required("last.pt or best.pt of a run, or a bare weights file.", path=True)
     dataset: str | None = like(
         RunConfig,
         "dataset",
@@ -718,6 +730,7 @@ class EvaluationConfig:
     save_features: str | None = setting(
         None,
         "Also write features, identities, cameras and paths of all images into this .npz file.",
+        path=True,
     )
     rerank: bool = setting(
         False, "Rank by k-reciprocal re-ranking (Zhong et al., CVPR 2017) as well."
@@ -737,12 +750,13 @@ class SimulationConfig:
 
     features: str = required(
         ".npz file with features (n, D) and identities (n,), as an evaluation with "
-        "`save_features` writes it."
+        "`save_features` writes it.",
+        path=True,
     )
     ask: str = setting("ucal,gain,spal,random", "Strategies, separated by commas.")
     budget: int = setting(1000, "Questions of each strategy.", at_least=0)
     every: int = setting(25, "Questions between two points of the curve.", at_least=1)
-    out: str = setting("simulation", "Folder of curves.csv and curves.png.")
+    out: str = setting("simulation", "Folder of curves.csv and curves.png.", path=True)
     cluster: ClusterConfig = group(ClusterConfig, "The clusters to begin from.")
     questions: QuestionConfig = group(
         QuestionConfig, "Constants of the rules; questions of one round."

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import operator
+import os
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class Setting:
         replaced: Values of earlier versions, each with the value that replaces it in files and on
             command lines.
         resumable: Whether the value may change when a run is resumed.
+        path: Whether it names a file or folder, in which `~` stands for the user's home.
         several: Whether the value may be several of its names, with commas between.
         only: Conditions without which it is not read.
         key: Its key, such as "batch.size".
@@ -103,6 +105,7 @@ class Setting:
     names: str = ""
     replaced: tuple[tuple[str, str], ...] = ()
     resumable: bool = False
+    path: bool = False
     several: bool = False
     only: tuple[When, ...] = ()
     key: str = ""
@@ -170,6 +173,8 @@ class Setting:
             return None
         if self.choices:
             return self._one_of_choices(value)
+        if self.path and isinstance(value, str) and value.startswith("~"):
+            return os.path.expanduser(value)
         try:
             return _converted(self.kind, value)
         except (ValueError, TypeError):
@@ -284,9 +289,9 @@ def setting(default: T, help: str, *, only: When | Iterable[When] = (), **facts:
     return field
 
 
-def required(help: str) -> Any:
+def required(help: str, **facts: Any) -> Any:
     """Declare a field of a configuration class that has no default."""
-    return dataclasses.field(metadata={"setting": Setting(help)})
+    return dataclasses.field(metadata={"setting": Setting(help, **facts)})
 
 
 def like(cls: type, name: str, default: Any = ..., **facts: Any) -> Any:

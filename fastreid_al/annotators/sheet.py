@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..answers.question import Question
 from ..data.pixels import to_rgb
 from ..data.records import UNKNOWN, Record
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..files import make_folder, replacing
 
 #: Most members of a group that are shown below its image.
@@ -111,6 +111,12 @@ def camera_name(camera: int) -> str:
     return "camera unknown" if camera == UNKNOWN else f"camera {camera}"
 
 
+def describe_image(record: Record) -> str:
+    """Return the camera and the caption of an image; never its name, which may be an identity."""
+    caption = printable(record.caption)
+    return f"{camera_name(record.camera)}, {caption}" if caption else camera_name(record.camera)
+
+
 def _choose(question: Question, side: int, records: Sequence[Record]) -> _Side:
     image = question.images[side]
     others = [row for row in question.groups[side].tolist() if row != image]
@@ -150,7 +156,7 @@ def _draw_side(
     middle = left + _HALF // 2
     _write(draw, letter, middle, _LETTER, 26, _HALF)
     _paste(sheet, records[side.image].path, middle, _IMAGE, _LARGE)
-    _write(draw, camera_name(records[side.image].camera), middle, _CAMERA, 18, _HALF)
+    _write(draw, describe_image(records[side.image]), middle, _CAMERA, 18, _HALF)
     shown = f"{1 + len(side.members):,} of {side.images:,} image{'s' if side.images > 1 else ''}"
     _write(draw, shown, middle, _COUNT, 16, _HALF, _PALE)
     for index, row in enumerate(side.members):

@@ -14,7 +14,7 @@ from typing import TextIO
 from ..answers.question import Question, QuitAsking, UndoLast, Verdict
 from ..data.records import Record
 from .context import AnnotatorContext
-from .sheet import REASONS, camera_name, draw_sheet
+from .sheet import REASONS, describe_image, draw_sheet
 
 #: Name of the contact sheet in the run folder.
 SHEET_FILE = "question.png"
@@ -125,7 +125,7 @@ class Terminal:
         row = question.images[side]
         size = len(question.groups[side])
         images = "1 image" if size == 1 else f"{size:,} images"
-        return f"image {row} ({camera_name(self._records[row].camera)}, {images})"
+        return f"image {row} ({describe_image(self._records[row])}, {images})"
 
     def _read_key(self) -> str:
         """Read until a key is known: that of an answer, undo, quit, or the end of input."""

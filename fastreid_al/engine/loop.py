@@ -353,7 +353,7 @@ def _evaluates(config: RunConfig, epoch: int) -> bool:
 def describe_epoch(record: dict[str, Any]) -> str:
     """Describe the record of an epoch in a line."""
     if record["epoch"] == 0:
-        return f"untrained: mAP {percent(record['mAP'])} %, rank-1 {percent(record['rank1'])} %"
+        return f"untrained: {_describe_scores(record)}"
     parts = [f"epoch {record['epoch']:>3}: loss {record['loss']:.3f}"]
     if "clusters" in record:
         parts.append(f"{record['clusters']} clusters, {record['alone']} images unclustered")
@@ -365,13 +365,19 @@ def describe_epoch(record: dict[str, Any]) -> str:
         parts.append(f"pair precision {precision} % recall {recall} %")
     parts += _describe_labels(record)
     if "mAP" in record:
-        parts.append(f"mAP {percent(record['mAP'])} %, rank-1 {percent(record['rank1'])} %")
+        parts.append(_describe_scores(record))
     seconds = record["seconds"]
     speed = record["speed"]["images_per_second"]
     return (
         f"{', '.join(parts)} ({seconds['labels']:.1f} s labels, "
         f"{seconds['training']:.1f} s training, {speed:,.0f} images/s)"
     )
+
+
+def _describe_scores(record: dict[str, Any]) -> str:
+    if record["mAP"] is None:
+        return "mAP -, rank-1 -"
+    return f"mAP {percent(record['mAP'])} %, rank-1 {percent(record['rank1'])} %"
 
 
 def _describe_labels(record: dict[str, Any]) -> list[str]:

@@ -237,6 +237,11 @@ def decode(context: RunContext, images: ImageSet, split: str) -> Dataset:
 def _check_count(context: RunContext, target: Dataset) -> None:
     """Refuse too few images to train on, and warn where the lists of neighbours are cut short."""
     config = context.config
+    if not target.images.train:
+        raise DataError(
+            f"{target.images.root} has query and gallery images, but no images to train on; add "
+            "them, or score a network on the set with evaluate"
+        )
     if len(target) < 2:
         raise DataError(
             f"{target.images.root}: {len(target)} readable training images; a run needs many more"

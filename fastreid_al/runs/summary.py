@@ -20,16 +20,19 @@ def summarise(history: list[dict[str, Any]], folder: RunFolder, reporter: Report
         folder: The folder of the run.
         reporter: Prints the summary.
     """
-    evaluated = [r for r in history if r.get("mAP") is not None]
+    evaluated = [r for r in history if "mAP" in r]
     trained = [r for r in evaluated if r["epoch"] > 0]
     if trained:
         last = trained[-1]
-        best = max(trained, key=lambda r: r["mAP"])
+        scored = [r for r in trained if r["mAP"] is not None]
         rows = [score_row("untrained", r) for r in evaluated if r["epoch"] == 0]
         rows.append(score_row(f"last, epoch {last['epoch']}", last))
-        rows.append(score_row(f"best, epoch {best['epoch']}", best))
+        if scored:
+            best = max(scored, key=lambda r: r["mAP"])
+            rows.append(score_row(f"best, epoch {best['epoch']}", best))
         reporter.table("Test set, %", ["network", *SCORES], rows)
-        reporter.line("best was chosen on the test set; the result to report is last")
+        if scored:
+            reporter.line("best was chosen on the test set; the result to report is last")
         report_skipped(last, reporter)
     _report_cost(history, reporter)
     reporter.line(f"run folder: {folder.path}")

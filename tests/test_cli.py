@@ -45,8 +45,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ),
         (
             ["--dataset", "market"],
-            "--dataset: got 'market', expected one of synthetic, market1501, dukemtmcreid, msmt17, "
-            "folder; did you mean market1501?",
+            "manifest, folder; did you mean market1501?",
         ),
         (
             ["--cluster.dbscan", "gpu"],
@@ -59,8 +58,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--epochs", "many"], "--epochs: got 'many', expected a whole number, 1 or more"),
         (
             ["--source", "foldr"],
-            "--source: got 'foldr', expected one of synthetic, market1501, dukemtmcreid, msmt17, "
-            "folder; did you mean folder?",
+            "expected one or more, with commas between, of synthetic, market1501, dukemtmcreid, ",
         ),
         (
             ["--style.probability", "abc"],

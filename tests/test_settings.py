@@ -123,7 +123,7 @@ RESUMABLE = (
     *("image.cache", "image.cache_gib", "optimizer.lr", "optimizer.backbone_lr"),
     *("optimizer.momentum", "optimizer.weight_decay", "optimizer.step", "optimizer.gamma"),
 )
-RESUMABLE_GROUPS = ("engine.", "cluster.", "questions.", "oracle.")
+RESUMABLE_GROUPS = ("engine.", "evaluation.", "cluster.", "questions.", "oracle.")
 
 
 def test_settings_that_the_saved_state_depends_on_may_not_change_on_resume() -> None:

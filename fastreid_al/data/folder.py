@@ -40,12 +40,12 @@ def read_folder(root: Path, options: ReadOptions) -> ImageSet:
         refuse_published_layout(root, options.keys)
     if folders:
         founds = {split: find_images(folder) for split, folder in folders.items()}
-        _check_not_empty(root, folders, founds)
     else:
         folders = {"train": root}
         founds = {"train": find_images(root, skip=_kept_for_testing)}
         _check_any(root, founds["train"])
     splits = _records(root, folders, founds, options)
+    _check_not_empty(root, folders, founds)
     whole = Found()
     for found in founds.values():
         whole.add(found)

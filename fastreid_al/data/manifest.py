@@ -194,7 +194,7 @@ def _path(file: Path, line: _Line) -> Path:
     path = file.parent / Path(name).expanduser()
     if not path.exists() and "\\" in name:
         path = file.parent / name.replace("\\", "/")
-    return path
+    return path.parent.resolve() / path.name if ".." in path.parts else path
 
 
 def _numbers(lines: Sequence[_Line]) -> str:

@@ -17,7 +17,8 @@ _CAMERA_IN_NAME = re.compile(
     r"|(?:^|[-. ])c(?P<b>\d+)(?=[-_. ]|$)"
     r"|^\d{4}C(?P<c>\d+)T\d+F\d+"
     r"|^\d{4}_\d{3}_(?P<d>\d\d)_\d{4}(?:morning|noon|afternoon)"
-    r"|(?<![a-z])cam(?:era)?[-_ ]?(?P<e>\d+|[a-z](?![a-z]))",
+    r"|(?<![a-z])cam(?:era)?[-_ ]?(?P<e>\d+)"
+    r"|(?<![a-z])cam(?:era)?[-_ ](?P<f>[a-z])(?![a-z])",
     re.IGNORECASE,
 )
 #: A number with so many digits does not fit into int64.

@@ -333,6 +333,8 @@ def to_rgb(content: bytes) -> Image.Image:
         raise ValueError(
             f"{image.width} x {image.height} is more than {LARGEST_IMAGE // 10**6} million pixels"
         )
+    # Pillow turns a TIFF image by itself when it is loaded.
+    image.load()
     turned = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(np.asarray(turned), sixteen_bit=image.mode.startswith("I;16"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastreid_al.data import load
 from fastreid_al.data.records import count
-from tests.support.image_sets import labels, put
+from tests.support.image_sets import fails, labels, put
 
 
 def test_folder_of_identities(tmp_path: Path) -> None:
@@ -27,3 +27,57 @@ def test_plain_folder_of_unlabelled_crops(tmp_path: Path) -> None:
     images = load("folder", tmp_path, verbose=False)
     assert labels(images.train) == [(-1, -1), (-1, 2)]
     assert images.query == images.gallery == []
+
+
+def test_query_and_gallery_alone_are_read_as_they_lie(tmp_path: Path) -> None:
+    put(tmp_path, "Query/a/1_c1.jpg", "gallery/a/2_c2.jpg", "gallery/b/3_c2.jpg")
+    images = load("folder", tmp_path, verbose=False)
+    assert images.train == []
+    assert labels(images.query) == [(0, 1)]
+    assert labels(images.gallery) == [(0, 2), (1, 2)]
+
+
+def test_folders_that_are_kept_for_testing_are_not_trained_on(tmp_path: Path) -> None:
+    put(tmp_path, "a.jpg", "set/b.jpg", "set/bbox_test/c.jpg", "val/d.jpg", "Test/e.jpg")
+    images = load("folder", tmp_path, verbose=False)
+    assert [r.path.name for r in images.train] == ["a.jpg", "b.jpg"]
+    [(reason, folders)] = images.passed_over.items()
+    assert "kept for testing" in reason and len(folders) == 3
+    assert len(load("folder", tmp_path / "Test", verbose=False).train) == 1
+    put(tmp_path / "only", "test/a.jpg")
+    fails("no image at any depth.*1 folders whose name says", "folder", tmp_path / "only")
+
+
+def test_what_lies_beside_the_splits_is_counted(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.jpg", "extra/2.jpg", "test/3.jpg")
+    (tmp_path / "train" / "a" / "._1.jpg").write_bytes(b"Mac OS X")
+    images = load("folder", tmp_path, verbose=False)
+    assert len(images.train) == 1
+    counts = {reason: len(paths) for reason, paths in images.passed_over.items()}
+    assert counts == {
+        "hidden files and folders": 1,
+        "folders beside train, query and gallery": 2,
+    }
+
+
+def test_identities_and_cameras_by_patterns(tmp_path: Path) -> None:
+    put(tmp_path, "north_ann_1.jpg", "south_bob_2.jpg", "south_ann_3.jpg")
+    images = load(
+        "folder",
+        tmp_path,
+        verbose=False,
+        identity_pattern=r"_([a-z]+)_",
+        camera_pattern="^(north|south)",
+    )
+    assert labels(images.train) == [(0, 0), (0, 1), (1, 1)]
+
+
+def test_cameras_are_numbered_alike_in_all_splits(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/cam_x_1.jpg", "query/b/cam_z_1.jpg", "gallery/b/cam_y_1.jpg")
+    images = load("folder", tmp_path, verbose=False)
+    assert [r.camera for r in (*images.train, *images.query, *images.gallery)] == [0, 2, 1]
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.jpg", "Train/a/2.jpg")
+    fails("holds Train and train; join the two", "folder", tmp_path)

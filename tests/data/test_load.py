@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastreid_al.data import ImageSet, describe, load
+from fastreid_al.data.records import Record, join_sources
 from fastreid_al.errors import SettingError
 from tests.support.image_sets import fails, put, put_market, put_msmt
 
@@ -72,3 +73,40 @@ def test_unknown_set_names_the_nearest(tmp_path: Path) -> None:
     ) as error:
         load("msmt71", tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_test_images_without_camera_are_warned_of(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.jpg", "query/b/x.jpg", "gallery/b/y.jpg", "gallery/b/z_c1.jpg")
+    [warning] = [x for x in describe(load("folder", tmp_path, verbose=False)) if "warning" in x]
+    assert "the camera of 2 of 3 test images is unknown" in warning
+    assert "`camera_pattern`" in warning
+
+
+def test_links_and_what_is_passed_over_are_described(tmp_path: Path) -> None:
+    put(tmp_path / "set", "a.jpg")
+    put(tmp_path / "other", "b.jpg")
+    (tmp_path / "set" / "notes.txt").write_text("x")
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "other")
+    text = "\n".join(describe(load("folder", tmp_path / "set", verbose=False)))
+    assert "passed over 1 .txt files, which are no images (first: notes.txt)" in text
+    assert "warning: 1 links lead out of the folder and are followed" in text
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(tmp_path / "crops", "a.jpg")
+    assert len(load("folder", "~/crops", verbose=False).train) == 1
+
+
+def test_sources_are_joined_with_people_and_cameras_apart(tmp_path: Path) -> None:
+    def source(name: str, *fields: tuple[int, int]) -> ImageSet:
+        root = tmp_path / name
+        train = [Record(root / f"{i}.jpg", *field) for i, field in enumerate(fields)]
+        return ImageSet(name, root, train, train, train)
+
+    one, other = source("a", (0, 1), (1, -1)), source("b", (0, 0), (1, 1))
+    assert join_sources([one]) is one
+    both = join_sources([one, other])
+    assert both.name == "a+b" and both.root == tmp_path
+    assert [(r.identity, r.camera) for r in both.train] == [(0, 1), (1, -1), (2, 2), (3, 3)]
+    assert both.query == both.gallery == []

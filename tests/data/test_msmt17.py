@@ -56,3 +56,24 @@ def test_unreadable_list_lines_are_named(tmp_path: Path, line: str, message: str
     put_msmt(tmp_path)
     (tmp_path / "list_val.txt").write_text(line + "\n")
     fails(message, "msmt17", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("slash", "gap", "end"), [("\\", " ", "\r\n"), ("/", "\t", "\n"), ("/", "  ", "\n")]
+)
+def test_lists_that_passed_through_other_programs(
+    tmp_path: Path, slash: str, gap: str, end: str
+) -> None:
+    put_msmt(tmp_path)
+    for file in tmp_path.glob("list_*.txt"):
+        text = file.read_text().replace("/", slash).replace(" ", gap).replace("\n", end)
+        file.write_bytes(text.encode("utf-16" if end == "\r\n" else "utf-8"))
+    images = load("msmt17", tmp_path, verbose=False)
+    assert labels(images.train) == [(0, 1), (1, 2), (2, 15), (2, 3)]
+
+
+def test_a_list_may_not_lead_out_of_the_set(tmp_path: Path) -> None:
+    put_msmt(tmp_path / "set")
+    put(tmp_path, "0_0_1_x.jpg")
+    (tmp_path / "set" / "list_val.txt").write_text("../../0_0_1_x.jpg 3\n")
+    fails("line 1: ../../0_0_1_x.jpg leads out of", "msmt17", tmp_path / "set")

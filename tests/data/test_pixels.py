@@ -143,3 +143,38 @@ def test_a_height_and_a_width_are_enough(photos: list[Path]) -> None:
     assert torch.equal(got.pixels, decode(photos, PixelSettings(64, 32)).pixels)
     with pytest.raises(TypeError, match="width: got None"):
         decode(photos, 64)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_images_are_turned_as_their_exif_orientation_says(tmp_path: Path, kind: str) -> None:
+    corners = np.zeros((64, 64, 3), np.uint8)
+    corners[:32, :32] = 250
+    corners[:32, 32:] = 120
+    upright = Image.fromarray(corners)
+    stored = {
+        1: upright,
+        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: upright.transpose(Image.Transpose.TRANSPOSE),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+        7: upright.transpose(Image.Transpose.TRANSVERSE),
+        8: upright.transpose(Image.Transpose.ROTATE_270),
+        9: upright,
+    }
+    paths = []
+    for orientation, image in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        paths.append(tmp_path / f"{orientation}.{kind.lower()}")
+        image.save(paths[-1], kind, exif=exif)
+    pixels = decode_at(paths, 32, 32).pixels[:, 0].float()
+    for image in pixels:
+        assert image[:14, :14].mean() > 235 and 105 < image[:14, 18:].mean() < 135
+        assert image[18:].mean() < 10
+
+
+def test_damaged_exif_data_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    picture(0).save(path, exif=b"Exif\0\0II*\0" + b"\xff" * 40)
+    assert len(decode_at([path], 32, 16)) == 1

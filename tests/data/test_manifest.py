@@ -1,0 +1,95 @@
+"""Image sets that a CSV file describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastreid_al.data import load
+from fastreid_al.data.records import ImageSet
+from tests.support.image_sets import fails, labels, put
+
+HEADER = "path,identity,camera,time,track,frame,split,caption\n"
+
+
+def read(folder: Path, text: str | bytes) -> ImageSet:
+    put(folder, *(f"{name}.jpg" for name in "abcdef"))
+    file = folder / "images.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load("manifest", file, verbose=False)
+
+
+def test_all_columns(tmp_path: Path) -> None:
+    images = read(
+        tmp_path,
+        HEADER + "a.jpg,ann,north,10:00,7,3,train,a red coat\n"
+        "b.jpg,,south,,,,,\n"
+        "c.jpg,carl,north,,,,query,\n"
+        "d.jpg,carl,south,,,,gallery,\n"
+        "e.jpg,dora,south,,,,none,\n",
+    )
+    assert labels(images.train) == [(0, 0), (-1, 1)]
+    assert labels(images.query) == [(2, 0)]
+    assert labels(images.gallery) == [(2, 1)]
+    assert images.train[0].caption == "a red coat, time 10:00, track 7, frame 3"
+    assert images.train[1].caption == ""
+    assert {r: len(p) for r, p in images.passed_over.items()} == {"images with split none": 1}
+    assert images.root == tmp_path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "File Name;PID\r\na.jpg;1\r\nb.jpg;2\r\n",
+        "\ufeffimage\tperson_id\na.jpg\t1\n\nb.jpg\t2\n",
+        'other,path,pid\n"x, y",a.jpg,1\n,"b.jpg",2\n',
+        "path,identity\n./a.jpg,1\nsub/../b.jpg,2",
+    ],
+)
+def test_spellings_of_other_programs(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sub").mkdir()
+    assert labels(read(tmp_path, text).train) == [(0, -1), (1, -1)]
+
+
+def test_utf_16_and_names_in_other_encodings(tmp_path: Path) -> None:
+    assert len(read(tmp_path, "path\na.jpg\n".encode("utf-16")).train) == 1
+    (tmp_path / "a.jpg").rename(tmp_path / b"\xd5\xd5.jpg".decode(errors="surrogateescape"))
+    images = read(tmp_path, b"path\n\xd5\xd5.jpg\n")
+    assert images.train[0].path.read_bytes()
+
+
+def test_images_elsewhere_and_paths_of_windows(tmp_path: Path) -> None:
+    put(tmp_path / "other" / "deep", "x.jpg")
+    images = read(tmp_path / "set", f"path\n..\\other\\deep\\x.jpg\n{tmp_path}/set/a.jpg\n")
+    assert images.root == tmp_path
+    assert all(record.path.is_file() for record in images.train)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("identity\n1\n", "no column path.*columns: identity"),
+        ("", "lists no image"),
+        ("path\n", "lists no image"),
+        ("path\nz.jpg\nnope.jpg\n", r"lines 2, 3: 'z\.jpg' does not exist"),
+        ("path\na.jpg\nb.jpg\na.jpg\n", r"line 4: 'a\.jpg' is listed before"),
+        ("path,split\na.jpg,test\n", "line 2: got split 'test', expected one of train, query"),
+        ("path,split,identity\na.jpg,query,1\n", "no gallery image"),
+        ("path,split\na.jpg,query\nb.jpg,gallery\n", "1 query images have no identity"),
+        ("identity,path\n1\n", "line 2: 1 values, and no path"),
+        ('path\n"a.jpg\n', "line 2"),
+        ("path\n\0\n", "not a text file"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    put(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "m.csv").write_text(text)
+    fails(message, "manifest", tmp_path / "m.csv")
+
+
+def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
+    fails(
+        "does not exist, expected a CSV file; name it with `data_root`", "manifest", tmp_path / "m"
+    )
+    fails("is a folder, expected a CSV file", "manifest", tmp_path)

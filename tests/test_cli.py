@@ -364,3 +364,16 @@ def test_the_synthetic_set_is_written_where_asked(tmp_path: Path) -> None:
     again = run("fastreid_al.synthesize", "--out", str(tmp_path), *small)
     assert again.returncode == 2
     assert "is not empty" in again.stderr
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("data_root: ~/set\nimage: {cache: ~/cache}\n")
+    config, _ = parse_training(["--config=~/run.yaml", "--run-dir=~/run", "--weights=~/w.pt"])
+    assert config.data_root == str(tmp_path / "set")
+    assert config.image.cache == str(tmp_path / "cache")
+    assert config.run_dir == str(tmp_path / "run")
+    assert config.weights == str(tmp_path / "w.pt")
+    assert parse_evaluation(["--checkpoint=~/last.pt"]).checkpoint == str(tmp_path / "last.pt")

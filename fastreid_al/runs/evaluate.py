@@ -37,6 +37,9 @@ from .checks import pick_device
 from .data import read_set
 from .summary import SCORES, report_skipped, score_row
 
+#: Settings by which an image set is read.
+_READ_BY = ("camera_pattern", "identity_pattern", "tracklet_frames")
+
 
 @dataclass(frozen=True)
 class _Scored:
@@ -143,7 +146,14 @@ def _with_set_of_run(options: EvaluationConfig) -> EvaluationConfig:
         dataset=dataset,
         data_root=root if options.data_root == EvaluationConfig.data_root else options.data_root,
         synthetic=synthetic if options.synthetic == SyntheticConfig() else options.synthetic,
+        **{key: _of_run(options, run, key) for key in _READ_BY if key in run},
     )
+
+
+def _of_run(options: EvaluationConfig, run: dict[str, Any], key: str) -> Any:
+    """The value of a setting, or where it has its default, that of the run."""
+    given = getattr(options, key)
+    return run[key] if given == getattr(EvaluationConfig, key) else given
 
 
 def _load(options: EvaluationConfig, builder: BackboneBuilder | None) -> _Scored:

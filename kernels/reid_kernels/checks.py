@@ -200,8 +200,17 @@ def as_flag(name: str, value: Any) -> bool:
     raise ValueError(f"{name}: got {described(value)}, expected True or False")
 
 
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
 def as_integer(name: str, value: Any, low: int = -LARGEST - 1, high: int = LARGEST) -> Any:
-    """Return an integer in [low, high]; NumPy's integers are taken, bools and floats are not."""
+    """Return an integer in [low, high].
+
+    NumPy's integers and tensors of no dimension are taken, bools and floats are not.
+    """
+    if isinstance(value, Tensor) and value.ndim == 0 and _is_integer(value.dtype):
+        value = int(value)
     whole = isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
     if not whole and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         value, whole = int(value), True

@@ -79,10 +79,11 @@ def test_sheet_does_not_know_identities(records: list[Record], tmp_path: Path) -
         lambda asked, records: (asked, records, 2),
         lambda asked, records: (asked, records, None),
         lambda asked, records: (asked, [records[0]._replace(camera=-1), *records[1:]], 1),
+        lambda asked, records: (asked, [records[0]._replace(caption="track 7"), *records[1:]], 1),
         lambda asked, records: (question(0, 1, None, [1, 2]), records, 1),
     ],
 )
-def test_sheet_tells_reason_number_camera_and_count(
+def test_sheet_tells_reason_number_camera_caption_and_count(
     change: Callable[..., Any], records: list[Record], tmp_path: Path
 ) -> None:
     first, second = tmp_path / "a.png", tmp_path / "b.png"

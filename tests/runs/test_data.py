@@ -14,9 +14,10 @@ from fastreid_al.config import (
     RunConfig,
 )
 from fastreid_al.engine import TrainingLoop
-from fastreid_al.errors import DataError, UserError
+from fastreid_al.errors import DataError, SettingError, UserError
 from fastreid_al.runs import dry_run, run_training
 from fastreid_al.synthetic.dataset import cached_synthetic
+from tests.support.image_sets import put, put_noise
 from tests.support.source_runs import SOURCE
 from tests.support.tiny import SYNTHETIC
 
@@ -128,3 +129,25 @@ def test_the_command_line_names_a_source() -> None:
     )
     assert (config.adaptation.synthetic.seed, config.adaptation.weight) == (7, 0.4)
     assert parse_training([])[0].source is None
+
+
+def test_several_sources_are_joined(short: RunConfig, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for person in range(3):
+            for shot in range(4):
+                file = f"train/{person}/{person}_c{1 + shot % 2}_{shot}.jpg"
+                put_noise(tmp_path / name, file, seed=100 * ord(name) + 10 * person + shot)
+    roots = f"{tmp_path / 'a'}, {tmp_path / 'b'}"
+    finished = run_training(replace(short, source="folder,folder", source_root=roots))
+    assert finished.history[-1]["loss"] > 0
+    with pytest.raises(SettingError, match="one folder, or 2 with commas between"):
+        run_training(replace(short, source="folder,folder", source_root=f"{roots},c", run_dir=None))
+
+
+def test_a_set_without_training_images_says_what_is_missing(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    put(tmp_path, "query/a/1_c1.jpg", "gallery/a/2_c2.jpg")
+    config = replace(config, dataset="folder", data_root=str(tmp_path))
+    with pytest.raises(DataError, match="has query and gallery images, but no images to train on"):
+        run_training(config)

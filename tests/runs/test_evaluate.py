@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from fastreid_al.config import EvaluationConfig, RunConfig
-from fastreid_al.errors import CheckpointError, UserError
+from fastreid_al.config import EvaluationConfig, RunConfig, ScoringConfig
+from fastreid_al.errors import CheckpointError, DataError, UserError
 from fastreid_al.evaluate import main as evaluate_main
 from fastreid_al.models import build_model
 from fastreid_al.runs import run_training
 from fastreid_al.runs.evaluate import evaluate_file
+from tests.support.image_sets import put_noise
 from tests.support.tiny import SYNTHETIC, weights
 
 
@@ -64,3 +67,67 @@ def test_reranked_scores_are_printed_below_the_plain_ones(
     assert f"{100 * plain.mAP:.1f}" in printed[0]
     assert len(printed) == 2
     assert printed[0].split()[-4:] != printed[1].split()[-4:]
+
+
+@pytest.fixture
+def crops(tmp_path: Path) -> EvaluationConfig:
+    """Scores random weights on crops of one camera."""
+    torch.save(build_model("osnet_x0_25", "none").state_dict(), tmp_path / "weights.pt")
+    for person in range(3):
+        put_noise(tmp_path / "set", f"train/p{person}/{person}_c1.jpg", seed=person)
+        put_noise(tmp_path / "set", f"query/q{person}/{person}_c1.jpg", seed=10 + person)
+        put_noise(tmp_path / "set", f"gallery/q{person}/{person}_c1.jpg", seed=20 + person)
+    return EvaluationConfig(
+        str(tmp_path / "weights.pt"),
+        "folder",
+        str(tmp_path / "set"),
+        model="osnet_x0_25",
+        height=32,
+        width=16,
+    )
+
+
+def test_no_match_is_no_score_and_an_error(
+    crops: EvaluationConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match=r"query's own camera.*`evaluation.same_camera` include"):
+        evaluate_file(crops)
+    printed = capsys.readouterr().out
+    assert "0.0" not in printed.split("Test set")[1]
+    ranking = evaluate_file(replace(crops, evaluation=ScoringConfig("include")))
+    assert ranking is not None and ranking.queries == 3
+
+
+def test_no_identity_in_the_gallery_is_the_reason(crops: EvaluationConfig) -> None:
+    for person in range(3):
+        (Path(crops.data_root) / f"query/q{person}").rename(f"{crops.data_root}/query/x{person}")
+    with pytest.raises(DataError, match="no gallery image shows an identity of the queries"):
+        evaluate_file(crops)
+
+
+def test_images_in_two_splits_are_counted(
+    crops: EvaluationConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(crops.data_root)
+    shutil.copy(root / "query/q1/1_c1.jpg", root / "gallery/q1/9_c2.jpg")
+    evaluate_file(crops)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 of 4 gallery images are also query images" in printed
+
+
+def test_features_of_a_folder_have_names(crops: EvaluationConfig, tmp_path: Path) -> None:
+    root = Path(crops.data_root)
+    (root / "train/p1/1_c1.jpg").write_bytes(b"broken")
+    file = tmp_path / "features.npz"
+    both = ScoringConfig("include")
+    evaluate_file(replace(crops, save_features=str(file), evaluation=both))
+    with np.load(file) as saved:
+        assert saved["paths"].tolist() == ["train/p0/0_c1.jpg", "train/p2/2_c1.jpg"]
+        assert saved["features"].shape[0] == len(saved["identities"]) == 2
+        assert saved["gallery_paths"].tolist() == [f"gallery/q{p}/{p}_c1.jpg" for p in range(3)]
+        assert saved["query_features"].shape == saved["gallery_features"].shape
+    one = replace(crops, data_root=str(root / "train/p0"), save_features=str(file))
+    assert evaluate_file(one) is None
+    with np.load(file) as saved:
+        assert saved["paths"].tolist() == ["0_c1.jpg"]
+        assert np.isfinite(saved["features"]).all()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,6 +21,14 @@ def put(folder: Path, *names: str) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 8)).save(path)
+
+
+def put_noise(folder: Path, name: str, seed: int) -> None:
+    """Put an image that no other seed makes."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (32, 16, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
 
 
 def put_market(root: Path) -> None:

@@ -42,6 +42,7 @@ from .settings import (
     settings_of,
     with_values,
 )
+from .settings_file import read_settings
 
 Config = TypeVar("Config", RunConfig, EvaluationConfig, SimulationConfig, SyntheticConfig)
 
@@ -422,7 +423,7 @@ def parse_training(
 
 def _training(parser: Parser, given: dict[str, str]) -> tuple[RunConfig, argparse.Namespace]:
     file = Path(parser.value(given, _CONFIG)) if "config" in given else None
-    values = {} if file is None else _read_settings(file)
+    values = {} if file is None else read_settings(file)
     if file is not None:
         _refuse_unknown(file, values)
     values |= _with_manifest(given)
@@ -455,24 +456,10 @@ def _defaults(parser: Parser, values: Mapping[str, Any], resume: bool) -> RunCon
     """The configuration of the run that is resumed, or else the recipe of the image set."""
     run_dir = parser.value(values, settings_of(RunConfig)["run_dir"])
     if resume and run_dir and (saved := Path(run_dir) / "config.json").is_file():
-        return with_values(RunConfig(), _accepted(RunConfig, _read_settings(saved)))
+        return with_values(RunConfig(), _accepted(RunConfig, read_settings(saved)))
     known = settings_of(RunConfig)
     dataset = parser.value(values, known["dataset"])
     return recipe(dataset, parser.value(values, _RECIPE), parser.value(values, known["method"]))
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a YAML or JSON file, by key."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as settings ({reason})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no settings; write some with `print_config`")
-    return flatten(content)
 
 
 def _refuse_unknown(path: Path, values: Mapping[str, Any]) -> None:

@@ -13,6 +13,8 @@ import unicodedata
 _SHORT = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _LONG = {escape: char for char, escape in _SHORT.items()}
 _ESCAPE = re.compile(r"\\(?:[\\nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+#: Most characters of a setting's value in a message.
+_LONGEST = 200
 #: Python's stand-ins (surrogates) for bytes of a name that are not UTF-8 begin here.
 _BYTES = 0xDC00
 
@@ -86,6 +88,15 @@ class UserError(Exception):
         return one_line(super().__str__())
 
 
+def _shown(value: object) -> str:
+    """Return a value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write numbers of more than 4,300 digits.
+        text = "a number of very many digits"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
 class SettingError(UserError):
     """A setting whose value cannot be used.
 
@@ -101,7 +112,7 @@ class SettingError(UserError):
 
     def __init__(self, key: str, got: object, expected: str, hint: str = "") -> None:
         super().__init__(
-            f"`{key}`: got {got!r}, expected {expected}" + (f"; {hint}" if hint else "")
+            f"`{key}`: got {_shown(got)}, expected {expected}" + (f"; {hint}" if hint else "")
         )
         self.key = key
         self.got = got

@@ -269,7 +269,9 @@ def _is_a(kind: Any, value: Any) -> bool:
         return fits and all(_is_a(float, v) for v in value)
     if kind in (int, float):
         number = Integral if kind is int else Real
-        return isinstance(value, number) and not isinstance(value, bool)
+        fits = isinstance(value, number) and not isinstance(value, bool)
+        # PyTorch and NumPy take whole numbers of 64 bits.
+        return fits and (not isinstance(value, Integral) or -(2**63) <= value < 2**63)
     return isinstance(value, kind)
 
 

@@ -5,6 +5,7 @@ Parameter names are those of torchvision, so that its weights load strictly.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from urllib.error import URLError
 
@@ -56,11 +57,18 @@ class ResNet(torchvision.models.ResNet):
                 the file and its folder.
         """
         weights = torchvision.models.get_model_weights(self.name).DEFAULT
+        file = Path(weights.url).name
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
         try:
-            return dict(weights.get_state_dict(progress=False, check_hash=True))
-        except (URLError, OSError, RuntimeError) as error:
-            file = Path(weights.url).name
-            folder = Path(torch.hub.get_dir()) / "checkpoints"
+            # The hash is that of a download; a file that lies in the folder already is not checked,
+            # and must not be unpickled.
+            return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        except pickle.UnpicklingError as error:
+            raise WeightsError(
+                f"{folder / file} is not a plain weights file (it is damaged, or holds pickled "
+                "code, which is never run); delete it, so that it is downloaded again"
+            ) from error
+        except (URLError, OSError, RuntimeError, EOFError) as error:
             raise WeightsError(
                 f"ImageNet weights of {self.name} could not be downloaded ({error}); "
                 f"put {file} at {folder / file}, or train from random weights with `weights` none"

@@ -89,6 +89,19 @@ def test_pickled_code_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_pickle_in_the_hub_folder_is_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    url = torchvision.models.get_model_weights("resnet18").DEFAULT.url
+    torch.save(Pickled(), tmp_path / "checkpoints" / Path(url).name)
+    with pytest.raises(WeightsError, match="holds pickled code, which is never run"):
+        build_model("resnet18", "imagenet")
+    assert not (tmp_path / "executed").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

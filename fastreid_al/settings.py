@@ -271,7 +271,7 @@ def _is_a(kind: Any, value: Any) -> bool:
         number = Integral if kind is int else Real
         fits = isinstance(value, number) and not isinstance(value, bool)
         # PyTorch and NumPy take whole numbers of 64 bits.
-        return fits and (not isinstance(value, Integral) or -(2**63) <= value < 2**63)
+        return fits and (not isinstance(value, Integral) or -(2**63) <= int(value) < 2**63)
     return isinstance(value, kind)
 
 

@@ -13,6 +13,7 @@ from typing import TextIO
 
 from ..answers.question import Question, QuitAsking, UndoLast, Verdict
 from ..data.records import Record
+from ..errors import printable
 from .context import AnnotatorContext
 from .sheet import REASONS, describe_image, draw_sheet
 
@@ -107,14 +108,14 @@ class Terminal:
         if not self._introduced:
             self._introduced = True
             lines.append(
-                f"The images of each question are shown in {self._sheet}. "
+                f"The images of each question are shown in {printable(self._sheet)}. "
                 "Leave it open in an image viewer that reloads changed files."
             )
             lines.append(f"Keys: {_HELP}.")
         reason = REASONS.get(question.reason, question.reason)
         lines.append(
             f"Question {self._answered + 1}: {reason} (similarity {question.similarity:.2f}, "
-            f"shown in {self._sheet})"
+            f"shown in {printable(self._sheet)})"
         )
         lines.append(f"  A: {self._describe_side(question, 0)}")
         lines.append(f"  B: {self._describe_side(question, 1)}")

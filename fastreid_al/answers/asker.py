@@ -261,7 +261,10 @@ class Asker:
         If the ledger ends before the position (it is an older copy, or another ledger), its end is
         the position.
         """
-        self.position = min(state["position"], self.ledger.last_event())
+        for name in ("position", "asked", "seconds"):
+            if not isinstance(state[name], int | float) or not 0 <= state[name] < float("inf"):
+                raise ValueError(f"questions: got {state[name]!r} for {name}, expected 0 or more")
+        self.position = min(int(state["position"]), self.ledger.last_event())
         self.asked = state["asked"]
         self.seconds = state["seconds"]
         self._open_round()
@@ -354,15 +357,17 @@ class Asker:
     ) -> Answer:
         """Ask the annotator, and write the answer to the ledger before it is returned."""
         shown = dataclasses.replace(question, images=pair)
+        # The clock of the machine may be set meanwhile; durations are of one that is not.
         asked_at = time.time()
+        began = time.monotonic()
         verdict = self._ask_annotator(shown)
-        answered_at = time.time()
+        seconds = time.monotonic() - began
         event = self.ledger.append(
             *pair,
             verdict,
             annotator=self.annotator.name,
             asked_at=asked_at,
-            answered_at=answered_at,
+            answered_at=asked_at + seconds,
             epoch=self.epoch,
             reason=question.reason if confirms is None else "confirm",
             score=question.score,
@@ -372,7 +377,7 @@ class Asker:
             shown=getattr(self.annotator, "shown", ((), ())),
             run=self.run,
         )
-        return Answer(event, *pair, verdict, need, confirms, answered_at - asked_at, self.run)
+        return Answer(event, *pair, verdict, need, confirms, seconds, self.run)
 
     def _ask_annotator(self, question: Question) -> Verdict:
         """Return the annotator's verdict, after its last answer was taken back if it asks for that.

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from ..errors import LedgerError
+from ..errors import LedgerError, parse_printable, printable
 from ..files import create_file, make_folder
 from ..locks import FileLock
 
@@ -37,18 +37,56 @@ _HOLDER = """
       AND l.classid::bigint = :high AND l.objid::bigint = :low
 """
 
+#: Stands before names that a database cannot hold as they are; no relative path begins with it.
+_ESCAPED = "//"
+
+
+class Name(sa.TypeDecorator[str]):
+    """Text of any bytes, such as the path of an image.
+
+    A database holds UTF-8 without the character 0. Other names are stored as `//` and their
+    printable form (`fastreid_al.errors.printable`), and are read back as they were.
+    """
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Return what is stored."""
+        return None if value is None else stored_name(value)
+
+    def process_result_value(self, value: object, dialect: sa.Dialect) -> str | None:
+        """Return the name that was stored."""
+        if isinstance(value, bytes):  # a damaged column
+            return value.decode(errors="surrogateescape")
+        if value is None:
+            return None
+        text = str(value)
+        return parse_printable(text[len(_ESCAPED) :]) if text.startswith(_ESCAPED) else text
+
+
+def stored_name(name: str) -> str:
+    """Return a name as the database holds it; one of UTF-8 stays as it is."""
+    fits = "\0" not in name and not name.startswith(_ESCAPED)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        fits = False
+    return name if fits else _ESCAPED + printable(name)
+
+
 _SCHEMA = sa.MetaData()
 META = sa.Table(
     "meta",
     _SCHEMA,
     sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("value", sa.Text, nullable=False),
+    sa.Column("value", Name, nullable=False),
 )
 IMAGES = sa.Table(
     "images",
     _SCHEMA,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("path", Name, nullable=False),
     sa.Column("digest", sa.Text, nullable=False),
 )
 EVENTS = sa.Table(
@@ -59,18 +97,18 @@ EVENTS = sa.Table(
     sa.Column("left_id", sa.ForeignKey("images.id")),
     sa.Column("right_id", sa.ForeignKey("images.id")),
     sa.Column("verdict", sa.Text),
-    sa.Column("annotator", sa.Text, nullable=False),
+    sa.Column("annotator", Name, nullable=False),
     sa.Column("asked_at", sa.Double, nullable=False),
     sa.Column("answered_at", sa.Double, nullable=False),
     sa.Column("epoch", sa.Integer),
-    sa.Column("reason", sa.Text),
+    sa.Column("reason", Name),
     sa.Column("score", sa.Double),
     sa.Column("similarity", sa.Double),
     sa.Column("need", sa.Integer, nullable=False, server_default="1"),
     sa.Column("confirms", sa.ForeignKey("events.id")),
     sa.Column("undoes", sa.ForeignKey("events.id")),
     sa.Column("shown", sa.Text),
-    sa.Column("run", sa.Text),
+    sa.Column("run", Name),
     sqlite_autoincrement=True,
 )
 
@@ -108,6 +146,11 @@ class Store:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is a file of SQLite, or in memory."""
+        return self._sqlite
 
     def close(self) -> None:
         """Close the connection, then release the lock."""
@@ -338,6 +381,8 @@ def _connect(file: Path | None, write: bool) -> sqlite3.Connection:
     connection = sqlite3.connect(
         _file_uri(file, write), uri=True, timeout=BUSY_SECONDS, isolation_level=None
     )
+    # A damaged text must not hide the rest of its row.
+    connection.text_factory = lambda text: text.decode(errors="surrogateescape")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
     connection.execute(f"PRAGMA query_only={'OFF' if write else 'ON'}")
@@ -347,7 +392,7 @@ def _connect(file: Path | None, write: bool) -> sqlite3.Connection:
 def _file_uri(file: Path | None, write: bool) -> str:
     if file is None:
         return "file::memory:"
-    uri = f"file:{quote(os.path.abspath(file))}"
+    uri = f"file:{quote(os.fsencode(os.path.abspath(file)))}"
     if write:
         return f"{uri}?mode=rwc"
     # A reader makes two small files next to the ledger. If it cannot, no process can write the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,15 @@ _is_answer = EVENTS.c.kind == "answer"
 _is_undo = EVENTS.c.kind == "undo"
 _undone = sa.select(EVENTS.c.undoes).where(_is_undo)
 _in_force = _is_answer & EVENTS.c.id.not_in(_undone)
+#: Past every number that a run writes.
+_LARGEST = 1e300
+#: Larger than every number of an event.
+_NO_EVENT = 2**63
+_NUMBERS = (
+    *("left_id", "right_id", "asked_at", "answered_at", "epoch", "score", "similarity", "need"),
+    *("confirms", "undoes"),
+)
+_TEXTS = ("kind", "verdict", "annotator", "reason", "shown", "run")
 _VERDICTS = {verdict.value: verdict for verdict in Verdict}
 #: Columns of an event that are fields of `Event` by the same name.
 _EVENT_COLUMNS = [column for column in EVENTS.c if column.name not in ("left_id", "right_id")]
@@ -229,7 +239,10 @@ class Ledger:
         """
         at = time.time() if at is None else at
         with self._store.writing() as connection:
-            kind = connection.execute(sa.select(EVENTS.c.kind).where(EVENTS.c.id == event)).scalar()
+            kind = None
+            if 0 < event < _NO_EVENT:
+                chosen = sa.select(EVENTS.c.kind).where(EVENTS.c.id == event)
+                kind = connection.execute(chosen).scalar()
             if kind is None:
                 raise LedgerError(
                     f"{self.name} has no event {event}; its last is {_last_event(connection)}"
@@ -279,7 +292,7 @@ class Ledger:
                 for event, left, right, verdict, *rest in connection.execute(query.where(found)):
                     if event not in undone_events:
                         answers.append(self._answer(event, left, right, verdict, *rest))
-            except KeyError as error:
+            except (KeyError, TypeError) as error:
                 raise LedgerError(
                     f"{self.name} holds an answer with an unknown image or verdict ({error}); "
                     f"{ASK_CHECK}"
@@ -299,6 +312,10 @@ class Ledger:
     ) -> Answer:
         """Return the answer that a row of the database holds, about rows of the training set."""
         images = self._rows[left], self._rows[right]
+        if not isinstance(need, int) or not isinstance(confirms, int | None):
+            raise TypeError(f"event {event}")
+        # Seconds are negative where an earlier version measured them by a clock that was set back.
+        seconds = max(0.0, float(seconds)) if _is_finite(seconds) else 0.0
         return Answer(event, *images, _VERDICTS[verdict], need, confirms, seconds, run or "")
 
     def last_event(self) -> int:
@@ -344,8 +361,10 @@ class Ledger:
             for values in page:
                 fields = dict(zip(names, values, strict=True))
                 after = fields["id"]
-                fields["shown"] = tuple(json.loads(fields["shown"] or "[[], []]"))
-                yield Event(undone_by=undone_by.get(after), **fields)
+                shown = _parse_shown(fields.pop("shown"))
+                yield Event(
+                    undone_by=undone_by.get(after), shown=shown or ([], []), **_sound(fields)
+                )
             if len(page) < _PAGE:
                 return
 
@@ -368,7 +387,8 @@ class Ledger:
 
     def seconds(self) -> float:
         """Return the seconds that all answers took, without undone ones."""
-        total = sa.func.sum(EVENTS.c.answered_at - EVENTS.c.asked_at)
+        seconds = EVENTS.c.answered_at - EVENTS.c.asked_at
+        total = sa.func.sum(sa.case(((seconds > 0) & (seconds < _LARGEST), seconds), else_=0.0))
         with self._store.reading() as connection:
             return connection.execute(sa.select(total).where(_in_force)).scalar() or 0.0
 
@@ -381,13 +401,22 @@ class Ledger:
         if damage:
             return damage
         with self._store.reading() as connection:
-            return [
+            found = [
                 f"event {event} {what}"
                 for what, wrong in _wrong_events().items()
                 for event in connection.execute(
                     sa.select(EVENTS.c.id).where(wrong).order_by(EVENTS.c.id)
                 ).scalars()
             ]
+            if self._store.is_sqlite:
+                found += _wrong_types(connection)
+            shown = connection.execute(sa.select(EVENTS.c.id, EVENTS.c.shown).order_by(EVENTS.c.id))
+            found += [
+                f"event {event} has a damaged list of the images that were shown"
+                for event, text in shown
+                if _parse_shown(text) is None
+            ]
+        return found
 
     def _new_images(self, *rows: int) -> dict[int, _Image]:
         """Return the images of the rows that the ledger does not hold yet."""
@@ -505,7 +534,53 @@ def _last_event(connection: Connection) -> int:
 
 
 def _up_to(condition: sa.ColumnElement[bool], event: int | None) -> sa.ColumnElement[bool]:
-    return condition if event is None else condition & (EVENTS.c.id <= event)
+    if event is None or event >= _NO_EVENT:
+        return condition
+    return condition & (EVENTS.c.id <= max(event, -1))
+
+
+def _parse_shown(text: object) -> tuple[list[str], list[str]] | None:
+    """Return the paths that were shown on each side; None where the column is damaged."""
+    if text is None:
+        return [], []
+    try:
+        sides = json.loads(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RecursionError):
+        return None
+    if not isinstance(sides, list) or len(sides) != 2:
+        return None
+    if not all(isinstance(side, list) and all(isinstance(p, str) for p in side) for side in sides):
+        return None
+    return sides[0], sides[1]
+
+
+def _sound(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns of an event, with what is damaged replaced: 0 for a time, else None."""
+    sound = dict(fields)
+    for name, value in fields.items():
+        if name in _NUMBERS and not (value is None or _is_finite(value)):
+            sound[name] = 0.0 if name in ("asked_at", "answered_at") else None
+        elif name in _TEXTS and isinstance(value, bytes):
+            sound[name] = value.decode(errors="surrogateescape")
+    return sound
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _wrong_types(connection: Connection) -> list[str]:
+    """Return the columns of another type than the schema says, which SQLite does not enforce."""
+    found = []
+    for name in (*_NUMBERS, *_TEXTS):
+        kinds = ("integer", "real", "null") if name in _NUMBERS else ("text", "null")
+        column = EVENTS.c[name]
+        large = sa.func.abs(column) > _LARGEST if name in _NUMBERS else sa.false()
+        damaged = sa.or_(sa.func.typeof(column).not_in(kinds), large)
+        wrong = sa.select(EVENTS.c.id).where(damaged)
+        for event in connection.execute(wrong.order_by(EVENTS.c.id)).scalars():
+            found.append(f"event {event} has a damaged value of {name}")
+    return found
 
 
 def _wrong_events() -> dict[str, sa.ColumnElement[bool]]:

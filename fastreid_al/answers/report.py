@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, combinations, product
 from typing import Any, TextIO
 
-from ..errors import LedgerError
+from ..errors import LedgerError, one_line, parse_printable, printable
 from ..files import open_output
 from .closure import Closure, Contradiction
 from .ledger import Event, Ledger
@@ -25,6 +26,9 @@ Row = dict[str, Any]
 ANSWER_COLUMNS = [*(field.name for field in dataclasses.fields(Event)), "undone"]
 CLOSURE_COLUMNS = ["left", "right", "verdict", "chain"]
 _WIDTH = 16
+#: Signs that begin a formula in a spreadsheet, also as the wide characters of East Asia.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_QUOTE = "'"
 
 
 def show(url: str) -> list[str]:
@@ -93,6 +97,8 @@ def export(
         first = next(rows, None)
         rows = iter(()) if first is None else chain([first], rows)
         if out == "-":
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(encoding="utf-8")
             write_rows(rows, columns, form, sys.stdout)
             return
         _keep_ledger(url, out)
@@ -172,11 +178,16 @@ def write_rows(rows: Iterator[Row], columns: Sequence[str], form: str, file: Tex
     """
     if form == "jsonl":
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(_as_json(row) + "\n")
         return
     table = csv.writer(file, lineterminator="\n")
     table.writerow(columns)
     table.writerows([_cell(row[name]) for name in columns] for row in rows)
+
+
+def parse_cell(cell: str) -> str:
+    """Return the text that `write_rows` wrote into a cell of a CSV file."""
+    return parse_printable(cell[1:]) if cell.startswith(_QUOTE) else cell
 
 
 def _decided_pairs(closure: Closure) -> Iterator[tuple[int, int]]:
@@ -195,12 +206,17 @@ def _decided_pairs(closure: Closure) -> Iterator[tuple[int, int]]:
 def _find_pair(names: dict[int, str], pair: Sequence[str]) -> tuple[int, int]:
     # If the content of a path changed, the latest image of the path.
     numbers = {path: image for image, path in names.items()}
+    found = []
     for path in pair:
-        if path not in numbers:
+        # As it is, or as a message shows it.
+        number = numbers.get(path, numbers.get(parse_printable(path)))
+        if number is None:
             raise LedgerError(
-                f"no answer is about {path}; paths are relative to the folder of the image set"
+                f"no answer is about {printable(path)}; "
+                "paths are relative to the folder of the image set"
             )
-    return numbers[pair[0]], numbers[pair[1]]
+        found.append(number)
+    return found[0], found[1]
 
 
 def _pending(answers: Sequence[Answer], closure: Closure) -> str:
@@ -229,8 +245,12 @@ def _describe(number: int, event: Event | None) -> str:
     return (
         f"event {number}"
         if event is None
-        else f"event {number} ({event.left}, {event.right}: {event.verdict})"
+        else f"event {number} ({_name(event.left)}, {_name(event.right)}: {event.verdict})"
     )
+
+
+def _name(path: str | None) -> str:
+    return "none" if path is None else printable(path)
 
 
 def _counts(values: Iterator[object], by_number: bool = False) -> str:
@@ -256,11 +276,33 @@ def _line(what: str, value: str) -> str:
 
 def _cell(value: object) -> object:
     """Format a value for csv: a chain as numbers with spaces, paths as JSON because they may hold
-    spaces.
+    spaces, a text as `_text_cell` says.
     """
     if isinstance(value, list):
         return _numbers(value)
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return _as_json(value)
+    return _text_cell(value) if isinstance(value, str) else value
+
+
+def _text_cell(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula, and no terminal for a command.
+
+    Where it begins with a sign of a formula or with an apostrophe, or holds what is not printable,
+    it is written as an apostrophe and its printable form; `parse_cell` is the inverse.
+    """
+    harmless = not text.lstrip().startswith(_FORMULA) and one_line(text) == text
+    return text if harmless else _QUOTE + printable(text)
+
+
+def _as_json(value: object) -> str:
+    """Return JSON in which every character that is not printable is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else "".join(map(_json_escaped, text))
+
+
+def _json_escaped(char: str) -> str:
+    return char if one_line(char) == char else json.dumps(char)[1:-1]
 
 
 def _keep_ledger(url: str, out: str) -> None:

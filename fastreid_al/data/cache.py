@@ -335,7 +335,9 @@ class PixelCache:
 
 def _key(digests: Sequence[str], height: int, width: int) -> str:
     """Name of the pixels of files with these contents."""
-    return digest_of("\n".join([RESAMPLING, f"{height} x {width}", *digests]).encode())
+    return digest_of(
+        "\n".join([RESAMPLING, f"{height} x {width}", *digests]).encode("utf-8", "surrogatepass")
+    )
 
 
 def _digest_or_reason(file: FileState) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable
 from .records import ImageSet, Record
 
 
@@ -70,7 +70,7 @@ def different_images(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     lines = []
     for names, what in ((missing, "missing"), (new, "new"), (changed, "changed")):
         if names:
-            lines.append(f"{len(names)} {what} (first: {names[0]})")
+            lines.append(f"{len(names)} {what} (first: {printable(names[0])})")
     return ", ".join(lines)
 
 

@@ -135,7 +135,7 @@ class RunFolder:
         """Whether a run has written a checkpoint or its versions into the folder."""
         if self.last.exists() or (self.path / "last.json").exists():
             return True
-        with contextlib.suppress(OSError, ValueError, RecursionError):
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             return "fastreid_al" in json.loads(self.versions.read_text())
         return False
 

@@ -137,7 +137,7 @@ def _with_set_of_run(options: EvaluationConfig) -> EvaluationConfig:
         dataset = run["dataset"]
         root = run["data_root"]
         synthetic = SyntheticConfig(**run["synthetic"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{file} is not the configuration of a run; name the image set with `dataset`"
         ) from error

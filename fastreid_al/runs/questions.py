@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..active import QuestionRounds
 from ..active.strategies import load_strategy
 from ..annotators import AnnotatorContext, load_annotator
 from ..answers import Asker, ImageKeys, Ledger
+from ..engine.checkpoint_content import is_count
 from ..engine.console import Reporter
-from ..errors import SettingError, UserError
-from ..files import write_atomically
+from ..errors import CheckpointError, LedgerError, SettingError, UserError
+from ..files import write_file
 from .context import RunContext
 from .data import Dataset
 
@@ -21,8 +25,64 @@ LEDGER_FILE = "answers.sqlite"
 RUN_FILE = "run_name"
 
 
+def check_ledger(context: RunContext, saved: Mapping[str, Any] | None) -> None:
+    """Refuse to continue from a checkpoint that has answers where their ledger is missing.
+
+    Args:
+        context: The run.
+        saved: The state of the checkpoint; None for a run that starts from the beginning.
+
+    Raises:
+        LedgerError: The ledger does not exist; the message has the number of answers.
+    """
+    answers = answers_of(saved)
+    file = _ledger_of(context)
+    if not (answers and asks(context)) or "://" in file or os.path.exists(file):
+        return
+    raise LedgerError(
+        f"there is no ledger {file}, and the checkpoint in {context.folder.path} has "
+        f"{answers} answers that it held; restore it, name it with `questions.ledger`, "
+        "or start a new run with another `run_dir`"
+    )
+
+
+def answers_of(saved: Mapping[str, Any] | None) -> int:
+    """Return the number of answers that a checkpoint counts."""
+    return _count_in(saved, "asked")
+
+
+def _count_in(saved: Mapping[str, Any] | None, name: str) -> int:
+    """Return a count of the state of the questions in a checkpoint; 0 where it has none."""
+    state = None if saved is None else saved["method"].get("questions")
+    count = state.get(name) if isinstance(state, Mapping) else 0
+    return int(count) if is_count(count) else 0  # type: ignore[arg-type]
+
+
+def _ledger_of(context: RunContext) -> str:
+    return context.config.questions.ledger or str(context.folder.path / LEDGER_FILE)
+
+
+def _compare(ledger: Ledger, saved: Mapping[str, Any] | None, context: RunContext) -> None:
+    """Refuse an empty ledger under a checkpoint that has answers; warn of an older one."""
+    last = ledger.last_event()
+    position = _count_in(saved, "position")
+    if answers_of(saved) and not last:
+        raise LedgerError(
+            f"{ledger.name} is empty, and the checkpoint in {context.folder.path} has "
+            f"{answers_of(saved)} answers; restore the ledger, or start a new run with another "
+            "`run_dir`"
+        )
+    if last < position:
+        context.reporter.warn(
+            f"{ledger.name} ends at event {last} and the checkpoint at event {position}: the "
+            "answers between them are missing"
+        )
+
+
 @contextmanager
-def open_questions(context: RunContext, target: Dataset) -> Iterator[QuestionRounds | None]:
+def open_questions(
+    context: RunContext, target: Dataset, saved: Mapping[str, Any] | None = None
+) -> Iterator[QuestionRounds | None]:
     """Yield the questions of a run and hold its ledger open; yield None where nothing is asked.
 
     Nothing is asked by a run without questions, and on all processes but the first.
@@ -30,6 +90,7 @@ def open_questions(context: RunContext, target: Dataset) -> Iterator[QuestionRou
     Args:
         context: The run.
         target: The images that are asked about.
+        saved: The state of the checkpoint that the run continues from, where it does.
 
     Raises:
         UserError: The strategy, the annotator or the ledger cannot be used.
@@ -43,7 +104,8 @@ def open_questions(context: RunContext, target: Dataset) -> Iterator[QuestionRou
     root = target.images.root
     names = [record.path.relative_to(root).as_posix() for record in target.records]
     keys = ImageKeys(target.images.name, names, target.store.digests)
-    with Ledger.open(settings.ledger or str(folder / LEDGER_FILE), keys) as ledger:
+    with Ledger.open(_ledger_of(context), keys) as ledger:
+        _compare(ledger, saved, context)
         _report_known(ledger, context.reporter)
         if settings.start >= config.epochs:
             context.reporter.warn(
@@ -113,8 +175,14 @@ def _run_name(folder: Path) -> str:
     """Return the name of a run in its ledger, which stays when the run folder is moved."""
     file = folder / RUN_FILE
     if not file.exists():
-        write_atomically(file, lambda out: out.write(uuid.uuid4().hex.encode()))
-    return file.read_text()
+        write_file(file, uuid.uuid4().hex)
+    name = file.read_bytes()[:64]
+    if not re.fullmatch(b"[0-9a-f]{32}", name):
+        raise CheckpointError(
+            f"{file} does not hold the name that the run has in its ledger: 32 hexadecimal digits; "
+            "restore it, or start a new run with another `run_dir`"
+        )
+    return name.decode()
 
 
 def _report_known(ledger: Ledger, reporter: Reporter) -> None:

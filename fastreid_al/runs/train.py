@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from .build import build_network, build_training, check_method
 from .checks import check_parts, check_settings, pick_device, warn_of_settings
 from .context import Extensions, RunContext, make_context
 from .data import Dataset, all_labelled, decode, load_source, load_target
-from .questions import check_questions, open_questions
+from .questions import check_ledger, check_questions, open_questions
 from .summary import summarise
 
 
@@ -93,6 +94,7 @@ def run_training(
 def _run(context: RunContext, resume: bool) -> Finished:
     """Train a run whose folder this process has locked, where it exists already."""
     saved = _check(context, resume)
+    context.world.compute_on_first(partial(check_ledger, context, saved))
     images = load_target(context)
     check_questions(context, all_labelled(images.train))
     source_images = load_source(context, images)
@@ -104,7 +106,7 @@ def _run(context: RunContext, resume: bool) -> Finished:
         _refuse_other_run(context)
     target = decode(context, images, "train")
     source = None if source_images is None else decode(context, source_images, "source")
-    with open_questions(context, target) as questions:
+    with open_questions(context, target, saved) as questions:
         state = build_training(context, network, target, source, questions)
         _restore(context, state, saved)
         del saved  # as large as the state itself

@@ -207,3 +207,21 @@ def test_a_confirmation_that_nobody_can_decide_ends() -> None:
         is UNSURE
     )
     assert len(annotator.asked) <= 7
+
+
+def test_seconds_are_of_a_clock_that_nobody_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, identities, labels = crowded()
+    wall = iter(range(10**6, 0, -3600))  # set back by an hour at every look
+    monkeypatch.setattr("fastreid_al.answers.asker.time.time", lambda: float(next(wall)))
+    asker = Asker(Oracle(identities))
+    refine(features, labels, asker, "gain", QuestionConfig(per_epoch=5, k_max_rule="root"))
+    answers = asker.ledger.answers()
+    assert len(answers) == 5 and all(0 <= answer.seconds < 5 for answer in answers)
+    assert 0 <= asker.seconds < 5 and 0 <= asker.ledger.seconds() < 5
+
+
+@pytest.mark.parametrize("state", [{"position": -1}, {"asked": "3"}, {"seconds": float("nan")}])
+def test_a_state_that_no_asker_had_is_refused(state: dict[str, object]) -> None:
+    asker = Asker(Oracle(torch.tensor([0, 1])))
+    with pytest.raises(ValueError, match=r"questions: got .* expected 0 or more"):
+        asker.load_state_dict({**asker.state_dict(), **state})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -286,3 +287,51 @@ def test_an_oracle_for_unlabelled_images_is_refused(asking: RunConfig, tmp_path:
         Image.fromarray(np.full((40, 20, 3), 12 * i, np.uint8)).save(tmp_path / f"{i}.png")
     with pytest.raises(UserError, match="terminal asks a person"):
         run_training(replace(asking, dataset="folder", data_root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("gone", ["missing", "empty"])
+def test_a_missing_ledger_under_a_checkpoint_with_answers_is_refused(
+    asking: RunConfig, gone: str
+) -> None:
+    asking = replace(asking, questions=replace(asking.questions, start=0, per_epoch=5))
+    run_training(replace(asking, epochs=1))
+    ledger = Path(str(asking.run_dir)) / "answers.sqlite"
+    ledger.unlink()
+    if gone == "empty":
+        ledger.touch()
+    with pytest.raises(LedgerError, match="has 5 answers") as refused:
+        run_training(asking, resume=True)
+    assert str(ledger) in str(refused.value) and ledger.exists() == (gone == "empty")
+    if gone == "missing":
+        history = run_training(replace(asking, ask="none"), resume=True).history
+        assert history[-1]["epoch"] == asking.epochs
+
+
+def test_a_damaged_name_of_the_run_is_refused(asking: RunConfig) -> None:
+    run_training(replace(asking, epochs=1))
+    for content in (b"", b"\xff\xfe", b"x" * 32):
+        (Path(str(asking.run_dir)) / "run_name").write_bytes(content)
+        with pytest.raises(UserError, match="run_name does not hold the name"):
+            run_training(asking, resume=True)
+
+
+def test_a_set_whose_names_are_not_utf_8_is_asked_about_and_resumed(
+    asking: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for who in range(6):
+        parent = os.fsencode(tmp_path) + b"/set/train/\xd0\xd0%d" % who
+        os.makedirs(parent)
+        for shot in range(4):
+            pixels = rng.integers(0, 255, (48, 24, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(os.fsdecode(parent + b"/\xd5\xd5_c%d_\n.png" % shot))
+    with open(os.fsencode(tmp_path) + b"/set/train/\xd0\xd00/\x1b[2J\xff_c1.png", "wb") as bad:
+        bad.write(b"no image")
+    asking = replace(asking, dataset="folder", data_root=str(tmp_path / "set"), evaluate_every=0)
+    asking = replace(asking, questions=replace(asking.questions, start=0, per_epoch=4))
+    run_training(replace(asking, epochs=1))
+    run_training(asking, resume=True)
+    told = capsys.readouterr().out
+    assert r"\xd0\xd00/\x1b[2J\xff_c1.png: not an image" in told and "\x1b" not in told
+    asked = answers(asking.run_dir)
+    assert len(asked) == 12 and all("\udcd0\udcd0" in str(left) for _, left, _, _ in asked)

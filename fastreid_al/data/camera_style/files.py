@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ...config import ImageConfig
 from ...distributed.world import SINGLE_PROCESS, World
-from ...errors import DataError
+from ...errors import DataError, printable
 from ..loader import BatchLoader, to_device_async
 from ..pixels import PixelSettings, decode
 from ..records import STYLE_COPIES, UNKNOWN, ImageSet, Record
@@ -85,7 +86,7 @@ class FileStyle(CameraStyle):
         if bad:
             self._warn(
                 f"{len(bad)} camstyle image(s) could not be read and are left out "
-                f"(first: {bad[0].path}: {bad[0].reason})"
+                f"(first: {printable(bad[0].path)}: {bad[0].reason})"
             )
         if not len(self._store):
             raise DataError(
@@ -105,7 +106,8 @@ class FileStyle(CameraStyle):
         whole = hashlib.blake2b(digest_size=16)
         readable = (paths[slot] for slot in self._store.slots.tolist())
         for path, digest in zip(readable, self._store.digests, strict=True):
-            whole.update(f"{path.relative_to(root).as_posix()} {digest}\n".encode())
+            name = os.fsencode(path.relative_to(root).as_posix())
+            whole.update(name + f" {digest}\n".encode())
         return f"{len(self._store)} copies {whole.hexdigest()}"
 
     def _report_missing(self, folder: Path) -> None:
@@ -162,8 +164,8 @@ def match_copies(folder: Path, records: Sequence[Record]) -> tuple[list[Path], T
         matched = True
         if name["image"] in ambiguous:
             raise DataError(
-                f"{path} is the copy of more than one training image: copies are matched by name, "
-                f"and {name['image']} is not the only one; rename them, "
+                f"{printable(path)} is the copy of more than one training image: copies are "
+                f"matched by name, and {name['image']} is not the only one; rename them, "
                 "or train with `camstyle` none"
             )
         own = records[row].camera
@@ -205,7 +207,7 @@ def _check_cameras(
         return
     listed = ", ".join(map(str, cameras[:_LISTED])) + (", ..." if len(cameras) > _LISTED else "")
     raise DataError(
-        f"{path} is {wrong}; the training images' cameras are {listed}. "
+        f"{printable(path)} is {wrong}; the training images' cameras are {listed}. "
         f"Put this set's own copies, for these cameras only, into {folder}, "
         "or train with `camstyle` none"
     )

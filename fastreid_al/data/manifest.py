@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from ..errors import DataError
 from .names import number_cameras, number_names
@@ -41,6 +43,8 @@ _SPLITS = ("train", "query", "gallery")
 #: Values of `split` that leave an image out.
 _UNUSED = ("none", "unused", "ignore", "-")
 _DELIMITERS = (",", ";", "\t")
+#: A file by its address, or in a table that Label Studio exports (local files).
+_URL = re.compile(r"(?:(?:https?://[^/]+)?/data/local-files/\?d=|file://(?=/))(.+)")
 #: Lines that a message names.
 _NAMED = 3
 
@@ -189,6 +193,9 @@ def _paths(file: Path, lines: Sequence[_Line]) -> list[Path]:
 def _path(file: Path, line: _Line) -> Path:
     """The file of an image."""
     name = line.values["path"]
+    url = _URL.fullmatch(name)
+    if url is not None:
+        name = unquote(url[1], errors="surrogateescape")
     if "\0" in name or not name:
         raise DataError(f"{file} line {line.number}: {name!r:.200} is no path")
     path = file.parent / Path(name).expanduser()

@@ -59,6 +59,17 @@ def test_utf_16_and_names_in_other_encodings(tmp_path: Path) -> None:
     assert images.train[0].path.read_bytes()
 
 
+def test_a_table_that_label_studio_exported(tmp_path: Path) -> None:
+    put(tmp_path, "crops é/ann_0 x.jpg")
+    images = read(
+        tmp_path,
+        '"annotation_id","annotator","camera","created_at","id","identity","image","lead_time"\n'
+        '100,"1","south","2026-11-29",0,"ann","/data/local-files/?d=crops%20%C3%A9/ann_0%20x.jpg",2\n'
+        f'101,"1","north","2026-11-29",1,"bob","file://{tmp_path}/b.jpg",2.0\n',
+    )
+    assert labels(images.train) == [(0, 1), (1, 0)]
+
+
 def test_images_elsewhere_and_paths_of_windows(tmp_path: Path) -> None:
     put(tmp_path / "other" / "deep", "x.jpg")
     images = read(tmp_path / "set", f"path\n..\\other\\deep\\x.jpg\n{tmp_path}/set/a.jpg\n")

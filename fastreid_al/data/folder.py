@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from .layouts import refuse_published_layout
+from .layouts import published_layouts, refuse_published_layout
 from .locate import existing_folder
 from .names import number_names, pattern_of, read_cameras, read_identities
 from .reader import ReadOptions
@@ -42,7 +42,7 @@ def read_folder(root: Path, options: ReadOptions) -> ImageSet:
         founds = {split: find_images(folder) for split, folder in folders.items()}
     else:
         folders = {"train": root}
-        founds = {"train": find_images(root, skip=_kept_for_testing)}
+        founds = {"train": find_images(root, skip=_not_for_training)}
         _check_any(root, founds["train"])
     splits = _records(root, folders, founds, options)
     _check_not_empty(root, folders, founds)
@@ -147,9 +147,12 @@ def _check_labels(folder: Path, split: str, names: Sequence[str]) -> None:
         )
 
 
-def _kept_for_testing(name: str) -> str | None:
-    if is_test_name(name):
+def _not_for_training(folder: Path) -> str | None:
+    """Why the images of a folder are not trained on without being asked for."""
+    if is_test_name(folder.name):
         return "folders whose name says that their images are kept for testing"
+    if published_layouts(folder):
+        return "folders of published sets, which have readers of their own"
     return None
 
 

@@ -28,7 +28,7 @@ def fitting_sets(root: Path) -> list[str]:
     Args:
         root: A data root, or a set's own folder.
     """
-    inside = [layout.name for layout in LAYOUTS if layout.is_surely_in(root)]
+    inside = published_layouts(root)
     below = [
         layout.name
         for layout in LAYOUTS
@@ -37,13 +37,18 @@ def fitting_sets(root: Path) -> list[str]:
     return list(dict.fromkeys([*below, *inside]))
 
 
+def published_layouts(folder: Path) -> list[str]:
+    """Names of the published sets whose own folder this is, by its layout."""
+    return [layout.name for layout in LAYOUTS if layout.is_surely_in(folder)]
+
+
 def refuse_published_layout(root: Path, keys: SetKeys) -> None:
     """Refuse to read a published set as a folder, because that would train on its test images.
 
     Raises:
         DataError: The folder has the layout of a published set; the message names its reader.
     """
-    inside = [layout.name for layout in LAYOUTS if layout.is_surely_in(root)]
+    inside = published_layouts(root)
     if inside:
         raise DataError(
             f"{root} has the layout of {' or '.join(inside)}, whose test images must not be "

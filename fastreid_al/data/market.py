@@ -32,7 +32,7 @@ PUBLISHED = {
 }
 
 # Matched against the file name alone: a folder called x1_c2 must not be read as an identity.
-_NAME = re.compile(r"(?P<identity>-?\d+)_c(?P<camera>\d+)")
+_NAME = re.compile(r"(?P<identity>-?\d{1,15})_c(?P<camera>\d{1,9})", re.IGNORECASE)
 
 
 def read_market1501(root: Path, options: ReadOptions) -> ImageSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..errors import DataError
@@ -29,6 +30,11 @@ LAYOUT = SetLayout(
     f"train/ with list_train.txt or {FOLDERS['train']}",
     (*LISTS, "mask_train_v2", "mask_test_v2"),
 )
+#: `FOLDER/PID_INDEX_CAMERA_....jpg PID`. Lists that passed through other programs have backslashes,
+#: tabs, commas or several spaces.
+_LINE = re.compile(
+    r"(?P<name>(?:.*[\\/])?[^\\/_]*_[^\\/_]*_(?P<camera>\d{1,9})_[^\\/]*?)[\s,;]+(?P<identity>\d{1,15})"
+)
 PUBLISHED = {
     "train": SplitCounts(32_621, 1_041, 15),
     "query": SplitCounts(11_659, 3_060, 15),
@@ -55,7 +61,7 @@ def read_msmt17(root: Path, options: ReadOptions) -> ImageSet:
     if not options.validation:
         # The published count of training images includes validation.
         del published["train"]
-    if (folder / FOLDERS["train"]).is_dir():
+    if any((folder / FOLDERS[split]).is_dir() for split in ("train", "gallery")):
         return read_market_layout(LAYOUT.name, folder, published)
     train, query, gallery = read_msmt17_lists(folder, validation=options.validation)
     return keep_test_apart(
@@ -73,13 +79,15 @@ def read_msmt17_lists(
         validation: Add the validation images to the training images.
 
     Returns:
-        Training, query and gallery images. Identities are those of the lists: test identities
-        count from 0 too.
+        Training, query and gallery images; no training images where their lists are not there.
+        Identities are those of the lists: test identities count from 0 too.
 
     Raises:
         DataError: A folder or list is missing, or a list names an image that is absent.
     """
-    pair = next((pair for pair in IMAGE_FOLDERS if (root / pair[0]).is_dir()), None)
+    test_only = not any((root / name).exists() for name in LISTS[:2])
+    needed = 1 if test_only else 0
+    pair = next((pair for pair in IMAGE_FOLDERS if (root / pair[needed]).is_dir()), None)
     if pair is None:
         raise DataError(
             f"{root} holds none of train/, mask_train_v2/ and {FOLDERS['train']}/; "
@@ -87,8 +95,10 @@ def read_msmt17_lists(
         )
     train_folder = root / pair[0]
     test_folder = root / pair[1]
-    train = _read_list(root / "list_train.txt", train_folder)
-    if validation:
+    train = []
+    if not test_only:
+        train += _read_list(root / "list_train.txt", train_folder)
+    if not test_only and validation:
         train += _read_list(root / "list_val.txt", train_folder)
     query = _read_list(root / "list_query.txt", test_folder)
     gallery = _read_list(root / "list_gallery.txt", test_folder)
@@ -103,21 +113,19 @@ def _read_list(file: Path, folder: Path) -> list[Record]:
     for number, line in enumerate(_text(file, folder).splitlines(), 1):
         if not line.strip():
             continue
-        # Lists that passed through Windows have backslashes, tabs or several spaces.
-        name, _, identity = line.strip().replace("\t", " ").rpartition(" ")
-        name = name.strip().replace("\\", "/")
-        fields = name.rpartition("/")[2].split("_")
-        if not identity.isdecimal() or len(fields) < 3 or not fields[2].isdecimal():
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
             raise DataError(
                 f"{file} line {number}: '{line.strip()}' is not "
                 "'FOLDER/PID_INDEX_CAMERA_....jpg PID'; take the list of the original archive"
             )
+        name = match["name"].replace("\\", "/").removeprefix(f"{folder.name}/")
         path = inside(folder, name)
         if path is None:
             raise DataError(f"{file} line {number}: {name} leads out of {folder}")
         if not path.is_file():
             absent.append((number, name))
-        records.append(Record(path, int(identity), int(fields[2])))
+        records.append(Record(path, int(match["identity"]), int(match["camera"])))
     if absent:
         number, name = absent[0]
         raise DataError(

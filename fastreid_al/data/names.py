@@ -13,7 +13,7 @@ from .records import UNKNOWN
 #: Duke, VeRi), c1_0002, 0002-c1, 0001C1T0001F001 (MARS), 0000_000_01_0303morning (MSMT17), cam1,
 #: camera_2, cam_a (VIPeR).
 _CAMERA_IN_NAME = re.compile(
-    r"_c(?P<a>\d+)"
+    r"_c(?P<a>\d{1,9})"
     r"|(?:^|[-. ])c(?P<b>\d+)(?=[-_. ]|$)"
     r"|^\d{4}C(?P<c>\d+)T\d+F\d+"
     r"|^\d{4}_\d{3}_(?P<d>\d\d)_\d{4}(?:morning|noon|afternoon)"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastreid_al.data import load
 from fastreid_al.data.records import count
-from tests.support.image_sets import fails, labels, put
+from tests.support.image_sets import fails, labels, put, put_vehicleid
 
 
 def test_folder_of_identities(tmp_path: Path) -> None:
@@ -81,3 +81,12 @@ def test_cameras_are_numbered_alike_in_all_splits(tmp_path: Path) -> None:
 def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "train/a/1.jpg", "Train/a/2.jpg")
     fails("holds Train and train; join the two", "folder", tmp_path)
+
+
+def test_a_published_set_below_the_folder_is_left_out(tmp_path: Path) -> None:
+    put(tmp_path, "a.jpg")
+    put_vehicleid(tmp_path / "VehicleID_V1.0")
+    images = load("folder", tmp_path, verbose=False)
+    assert len(images.train) == 1
+    [(reason, _)] = images.passed_over.items()
+    assert reason == "folders of published sets, which have readers of their own"

@@ -88,7 +88,7 @@ def test_links_and_what_is_passed_over_are_described(tmp_path: Path) -> None:
     (tmp_path / "set" / "notes.txt").write_text("x")
     (tmp_path / "set" / "link").symlink_to(tmp_path / "other")
     text = "\n".join(describe(load("folder", tmp_path / "set", verbose=False)))
-    assert "passed over 1 .txt files, which are no images (first: notes.txt)" in text
+    assert "passed over 1 .txt files, in no image format that is read (first: notes.txt)" in text
     assert "warning: 1 links lead out of the folder and are followed" in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,21 @@ def test_a_list_may_not_lead_out_of_the_set(tmp_path: Path) -> None:
     put(tmp_path, "0_0_1_x.jpg")
     (tmp_path / "set" / "list_val.txt").write_text("../../0_0_1_x.jpg 3\n")
     fails("line 1: ../../0_0_1_x.jpg leads out of", "msmt17", tmp_path / "set")
+
+
+def test_test_lists_alone_are_read(tmp_path: Path) -> None:
+    put_msmt(tmp_path)
+    (tmp_path / "list_train.txt").unlink()
+    (tmp_path / "list_val.txt").unlink()
+    shutil.rmtree(tmp_path / "train")
+    images = load("msmt17", tmp_path, verbose=False)
+    assert (len(images.train), len(images.query), len(images.gallery)) == (0, 1, 2)
+
+
+def test_paths_that_begin_at_the_root(tmp_path: Path) -> None:
+    put_msmt(tmp_path)
+    for split in ("train", "val"):
+        file = tmp_path / f"list_{split}.txt"
+        lines = [f"train/{line}" for line in file.read_text().splitlines()]
+        file.write_text("\n".join(lines).replace(" ", ","))
+    assert len(load("msmt17", tmp_path, verbose=False).train) == 4

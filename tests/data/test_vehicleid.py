@@ -5,17 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastreid_al.data import describe, load
-from tests.support.image_sets import fails, labels, put
-
-
-def put_vehicleid(root: Path) -> None:
-    put(root / "image", *(f"{number:07}.jpg" for number in range(9)))
-    lists = root / "train_test_split"
-    lists.mkdir()
-    (lists / "train_list.txt").write_text("0000000 7\n0000001 3\n")
-    test = "0000002 5\n0000003 5\n0000004 5\n0000005 6\n0000006 6\n"
-    (lists / "test_list_800.txt").write_text(test)
-    (lists / "test_list_2400.txt").write_text(test + "0000007 9\n0000008 9\n")
+from tests.support.image_sets import fails, labels, put_vehicleid
 
 
 def test_one_image_of_each_vehicle_is_in_the_gallery(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ def test_images_are_known_by_suffix_or_by_content(tmp_path: Path) -> None:
     found = find_images(tmp_path)
     assert names(found, tmp_path) == ["a", "b.JPEG", "c.tiff", "d.webp", "e.ppm", "f/g.png"]
     assert reasons(found) == {
-        ".txt files, which are no images": 1,
-        "other files, which are no images": 1,
+        ".txt files, in no image format that is read": 1,
+        "other files, in no image format that is read": 1,
     }
 
 

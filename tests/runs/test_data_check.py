@@ -33,7 +33,9 @@ def test_counts_copies_formats_and_what_is_left_out(tmp_path: Path) -> None:
     assert unreadable["path"] == "query/0003_c2s1_000001_00.jpg"
     assert unreadable["reason"].startswith("none of JPEG")
     assert report["copies"]["images in query and in gallery"] == 1
-    assert report["passed_over"][".txt files, which are no images"] == ["query/notes.txt"]
+    assert report["passed_over"][".txt files, in no image format that is read"] == [
+        "query/notes.txt"
+    ]
 
 
 def test_the_command_prints_lines_or_json(

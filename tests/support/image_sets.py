@@ -63,6 +63,16 @@ def put_msmt(root: Path, train: str = "train", test: str = "test") -> None:
         (root / f"list_{split}.txt").write_text("\n".join(lines) + "\n")
 
 
+def put_vehicleid(root: Path) -> None:
+    put(root / "image", *(f"{number:07}.jpg" for number in range(9)))
+    lists = root / "train_test_split"
+    lists.mkdir()
+    (lists / "train_list.txt").write_text("0000000 7\n0000001 3\n")
+    test = "0000002 5\n0000003 5\n0000004 5\n0000005 6\n0000006 6\n"
+    (lists / "test_list_800.txt").write_text(test)
+    (lists / "test_list_2400.txt").write_text(test + "0000007 9\n0000008 9\n")
+
+
 def labels(records: list) -> list[tuple[int, int]]:
     return [(r.identity, r.camera) for r in records]
 

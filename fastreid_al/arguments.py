@@ -9,7 +9,9 @@ No check waits for a GPU: values of tensors are read on a CPU only.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,6 +30,7 @@ from torch import Tensor
 
 __all__ = [
     "as_callable",
+    "as_device",
     "as_features",
     "as_flag",
     "as_ids",
@@ -38,6 +41,7 @@ __all__ = [
     "as_lists",
     "as_number",
     "as_numbers",
+    "as_path",
     "as_temperature",
     "as_tensor",
     "as_world",
@@ -63,11 +67,16 @@ def as_tensor(name: str, x: Any, ndim: int, shape: str) -> Tensor:
         ndim: The number of dimensions.
         shape: The expected shape, for the message, such as "(n, D)".
     """
-    x = checks.as_tensor(name, x)
-    if x.is_meta:
-        raise ValueError(f"{name}: got a tensor on the device meta, expected one with values")
+    x = _with_values(name, x)
     if x.ndim != ndim:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {shape}")
+    return x
+
+
+def _with_values(name: str, x: Any) -> Tensor:
+    x = checks.as_tensor(name, x)
+    if x.is_meta:
+        raise ValueError(f"{name}: got device meta, expected a tensor with values")
     return x
 
 
@@ -120,12 +129,15 @@ def as_ids(
     """
     if isinstance(x, list | tuple):
         x = _array_of_integers(name, x)
-    length = "m" if count is None else count
-    x = as_tensor(name, x, 1, f"({length},), one for each {per}")
+    x = _with_values(name, x)
+    if x.ndim != 1 or (count is not None and x.shape[0] != count):
+        # Not before: torch.compile takes a length in a text for a constant.
+        length = "m" if count is None else count
+        raise ValueError(
+            f"{name}: got shape {tuple(x.shape)}, expected ({length},), one for each {per}"
+        )
     if x.dtype not in checks.INTEGERS:
         raise ValueError(f"{name}: got dtype {x.dtype}, expected integers, such as torch.int64")
-    if count is not None and len(x) != count:
-        raise ValueError(f"{name}: got {len(x)} values, expected {count}, one for each {per}")
     x = checks.widened(name, x)
     if low is not None or high is not None:
         least = -checks.LARGEST - 1 if low is None else low
@@ -238,6 +250,23 @@ def as_callable(name: str, value: Callable[..., T], expected: str) -> Callable[.
     if not callable(value):
         raise ValueError(f"{name}: got {described(value)}, expected {expected}")
     return value
+
+
+def as_device(name: str, value: torch.device | str | int) -> torch.device:
+    """Return a device."""
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{name}: got {described(value)}, expected a device such as 'cpu' or 'cuda:0'"
+        ) from error
+
+
+def as_path(name: str, value: Any) -> Path:
+    """Return a path."""
+    if not isinstance(value, str | os.PathLike) or "\0" in os.fspath(value):
+        raise ValueError(f"{name}: got {described(value)}, expected a path")
+    return Path(value)
 
 
 def as_world(world: T) -> T:

@@ -16,6 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import (
+    as_ids,
+    as_instance,
+    as_integer,
+    as_number,
+    as_tensor,
+    check_finite,
+    described,
+)
 from ..config import ImageConfig
 from .camera_style import CameraStyle, Styles
 from .loader import device_constant, to_device_async
@@ -40,6 +49,7 @@ def normalize(images: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) float32.
     """
+    images = _as_images(images)
     mean = _by_channel(IMAGENET_MEAN, images)
     std = _by_channel(IMAGENET_STD, images)
     return (images / 255).sub_(mean).div_(std)
@@ -47,6 +57,10 @@ def normalize(images: Tensor) -> Tensor:
 
 def flip(images: Tensor, flipped: Tensor) -> Tensor:
     """Mirror the images (B, 3, H, W) whose entry of `flipped` (B,) bool is set."""
+    images = _as_images(images)
+    flipped = _as_draws("flipped", flipped, images)
+    if flipped.dtype != torch.bool:
+        raise ValueError(f"flipped: got dtype {flipped.dtype}, expected torch.bool")
     return torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
@@ -63,7 +77,10 @@ def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) float32.
     """
+    images = _as_images(images)
+    boxes = _as_boxes(boxes, images)
     top, left, height, width = boxes.unbind(1)
+    _check_boxes(boxes, images.shape[-2], images.shape[-1])
     batch = torch.arange(len(images), device=images.device)[:, None]  # (B, 1)
     # Rows are mixed before columns, because each is one weighted sum of two.
     first, second, weight = _neighbours(top, height, images.shape[-2])  # (B, H) each
@@ -107,6 +124,9 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) float32.
     """
+    images = _as_images(images)
+    degrees = _as_draws("degrees", degrees, images)
+    check_finite("degrees", degrees)
     height, width = images.shape[-2:]
     angles = torch.deg2rad(degrees.float())
     cos = angles.cos()
@@ -135,6 +155,10 @@ def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
     Returns:
         The same shape and dtype.
     """
+    images = _as_images(images)
+    pad = as_integer("pad", pad, 0)
+    top = _as_places("top", top, images, 2 * pad)
+    left = _as_places("left", left, images, 2 * pad)
     height, width = images.shape[-2:]
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
     rows = top[:, None] + torch.arange(height, device=images.device)  # (B, H)
@@ -156,6 +180,10 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Ten
     Returns:
         (B, 3, H, W) float32 in [0, 255].
     """
+    images = _as_images(images)
+    brightness = _as_draws("brightness", brightness, images)
+    contrast = _as_draws("contrast", contrast, images)
+    saturation = _as_draws("saturation", saturation, images)
     images = (images * brightness.view(-1, 1, 1, 1)).clamp_(0, 255)
     mean = _luminance(images).mean((1, 2, 3), keepdim=True)
     images = torch.lerp(mean, images, contrast.view(-1, 1, 1, 1)).clamp_(0, 255)
@@ -170,6 +198,9 @@ def erase(images: Tensor, boxes: Tensor, value: float = 0.0) -> Tensor:
         boxes: (B, 4) int64: top, left, height, width; an empty box erases nothing.
         value: What the box is filled with; after `normalize`, 0 is the mean colour.
     """
+    images = _as_images(images)
+    boxes = _as_boxes(boxes, images)
+    value = as_number("value", value)
     top, left, height, width = boxes.unbind(1)
     rows = torch.arange(images.shape[-2], device=images.device)
     columns = torch.arange(images.shape[-1], device=images.device)
@@ -243,11 +274,11 @@ class Augment:
         crop_aspect: tuple[float, float] = CROP_ASPECT,
         erase_aspect: tuple[float, float] = ERASE_ASPECT,
     ) -> None:
-        self.config = config
-        self.generator = torch.Generator().manual_seed(seed)
-        self.style = style
-        self._crop_aspect = crop_aspect
-        self._erase_aspect = erase_aspect
+        self.config = as_instance("config", config, ImageConfig)
+        self.generator = torch.Generator().manual_seed(as_integer("seed", seed))
+        self.style = style if style is None else as_instance("style", style, CameraStyle)
+        self._crop_aspect = _as_aspects("crop_aspect", crop_aspect)
+        self._erase_aspect = _as_aspects("erase_aspect", erase_aspect)
 
     def __call__(self, pixels: Tensor, rows: Tensor | None = None) -> Tensor:
         """Draw for a batch and augment it.
@@ -260,6 +291,7 @@ class Augment:
         Returns:
             (B, 3, H, W) float32, normalised.
         """
+        pixels = _as_images(pixels)
         return self.apply(pixels, self.draw(len(pixels), pixels.shape[-2], pixels.shape[-1], rows))
 
     def draw(self, n: int, height: int, width: int, rows: Tensor | None = None) -> Draws:
@@ -272,6 +304,11 @@ class Augment:
             rows: (n,) int64, the images' rows in the training store, for their cameras; None for
                 images of another set, which keep their own camera's style.
         """
+        n = as_integer("n", n, 0)
+        height = as_integer("height", height, 1)
+        width = as_integer("width", width, 1)
+        if rows is not None:
+            rows = as_ids("rows", rows, n, low=0, per="image")
         config = self.config
         # The order of the draws is part of a run's results.
         styles = None
@@ -300,6 +337,12 @@ class Augment:
         Returns:
             (B, 3, H, W) float32, normalised.
         """
+        pixels = _as_images(pixels)
+        as_instance("draws", draws, Draws)
+        if len(draws.flipped) != len(pixels):
+            raise ValueError(
+                f"draws: got those of {len(draws.flipped)} images, expected {len(pixels)}"
+            )
         if not len(pixels):
             return normalize(pixels)
         images = pixels
@@ -357,6 +400,70 @@ class Augment:
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self.generator)
+
+
+def _as_images(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W), uint8 or floating."""
+    images = as_tensor("images", images, 4, "(B, 3, H, W)")
+    if images.shape[1] != 3:
+        raise ValueError(f"images: got shape {tuple(images.shape)}, expected (B, 3, H, W)")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images: got dtype {images.dtype}, expected torch.uint8 or floating")
+    return images
+
+
+def _as_draws(name: str, x: Tensor, images: Tensor) -> Tensor:
+    """Draws (B,) for images, on their device."""
+    x = as_tensor(name, x, 1, f"({len(images)},), one for each image")
+    if len(x) != len(images) or x.is_complex():
+        got = described(x)
+        raise ValueError(f"{name}: got {got}, expected ({len(images)},), one for each image")
+    if x.device != images.device:
+        raise ValueError(f"{name}: got device {x.device}, expected {images.device}")
+    return x
+
+
+def _as_places(name: str, x: Tensor, images: Tensor, last: int) -> Tensor:
+    """Rows or columns (B,) int64 of padded images, 0 to `last`."""
+    x = _as_draws(name, x, images)
+    return as_ids(name, x, low=0, high=last + 1, per="image")
+
+
+def _as_boxes(boxes: Tensor, images: Tensor) -> Tensor:
+    """Boxes (B, 4) int64 of images, on their device."""
+    boxes = as_tensor("boxes", boxes, 2, f"({len(images)}, 4)")
+    if boxes.shape[0] != len(images) or boxes.shape[1] != 4 or boxes.dtype != torch.int64:
+        raise ValueError(
+            f"boxes: got {described(boxes)}, expected ({len(images)}, 4) torch.int64: top, left, "
+            "height, width of each image"
+        )
+    if boxes.device != images.device:
+        raise ValueError(f"boxes: got device {boxes.device}, expected {images.device}")
+    return boxes
+
+
+def _check_boxes(boxes: Tensor, height: int, width: int) -> None:
+    """Refuse boxes that are empty or not inside images. They are read on a CPU only."""
+    if not boxes.is_cpu:
+        return
+    begin, size = boxes[:, :2], boxes[:, 2:]
+    inside = (begin >= 0) & (size >= 1) & (begin + size <= torch.tensor([height, width]))
+    if not bool(inside.all()):
+        row = int((~inside.all(1)).nonzero()[0, 0])
+        raise ValueError(
+            f"boxes: got {boxes[row].tolist()} at index {row}, expected top, left, height, width "
+            f"of a box inside {height} x {width} pixels"
+        )
+
+
+def _as_aspects(name: str, aspects: tuple[float, float]) -> tuple[float, float]:
+    """Least and greatest height / width."""
+    if not isinstance(aspects, tuple | list) or len(aspects) != 2:
+        raise ValueError(f"{name}: got {described(aspects)}, expected two numbers")
+    least, greatest = (as_number(name, aspect, 1e-6, 1e6) for aspect in aspects)
+    if least > greatest:
+        raise ValueError(f"{name}: got {least} to {greatest}, expected the least one first")
+    return least, greatest
 
 
 def _first_fit(h: Tensor, w: Tensor, fits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

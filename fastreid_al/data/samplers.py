@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import as_ids, as_integer
 from .records import UNKNOWN
+
+#: Seeds have 128 bits at most.
+_LARGEST_SEED = 2**128 - 1
 
 
 class IdentitySampler:
@@ -27,24 +31,25 @@ class IdentitySampler:
         iterations: Batches in an epoch.
 
     Raises:
-        ValueError: No image has a class.
+        ValueError: Wrong shape, dtype or number, or no image has a class.
     """
 
     def __init__(
         self, classes: Tensor, cameras: Tensor, size: int, per_class: int, iterations: int
     ) -> None:
-        order = np.argsort(classes.numpy(), kind="stable")
-        sorted_classes = classes.numpy()[order]
+        given = as_ids("classes", classes, low=-1, per="image").cpu().numpy()
+        order = np.argsort(given, kind="stable")
+        sorted_classes = given[order]
         labelled = sorted_classes >= 0
         order = order[labelled]
         if len(order) == 0:
             raise ValueError("no image has a class: nothing to draw batches from")
         starts = np.flatnonzero(np.diff(sorted_classes[labelled], prepend=-1))
         self._members = np.split(order, starts[1:])
-        self._cameras = cameras.numpy()
-        self._size = size
-        self._per_class = per_class
-        self._iterations = iterations
+        self._cameras = as_ids("cameras", cameras, len(given), per="image").cpu().numpy()
+        self._size = as_integer("size", size, 1)
+        self._per_class = as_integer("per_class", per_class, 1)
+        self._iterations = as_integer("iterations", iterations, 0)
 
     def batches(self, seed: int, epoch: int) -> Iterator[Tensor]:
         """Yield the epoch's batches, (size,) int64 each.
@@ -55,7 +60,7 @@ class IdentitySampler:
             seed: Seed of the run.
             epoch: Number of the epoch.
         """
-        random = np.random.default_rng([seed, epoch])
+        random = _generator(seed, epoch)
         rows: list[int] = []
         made = 0
         while made < self._iterations:
@@ -95,9 +100,9 @@ class PassSampler:
     """
 
     def __init__(self, n: int, size: int, iterations: int) -> None:
-        self._n = n
-        self._size = size
-        self._iterations = iterations
+        self._n = as_integer("n", n, 1)
+        self._size = as_integer("size", size, 1, n)
+        self._iterations = as_integer("iterations", iterations, 0)
 
     def batches(self, seed: int, epoch: int) -> Iterator[Tensor]:
         """Yield the epoch's batches, (size,) int64 each.
@@ -108,13 +113,21 @@ class PassSampler:
             seed: Seed of the run.
             epoch: Number of the epoch.
         """
-        random = np.random.default_rng([seed, epoch])
+        random = _generator(seed, epoch)
         per_pass = self._n // self._size
         for batch in range(self._iterations):
             if batch % per_pass == 0:
                 order = torch.from_numpy(random.permutation(self._n))
             start = batch % per_pass * self._size
             yield order[start : start + self._size]
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    """The random numbers of an epoch of a run."""
+    # A source's seed is beyond 64 bits.
+    return np.random.default_rng(
+        [as_integer("seed", seed, 0, _LARGEST_SEED), as_integer("epoch", epoch, 0)]
+    )
 
 
 def iterations_per_epoch(setting: int, n: int, size: int) -> int:

@@ -26,6 +26,7 @@ from reid_kernels import ClassIndex
 from reid_kernels.sharded import sharded_bank_contrast_loss, update_shard_
 from torch import Tensor
 
+from ..arguments import as_features, as_ids, as_number, as_temperature, as_world
 from ..distributed.world import SINGLE_PROCESS, Sharded, World
 from .sharding import class_centroids, even_owners, places_on
 
@@ -53,10 +54,10 @@ class FeatureMemory:
         source: Tensor | None = None,
         world: World = SINGLE_PROCESS,
     ) -> None:
-        self.momentum = momentum
-        self.temperature = temperature
-        self.world = world
-        self.source = torch.zeros(0, dtype=torch.int64) if source is None else source
+        self.momentum = as_number("momentum", momentum, 0, 1)
+        self.temperature = as_temperature("temperature", temperature)
+        self.world = as_world(world)
+        self.source = as_ids("source", [] if source is None else source, low=0, per="image")
         #: Number of the source's identities; each is a class.
         self.source_count = int(self.source.max()) + 1 if len(self.source) else 0
         #: This rank's vectors, in the order of their numbers in the whole memory.
@@ -94,6 +95,9 @@ class FeatureMemory:
             classes: (n,) int64, the class of each image, on every rank, without gaps; -1 for images
                 of no class.
         """
+        as_features("features", features)
+        count = len(features) if self.world.size == 1 else None
+        classes = as_ids("classes", classes, count, low=-1, high=len(classes), per="image")
         self.count = int(classes.max()) + 1 if len(classes) else 0
         source_classes = self.count + self.source.to(features.device)
         self.classes = torch.cat([classes.to(features.device), source_classes])
@@ -109,7 +113,11 @@ class FeatureMemory:
             The mean over the images that have a class. If some have none, the sum is divided by the
             count of the whole batch over W, so that the mean of the ranks' losses, and of their
             gradients, is always that of the batch.
+
+        Raises:
+            ValueError: Wrong shape or dtype; on a CPU, a row that is no image.
         """
+        rows = self._checked_rows(rows)
         return sharded_bank_contrast_loss(
             features,
             self.bank,
@@ -128,12 +136,21 @@ class FeatureMemory:
         Args:
             features: (b, D) unit-norm, this rank's part of the batch; parts have one size.
             rows: (b,) int64, the images.
+
+        Raises:
+            ValueError: Wrong shape or dtype; on a CPU, a row that is no image.
         """
+        rows = self._checked_rows(rows)
         batch = self.world.all_gather(features.detach())  # (B, D)
         # Images of one class stay in the order of the batch, with a source too.
         vectors = self.world.all_gather(self._vectors_of(rows.to(features.device)))  # (B,)
         places = self._places[vectors]
         update_shard_(self.bank, batch, places, self.momentum, self.world, hardest=self.hardest)
+
+    def _checked_rows(self, rows: Tensor) -> Tensor:
+        """Rows of images of the memory; a negative one would count from the end."""
+        count = len(self.classes) or len(self._places) - 1
+        return as_ids("rows", rows, low=0, high=count, per="image of the batch")
 
     def state_dict(self) -> dict[str, Any]:
         """The vectors by their number, cut evenly over the ranks, and the classes."""

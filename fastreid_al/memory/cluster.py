@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import as_features, as_flag
 from ..distributed.world import SINGLE_PROCESS, World
 from .base import FeatureMemory
 from .sharding import class_centroids, even_owners
@@ -40,14 +41,17 @@ class ClusterMemory(FeatureMemory):
         world: World = SINGLE_PROCESS,
     ) -> None:
         super().__init__(momentum, temperature, source, world)
-        self.hardest = hardest
+        self.hardest = as_flag("hardest", hardest)
 
     def start(self, features: Tensor) -> None:  # noqa: D102
+        features = as_features("features", features)
         self.bank = features.new_zeros(0, features.shape[1])
         self._owners = None
 
     def begin_epoch(self, features: Tensor, classes: Tensor) -> None:  # noqa: D102
         super().begin_epoch(features, classes)
+        features = as_features("features", features, finite=False)
+        classes = self.classes[: len(self.classes) - len(self.source)]
         centroids = class_centroids(features, classes, self.count, self.world)
         if self.source_count:
             own = self.world.local_slice(self.source_count)

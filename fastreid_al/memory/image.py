@@ -13,6 +13,7 @@ from reid_kernels.sharded import (
 )
 from torch import Tensor
 
+from ..arguments import as_features, as_ids, as_integer, as_number, as_world, described
 from ..distributed.world import SINGLE_PROCESS, Sharded, World
 
 #: Labels of a batch: (indptr (B + 1,), indices), or bit rows (B, ceil(n / 32)) int32.
@@ -33,8 +34,8 @@ class ImageMemory:
     """
 
     def __init__(self, n: int, world: World = SINGLE_PROCESS) -> None:
-        self._n = n
-        self._world = world
+        self._n = as_integer("n", n, 0)
+        self._world = as_world(world)
         #: This rank's rows of (n, D); (0, 0) before `allocate`.
         self.bank = torch.zeros(0, 0)
 
@@ -45,12 +46,15 @@ class ImageMemory:
 
     def allocate(self, features: Tensor) -> None:
         """Make the vectors, all zero, with the width, dtype and device of features (B, D)."""
+        features = as_features("features", features, finite=False)
         own = self._world.local_slice(self._n)
         self.bank = features.new_zeros(own.stop - own.start, features.shape[1])
 
     def gather_batch(self, features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The whole batch, (B, D) and (B,), from each rank's part of it, without gradient."""
-        return self._world.all_gather(features.detach()), self._world.all_gather(rows)
+        features = as_features("features", features, finite=False)
+        rows = as_ids("rows", rows, len(features), per="feature row")
+        return self._world.all_gather(features), self._world.all_gather(rows)
 
     def predict_labels(
         self, rows: Tensor, threshold: float, at_least: int
@@ -80,7 +84,8 @@ class ImageMemory:
         Returns:
             (B, k) int64, most similar first.
         """
-        if k == 0:
+        rows = as_ids("rows", rows, per="feature row")
+        if as_integer("k", k, 0) == 0:
             return rows.new_zeros(len(rows), 0)
         # The operator uses "ieee" precision, which proves no candidates: the host does not wait,
         # and a batch is too small for the proof to pay.
@@ -109,7 +114,19 @@ class ImageMemory:
 
         Returns:
             The mean over this rank's part.
+
+        Raises:
+            ValueError: Wrong shapes, dtypes or numbers.
         """
+        if not isinstance(labels, Sequence) or not isinstance(weights, Sequence):
+            got = f"{described(labels)} and {described(weights)}"
+            raise ValueError(f"labels, weights: got {got}, expected two lists")
+        if not labels or len(labels) != len(weights):
+            raise ValueError(
+                f"weights: got {len(weights)}, expected one for each of {len(labels)} sets of "
+                "labels, at least one"
+            )
+        weights = [as_number("weights", weight) for weight in weights]
         return sharded_multilabel_bank_loss(
             features,
             self.bank,

@@ -6,6 +6,7 @@ import torch
 from reid_kernels import class_index
 from torch import Tensor
 
+from ..arguments import as_features
 from .base import FeatureMemory
 from .sharding import even_owners, places_on
 
@@ -27,6 +28,7 @@ class InstanceMemory(FeatureMemory):
     """
 
     def start(self, features: Tensor) -> None:  # noqa: D102
+        features = as_features("features", features, finite=False)
         n = sum(self.world.all_gather_counts(len(features)))
         self.bank = features.clone()
         self._owners = None

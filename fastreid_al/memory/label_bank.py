@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..arguments import as_device, as_ids, as_integer, as_tensor, check_choice
 from . import label_rows
 
 #: Largest n for which the layout "auto" is "bits": 5 GB.
@@ -56,19 +57,16 @@ class PseudoLabelMemoryBank:
         device: torch.device | str = "cpu",
         own: slice | None = None,
     ) -> None:
-        if n < 1:
-            raise ValueError(f"n: got {n}, expected 1 or more")
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout: got {layout!r}, expected one of {', '.join(LAYOUTS)}")
-        if not 1 <= capacity <= _INT32_MAX:
-            raise ValueError(f"capacity: got {capacity}, expected 1 to {_INT32_MAX}")
+        n = as_integer("n", n, 1)
+        check_choice("layout", layout, LAYOUTS)
+        capacity = as_integer("capacity", capacity, 1, _INT32_MAX)
         if layout == "auto":
             layout = "bits" if n <= BITS_UP_TO else "sparse"
         self.layout = layout
         self.capacity = capacity
         self._n = n
-        self._own = slice(0, n) if own is None else own
-        self._state = _identity(n, self._own, layout, capacity, torch.device(device))
+        self._own = slice(0, n) if own is None else _checked_slice(own, n)
+        self._state = _identity(n, self._own, layout, capacity, as_device("device", device))
 
     def __len__(self) -> int:
         return self._n
@@ -119,14 +117,11 @@ class PseudoLabelMemoryBank:
                 at the number of labels. A GPU leaves such rows and labels out and bounds `indptr`:
                 nothing outside the bank and the batch is read or written.
         """
-        self._check("rows", rows, None, "one for each image of the batch")
-        self._check("indptr", indptr, len(rows) + 1, "one for each row, and the end")
-        self._check("indices", indices, None, "one for each label")
+        rows = self._checked_ids("rows", rows, None, "image of the batch")
+        indptr = self._checked_ids("indptr", indptr, len(rows) + 1, "row, and the end")
+        indices = self._checked_ids("indices", indices, None, "label")
         if similarities is not None:
-            self._check(
-                "similarities", similarities, len(indices), "one for each label", torch.float32
-            )
-            similarities = similarities.detach()
+            similarities = self._checked_similarities(similarities, len(indices))
         rows = self._places(rows)
         state = self._state
         if self.layout == "bits":
@@ -159,7 +154,7 @@ class PseudoLabelMemoryBank:
             ValueError: Wrong shape, dtype or device. On a CPU also rows outside `own`, which have
                 no labels on a GPU.
         """
-        self._check("rows", rows, None, "one for each image")
+        rows = self._checked_ids("rows", rows, None, "image")
         return label_lists(self._state, self._places(rows), self._n)
 
     def lookup_bits(self, rows: Tensor) -> Tensor:
@@ -178,7 +173,7 @@ class PseudoLabelMemoryBank:
             ValueError: Wrong shape, dtype or device. On a CPU also rows outside `own`, which have
                 no labels on a GPU.
         """
-        self._check("rows", rows, None, "one for each image")
+        rows = self._checked_ids("rows", rows, None, "image")
         return bit_rows(self._state, self._places(rows), self._n)
 
     def _places(self, rows: Tensor) -> Tensor:
@@ -200,6 +195,7 @@ class PseudoLabelMemoryBank:
 
     def to(self, device: torch.device | str) -> PseudoLabelMemoryBank:
         """Move the bank to a device. Returns the bank."""
+        device = as_device("device", device)
         self._state = {name: x.to(device) for name, x in self._state.items()}
         return self
 
@@ -239,23 +235,31 @@ class PseudoLabelMemoryBank:
             got = ", ".join(sorted(state)) or "nothing"
         raise ValueError(f"state: got {got}, expected that of the layout {self.layout}")
 
-    def _check(
-        self, name: str, x: Tensor, count: int | None, per: str, dtype: torch.dtype = torch.int64
-    ) -> None:
-        """Refuse a tensor of another shape or dtype, or on another device than the bank."""
-        if not isinstance(x, Tensor):
-            raise ValueError(f"{name}: got a {type(x).__name__}, expected a torch.Tensor")
-        if x.ndim != 1 or (count is not None and x.shape[0] != count):
-            length = "B" if count is None else count
-            raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected ({length},), {per}")
-        if x.dtype != dtype:
-            raise ValueError(f"{name}: got dtype {x.dtype}, expected {dtype}")
+    def _checked_ids(self, name: str, x: Tensor, count: int | None, per: str) -> Tensor:
+        """Ids (count,) int64 on the device of the bank."""
+        x = as_ids(name, x, count, per=per)
+        if x.shape[0] > _INT32_MAX:
+            raise ValueError(f"{name}: got {x.shape[0]:,} values, expected at most {_INT32_MAX:,}")
+        self._check_device(name, x)
+        return x
+
+    def _checked_similarities(self, x: Tensor, count: int) -> Tensor:
+        """Similarities (count,) float32 on the device of the bank, detached."""
+        x = as_tensor("similarities", x, 1, "(labels,)").detach()
+        if x.shape[0] != count:
+            raise ValueError(
+                f"similarities: got shape {tuple(x.shape)}, expected ({count},), one for each label"
+            )
+        if x.dtype != torch.float32:
+            raise ValueError(f"similarities: got dtype {x.dtype}, expected torch.float32")
+        self._check_device("similarities", x)
+        return x
+
+    def _check_device(self, name: str, x: Tensor) -> None:
         if x.device != self.device:
             raise ValueError(
                 f"{name}: got device {x.device}, expected {self.device}, the device of the bank"
             )
-        if x.shape[0] > _INT32_MAX:
-            raise ValueError(f"{name}: got {x.shape[0]:,} values, expected at most {_INT32_MAX:,}")
 
 
 def label_lists(state: Mapping[str, Tensor], places: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -288,6 +292,19 @@ def bit_rows(state: Mapping[str, Tensor], places: Tensor, n: int) -> Tensor:
     if "words" in state:
         return label_rows.bit_rows_bits(state["words"], places, n)
     return label_rows.bit_rows_sparse(state["ids"], state["counts"], places, n)
+
+
+def _checked_slice(own: slice, n: int) -> slice:
+    """Refuse a slice that is not of consecutive images."""
+    if (
+        not isinstance(own, slice)
+        or not isinstance(own.start, int)
+        or not isinstance(own.stop, int)
+        or own.step not in (None, 1)
+        or not 0 <= own.start <= own.stop <= n
+    ):
+        raise ValueError(f"own: got {own!s:.60}, expected a slice of 0 to {n}")
+    return own
 
 
 def _identity(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import as_ids, as_integer, as_lists, as_world
 from ..distributed.world import SINGLE_PROCESS, Sharded, World
 from .label_bank import PseudoLabelMemoryBank, bit_rows, label_lists
 
@@ -31,8 +32,8 @@ class ShardedLabelBank:
     def __init__(
         self, n: int, layout: str = "auto", capacity: int = 64, world: World = SINGLE_PROCESS
     ) -> None:
-        self._n = n
-        self._world = world
+        self._n = n = as_integer("n", n, 1)
+        self._world = as_world(world)
         #: The labels of this rank's images.
         self.local = PseudoLabelMemoryBank(n, layout, capacity, own=world.local_slice(n))
         self.layout = self.local.layout
@@ -69,8 +70,10 @@ class ShardedLabelBank:
             indptr: (B + 1,) int64; the labels of rows[b] are indices[indptr[b]:indptr[b + 1]].
             indices: (labels,) int64.
         """
+        rows = as_ids("rows", rows, low=0, high=self._n, per="image of the batch")
         own = self.local.own
         if rows.is_cpu and own.stop - own.start < self._n:
+            indptr, indices = as_lists(indptr, indices, len(rows), self._n)
             # On a CPU a bank refuses images that it does not keep. On a GPU it leaves them out, and
             # nothing waits.
             kept = (rows >= own.start) & (rows < own.stop)
@@ -156,6 +159,7 @@ class ShardedLabelBank:
 
     def _fetch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Tensors like those of the state with the labels of `rows`, and the places in them."""
+        rows = as_ids("rows", rows, low=0, high=self._n, per="image")
         state: dict[str, Tensor] = {}
         places = rows
         for name, x in self.local.state_dict().items():

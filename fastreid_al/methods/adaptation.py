@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import as_ids, as_instance, as_integer, as_number
+
 #: Added to the seed for the source's batches. Seed and epoch fill the lower 96 bits of NumPy's seed
 #: sequence, so the source has a random stream that no run and epoch of the target has.
 _SOURCE_STREAM = 2**96
@@ -29,6 +31,8 @@ class Source:
     """
 
     def __init__(self, identities: Tensor, cameras: Tensor) -> None:
+        identities = as_ids("identities", identities, low=-1, per="image of the source")
+        cameras = as_ids("cameras", cameras, len(identities), low=-1, per="image of the source")
         unknown = int((identities < 0).sum())
         if unknown:
             raise ValueError(
@@ -63,7 +67,10 @@ class SourceClassifier(nn.Module):
 
     def __init__(self, source: Source, features: int, weight: float, seed: int) -> None:
         super().__init__()
-        self.weight = weight
+        as_instance("source", source, Source)
+        features = as_integer("features", features, 1)
+        seed = as_integer("seed", seed)
+        self.weight = as_number("weight", weight, 0, 1)
         self.linear = nn.utils.skip_init(nn.Linear, features, source.count, bias=False)
         nn.init.normal_(self.linear.weight, std=1e-3, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("identities", source.identities, persistent=False)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from reid_kernels import NotFiniteError
 from torch import Tensor, nn
 
+from ..arguments import as_ids, as_instance, as_integer, as_world
 from ..config import BatchConfig, MemoryConfig
 from ..data.samplers import IdentitySampler, iterations_per_epoch
 from ..distributed.world import SINGLE_PROCESS, Sharded, World
@@ -54,11 +55,13 @@ class ContrastiveMethod:
         source: Source | None = None,
         world: World = SINGLE_PROCESS,
     ) -> None:
-        self.cameras = cameras
-        self.batch = batch
-        self.seed = seed
-        self.source = source
-        self.world = world
+        self.cameras = as_ids("cameras", cameras, low=-1, per="image").cpu()
+        self.batch = as_instance("batch", batch, BatchConfig)
+        as_instance("memory", memory, MemoryConfig)
+        self.seed = as_integer("seed", seed, 0)
+        self.source = source if source is None else as_instance("source", source, Source)
+        self.world = as_world(world)
+        cameras = self.cameras
         self.iterations = iterations_per_epoch(batch.iterations, len(cameras), batch.size)
         self.memory = build_memory(memory, None if source is None else source.identities, world)
         #: (n,) int64: the cluster of each image in this epoch, -1 outside every cluster.

@@ -39,6 +39,7 @@ import torch.nn.functional as F
 from reid_kernels import NotFiniteError
 from torch import Tensor, nn
 
+from ..arguments import as_instance, as_integer, as_world
 from ..config import BatchConfig, NNCTConfig
 from ..data.samplers import PassSampler, iterations_per_epoch
 from ..distributed.world import SINGLE_PROCESS, World
@@ -90,8 +91,16 @@ class NNCT:
         layout: str = "auto",
         capacity: int = 64,
     ) -> None:
+        n = as_integer("n", n, 1)
+        neighbours_k = as_integer("neighbours_k", neighbours_k)
+        as_instance("settings", settings, NNCTConfig)
+        as_instance("batch", batch, BatchConfig)
+        epochs = as_integer("epochs", epochs, 1)
+        seed = as_integer("seed", seed, 0)
+        as_world(world)
         _check_batch(batch.size, n, "training images")
         if source is not None:
+            as_instance("source", source, SourceClassifier)
             _check_batch(batch.size, len(source), "training images of the source")
         if not 0 <= neighbours_k < n:
             raise SettingError("neighbours_k", neighbours_k, f"0 to {n - 1} for {n} images")

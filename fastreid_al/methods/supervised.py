@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..arguments import as_ids
 from ..config import BatchConfig, MemoryConfig
 from ..distributed.world import SINGLE_PROCESS, World
 from .contrastive import ContrastiveMethod
@@ -34,6 +35,8 @@ class Supervised(ContrastiveMethod):
         world: World = SINGLE_PROCESS,
     ) -> None:
         super().__init__(cameras, batch, memory, seed, world=world)
+        count = len(self.cameras)
+        identities = as_ids("identities", identities, count, low=-1, per="image").cpu()
         unknown = int((identities < 0).sum())
         if unknown:
             raise ValueError(

@@ -26,6 +26,7 @@ from ..active.partition import Partition, Split
 from ..active.snps import propose_splits
 from ..answers.asker import Asker
 from ..answers.question import Verdict
+from ..arguments import as_instance
 from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
 from ..config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
 from ..distributed.world import SINGLE_PROCESS, World
@@ -67,6 +68,9 @@ class UCAL(ContrastiveMethod):
         world: World = SINGLE_PROCESS,
     ) -> None:
         super().__init__(cameras, batch, memory, seed, source, world)
+        as_instance("cluster", cluster, ClusterConfig)
+        if questions is not None:
+            as_instance("questions", questions, CollectiveQuestions)
         if cluster.source == "memory" and memory.kind == "cluster":
             raise SettingError(
                 "cluster.source",
@@ -74,7 +78,7 @@ class UCAL(ContrastiveMethod):
                 "extract",
                 "a cluster memory has no vector per image to cluster",
             )
-        check_backend(cluster.dbscan, len(cameras), "`cluster.dbscan`")
+        check_backend(cluster.dbscan, len(self.cameras), "`cluster.dbscan`")
         self.cluster = cluster
         self.questions = questions or CollectiveQuestions(None)
         #: Threshold of the self-paced selection, fixed at the first clustering.

@@ -6,11 +6,9 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..active import refine
 from ..active.strategies import load_strategy
@@ -19,10 +17,11 @@ from ..answers import Asker
 from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
 from ..config import ClusterConfig, SimulationConfig
 from ..engine.console import Reporter, percent
-from ..errors import DataError, SettingError, UserError
+from ..errors import SettingError, UserError
 from ..files import make_folder, write_figure, write_file
 from ..metrics import PairScores, pair_scores
 from ..settings import validate
+from .features_file import read_features
 
 #: Rounds after which a strategy is stopped; each round asks at least one question.
 _ROUNDS = 10_000
@@ -172,51 +171,6 @@ def _make_asker(identities: Tensor, config: SimulationConfig) -> Asker:
         confirm_merges=config.questions.confirm_merges,
         budget=config.budget,
     )
-
-
-def read_features(path: Path) -> tuple[Tensor, Tensor]:
-    """Read features and identities from an .npz file.
-
-    Args:
-        path: The file, with arrays `features` (n, D) and `identities` (n,).
-
-    Returns:
-        Unit-norm features (n, D) float32, and identities (n,) int64.
-
-    Raises:
-        DataError: The file cannot be read, or its arrays cannot be used.
-    """
-    features, identities = _read_arrays(path)
-    if features.ndim != 2 or identities.shape != features.shape[:1] or len(features) < 2:
-        raise DataError(
-            f"{path}: got features {features.shape} and identities {identities.shape}, "
-            "expected (n, D) and (n,) with n >= 2"
-        )
-    rows = torch.from_numpy(features.astype(np.float32))
-    if not torch.isfinite(rows).all() or not rows.any(1).all():
-        raise DataError(f"{path}: features must be finite and not zero")
-    try:
-        whole = torch.from_numpy(identities.astype(np.int64))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: identities must be whole numbers") from error
-    return nn.functional.normalize(rows, dim=1), whole
-
-
-def _read_arrays(path: Path) -> tuple[Any, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in ("features", "identities") if name not in file]
-            if missing:
-                raise DataError(
-                    f"{path} has no array {' and no '.join(missing)}; "
-                    f"it holds {', '.join(file.files) or 'nothing'}"
-                )
-            return file["features"], file["identities"]
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise DataError(
-            f"{path} cannot be read as .npz ({str(error).splitlines()[0]}); "
-            "an evaluation with `save_features` writes such a file"
-        ) from error
 
 
 def write_csv(points: list[Point], path: Path) -> None:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..arguments import as_flag, as_integer, as_integers, as_number
+
 Array = npt.NDArray[Any]
 
 #: Dimensions of the space of centres: in so few, identities crowd each other as people do.
@@ -77,7 +79,15 @@ def planted_partition(
     Raises:
         ValueError: An argument is outside its range.
     """
-    _check(n, dim, sizes, cameras, spread, camera_shift, outliers, seed)
+    as_integer("n", n, 0)
+    as_integer("dim", dim, 1)
+    sizes = _as_sizes(sizes)
+    as_integer("cameras", cameras, 1)
+    as_number("spread", spread, 0, 1e3, below=True)
+    as_number("camera_shift", camera_shift, 0, 1e3, below=True)
+    as_number("outliers", outliers, 0, 1)
+    exact = as_flag("exact", exact)
+    seed = as_integer("seed", seed, 0)
     # The order of the calls below is the order of the random numbers.
     words = np.random.PCG64(seed)
     identities, count = _identities(words, n, sizes, round(outliers * n))
@@ -108,30 +118,12 @@ def planted_partition(
     )
 
 
-def _check(
-    n: int,
-    dim: int,
-    sizes: tuple[int, int],
-    cameras: int,
-    spread: float,
-    camera_shift: float,
-    outliers: float,
-    seed: int,
-) -> None:
-    """Raise ValueError for an argument of `planted_partition` outside its range."""
-    ordered = 1 <= sizes[0] <= sizes[1]
-    for name, value, valid, expected in (
-        ("n", n, n >= 0, "0 or more"),
-        ("dim", dim, dim >= 1, "1 or more"),
-        ("sizes", sizes, ordered, "1 <= least <= greatest"),
-        ("cameras", cameras, cameras >= 1, "1 or more"),
-        ("spread", spread, 0 <= spread < 1e3, "a number in [0, 1000)"),
-        ("camera_shift", camera_shift, 0 <= camera_shift < 1e3, "a number in [0, 1000)"),
-        ("outliers", outliers, 0 <= outliers <= 1, "a number in [0, 1]"),
-        ("seed", seed, seed >= 0, "0 or more"),
-    ):
-        if not valid:
-            raise ValueError(f"{name}: got {value}, expected {expected}")
+def _as_sizes(sizes: tuple[int, int]) -> tuple[int, int]:
+    """The least and the greatest number of images of an identity."""
+    least, greatest = as_integers("sizes", sizes, 2, 1)
+    if least > greatest:
+        raise ValueError(f"sizes: got {sizes}, expected 1 <= least <= greatest")
+    return least, greatest
 
 
 def _identities(

@@ -354,7 +354,7 @@ def refused(**changes: object) -> dict[str, object]:
         ({"members": torch.arange(6.0)}, "members: got"),
         ({"k_max": torch.tensor([2, 4])}, "k_max: got 4 for cluster 1, expected 2 to 3"),
         ({"k_max": torch.tensor([1, 2])}, "k_max: got 1 for cluster 0, expected 2 to 3"),
-        ({"k_max": torch.tensor([2])}, "k_max: got 1 values, expected 2"),
+        ({"k_max": torch.tensor([2])}, r"k_max: got shape \(1,\), expected \(2,\)"),
         ({"k_max": 0}, "k_max: got 0"),
         ({"k_min": 0}, "k_min: got 0"),
         ({"k_min": 3}, "k_max: got 2 for cluster 0, expected 3 to 3"),

@@ -134,7 +134,7 @@ def test_nnct_weighs_cross_entropy_of_raw_features_against_its_own_loss() -> Non
 
 
 def test_the_classifier_begins_small_and_follows_the_seed() -> None:
-    wide = Source(torch.arange(M).repeat(2), torch.zeros(2 * M))
+    wide = Source(torch.arange(M).repeat(2), torch.zeros(2 * M, dtype=torch.int64))
     first, same, other = (
         SourceClassifier(wide, 256, 0.3, seed).linear.weight for seed in (0, 0, 1)
     )
@@ -258,7 +258,9 @@ def test_memories_without_a_source_hold_nothing_more() -> None:
 
 
 def test_nnct_needs_a_batch_of_the_source() -> None:
-    few = SourceClassifier(Source(torch.arange(10) % 2, torch.zeros(10)), DIM, 0.3, 0)
+    few = SourceClassifier(
+        Source(torch.arange(10) % 2, torch.zeros(10, dtype=torch.int64)), DIM, 0.3, 0
+    )
     with pytest.raises(
         SettingError,
         match=r"`batch\.size`: got 16, expected at most 10, the number of training images of the",

@@ -104,7 +104,9 @@ def refused(world: World, what: str) -> str:
     if what == "collapsed":
         features = features[:1].expand(N, -1)
     images = 2 if what == "few" else N
-    method = Supervised(IDENTITIES[:images], torch.zeros(images), BATCH, MemoryConfig(), 0, world)
+    method = Supervised(
+        IDENTITIES[:images], torch.zeros(images, dtype=torch.int64), BATCH, MemoryConfig(), 0, world
+    )
     try:
         return str(
             method.label_images(0, lambda: features[:images][world.local_slice(images)])["classes"]
@@ -126,7 +128,7 @@ def test_what_stops_one_process_stops_all_ranks_alike(pool: Pool) -> None:
 
 
 def test_half_floats_of_autocast_are_contrasted_in_the_memorys_dtype() -> None:
-    method = Supervised(IDENTITIES, torch.zeros(N), BATCH, MemoryConfig(), 0)
+    method = Supervised(IDENTITIES, torch.zeros(N, dtype=torch.int64), BATCH, MemoryConfig(), 0)
     method.label_images(0, TARGET.float)
     rows, x = torch.arange(12), TARGET[:12].bfloat16()
     half, full = x.clone().requires_grad_(), x.float().requires_grad_()

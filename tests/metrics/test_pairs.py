@@ -29,7 +29,7 @@ def test_pair_scores_of_no_pairs() -> None:
         (None, [0], "labels: got None"),
         ([0, 1.5], [0, 1], "labels: got 1.5 in a list, expected integers"),
         ([0, -2], [0, 1], "labels: got -2 at index 1, expected -1 or more"),
-        ([0, 1], [0], "identities: got 1 values, expected 2"),
+        ([0, 1], [0], r"identities: got shape \(1,\), expected \(2,\)"),
         (torch.zeros(2, 1), [0, 0], r"labels: got shape \(2, 1\)"),
         (torch.zeros(2, dtype=torch.bool), [0, 0], "labels: got dtype torch.bool"),
     ],
@@ -53,7 +53,7 @@ def lists(*entries: int, indptr: tuple[int, ...] = (0, 2, 3, 4)) -> tuple[Tensor
         (lists(1, 1, 1, 2), "indices: got 1 twice in the list of image 0"),
         (lists(0, 1, 1, 2, indptr=(0, 3, 2, 4)), "indptr: got 3 before 2"),
         (lists(0, 1, 1, 2, indptr=(1, 2, 3, 4)), "indptr: got 1 first and 4 last"),
-        (lists(0, 1, 1, 2, indptr=(0, 4)), "indptr: got 2 values, expected 4"),
+        (lists(0, 1, 1, 2, indptr=(0, 4)), r"indptr: got shape \(2,\), expected \(4,\)"),
     ],
 )
 def test_malformed_lists_are_named(given: tuple[Tensor, Tensor], message: str) -> None:

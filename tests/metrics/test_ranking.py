@@ -245,7 +245,7 @@ def test_perfect_features_rank_perfectly_in_float32() -> None:
 
 def test_wrong_shapes_are_named() -> None:
     f, i = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="gallery_cameras: got 3 values, expected 2"):
+    with pytest.raises(ValueError, match=r"gallery_cameras: got shape \(3,\), expected \(2,\)"):
         rank_gallery(f, i, i, f, i[:2], i)
     with pytest.raises(ValueError, match="query_features: 3 of 3 rows are not finite"):
         rank_gallery(f / 0, i, i, f, i, i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from .. import plugins
@@ -19,18 +20,21 @@ def build_model(
     bn_group: int = 16,
     domain_bn: bool = False,
     osnet_fc: bool = True,
+    report: Callable[[str], None] | None = None,
 ) -> ReIdNet:
     """Build a network.
 
     Args:
         name: resnet18/34/50/101 (last stage at stride 1), osnet_x1_0/x0_75/x0_5/x0_25, the name of
             an entry point of the group `fastreid_al.models`, or a function that builds a backbone.
-        weights: "imagenet", "none" (random), or the path of a file: a torchvision ResNet, a
-            published OSNet checkpoint, or the weights or a checkpoint of this library.
+        weights: "imagenet", "none" (random), or the path of a file: the weights or a checkpoint of
+            this library, or of another code base that has the same backbone, by torch.save or as
+            .safetensors (`foreign`).
         pool: "avg" or "gem"; "gem" is for a ResNet.
         bn_group: Images that one BatchNorm sees in training; 0 is the whole batch.
         domain_bn: Give the images of a source BatchNorms of their own, which begin as copies.
         osnet_fc: Keep OSNet's fully connected layer above the pooling.
+        report: Called with one line that says what was left out of a file.
 
     Returns:
         The network in training mode. Its features have D = 512 for resnet18/34 and OSNet (without
@@ -53,7 +57,9 @@ def build_model(
     if weights == "imagenet":
         load_imagenet(model)
     elif weights != "none":
-        load_weights_file(model, Path(weights))
+        line = load_weights_file(model, Path(weights))
+        if line and report is not None:
+            report(line)
     group_batchnorm(model, bn_group)
     if domain_bn:
         model.switch = split_batchnorm(model)

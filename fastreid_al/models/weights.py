@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -12,27 +13,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import WeightsError
+from ..errors import WeightsError, printable
 from ..files import check_digest
+from .foreign import find_backbone, flatten_tensors, summarise_names
 from .head import ReIdNet
 from .norm import without_source
+from .safetensors_file import is_safetensors, read_safetensors
 
-#: Types that may stand in a file next to tensors: published checkpoints have their rank-1 as a
-#: NumPy scalar.
+#: Types that may stand in a file next to tensors, none of which does anything when it is made:
+#: published checkpoints have their rank-1 as a NumPy scalar, and the options of their command line.
 _SAFE: list[Any] = [
     np.float64(0).__reduce__()[0],
     np.dtype,
-    np.dtypes.Float32DType,
-    np.dtypes.Float64DType,
+    *(np.dtypes.Float16DType, np.dtypes.Float32DType, np.dtypes.Float64DType),
+    *(np.dtypes.Int32DType, np.dtypes.Int64DType, np.dtypes.BoolDType),
+    argparse.Namespace,
 ]
 #: Format of the first checkpoints that carry a digest.
 FIRST_WITH_DIGEST = 3
-#: Layers of published files that the backbone does not have.
-_DROPPED = ("classifier.", "fc.")
+#: Name by which a network of this library is known.
+_NECK = "neck.running_mean"
 
 
 def read_tensors(path: Path) -> Any:
-    """Open a file written by torch.save, tensors and plain values only.
+    """Open a file written by torch.save, tensors and plain values only, or a .safetensors file.
 
     Raises:
         WeightsError: The file is missing, damaged, or holds pickled code.
@@ -41,6 +45,8 @@ def read_tensors(path: Path) -> Any:
         problem = "is not a file" if path.exists() else "does not exist"
         raise WeightsError(f"{path} {problem}; name a file of weights or a checkpoint")
     try:
+        if is_safetensors(path):
+            return read_safetensors(path)
         has_digest = check_digest(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
             warnings.simplefilter("ignore")
@@ -71,23 +77,19 @@ def _had_digest(content: Any) -> bool:
     return isinstance(version, int) and version >= FIRST_WITH_DIGEST
 
 
-def read_state_dict(path: Path) -> dict[str, Any]:
-    """Read the state dictionary of a file: its weights, or those in a checkpoint.
-
-    The prefix `module.`, which `DataParallel` adds to names, is removed.
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file of weights or of a checkpoint, by their joined names.
 
     Raises:
-        WeightsError: The file cannot be read, or has no state dictionary.
+        WeightsError: The file cannot be read, or holds no tensors.
     """
     content = read_tensors(path)
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
+    state = flatten_tensors(content)
+    if not state:
         raise WeightsError(
             f"{path} holds no state_dict; save one with torch.save(model.state_dict(), PATH)"
         )
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    return state
 
 
 def load_imagenet(model: ReIdNet) -> None:
@@ -105,37 +107,60 @@ def load_imagenet(model: ReIdNet) -> None:
     _load_backbone(model, imagenet_weights(), f"the file of ImageNet weights of {model.name}")
 
 
-def load_weights_file(model: ReIdNet, path: Path) -> None:
-    """Load a file strictly.
+def load_weights_file(model: ReIdNet, path: Path) -> str:
+    """Load a file of this library or of another code base.
 
-    A file of this library is loaded as a whole, without the source's BatchNorms; from any other
-    file the backbone is loaded, without a classifier.
+    A file of this library is loaded as a whole, without the source's BatchNorms. From any other
+    file the backbone is loaded, all of it or nothing (`foreign`).
 
     Args:
         model: The network.
         path: The file.
 
+    Returns:
+        What was loaded and what was left out, in one line; empty where nothing was left out.
+
     Raises:
         WeightsError: The file cannot be read, or its tensors do not fit the network.
     """
-    state = without_source(read_state_dict(path))
-    if any(name.startswith("backbone.") for name in state):
-        _load(model, state, str(path), model.name)
-    else:
-        _load_backbone(model, state, str(path))
+    state = read_state_dict(path)
+    own = _own_state(state)
+    if own is None:
+        return _load_backbone(model, state, str(path))
+    _load(model, without_source(own), str(path), model.name)
+    return ""
 
 
-def _load_backbone(model: ReIdNet, state: Mapping[str, Tensor], origin: str) -> None:
-    expected = model.backbone.state_dict()
-    kept = {}
-    for name, tensor in state.items():
-        if name in expected or not name.startswith(_DROPPED):
-            kept[name] = tensor
-    for name, tensor in expected.items():
-        # Published files have no weights of a pooling layer.
-        if name.startswith("avgpool."):
-            kept.setdefault(name, tensor)
-    _load(model.backbone, kept, origin, model.name)
+def _own_state(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return the network's part of a file of this library; None for a file of another.
+
+    It has a neck beside the backbone, under whatever wrappers.
+    """
+    for name in state:
+        prefix = name.removesuffix(_NECK)
+        parts = (prefix + "backbone.", prefix + "neck.")
+        if f".{name}".endswith(f".{_NECK}") and any(other.startswith(parts[0]) for other in state):
+            return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(parts)}
+    return None
+
+
+def _load_backbone(model: ReIdNet, state: Mapping[str, Tensor], origin: str) -> str:
+    try:
+        found = find_backbone(state, model.backbone)
+    except ValueError as error:
+        raise WeightsError(
+            f"{origin} does not fit {model.name}: {error}; "
+            "choose the `model` that the file was made with"
+        ) from error
+    own = model.backbone.state_dict()
+    _load(model.backbone, {**own, **found.state}, origin, model.name)
+    if not found.left_out:
+        return ""
+    where = f" under {printable(found.prefix)}*" if found.prefix else ""
+    return (
+        f"{origin}: took the {len(found.state)} tensors of {model.name}{where}; left out "
+        f"{len(found.left_out)} others: {summarise_names(found.left_out, found.prefix)}"
+    )
 
 
 def _load(module: torch.nn.Module, state: Mapping[str, Tensor], origin: str, name: str) -> None:
@@ -150,7 +175,10 @@ def _load(module: torch.nn.Module, state: Mapping[str, Tensor], origin: str, nam
         first = wrong[0] if wrong else extra[0]
         raise WeightsError(
             f"{origin} does not fit {name}: {len(wrong)} tensors are missing or of another shape, "
-            f"{len(extra)} are left over (first: {first}); "
+            f"{len(extra)} are left over (first: {printable(first)}); "
             "choose the `model` that the file was made with"
         )
+    for key, tensor in complete.items():
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"{origin}: {printable(key)} is not finite; use another file")
     module.load_state_dict(complete)

@@ -45,6 +45,7 @@ def build_network(context: RunContext, fresh: bool = True) -> ReIdNet:
             bn_group=config.network.bn_group,
             domain_bn=config.network.domain_bn and config.source is not None,
             osnet_fc=config.network.osnet_fc,
+            report=context.reporter.line,
         )
     except ValueError as error:
         raise UserError(f"`network`: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..data.loader import BatchLoader
 from ..data.records import Record
 from ..data.walk import relative
 from ..distributed.launch import require_single_process
+from ..engine.checkpoint_content import is_count
 from ..engine.console import Reporter
 from ..engine.extract import (
     Evaluator,
@@ -82,7 +84,7 @@ def evaluate_file(
     _check_is_weights(Path(options.checkpoint))
     options = _with_set_of_run(options)
     device = pick_device(options.device)
-    scored = _load(options, model)
+    scored = _load(options, model, reporter)
     images = _read_images(options, reporter)
     scored.model.to(device).to(memory_format=torch.channels_last)
     network = Network(scored.model, options.engine, device, reporter.warn)
@@ -156,18 +158,47 @@ def _of_run(options: EvaluationConfig, run: dict[str, Any], key: str) -> Any:
     return run[key] if given == getattr(EvaluationConfig, key) else given
 
 
-def _load(options: EvaluationConfig, builder: BackboneBuilder | None) -> _Scored:
+#: What a checkpoint says of its network, and the type of each value.
+_NETWORK: dict[str, type] = {
+    **{"name": str, "pool": str, "test_features": str, "osnet_fc": bool},
+    **{"height": int, "width": int},
+}
+
+
+def _network_of(content: Any, origin: str) -> dict[str, Any]:
+    """Return what a checkpoint says of its network; empty for a bare weights file.
+
+    Raises:
+        CheckpointError: It says something that no run writes.
+    """
+    saved = content.get("network") if isinstance(content, Mapping) else None
+    if not isinstance(saved, Mapping) or "name" not in saved:
+        return {}
+    for name, kind in _NETWORK.items():
+        value: Any = saved.get(name)
+        right = is_count(value) and value > 0 if kind is int else isinstance(value, kind)
+        if name in saved and not right:
+            raise CheckpointError(
+                f"{origin} is not a checkpoint that a run wrote: network.{name} is {value!r:.40}"
+            )
+    return dict(saved)
+
+
+def _load(
+    options: EvaluationConfig, builder: BackboneBuilder | None, reporter: Reporter
+) -> _Scored:
     """Load the network of a file; a checkpoint knows its backbone, image size and features.
 
     Args:
         options: The file, and what it does not know.
         builder: Builds the backbone, in place of the named one.
+        reporter: Prints what was left out of a file of another code base.
 
     Raises:
         UserError: The options do not fit the file, or are not enough for a bare weights file.
     """
     content = read_tensors(Path(options.checkpoint))
-    saved: dict[str, Any] = content.get("network", {}) if isinstance(content, dict) else {}
+    saved = _network_of(content, options.checkpoint)
     backbone = builder or options.model or saved.get("name")
     if backbone is None:
         raise UserError(
@@ -184,6 +215,7 @@ def _load(options: EvaluationConfig, builder: BackboneBuilder | None) -> _Scored
         pool=saved.get("pool", options.pool),
         bn_group=0,
         osnet_fc=saved.get("osnet_fc", True),
+        report=reporter.line,
     )
     height = options.height or saved.get("height", 256)
     width = options.width or saved.get("width", 128)

@@ -225,6 +225,7 @@ def append_until_killed(url: str, acknowledge: int, seed: int) -> None:
                 os.write(acknowledge, f"{ledger.undo(event, 'anna')}\n".encode())
 
 
+@pytest.mark.slow
 def test_every_acknowledged_answer_survives_kills(file: str) -> None:
     draw, acknowledged = random.Random(0), 0
     for seed in range(50):

@@ -10,6 +10,7 @@ from fastreid_al.config import RunConfig
 from fastreid_al.runs import run_training
 
 
+@pytest.mark.slow
 def test_a_lower_learning_rate_on_resume_is_used(config: RunConfig) -> None:
     run_training(replace(config, epochs=1))
     lower = replace(config, optimizer=replace(config.optimizer, lr=1e-5))

@@ -192,7 +192,15 @@ def compute_losses(world: World, block: int) -> None:
     multilabel_cpu.BLOCK = before
 
 
-@pytest.mark.parametrize(("size", "block"), [(1, 2**26), (2, 2**9), (3, 2**26), (4, 2**9)])
+@pytest.mark.parametrize(
+    ("size", "block"),
+    [
+        (1, 2**26),
+        (2, 2**9),
+        pytest.param(3, 2**26, marks=pytest.mark.slow),
+        pytest.param(4, 2**9, marks=pytest.mark.slow),
+    ],
+)
 def test_losses_are_those_of_the_whole_bank_and_ties_are_split(
     pool: Pool, size: int, block: int
 ) -> None:

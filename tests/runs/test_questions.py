@@ -72,14 +72,8 @@ def test_every_strategy_trains(asking: RunConfig, strategy: str) -> None:
     assert history[-1]["questions"] <= 15
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"budget": 0},
-        pytest.param({"per_epoch": 0}, marks=pytest.mark.slow),
-        pytest.param({"start": 9}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"budget": 0}, {"per_epoch": 0}, {"start": 9}])
 def test_without_a_question_the_run_is_the_base(
     asking: RunConfig, settings: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,9 +92,8 @@ def test_an_annotator_who_is_always_unsure_does_not_stop_the_training(asking: Ru
     assert same_weights(weights(asking.run_dir), weights(Path(asking.run_dir).parent / "base"))
 
 
-@pytest.mark.parametrize(
-    "after", [pytest.param(0, marks=pytest.mark.slow), 7, pytest.param(20, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0, 7, 20])
 def test_leaving_while_asked_then_resuming_ends_in_the_same_weights(
     asking: RunConfig,
     after: int,
@@ -158,6 +151,7 @@ def test_answers_of_another_run_are_replayed(asking: RunConfig) -> None:
     assert answers(again.run_dir) == answers(first)
 
 
+@pytest.mark.slow
 def test_a_ledger_that_another_run_filled_is_known_and_not_counted(asking: RunConfig) -> None:
     run_training(asking)
     shared = str(Path(asking.run_dir) / "answers.sqlite")

@@ -140,5 +140,9 @@ class TrainingError(UserError):
     """A run that cannot continue; its last checkpoint is intact."""
 
 
+class DivergedError(TrainingError):
+    """A loss, weights or features that are not finite. The training loop adds what to do."""
+
+
 class LedgerError(UserError):
     """A ledger of answers that cannot be used as asked."""

@@ -183,8 +183,7 @@ class PixelCache:
                 f"more than `image.cache_gib` {self.budget / 2**30:g}"
             )
             return None
-        names = [os.path.abspath(path) for path in paths]
-        list_name = digest_of("\0".join(names).encode("utf-8", "surrogatepass"))
+        names, list_name = _list_of(paths)
         try:
             make_folder(self.folder)
             # Once more if the file is damaged, or removed by another process.
@@ -201,6 +200,24 @@ class PixelCache:
         except OSError as error:
             self._warn(f"decoded pixels are not kept in {self.folder}: {error.strerror or error}")
         return None
+
+    def digests(self, paths: Sequence[Path], on_progress: Progress | None = None) -> list[str]:
+        """Return the digests of files' contents, empty for a file that cannot be read.
+
+        A file that is still what it was when it was last read is not read again.
+
+        Args:
+            paths: The n files; the same list that `get` is called with, where it is.
+            on_progress: Called with (files done, files in all).
+
+        Raises:
+            OSError: The cache cannot be written.
+        """
+        names, list_name = _list_of(paths)
+        make_folder(self.folder)
+        with self._locked(list_name):
+            found = self._digests(names, list_name, on_progress)
+        return ["" if digest.startswith(_UNREADABLE) else digest for digest in found]
 
     def _make(
         self,
@@ -331,6 +348,12 @@ class PixelCache:
             if total > self.budget and path != made:
                 total -= size
                 remove_file(path, _PIXELS)
+
+
+def _list_of(paths: Sequence[Path]) -> tuple[list[str], str]:
+    """Return the absolute paths of a list, and the name of the list."""
+    names = [os.path.abspath(path) for path in paths]
+    return names, digest_of("\0".join(names).encode("utf-8", "surrogatepass"))
 
 
 def _key(digests: Sequence[str], height: int, width: int) -> str:

@@ -8,6 +8,7 @@ processes of a machine, in the files of `cache`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tempfile
@@ -131,6 +132,37 @@ def cache_folder(setting: str) -> Path | None:
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("FASTREID_AL_CACHE") or user_cache_dir("fastreid_al")) / "pixels"
+
+
+def file_digests(
+    paths: Sequence[Path], cache: Path | None, on_progress: Progress | None = None
+) -> list[str]:
+    """Return the digests of files' contents, empty for a file that cannot be read.
+
+    With a cache, files that it knows are not read again, and those that are read now are known when
+    they are decoded.
+
+    Args:
+        paths: The n files.
+        cache: Folder of the cache.
+        on_progress: Called with (files done, files in all).
+    """
+    if cache is not None:
+        with contextlib.suppress(OSError):
+            return PixelCache(cache, 0, _silent).digests(paths, on_progress)
+
+    def digest(path: Path) -> str:
+        with contextlib.suppress(OSError):
+            return digest_of(path.read_bytes())
+        return ""
+
+    found = []
+    with threads() as pool:
+        for one in pool.map(digest, paths):
+            found.append(one)
+            if on_progress is not None:
+                on_progress(len(found), len(paths))
+    return found
 
 
 def decode(

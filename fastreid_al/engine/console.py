@@ -47,6 +47,24 @@ class Reporter:
         """Print a warning."""
         self.line(f"warning: {text}")
 
+    def attempt(self, what: str, action: Callable[[], object]) -> bool:
+        """Do what a command is complete without; a failure of it is a warning.
+
+        Args:
+            what: What the action makes, such as "the figure".
+            action: The action.
+
+        Returns:
+            Whether it was done.
+        """
+        try:
+            action()
+        except Exception as error:  # drawing and its fonts fail in many ways
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            self.warn(f"{what} could not be made ({reason}); all else is complete")
+            return False
+        return True
+
     def bad_images(self, split: str, bad: list[BadImage]) -> None:
         """Name and count the images of a split that are left out because they could not be read."""
         if bad:

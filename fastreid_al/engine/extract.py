@@ -14,7 +14,7 @@ from ..data.loader import BatchLoader, Place, prefetch
 from ..data.pixels import PixelSettings, PixelStore, decode
 from ..data.records import UNKNOWN, ImageSet, Record
 from ..distributed.world import SINGLE_PROCESS, World
-from ..errors import DataError, TrainingError
+from ..errors import DataError, DivergedError
 from ..metrics import Ranking, rank_gallery, rerank_gallery
 from ..models import Domain, Stage
 from .console import Reporter
@@ -163,7 +163,7 @@ class Evaluator:
                     world=self._world,
                 )
             if self._world.any_true(not torch.isfinite(features).all()):
-                raise TrainingError(
+                raise DivergedError(
                     f"the {split} features are not finite: the network has diverged, "
                     "there is nothing to rank"
                 )

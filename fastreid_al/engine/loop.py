@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..data.loader import BatchLoader, prefetch, to_device_async
 from ..distributed.world import World
-from ..errors import TrainingError
+from ..errors import DivergedError, TrainingError
 from ..metrics import Ranking, pair_scores
 from ..models import Domain, update_running
 from .checkpoint import save_checkpoint
@@ -25,6 +25,7 @@ from .memory_use import peak_memory
 from .method import Method
 from .network import Network
 from .profile import Profile
+from .resume import after_divergence
 from .run_folder import RunFolder
 from .stop_signal import Interrupted, StopSignal
 from .training import Training
@@ -89,8 +90,15 @@ class TrainingLoop:
                 the device has too little memory; the last checkpoint is intact.
             CheckpointError: A checkpoint could not be written; the one before it is intact.
         """
+        self.folder.rewrite_metrics(self.state.history)
+        try:
+            self._run_epochs()
+        except DivergedError as error:
+            raise TrainingError(f"{error}; {after_divergence(self.folder)}") from error
+        self.reporter.attempt("the profile", lambda: self.profile.write(self.state.history))
+
+    def _run_epochs(self) -> None:
         state = self.state
-        self.folder.rewrite_metrics(state.history)
         with self.stop.listening():
             if self._evaluates_untrained():
                 self._record({"epoch": 0, **self._scores()})
@@ -100,7 +108,6 @@ class TrainingLoop:
                 self._run_epoch()
                 if self._stops() and state.epoch < state.config.epochs:
                     raise Interrupted(self.stop.signum or signal.SIGTERM)
-        self.profile.write(state.history)
 
     def _stops(self) -> bool:
         """Whether any process of the run got a signal. Called by all processes."""

@@ -20,6 +20,13 @@ def holds_run(folder: RunFolder) -> bool:
     return folder.last.exists() or has_shards(folder.path)
 
 
+def after_divergence(folder: RunFolder) -> str:
+    """Return what to do after a training has diverged, as words of a message."""
+    if holds_run(folder):
+        return "the last checkpoint is intact. Continue with `resume` and a lower `optimizer.lr`"
+    return "no checkpoint was written yet. Start again with a lower `optimizer.lr`"
+
+
 def last_state(folder: RunFolder, world: World) -> dict[str, Any] | None:
     """Return the last state that a run saved, by one process or several; None if it saved none.
 

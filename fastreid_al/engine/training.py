@@ -13,12 +13,11 @@ from ..config import RunConfig
 from ..data.augment import Augment
 from ..data.fingerprint import check_same_data
 from ..distributed.world import SINGLE_PROCESS, Sharded, World
-from ..errors import CheckpointError, TrainingError
+from ..errors import CheckpointError, DivergedError
 from ..models import ReIdNet, without_source
 from .checkpoint import save_checkpoint
 from .method import Method
 from .optimizer import apply_settings, check_optimizer
-from .resume import holds_run
 from .run_folder import RunFolder
 from .sharded_checkpoint import drop_shards, save_shards
 
@@ -150,17 +149,13 @@ class Training:
         """Write a checkpoint, unless the training has diverged. All processes call it.
 
         Raises:
-            TrainingError: A weight or the loss is not finite; the last checkpoint is kept.
+            DivergedError: A weight or the loss is not finite; the last checkpoint is kept.
             CheckpointError: It could not be written; the last checkpoint is intact.
         """
         if self.world.any_true(not self._is_finite()):
-            kept = "the last checkpoint is intact"
-            if not holds_run(folder):
-                kept = "no checkpoint was written yet"
-            raise TrainingError(
+            raise DivergedError(
                 f"epoch {self.epoch + (self.step > 0)}: the loss or weights are not finite "
-                f"(the training diverged); {kept}. "
-                "Continue with `resume` and a lower `optimizer.lr`"
+                "(the training diverged)"
             )
         if self.world.size == 1:
             save_checkpoint(folder.last, self.state_dict())

@@ -14,7 +14,7 @@ from ..arguments import as_ids, as_instance, as_integer, as_world
 from ..config import BatchConfig, MemoryConfig
 from ..data.samplers import IdentitySampler, iterations_per_epoch
 from ..distributed.world import SINGLE_PROCESS, Sharded, World
-from ..errors import TrainingError
+from ..errors import DivergedError, TrainingError
 from ..memory import ClusterMemory, FeatureMemory, InstanceMemory
 from ..metrics import pair_scores
 from .adaptation import Source, joint_batches, source_seed
@@ -140,9 +140,9 @@ class ContrastiveMethod:
         n = len(self.cameras)
         broken = int(self.world.all_reduce_sum((~torch.isfinite(features).all(1)).sum()))
         if broken:
-            raise TrainingError(
+            raise DivergedError(
                 f"epoch {epoch + 1}: the features of {broken} of {n} images are not finite "
-                "(the training diverged); lower `optimizer.lr` and resume from the last checkpoint"
+                "(the training diverged)"
             )
         if _largest_range(features, self.world) < _COLLAPSED:
             raise TrainingError(
@@ -188,10 +188,7 @@ class ContrastiveMethod:
         try:
             loss = self.memory.loss(self._unit(embeddings), rows)
         except NotFiniteError as error:
-            raise TrainingError(
-                f"the training diverged ({error}); lower `optimizer.lr` and resume from the last "
-                "checkpoint"
-            ) from None
+            raise DivergedError(f"the training diverged ({error})") from None
         # With a source both halves of the batch have one size, and every sampled image has a class.
         # Twice the mean of the batch is therefore the sum of the two means, in one pass over the
         # bank.

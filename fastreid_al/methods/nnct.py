@@ -43,7 +43,7 @@ from ..arguments import as_instance, as_integer, as_world
 from ..config import BatchConfig, NNCTConfig
 from ..data.samplers import PassSampler, iterations_per_epoch
 from ..distributed.world import SINGLE_PROCESS, World
-from ..errors import SettingError, TrainingError
+from ..errors import DivergedError, SettingError
 from ..memory import ImageMemory, ShardedLabelBank
 from ..memory.image import Labels
 from ..metrics import list_scores
@@ -199,10 +199,7 @@ class NNCT:
                 features, labels, weights, delta=s.delta, hard_ratio=s.hard_ratio
             )
         except NotFiniteError as error:
-            raise TrainingError(
-                f"the training diverged ({error}); lower `optimizer.lr` and resume from the last "
-                "checkpoint"
-            ) from None
+            raise DivergedError(f"the training diverged ({error})") from None
 
     def _labels(self, batch: Tensor, rows: Tensor) -> list[Labels]:
         """The labels of a batch: those of the images (Eq. 3), then of each neighbour (Eq. 6).

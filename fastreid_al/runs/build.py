@@ -20,7 +20,7 @@ from ..methods.supervised import Supervised
 from ..methods.ucal import UCAL
 from ..models import ReIdNet, build_model
 from .context import RunContext
-from .data import Dataset, make_source
+from .data import Dataset, make_source, test_digests
 
 
 def build_network(context: RunContext, fresh: bool = True) -> ReIdNet:
@@ -182,7 +182,7 @@ def build_training(
         optimizer,
         scheduler,
         Augment(config.image, config.seed, style),
-        _fingerprint(target, source, style),
+        _fingerprint(context, target, source, style),
         context.world,
     )
 
@@ -208,10 +208,10 @@ def _build_style(context: RunContext, target: Dataset) -> CameraStyle | None:
 
 
 def _fingerprint(
-    target: Dataset, source: Dataset | None, style: CameraStyle | None
+    context: RunContext, target: Dataset, source: Dataset | None, style: CameraStyle | None
 ) -> dict[str, str]:
     """Describe the content of all images of a run, by name."""
-    fingerprint = target.fingerprint()
+    fingerprint = target.fingerprint(test_digests(context, target.images))
     if source is not None:
         for name, content in source.fingerprint().items():
             fingerprint[f"source: {name}"] = content

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
 from ..config import EvaluationConfig, RunConfig
 from ..data import ImageSet, describe, load
 from ..data.fingerprint import data_fingerprint
-from ..data.pixels import PixelStore
+from ..data.pixels import PixelStore, cache_folder, file_digests
 from ..data.reader import SOURCE_KEYS
 from ..data.records import UNKNOWN, Record, join_sources
 from ..engine.console import Reporter
@@ -47,9 +48,13 @@ class Dataset:
         """(n,) int64 identities; None when any is unknown."""
         return self.identities if (self.identities != UNKNOWN).all() else None
 
-    def fingerprint(self) -> dict[str, str]:
-        """Describe the content of every image, by path."""
-        return data_fingerprint(self.images, self.records, self.store.digests)
+    def fingerprint(self, test_digests: Mapping[Path, str] | None = None) -> dict[str, str]:
+        """Describe the content of every image, by path.
+
+        Args:
+            test_digests: Digests of the contents of test images, by path.
+        """
+        return data_fingerprint(self.images, self.records, self.store.digests, test_digests)
 
 
 def read_set(
@@ -179,6 +184,26 @@ def _check_other_images(context: RunContext, target: ImageSet, source: ImageSet)
             f"{len(common)} training images of the source are in the set to train on (first: "
             f"{min(common)}); name another set with `source` or `source_root`"
         )
+
+
+def test_digests(context: RunContext, images: ImageSet) -> dict[Path, str]:
+    """Return the digests of the labelled test images, by path.
+
+    Each is read once, and known to the cache when it is decoded for the first evaluation.
+
+    Args:
+        context: The run.
+        images: The set to train on.
+    """
+    found: dict[Path, str] = {}
+    cache = cache_folder(context.config.image.cache)
+    for split in ("query", "gallery"):
+        # The list that an evaluation decodes, by which the cache knows it.
+        paths = [r.path for r in images.splits[split] if r.identity >= 0]
+        with context.reporter.progress(f"checking {split}", len(paths)) as update:
+            digests = file_digests(paths, cache, context.stop.checked(update))
+        found |= dict(zip(paths, digests, strict=True))
+    return found
 
 
 def make_source(identities: Tensor, cameras: Tensor) -> Source:

@@ -17,7 +17,7 @@ from ..answers import Asker
 from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
 from ..config import ClusterConfig, SimulationConfig
 from ..engine.console import Reporter, percent
-from ..errors import SettingError, UserError
+from ..errors import SettingError, UserError, printable
 from ..files import make_folder, write_figure, write_file
 from ..metrics import PairScores, pair_scores
 from ..settings import validate
@@ -86,8 +86,10 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
             f"{_describe(PairScores(last.precision, last.recall, last.f1))}"
         )
     write_csv(points, out / "curves.csv")
-    draw(points, out / "curves.png")
-    reporter.line(f"wrote {out / 'curves.csv'} and {out / 'curves.png'}")
+    written = [out / "curves.csv"]
+    if reporter.attempt("the figure", lambda: draw(points, out / "curves.png")):
+        written.append(out / "curves.png")
+    reporter.line(f"wrote {' and '.join(map(printable, written))}")
     return points
 
 

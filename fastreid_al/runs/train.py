@@ -316,6 +316,7 @@ def _how_to_resume(context: RunContext) -> str:
 def _finish(context: RunContext, state: Training) -> Finished:
     """Draw the curves of a finished run, and print its summary."""
     if context.world.is_first:
-        draw_curves(state.history, context.folder.figure)
+        figure = partial(draw_curves, state.history, context.folder.figure)
+        context.reporter.attempt("the figure of the curves", figure)
         summarise(state.history, context.folder, context.reporter)
     return Finished(context.folder.path, state.history)

@@ -17,6 +17,8 @@ def test_images_are_described_by_content_or_size_identity_and_camera(tmp_path: P
     query = [Record(tmp_path / "q.jpg", 1, 3)]
     gallery = [Record(tmp_path / "gone.jpg", -1, 4)]
     images = ImageSet("folder", tmp_path, train, query, gallery)
+    digests = {tmp_path / "q.jpg": "d2"}
+    assert data_fingerprint(images, train, ["d1"], digests)["q.jpg"] == "5 1 3 d2"
     assert data_fingerprint(images, train, ["d1"]) == {
         "train/a.jpg": "d1 0 2",
         "q.jpg": "5 1 3",
@@ -34,3 +36,14 @@ def test_missing_new_and_changed_images_are_named() -> None:
     check_same_data(before, before)
     with pytest.raises(CheckpointError, match=r"1 missing \(first: c\).*another `run_dir`"):
         check_same_data(before, now)
+
+
+def test_a_test_image_of_an_earlier_checkpoint_is_known_by_its_size() -> None:
+    check_same_data({"q": "5 1 3"}, {"q": "5 1 3 d2"})
+    for before, now in (("5 1 3", "6 1 3 d2"), ("5 1 3 d1", "5 1 3 d2"), ("5 1 3 d1", "5 1 3")):
+        with pytest.raises(CheckpointError, match=r"1 changed \(first: q\)"):
+            check_same_data({"q": before}, {"q": now})
+
+
+def test_names_of_any_bytes_are_shown() -> None:
+    assert different_images({"\udcd5\n": "1"}, {}) == r"1 missing (first: \xd5\n)"

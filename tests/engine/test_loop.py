@@ -13,7 +13,7 @@ from fastreid_al.config import RunConfig
 from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
 from fastreid_al.errors import TrainingError
 from fastreid_al.methods.contrastive import ContrastiveMethod
-from fastreid_al.runs import run_training
+from fastreid_al.runs import run_training, train
 from tests.support.tiny import weights
 
 
@@ -34,7 +34,7 @@ def test_divergence_is_one_line_and_keeps_the_checkpoint(config: RunConfig) -> N
     state = load_checkpoint(run / "last.pt")
     state["optimizer"]["param_groups"][0]["lr"] = float("inf")
     save_checkpoint(run / "last.pt", state)
-    with pytest.raises(TrainingError, match=r"not finite.*optimizer.lr"):
+    with pytest.raises(TrainingError, match=r"the last checkpoint is intact. Continue .*\.lr`"):
         run_training(config, resume=True)
     assert all(torch.isfinite(v).all() for v in weights(run).values())
 
@@ -51,3 +51,25 @@ def test_a_step_that_runs_out_of_memory_is_one_line(
         match=r"ran out of memory.* A smaller `batch.size` than 16, or more ranks than 1",
     ):
         run_training(replace(config, evaluate_every=0))
+
+
+def test_without_a_checkpoint_nothing_is_said_of_resuming(config: RunConfig) -> None:
+    diverging = replace(config, evaluate_every=0, optimizer=replace(config.optimizer, lr=1e30))
+    with pytest.raises(TrainingError) as refused:
+        run_training(diverging)
+    assert "diverged" in str(refused.value) and "Start again with a lower" in str(refused.value)
+    assert "resume" not in str(refused.value)
+
+
+def test_a_figure_that_cannot_be_drawn_is_a_warning(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no font\nat all")
+
+    monkeypatch.setattr(train, "draw_curves", broken)
+    assert run_training(replace(config, epochs=1)).history[-1]["epoch"] == 1
+    warned = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert warned == [
+        "warning: the figure of the curves could not be made (no font); all else is complete"
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,14 @@ def test_changed_images_are_refused_on_resume_with_the_difference(copied: RunCon
     query = sorted((Path(copied.data_root) / "MSMT17_V1" / "test").rglob("*.jpg"))[0]
     original = query.read_bytes()
     query.write_bytes(original + b" ")
+    with pytest.raises(CheckpointError, match=rf"1 changed \(first: test/.*{query.name}\)"):
+        run_training(copied, resume=True)
+    # At equal size and time of modification.
+    changed = bytearray(original)
+    changed[len(changed) // 2] ^= 1
+    before = query.stat()
+    query.write_bytes(changed)
+    os.utime(query, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(CheckpointError, match=rf"1 changed \(first: test/.*{query.name}\)"):
         run_training(copied, resume=True)
     query.write_bytes(original)

@@ -23,6 +23,13 @@ T = TypeVar("T")
 _MOVED = 2**24
 #: Longest pause in seconds between two looks at the key-value store.
 _LONGEST_PAUSE = 1.0
+#: The collectives of one tensor, by the names of PyTorch 2.14 and later, or by those before.
+_ALL_GATHER: Any = getattr(dist, "all_gather_single", None) or getattr(
+    dist, "all_gather_into_tensor", None
+)
+_REDUCE_SCATTER: Any = getattr(dist, "reduce_scatter_single", None) or getattr(
+    dist, "reduce_scatter_tensor", None
+)
 
 
 class Sharded(NamedTuple):
@@ -152,7 +159,7 @@ class World:
             # Not every version of PyTorch has a reduce-scatter for gloo.
             return self.all_reduce_sum(x)[self.rank * part : (self.rank + 1) * part]
         out = x.new_empty((part, *x.shape[1:]))
-        dist.reduce_scatter_tensor(out, x.contiguous(), group=self._group)
+        _REDUCE_SCATTER(out, x.contiguous(), group=self._group)
         return out
 
     def any_true(self, flag: bool) -> bool:
@@ -177,7 +184,7 @@ class World:
         if self.size == 1:
             return rows
         out = rows.new_empty((self.size * len(rows), *rows.shape[1:]))
-        dist.all_gather_into_tensor(_as_bytes(out), _as_bytes(rows.contiguous()), group=self._group)
+        _ALL_GATHER(_as_bytes(out), _as_bytes(rows.contiguous()), group=self._group)
         return out
 
     def all_gather_rows(self, rows: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 
 import pytest
 import torch
@@ -43,6 +44,17 @@ def test_rows_reach_every_rank_that_asks_for_them(
 ) -> None:
     for n in (0, 1, 5, 12):
         pool.run(moved, size, n, dtype)
+
+
+def without_warning(world: World) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        moved(world, 5, torch.float32)
+        reduced(world)
+
+
+def test_no_collective_warns(pool: Pool) -> None:
+    pool.run(without_warning, 2)
 
 
 def reduced(world: World) -> tuple[list[float], list[bool], list[int]]:

@@ -72,6 +72,11 @@ _LEFT_OVER = {TEMPORARY: 1, _PART: 1, _LOCK: 30, _INDEX_FILE: 30}
 #: Marks, instead of a digest, a file that cannot be read; the reason follows.
 _UNREADABLE = "!"
 
+#: Most bytes of the header of an index, and of what follows the pixels apart from the reasons.
+_LARGEST_HEADER = 4096
+#: Most bytes of the reason why an image is left out.
+_REASON = 4096
+
 _INDEX = np.dtype(
     [("size", "i8"), ("modified", "i8"), ("changed", "i8"), ("inode", "u8"), ("digest", "V16")]
 )
@@ -257,7 +262,7 @@ class PixelCache:
             with file.open("rb") as source:
                 inode = os.fstat(source.fileno()).st_ino
                 source.seek(size)
-                content = _content(source.read())
+                content = _content(source.read(_LARGEST_HEADER + _REASON * shape[0]))
                 pixels: np.ndarray = np.empty(0)
                 if content:
                     pixels = np.memmap(source, np.uint8, "r", shape=shape)
@@ -421,11 +426,13 @@ def _same(status: os.stat_result, entry: np.void) -> bool:
 def _read_index(file: Path, n: int) -> np.ndarray:
     """Read an index of n files; all zeros where there is none."""
     try:
-        index = np.load(file, allow_pickle=False)
-        if index.dtype == _INDEX and index.shape == (n,):
-            return np.asarray(index)
-    except (OSError, ValueError, EOFError):
-        pass
+        # A header that is damaged may ask for any amount of memory.
+        if file.stat().st_size <= n * _INDEX.itemsize + _LARGEST_HEADER:
+            index = np.load(file, mmap_mode="r", allow_pickle=False)
+            if index.dtype == _INDEX and index.shape == (n,):
+                return np.array(index)
+    except Exception:  # damaged bytes raise a wide range of types
+        return np.zeros(n, _INDEX)
     return np.zeros(n, _INDEX)
 
 
@@ -443,8 +450,9 @@ def _content(tail: bytes) -> dict[str, Any] | None:
     text = tail[: -_FOOT.size]
     if magic != _MAGIC or length != len(text) or checksum != zlib.crc32(text):
         return None
-    content: dict[str, Any] = json.loads(text)
-    return content
+    content = json.loads(text)
+    known = isinstance(content, dict) and {"reasons", "sums"} <= content.keys()
+    return content if known and isinstance(content["reasons"], dict) else None
 
 
 def _blocks(pixels: np.ndarray) -> list[np.ndarray]:

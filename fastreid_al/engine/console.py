@@ -41,7 +41,11 @@ class Reporter:
     def line(self, text: str) -> None:
         """Print one line at once; characters that a terminal would not show are escaped."""
         text = one_line(text)
-        self.console.print(self._wording(text) if self._wording else text, markup=False)
+        text = self._wording(text) if self._wording else text
+        # A name may hold characters that the encoding of the terminal lacks.
+        encoding = self.console.encoding
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+        self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
@@ -131,11 +135,11 @@ class Reporter:
             columns: Heads of the columns.
             rows: Cells of each row.
         """
-        table = Table(title=Text(title), title_justify="left")
+        table = Table(title=Text(one_line(title)), title_justify="left")
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(one_line(cell)) for cell in row))
         self.console.print(table)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def read_tensors(path: Path) -> Any:
     try:
         if is_safetensors(path):
             return read_safetensors(path)
+        _refuse_compressed(path)
         has_digest = check_digest(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
             warnings.simplefilter("ignore")
@@ -67,6 +69,15 @@ def read_tensors(path: Path) -> Any:
             "copy it again"
         )
     return content
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse a zip file that holds more than its own size, which torch.save never writes."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as content:
+            inside = sum(entry.file_size for entry in content.infolist())
+        if inside > path.stat().st_size:
+            raise ValueError(f"it is compressed, and holds {inside} bytes")
 
 
 def _had_digest(content: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -392,3 +393,36 @@ def test_a_single_process_maps_only_what_does_not_fit_into_memory(
 ) -> None:
     assert file_behind(decode_at(photos, *SIZE, cache=kept)) == ""
     assert file_behind(decode_at(photos, *SIZE, cache=kept, store_gib=0)) == str(held(kept)[0])
+
+
+@pytest.mark.parametrize("what", ["huge", "pickle", "zip", "empty", "truncated"])
+def test_a_damaged_index_is_read_anew_in_bounds(
+    photos: list[Path], kept: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(cache, "_RACE_NS", -(10**9))
+    fresh = decode_at(photos, *SIZE, cache=kept)
+    (index,) = held(kept, "index-*.npy")
+    content = index.read_bytes()
+    if what == "huge":
+        content = content.replace(b"(7,)", b"(9999999999999,)")
+    elif what == "zip":
+        np.savez(kept / "x.npz", a=np.zeros(3))
+        content = (kept / "x.npz").read_bytes()
+    else:
+        content = {"pickle": b"cos\nsystem\n.", "empty": b""}.get(what, content[:150])
+    index.write_bytes(content)
+    assert same(decode_at(photos, *SIZE, cache=kept), fresh)
+
+
+@pytest.mark.parametrize("text", [b"[]", b"{}", b'{"reasons": 3, "sums": []}', b"3"])
+def test_pixels_with_a_foreign_description_are_made_again(
+    photos: list[Path], kept: Path, text: bytes
+) -> None:
+    fresh = decode_at(photos, *SIZE, cache=kept)
+    (file,) = held(kept)
+    pixels = file.read_bytes()[: 7 * 3 * SIZE[0] * SIZE[1]]
+    foot = cache._FOOT.pack(len(text), zlib.crc32(text), cache._MAGIC)
+    file.write_bytes(pixels + text + foot)
+    warnings: list[str] = []
+    assert same(decode_at(photos, *SIZE, cache=kept, warn=warnings.append), fresh)
+    assert len(warnings) == 1 and "is damaged and is made again" in warnings[0]

@@ -37,7 +37,17 @@ LAYERS = (
     ("annotators", "methods"),
     ("runs",),
 )
-EVERYWHERE = {"arguments", "config", "errors", "files", "locks", "native", "plugins", "settings"}
+EVERYWHERE = {
+    "arguments",
+    "config",
+    "errors",
+    "files",
+    "locks",
+    "native",
+    "plugins",
+    "settings",
+    "settings_file",
+}
 ALLOWED = {
     package: EVERYWHERE | {package} | {name for below in LAYERS[: level + 1] for name in below}
     for level, layer in enumerate(LAYERS)

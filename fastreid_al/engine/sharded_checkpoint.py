@@ -76,8 +76,10 @@ def _reason(failed: BaseException) -> str:
     if isinstance(failed, dcp.CheckpointException):
         causes = [cause for cause, _ in failed.failures.values()]
         failed = next((c for c in causes if isinstance(c, OSError)), causes[0])
-    if isinstance(failed, OSError) and failed.strerror:
-        return failed.strerror
+    # The message of a file is about that file alone; its cause is the system's reason.
+    cause = failed.__cause__ if isinstance(failed, CheckpointError) else failed
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
     return str(failed).splitlines()[0]
 
 

@@ -32,6 +32,8 @@ _SAFE: list[Any] = [
 ]
 #: Format of the first checkpoints that carry a digest.
 FIRST_WITH_DIGEST = 3
+#: Most characters of another library's reason in a message.
+_LONGEST_REASON = 200
 #: Name by which a network of this library is known.
 _NECK = "neck.running_mean"
 
@@ -60,6 +62,7 @@ def read_tensors(path: Path) -> Any:
         ) from error
     except Exception as error:  # damaged bytes raise nearly any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason.split(". ")[0][:_LONGEST_REASON]
         raise WeightsError(
             f"{path} cannot be read as weights ({reason}); download or copy it again"
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,7 +33,8 @@ from ..files import write_atomically
 from ..metrics import Ranking
 from ..models import BackboneBuilder, ReIdNet, build_model
 from ..models.weights import read_tensors
-from ..settings import validate
+from ..settings import validate, with_values
+from ..settings_file import read_settings
 from .checks import pick_device
 from .data import read_set
 from .summary import SCORES, report_skipped, score_row
@@ -135,21 +135,26 @@ def _with_set_of_run(options: EvaluationConfig) -> EvaluationConfig:
     if options.dataset is not None or not file.is_file():
         return options
     try:
-        run = json.loads(file.read_text())
-        dataset = run["dataset"]
-        root = run["data_root"]
-        synthetic = SyntheticConfig(**run["synthetic"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        run = read_settings(file)
+        synthetic = {
+            key.removeprefix("synthetic."): value
+            for key, value in run.items()
+            if key.startswith("synthetic.")
+        }
+        known = replace(
+            options,
+            dataset=run["dataset"],
+            data_root=_of_run(options, run, "data_root"),
+            **{key: _of_run(options, run, key) for key in _READ_BY if key in run},
+        )
+        if options.synthetic == SyntheticConfig():
+            known = replace(known, synthetic=with_values(SyntheticConfig(), synthetic))
+        validate(known)
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(
             f"{file} is not the configuration of a run; name the image set with `dataset`"
         ) from error
-    return replace(
-        options,
-        dataset=dataset,
-        data_root=root if options.data_root == EvaluationConfig.data_root else options.data_root,
-        synthetic=synthetic if options.synthetic == SyntheticConfig() else options.synthetic,
-        **{key: _of_run(options, run, key) for key in _READ_BY if key in run},
-    )
+    return known
 
 
 def _of_run(options: EvaluationConfig, run: dict[str, Any], key: str) -> Any:

@@ -131,3 +131,32 @@ def test_features_of_a_folder_have_names(crops: EvaluationConfig, tmp_path: Path
     with np.load(file) as saved:
         assert saved["paths"].tolist() == ["0_c1.jpg"]
         assert np.isfinite(saved["features"]).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "\x00",
+        "{}",
+        '{"dataset": 3, "data_root": "data", "synthetic": {}}',
+        '{"dataset": "folder", "data_root": 7, "synthetic": {}}',
+        '{"dataset": "synthetic", "data_root": "data", "synthetic": {"height": "tall"}}',
+    ],
+)
+def test_a_damaged_configuration_beside_the_file_is_named(tmp_path: Path, content: str) -> None:
+    model = build_model("osnet_x0_25", "none")
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="is not the configuration of a run; name the image set"):
+        evaluate_file(EvaluationConfig(str(tmp_path / "x.pth"), model="osnet_x0_25"))
+
+
+@pytest.mark.parametrize("network", [{"name": 3}, {"name": "resnet18", "height": -4}])
+def test_a_checkpoint_that_lies_about_its_network_is_refused(
+    tmp_path: Path, network: dict[str, object]
+) -> None:
+    state = {"model": build_model("osnet_x0_25", "none").state_dict(), "network": network}
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="is not a checkpoint that a run wrote: network"):
+        evaluate_file(EvaluationConfig(str(tmp_path / "x.pth"), dataset="synthetic"))

@@ -264,8 +264,10 @@ def test_unknown_keys_and_arrows_are_asked_again(at_terminal: tuple[Pty, Termina
 def test_keys_pressed_before_the_question_are_dropped(
     at_terminal: tuple[Pty, Terminal, int],
 ) -> None:
-    person, terminal, _ = at_terminal
+    person, terminal, slave = at_terminal
     person.press(b"s\nsss")
+    # The system brings the keys to the terminal in its own time.
+    assert select.select([slave], [], [], 20)[0]
     assert press(person, terminal, b"d") is D
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from ..errors import DataError
 
+#: Suffixes of tables, which `dataset` manifest reads.
+TABLES = (".csv", ".tsv", ".txt")
 #: Folders that are searched for the nearest match, and how deep below the root.
 _SEARCHED = 2000
 _DEPTH = 3
@@ -78,10 +80,11 @@ def existing_folder(root: Path, key: str = "data_root") -> Path:
     if root.is_dir():
         return root
     if root.exists():
-        raise DataError(
-            f"{root} is a file; name the folder that holds the images "
-            "(unpack it first if it is an archive)"
-        )
+        if root.suffix.lower() in TABLES:
+            advice = "a table of images is read with `dataset` manifest"
+        else:
+            advice = "name the folder that holds the images (unpack it first if it is an archive)"
+        raise DataError(f"{root} is a file; {advice}")
     parent = next((p for p in root.absolute().parents if p.is_dir()), Path("/"))
     names = sorted(p.name for p in parent.iterdir())
     near = difflib.get_close_matches(root.name, names, 1, cutoff=0.5)

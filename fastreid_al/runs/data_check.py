@@ -17,6 +17,7 @@ from ..data.cache import digest_of, threads
 from ..data.formats import FORMATS, readable_formats
 from ..data.layouts import fitting_sets
 from ..data.load import describe
+from ..data.locate import TABLES
 from ..data.records import UNKNOWN, Record
 from ..data.walk import relative
 from ..engine.console import Reporter
@@ -143,7 +144,8 @@ def check_data(
     reporter = reporter or Reporter()
     root = Path(root).expanduser()
     fits = fitting_sets(root) if root.is_dir() else []
-    name = dataset or ("manifest" if root.is_file() else fits[0] if fits else "folder")
+    is_table = root.is_file() and root.suffix.lower() in TABLES
+    name = dataset or ("manifest" if is_table else fits[0] if fits else "folder")
     images = load(name, root, verbose=False, **options)
     files: dict[str, list[_File]] = {}
     for split, records in images.splits.items():

@@ -31,7 +31,9 @@ def test_missing_folder_names_its_nearest_neighbour(tmp_path: Path) -> None:
     (tmp_path / "markets").mkdir()
     fails("does not exist.*nearest there: .*markets", "market1501", tmp_path / "market")
     (tmp_path / "set.zip").write_bytes(b"x")
-    fails("is a file", "msmt17", tmp_path / "set.zip")
+    fails("is a file; name the folder", "msmt17", tmp_path / "set.zip")
+    (tmp_path / "images.csv").write_text("path")
+    fails("a table of images is read with `dataset` manifest", "folder", tmp_path / "images.csv")
 
 
 def test_an_empty_folder_is_reported_with_what_was_looked_for(tmp_path: Path) -> None:

@@ -153,9 +153,7 @@ def test_collapsed_features_are_named() -> None:
 def test_features_that_are_not_finite_are_counted() -> None:
     broken = FEATURES.clone()
     broken[3:5] = torch.nan
-    with pytest.raises(
-        TrainingError, match=r"features of 2 of 200 images are not finite.*`optimizer.lr`"
-    ):
+    with pytest.raises(TrainingError, match="features of 2 of 200 images are not finite"):
         ucal().label_images(0, lambda: broken)
 
 

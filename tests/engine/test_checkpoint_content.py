@@ -183,7 +183,7 @@ def test_a_changed_bit_is_refused_wherever_it_is(trained: Path, tmp_path: Path) 
         place = places.randrange(len(content))
         changed[place] ^= 1 << places.randrange(8)
         path.write_bytes(changed)
-        with pytest.raises(CheckpointError, match="damaged|cannot be read") as refused:
+        with pytest.raises(CheckpointError, match=r"damaged|cannot be read") as refused:
             load_checkpoint(path)
         assert "\n" not in str(refused.value)
     for length in (0, 1, 100, len(content) // 2, len(content) - 60, len(content) - 1):

@@ -392,6 +392,17 @@ def append_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+@contextmanager
+def made_private() -> Iterator[None]:
+    """Make what a library creates in the block private; no other thread may create files in it."""
+    before = os.umask(0o077)
+    os.umask(before | 0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def make_folder(folder: Path, *, private: bool = True) -> None:
     """Make a folder, and the folders above it that do not exist.
 

@@ -87,7 +87,7 @@ IMAGES = sa.Table(
     _SCHEMA,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("path", Name, nullable=False),
-    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("digest", Name, nullable=False),
 )
 EVENTS = sa.Table(
     "events",

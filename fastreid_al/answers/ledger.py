@@ -580,6 +580,10 @@ def _wrong_types(connection: Connection) -> list[str]:
         wrong = sa.select(EVENTS.c.id).where(damaged)
         for event in connection.execute(wrong.order_by(EVENTS.c.id)).scalars():
             found.append(f"event {event} has a damaged value of {name}")
+    for column in (IMAGES.c.path, IMAGES.c.digest):
+        wrong = sa.select(IMAGES.c.id).where(sa.func.typeof(column) != "text")
+        for image in connection.execute(wrong.order_by(IMAGES.c.id)).scalars():
+            found.append(f"image {image} has a damaged {column.name}")
     return found
 
 

@@ -15,6 +15,19 @@ from torch import Tensor
 from ..errors import CheckpointError
 
 _LARGEST_COUNT = 2**31
+#: Numbers of a record that are printed together: with each, those that must be there as well.
+_TOGETHER: Mapping[str, tuple[str, ...]] = {
+    "clusters": ("clusters", "alone"),
+    "pair_precision": ("pair_precision", "pair_recall"),
+    "label_precision": ("label_precision", "label_recall", "labels_per_image"),
+    "questions": (
+        *("questions", "questions_total", "share_total", "answering_seconds_total"),
+        *("contradictions", "answered_same", "answered_different", "answered_unsure"),
+        "answered_not_comparable",
+    ),
+}
+#: Scores of an evaluation; None where no query has a match.
+_SCORES = ("mAP", "mINP", "rank1", "rank5", "rank10", "skipped_queries")
 
 
 def is_count(value: object) -> bool:
@@ -55,17 +68,43 @@ def _is_plain_dict(value: object) -> bool:
     return isinstance(value, Mapping) and _is_plain(value)
 
 
+def _is_numbers(value: object, depth: int = 3) -> bool:
+    """Whether a value is a number, None, or a dictionary of such values, as a record holds."""
+    if isinstance(value, Mapping):
+        return depth > 0 and all(
+            isinstance(name, str) and _is_numbers(inner, depth - 1) for name, inner in value.items()
+        )
+    return value is None or isinstance(value, int | float)
+
+
+def _is_metrics(value: object) -> bool:
+    """Whether a value holds metrics, and with each those that are printed beside it."""
+    if not isinstance(value, Mapping) or not _is_numbers(value):
+        return False
+    for name, others in _TOGETHER.items():
+        wanted = [value.get(other) for other in others] if name in value else []
+        if not all(isinstance(number, int | float) for number in wanted):
+            return False
+    return "mAP" not in value or all(name in value for name in _SCORES)
+
+
 def _is_record(value: object) -> bool:
-    return _is_plain_dict(value) and is_count(value.get("epoch"))  # type: ignore[attr-defined]
+    return _is_metrics(value) and is_count(value.get("epoch"))  # type: ignore[attr-defined]
 
 
 def _is_trained_record(value: object) -> bool:
     """Whether a value is the record of a trained epoch."""
-    return (
-        _is_record(value)
-        and isinstance(value.get("loss"), int | float)  # type: ignore
-        and all(isinstance(value.get(key), Mapping) for key in ("seconds", "speed"))  # type: ignore
-    )
+    if not _is_record(value):
+        return False
+    assert isinstance(value, Mapping)
+    parts = {"seconds": ("labels", "training"), "speed": ("images_per_second",), "": ("loss",)}
+    for group, names in parts.items():
+        numbers = value.get(group) if group else value
+        if not isinstance(numbers, Mapping):
+            return False
+        if not all(isinstance(numbers.get(name), int | float) for name in names):
+            return False
+    return True
 
 
 def _is_history(value: object) -> bool:
@@ -122,7 +161,7 @@ _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "method": (_is_state, "the state of a method"),
     "random": (_is_random, "the states of two random generators"),
     "data": (_is_fingerprint, "a text for each image"),
-    "metrics": (_is_plain_dict, "numbers by name"),
+    "metrics": (_is_metrics, "numbers by name"),
     "history": (_is_history, "one record for each epoch"),
     "pending": (lambda value: value is None or _is_trained_record(value), "a record or None"),
 }

@@ -17,6 +17,7 @@ from ..files import (
     TEMPORARY,
     append_text,
     list_folder,
+    made_private,
     make_folder,
     nameless_file,
     remove_files,
@@ -200,7 +201,8 @@ def open_board(path: Path, epoch: int) -> Any:
             "`tensorboard` needs TensorBoard: pip install 'fastreid_al[tensorboard]'"
         ) from error
     make_folder(path)
-    return SummaryWriter(str(path), purge_step=epoch)
+    with made_private():
+        return SummaryWriter(str(path), purge_step=epoch)
 
 
 def _scalars(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -74,13 +74,15 @@ class _Match(NamedTuple):
             name
             for name, own in expected.items()
             if not _may_be_missing(name)
-            and not (name in self.names and _fits(state[self.names[name]], own))
+            and not (name in self.names and fits(state[self.names[name]], own))
         ]
 
 
 def flatten_tensors(content: Any, prefix: str = "", depth: int = _DEEPEST) -> dict[str, Tensor]:
     """Return the tensors of nested dictionaries by their joined names."""
     found: dict[str, Tensor] = {}
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
     for name, value in content.items() if isinstance(content, Mapping) else ():
         if isinstance(value, Tensor):
             found[f"{prefix}{name}"] = value
@@ -164,10 +166,11 @@ def _may_be_missing(name: str) -> bool:
     return name.endswith("num_batches_tracked") or name.startswith("avgpool.")
 
 
-def _fits(tensor: Tensor, own: Tensor) -> bool:
+def fits(tensor: Tensor, own: Tensor) -> bool:
     """Whether a tensor of a file can take the place of the backbone's own."""
     dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
-    kind = tensor.is_floating_point() == own.is_floating_point()
+    # Some files hold the counters of BatchNorm, which are whole numbers, as floats.
+    kind = tensor.is_floating_point() or not own.is_floating_point()
     return dense and kind and not tensor.is_quantized and tensor.shape == own.shape
 
 

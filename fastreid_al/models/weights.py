@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import WeightsError, printable
 from ..files import check_digest
-from .foreign import find_backbone, flatten_tensors, summarise_names
+from .foreign import find_backbone, fits, flatten_tensors, summarise_names
 from .head import ReIdNet
 from .norm import without_source
 from .safetensors_file import is_safetensors, read_safetensors
@@ -50,8 +50,8 @@ def read_tensors(path: Path) -> Any:
     try:
         if is_safetensors(path):
             return read_safetensors(path)
-        _refuse_compressed(path)
         has_digest = check_digest(path)
+        _refuse_compressed(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -183,7 +183,7 @@ def _load(module: torch.nn.Module, state: Mapping[str, Tensor], origin: str, nam
     # them.
     complete = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
     complete.update(state)
-    wrong = [k for k in expected if k not in complete or complete[k].shape != expected[k].shape]
+    wrong = [k for k in expected if k not in complete or not fits(complete[k], expected[k])]
     extra = [k for k in complete if k not in expected]
     if wrong or extra:
         first = wrong[0] if wrong else extra[0]
@@ -193,6 +193,6 @@ def _load(module: torch.nn.Module, state: Mapping[str, Tensor], origin: str, nam
             "choose the `model` that the file was made with"
         )
     for key, tensor in complete.items():
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.to(expected[key].dtype)).all():
             raise WeightsError(f"{origin}: {printable(key)} is not finite; use another file")
     module.load_state_dict(complete)

@@ -248,3 +248,13 @@ def test_a_ledger_of_a_path_of_any_bytes_is_used(tmp_path: Path) -> None:
         )
     assert report.show(path)[0].endswith(".sqlite") and report.check(path) == []
     assert b"\xd5?#%20.sqlite" in os.listdir(os.fsencode(tmp_path))
+
+
+@pytest.mark.parametrize("column", ["path", "digest"])
+def test_a_damaged_image_is_said_and_the_rest_is_read(file: str, column: str) -> None:
+    with sqlite3.connect(file) as connection:
+        connection.execute(f"UPDATE images SET {column} = ? WHERE id = 1", (b"\xff\xfe",))
+    assert f"image 1 has a damaged {column}" in report.check(file)
+    assert len(report.show(file)) > 5
+    for what, form in (("answers", "csv"), ("answers", "jsonl"), ("closure", "jsonl")):
+        report.export(file, what, form, os.devnull)

@@ -59,7 +59,7 @@ def drop(*path: Any) -> Callable[[State], None]:
             state = state[key]
         del state[path[-1]]
 
-    change.__name__ = "without-" + "-".join(path)
+    change.__name__ = "without-" + "-".join(map(str, path))
     return change
 
 
@@ -110,6 +110,11 @@ CHANGES: list[Callable[[State], None]] = [
     put("random", "torch", value=torch.zeros(3, dtype=torch.uint8)),
     put("random", "augment", value=torch.zeros(5056, dtype=torch.int64)),
     put("history", 0, value={"epoch": 5}),
+    put("history", 0, "mAP", value="high"),
+    drop("history", 1, "rank5"),
+    drop("history", 1, "alone"),
+    put("metrics", "clusters", value=[3]),
+    put("scheduler", "_last_lr", value="x"),
     put("history", value=[]),
     put("config", "optimizer", value=None),
     put("data", value={"x.jpg": 3}),

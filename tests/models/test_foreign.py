@@ -95,6 +95,8 @@ FILES: dict[str, Any] = {
     "many wrappers": {"state_dict": under("module._orig_mod.model.net.backbone.module.", BODY)},
     "timm": {"state_dict": under("backbone.body.", FULL), "arch": "resnet18"},
     "nested dictionaries": {"net": {"backbone": BODY, "head": neck("bn")}},
+    "a list": [{"lr": 1}, under("net.", BODY)],
+    "double precision": {n: t.double() if t.is_floating_point() else t for n, t in BODY.items()},
     "an ordered dictionary": OrderedDict(under("module.", FULL)),
     "without counters": {n: t for n, t in BODY.items() if not n.endswith("batches_tracked")},
     "half precision": {n: t.half() if t.is_floating_point() else t for n, t in BODY.items()},
@@ -162,6 +164,17 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "another network": (under("blocks.0.", neck("norm")), "0 of 100 tensors fit; looked for conv1"),
     "a tensor alone": ({"x": torch.zeros(2)}, "found x"),
     "numbers, one missing": (numbered(without("layer3.1.conv2.weight")), "layer3.1.conv2.weight"),
+    "not finite as float32": (
+        {
+            **{n: t.double() for n, t in BODY.items()},
+            "bn1.weight": torch.full((64,), 1e300, dtype=torch.float64),
+        },
+        "bn1.weight is not finite",
+    ),
+    "on no device": (
+        {**BODY, "bn1.weight": torch.ones(64, device="meta")},
+        "looked for bn1.weight",
+    ),
     "sparse": ({**BODY, "bn1.weight": torch.ones(64).to_sparse()}, "looked for bn1.weight"),
 }
 

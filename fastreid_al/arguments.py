@@ -255,11 +255,13 @@ def as_callable(name: str, value: Callable[..., T], expected: str) -> Callable[.
 def as_device(name: str, value: torch.device | str | int) -> torch.device:
     """Return a device."""
     try:
-        return torch.device(value)
-    except (RuntimeError, TypeError) as error:
+        device = torch.device(value)
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"{name}: got {described(value)}, expected a device such as 'cpu' or 'cuda:0'"
+            f"{name}: got {described(value)}, expected a device of this machine, such as 'cpu'"
         ) from error
+    return device
 
 
 def as_path(name: str, value: Any) -> Path:

@@ -29,6 +29,8 @@ _TRAIN_PER_LIST = 64
 #: Queries that are searched at a time.
 _QUERIES = 2**16
 _SEED = 0
+#: Rows are unit-norm; the sums of the k-means hold the squares of lengths up to here.
+_LONGEST = 1e6
 #: Similarities that differ by less count as equal in float32.
 _ROUNDING = 1e-6
 
@@ -102,6 +104,7 @@ def ivf_neighbours(
     sample = as_integer("sample", sample, 1)
     check_library(features.device.type)
     rows = features.float().contiguous()
+    _check_lengths(rows)
     n = len(rows)
     own = torch.arange(n, device=rows.device)
     k = min(k, n)
@@ -124,6 +127,21 @@ def ivf_neighbours(
     others = torch.cat([search(queries, probes) for queries in own.split(_QUERIES)])
     recall = _recall(rows, sampled, others[sampled], least)
     return Approximate(torch.cat([own[:, None], others], dim=1), recall)
+
+
+def _check_lengths(rows: Tensor) -> None:
+    """Refuse rows whose squares a library cannot sum: it would end the process."""
+    if not rows.shape[1]:
+        raise ValueError(
+            f"features: got shape {tuple(rows.shape)}, expected (n, D), D of 1 or more"
+        )
+    lengths = torch.linalg.vector_norm(rows, dim=1)
+    bad = (~(lengths <= _LONGEST)).nonzero()[:, 0]
+    if len(bad):
+        raise ValueError(
+            f"features: row {int(bad[0])} has the length {float(lengths[bad[0]]):.4g}, expected "
+            "unit-norm rows"
+        )
 
 
 def check_library(device: str) -> None:

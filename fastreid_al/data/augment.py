@@ -58,7 +58,7 @@ def normalize(images: Tensor) -> Tensor:
 def flip(images: Tensor, flipped: Tensor) -> Tensor:
     """Mirror the images (B, 3, H, W) whose entry of `flipped` (B,) bool is set."""
     images = _as_images(images)
-    flipped = _as_draws("flipped", flipped, images)
+    flipped = _as_draws("flipped", flipped, images, (torch.bool,))
     if flipped.dtype != torch.bool:
         raise ValueError(f"flipped: got dtype {flipped.dtype}, expected torch.bool")
     return torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
@@ -180,10 +180,10 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Ten
     Returns:
         (B, 3, H, W) float32 in [0, 255].
     """
-    images = _as_images(images)
-    brightness = _as_draws("brightness", brightness, images)
-    contrast = _as_draws("contrast", contrast, images)
-    saturation = _as_draws("saturation", saturation, images)
+    images = _as_images(images).float()
+    brightness = _as_draws("brightness", brightness, images).float()
+    contrast = _as_draws("contrast", contrast, images).float()
+    saturation = _as_draws("saturation", saturation, images).float()
     images = (images * brightness.view(-1, 1, 1, 1)).clamp_(0, 255)
     mean = _luminance(images).mean((1, 2, 3), keepdim=True)
     images = torch.lerp(mean, images, contrast.view(-1, 1, 1, 1)).clamp_(0, 255)
@@ -200,7 +200,9 @@ def erase(images: Tensor, boxes: Tensor, value: float = 0.0) -> Tensor:
     """
     images = _as_images(images)
     boxes = _as_boxes(boxes, images)
-    value = as_number("value", value)
+    info = torch.finfo if images.is_floating_point() else torch.iinfo
+    limits = info(images.dtype)
+    value = as_number("value", value, limits.min, limits.max)
     top, left, height, width = boxes.unbind(1)
     rows = torch.arange(images.shape[-2], device=images.device)
     columns = torch.arange(images.shape[-1], device=images.device)
@@ -412,10 +414,10 @@ def _as_images(images: Tensor) -> Tensor:
     return images
 
 
-def _as_draws(name: str, x: Tensor, images: Tensor) -> Tensor:
-    """Draws (B,) for images, on their device."""
+def _as_draws(name: str, x: Tensor, images: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> Tensor:
+    """Draws (B,) for images, floating or of these dtypes, on their device."""
     x = as_tensor(name, x, 1, f"({len(images)},), one for each image")
-    if len(x) != len(images) or x.is_complex():
+    if len(x) != len(images) or not (x.is_floating_point() or x.dtype in dtypes):
         got = described(x)
         raise ValueError(f"{name}: got {got}, expected ({len(images)},), one for each image")
     if x.device != images.device:
@@ -425,8 +427,10 @@ def _as_draws(name: str, x: Tensor, images: Tensor) -> Tensor:
 
 def _as_places(name: str, x: Tensor, images: Tensor, last: int) -> Tensor:
     """Rows or columns (B,) int64 of padded images, 0 to `last`."""
-    x = _as_draws(name, x, images)
-    return as_ids(name, x, low=0, high=last + 1, per="image")
+    x = as_ids(name, x, len(images), low=0, high=last + 1, per="image")
+    if x.device != images.device:
+        raise ValueError(f"{name}: got device {x.device}, expected {images.device}")
+    return x
 
 
 def _as_boxes(boxes: Tensor, images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -299,7 +300,7 @@ def _fill(
     def decode_one(index: int) -> FileState:
         digest = ""
         try:
-            content = paths[index].read_bytes()
+            content = _read(paths[index])
             digest = digest_of(content)
             image = to_rgb(content).resize((width, height), Image.Resampling.BICUBIC)
         except Exception as error:  # Pillow raises a wide range of types on damaged files.
@@ -316,6 +317,13 @@ def _fill(
             if on_progress is not None:
                 on_progress(len(files), len(paths))
     return files
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a regular file; a pipe or a device could be read for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("no regular file")
+    return path.read_bytes()
 
 
 def _store(pixels: Tensor, paths: Sequence[Path], files: Sequence[FileState]) -> PixelStore:

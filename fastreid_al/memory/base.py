@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 from reid_kernels import ClassIndex
+from reid_kernels.checks import as_rows
 from reid_kernels.sharded import sharded_bank_contrast_loss, update_shard_
 from torch import Tensor
 
-from ..arguments import as_features, as_ids, as_number, as_temperature, as_world
+from ..arguments import as_features, as_ids, as_number, as_temperature, as_world, check_range
 from ..distributed.world import SINGLE_PROCESS, Sharded, World
 from .sharding import class_centroids, even_owners, places_on
 
@@ -97,7 +98,8 @@ class FeatureMemory:
         """
         as_features("features", features)
         count = len(features) if self.world.size == 1 else None
-        classes = as_ids("classes", classes, count, low=-1, high=len(classes), per="image")
+        classes = as_ids("classes", classes, count, per="image")
+        check_range("classes", classes, -1, len(classes))
         self.count = int(classes.max()) + 1 if len(classes) else 0
         source_classes = self.count + self.source.to(features.device)
         self.classes = torch.cat([classes.to(features.device), source_classes])
@@ -118,6 +120,7 @@ class FeatureMemory:
             ValueError: Wrong shape or dtype; on a CPU, a row that is no image.
         """
         rows = self._checked_rows(rows)
+        features = as_rows("features", features)
         return sharded_bank_contrast_loss(
             features,
             self.bank,
@@ -141,7 +144,8 @@ class FeatureMemory:
             ValueError: Wrong shape or dtype; on a CPU, a row that is no image.
         """
         rows = self._checked_rows(rows)
-        batch = self.world.all_gather(features.detach())  # (B, D)
+        features = as_features("features", features)
+        batch = self.world.all_gather(features)  # (B, D)
         # Images of one class stay in the order of the batch, with a source too.
         vectors = self.world.all_gather(self._vectors_of(rows.to(features.device)))  # (B,)
         places = self._places[vectors]

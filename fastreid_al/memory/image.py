@@ -118,7 +118,7 @@ class ImageMemory:
         Raises:
             ValueError: Wrong shapes, dtypes or numbers.
         """
-        if not isinstance(labels, Sequence) or not isinstance(weights, Sequence):
+        if not isinstance(labels, list | tuple) or not isinstance(weights, list | tuple):
             got = f"{described(labels)} and {described(weights)}"
             raise ValueError(f"labels, weights: got {got}, expected two lists")
         if not labels or len(labels) != len(weights):

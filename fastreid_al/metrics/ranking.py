@@ -262,8 +262,8 @@ def _problems(name: str, side: Side, world: World) -> Iterator[str]:
     rows = own.stop - own.start
     if len(features) != rows or not features.is_floating_point():
         yield (
-            f"{name}: got features {tuple(features.shape)}, {features.dtype}, for "
-            f"{len(side.identities)} ids, expected ({rows}, D), float"
+            f"{name}_features: got shape {tuple(features.shape)}, {features.dtype}, expected "
+            f"({rows}, D), float, for {len(side.identities)} ids"
         )
         return
     if not features.shape[1]:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from reid_kernels import grouped_batch_norm
 from torch import Tensor, nn
 
+from ..arguments import as_integer
 from ..distributed.world import World
 
 Domain = Literal["target", "source"]
@@ -99,10 +100,9 @@ def group_batchnorm(model: nn.Module, group: int) -> nn.Module:
     Raises:
         ValueError: The group is negative or has a single image.
     """
-    if group < 0 or group == 1:
-        raise ValueError(
-            f"bn_group: got {group}, expected 0 (the whole batch) or at least 2 images"
-        )
+    group = as_integer("bn_group", group, 0)
+    if group == 1:
+        raise ValueError(f"bn_group: got {group}, expected 0 (the whole batch) or 2 images or more")
     if group:
         for module in model.modules():
             grouped = _GROUPED.get(type(module))

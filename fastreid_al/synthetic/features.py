@@ -79,13 +79,13 @@ def planted_partition(
     Raises:
         ValueError: An argument is outside its range.
     """
-    as_integer("n", n, 0)
-    as_integer("dim", dim, 1)
+    n = as_integer("n", n, 0)
+    dim = as_integer("dim", dim, 1)
     sizes = _as_sizes(sizes)
-    as_integer("cameras", cameras, 1)
-    as_number("spread", spread, 0, 1e3, below=True)
-    as_number("camera_shift", camera_shift, 0, 1e3, below=True)
-    as_number("outliers", outliers, 0, 1)
+    cameras = as_integer("cameras", cameras, 1)
+    spread = as_number("spread", spread, 0, 1e3, below=True)
+    camera_shift = as_number("camera_shift", camera_shift, 0, 1e3, below=True)
+    outliers = as_number("outliers", outliers, 0, 1)
     exact = as_flag("exact", exact)
     seed = as_integer("seed", seed, 0)
     # The order of the calls below is the order of the random numbers.

@@ -26,7 +26,6 @@ from .checks import (
     as_pair,
     as_rows,
     as_temperature,
-    as_tensor,
     check_choice,
     check_device,
     check_range,
@@ -73,8 +72,7 @@ def class_index(classes: Tensor) -> ClassIndex:
     Raises:
         ValueError: Wrong shape or dtype, or a class outside [-1, n).
     """
-    classes = as_tensor("classes", classes)
-    classes = as_ids("classes", classes, None, classes, "classes", "row of the bank")
+    classes = as_ids("classes", classes, None, None, "", "row of the bank")
     n = classes.shape[0]
     ordered, order = classes.sort(stable=True)
     count = n

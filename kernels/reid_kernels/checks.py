@@ -130,14 +130,16 @@ def as_pair(name: str, x: Any, bank: Any, bank_name: str = "bank") -> tuple[Tens
     return x, bank
 
 
-def as_ids(name: str, x: Any, count: int | None, like: Tensor, like_name: str, per: str) -> Tensor:
+def as_ids(
+    name: str, x: Any, count: int | None, like: Tensor | None, like_name: str, per: str
+) -> Tensor:
     """Return ids (count,) int64 on the device of `like`.
 
     Args:
         name: Name of the argument, for the message.
         x: The ids. A NumPy array may hold any integers.
         count: Number of ids; None for any.
-        like: A tensor on the expected device.
+        like: A tensor on the expected device; None for any device.
         like_name: Its name, for the message.
         per: What each id belongs to, for the message.
     """
@@ -152,7 +154,8 @@ def as_ids(name: str, x: Any, count: int | None, like: Tensor, like_name: str, p
         x = widened(name, x)
     if x.dtype != torch.int64:
         raise ValueError(f"{name}: got dtype {x.dtype}, expected torch.int64")
-    check_device(name, x, like, like_name)
+    if like is not None:
+        check_device(name, x, like, like_name)
     return x
 
 

@@ -54,7 +54,7 @@ def grouped_batch_norm(
         ValueError: Wrong rank, shape, dtype or device, a `group` that does not divide B, or groups
             with a single value per channel.
     """
-    x, weight, bias = _checked(x, weight, bias, group)
+    x, weight, bias, group = _checked(x, weight, bias, group)
     eps = as_number("eps", eps, 0)
     if torch.compiler.is_compiling():
         y, mean, var = grouped_batch_norm_reference(x, weight, bias, group, eps)
@@ -65,8 +65,10 @@ def grouped_batch_norm(
     return y, mean, var
 
 
-def _checked(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the three tensors, or raise ValueError unless the arguments fit together."""
+def _checked(
+    x: Tensor, weight: Tensor, bias: Tensor, group: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Return the arguments, or raise ValueError unless they fit together."""
     x = as_tensor("x", x)
     if x.ndim < 2:
         raise ValueError(
@@ -81,7 +83,7 @@ def _checked(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> tuple[Tenso
         raise ValueError(
             f"x: got shape {tuple(x.shape)}, expected more than one value a channel in each group"
         )
-    return x, _of_channels("weight", weight, x), _of_channels("bias", bias, x)
+    return x, _of_channels("weight", weight, x), _of_channels("bias", bias, x), group
 
 
 def _of_channels(name: str, of_channels: Tensor, x: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ def grouped_batch_norm_reference(
         group: Images of a group.
         eps: Added to the variance.
     """
-    x, weight, bias = _checked(x, weight, bias, group)
+    x, weight, bias, group = _checked(x, weight, bias, group)
     eps = as_number("eps", eps, 0)
     parts = group_parts(x, group).to(accumulator(x.dtype))  # (G, group, C, places)
     count = group * parts.shape[3]

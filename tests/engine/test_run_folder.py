@@ -54,7 +54,7 @@ def locked_elsewhere(folder: Path) -> Iterator[int]:
         process.communicate()
 
 
-@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize("asks", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_second_trainer_is_refused_in_one_line_and_writes_nothing(
     config: RunConfig, asks: bool
 ) -> None:
@@ -97,7 +97,13 @@ def test_a_run_that_is_refused_leaves_no_lock_behind(config: RunConfig, tmp_path
     assert os.listdir(tmp_path / "there") == []
 
 
-@pytest.mark.parametrize("name", ["config.json", "best.pt", "curves.png", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("best.pt", "curves.png", "run_name")),
+    ],
+)
 def test_a_users_own_file_of_a_runs_name_is_not_overwritten(config: RunConfig, name: str) -> None:
     folder = Path(str(config.run_dir))
     folder.mkdir()

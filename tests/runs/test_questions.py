@@ -283,7 +283,7 @@ def test_an_oracle_for_unlabelled_images_is_refused(asking: RunConfig, tmp_path:
         run_training(replace(asking, dataset="folder", data_root=str(tmp_path)))
 
 
-@pytest.mark.parametrize("gone", ["missing", "empty"])
+@pytest.mark.parametrize("gone", ["missing", pytest.param("empty", marks=pytest.mark.slow)])
 def test_a_missing_ledger_under_a_checkpoint_with_answers_is_refused(
     asking: RunConfig, gone: str
 ) -> None:

@@ -6,6 +6,7 @@ No GPU is needed.
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import pytest
 
@@ -20,13 +21,23 @@ from tests.support.chips import CHIPS, Compiled  # noqa: E402
 OPTIONAL = ("sm_100", "gfx942")
 
 
+@cache
+def compiled_for_all_chips() -> dict[str, list[Compiled]]:
+    """Every launch by chip, the trial first, compiled by one pool of processes."""
+    jobs = chips.every_job(list(CHIPS))
+    by_chip: dict[str, list[Compiled]] = {chip: [] for chip in CHIPS}
+    for job, result in zip(jobs, chips.compile_jobs(jobs), strict=True):
+        by_chip[job.chip].append(result)
+    return by_chip
+
+
 @pytest.fixture(
     scope="module",
     params=[pytest.param(chip, marks=pytest.mark.slow) for chip in CHIPS],
 )
 def results(request: pytest.FixtureRequest) -> list[Compiled]:
     """Every launch, compiled for a chip."""
-    trial, *real = chips.compile_jobs(chips.every_job([request.param]))
+    trial, *real = compiled_for_all_chips()[request.param]
     if trial.failure and trial.chip in OPTIONAL:
         pytest.skip(f"this Triton makes no code for {trial.chip}: {trial.failure}")
     return real

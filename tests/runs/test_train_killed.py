@@ -47,7 +47,9 @@ def test_a_run_killed_at_random_instants_resumes_to_the_same_weights(tmp_path: P
     # A fork server that has imported everything starts a process in milliseconds, so that kills
     # fall into the run.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fastreid_al.runs", "tests.support.tiny"])
+    context.set_forkserver_preload(
+        ["fastreid_al.runs", "matplotlib.backends.backend_agg", "tests.support.tiny"]
+    )
     threads = torch.get_num_threads()
 
     def start(run: str) -> multiprocessing.process.BaseProcess:

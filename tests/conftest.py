@@ -15,6 +15,14 @@ import torch
 from tests.support.process_pool import Pool
 
 
+#: Modules that take minutes. They come first, so that no worker waits for another at the end.
+LONGEST = ("test_train_killed", "test_compile", "test_train_ranks", "test_faults")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def _repeatable() -> None:
     torch.manual_seed(0)

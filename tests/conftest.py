@@ -14,7 +14,6 @@ import torch
 
 from tests.support.process_pool import Pool
 
-
 #: Modules that take minutes. They come first, so that no worker waits for another at the end.
 LONGEST = ("test_train_killed", "test_compile", "test_train_ranks", "test_faults")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -51,6 +52,8 @@ class Question:
         Raises:
             ValueError: Wrong type or shape of an argument, an image twice, or an empty group.
         """
+        if self._is_usual():
+            return
         set_field = partial(object.__setattr__, self)
         set_field("images", _two_images(self.images))
         if not isinstance(self.groups, tuple | list) or len(self.groups) != 2:
@@ -61,12 +64,33 @@ class Question:
         set_field("score", float(as_number("score", self.score)))
         set_field("cluster", as_integer("cluster", self.cluster, -1))
 
+    def _is_usual(self) -> bool:
+        """Whether the types are those of this package's own questions: there may be millions."""
+        if not (type(self.images) is type(self.groups) is tuple):
+            return False
+        if not (len(self.images) == len(self.groups) == 2):
+            return False
+        (i, j), (first, second) = self.images, self.groups
+        return (
+            type(i) is type(j) is type(self.cluster) is int
+            and type(self.similarity) is type(self.score) is float
+            and type(first) is type(second) is Tensor
+            and first.dtype is second.dtype is torch.int64
+            and first.ndim == second.ndim == 1
+            and type(self.reason) is str
+            and 0 <= min(i, j) < max(i, j)
+            and self.cluster >= -1
+            and math.isfinite(self.similarity + self.score)
+            and len(first) > 0 < len(second)
+        )
+
     @classmethod
     def about_images(
         cls, i: int, j: int, reason: str, similarity: float, score: float = 0.0
     ) -> Question:
         """Return a question about two single images, the one with the lower row first."""
-        low, high = sorted(_two_images((i, j)))
+        low, high = (i, j) if type(i) is type(j) is int else _two_images((i, j))
+        low, high = min(low, high), max(low, high)
         groups = torch.tensor([low]), torch.tensor([high])
         return cls((low, high), groups, reason, similarity, score)
 

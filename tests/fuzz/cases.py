@@ -105,7 +105,8 @@ def outcome(case: Case, scratch: Path) -> Outcome:
 def _outcome_of_files(case: Case, scratch: Path) -> Outcome:
     kind = files.KINDS[case.subject]
     folder = files.copy_of(case.subject, scratch / "valid", scratch / "case")
-    files.mutate(folder, case.changes, np.random.default_rng(case.seed))
+    changes = [change for change in case.changes if change not in kind.without]
+    files.mutate(folder, changes, np.random.default_rng(case.seed))
     try:
         kind.read(folder)
     except UserError as error:

@@ -20,6 +20,7 @@ from fastreid_al.data.camera_style import match_copies
 from fastreid_al.data.pixels import decode
 from fastreid_al.data.records import Record
 from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
+from fastreid_al.errors import UserError
 from fastreid_al.models import build_model
 from fastreid_al.runs.simulate import read_features
 
@@ -33,11 +34,14 @@ class FileKind(NamedTuple):
         area: Row of the table that its cases count in.
         make: Writes valid files into a folder.
         read: Reads them.
+        without: Changes that a user may make: a file of settings may be a pipe, which waits for
+            what writes to it.
     """
 
     area: str
     make: Callable[[Path], None]
     read: Callable[[Path], Any]
+    without: tuple[str, ...] = ()
 
 
 def noise(seed: int, mode: str = "RGB") -> Image.Image:
@@ -99,7 +103,7 @@ def read_set(name: str, below: str = "") -> Callable[[Path], Any]:
 def make_settings(folder: Path) -> None:
     (folder / "run.yaml").write_text(
         "dataset: market1501\nseed: 3\nbatch:\n  size: 32\n  per_identity: 4\n"
-        "image.height: 128\ncluster: {eps: 0.6, neighbours: exact}\nask: [ucal]\n"
+        "image.height: 128\ncluster: {eps: 0.6, neighbours: exact}\nask: ucal\n"
     )
 
 
@@ -109,7 +113,7 @@ def read_settings(folder: Path) -> Any:
     except SystemExit as error:  # the parser's own way to refuse
         if error.code != 2:
             raise RuntimeError(f"exit status {error.code}") from error
-        return None
+        raise UserError("refused by the parser") from error
 
 
 def make_npz(folder: Path, compressed: bool = False) -> None:
@@ -202,7 +206,9 @@ KINDS: dict[str, FileKind] = {
     "set: folder": FileKind(SETS, make_folder, read_set("folder")),
     "set: manifest": FileKind(SETS, make_manifest, read_set("manifest", "images.csv")),
     "set: camstyle": FileKind(SETS, make_copies, read_copies),
-    "settings": FileKind("files of settings", make_settings, read_settings),
+    "settings": FileKind(
+        "files of settings", make_settings, read_settings, without=("pipe instead",)
+    ),
     "npz": FileKind(".npz files", make_npz, read_npz),
     "npz compressed": FileKind(
         ".npz files", lambda folder: make_npz(folder, compressed=True), read_npz

@@ -18,9 +18,8 @@ from .outcomes import GOOD, HANG, MEMORY, SIGNAL, UNCLEAR, WRONG, Outcome
 from .worker import SECONDS
 
 ROOT = Path(__file__).parents[2]
-#: Seconds after which a worker that does not stop itself is killed.
-_PATIENCE = 2 * SECONDS
-_START = 120
+#: Seconds after which a worker that waits for ever, or does not stop itself, is killed.
+_PATIENCE = 6 * SECONDS
 
 
 class Finding(NamedTuple):
@@ -61,7 +60,6 @@ class Worker:
 
     def run(self, case: Case) -> Outcome:
         """The outcome of a case."""
-        fresh = self._process is None
         process = self._start()
         assert process.stdin is not None
         try:
@@ -69,8 +67,8 @@ class Worker:
             process.stdin.flush()
         except BrokenPipeError:
             return self._ended()
-        for seconds in (_START if fresh else _PATIENCE, _PATIENCE):
-            line = self._line(seconds)
+        for _ in ("start", "outcome"):
+            line = self._line(_PATIENCE)
             if line is None:
                 return self._ended()
             found = json.loads(line)

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from reid_kernels.checks import LARGEST
+
 from ..arguments import as_flag, as_integer, described
 from .question import Answer, Verdict
 
@@ -365,6 +367,7 @@ def _images_of(answer: Answer) -> tuple[int, int]:
         is int
         and type(answer.verdict) is Verdict
         and answer.need > 0
+        and max(answer.event, answer.left, answer.right, answer.need) <= LARGEST
         and (answer.confirms is None or type(answer.confirms) is int)
     ):
         return answer.left, answer.right

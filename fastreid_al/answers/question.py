@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from reid_kernels.checks import LARGEST
 from torch import Tensor
 
 from ..arguments import as_ids, as_instance, as_integer, as_number, described
@@ -78,8 +79,8 @@ class Question:
             and first.dtype is second.dtype is torch.int64
             and first.ndim == second.ndim == 1
             and type(self.reason) is str
-            and 0 <= min(i, j) < max(i, j)
-            and self.cluster >= -1
+            and 0 <= min(i, j) < max(i, j) <= LARGEST
+            and -1 <= self.cluster <= LARGEST
             and math.isfinite(self.similarity + self.score)
             and len(first) > 0 < len(second)
         )

@@ -23,6 +23,8 @@ SCHEMAS: dict[str, Schema] = {
     **{f"reid_kernels.{name}": schema for name, schema in kernels.SCHEMAS.items()},
     **{f"fastreid_al.{name}": schema for name, schema in library.SCHEMAS.items()},
 }
+#: Cases that are generated at a time.
+_PART = 1000
 #: Of ten cases, so many are calls of functions; the others are files.
 CALLS = 7
 
@@ -77,6 +79,14 @@ def cases(draw: st.DrawFn) -> Case:
 
 def generated(runs: int, seed: int) -> list[Case]:
     """So many cases, the same for a seed."""
+    made: list[Case] = []
+    # In parts: the time of one grows faster than its number of cases.
+    for part in range(0, runs, _PART):
+        made += _part(min(_PART, runs - part), hash((seed, part)))
+    return made
+
+
+def _part(runs: int, seed: int) -> list[Case]:
     made: list[Case] = []
 
     @hypothesis.seed(seed)

@@ -90,8 +90,9 @@ class Question:
         cls, i: int, j: int, reason: str, similarity: float, score: float = 0.0
     ) -> Question:
         """Return a question about two single images, the one with the lower row first."""
-        low, high = (i, j) if type(i) is type(j) is int else _two_images((i, j))
-        low, high = min(low, high), max(low, high)
+        if not (type(i) is type(j) is int and 0 <= min(i, j) < max(i, j) <= LARGEST):
+            i, j = _two_images((i, j))
+        low, high = min(i, j), max(i, j)
         groups = torch.tensor([low]), torch.tensor([high])
         return cls((low, high), groups, reason, similarity, score)
 

@@ -45,7 +45,7 @@ FOREIGN = {
     *("standalone", "nproc-per-node", "nnodes", "max-restarts"),
     *("rdzv-backend", "rdzv-id", "rdzv-endpoint"),
     *("strict", "check", "inplace", "benchmark-only", "benchmark-json", "scale"),
-    *("json", "plot", "figure", "undocumented"),
+    *("json", "plot", "figure", "undocumented", "runs", "case"),
     *("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "signal"),
 }
 PRIVATE_WORDS = re.compile(

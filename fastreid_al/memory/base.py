@@ -96,7 +96,8 @@ class FeatureMemory:
             classes: (n,) int64, the class of each image, on every rank, without gaps; -1 for images
                 of no class.
         """
-        as_features("features", features)
+        # A rank that raised alone would leave the others waiting in the next collective.
+        self.world.raise_together(lambda: as_features("features", features))
         count = len(features) if self.world.size == 1 else None
         classes = as_ids("classes", classes, count, per="image")
         check_range("classes", classes, -1, len(classes))
@@ -144,7 +145,7 @@ class FeatureMemory:
             ValueError: Wrong shape or dtype; on a CPU, a row that is no image.
         """
         rows = self._checked_rows(rows)
-        features = as_features("features", features)
+        features = as_features("features", features, finite=False)
         batch = self.world.all_gather(features)  # (B, D)
         # Images of one class stay in the order of the batch, with a source too.
         vectors = self.world.all_gather(self._vectors_of(rows.to(features.device)))  # (B,)

@@ -44,7 +44,7 @@ class ClusterMemory(FeatureMemory):
         self.hardest = as_flag("hardest", hardest)
 
     def start(self, features: Tensor) -> None:  # noqa: D102
-        features = as_features("features", features)
+        features = self.world.raise_together(lambda: as_features("features", features))
         self.bank = features.new_zeros(0, features.shape[1])
         self._owners = None
 

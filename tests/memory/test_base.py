@@ -297,6 +297,23 @@ def test_vectors_that_are_not_finite_stop_all_ranks(pool: Pool) -> None:
         assert len(answers[0]) == count and all("not finite" in line for line in answers[0])
 
 
+def begun_with_a_broken_row(world: World) -> str:
+    case = Case("cluster", False, torch.float32, LAYOUTS[1:2])
+    _, shared = both(world, case)
+    features = case.rows(N, 3)
+    features[0, 0] = torch.nan
+    try:
+        shared.begin_epoch(features[world.local_slice(N)], torch.arange(N))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_an_epoch_of_features_that_are_not_finite_begins_on_no_rank(pool: Pool) -> None:
+    answers = pool.run(begun_with_a_broken_row, 3)
+    assert answers == [answers[0]] * 3 and "not finite" in answers[0]
+
+
 def few_columns(world: World) -> None:
     kept, ranks_module._MOVED = ranks_module._MOVED, 2 * N // world.size
     try:

@@ -34,7 +34,7 @@ SAVES = {"save", "savez", "savez_compressed", "savetxt", "savefig", "dump"}
 MODULES = {"os", "shutil", "tempfile"}
 #: Names that are methods of other objects as well: of lists, tensors, groups of nodes.
 SHARED_NAMES = {"remove", "move", "copy", "truncate", "link"}
-#: A setting of the kernel, which is no file.
+#: A setting of the operating system, read through /proc and not a file of the program.
 ALLOWED = {"Path('/proc/self/clear_refs').write_text"}
 
 

@@ -214,8 +214,8 @@ class Asker:
             The verdict; see `ask`.
 
         Raises:
-            ValueError: A row is no image, both rows are the same, or the round has no features and
-                labels.
+            ValueError: A row is outside the images, both rows are the same, or the round has no
+                features and labels.
             OutOfQuestions: The budget is spent.
         """
         if self.features is None or self.labels is None:

@@ -104,7 +104,8 @@ class Closure:
         Raises:
             ValueError: It is no answer, or a field of it has the wrong type.
         """
-        a, b = _images_of(answer)
+        answer = _checked(answer)
+        a, b = answer.left, answer.right
         if a < 0 or b < 0 or a == b:
             return Effect.UNUSABLE
         self._pairs.setdefault(_pair(a, b), []).append(answer)
@@ -355,8 +356,8 @@ def _rows(a: int, b: int) -> tuple[int, int]:
     return as_integer("a", a), as_integer("b", b)
 
 
-def _images_of(answer: Answer) -> tuple[int, int]:
-    """The images of an answer whose fields have the right types."""
+def _checked(answer: Answer) -> Answer:
+    """An answer whose fields have the right types."""
     if (
         # As a ledger returns them: there may be millions.
         type(answer) is Answer
@@ -370,16 +371,18 @@ def _images_of(answer: Answer) -> tuple[int, int]:
         and max(answer.event, answer.left, answer.right, answer.need) <= LARGEST
         and (answer.confirms is None or type(answer.confirms) is int)
     ):
-        return answer.left, answer.right
+        return answer
     if not isinstance(answer, Answer) or not isinstance(answer.verdict, Verdict):
         got = answer.verdict if isinstance(answer, Answer) else answer
         raise ValueError(f"answer: got {described(got)}, expected an Answer with a Verdict")
-    as_integer("answer.event", answer.event)
-    as_integer("answer.need", answer.need, 1)
-    if answer.confirms is not None:
-        as_integer("answer.confirms", answer.confirms)
-    left = as_integer("answer.left", answer.left)
-    return left, as_integer("answer.right", answer.right)
+    confirms = answer.confirms
+    return answer._replace(
+        event=as_integer("answer.event", answer.event),
+        left=as_integer("answer.left", answer.left),
+        right=as_integer("answer.right", answer.right),
+        need=as_integer("answer.need", answer.need, 1),
+        confirms=None if confirms is None else as_integer("answer.confirms", confirms),
+    )
 
 
 def _pair(a: int, b: int) -> tuple[int, int]:

@@ -30,8 +30,8 @@ def read_folder(root: Path, options: ReadOptions) -> ImageSet:
             names instead.
 
     Raises:
-        DataError: There is no image, labelled and unlabelled images are mixed, only one of query
-            and gallery is there, or the folder has the layout of a published set.
+        DataError: The folder holds no image, labelled and unlabelled images are mixed, only one of
+            query and gallery is there, or the folder has the layout of a published set.
         SettingError: A pattern is no regular expression.
     """
     root = existing_folder(root, options.keys.root)
@@ -39,7 +39,7 @@ def read_folder(root: Path, options: ReadOptions) -> ImageSet:
     if "train" not in folders:
         refuse_published_layout(root, options.keys)
     if folders:
-        founds = {split: find_images(folder) for split, folder in folders.items()}
+        founds = {split: find_images(folder, within=root) for split, folder in folders.items()}
     else:
         folders = {"train": root}
         founds = {"train": find_images(root, skip=_not_for_training)}

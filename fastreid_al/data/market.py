@@ -111,18 +111,19 @@ def read_splits(root: Path, folders: Mapping[str, str]) -> tuple[dict[str, list[
     needed = there if there == {"query", "gallery"} else set(folders)
     for split, folder in folders.items():
         found = Found()
-        splits[split] = _read_folder(root / folder, folders, found) if split in needed else []
+        splits[split] = _read_folder(root, folder, folders, found) if split in needed else []
         whole.add(found)
     return splits, whole
 
 
-def _read_folder(folder: Path, folders: Mapping[str, str], whole: Found) -> list[Record]:
+def _read_folder(root: Path, name: str, folders: Mapping[str, str], whole: Found) -> list[Record]:
     """Read the images of one folder; what is passed over is added to `whole`."""
+    folder = root / name
     if not folder.is_dir():
         raise DataError(
             f"{folder} does not exist; the set needs {', '.join(folders.values())} side by side"
         )
-    found = find_images(folder, deep=False)
+    found = find_images(folder, deep=False, within=root)
     records = []
     for path in found.images:
         match = _NAME.match(path.name)

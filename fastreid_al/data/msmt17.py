@@ -33,7 +33,8 @@ LAYOUT = SetLayout(
 #: `FOLDER/PID_INDEX_CAMERA_....jpg PID`. Lists that passed through other programs have backslashes,
 #: tabs, commas or several spaces.
 _LINE = re.compile(
-    r"(?P<name>(?:.*[\\/])?[^\\/_]*_[^\\/_]*_(?P<camera>\d{1,9})_[^\\/]*?)[\s,;]+(?P<identity>\d{1,15})"
+    r"(?P<name>(?:.*[\\/])?[^\\/_]*_[^\\/_]*_(?P<camera>\d{1,9})_[^\\/]*?)"
+    r"[\s,;]+(?P<identity>\d{1,15})"
 )
 PUBLISHED = {
     "train": SplitCounts(32_621, 1_041, 15),

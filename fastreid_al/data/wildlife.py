@@ -32,7 +32,7 @@ def read_wildlife(root: Path, options: ReadOptions) -> ImageSet:
         options: Only the keys are used.
 
     Raises:
-        DataError: There is no image, or the table is not as expected.
+        DataError: The folder holds no image, or the table is not as expected.
     """
     root = existing_folder(root, options.keys.root)
     for table in TABLES:

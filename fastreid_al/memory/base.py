@@ -118,7 +118,7 @@ class FeatureMemory:
             gradients, is always that of the batch.
 
         Raises:
-            ValueError: Wrong shape or dtype; on a CPU, a row that is no image.
+            ValueError: Wrong shape or dtype; on a CPU, a row outside the n images.
         """
         rows = self._checked_rows(rows)
         features = as_rows("features", features)
@@ -142,7 +142,7 @@ class FeatureMemory:
             rows: (b,) int64, the images.
 
         Raises:
-            ValueError: Wrong shape or dtype; on a CPU, a row that is no image.
+            ValueError: Wrong shape or dtype; on a CPU, a row outside the n images.
         """
         rows = self._checked_rows(rows)
         features = as_features("features", features, finite=False)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import EvaluationConfig, ImageConfig, SyntheticConfig, TestFeatures
+from ..config import EvaluationConfig, ImageConfig, ScoringConfig, SyntheticConfig, TestFeatures
 from ..data import ImageSet, describe
 from ..data.loader import BatchLoader
 from ..data.records import Record
@@ -149,6 +149,8 @@ def _with_set_of_run(options: EvaluationConfig) -> EvaluationConfig:
         )
         if options.synthetic == SyntheticConfig():
             known = replace(known, synthetic=with_values(SyntheticConfig(), synthetic))
+        if options.evaluation == ScoringConfig() and "evaluation.same_camera" in run:
+            known = replace(known, evaluation=ScoringConfig(run["evaluation.same_camera"]))
         validate(known)
     except (UserError, KeyError, TypeError) as error:
         raise UserError(

@@ -69,7 +69,8 @@ def described(value: object) -> str:
         return str(value)
     shape = getattr(value, "shape", None)
     if type(shape) is tuple:
-        return f"a {type(value).__name__} of shape {shape} and dtype {value.dtype}"  # type: ignore[attr-defined]
+        dtype = getattr(value, "dtype", "unknown")
+        return f"a {type(value).__name__} of shape {shape} and dtype {dtype}"
     return f"a {type(value).__name__}"
 
 

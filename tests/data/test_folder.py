@@ -90,3 +90,15 @@ def test_a_published_set_below_the_folder_is_left_out(tmp_path: Path) -> None:
     assert len(images.train) == 1
     [(reason, _)] = images.passed_over.items()
     assert reason == "folders of published sets, which have readers of their own"
+
+
+def test_a_split_that_is_a_link_out_of_the_folder_is_reported(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", "ann/1.jpg")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train").symlink_to(tmp_path / "elsewhere")
+    images = load("folder", tmp_path / "set", verbose=False)
+    assert list(images.outside) == [tmp_path / "set" / "train"]
+    put(tmp_path / "set", "real/ann/2.jpg")
+    (tmp_path / "set" / "train").unlink()
+    (tmp_path / "set" / "train").symlink_to("real")
+    assert not load("folder", tmp_path / "set", verbose=False).outside

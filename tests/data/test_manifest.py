@@ -64,7 +64,8 @@ def test_a_table_that_label_studio_exported(tmp_path: Path) -> None:
     images = read(
         tmp_path,
         '"annotation_id","annotator","camera","created_at","id","identity","image","lead_time"\n'
-        '100,"1","south","2026-11-29",0,"ann","/data/local-files/?d=crops%20%C3%A9/ann_0%20x.jpg",2\n'
+        '100,"1","south","2026-11-29",0,"ann",'
+        '"/data/local-files/?d=crops%20%C3%A9/ann_0%20x.jpg",2\n'
         f'101,"1","north","2026-11-29",1,"bob","file://{tmp_path}/b.jpg",2.0\n',
     )
     assert labels(images.train) == [(0, 1), (1, 0)]

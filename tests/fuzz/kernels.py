@@ -252,7 +252,8 @@ CONTRAST = {
     **{"classes": "?kernel indices", "ignore_index": "count"},
 }
 UPDATE = {
-    **{"features": "rows", "targets": "kernel indices", "momentum": "number"},
+    # A feature that is left out may be anything.
+    **{"features": "free rows", "targets": "kernel indices", "momentum": "number"},
     "ignore_index": "count",
 }
 TOPK = {

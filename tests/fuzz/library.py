@@ -678,6 +678,7 @@ SCHEMAS: dict[str, Schema] = {
             **{"config": "?object", "epoch": "count"},
         },
         refine_arguments,
+        words=("similarity",),
     ),
     "active.QuestionRounds": S(
         rounds,
@@ -686,6 +687,7 @@ SCHEMAS: dict[str, Schema] = {
             **{"config": "object", "epoch": "count"},
         },
         refine_arguments,
+        words=("similarity",),
     ),
     "answers.Asker": S(
         asked_pair,

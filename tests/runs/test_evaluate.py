@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -160,3 +161,11 @@ def test_a_checkpoint_that_lies_about_its_network_is_refused(
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(UserError, match="is not a checkpoint that a run wrote: network"):
         evaluate_file(EvaluationConfig(str(tmp_path / "x.pth"), dataset="synthetic"))
+
+
+def test_a_checkpoint_is_scored_as_its_run_was(crops: EvaluationConfig, tmp_path: Path) -> None:
+    settings = {"dataset": "folder", "data_root": crops.data_root}
+    settings |= {"evaluation": {"same_camera": "include"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    ranking = evaluate_file(replace(crops, dataset=None, data_root="data"))
+    assert ranking is not None and ranking.queries == 3

@@ -12,7 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
+from fastreid_al import plugins
 from tests.support.process_pool import Pool
+from tests.support.tiny import MODEL
 
 #: Modules that take minutes. They come first, so that no worker waits for another at the end.
 LONGEST = ("test_train_killed", "test_compile", "test_train_ranks", "test_faults")
@@ -25,6 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _repeatable() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def released_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The models of the package alone, without that of the tests."""
+    monkeypatch.delitem(plugins.BUILT_IN[plugins.MODELS], MODEL)
+    plugins.available.cache_clear()
+    yield
+    monkeypatch.undo()
+    plugins.available.cache_clear()
 
 
 @pytest.fixture(scope="session")

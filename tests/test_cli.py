@@ -90,6 +90,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--config", "/nowhere.yaml"], "/nowhere.yaml cannot be read"),
     ],
 )
+@pytest.mark.usefixtures("released_models")
 def test_a_wrong_command_line_is_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -225,6 +225,7 @@ def test_names_of_other_packages_are_accepted_and_may_read_any_setting(
         settings_of(RunConfig)["ask"].convert("mone")
 
 
+@pytest.mark.usefixtures("released_models")
 def test_the_page_of_settings_is_up_to_date() -> None:
     written = (ROOT / "docs" / "settings.md").read_text()
     command = "python -m fastreid_al.settings_page > docs/settings.md"

@@ -18,7 +18,7 @@ from fastreid_al.models import build_model
 from fastreid_al.runs import run_training
 from fastreid_al.runs.evaluate import evaluate_file
 from tests.support.image_sets import put_noise
-from tests.support.tiny import SYNTHETIC, weights
+from tests.support.tiny import MODEL, SYNTHETIC, weights
 
 
 def test_evaluation_of_checkpoint_and_bare_weights_repeats_the_run(
@@ -33,12 +33,12 @@ def test_evaluation_of_checkpoint_and_bare_weights_repeats_the_run(
     torch.save(weights(finished.folder), tmp_path / "bare.pth")
     size = ["--height", "48", "--width", "24"]
     evaluate_main(
-        ["--checkpoint", str(tmp_path / "bare.pth"), "--model", "osnet_x0_25", *size, *flags]
+        ["--checkpoint", str(tmp_path / "bare.pth"), "--model", MODEL, *size, *flags]
     )
     assert f"{100 * last['mAP']:.1f}" in capsys.readouterr().out
     with pytest.raises(UserError, match="name its backbone with `model`"):
         evaluate_main(["--checkpoint", str(tmp_path / "bare.pth"), *flags])
-    with pytest.raises(CheckpointError, match="trained with `model` osnet_x0_25, not resnet18"):
+    with pytest.raises(CheckpointError, match="trained with `model` tiny, not resnet18"):
         evaluate_main(
             ["--checkpoint", str(finished.folder / "best.pt"), "--model", "resnet18", *flags]
         )

@@ -31,7 +31,7 @@ from fastreid_al.runs import dry_run, run_training
 from fastreid_al.runs.evaluate import evaluate_file
 from fastreid_al.synthetic.dataset import cached_synthetic
 from tests.support.image_sets import decode_at
-from tests.support.tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
+from tests.support.tiny import FEATURES, SYNTHETIC, same_state, stop_in_step, tiny_config
 
 
 def keep_lists(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
@@ -246,7 +246,12 @@ def test_osnet_is_evaluated_without_fc_when_it_was_trained_without(
     config: RunConfig,
 ) -> None:
     finished = run_training(
-        replace(config, epochs=1, network=replace(config.network, osnet_fc=False))
+        replace(
+            config,
+            model="osnet_x0_25",
+            epochs=1,
+            network=replace(config.network, osnet_fc=False),
+        )
     )
     last = finished.folder / "last.pt"
     state = load_checkpoint(last)
@@ -265,7 +270,7 @@ def test_memories_of_another_number_of_images_are_refused_on_resume(
     file = run_training(replace(config, epochs=1)).folder / "last.pt"
     state = load_checkpoint(file)
     other = NNCT(60, 1, config.nnct, config.batch, 3, 0)
-    other.memory.bank = torch.zeros(60, 512)
+    other.memory.bank = torch.zeros(60, FEATURES)
     state["method"][part] = other.state_dict()[part]
     save_checkpoint(file, {k: v for k, v in state.items() if k != "format"})
     with pytest.raises(

@@ -26,7 +26,7 @@ from fastreid_al.models import build_model
 from fastreid_al.runs import run_training, train
 from tests.support.process_pool import Pool
 from tests.support.rank_runs import configured, refused
-from tests.support.tiny import tiny_config
+from tests.support.tiny import MODEL, tiny_config
 
 #: What is counted, or compared with a tolerance; scores follow from features that differ by
 #: rounding.
@@ -86,7 +86,7 @@ def test_several_ranks_train_as_one_process_does(
 def moved(folder: Path) -> Tensor:
     """How far the weights of a run have come from those it began with."""
     torch.manual_seed(0)
-    first = build_model("resnet18", "none", bn_group=0).state_dict()
+    first = build_model(MODEL, "none", bn_group=0).state_dict()
     last = load_checkpoint(folder / "last.pt")["model"]
     return torch.cat(
         [(last[k] - v).double().flatten() for k, v in first.items() if "weight" in k or "bias" in k]

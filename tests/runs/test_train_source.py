@@ -24,7 +24,7 @@ from fastreid_al.runs import Finished, run_training
 from fastreid_al.runs import train as runner
 from fastreid_al.runs.evaluate import evaluate_file
 from tests.support.source_runs import adapted
-from tests.support.tiny import SYNTHETIC, same_state, stop_in_step, tiny_config
+from tests.support.tiny import FEATURES, SYNTHETIC, same_state, stop_in_step, tiny_config
 
 CLASS = {"nnct": NNCT, "instance memory": UCAL, "cluster memory": UCAL}
 
@@ -87,7 +87,7 @@ def test_domains_train_their_own_batchnorms_and_nnct_its_classifier(
     assert len(new_layers) == 1 + split + (name == "nnct")
     if name == "nnct":
         (weight,) = state["method"]["layers"].values()
-        assert weight.shape == (6, 512)
+        assert weight.shape == (6, FEATURES)
         assert weight.std() > 2e-3  # of 1e-3 at the start
     else:
         count = int(state["method"]["memory"]["classes"].max()) + 1
@@ -98,7 +98,7 @@ def test_domains_train_their_own_batchnorms_and_nnct_its_classifier(
 
 
 def test_questions_are_asked_only_about_the_target(short: RunConfig) -> None:
-    asking = replace(short, ask="ucal", questions=QuestionConfig(start=0, per_epoch=5))
+    asking = replace(short, ask="gain", questions=QuestionConfig(start=0, per_epoch=5))
     record = run_training(asking).history[-1]
     assert 0 < record["questions"] <= 5
     assert record["share_total"] == record["questions"] / (64 * 63 / 2)

@@ -29,9 +29,7 @@ def configured(run_dir: Path, name: str) -> RunConfig:
     config = replace(
         tiny_config(run_dir), epochs=2, evaluate_every=2, network=NetworkConfig(bn_group=4)
     )
-    config = replace(
-        config, model="resnet18", optimizer=OptimizerConfig(name="sgd", lr=1e-5, momentum=0.0)
-    )
+    config = replace(config, optimizer=OptimizerConfig(name="sgd", lr=1e-5, momentum=0.0))
     if name == "cluster memory, questions":
         asked = QuestionConfig(start=1, per_epoch=10)
         config = replace(

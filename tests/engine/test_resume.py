@@ -18,9 +18,7 @@ from fastreid_al.synthetic.dataset import cached_synthetic
 
 def test_checkpoint_of_another_model_or_method_is_refused(config: RunConfig) -> None:
     run_training(replace(config, epochs=1))
-    with pytest.raises(
-        CheckpointError, match=r"`model` tiny, the run asks for `model` resnet18"
-    ):
+    with pytest.raises(CheckpointError, match=r"`model` tiny, the run asks for `model` resnet18"):
         run_training(replace(config, model="resnet18"), resume=True)
     with pytest.raises(
         CheckpointError, match=r"`method` ucal, the run asks for `method` supervised"

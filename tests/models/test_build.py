@@ -8,6 +8,7 @@ import torch
 from fastreid_al import plugins
 from fastreid_al.errors import SettingError
 from fastreid_al.models import build_model
+from tests.support import tiny
 
 IMAGES = torch.randn(4, 3, 64, 32)
 
@@ -18,7 +19,8 @@ def test_every_backbone_has_unit_norm_features(name: str) -> None:
     with torch.inference_mode():
         features = model(IMAGES)
     assert features.shape == (4, model.features)
-    assert model.features == (2048 if name in ("resnet50", "resnet101") else 512)
+    widths = {"resnet50": 2048, "resnet101": 2048, tiny.MODEL: tiny.FEATURES}
+    assert model.features == widths.get(name, 512)
     assert torch.allclose(features.norm(dim=1), torch.ones(4))
 
 

@@ -32,9 +32,7 @@ def test_evaluation_of_checkpoint_and_bare_weights_repeats_the_run(
     assert f"{100 * last['mAP']:.1f}" in capsys.readouterr().out
     torch.save(weights(finished.folder), tmp_path / "bare.pth")
     size = ["--height", "48", "--width", "24"]
-    evaluate_main(
-        ["--checkpoint", str(tmp_path / "bare.pth"), "--model", MODEL, *size, *flags]
-    )
+    evaluate_main(["--checkpoint", str(tmp_path / "bare.pth"), "--model", MODEL, *size, *flags])
     assert f"{100 * last['mAP']:.1f}" in capsys.readouterr().out
     with pytest.raises(UserError, match="name its backbone with `model`"):
         evaluate_main(["--checkpoint", str(tmp_path / "bare.pth"), *flags])

@@ -1,13 +1,16 @@
 """Quality of rankings and of clusters."""
 
+from .clusters import ClusterScores, cluster_scores
 from .pairs import ListScores, PairScores, list_scores, pair_scores
 from .ranking import Ranking, rank_gallery
 from .reranking import rerank_gallery
 
 __all__ = [
+    "ClusterScores",
     "ListScores",
     "PairScores",
     "Ranking",
+    "cluster_scores",
     "list_scores",
     "pair_scores",
     "rank_gallery",

@@ -22,6 +22,7 @@ from fastreid_al.config import (
 from fastreid_al.data import augment, samplers
 from fastreid_al.synthetic import planted_partition
 from tests.support.references import (
+    reference_clusters,
     reference_dbscan,
     reference_jaccard,
     reference_neighbours,
@@ -226,6 +227,18 @@ def pairs_arguments(random: Random) -> Arguments:
 def pairs_are_right(arguments: Arguments, result: Any) -> bool:
     expected = reference_pairs(arguments["labels"].numpy(), arguments["identities"].numpy())
     return bool(np.allclose(result, expected, atol=1e-12))
+
+
+def cluster_scores_arguments(random: Random) -> Arguments:
+    made = pairs_arguments(random)
+    n = len(made["labels"])
+    return made | {"cameras": chosen(random, None, ids(random, n, 3, -1))}
+
+
+def cluster_scores_are_right(arguments: Arguments, result: Any) -> bool:
+    arrays = [None if x is None else x.numpy() for x in arguments.values()]
+    pairs = zip(result, reference_clusters(*arrays), strict=True)
+    return all(a == b if a is None or b is None else abs(a - b) < 1e-12 for a, b in pairs)
 
 
 def lists_arguments(random: Random) -> Arguments:
@@ -655,6 +668,12 @@ SCHEMAS: dict[str, Schema] = {
         pairs_arguments,
         pairs_are_right,
     ),
+    "metrics.cluster_scores": S(
+        metrics.cluster_scores,
+        {"labels": "ids", "identities": "ids", "cameras": "?ids"},
+        cluster_scores_arguments,
+        cluster_scores_are_right,
+    ),
     "metrics.list_scores": S(
         metrics.list_scores,
         {"indptr": "ids", "indices": "indices", "identities": "ids", **WORLD},
@@ -863,8 +882,8 @@ SCHEMAS: dict[str, Schema] = {
 #: Public names without a schema, by the reason.
 _WITHOUT = {
     "a result": "active.Refined clustering.Groupings clustering.KMedoids metrics.ListScores "
-    "metrics.PairScores metrics.Ranking synthetic.PlantedPartition runs.Finished data.ImageSet "
-    "data.Record distributed.Sharded",
+    "metrics.ClusterScores metrics.PairScores metrics.Ranking synthetic.PlantedPartition "
+    "runs.Finished data.ImageSet data.Record distributed.Sharded",
     "a protocol": "answers.Annotator data.DatasetReader models.BackboneBuilder engine.Method "
     "active.strategies.Strategy models.Stage models.Domain",
     "reads files: see `files`": "answers.Ledger answers.ImageKeys data.load data.describe "

@@ -267,6 +267,55 @@ def reference_pairs(labels: np.ndarray, identities: np.ndarray) -> tuple[float, 
     return precision, recall, f1
 
 
+def reference_clusters(
+    labels: np.ndarray, identities: np.ndarray, cameras: np.ndarray | None = None
+) -> tuple[float | None, ...]:
+    """Return the scores of clusters by comparing every two images, in the order of `ClusterScores`.
+
+    B-cubed precision, recall and F1, where an image labelled -1 is a cluster of one image; purity
+    and completeness as means over the clusters of two or more images; recall of the pairs of one
+    identity and two known cameras; share of the identities of two or more images that have more
+    images than any other identity in some cluster of two or more. None where there is nothing to
+    average.
+    """
+    n = len(labels)
+    images = range(n)
+    cluster = [
+        {j for j in images if j == i or (labels[j] == labels[i] and labels[i] != -1)}
+        for i in images
+    ]
+    person = [{j for j in images if identities[j] == identities[i]} for i in images]
+    precisions = [len(cluster[i] & person[i]) / len(cluster[i]) for i in images]
+    recalls = [len(cluster[i] & person[i]) / len(person[i]) for i in images]
+
+    purities, completenesses, covered = [], [], set()
+    for members in {frozenset(got) for got in cluster if len(got) > 1}:
+        held = {int(identities[i]): len(members & person[i]) for i in members}
+        totals = {int(identities[i]): len(person[i]) for i in members}
+        most = max(held.values())
+        frequent = [who for who, count in held.items() if count == most]
+        purities.append(most / len(members))
+        completenesses.append(max(most / totals[who] for who in frequent))
+        if len(frequent) == 1:
+            covered.add(frequent[0])
+    several = {int(identities[i]) for i in images if len(person[i]) > 1}
+
+    found = []
+    if cameras is not None:
+        for i in images:
+            for j in person[i]:
+                if i < j and -1 != cameras[i] != cameras[j] != -1:
+                    found.append(float(j in cluster[i]))
+
+    def mean(values: list[float]) -> float | None:
+        return sum(values) / len(values) if values else None
+
+    precision, recall = mean(precisions), mean(recalls)
+    f1 = 2 * precision * recall / (precision + recall) if precision and recall else None
+    share = len(covered) / len(several) if several else None
+    return precision, recall, f1, mean(purities), mean(completenesses), mean(found), share
+
+
 def reference_instance_loss(
     features: np.ndarray,
     bank: np.ndarray,

@@ -749,8 +749,8 @@ class SimulationConfig:
     """Questions on fixed features, without training."""
 
     features: str = required(
-        ".npz file with features (n, D) and identities (n,), as an evaluation with "
-        "`save_features` writes it.",
+        ".npz file with features (n, D), identities (n,) and optionally cameras (n,), as an "
+        "evaluation with `save_features` writes it.",
         path=True,
     )
     ask: str = setting("ucal,gain,spal,random", "Strategies, separated by commas.")

@@ -1,4 +1,4 @@
-"""Reads features and identities from an .npz file of any origin: in bounded memory, no pickles."""
+"""Reads features, identities and cameras from an .npz file: in bounded memory, no pickles."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import as_ids
 from ..errors import DataError
 
 #: What a damaged or foreign archive makes Python raise.
@@ -28,6 +29,12 @@ _DAMAGE = (
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
+}
+#: What each array holds. Cameras may be missing.
+_EXPECTED = {
+    "features": "real numbers, such as float32",
+    "identities": "whole numbers, such as int64",
+    "cameras": "whole numbers, such as int64, or no such array",
 }
 #: Bytes that are read at a time.
 _CHUNK = 2**20
@@ -58,28 +65,44 @@ class _Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_features(path: Path) -> tuple[Tensor, Tensor]:
-    """Read features and identities from an .npz file.
+class FeaturesFile(NamedTuple):
+    """The content of a file of features.
 
     Args:
-        path: The file, with arrays `features` (n, D) of any real numbers and `identities` (n,) of
-            whole numbers, 0 or more.
+        features: (n, D) float32, unit-norm.
+        identities: (n,) int64.
+        cameras: (n,) int64, -1 where unknown; None if the file has none.
+    """
 
-    Returns:
-        Unit-norm features (n, D) float32, and identities (n,) int64.
+    features: Tensor
+    identities: Tensor
+    cameras: Tensor | None
+
+
+def read_features(path: Path) -> FeaturesFile:
+    """Read features, identities and, if there are any, cameras from an .npz file.
+
+    Args:
+        path: The file, with arrays `features` (n, D) of any real numbers, `identities` (n,) of
+            whole numbers, 0 or more, and optionally `cameras` (n,) of whole numbers, -1 where
+            unknown.
 
     Raises:
         DataError: The file cannot be read, or its arrays cannot be used.
     """
-    features, identities = _read_arrays(path)
+    arrays = _read_arrays(path)
     try:
-        return _unit_rows(features), _whole_numbers(identities)
+        return FeaturesFile(
+            _unit_rows(arrays["features"]),
+            _identities(arrays["identities"]),
+            _cameras(arrays["cameras"]) if "cameras" in arrays else None,
+        )
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The two arrays, whose headers are checked before any value is read."""
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays by name, whose headers are checked before any value is read."""
     try:
         # Not a pipe or a device, which could be read for ever.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -88,17 +111,14 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
             names = archive.namelist()
             missing = [x for x in ("features", "identities") if f"{x}.npy" not in names]
             if missing:
-                held = ", ".join(name.removesuffix(".npy") for name in names[:8]) or "nothing"
+                found = ", ".join(name.removesuffix(".npy") for name in names[:8]) or "nothing"
                 raise DataError(
-                    f"{path} has no array {' and no '.join(missing)}; it holds {held!a:.200}"
+                    f"{path} has no array {' and no '.join(missing)}; it holds {found!a:.200}"
                 )
-            features = _header(archive, "features.npy")
-            identities = _header(archive, "identities.npy")
-            _check_headers(path, features, identities)
-            return (
-                _values(archive, "features.npy", features),
-                _values(archive, "identities.npy", identities),
-            )
+            held = [name for name in _EXPECTED if f"{name}.npy" in names]
+            headers = {name: _header(archive, f"{name}.npy") for name in held}
+            _check_headers(path, headers)
+            return {name: _values(archive, f"{name}.npy", headers[name]) for name in held}
     except _DAMAGE as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = (what or type(error).__name__).splitlines()[0]
@@ -122,20 +142,24 @@ def _header(archive: zipfile.ZipFile, name: str) -> _Header:
     return header
 
 
-def _check_headers(path: Path, features: _Header, identities: _Header) -> None:
+def _check_headers(path: Path, headers: dict[str, _Header]) -> None:
     """Refuse arrays of other shapes or dtypes, or larger than the memory."""
+    features = headers["features"]
+    identities = headers["identities"]
+    cameras = headers.get("cameras", identities)
     n = features.shape[0] if features.shape else 0
     if len(features.shape) != 2 or identities.shape != (n,) or n < 2 or not features.shape[1]:
         raise DataError(
             f"{path}: got features {features.shape} and identities {identities.shape}, "
             "expected (n, D) and (n,) with n >= 2"
         )
-    for name, header, what in (
-        ("features", features, "real numbers, such as float32"),
-        ("identities", identities, "whole numbers, such as int64"),
-    ):
+    if cameras.shape != (n,):
+        raise DataError(f"{path}: got cameras {cameras.shape}, expected ({n},), or no such array")
+    for name, header in headers.items():
         if header.dtype.kind not in "fiu" or header.dtype.itemsize > 8:
-            raise DataError(f"{path}: {name}: got dtype {header.dtype!s:.60}, expected {what}")
+            raise DataError(
+                f"{path}: {name}: got dtype {header.dtype!s:.60}, expected {_EXPECTED[name]}"
+            )
     # The values as they are, and as float32.
     needed = features.nbytes + 4 * math.prod(features.shape)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -185,19 +209,29 @@ def _unit_rows(features: np.ndarray) -> Tensor:
     return torch.nn.functional.normalize(rows, dim=1)
 
 
-def _whole_numbers(identities: np.ndarray) -> Tensor:
-    """Identities (n,) int64."""
-    if identities.dtype.kind == "f":
-        whole = np.isfinite(identities) & (np.abs(identities) <= _LARGEST_WHOLE)
-        whole &= identities == np.rint(np.where(whole, identities, 0))
+def _whole_numbers(name: str, values: np.ndarray) -> Tensor:
+    """Whole numbers (n,) int64."""
+    if values.dtype.kind == "f":
+        whole = np.isfinite(values) & (np.abs(values) <= _LARGEST_WHOLE)
+        whole &= values == np.rint(np.where(whole, values, 0))
     else:
-        whole = identities <= np.iinfo(np.int64).max
+        whole = values <= np.iinfo(np.int64).max
     if not whole.all():
         at = int(np.flatnonzero(~whole)[0])
         raise ValueError(
-            f"identities: got {identities[at]} at index {at}, expected whole numbers below 2^63"
+            f"{name}: got {values[at]} at index {at}, expected whole numbers below 2^63"
         )
-    numbers = torch.from_numpy(identities.astype(np.int64))
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _cameras(cameras: np.ndarray) -> Tensor:
+    """Cameras (n,) int64, -1 where unknown."""
+    return as_ids("cameras", _whole_numbers("cameras", cameras), low=-1, per="image")
+
+
+def _identities(identities: np.ndarray) -> Tensor:
+    """Identities (n,) int64, all known."""
+    numbers = _whole_numbers("identities", identities)
     unknown = int((numbers < 0).sum())
     if unknown:
         raise ValueError(

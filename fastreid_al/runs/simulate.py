@@ -19,10 +19,19 @@ from ..config import ClusterConfig, SimulationConfig
 from ..engine.console import Reporter, percent
 from ..errors import SettingError, UserError, printable
 from ..files import make_folder, write_figure, write_file
-from ..metrics import PairScores, pair_scores
+from ..metrics import cluster_scores, pair_scores
 from ..settings import validate
 from .features_file import read_features
 
+#: Title of each panel of the figure, by score.
+_PANELS = {
+    "f1": "pair F1",
+    "precision": "pair precision",
+    "recall": "pair recall",
+    "bcubed_f1": "B-cubed F1",
+    "class_purity": "class purity",
+    "class_completeness": "class completeness",
+}
 #: Rounds after which a strategy is stopped; each round asks at least one question.
 _ROUNDS = 10_000
 
@@ -37,6 +46,14 @@ class Point(NamedTuple):
         precision: Pair precision.
         recall: Pair recall.
         f1: Pair F1.
+        bcubed_precision: This and all that follow are those of `metrics.ClusterScores`; None where
+            undefined.
+        bcubed_recall: B-cubed recall.
+        bcubed_f1: B-cubed F1.
+        class_purity: Mean over clusters of the share of the most frequent identity.
+        class_completeness: Mean over clusters of the share of that identity's images.
+        cross_camera_recall: Pair recall over images of different cameras.
+        identities_covered: Share of the identities with a cluster of their own.
     """
 
     strategy: str
@@ -45,6 +62,13 @@ class Point(NamedTuple):
     precision: float
     recall: float
     f1: float
+    bcubed_precision: float | None
+    bcubed_recall: float | None
+    bcubed_f1: float | None
+    class_purity: float | None
+    class_completeness: float | None
+    cross_camera_recall: float | None
+    identities_covered: float | None
 
 
 def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -> list[Point]:
@@ -62,7 +86,7 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
     """
     reporter = reporter or Reporter()
     strategies = _strategies(config)
-    features, identities = read_features(Path(config.features))
+    features, identities, cameras = read_features(Path(config.features))
     out = Path(config.out)
     try:
         make_folder(out, private=False)
@@ -74,16 +98,16 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
     reporter.line(
         f"{len(features)} images of {len(identities.unique())} identities, "
         f"{int(labels.max()) + 1} clusters, {int((labels < 0).sum())} images unclustered: "
-        f"{_describe(pair_scores(labels, identities))}"
+        f"{_describe(_point('', 0, labels, identities, cameras))}"
     )
     points: list[Point] = []
     for strategy in strategies:
-        curve = simulate(features, labels, identities, strategy, config)
+        curve = simulate(features, labels, identities, strategy, config, cameras)
         points += curve
         last = curve[-1]
         reporter.line(
             f"{strategy:>6}: {last.questions} questions, {100 * last.share:.4f} % of all pairs: "
-            f"{_describe(PairScores(last.precision, last.recall, last.f1))}"
+            f"{_describe(last)}"
         )
     write_csv(points, out / "curves.csv")
     written = [out / "curves.csv"]
@@ -119,6 +143,7 @@ def simulate(
     identities: Tensor,
     strategy: str,
     config: SimulationConfig,
+    cameras: Tensor | None = None,
 ) -> list[Point]:
     """Refine clusters with a strategy, round after round on its own labels.
 
@@ -130,17 +155,16 @@ def simulate(
         identities: (n,) int64 true identities, for the oracle and the scores.
         strategy: Name of the strategy.
         config: Budget, oracle, and constants of the strategies.
+        cameras: (n,) int64, -1 where unknown, for the scores; None where no camera is known.
 
     Returns:
         Points before the first question, after every `config.every` questions, and at the end.
     """
     asker = _make_asker(identities, config)
-    pairs = len(labels) * (len(labels) - 1) / 2
     curve: dict[int, Point] = {}
 
     def add_point(questions: int, labels: Tensor) -> None:
-        scores = pair_scores(labels, identities)
-        curve[questions] = Point(strategy, questions, questions / pairs, *scores)
+        curve[questions] = _point(strategy, questions, labels, identities, cameras)
 
     def after_answer(questions: int, current: Callable[[], Tensor]) -> None:
         if questions % config.every == 0:
@@ -156,6 +180,15 @@ def simulate(
     add_point(asker.asked, labels)
     asker.ledger.close()
     return list(curve.values())
+
+
+def _point(
+    strategy: str, questions: int, labels: Tensor, identities: Tensor, cameras: Tensor | None
+) -> Point:
+    """The quality of labels (n,) int64 after a number of questions."""
+    pairs = len(labels) * (len(labels) - 1) / 2
+    scores = (*pair_scores(labels, identities), *cluster_scores(labels, identities, cameras))
+    return Point(strategy, questions, questions / pairs, *scores)
 
 
 def _make_asker(identities: Tensor, config: SimulationConfig) -> Asker:
@@ -176,7 +209,7 @@ def _make_asker(identities: Tensor, config: SimulationConfig) -> Asker:
 
 
 def write_csv(points: list[Point], path: Path) -> None:
-    """Write points as CSV, one a line."""
+    """Write points as CSV, one a line; the cell of an undefined score is empty."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(Point._fields)
@@ -185,19 +218,20 @@ def write_csv(points: list[Point], path: Path) -> None:
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """Draw pair F1, precision and recall over questions, one line for each strategy."""
+    """Draw pair scores and cluster scores over questions, one line for each strategy."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    panels = figure.subplots(1, 3)
+    figure = Figure(figsize=(11, 6.6), layout="constrained")
+    panels = figure.subplots(2, 3).ravel()
     strategies = dict.fromkeys(point.strategy for point in points)
-    for axes, score in zip(panels, ("f1", "precision", "recall"), strict=True):
+    for axes, (score, title) in zip(panels, _PANELS.items(), strict=True):
         for strategy in strategies:
-            curve = [point for point in points if point.strategy == strategy]
+            of_strategy = [point for point in points if point.strategy == strategy]
+            curve = [point for point in of_strategy if getattr(point, score) is not None]
             questions = [point.questions for point in curve]
             values = [100 * getattr(point, score) for point in curve]
             axes.plot(questions, values, marker="o", markersize=2, label=strategy)
-        axes.set_title(f"pair {score.replace('f1', 'F1')} (%)")
+        axes.set_title(f"{title} (%)")
         axes.set_xlabel("questions")
         axes.grid(alpha=0.3)
     panels[0].legend(frameon=False)
@@ -228,8 +262,10 @@ def _strategies(config: SimulationConfig) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _describe(scores: PairScores) -> str:
+def _describe(point: Point) -> str:
     return (
-        f"pair precision {percent(scores.precision)} %, recall {percent(scores.recall)} %, "
-        f"F1 {percent(scores.f1)} %"
+        f"pair precision {percent(point.precision)} %, recall {percent(point.recall)} %, "
+        f"F1 {percent(point.f1)} %; B-cubed F1 {percent(point.bcubed_f1)} %; "
+        f"class purity {percent(point.class_purity)} %, "
+        f"completeness {percent(point.class_completeness)} %"
     )

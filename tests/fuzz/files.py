@@ -119,7 +119,8 @@ def read_settings(folder: Path) -> Any:
 def make_npz(folder: Path, compressed: bool = False) -> None:
     write = np.savez_compressed if compressed else np.savez
     features = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
-    write(folder / "features.npz", features=features, identities=np.arange(12) // 3)
+    images = np.arange(12)
+    write(folder / "features.npz", features=features, identities=images // 3, cameras=images % 4)
 
 
 def read_npz(folder: Path) -> Any:

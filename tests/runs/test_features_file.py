@@ -43,10 +43,19 @@ def test_features_of_any_real_dtype_are_read(tmp_path: Path, dtype: str) -> None
     features = np.abs(10 * FEATURES + 1).astype(dtype)
     for layout in (features, np.asfortranarray(features)):
         path = written(tmp_path / "f.npz", features=layout, identities=IDENTITIES.astype(">u2"))
-        rows, identities = read_features(path)
+        rows, identities, cameras = read_features(path)
         expected = torch.nn.functional.normalize(torch.tensor(features.astype(np.float32)))
         assert torch.equal(rows, expected)
         assert identities.tolist() == IDENTITIES.tolist() and identities.dtype == torch.int64
+        assert cameras is None
+
+
+@pytest.mark.parametrize("dtype", ["i8", ">i2", "f4"])
+def test_cameras_are_read_if_there_are_any(tmp_path: Path, dtype: str) -> None:
+    given = IDENTITIES - 1
+    cameras = read_features(written(tmp_path / "f.npz", cameras=given.astype(dtype))).cameras
+    assert cameras is not None and cameras.dtype == torch.int64
+    assert cameras.tolist() == given.tolist()
 
 
 @pytest.mark.parametrize(
@@ -54,7 +63,7 @@ def test_features_of_any_real_dtype_are_read(tmp_path: Path, dtype: str) -> None
 )
 def test_every_compression_is_read(tmp_path: Path, compression: int) -> None:
     members = {"features": npy(FEATURES), "identities": npy(IDENTITIES.astype(float))}
-    rows, identities = read_features(archive(tmp_path / "f.npz", compression, **members))
+    rows, identities, _ = read_features(archive(tmp_path / "f.npz", compression, **members))
     assert rows.shape == (12, 5)
     assert identities.tolist() == IDENTITIES.tolist()
 
@@ -82,6 +91,10 @@ UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
     "no columns": ({"features": FEATURES[:, :0]}, "expected (n, D) and (n,)"),
     "one row": ({"features": FEATURES[:1], "identities": IDENTITIES[:1]}, "with n >= 2"),
     "other lengths": ({"identities": IDENTITIES[:11]}, "expected (n, D) and (n,)"),
+    "unknown cameras": ({"cameras": IDENTITIES - 3}, "cameras: got -3 at index 0, expected -1"),
+    "half cameras": ({"cameras": IDENTITIES + 0.5}, "cameras: got 0.5 at index 0"),
+    "fewer cameras": ({"cameras": IDENTITIES[:11]}, "got cameras (11,), expected (12,)"),
+    "text cameras": ({"cameras": IDENTITIES.astype(str)}, "cameras: got dtype <U21"),
     "NaN features": ({"features": np.full((12, 5), np.nan)}, "features: got row 0 of length nan"),
     "zero rows": ({"features": FEATURES * (IDENTITIES != 2)[:, None]}, "got row 6 of length 0 (3"),
     "too long": ({"features": FEATURES * 1e300}, "features: got row 0 of length inf"),

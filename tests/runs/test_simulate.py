@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastreid_al.config import QuestionConfig, RunConfig, SimulationConfig
+from fastreid_al.config import ClusterConfig, QuestionConfig, RunConfig, SimulationConfig
 from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import UserError
 from fastreid_al.evaluate import main as evaluate_main
@@ -47,11 +47,33 @@ def test_saved_features_are_simulated(
         ]
     )
     lines = (tmp_path / "out" / "curves.csv").read_text().splitlines()
-    assert lines[0] == "strategy,questions,share,precision,recall,f1"
+    assert lines[0] == (
+        "strategy,questions,share,precision,recall,f1,bcubed_precision,bcubed_recall,bcubed_f1,"
+        "class_purity,class_completeness,cross_camera_recall,identities_covered"
+    )
+    assert all(0 <= float(score) <= 1 for line in lines[1:] for score in line.split(",")[3:])
     assert {line.split(",")[0] for line in lines[1:]} == {"ucal", "gain", "spal", "random"}
     assert Image.open(tmp_path / "out" / "curves.png").size
     config = SimulationConfig(str(file), "gain", 40, 10, str(tmp_path / "out2"))
     assert run_simulation(config, Reporter()) == run_simulation(config, Reporter())
+
+
+def test_a_score_that_is_undefined_is_an_empty_cell_and_a_dash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(40, 64))
+    # No cameras, and no cluster: every image is alone.
+    np.savez(tmp_path / "f.npz", features=features, identities=np.arange(40) // 2)
+    config = SimulationConfig(
+        str(tmp_path / "f.npz"), "random", 0, out=str(tmp_path), cluster=ClusterConfig(eps=0.1)
+    )
+    [point] = run_simulation(config)
+    assert point.class_purity is None and point.cross_camera_recall is None
+    assert "class purity - %, completeness - %" in capsys.readouterr().out
+    [_, row] = (tmp_path / "curves.csv").read_text().splitlines()
+    assert row.endswith(f",{point.bcubed_f1},,,,0.0")
+    assert Image.open(tmp_path / "curves.png").size
 
 
 @pytest.mark.parametrize(

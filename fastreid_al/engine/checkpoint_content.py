@@ -26,6 +26,12 @@ _TOGETHER: Mapping[str, tuple[str, ...]] = {
         "answered_not_comparable",
     ),
 }
+#: Scores of clusters that are printed, and may be None.
+_CLUSTER_SCORES = tuple(
+    before + name
+    for name in ("pair_precision", "pair_recall", "class_purity", "class_completeness")
+    for before in ("", "drafted_")
+)
 #: Scores of an evaluation; None where no query has a match.
 _SCORES = ("mAP", "mINP", "rank1", "rank5", "rank10", "skipped_queries")
 
@@ -85,6 +91,8 @@ def _is_metrics(value: object) -> bool:
         wanted = [value.get(other) for other in others] if name in value else []
         if not all(isinstance(number, int | float) for number in wanted):
             return False
+    if any(isinstance(value.get(name), Mapping) for name in _CLUSTER_SCORES):
+        return False
     return "mAP" not in value or all(name in value for name in _SCORES)
 
 

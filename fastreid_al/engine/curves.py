@@ -15,6 +15,20 @@ _PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "pairs (%)",
         ("pair_precision", "pair_recall", "drafted_pair_precision", "drafted_pair_recall"),
     ),
+    (
+        "B-cubed (%)",
+        (
+            *("bcubed_precision", "bcubed_recall"),
+            *("drafted_bcubed_precision", "drafted_bcubed_recall"),
+        ),
+    ),
+    (
+        "classes (%)",
+        (
+            *("class_purity", "class_completeness"),
+            *("drafted_class_purity", "drafted_class_completeness"),
+        ),
+    ),
     ("labels an image", ("labels_per_image",)),
     ("labels (%)", ("label_precision", "label_recall")),
     ("questions in all", ("questions_total",)),
@@ -53,7 +67,11 @@ def _plot(axes: Any, history: list[dict[str, Any]], key: str, scale: int) -> Non
         return
     epochs = [record["epoch"] for record in records]
     values = [scale * record[key] for record in records]
-    label = key.replace("drafted_pair", "before questions:").replace("_", " ")
-    style = ":" if key.startswith("drafted") else "-"
+    label = key.replace("_", " ").replace("bcubed", "B-cubed")
+    style = "-"
+    if key.startswith("drafted"):
+        # Without the group, which the panel's title has.
+        label = f"before questions: {label.split()[-1]}"
+        style = ":"
     axes.plot(epochs, values, style, marker="o", markersize=3, label=label)
     axes.legend(frameon=True, framealpha=0.6, edgecolor="none", fontsize="small")

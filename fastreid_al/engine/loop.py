@@ -15,7 +15,8 @@ from ..config import RunConfig
 from ..data.loader import BatchLoader, prefetch, to_device_async
 from ..distributed.world import World
 from ..errors import DivergedError, TrainingError
-from ..metrics import Ranking, pair_scores
+from ..metrics import Ranking
+from ..metrics.clusters import scores_by_key
 from ..models import Domain, update_running
 from .checkpoint import save_checkpoint
 from .clock import Clock
@@ -61,6 +62,8 @@ class TrainingLoop:
         evaluate: Scores the network; None when the set has no test images.
         identities: (n,) int64 true identities, which are used only for metrics; None where unknown.
         source: Pixels of the source's training images, where the method trains with a source.
+        cameras: (n,) int64 cameras, -1 where unknown, which are used only for metrics; None where
+            no camera is known.
     """
 
     state: Training
@@ -72,6 +75,7 @@ class TrainingLoop:
     evaluate: Callable[[Network], Ranking] | None = None
     identities: Tensor | None = None
     source: BatchLoader | None = None
+    cameras: Tensor | None = None
     clock: Clock = field(init=False)
     profile: Profile = field(init=False)
 
@@ -141,11 +145,11 @@ class TrainingLoop:
     def _label_images(self) -> None:
         """Let the method label the images, and score its clusters from before the questions."""
         state = self.state
-        state.metrics = state.method.label_images(state.epoch, self._extract)
+        state.metrics = {**state.method.label_images(state.epoch, self._extract)}
         before = state.method.labels_before_questions
         if before is not None and self.identities is not None:
-            for name, value in pair_scores(before, self.identities)._asdict().items():
-                state.metrics[f"drafted_pair_{name}"] = value
+            for key, value in scores_by_key(before, self.identities, self.cameras).items():
+                state.metrics[f"drafted_{key}"] = value
 
     def _extract(self, domain: Domain = "target") -> Tensor:
         """Extract the features (n, D) of a domain's training images."""
@@ -367,9 +371,13 @@ def describe_epoch(record: dict[str, Any]) -> str:
     if "questions" in record:
         parts.append(f"{record['questions']} questions ({record['questions_total']} in all)")
     if "pair_precision" in record:
-        precision = _before_and_after(record, "precision")
-        recall = _before_and_after(record, "recall")
+        precision = _before_and_after(record, "pair_precision")
+        recall = _before_and_after(record, "pair_recall")
         parts.append(f"pair precision {precision} % recall {recall} %")
+    if "class_purity" in record:
+        purity = _before_and_after(record, "class_purity")
+        completeness = _before_and_after(record, "class_completeness")
+        parts.append(f"class purity {purity} % completeness {completeness} %")
     parts += _describe_labels(record)
     if "mAP" in record:
         parts.append(_describe_scores(record))
@@ -404,8 +412,8 @@ def _describe_labels(record: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _before_and_after(record: dict[str, Any], score: str) -> str:
-    """Return a pair score as per cent; where questions were asked, with its value before them."""
-    after = percent(record[f"pair_{score}"])
-    before = record.get(f"drafted_pair_{score}")
-    return after if before is None else f"{percent(before)} -> {after}"
+def _before_and_after(record: dict[str, Any], key: str) -> str:
+    """Return a score as per cent; where questions were asked, with its value before them."""
+    after = percent(record.get(key))
+    before = f"drafted_{key}"
+    return f"{percent(record[before])} -> {after}" if before in record else after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -64,8 +64,8 @@ class Method(Protocol):
             rows: (B,) int64 rows of their images.
         """
 
-    def label_metrics(self, identities: Tensor | None) -> dict[str, float]:
-        """Return metrics of the labels at the end of an epoch, for the log.
+    def label_metrics(self, identities: Tensor | None) -> Mapping[str, float | None]:
+        """Return metrics of the labels at the end of an epoch, for the log; None where undefined.
 
         Args:
             identities: (n,) int64 true identities; None where they are not known.

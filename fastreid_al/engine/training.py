@@ -61,7 +61,7 @@ class Training:
     epoch: int = 0
     step: int = 0
     loss: Tensor = field(default_factory=_zero)
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float | None] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     pending: dict[str, Any] | None = None
 

@@ -16,7 +16,7 @@ from ..data.samplers import IdentitySampler, iterations_per_epoch
 from ..distributed.world import SINGLE_PROCESS, Sharded, World
 from ..errors import DivergedError, TrainingError
 from ..memory import ClusterMemory, FeatureMemory, InstanceMemory
-from ..metrics import pair_scores
+from ..metrics.clusters import scores_by_key
 from .adaptation import Source, joint_batches, source_seed
 
 Extract = Callable[..., Tensor]
@@ -207,17 +207,14 @@ class ContrastiveMethod:
         """Unit-norm rows in the memory's dtype; under autocast embeddings are half floats."""
         return F.normalize(embeddings.to(self.memory.bank.dtype))
 
-    def label_metrics(self, identities: Tensor | None) -> dict[str, float]:
-        """Precision, recall and F1 of the epoch's clusters over pairs of images.
+    def label_metrics(self, identities: Tensor | None) -> dict[str, float | None]:
+        """Scores of the epoch's clusters: `pair_scores` and `cluster_scores`; None where undefined.
 
         Args:
             identities: (n,) int64 true identity of each image, or None where they are not known:
                 then nothing is returned.
         """
-        if identities is None:
-            return {}
-        scores = pair_scores(self.labels, identities)
-        return {f"pair_{name}": value for name, value in scores._asdict().items()}
+        return {} if identities is None else scores_by_key(self.labels, identities, self.cameras)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on; each rank has its rows of the memory."""

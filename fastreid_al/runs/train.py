@@ -245,6 +245,7 @@ def _train(context: RunContext, state: Training, target: Dataset, source: Datase
         _evaluate(context, target),
         target.known_identities,
         None if source is None else _loader(context, source),
+        target.cameras,
     )
     try:
         loop.run()

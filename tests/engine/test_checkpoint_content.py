@@ -113,6 +113,7 @@ CHANGES: list[Callable[[State], None]] = [
     put("history", 0, "mAP", value="high"),
     drop("history", 1, "rank5"),
     drop("history", 1, "alone"),
+    put("history", 1, "class_purity", value={"a": 1}),
     put("metrics", "clusters", value=[3]),
     put("scheduler", "_last_lr", value="x"),
     put("history", value=[]),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastreid_al.config import RunConfig
+from fastreid_al.engine import loop
 from fastreid_al.engine.checkpoint import load_checkpoint, save_checkpoint
 from fastreid_al.errors import TrainingError
 from fastreid_al.methods.contrastive import ContrastiveMethod
@@ -73,3 +74,18 @@ def test_a_figure_that_cannot_be_drawn_is_a_warning(
     assert warned == [
         "warning: the figure of the curves could not be made (no font); all else is complete"
     ]
+
+
+def test_an_undefined_score_of_an_epoch_is_a_dash() -> None:
+    record = {
+        **{"epoch": 3, "loss": 1.5, "clusters": 0, "alone": 9, "pair_precision": 1.0},
+        **{"pair_recall": 0.0, "class_purity": None, "class_completeness": None},
+        **{"seconds": {"labels": 1, "training": 2}, "speed": {"images_per_second": 4}},
+    }
+    start = "epoch   3: loss 1.500, 0 clusters, 9 images unclustered, "
+    end = " (1.0 s labels, 2.0 s training, 4 images/s)"
+    assert loop.describe_epoch(record) == (
+        f"{start}pair precision 100.0 % recall 0.0 %, class purity - % completeness - %{end}"
+    )
+    record |= {"drafted_class_purity": 0.5, "drafted_class_completeness": None}
+    assert "class purity 50.0 -> - % completeness - -> - %" in loop.describe_epoch(record)

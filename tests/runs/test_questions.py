@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from fastreid_al.annotators import Oracle
 from fastreid_al.answers import Ledger, Question, QuitAsking, Verdict
 from fastreid_al.config import OracleConfig, QuestionConfig, RunConfig
 from fastreid_al.engine import Interrupted
+from fastreid_al.engine.console import percent
 from fastreid_al.errors import LedgerError, UserError
 from fastreid_al.runs import run_training
 from fastreid_al.synthetic.dataset import cached_synthetic
 from tests.support.tiny import SYNTHETIC, elsewhere, same_weights, weights
 
+PAGE = Path(__file__).parents[2] / "docs/run_folder.md"
 COST = ("questions", "share", "answering_seconds")
 
 
@@ -51,6 +54,8 @@ def test_cost_and_cluster_quality_are_recorded_and_drawn_in_the_figure(
         assert {
             "drafted_pair_precision",
             "drafted_pair_recall",
+            "drafted_class_purity",
+            "drafted_cross_camera_recall",
             "remembered",
             "contradictions",
         } <= record.keys()
@@ -62,8 +67,12 @@ def test_cost_and_cluster_quality_are_recorded_and_drawn_in_the_figure(
     said = capsys.readouterr().out
     assert f"{asked[-1]['questions_total']} questions (" in said
     assert "% of all pairs" in said
-    assert "->" in said
-    assert Image.open(Path(asking.run_dir) / "curves.png").width > 1500  # a fourth panel
+    last = asked[-1]
+    before, after = last["drafted_class_purity"], last["class_purity"]
+    assert f"class purity {percent(before)} -> {percent(after)} % completeness" in said
+    assert Image.open(Path(asking.run_dir) / "curves.png").width > 2500  # six panels
+    documented = set(re.findall(r"`(\w+)[\w.]*`", PAGE.read_text()))
+    assert {key for record in history for key in record} <= documented
 
 
 @pytest.mark.parametrize("strategy", ["ucal", "spal", "random"])

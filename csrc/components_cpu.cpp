@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "union_find.h"
 
 namespace fastreid_al {
 
@@ -12,37 +13,6 @@ namespace {
 constexpr int64_t kGrain = 512;
 // Radii that are processed in one pass over the edges: one bit each.
 constexpr int64_t kBits = 8;
-
-int64_t load(const int64_t* address) { return __atomic_load_n(address, __ATOMIC_RELAXED); }
-
-bool replace_if(int64_t* address, int64_t expected, int64_t value) {
-    return __atomic_compare_exchange_n(address, &expected, value, false, __ATOMIC_RELAXED,
-                                       __ATOMIC_RELAXED);
-}
-
-// Union-find without locks. A parent is never higher than its child, so the root of a component is
-// its lowest node, whatever the order in which threads join nodes. A parent only ever decreases, so
-// relaxed memory order is enough: a stale parent is still an ancestor.
-int64_t find(int64_t* parents, int64_t node) {
-    for (;;) {
-        const int64_t parent = load(parents + node);
-        if (parent == node) return node;
-        const int64_t grandparent = load(parents + parent);
-        // Path halving; if another thread was faster, its parent is as good.
-        if (grandparent != parent) replace_if(parents + node, parent, grandparent);
-        node = grandparent;
-    }
-}
-
-void unite(int64_t* parents, int64_t a, int64_t b) {
-    for (;;) {
-        a = find(parents, a);
-        b = find(parents, b);
-        if (a == b) return;
-        if (a > b) std::swap(a, b);
-        if (replace_if(parents + b, b, a)) return;
-    }
-}
 
 // Bit e is set if the distance is at most the e-th radius.
 template <class Real>

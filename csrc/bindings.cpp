@@ -18,6 +18,7 @@ PYBIND11_MODULE(_native, m) {
     fastreid_al::bind_neighbours(m);
     fastreid_al::bind_jaccard(m);
     fastreid_al::bind_components(m);
+    fastreid_al::bind_linkage(m);
     fastreid_al::bind_kmedoids(m);
     fastreid_al::bind_plmb(m);
 }

@@ -21,6 +21,7 @@ T* at(Address address) {
 void bind_components(pybind11::module_& m);
 void bind_jaccard(pybind11::module_& m);
 void bind_kmedoids(pybind11::module_& m);
+void bind_linkage(pybind11::module_& m);
 void bind_neighbours(pybind11::module_& m);
 void bind_plmb(pybind11::module_& m);
 

@@ -1,7 +1,7 @@
 """From features to pseudo-labels.
 
-Neighbours, Jaccard graph, DBSCAN, self-paced selection, k-medoids: functions that take and return
-arrays.
+Neighbours, Jaccard graph, DBSCAN, average linkage, self-paced selection, k-medoids: functions that
+take and return arrays.
 """
 
 from .backends import check_backend
@@ -10,6 +10,7 @@ from .dbscan import dbscan
 from .ivf import ivf_neighbours
 from .jaccard import Graph, jaccard_graph
 from .kmedoids import Groupings, KMedoids, kmedoids, kmedoids_many
+from .linkage import Linkage, Merges, average_linkage
 from .neighbours import nearest_neighbours
 from .self_paced import self_paced_labels
 
@@ -17,6 +18,9 @@ __all__ = [
     "Graph",
     "Groupings",
     "KMedoids",
+    "Linkage",
+    "Merges",
+    "average_linkage",
     "check_backend",
     "cosine_dbscan",
     "dbscan",

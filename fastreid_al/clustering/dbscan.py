@@ -64,9 +64,7 @@ def dbscan(
     if world.size > 1 and backend not in ("auto", "graph"):
         raise ValueError(f"backend: got {backend!r}, expected 'graph' on {world.size} ranks")
     check_backend(backend, max(0, graph.n))
-    n = graph.n
-    if world.size > 1:
-        n = rows_of_all(world.raise_together(lambda: _indptr(graph))[1:], world)
+    n = nodes_of_all(graph, world)
     world.raise_together(lambda: check_graph(graph, n))
     # Every backend compares in the dtype of the graph.
     rounded = torch.tensor(radii, dtype=graph.distances.dtype)
@@ -77,6 +75,18 @@ def dbscan(
     else:
         labels = _by_pointer_jumping(graph, rounded, min_samples, n, world)
     return labels[0] if np.ndim(eps) == 0 else labels
+
+
+def nodes_of_all(graph: Graph, world: World) -> int:
+    """Count the nodes of a graph whose rows are sharded over the ranks.
+
+    Raises:
+        ValueError: On every rank, if indptr has a wrong shape on one, or if the ranks' numbers of
+            rows are not those of `World.local_slice`.
+    """
+    if world.size == 1:
+        return graph.n
+    return rows_of_all(world.raise_together(lambda: _indptr(graph))[1:], world)
 
 
 def check_graph(graph: Graph, n: int | None = None) -> None:
@@ -162,7 +172,7 @@ def _by_pointer_jumping(
         core = world.all_gather_rows(counts >= min_samples)  # (n,)
         # Each edge once, from the higher node to the lower.
         both = core[rows] & core[columns] & (rows > columns)
-        roots = _lowest_nodes(rows[both], columns[both], nodes.clone())
+        roots = lowest_nodes(rows[both], columns[both], nodes.clone())
         if world.size > 1:
             roots = _merge_components(roots, nodes, world)
         numbers = (core & (roots == nodes)).cumsum(0) - 1
@@ -196,11 +206,11 @@ def _merge_components(roots: Tensor, nodes: Tensor, world: World) -> Tensor:
         joins = gathered != part_nodes
         a = parents[part_nodes[joins]]
         b = parents[gathered[joins]]
-        parents = _lowest_nodes(a, b, parents)
+        parents = lowest_nodes(a, b, parents)
     return parents
 
 
-def _lowest_nodes(a: Tensor, b: Tensor, parents: Tensor) -> Tensor:
+def lowest_nodes(a: Tensor, b: Tensor, parents: Tensor) -> Tensor:
     """Join components by edges; returns the lowest node of each node's component.
 
     Each round hooks every root to the lowest root that it has an edge to, then jumps until every

@@ -25,6 +25,7 @@ from tests.support.references import (
     reference_clusters,
     reference_dbscan,
     reference_jaccard,
+    reference_linkage,
     reference_neighbours,
     reference_pairs,
     reference_ranking,
@@ -33,6 +34,10 @@ from tests.support.references import (
 from .schema import Arguments, Random, Schema, close, count, ids, lists, rows
 
 WORLD = {"world": "object"}
+#: A path of three nodes.
+GRAPH = clustering.Graph(
+    torch.tensor([0, 1, 3, 4]), torch.tensor([1, 0, 2, 1]), torch.tensor([0.1, 0.1, 0.3, 0.3]), 0.5
+)
 
 
 def chosen(random: Random, *values: Any) -> Any:
@@ -111,6 +116,33 @@ def dbscan_is_right(arguments: Arguments, result: Any) -> bool:
     eps = float(torch.tensor(arguments["eps"], dtype=graph.distances.dtype))
     expected = reference_dbscan(dense_distances(graph), eps, arguments["min_samples"])
     return result.tolist() == expected.tolist()
+
+
+def linkage_arguments(random: Random) -> Arguments:
+    graph = clustering.radius_graph(some_rows(random, 14), 0.9)
+    groups = ids(random, graph.n, 4, -1)
+    pairs = ids(random, 12, graph.n).view(6, 2)
+    first, second = groups[pairs].T
+    apart = (pairs[:, 0] != pairs[:, 1]) & ((first != second) | (first < 0))
+    return {
+        "graph": graph,
+        "threshold": float(random.uniform(0.01, 1)),
+        "groups": groups if random.random() < 0.5 else torch.full_like(groups, -1),
+        "cannot_links": pairs[apart] if bool(apart.any()) else None,
+    }
+
+
+def linkage_is_right(arguments: Arguments, result: Any) -> bool:
+    distance = dense_distances(arguments["graph"]).clip(max=1)
+    labels, joins = reference_linkage(
+        distance, arguments["threshold"], arguments["groups"], arguments["cannot_links"]
+    )
+    pairs = list(zip(result.merges.first.tolist(), result.merges.second.tolist(), strict=True))
+    return result.labels.tolist() == labels.tolist() and pairs == [join[:2] for join in joins]
+
+
+def labels_at(threshold: float) -> Tensor:
+    return clustering.average_linkage(GRAPH, 0.1).labels_at(threshold)
 
 
 def cosine_arguments(random: Random) -> Arguments:
@@ -596,6 +628,20 @@ SCHEMAS: dict[str, Schema] = {
         graph_arguments,
         dbscan_is_right,
     ),
+    "clustering.average_linkage": S(
+        clustering.average_linkage,
+        {
+            **{"graph": "object", "threshold": "number", "groups": "?ids"},
+            **{"cannot_links": "?ids", **WORLD},
+        },
+        linkage_arguments,
+        linkage_is_right,
+    ),
+    "clustering.Linkage": S(
+        labels_at,
+        {"threshold": "number"},
+        lambda random: {"threshold": float(random.uniform(0.1, 1))},
+    ),
     "clustering.Graph": S(
         clustered_graph,
         {"indptr": "ids", "indices": "indices", "distances": "free rows", "max_distance": "number"},
@@ -881,8 +927,9 @@ SCHEMAS: dict[str, Schema] = {
 
 #: Public names without a schema, by the reason.
 _WITHOUT = {
-    "a result": "active.Refined clustering.Groupings clustering.KMedoids metrics.ListScores "
-    "metrics.ClusterScores metrics.PairScores metrics.Ranking synthetic.PlantedPartition "
+    "a result": "active.Refined clustering.Groupings clustering.KMedoids clustering.Merges "
+    "metrics.ListScores metrics.ClusterScores metrics.PairScores metrics.Ranking "
+    "synthetic.PlantedPartition "
     "runs.Finished data.ImageSet data.Record distributed.Sharded",
     "a protocol": "answers.Annotator data.DatasetReader models.BackboneBuilder engine.Method "
     "active.strategies.Strategy models.Stage models.Domain",

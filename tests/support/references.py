@@ -6,6 +6,7 @@ the notes step by step.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,51 @@ def reference_dbscan(distance: np.ndarray, eps: float, min_samples: int = 4) -> 
         if not core[i]:
             labels[i] = min((labels[j] for j in neighbours[i] if core[j]), default=-1)
     return labels
+
+
+def reference_linkage(
+    distance: np.ndarray,
+    threshold: float,
+    groups: np.ndarray | None = None,
+    cannot_links: np.ndarray | None = None,
+) -> tuple[np.ndarray, list[tuple[int, int, int, int, Fraction]]]:
+    """Join the two groups with the greatest mean similarity, in fractions; O(n^5).
+
+    The similarity of a pair is 1 - distance in multiples of 2^-32. Ties go to the lowest first
+    group, then to the lowest second one, by their lowest images. Returns the labels (n,), and for
+    each join both groups, their sizes and the mean similarity.
+    """
+    n = len(distance)
+    similarity = np.rint((1.0 - np.asarray(distance, dtype=np.float64)) * 2**32).astype(np.int64)
+    names = [-1] * n if groups is None else [int(g) for g in groups]
+    members: dict[object, list[int]] = {}
+    for i, name in enumerate(names):
+        members.setdefault(("single", i) if name == -1 else name, []).append(i)
+    clusters = sorted(members.values())
+    banned = np.zeros((n, n), dtype=bool)
+    for a, b in np.zeros((0, 2), np.int64) if cannot_links is None else cannot_links:
+        banned[a, b] = banned[b, a] = True
+    least = Fraction(max(1, round(threshold * 2**32)), 2**32)
+
+    joins = []
+    while True:
+        allowed = []
+        for x, a in enumerate(clusters):
+            for b in clusters[x + 1 :]:
+                if not banned[np.ix_(a, b)].any():
+                    total = int(similarity[np.ix_(a, b)].sum())
+                    allowed.append((-Fraction(total, len(a) * len(b) * 2**32), a, b))
+        best = min(allowed, default=None)
+        if best is None or -best[0] < least:
+            break
+        mean, a, b = -best[0], best[1], best[2]
+        joins.append((a[0], b[0], len(a), len(b), mean))
+        clusters = sorted([c for c in clusters if c not in (a, b)] + [sorted(a + b)])
+
+    labels = np.full(n, -1, dtype=np.int64)
+    for number, cluster in enumerate(c for c in clusters if len(c) > 1):
+        labels[cluster] = number
+    return labels, joins
 
 
 def _cluster_sets(labels: np.ndarray) -> list[frozenset[int]]:

@@ -1,10 +1,11 @@
 """From features to pseudo-labels.
 
-Neighbours, Jaccard graph, DBSCAN, average linkage, self-paced selection, k-medoids: functions that
-take and return arrays.
+Conditioned features, neighbours, Jaccard graph, DBSCAN, average linkage, self-paced selection,
+k-medoids: functions that take and return arrays.
 """
 
 from .backends import check_backend
+from .conditioning import standardise_by_camera, whiten_within_clusters
 from .cosine import cosine_dbscan, radius_graph
 from .dbscan import dbscan
 from .ivf import ivf_neighbours
@@ -31,4 +32,6 @@ __all__ = [
     "nearest_neighbours",
     "radius_graph",
     "self_paced_labels",
+    "standardise_by_camera",
+    "whiten_within_clusters",
 ]

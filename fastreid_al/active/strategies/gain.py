@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
-from scipy.special import expit
 from torch import Tensor, nn
 
 from ...answers.asker import Asker
 from ...answers.question import Question, Verdict
 from ...clustering.neighbours import nearest_neighbours
 from ...config import QuestionConfig
+from ..calibration import Calibration
 from ..partition import Partition, Split
 from ..snps import propose_splits, rows_by_cluster
 
@@ -30,60 +28,8 @@ _CENTRAL = 0.25
 #: and size: log-odds at the mean, and their change per standard deviation.
 _DIFFERENT = (-0.5, [-1.0])
 _SAME = (-1.7, [1.2, -0.7])
-#: Least standard deviation, so that a few similar questions do not make the next one look certain.
-_LEAST_SCALE = 0.01
 #: Neighbours of a group that are candidates at a time; more are looked up when these are decided.
 _NEAR = 10
-
-
-class Calibration:
-    """Probability of an answer: logistic regression on the answers so far, with a prior.
-
-    Args:
-        bias: Prior log-odds at the mean of the inputs.
-        weights: (d,) prior change of the log-odds over one standard deviation of each of the d
-            inputs.
-    """
-
-    def __init__(self, bias: float, weights: Sequence[float]) -> None:
-        self._prior = np.array([bias, *weights])
-        self._weights = self._prior.copy()
-        self._precision = np.diag([1.0, *(4.0 for _ in weights)])
-        self._mean = np.zeros(len(weights))
-        self._scale = np.zeros(len(weights))
-        self._inputs: list[np.ndarray] = []
-        self._answers: list[bool] = []
-
-    def scale(self, inputs: np.ndarray) -> None:
-        """Take means and standard deviations from the first questions, (m, d); later calls do
-        nothing.
-        """
-        if not self._scale.any() and len(inputs):
-            least = _LEAST_SCALE if len(inputs) > 8 else 0.1
-            self._mean = inputs.mean(0)
-            self._scale = np.maximum(inputs.std(0), least)
-
-    def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        """Return the probability of each question, (m, d) -> (m,)."""
-        return expit(self._standardise(inputs) @ self._weights)
-
-    def learn(self, inputs: np.ndarray, yes: bool) -> None:
-        """Take in one answer with inputs (d,), by Newton's method from the present weights."""
-        self._inputs.append(self._standardise(inputs[None])[0])
-        self._answers.append(yes)
-        x = np.array(self._inputs)  # (a, 1 + d)
-        y = np.array(self._answers)  # (a,)
-        for _ in range(8):
-            p = expit(x @ self._weights)  # (a,)
-            gradient = x.T @ (y - p) - self._precision @ (self._weights - self._prior)
-            hessian = (x * (p * (1 - p))[:, None]).T @ x + self._precision
-            # Steps are limited: the first answers could otherwise make it overshoot.
-            self._weights = self._weights + np.clip(np.linalg.solve(hessian, gradient), -1, 1)
-
-    def _standardise(self, inputs: np.ndarray) -> np.ndarray:
-        """Return a column of ones for the bias, and the standardised inputs, (m, 1 + d)."""
-        ones = np.ones((len(inputs), 1))
-        return np.concatenate([ones, (inputs - self._mean) / self._scale], 1)
 
 
 def ask_by_expected_gain(

@@ -26,6 +26,7 @@ TestFeatures = Literal["bn", "pool5"]
 _ASKING = unless("ask", "none")
 #: Strategies of other packages may read the constants of UCAL's rules, too.
 _UCAL_RULES = when("ask", "ucal")
+_DBSCAN = when("cluster.algorithm", "dbscan")
 
 
 @documented
@@ -212,8 +213,37 @@ class BatchConfig:
 @documented
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Jaccard distance, DBSCAN and self-paced selection."""
+    """Features, Jaccard distance, and what makes clusters of it."""
 
+    camera_norm: Literal["none", "centre", "standardise"] = setting(
+        "none",
+        "Before the clustering, subtract each camera's mean from its features (centre), and divide "
+        "by its standard deviation (standardise), or leave the features as they are (none).",
+        resumable=True,
+    )
+    whiten: int = setting(
+        0,
+        "Times that the images are clustered and their features then whitened by the covariance "
+        "inside the clusters, before they are clustered for good.",
+        at_least=0,
+        at_most=10,
+        resumable=True,
+    )
+    algorithm: Literal["dbscan", "linkage"] = setting(
+        "dbscan",
+        "What makes the clusters: DBSCAN with self-paced selection (dbscan, SpCL), or average "
+        "linkage (linkage).",
+        resumable=True,
+    )
+    join: float = setting(
+        0.35,
+        "Average linkage joins two clusters while the mean Jaccard similarity of their pairs is at "
+        "least this.",
+        above=0,
+        at_most=1,
+        resumable=True,
+        only=when("cluster.algorithm", "linkage"),
+    )
     k1: int = setting(
         30,
         "Neighbours in a k-reciprocal list, the image itself included.",
@@ -227,18 +257,20 @@ class ClusterConfig:
         at_most="cluster.k1",
         resumable=True,
     )
-    eps: float = setting(0.60, "DBSCAN's radius.", resumable=True)
+    eps: float = setting(0.60, "DBSCAN's radius.", resumable=True, only=_DBSCAN)
     eps_gap: float = setting(
         0.02,
         "The tight and the loose clustering are made at eps - eps_gap and eps + eps_gap.",
         at_least=0,
         resumable=True,
+        only=_DBSCAN,
     )
     min_samples: int = setting(
         4,
         "Images within eps that make a core point, the image itself included.",
         at_least=1,
         resumable=True,
+        only=_DBSCAN,
     )
     noise: Literal["singleton", "drop"] = setting(
         "singleton",
@@ -258,6 +290,7 @@ class ClusterConfig:
         "on GPUs; cuml is cuML, up to 40,000 images, because it takes a dense n x n array.",
         replaced=(("sklearn", "auto"),),
         resumable=True,
+        only=_DBSCAN,
     )
     neighbours: Literal["exact", "ivf"] = setting(
         "exact",
@@ -477,6 +510,16 @@ class QuestionConfig:
         "Further questions about other images of two clusters that must agree before the clusters "
         "are merged.",
         at_least=0,
+        resumable=True,
+    )
+    expected_error: float | None = setting(
+        0.0,
+        "Share of the answers that are expected to be wrong. Above 0, answers are weighed against "
+        "each other and against the features, and unlikely ones are asked about again with other "
+        "images",
+        unset="estimated for each annotator",
+        at_least=0,
+        at_most=1,
         resumable=True,
     )
     ledger: str | None = setting(

@@ -10,7 +10,7 @@ from ..answers.asker import Asker
 from ..answers.question import Verdict
 from ..arguments import as_features, as_instance, as_integer, as_labels
 from ..config import QuestionConfig
-from .refine import refine
+from .refine import refine, similarity_prior
 from .strategies import Strategy, load_strategy
 
 
@@ -59,10 +59,22 @@ class QuestionRounds:
             "answering_seconds_total": self.asker.seconds,
             "remembered": spent.remembered,
             "contradictions": spent.contradictions,
+            "doubted": spent.doubted,
         }
         for verdict in Verdict:
             costs[f"answered_{verdict.name.lower()}"] = spent.verdicts[verdict.value]
         return refined, costs
+
+    def cannot_links(self, features: Tensor) -> list[tuple[int, int]]:
+        """Return the pairs of images that the answers so far set apart.
+
+        Args:
+            features: (n, D) unit-norm, by which answers are weighed if they may be wrong.
+        """
+        self.asker.begin(self.asker.epoch)
+        if self.asker.expected_error != 0:
+            self.asker.weigh(similarity_prior(features, self.asker))
+        return self.asker.constraints().cannot_linked_images()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the ledger, and the costs so far."""

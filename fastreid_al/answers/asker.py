@@ -5,6 +5,7 @@ closure.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 import uuid
 from collections import Counter
@@ -15,9 +16,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..arguments import as_instance, as_integer, check_choice, check_row, described
+from ..arguments import (
+    as_instance,
+    as_integer,
+    as_number,
+    check_choice,
+    check_row,
+    described,
+)
 from .closure import Closure, Effect
 from .ledger import Ledger
+from .posterior import Prior, answer_weight, decides, limited, weigh_answers
 from .question import Annotator, Answer, NoAnswer, Question, UndoLast, Verdict
 
 ClosureName = Literal["transitive", "none"]
@@ -26,6 +35,10 @@ CurrentLabels = Callable[[], Tensor]
 #: Further pairs that are asked about for each confirmation that a merge needs, if answers are
 #: undecided.
 _TRIES = 3
+#: Log-odds of "same", 20 to 1, from which on a merge counts if answers may be wrong.
+_SURE = 3.0
+#: Answers that must agree before a merge counts, at most, if answers may be wrong.
+_MOST_ANSWERS = 3
 
 
 class OutOfQuestions(Exception):  # noqa: N818
@@ -48,12 +61,14 @@ class Spent:
         remembered: Pairs that the strategy asked about and that earlier answers decided or
             contained.
         contradictions: Answers that contradict earlier ones.
+        doubted: Answers of all rounds that are not believed.
     """
 
     questions: int = 0
     seconds: float = 0.0
     remembered: int = 0
     contradictions: int = 0
+    doubted: int = 0
 
     def __post_init__(self) -> None:
         #: Number of answers by verdict.
@@ -80,6 +95,8 @@ class Asker:
         run: Name of the run in the ledger; a resumed run has its old name. A new name when not
             given.
         seed: Seed of strategies that draw random numbers.
+        expected_error: Share of the answers that are expected to be wrong. 0 believes every answer,
+            and None estimates it for each annotator. Answers are weighed by `weigh`.
     """
 
     def __init__(
@@ -92,6 +109,7 @@ class Asker:
         budget: int | None = None,
         run: str | None = None,
         seed: int = 0,
+        expected_error: float | None = 0.0,
     ) -> None:
         if not callable(getattr(annotator, "answer", None)) or not hasattr(annotator, "name"):
             raise ValueError(
@@ -107,6 +125,9 @@ class Asker:
         self.budget = None if budget is None else as_integer("budget", budget, 0)
         self.run = uuid.uuid4().hex if run is None else as_instance("run", run, str)
         self.seed = as_integer("seed", seed, 0)
+        self.expected_error = (
+            None if expected_error is None else as_number("expected_error", expected_error, 0, 1)
+        )
         self.ledger = ledger or Ledger.open("sqlite://")
         #: Event of the ledger up to which the answers of this run belong to rounds that ended.
         self.position = 0
@@ -128,6 +149,13 @@ class Asker:
         self._passed: set[tuple[int, int]] = set()
         #: Pairs of this round that the closure answered.
         self._remembered: set[tuple[int, int]] = set()
+        #: Every answer so far, and the pairs of those that are not believed.
+        self._answers: list[Answer] = []
+        self._doubted: set[tuple[int, int]] = set()
+        #: What the features of this round say of a pair, once answers were weighed.
+        self._prior: Prior | None = None
+        #: Share of wrong answers by annotator, as it was assumed or estimated.
+        self._rates: dict[str, float] = {}
         self._open_round()
 
     def begin(self, epoch: int, limit: int | None = None) -> None:
@@ -148,6 +176,33 @@ class Asker:
         self.seconds += self.spent.seconds
         self.spent.remembered = len(self._remembered)
         return self.spent
+
+    def weigh(self, prior: Prior) -> None:
+        """Weigh the answers so far against each other and the features; believe the likely ones.
+
+        The closure is then that of the believed answers (`posterior.weigh_answers`). A pair whose
+        answer is doubted is not asked about again, but its images may be, with other images. Until
+        the end of the round, a merge needs as many answers that agree as it takes to make it 20
+        times likelier than not, 3 at most. Does nothing if answers are never wrong.
+
+        Args:
+            prior: Log-odds of "same" for two images before any answer.
+        """
+        if self.expected_error == 0:
+            return
+        self._prior = prior
+        names = {}
+        if self.expected_error is None:
+            names = {event.id: event.annotator for event in self.ledger.events()}
+        weighed = weigh_answers(self._answers, prior, self.expected_error, names)
+        self._doubted = {_pair(answer.left, answer.right) for answer in weighed.doubted}
+        self._rates = weighed.rates
+        self.closure = Closure.replay(weighed.believed, self.transitive)
+        self.spent.doubted = len(weighed.doubted)
+
+    def deciding_answers(self) -> list[Answer]:
+        """Return the answers so far that say "same" or "different" of two images of the set."""
+        return [a for a in self._answers if decides(a)]
 
     def questions_allowed(self) -> int | None:
         """Return how many questions this round may ask in all; the same if it is begun again; None
@@ -175,6 +230,7 @@ class Asker:
         """
         return (
             not self.closure.answered(i, j)
+            and _pair(i, j) not in self._doubted
             and self.closure.verdict(i, j) is None
             and _pair(i, j) not in self._passed
         )
@@ -274,19 +330,28 @@ class Asker:
         self._passed.clear()
         self._remembered.clear()
         self._ahead.clear()
+        self._doubted.clear()
+        self._prior = None
+        self._rates.clear()
         known = []
         for answer in self.ledger.answers():
             if answer.run == self.run and answer.event > self.position:
                 self._ahead.setdefault(_pair(answer.left, answer.right), answer)
             else:
                 known.append(answer)
+        self._answers = known
         self.closure = Closure.replay(known, self.transitive)
 
     def _answers_needed(self, question: Question) -> int:
         if question.reason != "merge":
             return 1
         pairs = len(question.groups[0]) * len(question.groups[1])
-        return min(1 + self.confirm_merges, pairs)
+        needed = 1 + self.confirm_merges
+        if self._prior is not None:
+            missing = _SURE - limited(self._prior(*_pair(*question.images)))
+            weight = answer_weight(self._rates.get(self.annotator.name, self.expected_error or 0.0))
+            needed = max(needed, min(math.ceil(missing / weight), _MOST_ANSWERS))
+        return min(needed, pairs)
 
     def _confirm(self, question: Question) -> None:
         """Ask about further images of a merge until it counts, one answer disputes it, or too many
@@ -336,6 +401,7 @@ class Asker:
 
     def _take_in(self, answer: Answer) -> None:
         """Add an answer to the closure and to the cost of the round."""
+        self._answers.append(answer)
         effect = self.closure.add(answer)
         self.spent.questions += 1
         self.spent.seconds += answer.seconds

@@ -170,6 +170,20 @@ class Closure:
                 f"root: got {described(root)}, expected the root of a component"
             ) from None
 
+    def cannot_linked_images(self) -> list[tuple[int, int]]:
+        """Return every pair of images (low, high) that is known to be different, ascending.
+
+        All images of two components with a cannot-link between them are, so that there are more
+        pairs than answers.
+        """
+        pairs: set[tuple[int, int]] = set()
+        for root, others in self._cannot_links.items():
+            for other in others:
+                if root < other:
+                    for a in self._members[root]:
+                        pairs.update(_pair(a, b) for b in self._members[other])
+        return sorted(pairs)
+
     def counted(self, event: int) -> bool:
         """Return whether enough answers agree for this "same" to count."""
         return as_integer("event", event) in self._counted

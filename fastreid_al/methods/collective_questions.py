@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..active import QuestionRounds
@@ -42,6 +43,27 @@ class CollectiveQuestions:
         """Whether questions are asked in an epoch, given by the number of completed epochs."""
         questions = self._questions
         return self._world.any_true(questions is not None and epoch >= questions.config.start)
+
+    def cannot_links(self, epoch: int, features: Tensor) -> Tensor:
+        """Return the pairs of images that the answers so far set apart, on all ranks.
+
+        Args:
+            epoch: Number of completed epochs.
+            features: This rank's rows of (n, D).
+
+        Returns:
+            (m, 2) int64 rows; none in an epoch without questions.
+        """
+        if not self.asks_in(epoch):
+            return torch.zeros((0, 2), dtype=torch.int64)
+        features = self._world.gather_rows_to_first(features)
+
+        def pairs() -> list[tuple[int, int]]:
+            assert self._questions is not None
+            return self._questions.cannot_links(features)
+
+        found = self._world.compute_on_first(pairs, self._watch)
+        return torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
 
     def refine(
         self, epoch: int, features: Tensor, labels: Tensor

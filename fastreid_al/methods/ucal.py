@@ -4,7 +4,7 @@ This file follows the paper's sections and is meant to be read next to it.
 
 | paper | here |
 |---|---|
-| base clustering (Sec. 3.1): DBSCAN and self-paced selection | `UCAL.cluster_features` |
+| base clustering (Sec. 3.1): DBSCAN and self-paced selection | `cluster_images` |
 | loss over cluster centroids c_k (Sec. 3.1, Eq. 1), tau | `loss`, `memory.temperature` |
 | refinement by questions from epoch 15 on (Sec. 3.2, 3.3) | `UCAL.refine`, `questions.start` |
 | hard negative pairs, split: SNPS (Sec. 3.2.1, Eq. 2 to 4) | `ask_snps_then_mpps`, `active.snps` |
@@ -16,7 +16,7 @@ This file follows the paper's sections and is meant to be read next to it.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,11 +27,12 @@ from ..active.snps import propose_splits
 from ..answers.asker import Asker
 from ..answers.question import Verdict
 from ..arguments import as_instance
-from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
+from ..clustering import check_backend
 from ..config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
 from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import SettingError, TrainingError
 from .adaptation import Source
+from .cluster_images import Clustered, cluster_images
 from .collective_questions import CollectiveQuestions
 from .contrastive import ContrastiveMethod, Extract
 
@@ -92,39 +93,41 @@ class UCAL(ContrastiveMethod):
 
     def assign(self, epoch: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """Cluster the images (Sec. 3.1), then refine the clusters with answers (Sec. 3.2)."""
-        labels = self.cluster_features(epoch, features)
-        labels = self.refine(epoch, features, labels)
+        clustered = self.cluster_features(epoch, features)
+        labels = self.refine(epoch, clustered.features, clustered.labels)
         return labels, singleton_classes(labels) if self.cluster.noise == "singleton" else labels
 
-    def cluster_features(self, epoch: int, features: Tensor) -> Tensor:
-        """Cluster the images (Sec. 3.1).
-
-        DBSCAN runs on the k-reciprocal Jaccard distance. The self-paced selection of SpCL then
-        keeps only the reliable images of each cluster.
+    def cluster_features(self, epoch: int, features: Tensor) -> Clustered:
+        """Cluster the images (Sec. 3.1), see `cluster_images`.
 
         Args:
             epoch: Number of completed epochs.
             features: This process's rows of (n, D), unit-norm.
 
         Returns:
-            (n,) int64 cluster of each image, -1 outside every cluster.
+            The cluster of each image, -1 outside every cluster, and the features that were
+            clustered.
+
+        Raises:
+            TrainingError: An approximate search of neighbours cannot work on these features.
         """
-        c = self.cluster
-        neighbours, self.metrics = self._neighbours(epoch, features)
-        # The selection clusters at eps - eps_gap, eps and eps + eps_gap; no pair beyond these is
-        # ever read.
-        graph = jaccard_graph(
-            features,
-            c.k1,
-            c.k2,
-            max_distance=c.eps + c.eps_gap,
-            neighbours=neighbours,
-            world=self.world,
-        )
-        labels, self.threshold = self_paced_labels(
-            graph, c.eps, c.eps_gap, c.min_samples, self.threshold, c.dbscan, self.world
-        )
-        return labels.cpu()
+        # Known differences are cuts in the clustering itself: a cluster that is split afterwards
+        # keeps what only the wrong images had brought into it.
+        cannot_links = None
+        if self.cluster.algorithm == "linkage":
+            cannot_links = self.questions.cannot_links(epoch, features)
+        try:
+            clustered = cluster_images(
+                features, self.cameras, self.cluster, self.threshold, cannot_links, self.world
+            )
+        except ValueError as error:
+            if self.cluster.neighbours == "exact":
+                raise
+            raise TrainingError(f"epoch {epoch + 1}: {error}") from error
+        self.threshold = clustered.threshold
+        recall = clustered.recall
+        self.metrics = {} if recall is None else {"neighbours_recall": recall}
+        return clustered
 
     def refine(self, epoch: int, features: Tensor, labels: Tensor) -> Tensor:
         """Split and merge clusters by the answers to this and all earlier epochs (Sec. 3.2).
@@ -145,18 +148,6 @@ class UCAL(ContrastiveMethod):
         self.metrics |= metrics
         return refined
 
-    def _neighbours(
-        self, epoch: int, features: Tensor
-    ) -> tuple[Tensor | Literal["exact"], dict[str, float]]:
-        """The `neighbours` argument of `jaccard_graph`, and metrics for the log."""
-        if self.cluster.neighbours == "exact":
-            return "exact", {}
-        try:
-            lists, recall = ivf_neighbours(features, self.cluster.k1, world=self.world)
-        except ValueError as error:
-            raise TrainingError(f"epoch {epoch + 1}: {error}") from error
-        return lists, {"neighbours_recall": recall}
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
         questions = self.questions.state_dict()
@@ -172,15 +163,17 @@ class UCAL(ContrastiveMethod):
         self.questions.load_state_dict(state.get("questions"))
 
     def _too_few_classes(self, epoch: int, count: int) -> str:
+        linkage = self.cluster.algorithm == "linkage"
         if count == 0:
             clusters = "no cluster (every image is noise)"
-            advice = (
-                "a larger `cluster.eps` or a smaller `cluster.min_samples` finds more, and "
-                "`cluster.noise` singleton trains on noise"
-            )
+            more = "a larger `cluster.eps` or a smaller `cluster.min_samples` finds more"
+            if linkage:
+                more = "a smaller `cluster.join` finds more"
+            advice = f"{more}, and `cluster.noise` singleton trains on noise"
         else:
             clusters = "one single cluster"
-            advice = "a smaller `cluster.eps` or `cluster.k1` splits it"
+            setting = "a larger `cluster.join`" if linkage else "a smaller `cluster.eps`"
+            advice = f"{setting} or a smaller `cluster.k1` splits it"
         return (
             f"epoch {epoch + 1}: {clusters} among {len(self.labels)} images, nothing to contrast; "
             f"{advice}"

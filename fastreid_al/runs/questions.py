@@ -121,6 +121,7 @@ def open_questions(
             ledger,
             closure=settings.closure,
             confirm_merges=settings.confirm_merges,
+            expected_error=settings.expected_error,
             budget=settings.budget,
             run=_run_name(folder),
             seed=config.seed,

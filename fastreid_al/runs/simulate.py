@@ -6,19 +6,21 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..active import refine
 from ..active.strategies import load_strategy
 from ..annotators import Oracle
 from ..answers import Asker
-from ..clustering import check_backend, ivf_neighbours, jaccard_graph, self_paced_labels
+from ..clustering import check_backend
 from ..config import ClusterConfig, SimulationConfig
 from ..engine.console import Reporter, percent
 from ..errors import SettingError, UserError, printable
 from ..files import make_folder, write_figure, write_file
+from ..methods.cluster_images import Clustered, cluster_images
 from ..metrics import cluster_scores, pair_scores
 from ..settings import validate
 from .features_file import read_features
@@ -94,7 +96,8 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
         raise UserError(
             f"cannot write into {out} ({error.strerror}); name another folder with `out`"
         ) from error
-    labels = _first_labels(features, config.cluster, reporter)
+    clustered = _cluster(features, cameras, config.cluster, reporter)
+    labels = clustered.labels
     reporter.line(
         f"{len(features)} images of {len(identities.unique())} identities, "
         f"{int(labels.max()) + 1} clusters, {int((labels < 0).sum())} images unclustered: "
@@ -102,7 +105,7 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
     )
     points: list[Point] = []
     for strategy in strategies:
-        curve = simulate(features, labels, identities, strategy, config, cameras)
+        curve = simulate(clustered.features, labels, identities, strategy, config, cameras)
         points += curve
         last = curve[-1]
         reporter.line(
@@ -117,24 +120,29 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
     return points
 
 
-def _first_labels(features: Tensor, config: ClusterConfig, reporter: Reporter) -> Tensor:
-    """Cluster the features (n, D), as UCAL does at its first epoch; (n,) int64 on the CPU."""
-    neighbours: Tensor | Literal["exact"] = "exact"
+def _cluster(
+    features: Tensor, cameras: Tensor | None, config: ClusterConfig, reporter: Reporter
+) -> Clustered:
+    """Cluster the features (n, D), as UCAL does at its first epoch."""
+    if cameras is None:
+        if config.camera_norm != "none":
+            raise SettingError(
+                "cluster.camera_norm",
+                config.camera_norm,
+                "none",
+                "the file has no cameras; an evaluation with `save_features` writes them",
+            )
+        cameras = torch.full((len(features),), -1)
     try:
         check_backend(config.dbscan, len(features), "`cluster.dbscan`")
-        if config.neighbours == "ivf":
-            neighbours, recall = ivf_neighbours(features, config.k1)
-            reporter.line(
-                f"approximate neighbours: {percent(recall)} % of the true ones, on a sample"
-            )
+        clustered = cluster_images(features, cameras, config)
     except ValueError as error:
         raise UserError(str(error)) from error
-    largest_distance = config.eps + config.eps_gap
-    graph = jaccard_graph(features, config.k1, config.k2, largest_distance, neighbours=neighbours)
-    labels, _ = self_paced_labels(
-        graph, config.eps, config.eps_gap, config.min_samples, backend=config.dbscan
-    )
-    return labels.cpu()
+    if clustered.recall is not None:
+        reporter.line(
+            f"approximate neighbours: {percent(clustered.recall)} % of the true ones, on a sample"
+        )
+    return clustered
 
 
 def simulate(
@@ -204,6 +212,7 @@ def _make_asker(identities: Tensor, config: SimulationConfig) -> Asker:
         oracle,
         closure=config.questions.closure,
         confirm_merges=config.questions.confirm_merges,
+        expected_error=config.questions.expected_error,
         budget=config.budget,
     )
 

@@ -225,3 +225,80 @@ def test_a_state_that_no_asker_had_is_refused(state: dict[str, object]) -> None:
     asker = Asker(Oracle(torch.tensor([0, 1])))
     with pytest.raises(ValueError, match=r"questions: got .* expected 0 or more"):
         asker.load_state_dict({**asker.state_dict(), **state})
+
+
+def weighing(annotator: object, groups: int = 3) -> tuple[Asker, Question]:
+    """An asker that expects errors, and a question about two groups of images."""
+    asker = Asker(annotator, expected_error=0.05)  # type: ignore[arg-type]
+    asker.begin(1)
+    both = torch.arange(groups), torch.arange(groups, 2 * groups)
+    return asker, Question((0, groups), both, "merge", 0.9, 1.0)
+
+
+@pytest.mark.parametrize(("prior", "questions"), [(3.5, 1), (0.0, 2), (-5.0, 3)])
+def test_a_merge_needs_as_many_answers_as_the_features_leave_open(
+    prior: float, questions: int
+) -> None:
+    annotator = Counting(torch.tensor([0] * 6))
+    asker, question = weighing(annotator)
+    asker.weigh(lambda i, j: prior)
+    assert asker.ask(question) is SAME
+    assert len(annotator.asked) == questions
+
+
+def test_without_expected_errors_nothing_is_weighed() -> None:
+    annotator = Counting(torch.tensor([0] * 6))
+    asker = Asker(annotator)
+    asker.begin(1)
+    asker.weigh(lambda i, j: -5.0)
+    question = Question((0, 3), (torch.arange(3), torch.arange(3, 6)), "merge", 0.9, 1.0)
+    assert asker.ask(question) is SAME
+    assert len(annotator.asked) == 1
+
+
+def test_a_doubted_answer_is_kept_and_its_pair_is_not_asked_about_again() -> None:
+    identities = torch.tensor([0, 0, 0, 1])
+
+    class Mistaken(Counting):
+        def answer(self, question: Question) -> Verdict:
+            truth = super().answer(question)
+            return SAME if set(question.images) == {2, 3} else truth
+
+    annotator = Mistaken(identities)
+    # Without inference every pair is asked about, also those that the closure would decide.
+    every = Asker(annotator, closure="none")
+    every.begin(1)
+    for i, j in [(0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 3)]:
+        every.ask(Question.about_images(i, j, "split", 0.5))
+    every.end()
+    asker = Asker(annotator, every.ledger, expected_error=0.05)
+    asker.begin(1)
+    asker.weigh(lambda i, j: 0.0)
+    assert asker.closure.verdict(2, 3) is DIFFERENT
+    assert asker.closure.verdict(0, 2) is SAME
+    assert asker.spent.doubted == 1
+    assert not asker.can_ask(2, 3)
+    assert len(asker.ledger.answers()) == 6
+    asked = len(annotator.asked)
+    assert asker.ask(Question.about_images(2, 3, "merge", 0.5)) is DIFFERENT
+    assert len(annotator.asked) == asked
+
+
+def test_refined_labels_do_not_follow_a_doubted_answer() -> None:
+    features, identities, labels = crowded()
+    config = QuestionConfig(per_epoch=100, k_max_rule="root")
+    believing = Asker(Oracle(identities, error=0.1, seed=1))
+    weighing_ = Asker(Oracle(identities, error=0.1, seed=1), expected_error=0.1)
+    scores = []
+    for asker in (believing, weighing_):
+        refined = labels
+        for epoch in range(1, 6):
+            refined, spent = refine(features, refined, asker, "gain", config, epoch)
+        scores.append(pair_scores(refined, identities).f1)
+    assert spent.doubted > 0
+    assert scores[1] > scores[0]
+
+
+def test_an_expected_error_outside_0_to_1_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected_error: got 1\.5"):
+        Asker(Oracle(torch.zeros(2, dtype=torch.int64)), expected_error=1.5)

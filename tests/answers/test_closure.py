@@ -379,3 +379,12 @@ def test_without_transitivity_a_same_that_waits_takes_nothing_back(verdict: Verd
     closure = Closure.replay([Answer(0, 0, 1, verdict), Answer(1, 0, 1, SAME, 2)], transitive=False)
     assert closure.verdict(0, 1) is verdict
     assert closure.chain(0, 1) == [0]
+
+
+def test_images_known_to_be_different_are_listed_with_what_follows() -> None:
+    same = [(0, 1), (2, 3)]
+    answers = [Answer(event, *pair, Verdict.SAME) for event, pair in enumerate(same, 1)]
+    answers += [Answer(3, 1, 2, Verdict.DIFFERENT), Answer(4, 9, 0, Verdict.DIFFERENT)]
+    closure = Closure.replay(answers)
+    assert closure.cannot_linked_images() == [(0, 2), (0, 3), (0, 9), (1, 2), (1, 3), (1, 9)]
+    assert Closure().cannot_linked_images() == []

@@ -11,7 +11,15 @@ from torch import Tensor
 from fastreid_al.active import QuestionRounds
 from fastreid_al.annotators import Oracle
 from fastreid_al.answers import Asker, Verdict
-from fastreid_al.clustering import ivf_neighbours, jaccard_graph, self_paced_labels
+from fastreid_al.clustering import (
+    average_linkage,
+    dbscan,
+    ivf_neighbours,
+    jaccard_graph,
+    self_paced_labels,
+    standardise_by_camera,
+    whiten_within_clusters,
+)
 from fastreid_al.config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
 from fastreid_al.errors import SettingError, TrainingError
 from fastreid_al.methods import UCAL
@@ -44,6 +52,51 @@ def test_base_clusters_the_features_and_makes_noise_singletons() -> None:
     alone = method.memory.classes[method.labels < 0]
     assert len(alone.unique()) == len(alone)
     assert int(alone.min()) == facts["clusters"]
+
+
+def test_linkage_clusters_what_was_standardised_and_whitened() -> None:
+    method = ucal(camera_norm="standardise", whiten=2, algorithm="linkage", join=0.3)
+    method.label_images(0, lambda: FEATURES)
+    features = standardise_by_camera(FEATURES, CAMERAS)
+    for _ in range(2):
+        labels = average_linkage(jaccard_graph(features, 15, max_distance=0.9), 0.3).labels
+        features = whiten_within_clusters(features, labels)
+    expected = average_linkage(jaccard_graph(features, 15, max_distance=0.9), 0.3).labels
+    assert torch.equal(method.labels, expected)
+    assert method.threshold is None
+
+
+def test_dbscan_clusters_what_was_whitened_by_its_own_clusters() -> None:
+    method = ucal(whiten=1)
+    method.label_images(0, lambda: FEATURES)
+    labels = dbscan(jaccard_graph(FEATURES, 15), 0.6)
+    features = whiten_within_clusters(FEATURES, labels)
+    expected, _ = self_paced_labels(jaccard_graph(features, 15))
+    assert torch.equal(method.labels, expected)
+
+
+def test_answers_are_cuts_in_the_clustering_of_later_epochs() -> None:
+    identities = torch.arange(N) % 5
+    asker = Asker(Oracle(identities))
+    rounds = QuestionRounds(asker, "gain", QuestionConfig(start=0, per_epoch=30))
+    method = ucal(rounds, algorithm="linkage", join=0.2)
+    method.label_images(0, lambda: FEATURES)
+    different = [a for a in asker.ledger.answers() if a.verdict is Verdict.DIFFERENT]
+    assert different
+    method.label_images(1, lambda: FEATURES)
+    drafted = method.labels_before_questions
+    assert drafted is not None
+    for answer in different:
+        assert drafted[answer.left] != drafted[answer.right] or drafted[answer.left] < 0
+
+
+def test_too_few_clusters_of_linkage_are_explained_by_its_own_setting() -> None:
+    method = ucal(algorithm="linkage", join=1.0, noise="drop")
+    with pytest.raises(TrainingError, match=r"a larger `cluster\.join` or a smaller"):
+        method.label_images(0, lambda: FEATURES)
+    far_apart = torch.nn.functional.normalize(torch.randn(N, 256))
+    with pytest.raises(TrainingError, match=r"no cluster .* a smaller `cluster\.join` finds more"):
+        method.label_images(0, lambda: far_apart)
 
 
 def test_dropped_noise_is_never_drawn() -> None:

@@ -187,14 +187,14 @@ def apply_answers(features: Tensor, labels: Tensor, closure: Closure) -> Tensor:
         time are copied.
     """
     partition = Partition(labels)
-    _check_images(closure, len(labels))
+    check_images(closure, len(labels))
     for label in sorted(_contradicted_labels(partition.current(), closure)):
         _split_by_answers(features, partition, label, closure)
     _join_by_answers(partition, closure)
     return partition.labels()
 
 
-def _check_images(closure: Closure, n: int) -> None:
+def check_images(closure: Closure, n: int) -> None:
     """Refuse answers about images outside [0, n)."""
     last = max((max(images) for images in closure.components().values()), default=-1)
     if last >= n:

@@ -14,7 +14,7 @@ from ..answers.question import Verdict
 from ..arguments import as_features, as_instance, as_integer, as_labels
 from ..config import QuestionConfig
 from .calibration import Calibration
-from .partition import apply_answers
+from .partition import apply_answers, check_images
 from .strategies import Strategy, load_strategy
 
 #: Prior of p(same) for two images that are asked about: log-odds at the mean similarity, and their
@@ -75,7 +75,9 @@ def refine(
     ask = load_strategy(strategy)
     while True:
         asker.begin(epoch, config.per_epoch)
-        asker.weigh(similarity_prior(features, asker))
+        if asker.expected_error != 0:
+            check_images(asker.closure, len(labels))
+            asker.weigh(similarity_prior(features, asker))
         known = apply_answers(features, labels, asker.closure)
         asker.features = features
         asker.labels = known

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastreid_al.clustering import conditioning, standardise_by_camera, whiten_within_clusters
 from fastreid_al.distributed.world import World
 from tests.support.process_pool import Pool
+from tests.support.references import reference_standardised, reference_whitened
 
 
 def planted(n: int = 400, identities: int = 30, cameras: int = 4, dim: int = 24) -> dict[str, Any]:
@@ -29,42 +30,6 @@ def planted(n: int = 400, identities: int = 30, cameras: int = 4, dim: int = 24)
         "cameras": torch.from_numpy(camera),
         "identities": torch.from_numpy(identity),
     }
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def reference_standardised(rows: np.ndarray, cameras: np.ndarray, scale: bool) -> np.ndarray:
-    """One camera after the other, straight from the docstring."""
-    borrowed = 8
-    everywhere = rows.mean(0)
-    means = {}
-    squares = {}
-    for camera in np.unique(cameras):
-        own = rows[cameras == camera]
-        means[camera] = (own.sum(0) + borrowed * everywhere) / (len(own) + borrowed)
-        squares[camera] = ((own - means[camera]) ** 2).sum(0)
-    within = sum(squares.values()) / len(rows)
-    alive = np.sqrt(within) > 1e-4 * np.sqrt(within.max())
-    out = np.zeros_like(rows)
-    for row, camera in enumerate(cameras):
-        count = (cameras == camera).sum()
-        deviation = np.sqrt((squares[camera] + borrowed * within) / (count + borrowed))
-        out[row] = (rows[row] - means[camera]) * alive
-        if scale:
-            out[row] = np.where(alive, out[row] / np.where(alive, deviation, 1), 0)
-    return unit(out)
-
-
-def reference_whitened(rows: np.ndarray, labels: np.ndarray, shrinkage: float) -> np.ndarray:
-    """The mean of the clusters' covariances, inverted by its square root."""
-    kept = [c for c in np.unique(labels) if c >= 0 and (labels == c).sum() > 1]
-    within = np.mean([np.cov(rows[labels == c].T) for c in kept], axis=0)
-    width = rows.shape[1]
-    within = (1 - shrinkage) * within + shrinkage * np.trace(within) / width * np.eye(width)
-    values, vectors = np.linalg.eigh(within)
-    return unit((rows - rows.mean(0)) @ (vectors / np.sqrt(values)) @ vectors.T)
 
 
 def share_of_true_neighbours(features: Tensor, identities: Tensor, cameras: Tensor) -> float:

@@ -29,6 +29,8 @@ from tests.support.references import (
     reference_neighbours,
     reference_pairs,
     reference_ranking,
+    reference_standardised,
+    reference_whitened,
 )
 
 from .schema import Arguments, Random, Schema, close, count, ids, lists, rows
@@ -173,6 +175,31 @@ def self_paced_arguments(random: Random) -> Arguments:
         "min_samples": count(random, 1, 5),
         "threshold": chosen(random, None, 0.5),
     }
+
+
+def camera_arguments(random: Random) -> Arguments:
+    features = some_rows(random)
+    cameras = ids(random, len(features), 4, -1)
+    return {"features": features, "cameras": cameras, "scale": random.random() < 0.7}
+
+
+def camera_is_right(arguments: Arguments, result: Any) -> bool:
+    rows_ = arguments["features"].double().numpy()
+    expected = reference_standardised(rows_, arguments["cameras"].numpy(), arguments["scale"])
+    return close(result, torch.from_numpy(expected), 1e-3)
+
+
+def whitening_arguments(random: Random) -> Arguments:
+    features = some_rows(random)
+    labels = ids(random, len(features), 6, -1)
+    shrinkage = float(random.uniform(0.05, 1))
+    return {"features": features, "labels": labels, "shrinkage": shrinkage}
+
+
+def whitening_is_right(arguments: Arguments, result: Any) -> bool:
+    rows_ = arguments["features"].double().numpy()
+    expected = reference_whitened(rows_, arguments["labels"].numpy(), arguments["shrinkage"])
+    return close(result, torch.from_numpy(expected), 1e-3)
 
 
 def matrix_arguments(random: Random) -> Arguments:
@@ -670,6 +697,18 @@ SCHEMAS: dict[str, Schema] = {
             **{"threshold": "?number", **WORLD},
         },
         self_paced_arguments,
+    ),
+    "clustering.standardise_by_camera": S(
+        clustering.standardise_by_camera,
+        {"features": "rows", "cameras": "ids", "scale": "flag", **WORLD},
+        camera_arguments,
+        camera_is_right,
+    ),
+    "clustering.whiten_within_clusters": S(
+        clustering.whiten_within_clusters,
+        {"features": "rows", "labels": "labels", "shrinkage": "number", **WORLD},
+        whitening_arguments,
+        whitening_is_right,
     ),
     "clustering.kmedoids": S(
         clustering.kmedoids,

@@ -442,3 +442,41 @@ def reference_grouped_batchnorm(
             mean_now[c] = (1.0 - momentum) * mean_now[c] + momentum * mean
             var_now[c] = (1.0 - momentum) * var_now[c] + momentum * squares / (values.size - 1)
     return y, mean_now, var_now
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def reference_standardised(rows: np.ndarray, cameras: np.ndarray, scale: bool) -> np.ndarray:
+    """One camera after the other, straight from the docstring."""
+    borrowed = 8
+    everywhere = rows.mean(0)
+    means = {}
+    squares = {}
+    for camera in np.unique(cameras):
+        own = rows[cameras == camera]
+        means[camera] = (own.sum(0) + borrowed * everywhere) / (len(own) + borrowed)
+        squares[camera] = ((own - means[camera]) ** 2).sum(0)
+    within = sum(squares.values()) / len(rows)
+    alive = np.sqrt(within) > 1e-4 * np.sqrt(within.max())
+    out = np.zeros_like(rows)
+    for row, camera in enumerate(cameras):
+        count = (cameras == camera).sum()
+        deviation = np.sqrt((squares[camera] + borrowed * within) / (count + borrowed))
+        out[row] = (rows[row] - means[camera]) * alive
+        if scale:
+            out[row] = np.where(alive, out[row] / np.where(alive, deviation, 1), 0)
+    return _unit(out)
+
+
+def reference_whitened(rows: np.ndarray, labels: np.ndarray, shrinkage: float) -> np.ndarray:
+    """The mean of the clusters' covariances, inverted by its square root."""
+    kept = [c for c in np.unique(labels) if c >= 0 and (labels == c).sum() > 1]
+    if not kept:
+        return rows
+    within = np.mean([np.cov(rows[labels == c].T) for c in kept], axis=0)
+    width = rows.shape[1]
+    within = (1 - shrinkage) * within + shrinkage * np.trace(within) / width * np.eye(width)
+    values, vectors = np.linalg.eigh(within)
+    return _unit((rows - rows.mean(0)) @ (vectors / np.sqrt(values)) @ vectors.T)

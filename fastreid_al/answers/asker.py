@@ -35,8 +35,8 @@ CurrentLabels = Callable[[], Tensor]
 #: Further pairs that are asked about for each confirmation that a merge needs, if answers are
 #: undecided.
 _TRIES = 3
-#: Log-odds of "same", 20 to 1, from which on a merge counts if answers may be wrong.
-_SURE = 3.0
+#: Log-odds of "same", 70 per cent, from which on a merge counts if answers may be wrong.
+_SURE = 0.85
 #: Answers that must agree before a merge counts, at most, if answers may be wrong.
 _MOST_ANSWERS = 3
 
@@ -182,8 +182,8 @@ class Asker:
 
         The closure is then that of the believed answers (`posterior.weigh_answers`). A pair whose
         answer is doubted is not asked about again, but its images may be, with other images. Until
-        the end of the round, a merge needs as many answers that agree as it takes to make it 20
-        times likelier than not, 3 at most. Does nothing if answers are never wrong.
+        the end of the round, a merge needs as many answers that agree as it takes to make it 70 %
+        likely, 3 at most. Does nothing if answers are never wrong.
 
         Args:
             prior: Log-odds of "same" for two images before any answer.

@@ -235,7 +235,7 @@ def weighing(annotator: object, groups: int = 3) -> tuple[Asker, Question]:
     return asker, Question((0, groups), both, "merge", 0.9, 1.0)
 
 
-@pytest.mark.parametrize(("prior", "questions"), [(3.5, 1), (0.0, 2), (-5.0, 3)])
+@pytest.mark.parametrize(("prior", "questions"), [(3.5, 1), (-1.0, 1), (-3.0, 2), (-5.0, 2)])
 def test_a_merge_needs_as_many_answers_as_the_features_leave_open(
     prior: float, questions: int
 ) -> None:

@@ -48,7 +48,10 @@ def test_a_run_killed_at_random_instants_resumes_to_the_same_weights(tmp_path: P
     # fall into the run.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["fastreid_al.runs", "matplotlib.backends.backend_agg", "tests.support.tiny"]
+        [
+            *("fastreid_al.runs.train", "fastreid_al.active.strategies.gain"),
+            *("matplotlib.backends.backend_agg", "sqlalchemy.dialects.sqlite", __name__),
+        ]
     )
     threads = torch.get_num_threads()
 

@@ -28,6 +28,8 @@ from tests.support.process_pool import Pool
 from tests.support.rank_runs import configured, refused
 from tests.support.tiny import MODEL, tiny_config
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+
 #: What is counted, or compared with a tolerance; scores follow from features that differ by
 #: rounding.
 EXACT = (
@@ -144,18 +146,26 @@ def test_a_killed_rank_is_restarted_and_the_run_ends_in_the_same_weights(
             "--device",
             "cpu",
         ]
-        return [sys.executable, "-m", *torchrun, "-m", "fastreid_al.train", *options]
+        return [sys.executable, "-m", *torchrun, "-m", "tests.support.train_tiny", *options]
 
-    # The processes of torchrun know the models of the package alone.
-    config = replace(tiny_config(tmp_path), model="osnet_x0_25")
-    (tmp_path / "tiny.json").write_text(json.dumps(asdict(config)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    (tmp_path / "tiny.json").write_text(json.dumps(asdict(tiny_config(tmp_path))))
+    path = os.pathsep.join(["kernels", *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     whole = subprocess.run(
-        command("whole"), env=environment, capture_output=True, text=True, timeout=150
+        command("whole"),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
     )
     assert whole.returncode == 0, whole.stderr[-2000:]
     with subprocess.Popen(
-        command("killed"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command("killed"),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     ) as process:
         pointer = tmp_path / "killed" / "last.json"
         while not pointer.exists() and process.poll() is None:

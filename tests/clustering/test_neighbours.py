@@ -50,6 +50,18 @@ def test_neighbours_equal_a_stable_sort_with_the_image_itself_first(name: str, k
     assert np.array_equal(got.numpy(), reference_neighbours(features, k))
 
 
+def test_dimensions_of_a_trained_network_that_died_do_not_change_the_neighbours(
+    product: str,
+) -> None:
+    # Channels that weight decay has shrunk to denormal numbers, or nearly.
+    alive = torch.from_numpy(clustered_features(300, 20, dim=32, spread=0.9)).float()
+    for scale in (1e-41, 1e-30, 1e-18):
+        dead = scale * torch.randn(300, 16)
+        got = nearest_neighbours(torch.cat([alive, dead], 1), 10)
+        expected = nearest_neighbours(torch.cat([alive, torch.zeros(300, 16)], 1), 10)
+        assert torch.equal(got, expected)
+
+
 def test_neighbours_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     features = torch.from_numpy(tied_features(200))
     whole = nearest_neighbours(features, 12)

@@ -64,7 +64,7 @@ def standardise_by_camera(
     n = rows_of_all(features, world)
     cameras = world.raise_together(lambda: as_ids("cameras", cameras, n, low=-1, per="image").cpu())
     scale = as_flag("scale", scale)
-    if n == 0:
+    if n == 0 or features.shape[1] == 0:
         return features.clone()
     own = world.local_slice(n)
     groups = cameras.unique(return_inverse=True)[1]  # (n,)

@@ -89,6 +89,9 @@ def test_no_images_stay_no_images() -> None:
     features = torch.zeros(0, 4)
     assert standardise_by_camera(features, torch.zeros(0, dtype=torch.int64)).shape == (0, 4)
     assert whiten_within_clusters(features, torch.zeros(0, dtype=torch.int64)).shape == (0, 4)
+    ids = torch.zeros(3, dtype=torch.int64)
+    assert standardise_by_camera(torch.zeros(3, 0), ids).shape == (3, 0)
+    assert whiten_within_clusters(torch.zeros(3, 0), ids).shape == (3, 0)
 
 
 @pytest.mark.parametrize("shrinkage", [0.1, 0.5, 1.0])

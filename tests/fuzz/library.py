@@ -706,7 +706,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "clustering.whiten_within_clusters": S(
         clustering.whiten_within_clusters,
-        {"features": "rows", "labels": "labels", "shrinkage": "number", **WORLD},
+        {"features": "rows", "labels": "ids", "shrinkage": "number", **WORLD},
         whitening_arguments,
         whitening_is_right,
     ),

@@ -455,7 +455,7 @@ def _with_manifest(given: dict[str, str]) -> dict[str, str]:
 def _defaults(parser: Parser, values: Mapping[str, Any], resume: bool) -> RunConfig:
     """The configuration of the run that is resumed, or else the recipe of the image set."""
     run_dir = parser.value(values, settings_of(RunConfig)["run_dir"])
-    if resume and run_dir and (saved := Path(run_dir) / "config.json").is_file():
+    if resume and run_dir and os.path.isfile(saved := Path(run_dir) / "config.json"):
         return with_values(RunConfig(), _accepted(RunConfig, read_settings(saved)))
     known = settings_of(RunConfig)
     dataset = parser.value(values, known["dataset"])

@@ -415,7 +415,7 @@ def make_folder(folder: Path, *, private: bool = True) -> None:
     """
     missing = []
     above = folder
-    while not above.is_dir():
+    while not os.path.isdir(above):
         missing.append(above)
         if above == above.parent:
             break

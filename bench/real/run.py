@@ -50,6 +50,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "white": _WHITE,
     "linkage": {**_LINKAGE, "cluster.join": 0.25},
     "linkage-cameras": {**_CAMERAS, **_LINKAGE, "cluster.join": 0.25},
+    "linkage-cameras-extract": {
+        **_CAMERAS,
+        **_LINKAGE,
+        "cluster.join": 0.15,
+        "cluster.source": "extract",
+    },
     "linkage-white": {**_WHITE, **_LINKAGE, "cluster.join": 0.35},
     "extract": {"cluster.source": "extract"},
     "cameras-extract": {**_CAMERAS, "cluster.source": "extract"},

@@ -236,10 +236,10 @@ class Store:
 
     def _lock_file(self, path: Path) -> None:
         """Check that a file can be used, and lock it if it is to be written."""
-        if path.is_dir():
+        if os.path.isdir(path):
             raise LedgerError(f"{path} is a folder; name a file in it")
         if not self.write:
-            if not path.exists():
+            if not os.path.exists(path):
                 raise LedgerError(f"there is no ledger {path} (working directory: {Path.cwd()})")
             return
         try:
@@ -252,7 +252,7 @@ class Store:
         except OSError as error:
             raise LedgerError(_not_writable(self.name, error.strerror)) from error
         self._open.callback(lock.free)
-        if not path.exists():
+        if not os.path.exists(path):
             self._create_file(path)
         elif not _writable(path):
             raise LedgerError(_not_writable(self.name, "the file is read-only"))

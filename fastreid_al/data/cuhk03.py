@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def _records(folder: Path, content: dict[str, Any], split: str) -> list[Record]:
                 path = inside(folder, "/".join(name.replace("\\", "/").split("/")[-2:]))
             case _:
                 path = None
-        if path is None or not path.is_file():
+        if path is None or not os.path.isfile(path):
             raise DataError(
                 f"{split}: {row!r:.200} is not [IMAGE, IDENTITY, CAMERA] of an image below {folder}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def load(
         identity_pattern,
         frames,
     )
-    images = reader(Path(root).expanduser(), options)
+    images = reader(Path(os.path.expanduser(root)), options)
     if verbose:
         print("\n".join(map(one_line, describe(images))))
     return images

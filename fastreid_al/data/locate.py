@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -77,15 +78,15 @@ def existing_folder(root: Path, key: str = "data_root") -> Path:
     Raises:
         DataError: It does not exist, or is a file; the message names the nearest folder.
     """
-    if root.is_dir():
+    if os.path.isdir(root):
         return root
-    if root.exists():
+    if os.path.exists(root):
         if root.suffix.lower() in TABLES:
             advice = "a table of images is read with `dataset` manifest"
         else:
             advice = "name the folder that holds the images (unpack it first if it is an archive)"
         raise DataError(f"{root} is a file; {advice}")
-    parent = next((p for p in root.absolute().parents if p.is_dir()), Path("/"))
+    parent = next((p for p in root.absolute().parents if os.path.isdir(p)), Path("/"))
     names = sorted(p.name for p in parent.iterdir())
     near = difflib.get_close_matches(root.name, names, 1, cutoff=0.5)
     if near:

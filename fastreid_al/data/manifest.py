@@ -74,8 +74,8 @@ def read_manifest(root: Path, options: ReadOptions) -> ImageSet:
         DataError: The file cannot be read, has no column `path`, an image is missing or is listed
             twice, or a split is unknown.
     """
-    if not root.is_file():
-        what = "is a folder" if root.is_dir() else "does not exist"
+    if not os.path.isfile(root):
+        what = "is a folder" if os.path.isdir(root) else "does not exist"
         raise DataError(f"{root} {what}, expected a CSV file; name it with `{options.keys.root}`")
     return read_table(root)
 
@@ -174,7 +174,7 @@ def _columns(file: Path, header: Sequence[str]) -> dict[str, int]:
 def _paths(file: Path, lines: Sequence[_Line]) -> list[Path]:
     """The files of the images; refuses missing ones and those that are listed twice."""
     paths = [_path(file, line) for line in lines]
-    missing = [line for line, path in zip(lines, paths, strict=True) if not path.is_file()]
+    missing = [line for line, path in zip(lines, paths, strict=True) if not os.path.isfile(path)]
     if missing:
         raise DataError(
             f"{file} {_numbers(missing)}: {missing[0].values['path']!r:.200} does not exist below "
@@ -198,8 +198,8 @@ def _path(file: Path, line: _Line) -> Path:
         name = unquote(url[1], errors="surrogateescape")
     if "\0" in name or not name:
         raise DataError(f"{file} line {line.number}: {name!r:.200} is no path")
-    path = file.parent / Path(name).expanduser()
-    if not path.exists() and "\\" in name:
+    path = file.parent / os.path.expanduser(name)
+    if not os.path.exists(path) and "\\" in name:
         path = file.parent / name.replace("\\", "/")
     return path.parent.resolve() / path.name if ".." in path.parts else path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class _Tracklets:
         """The file of an image, in the folder of its identity."""
         identity = name[:4] if not name.startswith("00-1") else "00-1"
         path = inside(self._folder, f"{identity}/{name}")
-        if path is None or not path.is_file():
+        if path is None or not os.path.isfile(path):
             raise DataError(
                 f"{self._file} names {name}, which is not in {self._folder / identity}; unpack the "
                 "set again"

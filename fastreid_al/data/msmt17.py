@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def _read_list(file: Path, folder: Path) -> list[Record]:
         path = inside(folder, name)
         if path is None:
             raise DataError(f"{file} line {number}: {name} leads out of {folder}")
-        if not path.is_file():
+        if not os.path.isfile(path):
             absent.append((number, name))
         records.append(Record(path, int(match["identity"]), int(match["camera"])))
     if absent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def _read_list(folder: Path, name: str) -> list[Record]:
         if len(fields) != 2 or not all(f.isdecimal() and len(f) < 18 for f in fields):
             raise DataError(f"{file} line {number}: '{line:.200}' is not 'IMAGE VEHICLE'")
         records.append(Record(folder / "image" / f"{fields[0]}.jpg", int(fields[1]), UNKNOWN))
-    absent = [record.path for record in records if not record.path.is_file()]
+    absent = [record.path for record in records if not os.path.isfile(record.path)]
     if absent:
         raise DataError(
             f"{file} names {len(absent):,} of {len(records):,} images that are not there "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from .sharded_checkpoint import POINTER, has_shards, load_shards
 
 def holds_run(folder: RunFolder) -> bool:
     """Whether the folder holds a checkpoint, of one process or of several."""
-    return folder.last.exists() or has_shards(folder.path)
+    return os.path.exists(folder.last) or has_shards(folder.path)
 
 
 def after_divergence(folder: RunFolder) -> str:
@@ -43,7 +44,7 @@ def last_state(folder: RunFolder, world: World) -> dict[str, Any] | None:
     if has_shards(folder.path):
         sharded = load_shards(folder.path, world)
         check_content(sharded, folder.path / POINTER)
-    whole = load_checkpoint(folder.last) if folder.last.exists() else None
+    whole = load_checkpoint(folder.last) if os.path.exists(folder.last) else None
     if whole is not None and "optimizer" in whole:
         check_content(whole, folder.last)
     if sharded is None or whole is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +75,7 @@ class RunFolder:
         Raises:
             CheckpointError: Another process holds the lock, or it cannot be made.
         """
-        if not self.writes or self._lock is not None or not self.path.is_dir():
+        if not self.writes or self._lock is not None or not os.path.isdir(self.path):
             return
         try:
             self._lock = FileLock(self.path / LOCK_FILE)
@@ -125,7 +126,7 @@ class RunFolder:
         """Refuse a folder without a run whose files have names that a run would overwrite."""
         if (self._lock is not None and not self._lock.made) or self._is_of_run():
             return
-        foreign = [name for name in _COMMON_NAMES if (self.path / name).exists()]
+        foreign = [name for name in _COMMON_NAMES if os.path.exists(self.path / name)]
         if foreign:
             raise CheckpointError(
                 f"{self.path} holds {', '.join(foreign)}, which a run would overwrite, "
@@ -134,7 +135,7 @@ class RunFolder:
 
     def _is_of_run(self) -> bool:
         """Whether a run has written a checkpoint or its versions into the folder."""
-        if self.last.exists() or (self.path / "last.json").exists():
+        if os.path.exists(self.last) or os.path.exists(self.path / "last.json"):
             return True
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             return "fastreid_al" in json.loads(self.versions.read_text())

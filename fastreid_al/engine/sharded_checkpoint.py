@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -110,7 +111,7 @@ def _remove_checkpoints(run: Path, kept: str = "") -> None:
 
 def has_shards(run: Path) -> bool:
     """Whether the last checkpoint of a run was written by several processes."""
-    return (run / POINTER).is_file()
+    return os.path.isfile(run / POINTER)
 
 
 def load_shards(run: Path, world: World) -> dict[str, Any]:

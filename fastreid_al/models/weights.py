@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import warnings
 import zipfile
@@ -44,8 +45,8 @@ def read_tensors(path: Path) -> Any:
     Raises:
         WeightsError: The file is missing, damaged, or holds pickled code.
     """
-    if not path.is_file():
-        problem = "is not a file" if path.exists() else "does not exist"
+    if not os.path.isfile(path):
+        problem = "is not a file" if os.path.exists(path) else "does not exist"
         raise WeightsError(f"{path} {problem}; name a file of weights or a checkpoint")
     try:
         if is_safetensors(path):

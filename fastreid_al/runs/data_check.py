@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -142,9 +143,9 @@ def check_data(
         UserError: The set cannot be read.
     """
     reporter = reporter or Reporter()
-    root = Path(root).expanduser()
-    fits = fitting_sets(root) if root.is_dir() else []
-    is_table = root.is_file() and root.suffix.lower() in TABLES
+    root = Path(os.path.expanduser(root))
+    fits = fitting_sets(root) if os.path.isdir(root) else []
+    is_table = os.path.isfile(root) and root.suffix.lower() in TABLES
     name = dataset or ("manifest" if is_table else fits[0] if fits else "folder")
     images = load(name, root, verbose=False, **options)
     files: dict[str, list[_File]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -121,7 +122,7 @@ def _check_is_weights(path: Path) -> None:
     """Refuse a run folder or a part of a sharded checkpoint, and name the file of weights."""
     run = path.parent if path.name.startswith("last") else path
     weights = run / "last.pt"
-    if (path.is_dir() or path.suffix == ".json") and weights.is_file():
+    if (os.path.isdir(path) or path.suffix == ".json") and os.path.isfile(weights):
         raise CheckpointError(f"{path} is not a weights file: evaluate {weights}")
 
 
@@ -132,7 +133,7 @@ def _with_set_of_run(options: EvaluationConfig) -> EvaluationConfig:
         UserError: The configuration of the run cannot be read.
     """
     file = Path(options.checkpoint).parent / "config.json"
-    if options.dataset is not None or not file.is_file():
+    if options.dataset is not None or not os.path.isfile(file):
         return options
     try:
         run = read_settings(file)

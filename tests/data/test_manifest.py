@@ -8,6 +8,7 @@ import pytest
 
 from fastreid_al.data import load
 from fastreid_al.data.records import ImageSet
+from fastreid_al.errors import DataError
 from tests.support.image_sets import fails, labels, put
 
 HEADER = "path,identity,camera,time,track,frame,split,caption\n"
@@ -105,3 +106,10 @@ def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
         "does not exist, expected a CSV file; name it with `data_root`", "manifest", tmp_path / "m"
     )
     fails("is a folder, expected a CSV file", "manifest", tmp_path)
+
+
+def test_a_name_that_no_file_can_have_is_missing_in_one_line(tmp_path: Path) -> None:
+    for name in ("x" * 300, "~nosuchuser/a.jpg"):
+        (tmp_path / "images.csv").write_text(f"path\n{name}\n")
+        with pytest.raises(DataError, match=r"line 2: .* does not exist below"):
+            load("manifest", tmp_path / "images.csv", verbose=False)

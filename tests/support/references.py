@@ -445,7 +445,8 @@ def reference_grouped_batchnorm(
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1)
 
 
 def reference_standardised(rows: np.ndarray, cameras: np.ndarray, scale: bool) -> np.ndarray:
@@ -467,6 +468,8 @@ def reference_standardised(rows: np.ndarray, cameras: np.ndarray, scale: bool) -
         out[row] = (rows[row] - means[camera]) * alive
         if scale:
             out[row] = np.where(alive, out[row] / np.where(alive, deviation, 1), 0)
+        if not out[row].any():
+            out[row] = rows[row]
     return _unit(out)
 
 

@@ -176,8 +176,8 @@ def bank_contrast_loss(
 
     Raises:
         ValueError: Wrong rank, width, dtype or device, a temperature that is not above 0, targets
-            out of range or of a class without rows, rows that are not finite. Values are checked on
-            a CPU only; on a GPU the loss is NaN instead.
+            out of range or of a class without rows, rows that are not finite, other than features
+            that are left out. Values are checked on a CPU only; on a GPU the loss is NaN instead.
     """
     check_choice("reduction", reduction, REDUCTIONS)
     problem = _checked(features, bank, targets, temperature, classes, ignore_index, precision)

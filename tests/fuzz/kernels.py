@@ -249,7 +249,8 @@ CONTRAST = {
     # A row of the bank without a class may be anything.
     **{"features": "rows", "bank": "free rows", "targets": "kernel indices"},
     "temperature": "number",
-    **{"classes": "?kernel indices", "ignore_index": "count"},
+    # Another valid class would leave features out, which then may hold anything.
+    **{"classes": "?kernel indices", "ignore_index": "object"},
 }
 UPDATE = {
     # A feature that is left out may be anything.

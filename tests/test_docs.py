@@ -46,6 +46,7 @@ FOREIGN = {
     *("rdzv-backend", "rdzv-id", "rdzv-endpoint"),
     *("strict", "check", "inplace", "benchmark-only", "benchmark-json", "scale"),
     *("json", "plot", "figure", "undocumented", "runs", "case"),
+    *("out", "arms", "sizes", "seeds", "iterations", "step", "start"),  # of bench/real/run.py
     *("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "signal"),
 }
 PRIVATE_WORDS = re.compile(

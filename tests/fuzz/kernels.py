@@ -249,8 +249,7 @@ CONTRAST = {
     # A row of the bank without a class may be anything.
     **{"features": "rows", "bank": "free rows", "targets": "kernel indices"},
     "temperature": "number",
-    # Another valid class would leave features out, which then may hold anything.
-    **{"classes": "?kernel indices", "ignore_index": "object"},
+    **{"classes": "?kernel indices", "ignore_index": "count"},
 }
 UPDATE = {
     # A feature that is left out may be anything.

@@ -515,8 +515,8 @@ class QuestionConfig:
     expected_error: float | None = setting(
         0.0,
         "Share of the answers that are expected to be wrong. Above 0, answers are weighed against "
-        "each other and against the features, and unlikely ones are asked about again with other "
-        "images",
+        "each other and against the features, and an unlikely merge needs further answers about "
+        "other images",
         unset="estimated for each annotator",
         at_least=0,
         at_most=1,

@@ -93,7 +93,7 @@ def refine(
         if asker.expected_error != 0:
             # The answers of this round may be doubted now, on which the strategy acted.
             asker.weigh(similarity_prior(features, asker))
-            refined = known
+            refined = labels
         # A strategy looks at the answers about the images that it shows; other images of the same
         # groups may have answers too.
         return Refined(apply_answers(features, refined, asker.closure), spent)

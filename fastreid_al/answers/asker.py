@@ -26,7 +26,7 @@ from ..arguments import (
 )
 from .closure import Closure, Effect
 from .ledger import Ledger
-from .posterior import Prior, answer_weight, decides, limited, weigh_answers
+from .posterior import UNKNOWN_RATE, Prior, answer_weight, decides, limited, weigh_answers
 from .question import Annotator, Answer, NoAnswer, Question, UndoLast, Verdict
 
 ClosureName = Literal["transitive", "none"]
@@ -349,7 +349,10 @@ class Asker:
         needed = 1 + self.confirm_merges
         if self._prior is not None:
             missing = _SURE - limited(self._prior(*_pair(*question.images)))
-            weight = answer_weight(self._rates.get(self.annotator.name, self.expected_error or 0.0))
+            rate = self.expected_error
+            if rate is None:
+                rate = self._rates.get(self.annotator.name, UNKNOWN_RATE)
+            weight = answer_weight(rate)
             needed = max(needed, min(math.ceil(missing / weight), _MOST_ANSWERS))
         return min(needed, pairs)
 

@@ -18,6 +18,8 @@ _MOST_RATE = 0.45
 #: What is believed of an annotator before the first answer: so many errors in so many answers.
 _PRIOR_ERRORS = 1.0
 _PRIOR_ANSWERS = 50.0
+#: Rate that is assumed of an annotator of whom there is no answer yet.
+UNKNOWN_RATE = _PRIOR_ERRORS / _PRIOR_ANSWERS
 #: Rounds of estimating the rates and weighing the answers with them.
 _ROUNDS = 5
 #: Prior log-odds are limited: features never outweigh two answers of a usual annotator.
@@ -88,7 +90,7 @@ def weigh_answers(
     answers = sorted(answers)
     names = {a.event: (annotator_of or {}).get(a.event, "") for a in answers}
     deciding = [a for a in answers if decides(a)]
-    rates = dict.fromkeys(names.values(), _PRIOR_ERRORS / _PRIOR_ANSWERS if rate is None else rate)
+    rates = dict.fromkeys(names.values(), UNKNOWN_RATE if rate is None else rate)
     priors = {_pair(a): limited(prior(*_pair(a))) for a in deciding}
     log_odds: dict[tuple[int, int], float] = {}
     same: dict[tuple[int, int], bool] = {}

@@ -302,3 +302,13 @@ def test_refined_labels_do_not_follow_a_doubted_answer() -> None:
 def test_an_expected_error_outside_0_to_1_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected_error: got 1\.5"):
         Asker(Oracle(torch.zeros(2, dtype=torch.int64)), expected_error=1.5)
+
+
+def test_an_annotator_without_answers_is_taken_to_err_once_in_fifty() -> None:
+    annotator = Counting(torch.tensor([0] * 6))
+    asker = Asker(annotator, expected_error=None)
+    asker.begin(1)
+    asker.weigh(lambda i, j: -4.0)
+    question = Question((0, 3), (torch.arange(3), torch.arange(3, 6)), "merge", 0.9, 1.0)
+    assert asker.ask(question) is SAME
+    assert len(annotator.asked) == 2

@@ -13,7 +13,7 @@ from ..settings import flatten, resumable_keys
 from .checkpoint import load_checkpoint
 from .checkpoint_content import check_content
 from .run_folder import RunFolder
-from .sharded_checkpoint import POINTER, has_shards, load_shards
+from .shard_folders import POINTER, has_shards
 
 
 def holds_run(folder: RunFolder) -> bool:
@@ -42,6 +42,9 @@ def last_state(folder: RunFolder, world: World) -> dict[str, Any] | None:
     """
     sharded = None
     if has_shards(folder.path):
+        # Imported here: it takes more than a second, and a single process needs it rarely.
+        from .sharded_checkpoint import load_shards
+
         sharded = load_shards(folder.path, world)
         check_content(sharded, folder.path / POINTER)
     whole = load_checkpoint(folder.last) if os.path.exists(folder.last) else None

@@ -20,9 +20,8 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from ..files import create_file, digest_of_file, make_folder, move_made
+from .shard_folders import FILES
 
-#: Names of the files, as DCP gives them.
-FILES = re.compile(r"__[0-9]{1,9}_[0-9]{1,9}\.distcp|\.metadata(\.tmp)?")
 _DATA = re.compile(r"__[0-9]{1,9}_[0-9]{1,9}\.distcp")
 #: Most bytes of an index; that of a run takes a few kB.
 _LARGEST_INDEX = 2**26

@@ -8,10 +8,6 @@ file of common values holds their digests, and carries its own.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,19 +23,19 @@ from torch.distributed.tensor import DTensor, Shard
 
 from ..distributed.world import Sharded, World
 from ..errors import CheckpointError
-from ..files import TEMPORARY, list_folder, make_folder, remove_file, remove_folder, write_json
 from .checkpoint import load_checkpoint, save_checkpoint
 from .checkpoint_content import is_count
-from .shard_files import FILES, ShardReader, ShardWriter, check_files
-
-POINTER = "last.json"
-_COMMON = "common.pt"
-_TENSORS = "tensors"
-_POINTER = re.compile(re.escape(POINTER))
-_CHECKPOINT = re.compile(r"last-[0-9]{1,9}")
-_FILES = re.compile(rf"{re.escape(_COMMON)}|{FILES.pattern}|{TEMPORARY.pattern}")
-#: Most bytes of `last.json`.
-_LARGEST_POINTER = 4096
+from .shard_files import ShardReader, ShardWriter, check_files
+from .shard_folders import (
+    COMMON,
+    POINTER,
+    TENSORS,
+    has_shards,
+    last_checkpoint,
+    make_checkpoint,
+    next_checkpoint,
+    point_to,
+)
 
 
 def save_shards(run: Path, state: dict[str, Any], world: World) -> None:
@@ -54,14 +50,12 @@ def save_shards(run: Path, state: dict[str, Any], world: World) -> None:
         CheckpointError: On all processes: the disk is full or not writable; the checkpoint before
             it is intact.
     """
-    before = _pointed(run) if world.is_first else None
-    number = 0 if before is None else int(before.rsplit("-", 1)[1]) + 1
-    folder = run / f"last-{world.all_gather_objects(number)[0]}"
+    name = next_checkpoint(run) if world.is_first else ""
+    folder = run / world.all_gather_objects(name)[0]
     error = None
     try:
         if world.is_first:
-            remove_folder(folder, _CHECKPOINT, _FILES)
-            make_folder(folder / _TENSORS)
+            make_checkpoint(folder)
     except OSError as failed:
         error = failed.strerror
     _raise_together(world, error, run)
@@ -88,7 +82,7 @@ def _write(run: Path, folder: Path, state: dict[str, Any], world: World) -> None
     """Write a checkpoint into its folder, point to it, and remove the ones before it."""
     parts = dict(_sharded(state))
     tensors = {name: _distributed(part, world) for name, part in parts.items()}
-    writer = ShardWriter(folder / _TENSORS)
+    writer = ShardWriter(folder / TENSORS)
     with _without_warnings():
         dcp.save(tensors, storage_writer=writer, process_group=world.control)
     digests: dict[str, str] = {}
@@ -98,20 +92,8 @@ def _write(run: Path, folder: Path, state: dict[str, Any], world: World) -> None
         return
     lengths = {name: part.n for name, part in parts.items()}
     common = {**_without_sharded(state), "sharded": lengths, "digests": digests}
-    save_checkpoint(folder / _COMMON, common)
-    write_json(run / POINTER, {"checkpoint": folder.name, "ranks": world.size})
-    _remove_checkpoints(run, folder.name)
-
-
-def _remove_checkpoints(run: Path, kept: str = "") -> None:
-    for old in list_folder(run, _CHECKPOINT):
-        if old.name != kept:
-            remove_folder(old, _CHECKPOINT, _FILES)
-
-
-def has_shards(run: Path) -> bool:
-    """Whether the last checkpoint of a run was written by several processes."""
-    return os.path.isfile(run / POINTER)
+    save_checkpoint(folder / COMMON, common)
+    point_to(folder, world.size)
 
 
 def load_shards(run: Path, world: World) -> dict[str, Any]:
@@ -125,13 +107,13 @@ def load_shards(run: Path, world: World) -> dict[str, Any]:
     Raises:
         CheckpointError: The checkpoint is missing, damaged, or of another format.
     """
-    name = _pointed(run)
+    name = last_checkpoint(run)
     if name is None:
         raise CheckpointError(
             f"{run / POINTER} names no checkpoint; delete it and last.pt to start from the "
             "beginning, or start another run from best.pt with `weights`"
         )
-    state = load_checkpoint(run / name / _COMMON)
+    state = load_checkpoint(run / name / COMMON)
     lengths = state.pop("sharded", None)
     digests = state.pop("digests", {})
     if not _are_lengths(lengths):
@@ -139,12 +121,12 @@ def load_shards(run: Path, world: World) -> dict[str, Any]:
     problem = None
     tensors: dict[str, Tensor] = {}
     try:
-        check_files(run / name / _TENSORS, digests, world.rank, world.size)
+        check_files(run / name / TENSORS, digests, world.rank, world.size)
     except Exception as error:
         problem = _reason(error)
     _refuse_together(world, run, name, problem)
     try:
-        tensors = _read_tensors(run / name / _TENSORS, lengths, world)
+        tensors = _read_tensors(run / name / TENSORS, lengths, world)
     except (Exception, dcp.CheckpointException) as error:
         raise _unreadable(run, name, _reason(error)) from error
     for key, tensor in tensors.items():
@@ -168,7 +150,7 @@ def _refuse_together(world: World, run: Path, name: str, problem: str | None) ->
 
 def _unreadable(run: Path, name: str, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"{run / name / _TENSORS} is not a readable checkpoint ({problem}); delete {run / POINTER} "
+        f"{run / name / TENSORS} is not a readable checkpoint ({problem}); delete {run / POINTER} "
         "and last.pt to start from the beginning, or start another run from best.pt with `weights`"
     )
 
@@ -193,29 +175,6 @@ def _read_tensors(folder: Path, lengths: dict[str, int], world: World) -> dict[s
         single = world.size == 1
         dcp.load(tensors, storage_reader=reader, process_group=world.control, no_dist=single)
     return tensors
-
-
-def drop_shards(run: Path) -> None:
-    """Remove the checkpoint of several processes, after a single process has written its own."""
-    if has_shards(run):
-        remove_file(run / POINTER, _POINTER)
-        _remove_checkpoints(run)
-
-
-def _pointed(run: Path) -> str | None:
-    """Return the name of the valid checkpoint's folder in a run's; None when there is none."""
-    name = None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        name = json.loads(_read_start(run / POINTER))["checkpoint"]
-    # A link would lead out of the run's folder.
-    if not isinstance(name, str) or not _CHECKPOINT.fullmatch(name) or (run / name).is_symlink():
-        return None
-    return name
-
-
-def _read_start(path: Path) -> str:
-    with open(path, encoding="utf-8") as file:
-        return file.read(_LARGEST_POINTER)
 
 
 def _raise_together(world: World, error: str | None, run: Path) -> None:

@@ -19,7 +19,7 @@ from .checkpoint import save_checkpoint
 from .method import Method
 from .optimizer import apply_settings, check_optimizer
 from .run_folder import RunFolder
-from .sharded_checkpoint import drop_shards, save_shards
+from .shard_folders import drop_shards
 
 #: Most characters of another library's reason in a message.
 _LONGEST_REASON = 200
@@ -161,6 +161,9 @@ class Training:
             save_checkpoint(folder.last, self.state_dict())
             drop_shards(folder.path)
             return
+        # Imported here: it takes more than a second.
+        from .sharded_checkpoint import save_shards
+
         save_shards(folder.path, self.state_dict(), self.world)
         if self.world.is_first:
             # Evaluation runs on a single process, which reads the weights from one file.

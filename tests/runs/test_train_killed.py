@@ -39,7 +39,7 @@ def train(config: RunConfig, threads: int) -> None:
 
 
 #: Kills while the run trains.
-KILLS = 20
+KILLS = 12
 
 
 @pytest.mark.slow

@@ -469,6 +469,20 @@ class QuestionConfig:
     per_epoch: int | None = setting(
         None, "Questions of one epoch", unset="no limit", at_least=0, resumable=True
     )
+    minutes: float | None = setting(
+        None,
+        "Minutes that the answers of the whole run may take",
+        unset="no limit",
+        at_least=0,
+        resumable=True,
+    )
+    aim: Literal["classes", "pairs"] = setting(
+        "pairs",
+        "What gain orders questions by: pairs corrects most pairs of images, with splits and "
+        "merges; classes makes classes complete, with merges alone.",
+        resumable=True,
+        only=when("ask", "gain"),
+    )
     k_max_rule: Literal["paper", "root"] = setting(
         "paper",
         "Most groups that a cluster S may be split into: sqrt(|S|/2)/2 (paper) or sqrt(|S|/2) "
@@ -558,6 +572,12 @@ class OracleConfig:
     )
     seed: int = setting(
         0, "Seed of these; the same pair always gets the same answer.", resumable=True
+    )
+    seconds: float = setting(
+        0.0,
+        "Seconds that each answer is counted for, such as the 4 that a person takes.",
+        at_least=0,
+        resumable=True,
     )
 
     def relations(self) -> Iterator[tuple[str, bool, str]]:

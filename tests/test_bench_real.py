@@ -65,7 +65,7 @@ def test_arms_train_and_are_summarised(tmp_path: Path) -> None:
     command = [
         *(sys.executable, "bench/real/run.py", "--dataset", "synthetic"),
         *("--out", str(tmp_path / "out"), "--sizes", "48x24", "--seeds", "0"),
-        *("--arms", "base,linkage-white,gain,linkage-cameras-oracle-merge,nnct-1"),
+        *("--arms", "base,linkage-white,gain,linked-oracle-merge,nnct-1"),
         *("--epochs", "2", "--iterations", "3", "--start", "1", "--per-epoch", "5"),
         *(f"--set={key}={json.dumps(value)}" for key, value in settings.items()),
     ]
@@ -78,9 +78,7 @@ def test_arms_train_and_are_summarised(tmp_path: Path) -> None:
     results = {
         r["arm"]: r["values"] for r in json.loads((tmp_path / "out/results.json").read_text())
     }
-    assert set(results) == {
-        *("base", "linkage-white", "gain", "linkage-cameras-oracle-merge", "nnct-1")
-    }
+    assert set(results) == {*("base", "linkage-white", "gain", "linked-oracle-merge", "nnct-1")}
     assert all(0 < values["mAP"][0] <= 1 for values in results.values())
     assert results["gain"]["questions_total"] == [5]
     table = (tmp_path / "out/results.md").read_text()

@@ -40,6 +40,8 @@ SECONDS_PER_QUESTION = 4
 _CAMERAS = {"cluster.camera_norm": "standardise"}
 _WHITE = {**_CAMERAS, "cluster.whiten": 2}
 _LINKAGE = {"cluster.algorithm": "linkage"}
+#: The best start that is known: see docs/results.md.
+_LINKED = {**_CAMERAS, **_LINKAGE, "cluster.join": 0.15, "cluster.source": "extract"}
 
 #: Settings of each arm, by key. `edit` names a correction of `oracle_edits.EDITS`.
 ARMS: dict[str, dict[str, Any]] = {
@@ -50,12 +52,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "white": _WHITE,
     "linkage": {**_LINKAGE, "cluster.join": 0.25},
     "linkage-cameras": {**_CAMERAS, **_LINKAGE, "cluster.join": 0.25},
-    "linkage-cameras-extract": {
-        **_CAMERAS,
-        **_LINKAGE,
-        "cluster.join": 0.15,
-        "cluster.source": "extract",
-    },
+    "linked": _LINKED,
     "linkage-white": {**_WHITE, **_LINKAGE, "cluster.join": 0.35},
     "extract": {"cluster.source": "extract"},
     "cameras-extract": {**_CAMERAS, "cluster.source": "extract"},
@@ -66,18 +63,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "ucal": {"ask": "ucal", "questions.k_max_rule": "root"},
     "gain": {"ask": "gain"},
     "gain-cameras": {"ask": "gain", **_CAMERAS},
+    **{f"linked-{ask}": {**_LINKED, "ask": ask} for ask in ("random", "spal", "gain")},
+    "linked-ucal": {**_LINKED, "ask": "ucal", "questions.k_max_rule": "root"},
     "nnct-0": {"method": "nnct", "neighbours_k": 0},
     "nnct-1": {"method": "nnct", "neighbours_k": 1},
     **{f"oracle-{name}": {"edit": name} for name in oracle_edits.EDITS},
-    **{
-        f"linkage-cameras-oracle-{name}": {
-            "edit": name,
-            **_CAMERAS,
-            **_LINKAGE,
-            "cluster.join": 0.25,
-        }
-        for name in oracle_edits.EDITS
-    },
+    **{f"linked-oracle-{name}": {"edit": name, **_LINKED} for name in oracle_edits.EDITS},
 }
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..answers.closure import Closure
 from ..answers.question import Question, Verdict
+from ..clustering.jaccard import Graph
+from .group_graph import parts_of
 
 #: Images that are compared with the answered images of a cluster at a time.
 _ROWS = 1024
@@ -167,12 +169,15 @@ def join_groups(
     return part
 
 
-def apply_answers(features: Tensor, labels: Tensor, closure: Closure) -> Tensor:
+def apply_answers(
+    features: Tensor, labels: Tensor, closure: Closure, graph: Graph | None = None
+) -> Tensor:
     """Change labels so that no answer contradicts them.
 
-    First, clusters that hold images known to be different are split: their images with cannot-links
-    inside the cluster are divided into conflict-free groups, and every other member joins the group
-    of its most similar image among these. Then, clusters that hold images known to be the same are
+    First, clusters that hold images known to be different are split. With a graph, average linkage
+    divides them (`group_graph.parts_of`). Without one, their images with cannot-links inside the
+    cluster are divided into conflict-free groups, and every other member joins the group of its
+    most similar image among these. Then, clusters that hold images known to be the same are
     merged, unless the merged cluster would hold images known to be different; in that case only the
     images themselves are moved.
 
@@ -180,6 +185,7 @@ def apply_answers(features: Tensor, labels: Tensor, closure: Closure) -> Tensor:
         features: (n, D) unit-norm.
         labels: (n,) int64, -1 for an image outside every cluster.
         closure: The answers and what follows from them.
+        graph: Distances of the images, on the CPU, such as those of `jaccard_graph`.
 
     Returns:
         (n,) int64 labels as `Partition.labels` numbers them. The time is linear in the answered
@@ -189,7 +195,11 @@ def apply_answers(features: Tensor, labels: Tensor, closure: Closure) -> Tensor:
     partition = Partition(labels)
     check_images(closure, len(labels))
     for label in sorted(_contradicted_labels(partition.current(), closure)):
-        _split_by_answers(features, partition, label, closure)
+        if graph is None:
+            _split_by_answers(features, partition, label, closure)
+        else:
+            for part in parts_of(graph, sorted(partition.members(label)), closure)[1:]:
+                partition.move(part, partition.new_label())
     _join_by_answers(partition, closure)
     return partition.labels()
 

@@ -10,7 +10,8 @@ from ..answers.asker import Asker
 from ..answers.question import Verdict
 from ..arguments import as_features, as_instance, as_integer, as_labels
 from ..config import QuestionConfig
-from .refine import refine, similarity_prior
+from .prior import similarity_prior
+from .refine import refine
 from .strategies import Strategy, load_strategy
 
 
@@ -61,6 +62,10 @@ class QuestionRounds:
             "contradictions": spent.contradictions,
             "doubted": spent.doubted,
         }
+        if self.asker.outlook is not None:
+            costs["next_questions"] = self.asker.outlook.questions
+            costs["next_corrected"] = self.asker.outlook.corrected
+            costs["next_share"] = self.asker.outlook.share
         for verdict in Verdict:
             costs[f"answered_{verdict.name.lower()}"] = spent.verdicts[verdict.value]
         return refined, costs

@@ -5,21 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from ..answers.asker import Asker, OutOfQuestions, RoundAgain, Spent
-from ..answers.posterior import Prior
-from ..answers.question import Verdict
 from ..arguments import as_features, as_instance, as_integer, as_labels
 from ..config import QuestionConfig
-from .calibration import Calibration
+from .group_graph import graph_of_images
 from .partition import apply_answers, check_images
+from .prior import similarity_prior
 from .strategies import Strategy, load_strategy
-
-#: Prior of p(same) for two images that are asked about: log-odds at the mean similarity, and their
-#: change over one standard deviation.
-_SAME = (-1.0, [1.0])
 
 
 class Refined(NamedTuple):
@@ -93,39 +87,11 @@ def refine(
         if asker.expected_error != 0:
             # The answers of this round may be doubted now, on which the strategy acted.
             asker.weigh(similarity_prior(features, asker))
-            refined = labels
+            graph = graph_of_images(features)
+            return Refined(apply_answers(features, labels, asker.closure, graph), spent)
         # A strategy looks at the answers about the images that it shows; other images of the same
         # groups may have answers too.
         return Refined(apply_answers(features, refined, asker.closure), spent)
-
-
-def similarity_prior(features: Tensor, asker: Asker) -> Prior:
-    """Return what the similarity of two images says of them, learnt from the answers so far.
-
-    The log-odds of "same" are linear in the cosine similarity of the two images (`Calibration`).
-
-    Args:
-        features: (n, D) unit-norm.
-        asker: Has the answers so far.
-    """
-    features = features.float().cpu()
-
-    def similarity(i: int, j: int) -> float:
-        return float(features[i] @ features[j])
-
-    answers = asker.deciding_answers()
-    calibration = Calibration(*_SAME)
-    if answers:
-        similarities = np.array([[similarity(a.left, a.right)] for a in answers])
-        calibration.scale(similarities)
-        calibration.learn_all(similarities, [a.verdict is Verdict.SAME for a in answers])
-
-    def log_odds(i: int, j: int) -> float:
-        if not answers:
-            return _SAME[0]
-        return float(calibration.log_odds(np.array([[similarity(i, j)]]))[0])
-
-    return log_odds
 
 
 def _labels_after_answers(features: Tensor, labels: Tensor, asker: Asker) -> Tensor:

@@ -32,6 +32,7 @@ class Oracle:
         unsure: Share of questions answered "unsure".
         not_comparable: Share of questions answered "not comparable".
         seed: Seed of the errors.
+        seconds: Seconds that an answer is counted for: what a person would take.
 
     Raises:
         ValueError: A rate is not in [0, 1], the rates sum to more than 1, or an identity is
@@ -49,6 +50,7 @@ class Oracle:
         unsure: float = 0.0,
         not_comparable: float = 0.0,
         seed: int = 0,
+        seconds: float = 0.0,
     ) -> None:
         identities = as_ids("identities", identities, per="image")
         _check(
@@ -57,6 +59,7 @@ class Oracle:
         self._identities = identities.tolist()
         self._names = names
         self._seed = as_integer("seed", seed)
+        self.seconds = as_number("seconds", seconds, 0)
         # A uniform number below the first bound is "unsure", below the second "not comparable",
         # below the third wrong.
         self._unsure_below = unsure
@@ -105,6 +108,7 @@ def make_oracle(context: AnnotatorContext) -> Oracle:
             unsure=settings.unsure,
             not_comparable=settings.not_comparable,
             seed=settings.seed,
+            seconds=settings.seconds,
         )
     except ValueError as error:
         raise UserError(f"`oracle`: {error}") from error

@@ -9,14 +9,15 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..arguments import (
+    as_ids,
     as_instance,
     as_integer,
     as_number,
@@ -35,6 +36,8 @@ CurrentLabels = Callable[[], Tensor]
 #: Further pairs that are asked about for each confirmation that a merge needs, if answers are
 #: undecided.
 _TRIES = 3
+#: Observations of a name that are kept.
+_MOST_OBSERVATIONS = 2000
 #: Log-odds of "same", 70 per cent, from which on a merge counts if answers may be wrong.
 _SURE = 0.85
 #: Answers that must agree before a merge counts, at most, if answers may be wrong.
@@ -75,6 +78,40 @@ class Spent:
         self.verdicts: Counter[str] = Counter()
 
 
+class Observation(NamedTuple):
+    """An answer, and what was known of the question when it was asked.
+
+    Args:
+        epoch: Epoch of the round.
+        inputs: Numbers that a strategy predicts answers from.
+        answer: Whether the answer was "same", or the probability of it.
+    """
+
+    epoch: int
+    inputs: tuple[float, ...]
+    answer: float
+
+
+class Outlook(NamedTuple):
+    """What further questions are expected to be worth.
+
+    Args:
+        questions: Number of further questions, 50 where there are so many.
+        corrected: Pairs of images that they are expected to correct: joined by a merge, or set
+            apart by a split.
+        clustered: Pairs of images that share a cluster now.
+    """
+
+    questions: int
+    corrected: float
+    clustered: int
+
+    @property
+    def share(self) -> float:
+        """Pairs that are expected to be corrected, over the pairs that share a cluster."""
+        return self.corrected / max(self.clustered, 1)
+
+
 class Asker:
     """Asks an annotator about each pair of images once, and never about a pair that the answers so
     far decide.
@@ -92,11 +129,14 @@ class Asker:
         confirm_merges: Further questions about other images of the two clusters that must agree
             before a merge counts.
         budget: Questions of all rounds together; None is no limit.
+        minutes: Minutes that the answers of all rounds may take together; None is no limit.
         run: Name of the run in the ledger; a resumed run has its old name. A new name when not
             given.
         seed: Seed of strategies that draw random numbers.
         expected_error: Share of the answers that are expected to be wrong. 0 believes every answer,
             and None estimates it for each annotator. Answers are weighed by `weigh`.
+        cameras: (n,) int64 camera of each image, -1 where unknown, for strategies that use it; None
+            where no camera is known.
     """
 
     def __init__(
@@ -107,9 +147,11 @@ class Asker:
         closure: ClosureName = "transitive",
         confirm_merges: int = 0,
         budget: int | None = None,
+        minutes: float | None = None,
         run: str | None = None,
         seed: int = 0,
         expected_error: float | None = 0.0,
+        cameras: Tensor | None = None,
     ) -> None:
         if not callable(getattr(annotator, "answer", None)) or not hasattr(annotator, "name"):
             raise ValueError(
@@ -123,11 +165,13 @@ class Asker:
         self.transitive = closure == "transitive"
         self.confirm_merges = as_integer("confirm_merges", confirm_merges, 0)
         self.budget = None if budget is None else as_integer("budget", budget, 0)
+        self.minutes = None if minutes is None else as_number("minutes", minutes, 0)
         self.run = uuid.uuid4().hex if run is None else as_instance("run", run, str)
         self.seed = as_integer("seed", seed, 0)
         self.expected_error = (
             None if expected_error is None else as_number("expected_error", expected_error, 0, 1)
         )
+        self.cameras = None if cameras is None else as_ids("cameras", cameras, low=-1, per="image")
         self.ledger = ledger or Ledger.open("sqlite://")
         #: Event of the ledger up to which the answers of this run belong to rounds that ended.
         self.position = 0
@@ -141,7 +185,13 @@ class Asker:
         #: Unit-norm features (n, D) and clusters (n,) of the round, which `ask_pair` needs.
         self.features: Tensor | None = None
         self.labels: Tensor | None = None
+        #: What a strategy expects of further questions at the end of the round; None if it does not
+        #: say.
+        self.outlook: Outlook | None = None
         self.epoch = 0
+        #: What strategies observed in the rounds that ended, by name; see `observe`.
+        self.observations: dict[str, list[Observation]] = {}
+        self._observed: list[tuple[str, Observation]] = []
         self._limit: int | None = None
         #: Answers beyond the position, by pair, until the round asks for them.
         self._ahead: dict[tuple[int, int], Answer] = {}
@@ -175,7 +225,28 @@ class Asker:
         self.asked += self.spent.questions
         self.seconds += self.spent.seconds
         self.spent.remembered = len(self._remembered)
+        for name, observation in self._observed:
+            self.observations.setdefault(name, []).append(observation)
+        for name, observations in self.observations.items():
+            self.observations[name] = observations[-_MOST_OBSERVATIONS:]
+        self._observed.clear()
         return self.spent
+
+    def observe(self, name: str, inputs: Sequence[float], answer: float) -> None:
+        """Keep an answer for the strategies of later rounds, from which they learn.
+
+        It is in `observations` when the round has ended, and in the state of the asker: the last
+        2,000 of each name, about 200 bytes each.
+
+        Args:
+            name: Name of what is predicted.
+            inputs: Finite numbers that it is predicted from.
+            answer: Whether the answer was "same", or the probability of it.
+        """
+        as_instance("name", name, str)
+        values = tuple(float(as_number("inputs", value)) for value in inputs)
+        observation = Observation(self.epoch, values, float(as_number("answer", answer, 0, 1)))
+        self._observed.append((name, observation))
 
     def weigh(self, prior: Prior) -> None:
         """Weigh the answers so far against each other and the features; believe the likely ones.
@@ -221,6 +292,10 @@ class Asker:
         if allowed is None:
             return None
         return max(0, allowed - self.spent.questions - len(self._ahead))
+
+    def _out_of_time(self) -> bool:
+        """Whether the answers so far took the minutes that all may take."""
+        return self.minutes is not None and self.seconds + self.spent.seconds >= 60 * self.minutes
 
     def can_ask(self, i: int, j: int) -> bool:
         """Return whether a question about two images would reach the annotator.
@@ -308,8 +383,16 @@ class Asker:
         return Verdict.UNSURE if verdict is None else verdict
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the ledger, and the costs so far."""
-        return {"position": self.position, "asked": self.asked, "seconds": self.seconds}
+        """Return the position in the ledger, the costs so far, and the observations."""
+        return {
+            "position": self.position,
+            "asked": self.asked,
+            "seconds": self.seconds,
+            "observations": {
+                name: [[o.epoch, *o.inputs, o.answer] for o in observations]
+                for name, observations in self.observations.items()
+            },
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -323,13 +406,19 @@ class Asker:
         self.position = min(int(state["position"]), self.ledger.last_event())
         self.asked = state["asked"]
         self.seconds = state["seconds"]
+        self.observations = {
+            as_instance("observations", name, str): [_observation(row) for row in rows]
+            for name, rows in state.get("observations", {}).items()
+        }
         self._open_round()
 
     def _open_round(self) -> None:
         self.spent = Spent()
+        self.outlook = None
         self._passed.clear()
         self._remembered.clear()
         self._ahead.clear()
+        self._observed.clear()
         self._doubted.clear()
         self._prior = None
         self._rates.clear()
@@ -373,7 +462,11 @@ class Asker:
             self._passed.add(_pair(*question.images))
 
     def _ask_once(
-        self, question: Question, pair: tuple[int, int], need: int, confirms: int | None
+        self,
+        question: Question,
+        pair: tuple[int, int],
+        need: int,
+        confirms: int | None,
     ) -> None:
         """Take the answer about a pair from the ledger if it lies ahead, otherwise from the
         annotator.
@@ -393,7 +486,7 @@ class Asker:
             if not self.can_ask(*pair):
                 return
         if answer is None:
-            if self.questions_left() == 0:
+            if self.questions_left() == 0 or self._out_of_time():
                 raise OutOfQuestions
             try:
                 answer = self._new_answer(question, pair, need, confirms)
@@ -431,6 +524,8 @@ class Asker:
         began = time.monotonic()
         verdict = self._ask_annotator(shown)
         seconds = time.monotonic() - began
+        # An oracle takes no time, and says how much a person would take.
+        seconds = float(getattr(self.annotator, "seconds", seconds))
         event = self.ledger.append(
             *pair,
             verdict,
@@ -461,6 +556,16 @@ class Asker:
                 if last is not None:
                     self.ledger.undo(last, self.annotator.name)
                     raise RoundAgain from None
+
+
+def _observation(row: Sequence[float]) -> Observation:
+    """An observation of a saved state: epoch, inputs, answer."""
+    epoch, *inputs, answer = row
+    return Observation(
+        as_integer("observations", epoch, 0),
+        tuple(float(as_number("observations", value)) for value in inputs),
+        float(as_number("observations", answer, 0, 1)),
+    )
 
 
 def _merge_of(answer: Answer) -> int:

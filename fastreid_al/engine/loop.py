@@ -31,6 +31,9 @@ from .run_folder import RunFolder
 from .stop_signal import Interrupted, StopSignal
 from .training import Training
 
+#: Share of the pairs that the next questions should correct, to be worth asking.
+_WORTH_ASKING = 0.005
+
 
 class Batch(NamedTuple):
     """This process's part of a batch, on its way to the device."""
@@ -370,6 +373,14 @@ def describe_epoch(record: dict[str, Any]) -> str:
         parts.append(f"{record['clusters']} clusters, {record['alone']} images unclustered")
     if "questions" in record:
         parts.append(f"{record['questions']} questions ({record['questions_total']} in all)")
+    if "next_share" in record:
+        following = (
+            f"the next {record['next_questions']} would correct {percent(record['next_share'])} % "
+            "of the pairs"
+        )
+        if record["next_share"] < _WORTH_ASKING:
+            following += ", more are hardly worth it"
+        parts.append(following)
     if "pair_precision" in record:
         precision = _before_and_after(record, "pair_precision")
         recall = _before_and_after(record, "pair_recall")

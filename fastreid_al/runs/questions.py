@@ -123,8 +123,10 @@ def open_questions(
             confirm_merges=settings.confirm_merges,
             expected_error=settings.expected_error,
             budget=settings.budget,
+            minutes=settings.minutes,
             run=_run_name(folder),
             seed=config.seed,
+            cameras=target.cameras,
         )
         # Every answer is on disk when this is called, so a signal may end the round here.
         asker.after_answer = lambda questions, current_labels: context.stop.check()

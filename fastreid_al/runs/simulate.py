@@ -168,7 +168,7 @@ def simulate(
     Returns:
         Points before the first question, after every `config.every` questions, and at the end.
     """
-    asker = _make_asker(identities, config)
+    asker = _make_asker(identities, config, cameras)
     curve: dict[int, Point] = {}
 
     def add_point(questions: int, labels: Tensor) -> None:
@@ -199,7 +199,9 @@ def _point(
     return Point(strategy, questions, questions / pairs, *scores)
 
 
-def _make_asker(identities: Tensor, config: SimulationConfig) -> Asker:
+def _make_asker(
+    identities: Tensor, config: SimulationConfig, cameras: Tensor | None = None
+) -> Asker:
     """Return an asker that asks an oracle, and keeps the answers in memory."""
     oracle = Oracle(
         identities,
@@ -207,6 +209,7 @@ def _make_asker(identities: Tensor, config: SimulationConfig) -> Asker:
         unsure=config.oracle.unsure,
         not_comparable=config.oracle.not_comparable,
         seed=config.oracle.seed,
+        seconds=config.oracle.seconds,
     )
     return Asker(
         oracle,
@@ -214,6 +217,8 @@ def _make_asker(identities: Tensor, config: SimulationConfig) -> Asker:
         confirm_merges=config.questions.confirm_merges,
         expected_error=config.questions.expected_error,
         budget=config.budget,
+        minutes=config.questions.minutes,
+        cameras=cameras,
     )
 
 

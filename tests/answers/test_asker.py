@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -297,6 +298,50 @@ def test_refined_labels_do_not_follow_a_doubted_answer() -> None:
         scores.append(pair_scores(refined, identities).f1)
     assert spent.doubted > 0
     assert scores[1] > scores[0]
+
+
+def test_questions_end_when_their_minutes_are_over() -> None:
+    annotator = Oracle(torch.arange(9), seconds=4)
+    asker = Asker(annotator, minutes=0.5)
+    asker.begin(1)
+    for j in range(1, 6):
+        asker.ask(Question.about_images(0, j, "merge", 0.5))
+    asker.end()
+    asker.begin(2)
+    # The 8th answer, after 28 seconds, is the last.
+    for j in range(2, 5):
+        asker.ask(Question.about_images(1, j, "merge", 0.5))
+    ninth = Question.about_images(1, 5, "merge", 0.5)
+    with pytest.raises(OutOfQuestions):
+        asker.ask(ninth)
+    assert asker.end().seconds == 12
+    assert asker.asked == 8
+
+
+def test_observations_are_kept_when_the_round_ends() -> None:
+    asker = Asker(Oracle(torch.arange(4)))
+    asker.begin(3)
+    asker.observe("merge", [0.5, -1], 1)
+    assert asker.observations == {}
+    asker.begin(3)  # The round begins again.
+    asker.observe("merge", [0.25, 2], 0)
+    asker.end()
+    assert asker.observations == {"merge": [(3, (0.25, 2.0), 0.0)]}
+    other = Asker(Oracle(torch.arange(4)))
+    other.load_state_dict(asker.state_dict())
+    assert other.observations == asker.observations
+    with pytest.raises(ValueError, match="inputs: got nan"):
+        asker.observe("merge", [math.nan], 1)
+    state = {**asker.state_dict(), "observations": {"merge": [[3, 0.5, 7]]}}
+    with pytest.raises(ValueError, match="observations: got 7"):
+        other.load_state_dict(state)
+
+
+def test_a_state_without_observations_is_read() -> None:
+    asker = Asker(Oracle(torch.arange(4)))
+    asker.load_state_dict({"position": 0, "asked": 3, "seconds": 1.5})
+    assert asker.observations == {}
+    assert asker.asked == 3
 
 
 def test_an_expected_error_outside_0_to_1_is_refused() -> None:

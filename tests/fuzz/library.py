@@ -354,12 +354,15 @@ def pair_arguments(random: Random) -> Arguments:
         "confirm_merges": count(random, 0, 2),
         "seed": count(random, 0, 9),
         "closure": chosen(random, "transitive", "none"),
+        "minutes": 1.5,
+        "cameras": ids(random, n, 3),
     }
 
 
 def asked_pair(**a: Any) -> Any:
     oracle = annotators.Oracle(a["identities"])
-    settings = {name: a[name] for name in ("budget", "confirm_merges", "seed", "closure")}
+    names = "budget", "confirm_merges", "seed", "closure", "minutes", "cameras"
+    settings = {name: a[name] for name in names}
     asker = Asker(oracle, **settings)
     verdicts = []
 
@@ -379,6 +382,7 @@ def oracle_arguments(random: Random) -> Arguments:
         "unsure": 0.1,
         "not_comparable": 0.1,
         "seed": count(random, 0, 9),
+        "seconds": 4.0,
         "i": 0,
         "j": n - 1,
     }
@@ -798,7 +802,7 @@ SCHEMAS: dict[str, Schema] = {
         {
             **{"features": "rows", "labels": "ids", "identities": "ids", "i": "count"},
             **{"j": "count", "budget": "?count", "confirm_merges": "count", "seed": "count"},
-            "closure": "choice",
+            **{"closure": "choice", "minutes": "?number", "cameras": "?ids"},
         },
         pair_arguments,
         words=("image", "images", "ask_pair", "oracle", "question", "similarity"),
@@ -825,6 +829,7 @@ SCHEMAS: dict[str, Schema] = {
         {
             **{"identities": "ids", "names": "?object", "error": "number", "unsure": "number"},
             **{"not_comparable": "number", "seed": "count", "i": "count", "j": "count"},
+            "seconds": "number",
         },
         oracle_arguments,
         words=("images", "question", "oracle"),

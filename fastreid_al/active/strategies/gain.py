@@ -2,34 +2,72 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...answers.asker import Asker
+from ...answers.asker import Asker, Outlook
 from ...answers.question import Question, Verdict
-from ...clustering.neighbours import nearest_neighbours
 from ...config import QuestionConfig
-from ..calibration import Calibration
-from ..partition import Partition, Split
-from ..snps import propose_splits, rows_by_cluster
+from ..calibration import Calibration, probability
+from ..group_graph import (
+    Groups,
+    Neighbourhoods,
+    graph_of_images,
+    linkage_of,
+    pairs_of_groups,
+    parts_of,
+)
+from ..partition import Partition
+from ..snps import propose_splits
 
-#: Least expected gain, weighted, of a split; other splits are left to a later round.
-_LEAST_SPLIT = 0.5
-#: Weight of a pair that a split separates, where a pair that a merge adds counts 1: F1 / (2 - F1)
-#: at an F1 of 3/4.
-_SPLIT_WEIGHT = 0.6
-#: Merges continue until the best split is expected to gain this many times as much as the best
-#: merge.
-_PATIENCE = 1.5
+#: Questions between two looks at all candidates. Within them a cluster is asked about once.
+_WINDOW = 10
+#: Candidates for merges whose probability is computed: the likeliest by linkage and size.
+_CANDIDATES = 3000
+
+
+class _Aim(NamedTuple):
+    """What a question is worth.
+
+    Args:
+        size_power: The expected gain is the probability that the answer changes the clusters, times
+            (|A| |B|)^size_power.
+        split_weight: Weight of a split, where a merge has weight 1.
+    """
+
+    size_power: float
+    split_weight: float
+
+
+_AIMS = {
+    # F1 of pairs. A pair that a split sets apart counts F1 / (2 - F1) of one that a merge joins,
+    # here at an F1 of 0.92.
+    "pairs": _Aim(0.8, 0.85),
+    # Completeness of classes. It rises by about the same with every merge, and falls with splits.
+    "classes": _Aim(0.2, 0.0),
+}
 #: An answered image represents its group unless it is among this share of least central members.
 _CENTRAL = 0.25
-#: Priors of p(different), for the similarity of medoids, and of p(same), for relative similarity
-#: and size: log-odds at the mean, and their change per standard deviation.
-_DIFFERENT = (-0.5, [-1.0])
-_SAME = (-1.7, [1.2, -0.7])
-#: Neighbours of a group that are candidates at a time; more are looked up when these are decided.
-_NEAR = 10
+#: Prior of p(same) of two clusters: log-odds at the mean, and change by one standard deviation of
+#: each column of `_merge_inputs`.
+_MERGE_PRIOR = (-1.3, (0.5, 0.1, -0.3, 0.0, 0.4, -0.2, -0.3, -0.3))
+#: Prior of p(same) of two groups of a cluster, for the columns of `_split_inputs`.
+_SPLIT_PRIOR = (0.3, (0.8, 0.0, 0.0, 0.6))
+#: Rough p(same) by which candidates for merges are chosen: log-odds at 0, and their change with the
+#: columns of `_linkage_inputs`.
+_LIKELY = (-5.0, (11.0, 0.0, -0.3))
+#: Standardised inputs are limited to plus and minus this.
+_LIMIT = 4.0
+#: What the answers of an epoch count in the next one, whose features are others.
+_FADING = 0.5
+#: Questions that the outlook is about.
+_AHEAD = 50
+#: Names of what is learnt, in `Asker.observations`.
+_MERGE = "merge"
+_SPLIT = "split"
 
 
 def ask_by_expected_gain(
@@ -37,282 +75,283 @@ def ask_by_expected_gain(
 ) -> None:
     """Ask the question with the greatest expected gain until none could change the labels.
 
-    Questions are about splits inside clusters, and about merges of clusters and single images.
-    Centroids and candidates are updated after every answer. The expected gain of a question is
-    p * (|A| |B|)^0.7, where p is the probability that the answer changes the labels, learnt from
-    the answers of the round. A pair that a split separates counts `_SPLIT_WEIGHT` of a pair that a
-    merge adds.
+    Questions are about merges of clusters and of single images that are connected in the Jaccard
+    graph or have near centroids, and about splits of a cluster into the groups that SNPS finds
+    (UCAL, Sec. 3.2.1). The expected gain depends on `config.aim`. For "pairs" it is
+    p (|A| |B|)^0.8, where p is the probability that the answer changes the labels, and a split
+    counts 0.85 of a merge. For "classes" it is p (|A| |B|)^0.2, and there are no splits.
+
+    p is learnt from the answers of this round, and with half the weight from those of the round
+    before: by a logistic regression with a prior for merges, from the mean Jaccard similarity of
+    the two clusters, their sizes, the similarity of their centroids, alone and compared with their
+    neighbourhoods, cameras, and the place of each among the other's neighbours; and by another one
+    for splits, from the mean Jaccard similarity, the sizes, and the similarity of the medoids.
+
+    After every ten questions all candidates are computed anew.
 
     Args:
-        features: (n, D) unit rows.
+        features: (n, D) unit-norm.
         labels: (n,) int64, -1 for an image outside every cluster.
-        asker: Asks the annotator and records the answers.
-        config: Not used; the constants of this strategy are those of this module.
+        asker: Asks the annotator and records the answers; its cameras are used if it has them.
+        config: Its `aim` counts.
 
     Raises:
         OutOfQuestions: The budget is spent.
     """
-    partition = Partition(labels)
-    asker.current_labels = partition.labels
-    different = Calibration(*_DIFFERENT)
-    same = Calibration(*_SAME)
-    while True:
-        splits = _Splits(
-            propose_splits(features, partition.current(), "root"), partition, asker, different
-        )
-        merges = _Merges(features, partition, asker, same)
-        asked = 0
-        separated = False
-        while (gain := splits.best()) >= max(merges.best(), _LEAST_SPLIT):
-            separated |= splits.ask() is Verdict.DIFFERENT
-            asked += 1
-        if separated:
-            merges = _Merges(features, partition, asker, same)
-        while (best := merges.best()) > 0 and (gain < _LEAST_SPLIT or gain <= _PATIENCE * best):
-            merges.ask()
-            asked += 1
-        if not asked:
-            return
+    state = _Round(features, labels, asker, _AIMS[config.aim])
+    while state.ask_window():
+        pass
 
 
-class _Splits:
-    """Questions that may split a cluster, and their answers so far."""
+class _Candidates(NamedTuple):
+    """Questions that could be asked.
 
-    def __init__(
-        self, questions: list[Question], partition: Partition, asker: Asker, different: Calibration
-    ) -> None:
-        self.partition = partition
+    Args:
+        items: (m,) int64 number of the pair of groups, or of the split.
+        inputs: (m, d) what the probability is computed from.
+        gain: (m,) expected gain.
+        pairs: (m,) pairs of images that are expected to be corrected.
+    """
+
+    items: np.ndarray
+    inputs: np.ndarray
+    gain: np.ndarray
+    pairs: np.ndarray
+
+
+class _Round:
+    """A round of questions: the clusters as they are, and what was learnt from the answers."""
+
+    def __init__(self, features: Tensor, labels: Tensor, asker: Asker, aim: _Aim) -> None:
+        self.aim = aim
+        self.graph = graph_of_images(features)
+        self.features = features.float().cpu()  # (n, D)
         self.asker = asker
-        self.different = different
-        self.splits = Split.of_clusters(questions)
-        self.questions = [q for q in questions if self._is_open(q)]
-        self.seen = np.array([[q.similarity] for q in self.questions]).reshape(-1, 1)
-        self.size = np.array([_size(*map(len, q.groups)) for q in self.questions])
-        different.scale(self.seen)
+        self.partition = Partition(labels)
+        # Each image outside every cluster becomes a cluster of its own.
+        for row in (labels < 0).nonzero()[:, 0].tolist():
+            self.partition.label_of(row)
+        asker.current_labels = self.partition.labels
+        self.merging = Calibration(*_MERGE_PRIOR, limit=_LIMIT)
+        self.splitting = Calibration(*_SPLIT_PRIOR, limit=_LIMIT)
+        self.neighbourhoods = Neighbourhoods()
+        #: Images of each cluster when SNPS last looked at it, and the splits that it found.
+        self.known_splits: dict[int, tuple[list[int], list[Question]]] = {}
+        for name, calibration in ((_MERGE, self.merging), (_SPLIT, self.splitting)):
+            for epoch, inputs, answer in asker.observations.get(name, ()):
+                count = _FADING ** (asker.epoch - epoch)
+                calibration.remember(np.array([inputs]), [answer], count)
+            calibration.fit()
 
-    def best(self) -> float:
-        """Return the expected gain of the best question, 0 when none is left."""
-        while self.questions:
-            gain = self.different(self.seen) * self.size
-            best = int(gain.argmax())
-            if self._is_open(self.questions[best]):
-                self._best = best
-                return _SPLIT_WEIGHT * float(gain[best])
-            self._drop(best)
-        return 0.0
+    def ask_window(self) -> bool:
+        """Ask up to ten questions, best first; return whether there was one."""
+        window = _Window(self)
+        merges = window.merges()
+        splits = window.splits()
+        gains = np.concatenate([merges.gain, splits.gain])
+        self.asker.outlook = window.outlook(gains, np.concatenate([merges.pairs, splits.pairs]))
+        asked = 0
+        for at in np.argsort(-gains, kind="stable").tolist():
+            if at < len(merges.items):
+                asked += self._ask_merge(window, merges, at)
+            else:
+                asked += self._ask_split(window, splits, at - len(merges.items))
+            if asked == _WINDOW:
+                break
+        return asked > 0
 
-    def ask(self) -> Verdict:
-        """Ask the best question and act on the answer."""
-        question = self._drop(self._best)
+    def _ask_merge(self, window: _Window, merges: _Candidates, at: int) -> bool:
+        """Ask whether two groups are the same identity, unless it cannot be asked now."""
+        item = merges.items[at]
+        a, b = int(window.pairs.first[item]), int(window.pairs.second[item])
+        if window.used.intersection((a, b)) or (a, b) in window.cannot_links:
+            return False
+        question = self._question(
+            (window.sides[a], window.sides[b]), "merge", float(merges.gain[at])
+        )
+        if question is None:
+            return False
+        window.used.update((a, b))
+        verdict = self._answer(question, _MERGE, self.merging, merges.inputs[at])
+        if verdict is Verdict.SAME:
+            self.partition.merge(window.names[a], window.names[b])
+        return True
+
+    def _ask_split(self, window: _Window, splits: _Candidates, at: int) -> bool:
+        """Ask whether two groups of a cluster are the same identity, unless it cannot be asked."""
+        split = window.proposed[int(splits.items[at])]
+        group = int(window.groups.labels[split.images[0]])
+        if group in window.used:
+            return False
+        one, other = (images.tolist() for images in split.groups)
+        question = self._question((one, other), "split", float(splits.gain[at]), split.cluster)
+        if question is None:
+            return False
+        window.used.add(group)
+        verdict = self._answer(question, _SPLIT, self.splitting, splits.inputs[at])
+        if verdict is Verdict.DIFFERENT:
+            for part in parts_of(self.graph, window.sides[group], self.asker.closure)[1:]:
+                self.partition.move(part, self.partition.new_label())
+        return True
+
+    def splits(self, names: list[int], sides: list[list[int]]) -> list[Question]:
+        """Return the splits of all clusters that SNPS proposes; only changed ones are looked at.
+
+        Args:
+            names: Label of each cluster.
+            sides: Images of each cluster.
+        """
+        changed = torch.full((self.graph.n,), -1)
+        for name, images in zip(names, sides, strict=True):
+            if self.known_splits.get(name, ([], []))[0] != images:
+                self.known_splits[name] = images, []
+                changed[images] = name
+        for question in propose_splits(self.features, changed, "root"):
+            self.known_splits[question.cluster][1].append(question)
+        return [question for name in names for question in self.known_splits[name][1]]
+
+    def _answer(
+        self, question: Question, name: str, calibration: Calibration, inputs: np.ndarray
+    ) -> Verdict:
+        """Ask, and learn from the answer for this round and for later ones."""
         verdict = self.asker.ask(question)
         if verdict in (Verdict.SAME, Verdict.DIFFERENT):
-            self.different.learn(np.array([question.similarity]), verdict is Verdict.DIFFERENT)
-        self.splits[question.cluster].answer(question, verdict, self.partition)
+            error = self.asker.expected_error or 0.0
+            answer = 1 - error if verdict is Verdict.SAME else error
+            calibration.learn_all(inputs[None], [answer])
+            (standardised,) = calibration.standardised(inputs[None])
+            self.asker.observe(name, standardised.tolist(), answer)
         return verdict
 
-    def _is_open(self, question: Question) -> bool:
-        """Return whether a question can be asked; a known answer is acted on at once."""
-        if self.asker.can_ask(*question.images):
-            return True
-        self.splits[question.cluster].answer(question, self.asker.ask(question), self.partition)
-        return False
+    def _question(
+        self,
+        sides: tuple[list[int], list[int]],
+        reason: str,
+        score: float,
+        cluster: int = -1,
+    ) -> Question | None:
+        """A question about two groups of images, each shown by its most central image.
 
-    def _drop(self, index: int) -> Question:
-        self.seen = np.delete(self.seen, index, 0)
-        self.size = np.delete(self.size, index)
-        return self.questions.pop(index)
+        None if the answers so far leave nothing to ask about these images.
+        """
+        first, second = (self._by_centrality(rows) for rows in sides)
+        shown = int(first[0]), int(second[0])
+        if not (self.asker.can_ask(*shown) or self.asker.awaits_confirmation(*shown)):
+            return None
+        similarity = float(self.features[shown[0]] @ self.features[shown[1]])
+        return Question(shown, (first, second), reason, similarity, score, cluster)
 
+    def _by_centrality(self, images: list[int]) -> Tensor:
+        """Images by similarity to their mean, the one that is shown first.
 
-class _Merges:
-    """Candidate merges of groups: for each group the most similar groups that can be asked about.
-
-    p(same) has two inputs. The first is the mean similarity of the images of two groups, minus the
-    mean similarity of each group to its nearest groups, because a group that is similar to all
-    groups would otherwise always come first. The second is the size of the larger group, because
-    two large groups that were not clustered together differ more often.
-    """
-
-    def __init__(
-        self, features: Tensor, partition: Partition, asker: Asker, same: Calibration
-    ) -> None:
-        self.features = features.float().cpu()  # (n, D)
-        self.partition = partition
-        self.asker = asker
-        self.same = same
-        # Give each image outside every cluster a cluster of its own.
-        for row in (partition.current() < 0).nonzero()[:, 0].tolist():
-            partition.label_of(row)
-        self.groups = [g.tolist() for g in rows_by_cluster(partition.current())]
-        if self.groups:
-            self.sums = torch.stack([self.features[g].sum(0) for g in self.groups])  # (G, D)
-        else:
-            self.sums = self.features[:0]
-        self.units = nn.functional.normalize(self.sums, dim=1)  # (G, D)
-        self.size = np.array([len(g) for g in self.groups], dtype=np.float64)
-        self.shown = [self._representative(i) for i in range(len(self.groups))]
-        near = nearest_neighbours(self.units, _NEAR + 1)[:, 1:]
-        #: Mean similarity of each group to its nearest groups, (G,).
-        self.around = np.array(
-            [self._mean_similarity(i, row.numpy()) for i, row in enumerate(near)]
-        )
-        pairs = torch.stack([torch.arange(len(near))[:, None].expand_as(near), near], 2).reshape(
-            -1, 2
-        )
-        self.pairs = pairs.sort(1).values.unique(dim=0).numpy()
-        self.seen = self._see(self.pairs)
-        same.scale(self.seen)
-
-    def best(self) -> float:
-        """Return the expected gain of the best candidate, 0 when none is left."""
-        while len(self.pairs):
-            gain = self.same(self.seen) * _size(*self.size[self.pairs.T])
-            best = int(gain.argmax())
-            i, j = self.pairs[best].tolist()
-            if self._askable(i, j):
-                self._best = best
-                return float(gain[best])
-            self._drop(best)
-            known = self.asker.closure.verdict(self.shown[i], self.shown[j])
-            if known is Verdict.SAME and not self._cannot_link(i, j):
-                self._merge(i, j)
-            else:
-                self._replace(i, j)
-        return 0.0
-
-    def ask(self) -> None:
-        """Ask about the best candidate, and act on the answer."""
-        seen = self.seen[self._best]
-        i, j = self._drop(self._best)
-        verdict = self.asker.ask(self._question(i, j, float(self.same(seen[None])[0])))
-        if verdict in (Verdict.SAME, Verdict.DIFFERENT):
-            self.same.learn(seen, verdict is Verdict.SAME)
-        if verdict is Verdict.SAME:
-            self._merge(i, j)
-        else:
-            self._replace(i, j)
-
-    def _drop(self, index: int) -> tuple[int, int]:
-        i, j = self.pairs[index].tolist()
-        self.pairs = np.delete(self.pairs, index, 0)
-        self.seen = np.delete(self.seen, index, 0)
-        return i, j
-
-    def _replace(self, *groups: int) -> None:
-        """Add candidates for groups that have none left."""
-        for group in groups:
-            if not (self.pairs == group).any():
-                self._look_up(group)
-
-    def _askable(self, i: int, j: int) -> bool:
-        """Return whether the answers so far leave it open if two groups are the same identity."""
-        a, b = self.shown[i], self.shown[j]
-        return (
-            self.asker.can_ask(a, b) or self.asker.awaits_confirmation(a, b)
-        ) and not self._cannot_link(i, j)
-
-    def _cannot_link(self, i: int, j: int) -> bool:
-        """Return whether two groups hold images that are known to be different."""
-        closure = self.asker.closure
-        roots = self._roots(i)
-        return any(closure.cannot_links(root) & roots for root in self._roots(j))
-
-    def _roots(self, group: int) -> set[int]:
-        return {
-            root
-            for image in self.groups[group]
-            if (root := self.asker.closure.root(image)) is not None
-        }
-
-    def _merge(self, i: int, j: int) -> None:
-        if len(self.groups[i]) < len(self.groups[j]):
-            i, j = j, i
-        self.partition.merge(
-            self.partition.label_of(self.groups[i][0]), self.partition.label_of(self.groups[j][0])
-        )
-        self.groups[i] += self.groups[j]
-        self.groups[j] = []
-        self.sums[i] += self.sums[j]
-        self.units[i] = nn.functional.normalize(self.sums[i], dim=0)
-        self.size[i] = len(self.groups[i])
-        self.size[j] = 0
-        touched = ((self.pairs == i) | (self.pairs == j)).any(1)
-        without_pairs = set(self.pairs[touched].ravel().tolist()) - {i, j}
-        self.pairs = self.pairs[~touched]
-        self.seen = self.seen[~touched]
-        self._look_up(i)
-        self._replace(*sorted(without_pairs))
-
-    def _look_up(self, group: int) -> None:
-        """Add the most similar groups that may be asked about as candidates."""
-        similarity = self.units @ self.units[group]
-        similarity[group] = -torch.inf
-        similarity[torch.from_numpy(self.size == 0)] = -torch.inf
-        found = similarity.topk(min(5 * _NEAR, len(similarity)))
-        order = found.indices[found.values > -torch.inf].tolist()
-        if order:
-            self.around[group] = self._similarity(group, np.array(order[:_NEAR])).mean()
-        askable = [j for j in order if self._askable(group, j)][:_NEAR]
-        if askable:
-            pairs = np.sort([(group, j) for j in askable], axis=1)
-            self.pairs = np.concatenate([self.pairs, pairs])
-            self.seen = np.concatenate([self.seen, self._see(pairs)])
-
-    def _similarity(self, group: int, others: np.ndarray) -> np.ndarray:
-        """Return the mean similarity of the images of a group to those of each other group."""
-        return (self.sums[others] @ self.sums[group]).numpy() / (
-            self.size[others] * self.size[group]
-        )
-
-    def _mean_similarity(self, group: int, others: np.ndarray) -> float:
-        return float(self._similarity(group, others).mean()) if len(others) else 0.0
-
-    def _see(self, pairs: np.ndarray) -> np.ndarray:
-        """Return the inputs of p(same) for pairs of groups, (m, 2)."""
-        a, b = pairs.T
-        products = [np.zeros(0)]
-        # In blocks, because each copies the sums of its groups.
-        for block in torch.from_numpy(pairs).split(4096):
-            products.append((self.sums[block[:, 0]] * self.sums[block[:, 1]]).sum(1).numpy())
-        between = np.concatenate(products) / (self.size[a] * self.size[b])
-        hubness = (self.around[a] + self.around[b]) / 2
-        return np.stack([between - hubness, np.log(np.maximum(self.size[a], self.size[b]))], 1)
-
-    def _question(self, i: int, j: int, probability: float) -> Question:
-        similarity = float(self._similarity(i, np.array([j]))[0])
-        score = probability * float(_size(self.size[i], self.size[j]))
-        return Question(
-            (self.shown[i], self.shown[j]),
-            (self._side(i), self._side(j)),
-            "merge",
-            similarity,
-            score,
-        )
-
-    def _side(self, group: int) -> Tensor:
-        """Return the images of a group: the shown one, then by similarity to the centroid."""
-        rows = torch.tensor(self.groups[group])
-        similarity = self.features[rows] @ self.units[group]
-        similarity[rows == self.shown[group]] = torch.inf
+        An image with answers is shown if it is central enough, because its answers then apply.
+        """
+        rows = torch.tensor(images)
+        if len(rows) == 1:
+            return rows
+        of_rows = self.features[rows]  # (m, D)
+        similarity = of_rows @ of_rows.mean(0)  # (m,)
+        answered = torch.tensor([self.asker.closure.root(row) is not None for row in images])
+        central = answered & (similarity >= similarity.quantile(_CENTRAL))
+        if bool(central.any()):
+            shown = similarity.masked_fill(~central, -torch.inf).argmax()
+            similarity[shown] = torch.inf
         return rows[similarity.argsort(descending=True, stable=True)]
 
-    def _representative(self, group: int) -> int:
-        """Return the image that is shown.
 
-        An image with answers is preferred if it is central enough, because its answers then apply.
-        """
-        rows = self.groups[group]
-        if len(rows) == 1:
-            return rows[0]
-        similarity = (self.features[rows] @ self.units[group]).numpy()
-        answered = np.array([self.asker.closure.root(row) is not None for row in rows])
-        central = answered & (similarity >= np.quantile(similarity, _CENTRAL))
-        if central.any():
-            similarity = np.where(central, similarity, -np.inf)
-        return rows[int(similarity.argmax())]
+class _Window:
+    """The candidates of a round at one moment."""
+
+    def __init__(self, state: _Round) -> None:
+        self.state = state
+        current = state.partition.current()
+        self.groups = Groups.of_labels(state.features, current, state.asker.cameras)
+        order = self.groups.labels.argsort(stable=True)
+        #: Label in the partition of each group, and its images.
+        self.names = current.unique().tolist()
+        self.sides = [rows.tolist() for rows in order.split(self.groups.sizes.tolist())]
+        near, self.around = state.neighbourhoods.update(
+            self.names, self.sides, self.groups.centroids
+        )
+        self.pairs = pairs_of_groups(state.graph, self.groups, near)
+        #: Questions about splits, and the group of each image in the split of its cluster.
+        self.proposed = []
+        if state.aim.split_weight > 0:
+            self.proposed = state.splits(self.names, self.sides)
+        self.parts = torch.full((state.graph.n,), -1)
+        for number, images in enumerate(_groups_of(self.proposed)):
+            self.parts[images] = number
+        #: Pairs of groups that are known to be different, the lower number first.
+        self.cannot_links = self._cannot_links()
+        #: Groups that were asked about.
+        self.used: set[int] = set()
+
+    def _cannot_links(self) -> set[tuple[int, int]]:
+        closure = self.state.asker.closure
+        links = set()
+        for root in closure.components():
+            group = int(self.groups.labels[root])
+            for other in closure.cannot_links(root):
+                low, high = sorted((group, int(self.groups.labels[other])))
+                links.add((low, high))
+        return links
+
+    def merges(self) -> _Candidates:
+        """The likeliest pairs of groups that could be merged."""
+        a, b, linkage, _ = self.pairs
+        sizes = np.stack([self.groups.sizes[a], self.groups.sizes[b]], axis=1)
+        likely = probability(_linkage_inputs(linkage, sizes) @ _LIKELY[1] + _LIKELY[0])
+        worth = sizes.prod(1) ** self.state.aim.size_power
+        items = np.argsort(-likely * worth, kind="stable")[:_CANDIDATES]
+        inputs = self._merge_inputs(items, sizes[items])
+        self.state.merging.scale(inputs)
+        same = self.state.merging(inputs)
+        pairs = same * sizes[items].prod(1)
+        return _Candidates(items, inputs, same * worth[items], pairs)
+
+    def _merge_inputs(self, items: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """What p(same) of pairs of groups is computed from, (m, 8)."""
+        groups = self.groups
+        a, b, linkage, ranks = (part[items] for part in self.pairs)
+        cosine = groups.cosines(a, b)
+        nearby = (self.around[a] + self.around[b]) / 2
+        columns = [
+            *_linkage_inputs(linkage, sizes).T,
+            cosine,
+            cosine - nearby,
+            groups.same_camera(a, b),
+            *np.log1p(np.sort(ranks, axis=1)).T,
+        ]
+        return np.stack(columns, axis=1)
+
+    def splits(self) -> _Candidates:
+        """The splits that SNPS proposes."""
+        images = np.array([q.images for q in self.proposed], dtype=np.int64).reshape(-1, 2)
+        sizes = np.array([list(map(len, q.groups)) for q in self.proposed]).reshape(-1, 2)
+        first, second = self.parts.numpy()[images].T
+        linkage = linkage_of(self.state.graph, self.parts, first, second)
+        similarity = np.array([q.similarity for q in self.proposed])
+        inputs = np.column_stack([_linkage_inputs(linkage, sizes), similarity])
+        self.state.splitting.scale(inputs)
+        wrong = 1 - self.state.splitting(inputs)
+        pairs = sizes.prod(1)
+        gain = wrong * pairs**self.state.aim.size_power * self.state.aim.split_weight
+        items = np.arange(len(self.proposed))
+        return _Candidates(items, inputs, gain, wrong * pairs)
+
+    def outlook(self, gains: np.ndarray, pairs: np.ndarray) -> Outlook:
+        """What the next questions are expected to be worth."""
+        best = np.argsort(-gains, kind="stable")[:_AHEAD]
+        clustered = int((self.groups.sizes * (self.groups.sizes - 1) // 2).sum())
+        return Outlook(len(best), float(pairs[best].sum()), clustered)
 
 
-def _size(a: np.ndarray | int, b: np.ndarray | int) -> np.ndarray:
-    """Return the weight of a question about groups of these sizes, by which its probability is
-    multiplied.
-    """
-    return (a * b) ** 0.7
+def _groups_of(questions: list[Question]) -> list[Tensor]:
+    """The groups of splits, each once."""
+    groups = {int(group[0]): group for question in questions for group in question.groups}
+    return list(groups.values())
+
+
+def _linkage_inputs(linkage: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Root of the mean similarity (m,), and logarithms of the lower and the greater size (m, 2)."""
+    return np.stack([np.sqrt(linkage), np.log(sizes.min(1)), np.log(sizes.max(1))], axis=1)

@@ -47,6 +47,7 @@ FOREIGN = {
     *("strict", "check", "inplace", "benchmark-only", "benchmark-json", "scale"),
     *("json", "plot", "figure", "undocumented", "runs", "case"),
     *("out", "arms", "sizes", "seeds", "iterations", "step", "start"),  # of bench/real/run.py
+    "per-epoch",  # also of bench/real/run.py
     *("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "signal"),
 }
 PRIVATE_WORDS = re.compile(

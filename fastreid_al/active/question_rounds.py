@@ -64,7 +64,7 @@ class QuestionRounds:
         }
         if self.asker.outlook is not None:
             costs["next_questions"] = self.asker.outlook.questions
-            costs["next_corrected"] = self.asker.outlook.corrected
+            costs["next_changed"] = self.asker.outlook.changed
             costs["next_share"] = self.asker.outlook.share
         for verdict in Verdict:
             costs[f"answered_{verdict.name.lower()}"] = spent.verdicts[verdict.value]

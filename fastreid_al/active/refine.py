@@ -85,10 +85,10 @@ def refine(
         refined = asker.current_labels()
         spent = asker.end()
         if asker.expected_error != 0:
-            # The answers of this round may be doubted now, on which the strategy acted.
+            # The strategy acted on answers of this round that may be doubted now.
             asker.weigh(similarity_prior(features, asker))
             graph = graph_of_images(features)
-            return Refined(apply_answers(features, labels, asker.closure, graph), spent)
+            refined = apply_answers(features, refined, asker.likely(), graph)
         # A strategy looks at the answers about the images that it shows; other images of the same
         # groups may have answers too.
         return Refined(apply_answers(features, refined, asker.closure), spent)

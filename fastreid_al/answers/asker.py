@@ -27,7 +27,15 @@ from ..arguments import (
 )
 from .closure import Closure, Effect
 from .ledger import Ledger
-from .posterior import UNKNOWN_RATE, Prior, answer_weight, decides, limited, weigh_answers
+from .posterior import (
+    UNKNOWN_RATE,
+    Prior,
+    answer_weight,
+    decides,
+    limited,
+    log_odds_of,
+    weigh_answers,
+)
 from .question import Annotator, Answer, NoAnswer, Question, UndoLast, Verdict
 
 ClosureName = Literal["transitive", "none"]
@@ -93,23 +101,22 @@ class Observation(NamedTuple):
 
 
 class Outlook(NamedTuple):
-    """What further questions are expected to be worth.
+    """What further questions are expected to change.
 
     Args:
         questions: Number of further questions, 50 where there are so many.
-        corrected: Pairs of images that they are expected to correct: joined by a merge, or set
-            apart by a split.
+        changed: Pairs of images that they are expected to join or to set apart.
         clustered: Pairs of images that share a cluster now.
     """
 
     questions: int
-    corrected: float
+    changed: float
     clustered: int
 
     @property
     def share(self) -> float:
-        """Pairs that are expected to be corrected, over the pairs that share a cluster."""
-        return self.corrected / max(self.clustered, 1)
+        """Pairs that are expected to change, over the pairs that share a cluster."""
+        return self.changed / max(self.clustered, 1)
 
 
 class Asker:
@@ -254,7 +261,8 @@ class Asker:
         The closure is then that of the believed answers (`posterior.weigh_answers`). A pair whose
         answer is doubted is not asked about again, but its images may be, with other images. Until
         the end of the round, a merge needs as many answers that agree as it takes to make it 70 %
-        likely, 3 at most. Does nothing if answers are never wrong.
+        likely, 3 at most, from the question's probability if it has one. Does nothing if answers
+        are never wrong.
 
         Args:
             prior: Log-odds of "same" for two images before any answer.
@@ -270,6 +278,18 @@ class Asker:
         self._rates = weighed.rates
         self.closure = Closure.replay(weighed.believed, self.transitive)
         self.spent.doubted = len(weighed.doubted)
+
+    def likely(self) -> Closure:
+        """Return the closure of the believed answers, and of the opposite of each doubted "same".
+
+        A strategy may have merged clusters because of an answer that is doubted since.
+        """
+        opposite = [
+            answer._replace(verdict=Verdict.DIFFERENT)
+            for answer in self._answers
+            if answer.verdict is Verdict.SAME and _pair(answer.left, answer.right) in self._doubted
+        ]
+        return Closure.replay(sorted([*self.closure.answers(), *opposite]), self.transitive)
 
     def deciding_answers(self) -> list[Answer]:
         """Return the answers so far that say "same" or "different" of two images of the set."""
@@ -437,7 +457,10 @@ class Asker:
         pairs = len(question.groups[0]) * len(question.groups[1])
         needed = 1 + self.confirm_merges
         if self._prior is not None:
-            missing = _SURE - limited(self._prior(*_pair(*question.images)))
+            prior = self._prior(*_pair(*question.images))
+            if question.probability is not None:
+                prior = log_odds_of(question.probability)
+            missing = _SURE - limited(prior)
             rate = self.expected_error
             if rate is None:
                 rate = self._rates.get(self.annotator.name, UNKNOWN_RATE)

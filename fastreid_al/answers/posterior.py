@@ -122,6 +122,13 @@ def _pair(answer: Answer) -> tuple[int, int]:
     return min(answer.left, answer.right), max(answer.left, answer.right)
 
 
+def log_odds_of(probability: float) -> float:
+    """Return the log-odds of a probability between 0 and 1."""
+    if probability in (0, 1):
+        return math.inf if probability else -math.inf
+    return math.log(probability / (1 - probability))
+
+
 def limited(log_odds: float) -> float:
     """Return the log-odds of a prior, limited to -5 to 5."""
     return min(max(log_odds, -_MOST_PRIOR), _MOST_PRIOR)

@@ -38,6 +38,7 @@ class Question:
             centroids for a merge.
         score: Expected gain; the order in which questions are asked when not all can be.
         cluster: Label of the cluster that a split is about, -1 for a merge.
+        probability: Probability of "same" before the answer, of a strategy that estimates it.
     """
 
     images: tuple[int, int]
@@ -46,6 +47,7 @@ class Question:
     similarity: float
     score: float
     cluster: int = -1
+    probability: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no question.
@@ -64,6 +66,8 @@ class Question:
         set_field("similarity", float(as_number("similarity", self.similarity)))
         set_field("score", float(as_number("score", self.score)))
         set_field("cluster", as_integer("cluster", self.cluster, -1))
+        if self.probability is not None:
+            set_field("probability", float(as_number("probability", self.probability, 0, 1)))
 
     def _is_usual(self) -> bool:
         """Whether the types are those of this package's own questions: there may be millions."""
@@ -79,6 +83,7 @@ class Question:
             and first.dtype is second.dtype is torch.int64
             and first.ndim == second.ndim == 1
             and type(self.reason) is str
+            and self.probability is None
             and 0 <= min(i, j) < max(i, j) <= LARGEST
             and -1 <= self.cluster <= LARGEST
             and math.isfinite(self.similarity + self.score)

@@ -31,7 +31,7 @@ from .run_folder import RunFolder
 from .stop_signal import Interrupted, StopSignal
 from .training import Training
 
-#: Share of the pairs that the next questions should correct, to be worth asking.
+#: Share of the pairs that the next questions should change, to be worth asking.
 _WORTH_ASKING = 0.005
 
 
@@ -375,7 +375,7 @@ def describe_epoch(record: dict[str, Any]) -> str:
         parts.append(f"{record['questions']} questions ({record['questions_total']} in all)")
     if "next_share" in record:
         following = (
-            f"the next {record['next_questions']} would correct {percent(record['next_share'])} % "
+            f"the next {record['next_questions']} would change {percent(record['next_share'])} % "
             "of the pairs"
         )
         if record["next_share"] < _WORTH_ASKING:

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from fastreid_al.answers import Answer, Closure, Verdict
-from fastreid_al.answers.posterior import answer_weight, weigh_answers
+from fastreid_al.answers.posterior import answer_weight, log_odds_of, weigh_answers
 
 SAME, DIFFERENT, UNSURE = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE
 
@@ -26,6 +26,13 @@ def test_an_answer_weighs_what_bayes_says() -> None:
     assert answer_weight(0.05) == pytest.approx(math.log(19))
     assert answer_weight(0.0) == pytest.approx(math.log(9999))
     assert answer_weight(0.9) > 0
+
+
+def test_log_odds_of_a_probability() -> None:
+    assert log_odds_of(0.5) == 0
+    assert log_odds_of(0.95) == pytest.approx(math.log(19))
+    assert log_odds_of(1.0) == math.inf
+    assert log_odds_of(0.0) == -math.inf
 
 
 def test_answers_that_agree_are_all_believed() -> None:

@@ -91,6 +91,6 @@ def test_an_undefined_score_of_an_epoch_is_a_dash() -> None:
     assert "class purity 50.0 -> - % completeness - -> - %" in loop.describe_epoch(record)
     record |= {"questions": 5, "questions_total": 9, "next_questions": 50, "next_share": 0.012}
     line = loop.describe_epoch(record)
-    assert "9 in all), the next 50 would correct 1.2 % of the pairs, pair" in line
+    assert "9 in all), the next 50 would change 1.2 % of the pairs, pair" in line
     line = loop.describe_epoch(record | {"next_share": 0.004})
-    assert "correct 0.4 % of the pairs, more are hardly worth it, pair" in line
+    assert "change 0.4 % of the pairs, more are hardly worth it, pair" in line

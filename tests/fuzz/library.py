@@ -401,6 +401,7 @@ def question_arguments(random: Random) -> Arguments:
         "similarity": 0.5,
         "score": 1.0,
         "cluster": -1,
+        "probability": 0.25,
     }
 
 
@@ -812,6 +813,7 @@ SCHEMAS: dict[str, Schema] = {
         {
             **{"images": "pair", "groups": "object", "reason": "text"},
             **{"similarity": "number", "score": "number", "cluster": "count"},
+            "probability": "?number",
         },
         question_arguments,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -109,12 +110,14 @@ class _Candidates(NamedTuple):
     Args:
         items: (m,) int64 number of the pair of groups, or of the split.
         inputs: (m, d) what the probability is computed from.
+        same: (m,) p(same).
         gain: (m,) expected gain.
-        pairs: (m,) pairs of images that are expected to be corrected.
+        pairs: (m,) pairs of images that the answer is expected to change.
     """
 
     items: np.ndarray
     inputs: np.ndarray
+    same: np.ndarray
     gain: np.ndarray
     pairs: np.ndarray
 
@@ -134,6 +137,8 @@ class _Round:
         asker.current_labels = self.partition.labels
         self.merging = Calibration(*_MERGE_PRIOR, limit=_LIMIT)
         self.splitting = Calibration(*_SPLIT_PRIOR, limit=_LIMIT)
+        #: Images of the splits that were asked about, which may be shown by others.
+        self.asked: set[tuple[int, int]] = set()
         self.neighbourhoods = Neighbourhoods()
         #: Images of each cluster when SNPS last looked at it, and the splits that it found.
         self.known_splits: dict[int, tuple[list[int], list[Question]]] = {}
@@ -149,9 +154,11 @@ class _Round:
         merges = window.merges()
         splits = window.splits()
         gains = np.concatenate([merges.gain, splits.gain])
-        self.asker.outlook = window.outlook(gains, np.concatenate([merges.pairs, splits.pairs]))
+        pairs = np.concatenate([merges.pairs, splits.pairs])
+        best = np.argsort(-gains, kind="stable").tolist()
+        self.asker.outlook = window.outlook(merges, best, pairs)
         asked = 0
-        for at in np.argsort(-gains, kind="stable").tolist():
+        for at in best:
             if at < len(merges.items):
                 asked += self._ask_merge(window, merges, at)
             else:
@@ -166,11 +173,11 @@ class _Round:
         a, b = int(window.pairs.first[item]), int(window.pairs.second[item])
         if window.used.intersection((a, b)) or (a, b) in window.cannot_links:
             return False
-        question = self._question(
-            (window.sides[a], window.sides[b]), "merge", float(merges.gain[at])
-        )
+        sides = window.sides[a], window.sides[b]
+        question = self._question(sides, "merge", float(merges.gain[at]))
         if question is None:
             return False
+        question = replace(question, probability=float(merges.same[at]))
         window.used.update((a, b))
         verdict = self._answer(question, _MERGE, self.merging, merges.inputs[at])
         if verdict is Verdict.SAME:
@@ -188,6 +195,7 @@ class _Round:
         if question is None:
             return False
         window.used.add(group)
+        self.asked.add(split.images)
         verdict = self._answer(question, _SPLIT, self.splitting, splits.inputs[at])
         if verdict is Verdict.DIFFERENT:
             for part in parts_of(self.graph, window.sides[group], self.asker.closure)[1:]:
@@ -307,7 +315,7 @@ class _Window:
         self.state.merging.scale(inputs)
         same = self.state.merging(inputs)
         pairs = same * sizes[items].prod(1)
-        return _Candidates(items, inputs, same * worth[items], pairs)
+        return _Candidates(items, inputs, same, same * worth[items], pairs)
 
     def _merge_inputs(self, items: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """What p(same) of pairs of groups is computed from, (m, 8)."""
@@ -333,17 +341,38 @@ class _Window:
         similarity = np.array([q.similarity for q in self.proposed])
         inputs = np.column_stack([_linkage_inputs(linkage, sizes), similarity])
         self.state.splitting.scale(inputs)
-        wrong = 1 - self.state.splitting(inputs)
+        same = self.state.splitting(inputs)
+        wrong = 1 - same
         pairs = sizes.prod(1)
         gain = wrong * pairs**self.state.aim.size_power * self.state.aim.split_weight
         items = np.arange(len(self.proposed))
-        return _Candidates(items, inputs, gain, wrong * pairs)
+        return _Candidates(items, inputs, same, gain, wrong * pairs)
 
-    def outlook(self, gains: np.ndarray, pairs: np.ndarray) -> Outlook:
-        """What the next questions are expected to be worth."""
-        best = np.argsort(-gains, kind="stable")[:_AHEAD]
+    def outlook(self, merges: _Candidates, best: list[int], pairs: np.ndarray) -> Outlook:
+        """What the next questions are expected to change.
+
+        Args:
+            merges: The candidates for merges.
+            best: Numbers of candidates, best first: the merges, then the splits.
+            pairs: (m,) pairs of images that each candidate is expected to change.
+        """
+        changed = []
+        for at in best:
+            if self._is_open(merges, at):
+                changed.append(float(pairs[at]))
+            if len(changed) == _AHEAD:
+                break
         clustered = int((self.groups.sizes * (self.groups.sizes - 1) // 2).sum())
-        return Outlook(len(best), float(pairs[best].sum()), clustered)
+        return Outlook(len(changed), sum(changed), clustered)
+
+    def _is_open(self, merges: _Candidates, at: int) -> bool:
+        """Whether the answers so far leave a candidate open."""
+        if at < len(merges.items):
+            item = merges.items[at]
+            pair = int(self.pairs.first[item]), int(self.pairs.second[item])
+            return pair not in self.cannot_links
+        images = self.proposed[at - len(merges.items)].images
+        return images not in self.state.asked and self.state.asker.can_ask(*images)
 
 
 def _groups_of(questions: list[Question]) -> list[Tensor]:

@@ -158,3 +158,24 @@ def test_a_round_that_was_interrupted_goes_on_with_the_same_questions() -> None:
     got = refine(features, labels, resumed, "gain", config).labels
     assert torch.equal(got, expected)
     assert [answer[1:4] for answer in ledger.answers()] == questions
+
+
+def test_the_outlook_falls_to_nothing_as_questions_are_answered() -> None:
+    features, identities, labels = linked(0)
+    asker = Asker(Recording(identities))
+    shares = []
+    for epoch in range(1, 6):
+        labels = refine(features, labels, asker, "gain", QuestionConfig(per_epoch=60), epoch)[0]
+        assert asker.outlook is not None
+        shares.append(asker.outlook.share)
+    assert shares[0] > 0.02
+    assert shares[-1] < 0.05
+
+
+def test_an_unlikely_merge_needs_answers_that_agree_where_answers_may_be_wrong() -> None:
+    features, identities, labels = linked(2)
+    annotator = Recording(identities)
+    asker = Asker(annotator, expected_error=0.2)
+    refine(features, labels, asker, "gain", QuestionConfig(per_epoch=80))
+    reasons = [event.reason for event in asker.ledger.events()]
+    assert "confirm" in reasons

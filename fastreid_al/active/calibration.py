@@ -62,10 +62,6 @@ class Calibration:
         """Return the inputs (m, d) as the regression sees them."""
         return np.clip((inputs - self._mean) / self._scale, -self._limit, self._limit)
 
-    def learn(self, inputs: np.ndarray, yes: bool) -> None:
-        """Take in one answer with inputs (d,), by Newton's method from the present weights."""
-        self.learn_all(inputs[None], [yes])
-
     def learn_all(self, inputs: np.ndarray, yes: Sequence[float]) -> None:
         """Take in several answers with inputs (m, d), by Newton's method.
 

@@ -309,7 +309,7 @@ class Job(NamedTuple):
 
 
 def every_job(names: Iterable[str] = CHIPS) -> list[Job]:
-    """Every launch for each chip, with two exceptions that save half of the time.
+    """Every launch for each chip, with two exceptions that save a third of the time.
 
     Float16, whose tiles are those of bfloat16, is compiled for one chip only. For chips of which no
     tile is tuned there is one launch of each kernel and dtype. The first job of a chip is

@@ -83,6 +83,15 @@ def loss_is_right(arguments: Arguments, result: Any) -> bool:
     return close(result, expected, 10 * TOLERANCE[arguments["features"].dtype])
 
 
+def feature_is_left_out(arguments: Arguments) -> bool:
+    """Whether some features are not finite, all of them in rows that do not count."""
+    if not isinstance(arguments["features"], torch.Tensor):
+        return False
+    broken = ~torch.isfinite(arguments["features"]).all(1)
+    counts = arguments["targets"] != arguments["ignore_index"]
+    return bool(broken.any()) and not bool((broken & counts).any())
+
+
 def partial_is_right(arguments: Arguments, result: Any) -> bool:
     plain = {k: v for k, v in arguments.items() if k not in ("precision", "gradient")}
     expected = rk.partial_contrast_reference(**doubles(plain))
@@ -298,6 +307,7 @@ SCHEMAS: dict[str, Schema] = {
         {**CONTRAST, "reduction": "choice", "precision": "choice"},
         with_precision(loss_arguments),
         loss_is_right,
+        leaves_out=feature_is_left_out,
     ),
     "bank_contrast_loss_reference": Schema(
         rk.bank_contrast_loss_reference, {**free(CONTRAST), "reduction": "choice"}, loss_arguments

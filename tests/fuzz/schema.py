@@ -22,6 +22,8 @@ class Schema(NamedTuple):
         make: Valid arguments; the same for the same random numbers.
         right: Whether a result is right, by a float64 reference where there is one.
         words: Further words by which an error may name what is wrong.
+        leaves_out: Whether every value that is not finite is one that the function leaves out, so
+            that it need not be refused.
     """
 
     call: Callable[..., Any]
@@ -29,6 +31,7 @@ class Schema(NamedTuple):
     make: Callable[[Random], Arguments]
     right: Callable[[Arguments, Any], bool] = lambda arguments, result: True
     words: tuple[str, ...] = ()
+    leaves_out: Callable[[Arguments], bool] = lambda arguments: False
 
 
 def rows(

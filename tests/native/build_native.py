@@ -5,6 +5,7 @@ Needs g++ (or CXX) and pybind11, but not PyTorch.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.machinery
 import importlib.util
 import os
@@ -85,6 +86,47 @@ def _joined_bindings(folder: Path) -> Path:
     includes = [f'#include "{source.name}"\n' for source in sorted(SOURCES.glob("bind*.cpp"))]
     joined.write_text("".join(includes))
     return joined
+
+
+def kept_build(folder: Path) -> Path:
+    """The emulated build of the present sources in a folder that is kept, built where it is missing.
+
+    Other processes that need the same build wait for it. Builds of other sources are removed.
+
+    Args:
+        folder: A folder that holds nothing but such builds.
+
+    Returns:
+        The library's path.
+    """
+    import fcntl
+
+    digest = _digest_of_sources()
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = folder / digest
+        done = kept / "done"
+        if not done.exists():
+            for old in folder.iterdir():
+                if old.is_dir():
+                    shutil.rmtree(old)
+            kept.mkdir()
+            library = build(kept, emulated=True)
+            done.write_text(library.name)
+        return kept / done.read_text()
+
+
+def _digest_of_sources() -> str:
+    """A digest of everything that the emulated build depends on."""
+    import pybind11
+
+    known = hashlib.sha256()
+    version = subprocess.run([str(compiler()), "--version"], capture_output=True, check=True)
+    known.update(f"{sys.version} {pybind11.__version__}".encode() + version.stdout)
+    for path in sorted([*SOURCES.rglob("*"), *HERE.glob("*.h"), Path(__file__)]):
+        if path.is_file():
+            known.update(path.name.encode() + b"\0" + path.read_bytes())
+    return known.hexdigest()[:16]
 
 
 def build_program(

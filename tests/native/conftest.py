@@ -1,4 +1,4 @@
-"""Builds of the extension, one per session.
+"""Builds of the extension.
 
 `installed` is the extension as users have it. Its CUDA functions need a GPU and are hidden here
 (`cuda` is False). `emulated` is a build whose CUDA functions run on the CPU (cuda_on_cpu.h) and
@@ -34,8 +34,11 @@ def installed() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def emulated(pytestconfig: pytest.Config) -> ModuleType:
     if build_native.compiler() is None:
         pytest.skip("no C++ compiler")
     pytest.importorskip("pybind11")
-    return build_native.load(build_native.build(tmp_path_factory.mktemp("emulated"), emulated=True))
+    # The build takes a minute of processor time. It is kept in pytest's cache, where workers and
+    # later sessions find it; `pytest --cache-clear` removes it.
+    assert pytestconfig.cache is not None
+    return build_native.load(build_native.kept_build(pytestconfig.cache.mkdir("emulated")))

@@ -39,7 +39,7 @@ def train(config: RunConfig, threads: int) -> None:
 
 
 #: Kills while the run trains.
-KILLS = 12
+KILLS = 8
 
 
 @pytest.mark.slow

@@ -483,6 +483,15 @@ class QuestionConfig:
         resumable=True,
         only=when("ask", "gain"),
     )
+    sheet: int = setting(
+        1,
+        "Clusters that gain compares with one cluster at a time, if the annotator can answer such "
+        "sheets; 1 asks about pairs.",
+        at_least=1,
+        at_most=100,
+        resumable=True,
+        only=when("ask", "gain"),
+    )
     k_max_rule: Literal["paper", "root"] = setting(
         "paper",
         "Most groups that a cluster S may be split into: sqrt(|S|/2)/2 (paper) or sqrt(|S|/2) "
@@ -576,6 +585,12 @@ class OracleConfig:
     seconds: float = setting(
         0.0,
         "Seconds that each answer is counted for, such as the 4 that a person takes.",
+        at_least=0,
+        resumable=True,
+    )
+    seconds_more: float = setting(
+        0.0,
+        "Seconds that each further image of a sheet is counted for.",
         at_least=0,
         resumable=True,
     )

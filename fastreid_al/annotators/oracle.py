@@ -33,6 +33,7 @@ class Oracle:
         not_comparable: Share of questions answered "not comparable".
         seed: Seed of the errors.
         seconds: Seconds that an answer is counted for: what a person would take.
+        seconds_more: Seconds for each further image of a sheet.
 
     Raises:
         ValueError: A rate is not in [0, 1], the rates sum to more than 1, or an identity is
@@ -51,6 +52,7 @@ class Oracle:
         not_comparable: float = 0.0,
         seed: int = 0,
         seconds: float = 0.0,
+        seconds_more: float = 0.0,
     ) -> None:
         identities = as_ids("identities", identities, per="image")
         _check(
@@ -60,6 +62,7 @@ class Oracle:
         self._names = names
         self._seed = as_integer("seed", seed)
         self.seconds = as_number("seconds", seconds, 0)
+        self._seconds_more = as_number("seconds_more", seconds_more, 0)
         # A uniform number below the first bound is "unsure", below the second "not comparable",
         # below the third wrong.
         self._unsure_below = unsure
@@ -82,6 +85,14 @@ class Oracle:
         same = self._identities[a] == self._identities[b]
         wrong = number < self._wrong_below
         return Verdict.SAME if same != wrong else Verdict.DIFFERENT
+
+    def answer_sheet(self, questions: Sequence[Question]) -> list[Verdict]:
+        """Answer for each pair of images, as `answer` does."""
+        return [self.answer(question) for question in questions]
+
+    def sheet_seconds(self, count: int) -> float:
+        """Seconds that a sheet of so many questions is counted for."""
+        return self.seconds + (count - 1) * self._seconds_more
 
     def _uniform(self, a: int, b: int) -> float:
         """Return a number in [0, 1) that is uniform over pairs of images."""
@@ -109,6 +120,7 @@ def make_oracle(context: AnnotatorContext) -> Oracle:
             not_comparable=settings.not_comparable,
             seed=settings.seed,
             seconds=settings.seconds,
+            seconds_more=settings.seconds_more,
         )
     except ValueError as error:
         raise UserError(f"`oracle`: {error}") from error

@@ -5,7 +5,16 @@ and the ledger.
 from .asker import Asker
 from .closure import Closure
 from .ledger import ImageKeys, Ledger
-from .question import Annotator, Answer, NoAnswer, Question, QuitAsking, UndoLast, Verdict
+from .question import (
+    Annotator,
+    Answer,
+    NoAnswer,
+    Question,
+    QuitAsking,
+    SheetAnnotator,
+    UndoLast,
+    Verdict,
+)
 
 __all__ = [
     "Annotator",
@@ -17,6 +26,7 @@ __all__ = [
     "NoAnswer",
     "Question",
     "QuitAsking",
+    "SheetAnnotator",
     "UndoLast",
     "Verdict",
 ]

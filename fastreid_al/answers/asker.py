@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -36,11 +36,21 @@ from .posterior import (
     log_odds_of,
     weigh_answers,
 )
-from .question import Annotator, Answer, NoAnswer, Question, UndoLast, Verdict
+from .question import (
+    Annotator,
+    Answer,
+    NoAnswer,
+    Question,
+    SheetAnnotator,
+    UndoLast,
+    Verdict,
+)
 
 ClosureName = Literal["transitive", "none"]
 #: Returns the labels (n,) that the answers so far lead to.
 CurrentLabels = Callable[[], Tensor]
+#: What an annotator returns.
+Answered = TypeVar("Answered")
 #: Further pairs that are asked about for each confirmation that a merge needs, if answers are
 #: undecided.
 _TRIES = 3
@@ -202,6 +212,8 @@ class Asker:
         self._limit: int | None = None
         #: Answers beyond the position, by pair, until the round asks for them.
         self._ahead: dict[tuple[int, int], Answer] = {}
+        #: Events of the last sheet, which are taken back together.
+        self._last_sheet: list[int] = []
         #: Pairs of this round that the annotator passed on.
         self._passed: set[tuple[int, int]] = set()
         #: Pairs of this round that the closure answered.
@@ -397,10 +409,41 @@ class Asker:
             self._ask_once(question, question.images, self._answers_needed(question), None)
         elif pair not in self._passed:
             self._remembered.add(pair)
-        if self.awaits_confirmation(*pair):
-            self._confirm(question)
-        verdict = self.closure.verdict(*pair)
-        return Verdict.UNSURE if verdict is None else verdict
+        return self._confirmed_verdict(question)
+
+    def ask_sheet(self, questions: Sequence[Question]) -> list[Verdict]:
+        """Return the verdicts of several questions about one first image.
+
+        An annotator that can answer sheets (`SheetAnnotator`) sees all that are open at a time.
+        Another one gets one question after the other. Each answer counts as a question, and is in
+        the ledger on its own. A sheet has no more questions than the budget allows.
+
+        Args:
+            questions: They have the same first image, and different second images.
+
+        Returns:
+            A verdict for each question; see `ask`.
+
+        Raises:
+            ValueError: The questions do not have one first image, or name a pair twice.
+            OutOfQuestions: The budget is spent.
+            QuitAsking: The annotator leaves.
+            RoundAgain: The annotator took its last answer back, here the whole sheet.
+        """
+        questions = [as_instance("questions", question, Question) for question in questions]
+        if len({question.images[0] for question in questions}) > 1:
+            raise ValueError("questions: got several first images, expected one")
+        if len({question.images for question in questions}) < len(questions):
+            raise ValueError("questions: got a pair of images twice, expected each once")
+        if not callable(getattr(self.annotator, "answer_sheet", None)):
+            return [self.ask(question) for question in questions]
+        open_pairs = [question for question in questions if self.can_ask(*question.images)]
+        for question in questions:
+            pair = _pair(*question.images)
+            if question not in open_pairs and pair not in self._passed:
+                self._remembered.add(pair)
+        self._ask_together(open_pairs)
+        return [self._confirmed_verdict(question) for question in questions]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the ledger, the costs so far, and the observations."""
@@ -468,6 +511,13 @@ class Asker:
             needed = max(needed, min(math.ceil(missing / weight), _MOST_ANSWERS))
         return min(needed, pairs)
 
+    def _confirmed_verdict(self, question: Question) -> Verdict:
+        """The verdict of a question that was asked, after confirmations if it needs any."""
+        if self.awaits_confirmation(*question.images):
+            self._confirm(question)
+        verdict = self.closure.verdict(*question.images)
+        return Verdict.UNSURE if verdict is None else verdict
+
     def _confirm(self, question: Question) -> None:
         """Ask about further images of a merge until it counts, one answer disputes it, or too many
         are undecided.
@@ -518,6 +568,83 @@ class Asker:
                 return
         self._take_in(answer)
 
+    def _ask_together(self, questions: list[Question]) -> None:
+        """Take the answers of a sheet, those that lie ahead from the ledger.
+
+        Args:
+            questions: Questions with one first image; each can be asked.
+        """
+        if not questions:
+            return
+        # Answers that lie ahead were counted when the interrupted round asked for them.
+        ahead = [q for q in questions if _pair(*q.images) in self._ahead]
+        left = self.questions_left()
+        if left is not None:
+            questions = questions[: left + len(ahead)]
+        needs = {question.images: self._answers_needed(question) for question in questions}
+        count = len(questions)
+        known = {q.images: self._ahead.pop(_pair(*q.images), None) for q in questions}
+        new = [question for question in questions if known[question.images] is None]
+        if new and self._ahead:
+            # This round differs from the one that was interrupted, see `_ask_once`.
+            self._catch_up()
+            new = [question for question in new if self.can_ask(*question.images)]
+        if not questions or (new and self._out_of_time()):
+            raise OutOfQuestions
+        for question in questions:
+            answer = known[question.images]
+            if answer is not None:
+                self._take_in(answer)
+        if new:
+            self._ask_new_sheet(new, needs, count)
+
+    def _ask_new_sheet(
+        self, questions: list[Question], needs: dict[tuple[int, int], int], count: int
+    ) -> None:
+        """Ask the annotator about a sheet, or about what is left of one.
+
+        Args:
+            questions: The questions.
+            needs: Answers that must agree before a "same" counts, by pair.
+            count: Questions of the whole sheet, over which its seconds are divided.
+        """
+        asked_at = time.time()
+        began = time.monotonic()
+        try:
+            verdicts = list(self._with_undo(lambda: self._sheet_verdicts(questions)))
+        except NoAnswer:
+            self._passed.update(_pair(*question.images) for question in questions)
+            return
+        seconds = time.monotonic() - began
+        sheet_seconds = getattr(self.annotator, "sheet_seconds", None)
+        if sheet_seconds is None:
+            each = seconds / len(questions)
+        else:
+            # An oracle takes no time, and says how much a person would take.
+            each = float(sheet_seconds(count)) / count
+        self._last_sheet = []
+        for question, verdict in zip(questions, verdicts, strict=True):
+            need = needs[question.images]
+            answer = self._record(question, question.images, verdict, need, None, asked_at, each)
+            asked_at += each
+            self._last_sheet.append(answer.event)
+            self._take_in(answer)
+
+    def _sheet_verdicts(self, questions: list[Question]) -> list[Verdict]:
+        """The annotator's verdicts about a sheet.
+
+        Raises:
+            ValueError: They are not one verdict for each question.
+        """
+        annotator = cast(SheetAnnotator, self.annotator)
+        verdicts = list(annotator.answer_sheet(questions))
+        if len(verdicts) != len(questions):
+            raise ValueError(
+                f"answer_sheet: got {len(verdicts)} verdicts of {self.annotator.name!r}, expected "
+                f"{len(questions)}, one for each question"
+            )
+        return verdicts
+
     def _take_in(self, answer: Answer) -> None:
         """Add an answer to the closure and to the cost of the round."""
         self._answers.append(answer)
@@ -545,10 +672,23 @@ class Asker:
         # The clock of the machine may be set meanwhile; durations are of one that is not.
         asked_at = time.time()
         began = time.monotonic()
-        verdict = self._ask_annotator(shown)
+        verdict = self._with_undo(lambda: self.annotator.answer(shown))
         seconds = time.monotonic() - began
         # An oracle takes no time, and says how much a person would take.
         seconds = float(getattr(self.annotator, "seconds", seconds))
+        return self._record(question, pair, verdict, need, confirms, asked_at, seconds)
+
+    def _record(
+        self,
+        question: Question,
+        pair: tuple[int, int],
+        verdict: Verdict,
+        need: int,
+        confirms: int | None,
+        asked_at: float,
+        seconds: float,
+    ) -> Answer:
+        """Write an answer to the ledger."""
         event = self.ledger.append(
             *pair,
             verdict,
@@ -566,19 +706,25 @@ class Asker:
         )
         return Answer(event, *pair, verdict, need, confirms, seconds, self.run)
 
-    def _ask_annotator(self, question: Question) -> Verdict:
-        """Return the annotator's verdict, after its last answer was taken back if it asks for that.
+    def _with_undo(self, ask: Callable[[], Answered]) -> Answered:
+        """Return what the annotator answers, after its last answer was taken back if it asks for
+        that.
 
-        Only answers of this run are taken back. If there is none, the question is asked again.
+        Only answers of this run are taken back, those of a sheet together. If there is none, the
+        annotator is asked again.
         """
         while True:
             try:
-                return self.annotator.answer(question)
+                return ask()
             except UndoLast:
                 last = self.ledger.last_answer(self.run)
-                if last is not None:
-                    self.ledger.undo(last, self.annotator.name)
-                    raise RoundAgain from None
+                if last is None:
+                    continue
+                events = self._last_sheet if last in self._last_sheet else [last]
+                for event in reversed(events):
+                    self.ledger.undo(event, self.annotator.name)
+                self._last_sheet = []
+                raise RoundAgain from None
 
 
 def _observation(row: Sequence[float]) -> Observation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -160,6 +161,20 @@ class Annotator(Protocol):
 
     def answer(self, question: Question) -> Verdict:
         """Answer one question about the images `question.images`."""
+
+
+class SheetAnnotator(Annotator, Protocol):
+    """An annotator that also compares one image with several others at a time.
+
+    `answer_sheet` may raise what `answer` may raise.
+    """
+
+    def answer_sheet(self, questions: Sequence[Question]) -> Sequence[Verdict]:
+        """Answer questions about the same first image, `questions[0].images[0]`.
+
+        Returns:
+            A verdict for each question, in their order.
+        """
 
 
 class QuitAsking(Exception):  # noqa: N818

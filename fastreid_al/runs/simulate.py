@@ -56,6 +56,7 @@ class Point(NamedTuple):
         class_completeness: Mean over clusters of the share of that identity's images.
         cross_camera_recall: Pair recall over images of different cameras.
         identities_covered: Share of the identities with a cluster of their own.
+        seconds: Seconds of the answers, as the oracle counts them.
     """
 
     strategy: str
@@ -71,6 +72,7 @@ class Point(NamedTuple):
     class_completeness: float | None
     cross_camera_recall: float | None
     identities_covered: float | None
+    seconds: float
 
 
 def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -> list[Point]:
@@ -101,7 +103,7 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
     reporter.line(
         f"{len(features)} images of {len(identities.unique())} identities, "
         f"{int(labels.max()) + 1} clusters, {int((labels < 0).sum())} images unclustered: "
-        f"{_describe(_point('', 0, labels, identities, cameras))}"
+        f"{_describe(_point('', 0, 0.0, labels, identities, cameras))}"
     )
     points: list[Point] = []
     for strategy in strategies:
@@ -172,7 +174,8 @@ def simulate(
     curve: dict[int, Point] = {}
 
     def add_point(questions: int, labels: Tensor) -> None:
-        curve[questions] = _point(strategy, questions, labels, identities, cameras)
+        seconds = asker.seconds + asker.spent.seconds
+        curve[questions] = _point(strategy, questions, seconds, labels, identities, cameras)
 
     def after_answer(questions: int, current: Callable[[], Tensor]) -> None:
         if questions % config.every == 0:
@@ -185,18 +188,24 @@ def simulate(
         labels, _ = refine(features, labels, asker, strategy, config.questions, number)
         if asker.asked == before or asker.asked >= config.budget:
             break
-    add_point(asker.asked, labels)
+    # The last round has ended: its costs are in `asked` and `seconds`.
+    curve[asker.asked] = _point(strategy, asker.asked, asker.seconds, labels, identities, cameras)
     asker.ledger.close()
     return list(curve.values())
 
 
 def _point(
-    strategy: str, questions: int, labels: Tensor, identities: Tensor, cameras: Tensor | None
+    strategy: str,
+    questions: int,
+    seconds: float,
+    labels: Tensor,
+    identities: Tensor,
+    cameras: Tensor | None,
 ) -> Point:
-    """The quality of labels (n,) int64 after a number of questions."""
+    """The quality of labels (n,) int64 after a number of questions and seconds."""
     pairs = len(labels) * (len(labels) - 1) / 2
     scores = (*pair_scores(labels, identities), *cluster_scores(labels, identities, cameras))
-    return Point(strategy, questions, questions / pairs, *scores)
+    return Point(strategy, questions, questions / pairs, *scores, seconds)
 
 
 def _make_asker(
@@ -210,6 +219,7 @@ def _make_asker(
         not_comparable=config.oracle.not_comparable,
         seed=config.oracle.seed,
         seconds=config.oracle.seconds,
+        seconds_more=config.oracle.seconds_more,
     )
     return Asker(
         oracle,

@@ -977,7 +977,8 @@ _WITHOUT = {
     "metrics.ListScores metrics.ClusterScores metrics.PairScores metrics.Ranking "
     "synthetic.PlantedPartition "
     "runs.Finished data.ImageSet data.Record distributed.Sharded",
-    "a protocol": "answers.Annotator data.DatasetReader models.BackboneBuilder engine.Method "
+    "a protocol": "answers.Annotator answers.SheetAnnotator data.DatasetReader "
+    "models.BackboneBuilder engine.Method "
     "active.strategies.Strategy models.Stage models.Domain",
     "reads files: see `files`": "answers.Ledger answers.ImageKeys data.load data.describe "
     "models.build_model data.camera_style.match_copies data.camera_style.FileStyle "

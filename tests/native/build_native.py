@@ -89,7 +89,7 @@ def _joined_bindings(folder: Path) -> Path:
 
 
 def kept_build(folder: Path) -> Path:
-    """The emulated build of the present sources in a folder that is kept, built where it is missing.
+    """The emulated build of the present sources, in a folder that is kept; built if it is missing.
 
     Other processes that need the same build wait for it. Builds of other sources are removed.
 

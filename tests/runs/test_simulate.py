@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastreid_al.config import ClusterConfig, QuestionConfig, RunConfig, SimulationConfig
+from fastreid_al.config import (
+    ClusterConfig,
+    OracleConfig,
+    QuestionConfig,
+    RunConfig,
+    SimulationConfig,
+)
 from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import UserError
 from fastreid_al.evaluate import main as evaluate_main
 from fastreid_al.runs import run_simulation, run_training
 from fastreid_al.simulate import main as simulate_main
+from tests.support.asking import crowded
 from tests.support.tiny import SYNTHETIC
 
 
@@ -49,13 +56,30 @@ def test_saved_features_are_simulated(
     lines = (tmp_path / "out" / "curves.csv").read_text().splitlines()
     assert lines[0] == (
         "strategy,questions,share,precision,recall,f1,bcubed_precision,bcubed_recall,bcubed_f1,"
-        "class_purity,class_completeness,cross_camera_recall,identities_covered"
+        "class_purity,class_completeness,cross_camera_recall,identities_covered,seconds"
     )
-    assert all(0 <= float(score) <= 1 for line in lines[1:] for score in line.split(",")[3:])
+    assert all(0 <= float(score) <= 1 for line in lines[1:] for score in line.split(",")[3:-1])
     assert {line.split(",")[0] for line in lines[1:]} == {"ucal", "gain", "spal", "random"}
     assert Image.open(tmp_path / "out" / "curves.png").size
     config = SimulationConfig(str(file), "gain", 40, 10, str(tmp_path / "out2"))
     assert run_simulation(config, Reporter()) == run_simulation(config, Reporter())
+
+
+def test_sheets_are_simulated_and_their_seconds_counted(tmp_path: Path) -> None:
+    features, identities, _ = crowded()
+    np.savez(tmp_path / "f.npz", features=features.numpy(), identities=identities.numpy())
+    config = SimulationConfig(
+        str(tmp_path / "f.npz"),
+        "gain",
+        60,
+        out=str(tmp_path),
+        questions=QuestionConfig(sheet=5),
+        oracle=OracleConfig(seconds=4, seconds_more=0.5),
+    )
+    first, *_, last = run_simulation(config)
+    assert (first.seconds, last.questions) == (0, 60)
+    # Between all answers on sheets of five, and all about pairs.
+    assert 60 / 5 * 6 < last.seconds < 60 * 4
 
 
 def test_a_score_that_is_undefined_is_an_empty_cell_and_a_dash(
@@ -72,7 +96,7 @@ def test_a_score_that_is_undefined_is_an_empty_cell_and_a_dash(
     assert point.class_purity is None and point.cross_camera_recall is None
     assert "class purity - %, completeness - %" in capsys.readouterr().out
     [_, row] = (tmp_path / "curves.csv").read_text().splitlines()
-    assert row.endswith(f",{point.bcubed_f1},,,,0.0")
+    assert row.endswith(f",{point.bcubed_f1},,,,0.0,0.0")
     assert Image.open(tmp_path / "curves.png").size
 
 

@@ -16,6 +16,7 @@ from ..calibration import Calibration, probability
 from ..group_graph import (
     Groups,
     Neighbourhoods,
+    Pairs,
     graph_of_images,
     linkage_of,
     pairs_of_groups,
@@ -64,6 +65,8 @@ _LIKELY = (-5.0, (11.0, 0.0, -0.3))
 _LIMIT = 4.0
 #: What the answers of an epoch count in the next one, whose features are others.
 _FADING = 0.5
+#: Time for a further image of a sheet, over the time for a pair.
+_MORE_TIME = 1 / 7
 #: Questions that the outlook is about.
 _AHEAD = 50
 #: Names of what is learnt, in `Asker.observations`.
@@ -99,7 +102,7 @@ def ask_by_expected_gain(
     Raises:
         OutOfQuestions: The budget is spent.
     """
-    state = _Round(features, labels, asker, _AIMS[config.aim])
+    state = _Round(features, labels, asker, _AIMS[config.aim], config.sheet)
     while state.ask_window():
         pass
 
@@ -122,11 +125,29 @@ class _Candidates(NamedTuple):
     pairs: np.ndarray
 
 
+class _Sheet(NamedTuple):
+    """Questions about merges of one group with others, which are asked at a time.
+
+    Args:
+        group: The group.
+        candidates: Numbers of the candidates, the best first.
+        value: Expected gain, over the time that the sheet takes in relation to a pair.
+    """
+
+    group: int
+    candidates: list[int]
+    value: float
+
+
 class _Round:
     """A round of questions: the clusters as they are, and what was learnt from the answers."""
 
-    def __init__(self, features: Tensor, labels: Tensor, asker: Asker, aim: _Aim) -> None:
+    def __init__(
+        self, features: Tensor, labels: Tensor, asker: Asker, aim: _Aim, sheet: int
+    ) -> None:
         self.aim = aim
+        #: Most clusters that are compared with one cluster at a time.
+        self.sheet = sheet if callable(getattr(asker.annotator, "answer_sheet", None)) else 1
         self.graph = graph_of_images(features)
         self.features = features.float().cpu()  # (n, D)
         self.asker = asker
@@ -157,31 +178,48 @@ class _Round:
         pairs = np.concatenate([merges.pairs, splits.pairs])
         best = np.argsort(-gains, kind="stable").tolist()
         self.asker.outlook = window.outlook(merges, best, pairs)
+        sheets = window.sheets(merges)
+        values = np.concatenate([[sheet.value for sheet in sheets], splits.gain])
         asked = 0
-        for at in best:
-            if at < len(merges.items):
-                asked += self._ask_merge(window, merges, at)
+        for at in np.argsort(-values, kind="stable").tolist():
+            if at < len(sheets):
+                asked += self._ask_merges(window, merges, sheets[at])
             else:
-                asked += self._ask_split(window, splits, at - len(merges.items))
+                asked += self._ask_split(window, splits, at - len(sheets))
             if asked == _WINDOW:
                 break
         return asked > 0
 
-    def _ask_merge(self, window: _Window, merges: _Candidates, at: int) -> bool:
-        """Ask whether two groups are the same identity, unless it cannot be asked now."""
-        item = merges.items[at]
-        a, b = int(window.pairs.first[item]), int(window.pairs.second[item])
-        if window.used.intersection((a, b)) or (a, b) in window.cannot_links:
+    def _ask_merges(self, window: _Window, merges: _Candidates, sheet: _Sheet) -> bool:
+        """Ask whether groups are the same identity as one group, as far as it can be asked now.
+
+        Returns:
+            Whether anything was asked.
+        """
+        if sheet.group in window.used:
             return False
-        sides = window.sides[a], window.sides[b]
-        question = self._question(sides, "merge", float(merges.gain[at]))
-        if question is None:
+        questions, inputs, others = [], [], []
+        for at in sheet.candidates:
+            item = merges.items[at]
+            a, b = int(window.pairs.first[item]), int(window.pairs.second[item])
+            other = b if a == sheet.group else a
+            if other in window.used or (a, b) in window.cannot_links:
+                continue
+            sides = window.sides[sheet.group], window.sides[other]
+            question = self._question(sides, "merge", float(merges.gain[at]))
+            if question is None:
+                continue
+            questions.append(replace(question, probability=float(merges.same[at])))
+            inputs.append(merges.inputs[at])
+            others.append(other)
+        if not questions:
             return False
-        question = replace(question, probability=float(merges.same[at]))
-        window.used.update((a, b))
-        verdict = self._answer(question, _MERGE, self.merging, merges.inputs[at])
-        if verdict is Verdict.SAME:
-            self.partition.merge(window.names[a], window.names[b])
+        window.used.update((sheet.group, *others))
+        verdicts = self._answers(questions, _MERGE, self.merging, inputs)
+        label = window.names[sheet.group]
+        for other, verdict in zip(others, verdicts, strict=True):
+            if verdict is Verdict.SAME:
+                label = self.partition.merge(label, window.names[other])
         return True
 
     def _ask_split(self, window: _Window, splits: _Candidates, at: int) -> bool:
@@ -196,7 +234,8 @@ class _Round:
             return False
         window.used.add(group)
         self.asked.add(split.images)
-        verdict = self._answer(question, _SPLIT, self.splitting, splits.inputs[at])
+        inputs = [splits.inputs[at]]
+        (verdict,) = self._answers([question], _SPLIT, self.splitting, inputs)
         if verdict is Verdict.DIFFERENT:
             for part in parts_of(self.graph, window.sides[group], self.asker.closure)[1:]:
                 self.partition.move(part, self.partition.new_label())
@@ -218,18 +257,27 @@ class _Round:
             self.known_splits[question.cluster][1].append(question)
         return [question for name in names for question in self.known_splits[name][1]]
 
-    def _answer(
-        self, question: Question, name: str, calibration: Calibration, inputs: np.ndarray
-    ) -> Verdict:
-        """Ask, and learn from the answer for this round and for later ones."""
-        verdict = self.asker.ask(question)
-        if verdict in (Verdict.SAME, Verdict.DIFFERENT):
-            error = self.asker.expected_error or 0.0
+    def _answers(
+        self,
+        questions: list[Question],
+        name: str,
+        calibration: Calibration,
+        inputs: list[np.ndarray],
+    ) -> list[Verdict]:
+        """Ask, and learn from the answers for this round and for later ones."""
+        if len(questions) == 1:
+            verdicts = [self.asker.ask(questions[0])]
+        else:
+            verdicts = self.asker.ask_sheet(questions)
+        error = self.asker.expected_error or 0.0
+        for verdict, of_question in zip(verdicts, inputs, strict=True):
+            if verdict not in (Verdict.SAME, Verdict.DIFFERENT):
+                continue
             answer = 1 - error if verdict is Verdict.SAME else error
-            calibration.learn_all(inputs[None], [answer])
-            (standardised,) = calibration.standardised(inputs[None])
+            calibration.learn_all(of_question[None], [answer])
+            (standardised,) = calibration.standardised(of_question[None])
             self.asker.observe(name, standardised.tolist(), answer)
-        return verdict
+        return verdicts
 
     def _question(
         self,
@@ -281,7 +329,10 @@ class _Window:
         near, self.around = state.neighbourhoods.update(
             self.names, self.sides, self.groups.centroids
         )
-        self.pairs = pairs_of_groups(state.graph, self.groups, near)
+        #: Pairs of groups that are known to be different, the lower number first.
+        self.cannot_links = self._cannot_links()
+        #: Pairs of groups that could be merged.
+        self.pairs = self._open_pairs(pairs_of_groups(state.graph, self.groups, near))
         #: Questions about splits, and the group of each image in the split of its cluster.
         self.proposed = []
         if state.aim.split_weight > 0:
@@ -289,8 +340,6 @@ class _Window:
         self.parts = torch.full((state.graph.n,), -1)
         for number, images in enumerate(_groups_of(self.proposed)):
             self.parts[images] = number
-        #: Pairs of groups that are known to be different, the lower number first.
-        self.cannot_links = self._cannot_links()
         #: Groups that were asked about.
         self.used: set[int] = set()
 
@@ -303,6 +352,13 @@ class _Window:
                 low, high = sorted((group, int(self.groups.labels[other])))
                 links.add((low, high))
         return links
+
+    def _open_pairs(self, pairs: Pairs) -> Pairs:
+        """The pairs of groups that are not known to be different."""
+        count = len(self.groups.sizes)
+        links = np.array(sorted(self.cannot_links), dtype=np.int64).reshape(-1, 2)
+        known = np.isin(pairs.first * count + pairs.second, links[:, 0] * count + links[:, 1])
+        return Pairs(*(values[~known] for values in pairs))
 
     def merges(self) -> _Candidates:
         """The likeliest pairs of groups that could be merged."""
@@ -347,6 +403,34 @@ class _Window:
         gain = wrong * pairs**self.state.aim.size_power * self.state.aim.split_weight
         items = np.arange(len(self.proposed))
         return _Candidates(items, inputs, same, gain, wrong * pairs)
+
+    def sheets(self, merges: _Candidates) -> list[_Sheet]:
+        """The sheets that could be asked; one for each candidate if the annotator takes pairs.
+
+        A sheet has so many of the best candidates of its group that its value is the greatest.
+        """
+        first, second = self.pairs.first[merges.items], self.pairs.second[merges.items]
+        if self.state.sheet == 1:
+            return [
+                _Sheet(group, [at], gain)
+                for at, (group, gain) in enumerate(
+                    zip(first.tolist(), merges.gain.tolist(), strict=True)
+                )
+            ]
+        groups = np.concatenate([first, second])
+        candidates = np.tile(np.arange(len(first)), 2)
+        order = np.lexsort((-merges.gain[candidates], groups))
+        times = 1 + _MORE_TIME * np.arange(self.state.sheet)
+        sheets = []
+        starts = np.unique(groups[order], return_index=True)[1][1:]
+        for part in np.split(order, starts):
+            best = candidates[part[: self.state.sheet]]
+            values = merges.gain[best].cumsum() / times[: len(best)]
+            count = int(values.argmax()) + 1 if len(values) else 0
+            if count:
+                group = int(groups[part[0]])
+                sheets.append(_Sheet(group, best[:count].tolist(), float(values[count - 1])))
+        return sheets
 
     def outlook(self, merges: _Candidates, best: list[int], pairs: np.ndarray) -> Outlook:
         """What the next questions are expected to change.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import pytest
@@ -179,3 +180,60 @@ def test_an_unlikely_merge_needs_answers_that_agree_where_answers_may_be_wrong()
     refine(features, labels, asker, "gain", QuestionConfig(per_epoch=80))
     reasons = [event.reason for event in asker.ledger.events()]
     assert "confirm" in reasons
+
+
+class Sheets(Recording):
+    """A recording oracle that answers sheets, too."""
+
+    def __init__(self, identities: Tensor) -> None:
+        super().__init__(identities)
+        self.sheets: list[list[Question]] = []
+
+    def answer_sheet(self, questions: Sequence[Question]) -> list[Verdict]:
+        self.sheets.append(list(questions))
+        return [self.oracle.answer(question) for question in questions]
+
+
+def ask_sheets(budget: int, sheet: int, seed: int = 0) -> tuple[Sheets, Tensor]:
+    features, identities, labels = linked(seed)
+    annotator = Sheets(identities)
+    config = QuestionConfig(per_epoch=budget, sheet=sheet)
+    return annotator, refine(features, labels, Asker(annotator), "gain", config).labels
+
+
+def test_merges_of_a_cluster_are_asked_about_on_sheets() -> None:
+    annotator, labels = ask_sheets(120, 6)
+    assert annotator.sheets
+    for questions in annotator.sheets:
+        assert 2 <= len(questions) <= 6
+        assert len({question.images[0] for question in questions}) == 1
+        assert {question.reason for question in questions} == {"merge"}
+        scores = [question.score for question in questions]
+        assert scores == sorted(scores, reverse=True)
+        groups = [set(questions[0].groups[0].tolist())]
+        groups += [set(question.groups[1].tolist()) for question in questions]
+        assert len(set.union(*groups)) == sum(map(len, groups))
+    answers = len(annotator.asked) + sum(map(len, annotator.sheets))
+    assert answers == 120
+    assert {question.reason for question in annotator.asked} >= {"split"}
+    _, identities, before = linked(0)
+    assert pair_scores(labels, identities).f1 > pair_scores(before, identities).f1 + 0.03
+
+
+def test_sheets_of_one_are_pairs() -> None:
+    annotator, labels = ask_sheets(60, 1)
+    assert annotator.sheets == []
+    _, of_pairs, _, recording = ask(60)
+    assert [q.images for q in annotator.asked] == [q.images for q in recording.asked]
+    assert torch.equal(labels, of_pairs)
+
+
+def test_an_annotator_without_sheets_is_asked_about_the_same_pairs_with_any_setting() -> None:
+    features, identities, labels = linked(0)
+    asked = []
+    for sheet in (1, 6):
+        annotator = Recording(identities)
+        config = QuestionConfig(per_epoch=60, sheet=sheet)
+        refine(features, labels, Asker(annotator), "gain", config)
+        asked.append([question.images for question in annotator.asked])
+    assert asked[0] == asked[1]

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -18,14 +19,17 @@ from ..errors import LedgerError, one_line, parse_printable, printable
 from ..files import open_output
 from .closure import Closure, Contradiction
 from .ledger import Event, Ledger
+from .posterior import decides, log_odds_of, weigh_answers
 from .question import Answer, Verdict
 
 #: A row of an export, by column.
 Row = dict[str, Any]
 
 ANSWER_COLUMNS = [*(field.name for field in dataclasses.fields(Event)), "undone"]
-CLOSURE_COLUMNS = ["left", "right", "verdict", "chain"]
+CLOSURE_COLUMNS = ["left", "right", "verdict", "chain", "evidence"]
 _WIDTH = 16
+#: Weights of evidence are limited to plus and minus this.
+_MOST_EVIDENCE = 30.0
 #: Signs that begin a formula in a spreadsheet, also as the wide characters of East Asia.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _QUOTE = "'"
@@ -153,18 +157,39 @@ def closure_rows(
 
     There can be many more rows than answers: all pairs within a component, and all pairs between
     two components with a cannot-link.
+
+    The weight of evidence is the log-odds that every answer of the chain is right, from all answers
+    about the same pairs and each annotator's rate of errors (`posterior.weigh_answers`, with
+    estimated rates and without features).
     """
     names = ledger.images()
-    closure = Closure.replay(ledger.answers(as_of))
+    answers = ledger.answers(as_of)
+    closure = Closure.replay(answers)
+    right = _probabilities_right(ledger, answers)
     pairs = _decided_pairs(closure) if pair is None else iter([_find_pair(names, pair)])
     for a, b in pairs:
         if (verdict := closure.verdict(a, b)) is not None:
+            events = closure.chain(a, b)
+            evidence = log_odds_of(math.prod(right[event] for event in events))
             yield {
                 "left": names[a],
                 "right": names[b],
                 "verdict": verdict.value,
-                "chain": closure.chain(a, b),
+                "chain": events,
+                "evidence": round(min(max(evidence, -_MOST_EVIDENCE), _MOST_EVIDENCE), 2),
             }
+
+
+def _probabilities_right(ledger: Ledger, answers: Sequence[Answer]) -> dict[int, float]:
+    """The probability that each "same" or "different" is right, by event."""
+    names = {event.id: event.annotator for event in ledger.events()}
+    log_odds = weigh_answers(answers, lambda i, j: 0.0, None, names).log_odds
+    right = {}
+    for answer in filter(decides, answers):
+        same = log_odds[min(answer.left, answer.right), max(answer.left, answer.right)]
+        of_verdict = same if answer.verdict is Verdict.SAME else -same
+        right[answer.event] = 0.5 + 0.5 * math.tanh(0.5 * of_verdict)
+    return right
 
 
 def write_rows(rows: Iterator[Row], columns: Sequence[str], form: str, file: TextIO) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from fastreid_al.answers import Verdict
 from fastreid_al.answers.ledger import Ledger
 from fastreid_al.cli import run_main
 from fastreid_al.errors import LedgerError
@@ -92,6 +94,13 @@ def test_export_of_the_closure_gives_each_pair_with_the_chain_that_proves_it(
         ("1", "3"): ("different", "2 3"),
         ("2", "3"): ("different", "3"),
     }
+    evidence = {row["chain"]: float(row["evidence"]) for row in csv.DictReader(out.open())}
+    # Who gave two answers, without a contradiction, is taken to err once in 52; who gave one, once
+    # in 51. The log-odds that such an answer is right are ln(51) and ln(50).
+    assert evidence["1"] == evidence["3"] == round(math.log(51), 2)
+    assert evidence["2"] == round(math.log(50), 2)
+    three = (51 / 52) ** 2 * 50 / 51
+    assert evidence["1 2 3"] == round(math.log(three / (1 - three)), 2)
     early = run(
         capsys, "export", filled, "--what", "closure", "--as-of=1", "--format", "jsonl"
     ).splitlines()
@@ -106,6 +115,7 @@ def test_export_of_one_pair(filled: str, capsys: pytest.CaptureFixture[str]) -> 
         "right": "train/0.jpg",
         "verdict": "different",
         "chain": [3, 2, 1],
+        "evidence": 2.81,
     }
     assert run(capsys, *words, "train/4.jpg") == ""
     with pytest.raises(LedgerError, match=r"no answer is about 3\.jpg"):
@@ -164,5 +174,24 @@ def test_a_closed_pipe_is_no_traceback(file: str) -> None:
             put(ledger, 0, i)
     command = f"{sys.executable} -m fastreid_al.ledger export {file} --what closure | head -n 2"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines()[0] == "left,right,verdict,chain"
+    assert done.stdout.splitlines()[0] == "left,right,verdict,chain,evidence"
     assert done.stderr == ""
+
+
+def test_contradicted_answers_have_less_evidence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "many.sqlite")
+    with Ledger.open(file, keys()) as ledger:
+        for verdict in [Verdict.SAME] * 3 + [Verdict.DIFFERENT]:
+            put(ledger, 0, 1, verdict)
+        put(ledger, 2, 3)
+        for _ in range(40):
+            put(ledger, 4, 5)
+    lines = run(capsys, "export", file, "--what=closure", "--format=jsonl").splitlines()
+    evidence = {Path(row["left"]).stem: row["evidence"] for row in map(json.loads, lines)}
+    # Forty answers to one question are limited to 30, which is valid JSON.
+    assert evidence["4"] == 30
+    assert 0 < evidence["2"] < 30
+    # Three "same" and one "different" are different for the closure, against the evidence.
+    assert evidence["0"] < -5

@@ -70,10 +70,11 @@ _LEDGER_COMMANDS = {
 
 #: Options of commands that are not fields of a configuration class.
 _RECIPE = Setting(
-    "Defaults: paper, small (minutes on a laptop), or auto, by the image set.",
+    "Defaults: paper, small (minutes on a laptop), reid (for weights of a re-identification "
+    "network), or auto, by the image set.",
     "auto",
     key="recipe",
-    type=Literal["auto", "paper", "small"],
+    type=Literal["auto", "paper", "small", "reid"],
 )
 _RESUME = Setting(
     "Continue the run in `run_dir`, or start it when it has no checkpoint.",
@@ -576,7 +577,15 @@ def run_main(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        main()
+        try:
+            main()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of a pipe has closed it. Python would print an error when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except UserError as error:
         text = f"error: {as_options(str(error))}"
         if not error.said:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 
 from .cli import parse_ledger, run_main
@@ -15,30 +13,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_ledger(arguments)
     from .answers import report
 
-    try:
-        if options.command == "show":
-            _print(report.show(options.file))
-        elif options.command == "export":
-            report.export(
-                options.file,
-                options.what,
-                options.format,
-                options.out,
-                as_of=options.as_of,
-                pair=options.pair,
-            )
-        elif options.command == "undo":
-            _print([report.undo(options.file, options.event, options.annotator)])
-        elif problems := report.check(options.file):
-            _print(problems)
-            raise SystemExit(1)
-        else:
-            _print(["clean"])
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of a pipe has closed it. Python would print an error when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    if options.command == "show":
+        _print(report.show(options.file))
+    elif options.command == "export":
+        report.export(
+            options.file,
+            options.what,
+            options.format,
+            options.out,
+            as_of=options.as_of,
+            pair=options.pair,
+        )
+    elif options.command == "undo":
+        _print([report.undo(options.file, options.event, options.annotator)])
+    elif problems := report.check(options.file):
+        _print(problems)
+        raise SystemExit(1)
+    else:
+        _print(["clean"])
 
 
 def _print(lines: Sequence[str]) -> None:

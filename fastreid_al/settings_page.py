@@ -21,7 +21,8 @@ dashes or underscores.
 `fastreid-al train --print-config > settings.yaml` writes all settings of a run into a file.
 
 - **Default** names the recipes whose default differs: *small* (chosen for the synthetic set, or by
-  `--recipe small`), *nnct* and *nnct small* (with `--method nnct`), *msmt17* (that image set).
+  `--recipe small`), *nnct* and *nnct small* (with `--method nnct`), *reid* (`--recipe reid`), *msmt17*
+  (that image set).
 - **Resume** says whether the value may change when a run is resumed.
 - **Read with** names the settings without which the value has no effect. A run in which such a
   value was changed warns.
@@ -29,6 +30,7 @@ dashes or underscores.
 _RECIPES: Mapping[str, RunConfig] = {
     "msmt17": recipe("msmt17", "paper", "ucal"),
     "small": recipe("market1501", "small", "ucal"),
+    "reid": recipe("market1501", "reid", "ucal"),
     "nnct": recipe("market1501", "paper", "nnct"),
     "nnct small": recipe("market1501", "small", "nnct"),
 }

@@ -81,7 +81,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
             ["--tensorboard", "perhaps"],
             "--tensorboard: got 'perhaps', expected true or false",
         ),
-        (["--recipe", "papr"], "--recipe: got 'papr', expected one of auto, paper, small; did"),
+        (
+            ["--recipe", "papr"],
+            "--recipe: got 'papr', expected one of auto, paper, small, reid; did",
+        ),
         (["--method", "ucl"], "--method: got 'ucl', expected one of ucal, nnct, supervised; did"),
         (["--ask", "gian"], "--ask: got 'gian', expected one of none, ucal, gain, spal, random"),
         (["--annotator", "me"], "--annotator: got 'me', expected one of oracle, terminal, replay"),
@@ -378,3 +381,10 @@ def test_a_tilde_is_the_home_folder_in_every_path(
     assert config.run_dir == str(tmp_path / "run")
     assert config.weights == str(tmp_path / "w.pt")
     assert parse_evaluation(["--checkpoint=~/last.pt"]).checkpoint == str(tmp_path / "last.pt")
+
+
+def test_a_closed_pipe_of_any_command_is_no_traceback() -> None:
+    command = f"{sys.executable} -m fastreid_al.train --help-all | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("usage:")
+    assert done.stderr == ""

@@ -50,7 +50,7 @@ def test_recipes_are_defaults_of_their_image_set() -> None:
 
 
 @pytest.mark.parametrize("method", ["ucal", "nnct", "supervised"])
-@pytest.mark.parametrize("name", ["paper", "small"])
+@pytest.mark.parametrize("name", ["paper", "small", "reid"])
 @pytest.mark.parametrize("dataset", ["synthetic", "msmt17", "folder"])
 def test_every_recipe_is_valid(dataset: str, name: str, method: str) -> None:
     config = recipe(dataset, name, method)  # type: ignore[arg-type]
@@ -108,3 +108,11 @@ def test_docstrings_of_configuration_classes_hold_the_help_of_every_field() -> N
         assert text.count("Args:") == 1
         for field in dataclasses.fields(cls):
             assert f" {field.name}: " in text
+
+
+def test_the_recipe_for_reid_weights_changes_how_ucal_clusters_and_asks_alone() -> None:
+    paper, reid = recipe("msmt17", "paper"), recipe("msmt17", "reid")
+    assert reid.cluster.algorithm == "linkage" and reid.cluster.camera_norm == "standardise"
+    assert reid.questions.aim == "classes" and reid.questions.sheet > 1
+    assert replace(reid, cluster=paper.cluster, questions=paper.questions) == paper
+    assert recipe("msmt17", "reid", "nnct") == recipe("msmt17", "paper", "nnct")

@@ -851,8 +851,8 @@ def recipe(
         dataset: The image set.
         name: "paper" is Sec. 4.2 of UCAL, or Sec. 3.2 of NNCT; "small" trains a small network from
             random weights on a laptop's CPU in minutes; "reid" is for weights of a network that was
-            trained on people elsewhere, and changes how UCAL clusters and asks; "auto" is "small" for the synthetic set and
-            "paper" for every other.
+            trained on people elsewhere, and changes how UCAL clusters and asks; "auto" is "small"
+            for the synthetic set and "paper" for every other.
         method: The method.
 
     Returns:

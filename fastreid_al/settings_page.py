@@ -21,8 +21,8 @@ dashes or underscores.
 `fastreid-al train --print-config > settings.yaml` writes all settings of a run into a file.
 
 - **Default** names the recipes whose default differs: *small* (chosen for the synthetic set, or by
-  `--recipe small`), *nnct* and *nnct small* (with `--method nnct`), *reid* (`--recipe reid`), *msmt17*
-  (that image set).
+  `--recipe small`), *nnct* and *nnct small* (with `--method nnct`), *reid* (`--recipe reid`),
+  *msmt17* (that image set).
 - **Resume** says whether the value may change when a run is resumed.
 - **Read with** names the settings without which the value has no effect. A run in which such a
   value was changed warns.

@@ -34,14 +34,18 @@ from fastreid_al.files import write_file
 from fastreid_al.runs.train import run_training
 from fastreid_al.settings import with_values
 
-#: A question takes a person this many seconds.
-SECONDS_PER_QUESTION = 4
+#: Seconds that a person is taken to need for a pair, and for each further image of a sheet. They are
+#: an assumption: a sheet of eight takes as long as two pairs.
+SECONDS = 4.0
+SECONDS_MORE = 4 / 7
 
 _CAMERAS = {"cluster.camera_norm": "standardise"}
 _WHITE = {**_CAMERAS, "cluster.whiten": 2}
 _LINKAGE = {"cluster.algorithm": "linkage"}
 #: The best start that is known: see docs/results.md.
 _LINKED = {**_CAMERAS, **_LINKAGE, "cluster.join": 0.15, "cluster.source": "extract"}
+
+_CLASSES = {"questions.aim": "classes", "questions.sheet": 8}
 
 #: Settings of each arm, by key. `edit` names a correction of `oracle_edits.EDITS`.
 ARMS: dict[str, dict[str, Any]] = {
@@ -64,6 +68,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "gain": {"ask": "gain"},
     "gain-cameras": {"ask": "gain", **_CAMERAS},
     **{f"linked-{ask}": {**_LINKED, "ask": ask} for ask in ("random", "spal", "gain")},
+    "linked-classes": {**_LINKED, "ask": "gain", **_CLASSES},
     "linked-ucal": {**_LINKED, "ask": "ucal", "questions.k_max_rule": "root"},
     "nnct-0": {"method": "nnct", "neighbours_k": 0},
     "nnct-1": {"method": "nnct", "neighbours_k": 1},
@@ -121,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--step", type=int, default=7, help="epochs before the rate falls")
     parser.add_argument("--start", type=int, default=2, help="epochs without questions")
     parser.add_argument("--per-epoch", type=int, default=150, help="questions of an epoch")
+    parser.add_argument("--minutes", type=float, help="minutes of all answers")
     parser.add_argument("--error", type=float, default=0.0, help="share of wrong answers")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON")
     parser.add_argument("--summarise", action="store_true")
@@ -170,7 +176,10 @@ def configuration(
         "optimizer.step": options.step,
         "questions.start": options.start,
         "questions.per_epoch": options.per_epoch,
+        "questions.minutes": options.minutes,
         "oracle.error": options.error,
+        "oracle.seconds": SECONDS,
+        "oracle.seconds_more": SECONDS_MORE,
     }
     values |= settings
     for text in options.set:
@@ -252,8 +261,8 @@ def table(found: list[Score]) -> str:
         cells = [score.size, score.arm, str(len(score.values["mAP"]))]
         for _, name, factor, decimals in _COLUMNS:
             cells.append(_cell([factor * x for x in score.values.get(name, [])], decimals))
-        questions = score.values.get("questions_total", [])
-        cells.append(_cell([q * SECONDS_PER_QUESTION / 3600 for q in questions], 1))
+        answering = score.values.get("answering_seconds_total", [])
+        cells.append(_cell([seconds / 3600 for seconds in answering], 1))
         cells.append(_cell([seconds / 60 for seconds in score.seconds], 0))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

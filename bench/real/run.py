@@ -34,8 +34,8 @@ from fastreid_al.files import write_file
 from fastreid_al.runs.train import run_training
 from fastreid_al.settings import with_values
 
-#: Seconds that a person is taken to need for a pair, and for each further image of a sheet. They are
-#: an assumption: a sheet of eight takes as long as two pairs.
+#: Seconds that a person is taken to need for a pair, and for each further image of a sheet. Both
+#: are assumed: a sheet of eight takes as long as two pairs.
 SECONDS = 4.0
 SECONDS_MORE = 4 / 7
 

@@ -1,7 +1,7 @@
 """Quality of rankings and of clusters."""
 
 from .clusters import ClusterScores, cluster_scores
-from .pairs import ListScores, PairScores, list_scores, pair_scores
+from .pairs import ListScores, PairScores, changed_pairs, list_scores, pair_scores
 from .ranking import Ranking, rank_gallery
 from .reranking import rerank_gallery
 
@@ -10,6 +10,7 @@ __all__ = [
     "ListScores",
     "PairScores",
     "Ranking",
+    "changed_pairs",
     "cluster_scores",
     "list_scores",
     "pair_scores",

@@ -15,13 +15,14 @@ from ..active import refine
 from ..active.strategies import load_strategy
 from ..annotators import Oracle
 from ..answers import Asker
+from ..answers.asker import Outlook
 from ..clustering import check_backend
 from ..config import ClusterConfig, SimulationConfig
 from ..engine.console import Reporter, percent
 from ..errors import SettingError, UserError, printable
 from ..files import make_folder, write_figure, write_file
 from ..methods.cluster_images import Clustered, cluster_images
-from ..metrics import cluster_scores, pair_scores
+from ..metrics import changed_pairs, cluster_scores, pair_scores
 from ..settings import validate
 from .features_file import read_features
 
@@ -57,6 +58,10 @@ class Point(NamedTuple):
         cross_camera_recall: Pair recall over images of different cameras.
         identities_covered: Share of the identities with a cluster of their own.
         seconds: Seconds of the answers, as the oracle counts them.
+        changed: Pairs of images that were joined or set apart since the point before.
+        next_changed: Pairs that the strategy expects the next questions to join or to set apart;
+            None if it does not say, and after the last round.
+        next_questions: Number of these questions, 50 where there are so many.
     """
 
     strategy: str
@@ -73,6 +78,9 @@ class Point(NamedTuple):
     cross_camera_recall: float | None
     identities_covered: float | None
     seconds: float
+    changed: int
+    next_changed: float | None
+    next_questions: int | None
 
 
 def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -> list[Point]:
@@ -100,10 +108,11 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
         ) from error
     clustered = _cluster(features, cameras, config.cluster, reporter)
     labels = clustered.labels
+    start = _Moment(labels, 0.0, None)
     reporter.line(
         f"{len(features)} images of {len(identities.unique())} identities, "
         f"{int(labels.max()) + 1} clusters, {int((labels < 0).sum())} images unclustered: "
-        f"{_describe(_point('', 0, 0.0, labels, identities, cameras))}"
+        f"{_describe(_point('', 0, start, start, identities, cameras))}"
     )
     points: list[Point] = []
     for strategy in strategies:
@@ -171,41 +180,68 @@ def simulate(
         Points before the first question, after every `config.every` questions, and at the end.
     """
     asker = _make_asker(identities, config, cameras)
-    curve: dict[int, Point] = {}
-
-    def add_point(questions: int, labels: Tensor) -> None:
-        seconds = asker.seconds + asker.spent.seconds
-        curve[questions] = _point(strategy, questions, seconds, labels, identities, cameras)
+    moments = {0: _Moment(labels, 0.0, None)}
 
     def after_answer(questions: int, current: Callable[[], Tensor]) -> None:
         if questions % config.every == 0:
-            add_point(questions, current())
+            seconds = asker.seconds + asker.spent.seconds
+            moments[questions] = _Moment(current().clone(), seconds, asker.outlook)
 
-    add_point(0, labels)
     asker.after_answer = after_answer
     for number in range(_ROUNDS):
         before = asker.asked
         labels, _ = refine(features, labels, asker, strategy, config.questions, number)
         if asker.asked == before or asker.asked >= config.budget:
             break
-    # The last round has ended: its costs are in `asked` and `seconds`.
-    curve[asker.asked] = _point(strategy, asker.asked, asker.seconds, labels, identities, cameras)
+    moments[asker.asked] = _Moment(labels, asker.seconds, None)
     asker.ledger.close()
-    return list(curve.values())
+    points = []
+    before_it = moments[0]
+    for questions, moment in moments.items():
+        points.append(_point(strategy, questions, before_it, moment, identities, cameras))
+        before_it = moment
+    return points
+
+
+class _Moment(NamedTuple):
+    """Labels (n,) int64 at a moment of a simulation, the seconds so far, and what is expected."""
+
+    labels: Tensor
+    seconds: float
+    outlook: Outlook | None
 
 
 def _point(
     strategy: str,
     questions: int,
-    seconds: float,
-    labels: Tensor,
+    before: _Moment,
+    moment: _Moment,
     identities: Tensor,
     cameras: Tensor | None,
 ) -> Point:
-    """The quality of labels (n,) int64 after a number of questions and seconds."""
+    """The quality of the labels after a number of questions.
+
+    Args:
+        strategy: Name of the strategy.
+        questions: Questions so far.
+        before: The moment of the point before.
+        moment: The moment of this point.
+        identities: (n,) int64 true identities.
+        cameras: (n,) int64, -1 where unknown; None where no camera is known.
+    """
+    labels, seconds, outlook = moment
     pairs = len(labels) * (len(labels) - 1) / 2
-    scores = (*pair_scores(labels, identities), *cluster_scores(labels, identities, cameras))
-    return Point(strategy, questions, questions / pairs, *scores, seconds)
+    return Point(
+        strategy,
+        questions,
+        questions / pairs,
+        *pair_scores(labels, identities),
+        *cluster_scores(labels, identities, cameras),
+        seconds=seconds,
+        changed=changed_pairs(before.labels, labels),
+        next_changed=outlook.changed if outlook else None,
+        next_questions=outlook.questions if outlook else None,
+    )
 
 
 def _make_asker(

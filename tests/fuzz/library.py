@@ -758,6 +758,14 @@ SCHEMAS: dict[str, Schema] = {
         pairs_arguments,
         pairs_are_right,
     ),
+    "metrics.changed_pairs": S(
+        metrics.changed_pairs,
+        {"before": "ids", "after": "ids"},
+        lambda random: {
+            "before": ids(random, 30, 6, -1),
+            "after": ids(random, 30, 6, -1),
+        },
+    ),
     "metrics.cluster_scores": S(
         metrics.cluster_scores,
         {"labels": "ids", "identities": "ids", "cameras": "?ids"},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastreid_al.metrics import list_scores, pair_scores
+from fastreid_al.metrics import changed_pairs, list_scores, pair_scores
 from tests.support.references import reference_pairs
 
 
@@ -17,6 +17,16 @@ def test_pair_scores_equal_brute_force(seed: int) -> None:
     labels, identities = random.integers(-1, 1 + seed * 2, 60), random.integers(0, 8, 60)
     got = pair_scores(torch.from_numpy(labels), torch.from_numpy(identities))
     assert got == pytest.approx(reference_pairs(labels, identities), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_changed_pairs_equal_brute_force(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    before, after = random.integers(-1, 2 + 2 * seed, (2, 50))
+    got = changed_pairs(torch.from_numpy(before), torch.from_numpy(after))
+    together = [(x[:, None] == x) & (x >= 0) for x in (before, after)]
+    assert got == np.triu(together[0] != together[1], 1).sum()
+    assert changed_pairs(torch.from_numpy(before), torch.from_numpy(before)) == 0
 
 
 def test_pair_scores_of_no_pairs() -> None:

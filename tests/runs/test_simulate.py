@@ -56,9 +56,10 @@ def test_saved_features_are_simulated(
     lines = (tmp_path / "out" / "curves.csv").read_text().splitlines()
     assert lines[0] == (
         "strategy,questions,share,precision,recall,f1,bcubed_precision,bcubed_recall,bcubed_f1,"
-        "class_purity,class_completeness,cross_camera_recall,identities_covered,seconds"
+        "class_purity,class_completeness,cross_camera_recall,identities_covered,"
+        "seconds,changed,next_changed,next_questions"
     )
-    assert all(0 <= float(score) <= 1 for line in lines[1:] for score in line.split(",")[3:-1])
+    assert all(0 <= float(score) <= 1 for line in lines[1:] for score in line.split(",")[3:13])
     assert {line.split(",")[0] for line in lines[1:]} == {"ucal", "gain", "spal", "random"}
     assert Image.open(tmp_path / "out" / "curves.png").size
     config = SimulationConfig(str(file), "gain", 40, 10, str(tmp_path / "out2"))
@@ -78,6 +79,10 @@ def test_sheets_are_simulated_and_their_seconds_counted(tmp_path: Path) -> None:
     )
     first, *_, last = run_simulation(config)
     assert (first.seconds, last.questions) == (0, 60)
+    of_gain = run_simulation(replace(config, every=10))
+    assert of_gain[0].changed == 0 and of_gain[0].next_changed is None
+    assert all(point.changed > 0 for point in of_gain[1:-1])
+    assert all((point.next_changed or 0) > 0 for point in of_gain[1:-1])
     # Between all answers on sheets of five, and all about pairs.
     assert 60 / 5 * 6 < last.seconds < 60 * 4
 
@@ -96,7 +101,7 @@ def test_a_score_that_is_undefined_is_an_empty_cell_and_a_dash(
     assert point.class_purity is None and point.cross_camera_recall is None
     assert "class purity - %, completeness - %" in capsys.readouterr().out
     [_, row] = (tmp_path / "curves.csv").read_text().splitlines()
-    assert row.endswith(f",{point.bcubed_f1},,,,0.0,0.0")
+    assert row.endswith(f",{point.bcubed_f1},,,,0.0,0.0,0,,")
     assert Image.open(tmp_path / "curves.png").size
 
 

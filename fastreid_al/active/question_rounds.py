@@ -62,10 +62,12 @@ class QuestionRounds:
             "contradictions": spent.contradictions,
             "doubted": spent.doubted,
         }
-        if self.asker.outlook is not None:
-            costs["next_questions"] = self.asker.outlook.questions
-            costs["next_changed"] = self.asker.outlook.changed
-            costs["next_share"] = self.asker.outlook.share
+        outlook = self.asker.outlook
+        if outlook is not None:
+            changed = "next_changed" if outlook.counts == "pairs" else "next_merged"
+            costs["next_questions"] = outlook.questions
+            costs[changed] = outlook.changed
+            costs["next_share"] = outlook.share
         for verdict in Verdict:
             costs[f"answered_{verdict.name.lower()}"] = spent.verdicts[verdict.value]
         return refined, costs

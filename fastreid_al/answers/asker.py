@@ -115,18 +115,21 @@ class Outlook(NamedTuple):
 
     Args:
         questions: Number of further questions, 50 where there are so many.
-        changed: Pairs of images that they are expected to join or to set apart.
-        clustered: Pairs of images that share a cluster now.
+        changed: Pairs of images that they are expected to join or to set apart, or clusters that
+            they are expected to merge into others.
+        total: Pairs of images that share a cluster now, or clusters.
+        counts: What is counted: "pairs" or "clusters".
     """
 
     questions: int
     changed: float
-    clustered: int
+    total: int
+    counts: Literal["pairs", "clusters"] = "pairs"
 
     @property
     def share(self) -> float:
-        """Pairs that are expected to change, over the pairs that share a cluster."""
-        return self.changed / max(self.clustered, 1)
+        """What is expected to change, over the total."""
+        return self.changed / max(self.total, 1)
 
 
 class Asker:

@@ -374,10 +374,9 @@ def describe_epoch(record: dict[str, Any]) -> str:
     if "questions" in record:
         parts.append(f"{record['questions']} questions ({record['questions_total']} in all)")
     if "next_share" in record:
-        following = (
-            f"the next {record['next_questions']} would change {percent(record['next_share'])} % "
-            "of the pairs"
-        )
+        verb, of_what = ("merge", "clusters") if "next_merged" in record else ("change", "pairs")
+        share = percent(record["next_share"])
+        following = f"the next {record['next_questions']} would {verb} {share} % of the {of_what}"
         if record["next_share"] < _WORTH_ASKING:
             following += ", more are hardly worth it"
         parts.append(following)

@@ -60,7 +60,7 @@ class Point(NamedTuple):
         seconds: Seconds of the answers, as the oracle counts them.
         changed: Pairs of images that were joined or set apart since the point before.
         next_changed: Pairs that the strategy expects the next questions to join or to set apart;
-            None if it does not say, and after the last round.
+            None if it does not say, if it counts clusters, and after the last round.
         next_questions: Number of these questions, 50 where there are so many.
     """
 
@@ -230,6 +230,8 @@ def _point(
         cameras: (n,) int64, -1 where unknown; None where no camera is known.
     """
     labels, seconds, outlook = moment
+    if outlook is not None and outlook.counts != "pairs":
+        outlook = None
     pairs = len(labels) * (len(labels) - 1) / 2
     return Point(
         strategy,

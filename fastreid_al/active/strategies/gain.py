@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from itertools import islice
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,18 +39,20 @@ class _Aim(NamedTuple):
         size_power: The expected gain is the probability that the answer changes the clusters, times
             (|A| |B|)^size_power.
         split_weight: Weight of a split, where a merge has weight 1.
+        counts: What the outlook counts.
     """
 
     size_power: float
     split_weight: float
+    counts: Literal["pairs", "clusters"]
 
 
 _AIMS = {
     # F1 of pairs. A pair that a split sets apart counts F1 / (2 - F1) of one that a merge joins,
     # here at an F1 of 0.92.
-    "pairs": _Aim(0.8, 0.85),
+    "pairs": _Aim(0.8, 0.85, "pairs"),
     # Completeness of classes. It rises by about the same with every merge, and falls with splits.
-    "classes": _Aim(0.2, 0.0),
+    "classes": _Aim(0.2, 0.0, "clusters"),
 }
 #: An answered image represents its group unless it is among this share of least central members.
 _CENTRAL = 0.25
@@ -175,9 +178,8 @@ class _Round:
         merges = window.merges()
         splits = window.splits()
         gains = np.concatenate([merges.gain, splits.gain])
-        pairs = np.concatenate([merges.pairs, splits.pairs])
         best = np.argsort(-gains, kind="stable").tolist()
-        self.asker.outlook = window.outlook(merges, best, pairs)
+        self.asker.outlook = window.outlook(merges, splits, best)
         sheets = window.sheets(merges)
         values = np.concatenate([[sheet.value for sheet in sheets], splits.gain])
         asked = 0
@@ -432,22 +434,23 @@ class _Window:
                 sheets.append(_Sheet(group, best[:count].tolist(), float(values[count - 1])))
         return sheets
 
-    def outlook(self, merges: _Candidates, best: list[int], pairs: np.ndarray) -> Outlook:
+    def outlook(self, merges: _Candidates, splits: _Candidates, best: list[int]) -> Outlook:
         """What the next questions are expected to change.
 
         Args:
             merges: The candidates for merges.
+            splits: The candidates for splits.
             best: Numbers of candidates, best first: the merges, then the splits.
-            pairs: (m,) pairs of images that each candidate is expected to change.
         """
-        changed = []
-        for at in best:
-            if self._is_open(merges, at):
-                changed.append(float(pairs[at]))
-            if len(changed) == _AHEAD:
-                break
-        clustered = int((self.groups.sizes * (self.groups.sizes - 1) // 2).sum())
-        return Outlook(len(changed), sum(changed), clustered)
+        counts = self.state.aim.counts
+        if counts == "pairs":
+            changed = np.concatenate([merges.pairs, splits.pairs])
+            total = int((self.groups.sizes * (self.groups.sizes - 1) // 2).sum())
+        else:
+            changed = np.concatenate([merges.same, np.zeros(len(splits.items))])
+            total = len(self.groups.sizes)
+        following = list(islice((at for at in best if self._is_open(merges, at)), _AHEAD))
+        return Outlook(len(following), float(changed[following].sum()), total, counts)
 
     def _is_open(self, merges: _Candidates, at: int) -> bool:
         """Whether the answers so far leave a candidate open."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from fastreid_al.active import refine
 from fastreid_al.annotators import Oracle
 from fastreid_al.answers import Asker, Ledger, Question, Verdict
+from fastreid_al.answers.asker import CurrentLabels
 from fastreid_al.clustering import average_linkage, jaccard_graph
 from fastreid_al.config import QuestionConfig
 from fastreid_al.metrics import cluster_scores, pair_scores
@@ -237,3 +238,27 @@ def test_an_annotator_without_sheets_is_asked_about_the_same_pairs_with_any_sett
         refine(features, labels, Asker(annotator), "gain", config)
         asked.append([question.images for question in annotator.asked])
     assert asked[0] == asked[1]
+
+
+def test_the_outlook_of_complete_classes_counts_the_clusters_that_will_merge() -> None:
+    expected = merged = 0.0
+    for seed in range(4):
+        features, identities, labels = linked(seed)
+        asker = Asker(Oracle(identities))
+        outlooks = []
+
+        def after_answer(
+            questions: int, current: CurrentLabels, asker: Asker = asker, seen: Any = outlooks
+        ) -> None:
+            if questions in (21, 71):
+                seen.append(asker.outlook)
+
+        asker.after_answer = after_answer
+        refine(features, labels, asker, "gain", QuestionConfig(per_epoch=71, aim="classes"))
+        first, last = outlooks
+        assert first.counts == last.counts == "clusters"
+        assert first.questions == 50
+        expected += first.changed
+        merged += first.total - last.total
+    # After the first twenty answers the expectation is right on average.
+    assert 0.7 < merged / expected < 1.4

@@ -402,7 +402,14 @@ class EngineConfig:
 class NNCTConfig:
     """NNCT: label prediction (MPLP), multi-label loss (MMCL), pseudo-label memory bank (PLMB)."""
 
-    threshold: float = setting(0.6, "t of MPLP: similarities above it count.", above=-1, below=1)
+    threshold: float | Literal["auto"] = setting(
+        0.6,
+        "t of MPLP: similarities above it count; auto is the median similarity of an image to the "
+        "last of its `nnct.at_least` nearest images, anew in each epoch.",
+        above=-1,
+        below=1,
+        also=("auto",),
+    )
     at_least: int = setting(
         10,
         "Most similar images that are candidates for a label of an image, when fewer are above "

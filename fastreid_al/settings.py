@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from . import plugins
 from .errors import SettingError
@@ -119,8 +120,10 @@ class Setting:
     @property
     def kind(self) -> Any:
         """The type of a value that is not None: int, float, bool, str, Literal, pair of floats."""
-        types = [t for t in get_args(self.type) if t is not type(None)]
-        return types[0] if self.optional else self.type
+        if get_origin(self.type) not in (Union, UnionType):
+            return self.type
+        # Of a number or a word, the word is in `also`.
+        return next(t for t in get_args(self.type) if t is not type(None))
 
     @property
     def is_pair(self) -> bool:
@@ -173,6 +176,8 @@ class Setting:
             return None
         if self.choices:
             return self._one_of_choices(value)
+        if isinstance(value, str) and value in self.also:
+            return value
         if self.path and isinstance(value, str) and value.startswith("~"):
             return os.path.expanduser(value)
         try:
@@ -195,6 +200,8 @@ class Setting:
             return
         if self.choices:
             self._one_of_choices(value)
+        elif isinstance(value, str) and value in self.also:
+            return
         elif not _is_a(self.kind, value):
             raise SettingError(self.key, value, self.expected)
         elif value not in self.also and not self._in_range(value, others):

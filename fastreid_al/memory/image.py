@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from reid_kernels.sharded import (
+    bank_rows,
     sharded_label_prediction,
     sharded_multilabel_bank_loss,
     sharded_similarity_topk,
@@ -16,6 +17,8 @@ from torch import Tensor
 from ..arguments import as_features, as_ids, as_integer, as_number, as_world, described
 from ..distributed.world import SINGLE_PROCESS, Sharded, World
 
+#: Images whose neighbourhoods say how similar near images are.
+_SAMPLE = 1024
 #: Labels of a batch: (indptr (B + 1,), indices), or bit rows (B, ceil(n / 32)) int32.
 Labels = Tensor | tuple[Tensor, Tensor]
 
@@ -72,6 +75,31 @@ class ImageMemory:
         return sharded_label_prediction(
             self.bank, rows, self._n, self._world, threshold=threshold, at_least=at_least
         )
+
+    def usual_similarity(self, rank: int) -> float:
+        """The median similarity of an image to the image that is the rank-th nearest to it.
+
+        It is that of 1,024 images at most, evenly spaced: n x D x 2,048 operations. It lies in the
+        middle between two of their similarities, so that rounding decides no comparison with it.
+
+        Args:
+            rank: 1 for the nearest image; at most n - 1 counts.
+
+        Returns:
+            The similarity, the same on all ranks; 0 where most images have no feature yet.
+        """
+        rank = min(as_integer("rank", rank, 1), self._n - 1)
+        if rank == 0:
+            return 0.0
+        step = -(-self._n // _SAMPLE)
+        rows = torch.arange(0, self._n, step, device=self.bank.device)
+        features = bank_rows(self.bank, rows, self._n, self._world)
+        similarity, _ = sharded_similarity_topk(
+            features, self.bank, rank, self._n, self._world, normalize=False, exclude=rows
+        )
+        ascending = similarity[:, -1].sort().values
+        middle = (len(ascending) - 1) // 2
+        return float(ascending[middle : middle + 2].mean())
 
     def nearest(self, features: Tensor, rows: Tensor, k: int) -> Tensor:
         """NNR: the images most similar to features, each feature's own image left out.

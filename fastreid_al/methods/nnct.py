@@ -123,6 +123,8 @@ class NNCT:
         self.predicts = False
         #: Share of the old vector that an update of the memory keeps in this epoch.
         self.momentum = 0.0
+        #: t of MPLP in this epoch.
+        self.threshold = 0.0 if settings.threshold == "auto" else settings.threshold
 
     def layers(self) -> nn.ModuleList:
         """The classifier of the source's identities, if there is a source, else an empty list."""
@@ -140,7 +142,11 @@ class NNCT:
         """
         self.predicts = epoch >= self.settings.single_label
         self.momentum = self.settings.momentum * epoch / self.epochs
-        return {"memory_momentum": self.momentum}
+        if self.settings.threshold != "auto":
+            self.threshold = self.settings.threshold
+        elif self.predicts and self.memory.is_allocated:
+            self.threshold = self.memory.usual_similarity(self.settings.at_least)
+        return {"memory_momentum": self.momentum, "label_threshold": self.threshold}
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """The epoch's batches of image rows, (B,) int64, or (2B,) with a source.
@@ -220,7 +226,7 @@ class NNCT:
 
     def predict(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """MPLP: the multi-class labels of images (B,) int64 as CSR lists, from the memory alone."""
-        return self.memory.predict_labels(rows, self.settings.threshold, self.settings.at_least)
+        return self.memory.predict_labels(rows, self.threshold, self.settings.at_least)
 
     def neighbours(self, features: Tensor, rows: Tensor) -> Tensor:
         """NNR: the k images most similar to the features of a batch.
@@ -283,6 +289,7 @@ class NNCT:
             "label_memory": self.label_memory.state_dict(),
             "predicts": self.predicts,
             "momentum": self.momentum,
+            "threshold": self.threshold,
             "layers": self.layers().state_dict(),
         }
 
@@ -300,6 +307,8 @@ class NNCT:
         self.label_memory.load_state_dict(state["label_memory"])
         self.predicts = state["predicts"]
         self.momentum = state["momentum"]
+        # A state of an earlier version has none: the setting could not be "auto".
+        self.threshold = state.get("threshold", self.threshold)
         self.layers().load_state_dict(state.get("layers", {}))
 
 

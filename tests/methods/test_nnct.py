@@ -633,3 +633,40 @@ def test_the_references_of_domain_adaptation_are_worked_by_hand() -> None:
 def test_lists_of_more_labels_than_an_id_can_count_are_refused() -> None:
     with pytest.raises(ValueError, match="capacity: got"):
         NNCT(64, 1, NNCTConfig(), BatchConfig(8), 3, 0, layout="sparse", capacity=2**40)
+
+
+@pytest.mark.parametrize("n", [9, 1500])
+def test_an_automatic_threshold_is_the_usual_similarity_of_near_images(n: int) -> None:
+    memory = clustered_features(n, 3, 8, 0.4, 1)
+    method = planted(memory, threshold="auto", at_least=4)
+    rows = range(0, n, -(-n // 1024))
+    similarity = memory @ memory.T
+    np.fill_diagonal(similarity, -np.inf)
+    fourth = np.sort(similarity[rows], axis=1)[:, -4]
+    middle = (len(fourth) - 1) // 2
+    expected = np.sort(fourth)[middle : middle + 2].mean()
+    assert begin(method, 1)["label_threshold"] == pytest.approx(expected, abs=1e-12)
+    fixed = planted(memory, threshold=float(method.threshold), at_least=4)
+    chosen = torch.arange(5)
+    assert lists(*method.predict(chosen)) == lists(*fixed.predict(chosen))
+
+
+def test_an_automatic_threshold_is_part_of_the_state_and_waits_for_the_first_prediction() -> None:
+    memory = clustered_features(12, 3, 8, 0.4, 1)
+    settings: dict[str, Any] = {"threshold": "auto", "at_least": 2, "single_label": 1}
+    method = nnct(12, size=12, **settings)
+    assert begin(method, 0)["label_threshold"] == 0
+    iterate(method, memory, list(range(12)))
+    assert begin(method, 1)["label_threshold"] > 0
+    other = nnct(12, size=12, **settings)
+    other.load_state_dict(method.state_dict())
+    assert other.threshold == method.threshold
+    old = {key: value for key, value in method.state_dict().items() if key != "threshold"}
+    usual = nnct(12, size=12, single_label=1)
+    usual.load_state_dict(old)
+    assert usual.threshold == 0.6
+
+
+def test_a_single_image_has_no_usual_similarity() -> None:
+    method = planted(unit(np.ones((1, 4))), threshold="auto")
+    assert method.threshold == 0

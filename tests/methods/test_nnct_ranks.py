@@ -140,6 +140,7 @@ def follow(
         (3, 60, 1, 12, False, {}, torch.float32),
         (3, 4, 2, 3, False, {"layout": "sparse"}, torch.float64),
         (4, 70, 2, 12, True, {"layout": "bits", "at_least": 2}, torch.float64),
+        (3, 50, 1, 12, True, {"threshold": "auto", "at_least": 3}, torch.float64),
         (4, 41, 1, 8, True, {"layout": "sparse", "capacity": 4}, torch.float64),
         (4, 5, 1, 4, False, {}, torch.float64),
         (4, 41, 1, 8, False, {}, torch.bfloat16),

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any, Literal, NoReturn, TypeVar, cast
+from typing import Any, Literal, NoReturn, TextIO, TypeVar, cast
 
 from . import __version__
 from .config import (
@@ -577,14 +578,10 @@ def run_main(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        try:
-            main()
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+        _run_and_flush(main)
     except BrokenPipeError:
-        # The reader of a pipe has closed it. Python would print an error when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not _lost_its_reader(sys.stdout):
+            raise
         raise SystemExit(1) from None
     except UserError as error:
         text = f"error: {as_options(str(error))}"
@@ -592,10 +589,42 @@ def run_main(main: Callable[[], None]) -> None:
             # One write, so that the lines of several ranks stay apart.
             sys.stderr.write(f"{text}\n")
         _report_to_torchrun(text)
+        _lost_its_reader(sys.stdout)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _run_and_flush(main: Callable[[], None]) -> None:
+    """Run a command, and write the rest of its output; a UserError is raised first."""
+    try:
+        main()
+    except SystemExit:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        raise
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _lost_its_reader(stream: TextIO | None) -> bool:
+    """Whether a stream is a pipe that its reader has closed; the rest of its output is dropped.
+
+    Python would otherwise print an error when it flushes the stream at exit.
+    """
+    if stream is None or not hasattr(select, "poll"):
+        return False
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def _report_to_torchrun(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -388,3 +389,27 @@ def test_a_closed_pipe_of_any_command_is_no_traceback() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("usage:")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "printed"),
+    [
+        ("UserError('no such set')", 2, "error: no such set\n"),
+        ("BrokenPipeError('a worker ended')", 1, "BrokenPipeError: a worker ended\n"),
+    ],
+)
+@pytest.mark.parametrize("where", [">&-", "| true", "> /dev/null"])
+def test_an_error_is_printed_whatever_became_of_the_output(
+    raised: str, status: int, printed: str, where: str
+) -> None:
+    code = (
+        "import time\nfrom fastreid_al.cli import run_main\n"
+        "from fastreid_al.errors import UserError\n"
+        f"def main():\n    time.sleep(0.2)\n    raise {raised}\n"
+        "run_main(main)"
+    )
+    command = f"set -o pipefail; {sys.executable} -c {shlex.quote(code)} {where}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    if "UserError" in raised or where != "| true":
+        assert done.stderr.endswith(printed)
+        assert done.returncode == status

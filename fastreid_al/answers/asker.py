@@ -215,8 +215,8 @@ class Asker:
         self._limit: int | None = None
         #: Answers beyond the position, by pair, until the round asks for them.
         self._ahead: dict[tuple[int, int], Answer] = {}
-        #: Events of the last sheet, which are taken back together.
-        self._last_sheet: list[int] = []
+        #: Events of each sheet since this object was made, which are taken back together.
+        self._sheets: list[list[int]] = []
         #: Pairs of this round that the annotator passed on.
         self._passed: set[tuple[int, int]] = set()
         #: Pairs of this round that the closure answered.
@@ -343,6 +343,22 @@ class Asker:
             and _pair(i, j) not in self._doubted
             and self.closure.verdict(i, j) is None
             and _pair(i, j) not in self._passed
+        )
+
+    def closed_pairs(self) -> list[tuple[int, int]]:
+        """Return the pairs of images that were asked about and need no further question.
+
+        They were answered, and the answer is neither doubted nor waits for confirmation, or the
+        annotator passed on them in this round. What follows from answers is not among them.
+        """
+        answered = {_pair(answer.left, answer.right) for answer in self._answers}
+        return sorted(
+            self._passed
+            | {
+                (i, j)
+                for i, j in answered - self._doubted
+                if i >= 0 and not self.awaits_confirmation(i, j)
+            }
         )
 
     def awaits_confirmation(self, i: int, j: int) -> bool:
@@ -580,26 +596,25 @@ class Asker:
         if not questions:
             return
         # Answers that lie ahead were counted when the interrupted round asked for them.
-        ahead = [q for q in questions if _pair(*q.images) in self._ahead]
         left = self.questions_left()
         if left is not None:
-            questions = questions[: left + len(ahead)]
-        needs = {question.images: self._answers_needed(question) for question in questions}
-        count = len(questions)
-        known = {q.images: self._ahead.pop(_pair(*q.images), None) for q in questions}
-        new = [question for question in questions if known[question.images] is None]
-        if new and self._ahead:
+            count_ahead = sum(_pair(*question.images) in self._ahead for question in questions)
+            questions = questions[: left + count_ahead]
+        ahead = [question for question in questions if _pair(*question.images) in self._ahead]
+        new = [question for question in questions if _pair(*question.images) not in self._ahead]
+        if new and len(self._ahead) > len(ahead):
             # This round differs from the one that was interrupted, see `_ask_once`.
             self._catch_up()
-            new = [question for question in new if self.can_ask(*question.images)]
+            self._ask_together([q for q in questions if self.can_ask(*q.images)])
+            return
         if not questions or (new and self._out_of_time()):
             raise OutOfQuestions
-        for question in questions:
-            answer = known[question.images]
-            if answer is not None:
-                self._take_in(answer)
+        needs = {question.images: self._answers_needed(question) for question in questions}
+        known = [self._ahead.pop(_pair(*question.images)) for question in ahead]
+        for answer in sorted(known):
+            self._take_in(answer)
         if new:
-            self._ask_new_sheet(new, needs, count)
+            self._ask_new_sheet(new, needs, len(questions))
 
     def _ask_new_sheet(
         self, questions: list[Question], needs: dict[tuple[int, int], int], count: int
@@ -614,24 +629,30 @@ class Asker:
         asked_at = time.time()
         began = time.monotonic()
         try:
-            verdicts = list(self._with_undo(lambda: self._sheet_verdicts(questions)))
+            verdicts = self._with_undo(lambda: self._sheet_verdicts(questions))
         except NoAnswer:
             self._passed.update(_pair(*question.images) for question in questions)
             return
         seconds = time.monotonic() - began
-        sheet_seconds = getattr(self.annotator, "sheet_seconds", None)
-        if sheet_seconds is None:
-            each = seconds / len(questions)
-        else:
-            # An oracle takes no time, and says how much a person would take.
-            each = float(sheet_seconds(count)) / count
-        self._last_sheet = []
+        each = self._seconds_each(seconds / len(questions), count)
+        events: list[int] = []
+        self._sheets.append(events)
         for question, verdict in zip(questions, verdicts, strict=True):
             need = needs[question.images]
             answer = self._record(question, question.images, verdict, need, None, asked_at, each)
             asked_at += each
-            self._last_sheet.append(answer.event)
+            events.append(answer.event)
             self._take_in(answer)
+
+    def _seconds_each(self, measured: float, count: int) -> float:
+        """Seconds of each answer of a sheet of `count` questions.
+
+        An oracle takes no time, and says how much a person would take.
+        """
+        sheet_seconds = getattr(self.annotator, "sheet_seconds", None)
+        if sheet_seconds is not None:
+            return float(sheet_seconds(count)) / count
+        return float(getattr(self.annotator, "seconds", measured))
 
     def _sheet_verdicts(self, questions: list[Question]) -> list[Verdict]:
         """The annotator's verdicts about a sheet.
@@ -640,7 +661,13 @@ class Asker:
             ValueError: They are not one verdict for each question.
         """
         annotator = cast(SheetAnnotator, self.annotator)
-        verdicts = list(annotator.answer_sheet(questions))
+        verdicts = list(annotator.answer_sheet(tuple(questions)))
+        for verdict in verdicts:
+            if not isinstance(verdict, Verdict):
+                raise ValueError(
+                    f"answer_sheet: got {described(verdict)} of {self.annotator.name!r}, expected "
+                    "verdicts"
+                )
         if len(verdicts) != len(questions):
             raise ValueError(
                 f"answer_sheet: got {len(verdicts)} verdicts of {self.annotator.name!r}, expected "
@@ -692,12 +719,13 @@ class Asker:
         seconds: float,
     ) -> Answer:
         """Write an answer to the ledger."""
+        answered_at = asked_at + seconds
         event = self.ledger.append(
             *pair,
             verdict,
             annotator=self.annotator.name,
             asked_at=asked_at,
-            answered_at=asked_at + seconds,
+            answered_at=answered_at,
             epoch=self.epoch,
             reason=question.reason if confirms is None else "confirm",
             score=question.score,
@@ -707,14 +735,16 @@ class Asker:
             shown=getattr(self.annotator, "shown", ((), ())),
             run=self.run,
         )
+        # The seconds are those that the ledger will return: a resumed round adds up the same ones.
+        seconds = answered_at - asked_at
         return Answer(event, *pair, verdict, need, confirms, seconds, self.run)
 
     def _with_undo(self, ask: Callable[[], Answered]) -> Answered:
         """Return what the annotator answers, after its last answer was taken back if it asks for
         that.
 
-        Only answers of this run are taken back, those of a sheet together. If there is none, the
-        annotator is asked again.
+        Only answers of this run are taken back; those of a sheet together, unless the process was
+        started again since. If there is none, the annotator is asked again.
         """
         while True:
             try:
@@ -723,10 +753,9 @@ class Asker:
                 last = self.ledger.last_answer(self.run)
                 if last is None:
                     continue
-                events = self._last_sheet if last in self._last_sheet else [last]
+                events = next((sheet for sheet in self._sheets if last in sheet), [last])
                 for event in reversed(events):
                     self.ledger.undo(event, self.annotator.name)
-                self._last_sheet = []
                 raise RoundAgain from None
 
 

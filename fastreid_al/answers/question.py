@@ -166,7 +166,9 @@ class Annotator(Protocol):
 class SheetAnnotator(Annotator, Protocol):
     """An annotator that also compares one image with several others at a time.
 
-    `answer_sheet` may raise what `answer` may raise.
+    `answer_sheet` may raise what `answer` may raise. An annotator that takes no time of its own,
+    such as an oracle, may have a method `sheet_seconds(count)`: the seconds that a sheet counts
+    for.
     """
 
     def answer_sheet(self, questions: Sequence[Question]) -> Sequence[Verdict]:

@@ -33,6 +33,8 @@ from .training import Training
 
 #: Share of the pairs that the next questions should change, to be worth asking.
 _WORTH_ASKING = 0.005
+#: Merges per question that they should bring.
+_MERGES_WORTH_ASKING = 0.02
 
 
 class Batch(NamedTuple):
@@ -364,6 +366,14 @@ def _evaluates(config: RunConfig, epoch: int) -> bool:
     return config.evaluate_every > 0 and epoch % config.evaluate_every == 0
 
 
+def _worth_asking(record: dict[str, Any]) -> bool:
+    """Whether further questions are expected to change enough."""
+    if "next_merged" in record:
+        worth: bool = record["next_merged"] >= _MERGES_WORTH_ASKING * record["next_questions"] > 0
+        return worth
+    return bool(record["next_share"] >= _WORTH_ASKING)
+
+
 def describe_epoch(record: dict[str, Any]) -> str:
     """Describe the record of an epoch in a line."""
     if record["epoch"] == 0:
@@ -377,7 +387,7 @@ def describe_epoch(record: dict[str, Any]) -> str:
         verb, of_what = ("merge", "clusters") if "next_merged" in record else ("change", "pairs")
         share = percent(record["next_share"])
         following = f"the next {record['next_questions']} would {verb} {share} % of the {of_what}"
-        if record["next_share"] < _WORTH_ASKING:
+        if not _worth_asking(record):
             following += ", more are hardly worth it"
         parts.append(following)
     if "pair_precision" in record:

@@ -19,6 +19,10 @@ from ..distributed.world import SINGLE_PROCESS, Sharded, World
 
 #: Images whose neighbourhoods say how similar near images are.
 _SAMPLE = 1024
+#: The most neighbours that are looked up.
+_MOST_NEIGHBOURS = 1024
+#: Similarities that differ by less may be the same.
+_ROUNDING = 1e-5
 #: Labels of a batch: (indptr (B + 1,), indices), or bit rows (B, ceil(n / 32)) int32.
 Labels = Tensor | tuple[Tensor, Tensor]
 
@@ -79,27 +83,29 @@ class ImageMemory:
     def usual_similarity(self, rank: int) -> float:
         """The median similarity of an image to the image that is the rank-th nearest to it.
 
-        It is that of 1,024 images at most, evenly spaced: n x D x 2,048 operations. It lies in the
-        middle between two of their similarities, so that rounding decides no comparison with it.
+        It is that of 1,024 images at most, evenly spaced: n x D x 2,048 operations. It lies between
+        two of their similarities that differ, because the median is the similarity of some pair,
+        and rounding would decide whether that pair is above it.
 
         Args:
-            rank: 1 for the nearest image; at most n - 1 counts.
+            rank: 1 for the nearest image; at most 1,024 and n - 1 count.
 
         Returns:
             The similarity, the same on all ranks; 0 where most images have no feature yet.
         """
-        rank = min(as_integer("rank", rank, 1), self._n - 1)
+        rank = min(as_integer("rank", rank, 1), self._n - 1, _MOST_NEIGHBOURS)
         if rank == 0:
             return 0.0
         step = -(-self._n // _SAMPLE)
         rows = torch.arange(0, self._n, step, device=self.bank.device)
-        features = bank_rows(self.bank, rows, self._n, self._world)
+        features = bank_rows(self.bank, rows, self._n, self._world).to(self.bank.dtype)
         similarity, _ = sharded_similarity_topk(
             features, self.bank, rank, self._n, self._world, normalize=False, exclude=rows
         )
-        ascending = similarity[:, -1].sort().values
-        middle = (len(ascending) - 1) // 2
-        return float(ascending[middle : middle + 2].mean())
+        ascending = similarity[:, -1].double().sort().values
+        median = float(ascending[(len(ascending) - 1) // 2])
+        above = ascending[ascending > median + _ROUNDING]
+        return (median + float(above[0])) / 2 if len(above) else median
 
     def nearest(self, features: Tensor, rows: Tensor, k: int) -> Tensor:
         """NNR: the images most similar to features, each feature's own image left out.

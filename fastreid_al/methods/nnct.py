@@ -123,8 +123,8 @@ class NNCT:
         self.predicts = False
         #: Share of the old vector that an update of the memory keeps in this epoch.
         self.momentum = 0.0
-        #: t of MPLP in this epoch.
-        self.threshold = 0.0 if settings.threshold == "auto" else settings.threshold
+        #: t of MPLP in this epoch; with "auto" the paper's until there are features to judge by.
+        self.threshold = 0.6 if settings.threshold == "auto" else settings.threshold
 
     def layers(self) -> nn.ModuleList:
         """The classifier of the source's identities, if there is a source, else an empty list."""

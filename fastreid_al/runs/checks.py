@@ -103,7 +103,7 @@ def warn_of_settings(config: RunConfig, reporter: Reporter, objects: Collection[
             f"{CROP_ASPECT[0]:g} to {CROP_ASPECT[1]:g}"
         )
     recipes = [recipe(config.dataset, "paper", config.method)]
-    recipes += [recipe(config.dataset, "small", config.method)]
+    recipes += [recipe(config.dataset, name, config.method) for name in ("small", "reid")]
     for line in unread_settings(config, recipes, objects):
         reporter.warn(line)
 

@@ -116,8 +116,10 @@ def _describe_labels(
         )
     labels = None if source is None else make_source(*identities_and_cameras(source.train))
     memory = build_nnct(context, len(images.train), labels, network.features).label_memory
+    threshold = config.nnct.threshold
+    above = "their usual similarity" if threshold == "auto" else f"{threshold:g}"
     return (
         f"label memory (PLMB) {memory.nbytes / 1e6:.1f} MB as {memory.layout}; single labels in "
-        f"the first {single} epochs, then labels above {config.nnct.threshold:g}, and those of the "
+        f"the first {single} epochs, then labels above {above}, and those of the "
         f"{config.neighbours_k} nearest"
     )

@@ -59,8 +59,9 @@ class Point(NamedTuple):
         identities_covered: Share of the identities with a cluster of their own.
         seconds: Seconds of the answers, as the oracle counts them.
         changed: Pairs of images that were joined or set apart since the point before.
-        next_changed: Pairs that the strategy expects the next questions to join or to set apart;
-            None if it does not say, if it counts clusters, and after the last round.
+        next_changed: Pairs that the strategy expected the next questions to join or to set apart,
+            when it last looked, up to ten questions or sheets before; None if it does not say, if
+            it counts clusters, at the first point and at the last.
         next_questions: Number of these questions, 50 where there are so many.
     """
 
@@ -108,11 +109,12 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
         ) from error
     clustered = _cluster(features, cameras, config.cluster, reporter)
     labels = clustered.labels
-    start = _Moment(labels, 0.0, None)
+    start = _Curve("", identities, cameras)
+    start.add(0, 0.0, labels)
     reporter.line(
         f"{len(features)} images of {len(identities.unique())} identities, "
         f"{int(labels.max()) + 1} clusters, {int((labels < 0).sum())} images unclustered: "
-        f"{_describe(_point('', 0, start, start, identities, cameras))}"
+        f"{_describe(start.points[0])}"
     )
     points: list[Point] = []
     for strategy in strategies:
@@ -180,12 +182,13 @@ def simulate(
         Points before the first question, after every `config.every` questions, and at the end.
     """
     asker = _make_asker(identities, config, cameras)
-    moments = {0: _Moment(labels, 0.0, None)}
+    curve = _Curve(strategy, identities, cameras)
+    curve.add(0, 0.0, labels)
 
     def after_answer(questions: int, current: Callable[[], Tensor]) -> None:
         if questions % config.every == 0:
             seconds = asker.seconds + asker.spent.seconds
-            moments[questions] = _Moment(current().clone(), seconds, asker.outlook)
+            curve.add(questions, seconds, current(), asker.outlook)
 
     asker.after_answer = after_answer
     for number in range(_ROUNDS):
@@ -193,57 +196,59 @@ def simulate(
         labels, _ = refine(features, labels, asker, strategy, config.questions, number)
         if asker.asked == before or asker.asked >= config.budget:
             break
-    moments[asker.asked] = _Moment(labels, asker.seconds, None)
+    curve.add(asker.asked, asker.seconds, labels)
     asker.ledger.close()
-    points = []
-    before_it = moments[0]
-    for questions, moment in moments.items():
-        points.append(_point(strategy, questions, before_it, moment, identities, cameras))
-        before_it = moment
-    return points
+    return list(curve.points.values())
 
 
-class _Moment(NamedTuple):
-    """Labels (n,) int64 at a moment of a simulation, the seconds so far, and what is expected."""
-
-    labels: Tensor
-    seconds: float
-    outlook: Outlook | None
-
-
-def _point(
-    strategy: str,
-    questions: int,
-    before: _Moment,
-    moment: _Moment,
-    identities: Tensor,
-    cameras: Tensor | None,
-) -> Point:
-    """The quality of the labels after a number of questions.
+class _Curve:
+    """The points of a strategy.
 
     Args:
-        strategy: Name of the strategy.
-        questions: Questions so far.
-        before: The moment of the point before.
-        moment: The moment of this point.
+        strategy: Its name.
         identities: (n,) int64 true identities.
         cameras: (n,) int64, -1 where unknown; None where no camera is known.
     """
-    labels, seconds, outlook = moment
-    if outlook is not None and outlook.counts != "pairs":
-        outlook = None
-    pairs = len(labels) * (len(labels) - 1) / 2
-    return Point(
-        strategy,
-        questions,
-        questions / pairs,
-        *pair_scores(labels, identities),
-        *cluster_scores(labels, identities, cameras),
-        seconds=seconds,
-        changed=changed_pairs(before.labels, labels),
-        next_changed=outlook.changed if outlook else None,
-        next_questions=outlook.questions if outlook else None,
-    )
+
+    def __init__(self, strategy: str, identities: Tensor, cameras: Tensor | None) -> None:
+        #: The points, by number of questions.
+        self.points: dict[int, Point] = {}
+        self._strategy = strategy
+        self._identities = identities
+        self._cameras = cameras
+        #: Labels of the newest point, and of the one before.
+        self._newest: Tensor | None = None
+        self._before: Tensor | None = None
+
+    def add(
+        self, questions: int, seconds: float, labels: Tensor, outlook: Outlook | None = None
+    ) -> None:
+        """Add the point after a number of questions, or replace it if it is the newest.
+
+        Args:
+            questions: Questions so far.
+            seconds: Seconds of their answers.
+            labels: (n,) int64 labels now.
+            outlook: What the strategy expects of further questions.
+        """
+        if questions not in self.points:
+            self._before = self._newest
+        before = labels if self._before is None else self._before
+        if outlook is not None and outlook.counts != "pairs":
+            outlook = None
+        pairs = len(labels) * (len(labels) - 1) / 2
+        self.points[questions] = Point(
+            self._strategy,
+            questions,
+            questions / pairs,
+            *pair_scores(labels, self._identities),
+            *cluster_scores(labels, self._identities, self._cameras),
+            seconds=seconds,
+            changed=changed_pairs(before, labels),
+            next_changed=outlook.changed if outlook else None,
+            next_questions=outlook.questions if outlook else None,
+        )
+        self._newest = labels.clone()
 
 
 def _make_asker(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,15 @@ from torch import Tensor
 from fastreid_al.active import refine
 from fastreid_al.active.refine import Refined
 from fastreid_al.annotators import Oracle
-from fastreid_al.answers import Asker, NoAnswer, Question, QuitAsking, UndoLast, Verdict
+from fastreid_al.answers import (
+    Asker,
+    Ledger,
+    NoAnswer,
+    Question,
+    QuitAsking,
+    UndoLast,
+    Verdict,
+)
 from fastreid_al.answers.asker import OutOfQuestions, RoundAgain
 from fastreid_al.config import QuestionConfig
 from tests.support.asking import Counting, crowded, question
@@ -238,3 +248,106 @@ def test_a_person_who_leaves_a_sheet_open_is_asked_again() -> None:
         run(SheetOracle(identities, leave), asker, 0)
     got = run(SheetOracle(identities), asker, 0)
     assert torch.equal(got.labels, expected.labels)
+
+
+def interrupted(ahead: Sequence[tuple[int, int]], **settings: Any) -> tuple[Asker, SheetOracle]:
+    """An asker whose round was interrupted after some answers, about to be begun again."""
+    first = Asker(Oracle(IDENTITIES, seconds=4), run="mine")
+    first.begin(1)
+    for a, b in ahead:
+        first.ask(question(a, b))
+    annotator = SheetOracle(IDENTITIES)
+    again = Asker(annotator, first.ledger, run="mine", **settings)
+    again.begin(1)
+    return again, annotator
+
+
+@pytest.mark.parametrize(
+    ("ahead", "budget", "others"),
+    [
+        ([(0, 3)], 2, [1, 2, 3, 4]),
+        ([(0, 5), (0, 7), (0, 9), (2, 3), (4, 5)], 5, [1, 2, 3, 4, 9, 8]),
+        ([(2, 3)], 3, [1, 3, 5, 7]),
+    ],
+)
+def test_a_round_that_differs_from_the_interrupted_one_keeps_to_the_budget(
+    ahead: list[tuple[int, int]], budget: int, others: list[int]
+) -> None:
+    asker, _ = interrupted(ahead, budget=budget)
+    with contextlib.suppress(OutOfQuestions):
+        asker.ask_sheet(about(0, others))
+    assert asker.end().questions == budget
+    assert len(asker.ledger.answers()) == budget
+
+
+@pytest.mark.parametrize("ahead", [[(0, 1), (0, 2), (0, 3)], [(2, 3), (0, 1)]])
+def test_answers_of_a_sheet_that_cannot_go_on_are_counted(ahead: list[tuple[int, int]]) -> None:
+    asker, annotator = interrupted(ahead, minutes=0.0)
+    with pytest.raises(OutOfQuestions):
+        asker.ask_sheet(about(0, [1, 2, 3, 4]))
+    spent = asker.end()
+    assert spent.questions == len(ahead)
+    assert spent.seconds == pytest.approx(4 * len(ahead), abs=1e-5)
+    assert asker.closure.verdict(0, 1) is DIFFERENT
+    assert annotator.sheets == []
+
+
+def test_minutes_end_a_resumed_round_where_they_ended_the_undisturbed_one() -> None:
+    def asked(ledger: Ledger | None, stop_after: int | None) -> Asker:
+        oracle = Oracle(torch.arange(40), seconds=4, seconds_more=0.5)
+        asker = Asker(oracle, ledger, run="mine", minutes=0.2)
+        asker.begin(1)
+        with contextlib.suppress(OutOfQuestions):
+            for number in range(5):
+                if number == stop_after:
+                    return asker
+                asker.ask_sheet(about(number, range(10 + 5 * number, 15 + 5 * number)))
+        asker.end()
+        return asker
+
+    whole = asked(None, None)
+    assert whole.asked in (10, 15)
+    for stop_after in (1, 2):
+        assert asked(asked(None, stop_after).ledger, None).asked == whole.asked
+
+
+def test_each_undo_takes_one_sheet_back() -> None:
+    undo = [False]
+
+    def slip(number: int) -> None:
+        if undo[0]:
+            raise UndoLast
+
+    asker = Asker(SheetOracle(IDENTITIES, slip))
+    asker.begin(1)
+    for first in (0, 1, 2):
+        asker.ask_sheet(about(first, [5, 8, 11]))
+    undo[0] = True
+    for left in (6, 3, 0):
+        with pytest.raises(RoundAgain):
+            asker.ask_sheet(about(3, [6, 7]))
+        assert len(asker.ledger.answers()) == left
+
+
+@pytest.mark.parametrize("wrong", [None, "same", True])
+def test_what_is_no_verdict_is_refused_before_anything_is_recorded(wrong: Any) -> None:
+    class Wrong(SheetOracle):
+        def answer_sheet(self, questions: Sequence[Question]) -> list[Verdict]:
+            return [SAME, wrong]
+
+    asker = Asker(Wrong(IDENTITIES))
+    asker.begin(1)
+    with pytest.raises(ValueError, match=r"answer_sheet: got .* of 'counting', expected verdicts"):
+        asker.ask_sheet(about(0, [1, 2]))
+    assert asker.ledger.answers() == []
+
+
+def test_pairs_that_were_asked_about_are_closed() -> None:
+    annotator = SheetOracle(torch.tensor([0, 0, 0, 0, 1, 1]))
+    asker = Asker(annotator, confirm_merges=1, budget=2)
+    asker.begin(1)
+    assert asker.ask(question(0, 4)) is DIFFERENT
+    with pytest.raises(OutOfQuestions):
+        asker.ask(question(0, 2, [0, 1], [2, 3]))
+    # The second answer waits for its confirmation.
+    assert asker.closed_pairs() == [(0, 4)]

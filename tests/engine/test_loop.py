@@ -96,3 +96,5 @@ def test_an_undefined_score_of_an_epoch_is_a_dash() -> None:
     assert "change 0.4 % of the pairs, more are hardly worth it, pair" in line
     line = loop.describe_epoch(record | {"next_merged": 6.5})
     assert "9 in all), the next 50 would merge 1.2 % of the clusters, pair" in line
+    line = loop.describe_epoch(record | {"next_merged": 0.9})
+    assert "merge 1.2 % of the clusters, more are hardly worth it, pair" in line

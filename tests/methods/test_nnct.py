@@ -643,8 +643,8 @@ def test_an_automatic_threshold_is_the_usual_similarity_of_near_images(n: int) -
     similarity = memory @ memory.T
     np.fill_diagonal(similarity, -np.inf)
     fourth = np.sort(similarity[rows], axis=1)[:, -4]
-    middle = (len(fourth) - 1) // 2
-    expected = np.sort(fourth)[middle : middle + 2].mean()
+    median = np.sort(fourth)[(len(fourth) - 1) // 2]
+    expected = (median + fourth[fourth > median + 1e-5].min()) / 2
     assert begin(method, 1)["label_threshold"] == pytest.approx(expected, abs=1e-12)
     fixed = planted(memory, threshold=float(method.threshold), at_least=4)
     chosen = torch.arange(5)
@@ -655,7 +655,7 @@ def test_an_automatic_threshold_is_part_of_the_state_and_waits_for_the_first_pre
     memory = clustered_features(12, 3, 8, 0.4, 1)
     settings: dict[str, Any] = {"threshold": "auto", "at_least": 2, "single_label": 1}
     method = nnct(12, size=12, **settings)
-    assert begin(method, 0)["label_threshold"] == 0
+    assert begin(method, 0)["label_threshold"] == 0.6
     iterate(method, memory, list(range(12)))
     assert begin(method, 1)["label_threshold"] > 0
     other = nnct(12, size=12, **settings)
@@ -670,3 +670,18 @@ def test_an_automatic_threshold_is_part_of_the_state_and_waits_for_the_first_pre
 def test_a_single_image_has_no_usual_similarity() -> None:
     method = planted(unit(np.ones((1, 4))), threshold="auto")
     assert method.threshold == 0
+
+
+def test_an_automatic_threshold_is_not_the_similarity_of_two_nearest_images() -> None:
+    angles = np.array([0, 0.1, 2, 2.4, 4, 4.9])
+    memory = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    method = planted(memory, threshold="auto", at_least=1)
+    # The nearest images are 0.1, 0.4 and 0.9 apart, each for two of them.
+    assert method.threshold == pytest.approx((np.cos(0.4) + np.cos(0.1)) / 2, abs=1e-12)
+
+
+def test_an_automatic_threshold_takes_any_number_of_candidates() -> None:
+    memory = clustered_features(1200, 3, 4, 0.4, 1)
+    method = planted(memory, threshold="auto", at_least=1100)
+    fixed = planted(memory, threshold="auto", at_least=1024)
+    assert method.threshold == fixed.threshold

@@ -16,6 +16,7 @@ from fastreid_al.config import (
     NetworkConfig,
     OracleConfig,
     RunConfig,
+    recipe,
 )
 from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import SettingError, UserError
@@ -125,3 +126,13 @@ def test_settings_without_effect_are_warned_of(changes: dict[str, Any], starts: 
     assert len(reporter.warnings) == len(starts)
     for line, start in zip(reporter.warnings, starts, strict=True):
         assert line.startswith(start)
+
+
+@pytest.mark.parametrize("method", ["ucal", "supervised", "nnct"])
+@pytest.mark.parametrize("ask", ["none", "ucal", "gain"])
+def test_a_recipe_does_not_warn_of_its_own_values(method: Any, ask: str) -> None:
+    for name in ("paper", "small", "reid"):
+        reporter = Lines()
+        config = recipe("market1501", name, method)  # type: ignore[arg-type]
+        warn_of_settings(replace(config, ask=ask if method == "ucal" else "none"), reporter)
+        assert [line for line in reporter.warnings if "does nothing" in line] == []

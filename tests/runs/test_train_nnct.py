@@ -205,6 +205,8 @@ def test_a_dry_run_says_what_the_labels_take(
         "label memory (PLMB) 0.0 MB as bits; single labels in the first 1 epochs, "
         "then labels above 0.3" in printed
     )
+    dry_run(replace(config, nnct=replace(config.nnct, threshold="auto")))
+    assert "then labels above their usual similarity, and those of" in capsys.readouterr().out
     dry_run(replace(config, nnct=replace(config.nnct, single_label=3)))
     assert (
         "single labels in all epochs: `nnct.single_label` 3 is not less than `epochs` 3"

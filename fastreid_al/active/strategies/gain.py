@@ -26,7 +26,8 @@ from ..group_graph import (
 from ..partition import Partition
 from ..snps import propose_splits
 
-#: Questions between two looks at all candidates. Within them a cluster is asked about once.
+#: Questions or sheets between two looks at all candidates. Within them a cluster is asked about
+#: once.
 _WINDOW = 10
 #: Candidates for merges whose probability is computed: the likeliest by linkage and size.
 _CANDIDATES = 3000
@@ -94,7 +95,9 @@ def ask_by_expected_gain(
     neighbourhoods, cameras, and the place of each among the other's neighbours; and by another one
     for splits, from the mean Jaccard similarity, the sizes, and the similarity of the medoids.
 
-    After every ten questions all candidates are computed anew.
+    With `config.sheet` above 1, and an annotator that takes sheets, a cluster is compared with
+    several others at a time: with those whose expected gains are the greatest in relation to the
+    time. After every ten questions or sheets all candidates are computed anew.
 
     Args:
         features: (n, D) unit-norm.
@@ -173,7 +176,7 @@ class _Round:
             calibration.fit()
 
     def ask_window(self) -> bool:
-        """Ask up to ten questions, best first; return whether there was one."""
+        """Ask up to ten questions or sheets, best first; return whether there was one."""
         window = _Window(self)
         merges = window.merges()
         splits = window.splits()
@@ -205,7 +208,7 @@ class _Round:
             item = merges.items[at]
             a, b = int(window.pairs.first[item]), int(window.pairs.second[item])
             other = b if a == sheet.group else a
-            if other in window.used or (a, b) in window.cannot_links:
+            if other in window.used:
                 continue
             sides = window.sides[sheet.group], window.sides[other]
             question = self._question(sides, "merge", float(merges.gain[at]))
@@ -331,8 +334,6 @@ class _Window:
         near, self.around = state.neighbourhoods.update(
             self.names, self.sides, self.groups.centroids
         )
-        #: Pairs of groups that are known to be different, the lower number first.
-        self.cannot_links = self._cannot_links()
         #: Pairs of groups that could be merged.
         self.pairs = self._open_pairs(pairs_of_groups(state.graph, self.groups, near))
         #: Questions about splits, and the group of each image in the split of its cluster.
@@ -345,22 +346,21 @@ class _Window:
         #: Groups that were asked about.
         self.used: set[int] = set()
 
-    def _cannot_links(self) -> set[tuple[int, int]]:
-        closure = self.state.asker.closure
-        links = set()
-        for root in closure.components():
-            group = int(self.groups.labels[root])
-            for other in closure.cannot_links(root):
-                low, high = sorted((group, int(self.groups.labels[other])))
-                links.add((low, high))
-        return links
-
     def _open_pairs(self, pairs: Pairs) -> Pairs:
-        """The pairs of groups that are not known to be different."""
+        """The pairs of groups that may be asked about: not known to be different, nor asked."""
+        asker = self.state.asker
+        closure = asker.closure
+        images = asker.closed_pairs()
+        images += [
+            (root, other) for root in closure.components() for other in closure.cannot_links(root)
+        ]
+        if not images:
+            return pairs
+        groups = self.groups.labels[torch.tensor(images)].sort(dim=1).values  # (m, 2)
+        low, high = groups.numpy().T
         count = len(self.groups.sizes)
-        links = np.array(sorted(self.cannot_links), dtype=np.int64).reshape(-1, 2)
-        known = np.isin(pairs.first * count + pairs.second, links[:, 0] * count + links[:, 1])
-        return Pairs(*(values[~known] for values in pairs))
+        closed = np.isin(pairs.first * count + pairs.second, low * count + high)
+        return Pairs(*(values[~closed] for values in pairs))
 
     def merges(self) -> _Candidates:
         """The likeliest pairs of groups that could be merged."""
@@ -455,9 +455,7 @@ class _Window:
     def _is_open(self, merges: _Candidates, at: int) -> bool:
         """Whether the answers so far leave a candidate open."""
         if at < len(merges.items):
-            item = merges.items[at]
-            pair = int(self.pairs.first[item]), int(self.pairs.second[item])
-            return pair not in self.cannot_links
+            return True
         images = self.proposed[at - len(merges.items)].images
         return images not in self.state.asked and self.state.asker.can_ask(*images)
 

@@ -262,3 +262,26 @@ def test_the_outlook_of_complete_classes_counts_the_clusters_that_will_merge() -
         merged += first.total - last.total
     # After the first twenty answers the expectation is right on average.
     assert 0.7 < merged / expected < 1.4
+
+
+@pytest.mark.parametrize(
+    ("rates", "closure"), [({"unsure": 0.5}, "transitive"), ({}, "transitive"), ({}, "none")]
+)
+@pytest.mark.parametrize("sheet", [1, 5])
+def test_pairs_that_were_asked_about_do_not_fill_the_list_of_candidates(
+    rates: dict[str, float],
+    closure: Literal["transitive", "none"],
+    sheet: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+    for candidates in (3000, 15):
+        monkeypatch.setattr("fastreid_al.active.strategies.gain._CANDIDATES", candidates)
+        features, identities, labels = linked(0)
+        asker = Asker(Oracle(identities, **rates), closure=closure)
+        config = QuestionConfig(aim="classes", sheet=sheet)
+        refine(features, labels, asker, "gain", config)
+        asked.append(asker.asked)
+        # Nothing is left to ask.
+        assert asker.outlook is not None and asker.outlook.questions <= 5
+    assert asked[1] > 0.8 * asked[0] > 40

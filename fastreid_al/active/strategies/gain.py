@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
-from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -339,7 +339,7 @@ class _Window:
         #: Questions about splits, and the group of each image in the split of its cluster.
         self.proposed = []
         if state.aim.split_weight > 0:
-            self.proposed = state.splits(self.names, self.sides)
+            self.proposed = self._open_splits(state.splits(self.names, self.sides))
         self.parts = torch.full((state.graph.n,), -1)
         for number, images in enumerate(_groups_of(self.proposed)):
             self.parts[images] = number
@@ -361,6 +361,20 @@ class _Window:
         count = len(self.groups.sizes)
         closed = np.isin(pairs.first * count + pairs.second, low * count + high)
         return Pairs(*(values[~closed] for values in pairs))
+
+    def _open_splits(self, proposed: list[Question]) -> list[Question]:
+        """The splits that may be asked about: nothing is known to be the same in both groups."""
+        state = self.state
+        component = torch.full((state.graph.n,), -1)
+        for number, images in enumerate(state.asker.closure.components().values()):
+            component[list(images)] = number
+        found = []
+        for split in proposed:
+            first, second = (component[group] for group in split.groups)
+            known_same = bool(torch.isin(first[first >= 0], second).any())
+            if not known_same and split.images not in state.asked:
+                found.append(split)
+        return found
 
     def merges(self) -> _Candidates:
         """The likeliest pairs of groups that could be merged."""
@@ -449,15 +463,25 @@ class _Window:
         else:
             changed = np.concatenate([merges.same, np.zeros(len(splits.items))])
             total = len(self.groups.sizes)
-        following = list(islice((at for at in best if self._is_open(merges, at)), _AHEAD))
+        following: list[int] = []
+        uses: Counter[int] = Counter()
+        for at in best:
+            groups = self._groups(merges, at)
+            # A cluster is asked about once in a window.
+            if max(uses[group] for group in groups) < _AHEAD // _WINDOW:
+                uses.update(groups)
+                following.append(at)
+            if len(following) == _AHEAD:
+                break
         return Outlook(len(following), float(changed[following].sum()), total, counts)
 
-    def _is_open(self, merges: _Candidates, at: int) -> bool:
-        """Whether the answers so far leave a candidate open."""
+    def _groups(self, merges: _Candidates, at: int) -> tuple[int, ...]:
+        """The groups that a candidate is about."""
         if at < len(merges.items):
-            return True
+            item = merges.items[at]
+            return int(self.pairs.first[item]), int(self.pairs.second[item])
         images = self.proposed[at - len(merges.items)].images
-        return images not in self.state.asked and self.state.asker.can_ask(*images)
+        return (int(self.groups.labels[images[0]]),)
 
 
 def _groups_of(questions: list[Question]) -> list[Tensor]:

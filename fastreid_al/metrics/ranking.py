@@ -267,6 +267,9 @@ def _problems(name: str, side: Side, world: World) -> Iterator[str]:
         )
         return
     if not features.shape[1]:
+        if rows:
+            shape = tuple(features.shape)
+            yield f"{name}_features: got shape {shape}, expected one column or more"
         return
     greatest = torch.linalg.vector_norm(features, torch.inf, dim=1)
     bad = int((~torch.isfinite(greatest)).sum())

@@ -247,6 +247,11 @@ def test_wrong_shapes_are_named() -> None:
     f, i = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"gallery_cameras: got shape \(3,\), expected \(2,\)"):
         rank_gallery(f, i, i, f, i[:2], i)
+    empty, ids = torch.zeros(2, 0), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(
+        ValueError, match=r"query_features: got shape \(2, 0\), expected one column"
+    ):
+        rank_gallery(empty, ids, ids, empty, ids, ids)
     with pytest.raises(ValueError, match="query_features: 3 of 3 rows are not finite"):
         rank_gallery(f / 0, i, i, f, i, i)
     with pytest.raises(ValueError, match=r"widths \[4, 5\]"):

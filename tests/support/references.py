@@ -474,11 +474,16 @@ def reference_standardised(rows: np.ndarray, cameras: np.ndarray, scale: bool) -
 
 
 def reference_whitened(rows: np.ndarray, labels: np.ndarray, shrinkage: float) -> np.ndarray:
-    """The mean of the clusters' covariances, inverted by its square root."""
+    """The mean of the clusters' covariances, inverted by its square root.
+
+    The rows themselves where the images of each cluster are copies.
+    """
     kept = [c for c in np.unique(labels) if c >= 0 and (labels == c).sum() > 1]
     if not kept:
         return rows
     within = np.mean([np.cov(rows[labels == c].T) for c in kept], axis=0)
+    if np.trace(within) < 1e-12:
+        return rows
     width = rows.shape[1]
     within = (1 - shrinkage) * within + shrinkage * np.trace(within) / width * np.eye(width)
     values, vectors = np.linalg.eigh(within)

@@ -345,6 +345,11 @@ class Asker:
             and _pair(i, j) not in self._passed
         )
 
+    @property
+    def takes_sheets(self) -> bool:
+        """Whether the annotator answers several questions about one image at a time."""
+        return callable(getattr(self.annotator, "answer_sheet", None))
+
     def closed_pairs(self) -> list[tuple[int, int]]:
         """Return the pairs of images that were asked about and need no further question.
 
@@ -454,7 +459,7 @@ class Asker:
             raise ValueError("questions: got several first images, expected one")
         if len({question.images for question in questions}) < len(questions):
             raise ValueError("questions: got a pair of images twice, expected each once")
-        if not callable(getattr(self.annotator, "answer_sheet", None)):
+        if not self.takes_sheets:
             return [self.ask(question) for question in questions]
         open_pairs = [question for question in questions if self.can_ask(*question.images)]
         for question in questions:

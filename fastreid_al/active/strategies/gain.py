@@ -103,7 +103,7 @@ def ask_by_expected_gain(
         features: (n, D) unit-norm.
         labels: (n,) int64, -1 for an image outside every cluster.
         asker: Asks the annotator and records the answers; its cameras are used if it has them.
-        config: Its `aim` counts.
+        config: Its `aim` and `sheet` count.
 
     Raises:
         OutOfQuestions: The budget is spent.
@@ -153,7 +153,7 @@ class _Round:
     ) -> None:
         self.aim = aim
         #: Most clusters that are compared with one cluster at a time.
-        self.sheet = sheet if callable(getattr(asker.annotator, "answer_sheet", None)) else 1
+        self.sheet = sheet if asker.takes_sheets else 1
         self.graph = graph_of_images(features)
         self.features = features.float().cpu()  # (n, D)
         self.asker = asker

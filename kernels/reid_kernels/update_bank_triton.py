@@ -80,6 +80,8 @@ def update_kernel(
                 f = tl.load(feature, mask=d < dim, other=0.0)
                 moved = momentum * old.to(tl.float32) + (1.0 - momentum) * f.to(tl.float32)
                 norm = tl.sqrt(tl.sum(moved * moved, axis=0))
-                old = (moved / tl.maximum(norm, 1e-12)).to(old.dtype)
+                # 0, or NaN if a value is not finite: `tl.maximum` alone would drop a NaN.
+                finite = tl.sum(moved * 0.0, axis=0)
+                old = (moved / (tl.maximum(norm, 1e-12) + finite)).to(old.dtype)
             feature += features_stride
         tl.store(row, old, mask=d < dim)

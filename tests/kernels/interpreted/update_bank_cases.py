@@ -61,6 +61,15 @@ def main() -> None:
     opposite = torch.tensor([[1.0, 0.0]])
     update_triton(opposite, torch.tensor([[-1.0, 0.0]]), torch.tensor([0]), 0.5, -1)
     cases.equal(opposite, torch.zeros(1, 2))
+    # A feature that is not finite makes its row NaN, one that is too long makes it zero.
+    for value, row in ((torch.nan, torch.nan), (torch.inf, torch.nan), (3e38, 0.0)):
+        broken = features.clone()
+        broken[1, :2] = value
+        got = bank.clone()
+        update_triton(got, broken, torch.tensor([2, 0, 2, 1]), 0.5, -1)
+        expected = update_bank_reference(bank, features, torch.tensor([2, -1, 2, 1]), 0.5)
+        expected[0] = row
+        cases.close(got, expected, 2e-7, value)
     with small.through_operators():
         got = update_bank_(bank.clone(), features, torch.tensor([2, 0, 2, -1]), 0.5)
     cases.close(got, update_bank_reference(bank, features, torch.tensor([2, 0, 2, -1]), 0.5), 2e-7)

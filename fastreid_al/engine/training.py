@@ -170,14 +170,17 @@ class Training:
             save_checkpoint(folder.last, self.weights())
 
     def _is_finite(self) -> bool:
-        """Whether the loss, the weights and the running statistics are finite."""
-        if not torch.isfinite(self.loss):
-            return False
+        """Whether the loss, the weights and the running statistics are finite.
+
+        All weights together are waited for once.
+        """
+        finite = []
         for module in (self.model, self.method.layers()):
             for value in module.state_dict().values():
-                if value.is_floating_point() and not torch.isfinite(value).all():
-                    return False
-        return True
+                if value.is_floating_point():
+                    finite.append(torch.isfinite(value).all())
+        # The loss of an epoch without steps lies on the CPU.
+        return bool(torch.isfinite(self.loss)) and bool(torch.stack(finite).all())
 
 
 def _check_width(state: Any, features: int) -> None:

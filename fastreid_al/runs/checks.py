@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -128,3 +129,12 @@ def pick_device(name: str) -> torch.device:
         hint = f"this machine has {count} CUDA devices"
         raise SettingError("device", name, "cpu, auto or an existing device", hint)
     return device
+
+
+def working_on(device: torch.device) -> AbstractContextManager[object]:
+    """Make a CUDA device the current one inside a block; the previous one is current again after.
+
+    Events of the clock, pinned memory and the question which code the extension has are about the
+    current device.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

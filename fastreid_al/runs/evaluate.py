@@ -36,7 +36,7 @@ from ..models import BackboneBuilder, ReIdNet, build_model
 from ..models.weights import read_tensors
 from ..settings import validate, with_values
 from ..settings_file import read_settings
-from .checks import pick_device
+from .checks import pick_device, working_on
 from .data import read_set
 from .summary import SCORES, report_skipped, score_row
 
@@ -85,6 +85,17 @@ def evaluate_file(
     _check_is_weights(Path(options.checkpoint))
     options = _with_set_of_run(options)
     device = pick_device(options.device)
+    with working_on(device):
+        return _evaluated(options, model, device, reporter)
+
+
+def _evaluated(
+    options: EvaluationConfig,
+    model: BackboneBuilder | None,
+    device: torch.device,
+    reporter: Reporter,
+) -> Ranking | None:
+    """Score what the options name on a device."""
     scored = _load(options, model, reporter)
     images = _read_images(options, reporter)
     scored.model.to(device).to(memory_format=torch.channels_last)

@@ -32,7 +32,7 @@ from ..metrics import Ranking
 from ..models import BackboneBuilder
 from .agreement import check_same_images, check_same_settings
 from .build import build_network, build_training, check_method
-from .checks import check_parts, check_settings, pick_device, warn_of_settings
+from .checks import check_parts, check_settings, pick_device, warn_of_settings, working_on
 from .context import Extensions, RunContext, make_context
 from .data import Dataset, all_labelled, decode, load_source, load_target
 from .questions import check_ledger, check_questions, open_questions
@@ -148,7 +148,9 @@ def _started(
         The processes of the run, and the device of this one.
     """
     if world is not None:
-        yield world, pick_device(config.device)
+        device = pick_device(config.device)
+        with working_on(device):
+            yield world, device
         return
     device = pick_device(device_of_rank(config.device))
     if may_restart() and not config.run_dir:
@@ -158,7 +160,7 @@ def _started(
             "the run's folder where torchrun may restart the ranks",
             "a restart finds its checkpoint there",
         )
-    with joined(device, raised_together=(Interrupted,)) as (world, line):
+    with working_on(device), joined(device, raised_together=(Interrupted,)) as (world, line):
         if line is not None and world.is_first:
             (reporter or Reporter()).line(line)
         yield world, device

@@ -20,7 +20,13 @@ from fastreid_al.config import (
 )
 from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import SettingError, UserError
-from fastreid_al.runs.checks import check_parts, check_settings, pick_device, warn_of_settings
+from fastreid_al.runs.checks import (
+    check_parts,
+    check_settings,
+    pick_device,
+    warn_of_settings,
+    working_on,
+)
 
 PAPER = RunConfig(dataset="market1501")
 
@@ -136,3 +142,19 @@ def test_a_recipe_does_not_warn_of_its_own_values(method: Any, ask: str) -> None
         config = recipe("market1501", name, method)  # type: ignore[arg-type]
         warn_of_settings(replace(config, ask=ask if method == "ucal" else "none"), reporter)
         assert [line for line in reporter.warnings if "does nothing" in line] == []
+
+
+def test_the_device_of_a_run_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [0]
+
+    def exchange(index: int) -> int:
+        before, current[0] = current[0], index
+        return before
+
+    monkeypatch.setattr("torch.cuda._exchange_device", exchange)
+    monkeypatch.setattr("torch.cuda._maybe_exchange_device", exchange)
+    with working_on(torch.device("cuda:1")):
+        assert current == [1]
+    assert current == [0]
+    with working_on(torch.device("cpu")):
+        assert current == [0]

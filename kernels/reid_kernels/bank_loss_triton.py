@@ -523,9 +523,11 @@ def weighted_kernel(
     total = tl.load(sums, mask=mask, other=0.0) * tl.exp(before - shift)[:, None]
     for start in range(split * BLOCK_K, count, SPLITS * BLOCK_K):
         j = start + tl.arange(0, BLOCK_K).to(tl.int64)
+        # They are 0 from `count` to the end of its tile. A mask that varies along the row would
+        # turn the load into one for each value.
         exponential = tl.load(
             exponentials_ptr + b[:, None] * piece + j[None, :],
-            mask=(b < batch)[:, None] & (j < count)[None, :],
+            mask=(b < batch)[:, None],
             other=0.0,
         )
         row = tl.load(

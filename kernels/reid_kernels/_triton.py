@@ -20,6 +20,8 @@ from .tiles import Tile
 #: Triton's interpreter multiplies bfloat16 wrongly. There the operands are rounded first and
 #: multiplied in float32.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+#: Whether launches may limit registers: Triton's backend for AMD and its interpreter cannot.
+NVIDIA = torch.version.hip is None and not INTERPRETED
 _TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -50,7 +52,9 @@ def operands(dtype: torch.dtype, precision: str) -> Operands:
 
 def product_options(how: Operands, tile: Tile) -> dict[str, Any]:
     """The launch options of a kernel that calls `product`."""
+    limit = {} if tile.registers is None or not NVIDIA else {"maxnreg": tile.registers}
     return {
+        **limit,
         "OPERAND": how.kernel_dtype,
         "PRECISION": how.precision,
         "BLOCK_M": tile.rows,

@@ -14,6 +14,7 @@ are combined in a fixed order.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -101,6 +102,9 @@ class _Contrast:
         memory = problem.features.dtype if index is None else torch.float32
         choice = (self.operands.dtype, self.operands.precision, self.batch, memory)
         self.product_tile = product_tile(*choice)
+        if index is not None:
+            # The starts of the classes would not fit into fewer registers.
+            self.product_tile = replace(self.product_tile, registers=None)
         self.sum_tile = weighted_tile(*choice)
         self.piece = self._piece_length(piece)
         self.tiles = triton.cdiv(self.piece, self.product_tile.columns)
@@ -444,11 +448,11 @@ def exponentials_kernel(
     tl.store(tile_top_ptr + b * tiles + number, top, mask=b < batch)
     tl.store(tile_sum_ptr + b * tiles + number, tl.sum(exponential, axis=1), mask=b < batch)
     if STORE:
-        mask = (b < batch)[:, None] & (place < piece)[None, :]
+        # A piece has whole tiles.
         tl.store(
-            exponentials_ptr + b[:, None] * piece + place[None, :],
+            (exponentials_ptr + b * piece + number * BLOCK_N)[:, None] + local[None, :],
             exponential.to(exponentials_ptr.dtype.element_ty),
-            mask=mask,
+            mask=(b < batch)[:, None],
         )
 
 

@@ -78,6 +78,7 @@ def multilabel_triton(
             losses[part],
             n,
             bits.shape[1],
+            similarity.stride(0),
             problem.delta,
             WEIGHTS=problem.gradient,
             BLOCK_N=select.columns,
@@ -99,14 +100,16 @@ def similarities(rows: Tensor, bank: Tensor, how: Operands, tile: Tile | None = 
         tile: By default from the table.
 
     Returns:
-        (m, n) float32.
+        (m, n) float32; the stride of the rows is a multiple of 16.
     """
     m, dim = rows.shape
     n = len(bank)
     tile = tile or product_tile(how.dtype, how.precision, m, bank.dtype)
     rows = rounded(rows, how)
     bank = rounded(bank, how)
-    result = torch.empty(m, n, dtype=torch.float32, device=bank.device)
+    # Rows that begin at multiples of 64 bytes are written and read in wide words.
+    stride = triton.cdiv(n, 16) * 16
+    result = torch.empty(m, stride, dtype=torch.float32, device=bank.device)
     similarity_kernel[(triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns),)](
         rows,
         bank,
@@ -116,9 +119,10 @@ def similarities(rows: Tensor, bank: Tensor, how: Operands, tile: Tile | None = 
         dim,
         rows.stride(0),
         bank.stride(0),
+        stride,
         **product_options(how, tile),
     )
-    return result
+    return result[:, :n]
 
 
 def bit_rows(indptr: Tensor, indices: Tensor, n: int) -> Tensor:
@@ -153,12 +157,13 @@ def count_bits(bits: Tensor, n: int) -> Tensor:
 def similarity_kernel(
     rows_ptr,  # (m, D)
     bank_ptr,  # (n, D)
-    similarity_ptr,  # (m, n)
+    similarity_ptr,  # (m, stride)
     m,
     n,
     dim,
     rows_stride,
     bank_stride,
+    stride,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -171,7 +176,8 @@ def similarity_kernel(
     """
     tiles = tl.cdiv(m, BLOCK_M)
     row = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N
+    column = first + tl.arange(0, BLOCK_N)
     similarity = product(
         rows_ptr,
         bank_ptr,
@@ -188,10 +194,13 @@ def similarity_kernel(
         BLOCK_N,
         BLOCK_D,
     )
+    # One int64 address a row: int64 columns would not fit the registers. Columns from n on are
+    # written too, so that the mask is the same for 16 columns.
+    local = tl.arange(0, BLOCK_N)
     tl.store(
-        similarity_ptr + row[:, None] * n + column[None, :],
+        (similarity_ptr + row * stride + first)[:, None] + local[None, :],
         similarity,
-        mask=(row < m)[:, None] & (column < n)[None, :],
+        mask=(row < m)[:, None] & (local < stride - first)[None, :],
     )
 
 
@@ -238,72 +247,71 @@ def count_bits_kernel(
 
 
 @triton.jit
-def is_positive(bits_ptr, row, words, column, inside):
-    """Whether the bits of columns are set."""
-    word = tl.load(bits_ptr + row * words + column // 32, mask=inside, other=0)
-    return ((word >> (column % 32)) & 1) == 1
+def negative_keys(similarity_ptr, bits_ptr, row, n, words, stride, start, BLOCK_N: tl.constexpr):
+    """Read the similarities of a run of columns, 32 in each row of the result.
 
-
-@triton.jit
-def negative_keys(similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N: tl.constexpr):
-    """Read the similarities of a run of columns.
-
-    Returns them, their int32 keys (the lowest int32 where the column is not a negative), and which
-    are positives.
+    Returns them, their uint32 keys that sort alike, which are negatives, and which are positives.
     """
-    column = start + tl.arange(0, BLOCK_N)
+    word = start // 32 + tl.arange(0, BLOCK_N // 32)
+    column = word[:, None] * 32 + tl.arange(0, 32)[None, :]
+    # The mask is the same for 16 columns, so that they are read in wide words.
+    similarity = tl.load(similarity_ptr + row * stride + column, mask=column < stride, other=0.0)
+    bits = tl.load(bits_ptr + row * words + word, mask=word < words, other=0)
+    set_bit = ((bits[:, None] >> tl.arange(0, 32)[None, :]) & 1) == 1
     inside = column < n
-    similarity = tl.load(similarity_ptr + row * n + column, mask=inside, other=0.0)
-    positive = is_positive(bits_ptr, row, words, column, inside)
-    key = tl.where(inside & (positive == 0), sortable(similarity), -0x80000000)
-    return similarity, key, inside & positive
+    key = sortable(similarity).to(tl.uint32, bitcast=True) ^ 0x80000000
+    return similarity, key, inside & (set_bit == 0), inside & set_bit
 
 
 @triton.jit
 def threshold_key(
-    similarity_ptr,  # (m, n)
+    similarity_ptr,  # (m, stride)
     bits_ptr,  # (m, words)
     row,
     hard,
     n,
     words,
+    stride,
     BLOCK_N: tl.constexpr,
 ):
     """The largest key that at least `hard` negatives of a row reach.
 
-    Each step determines its next two bits: it counts the keys that reach each of the three values
-    that divide the remaining range in quarters.
+    Each of four steps determines eight bits: it counts the values of these bits among the keys that
+    begin with the bits found before.
     """
-    least = tl.full((), -0x80000000, dtype=tl.int64)
-    for step in range(16):
-        quarter = tl.full((), 1, dtype=tl.int64) << (30 - 2 * step)
-        one = (least + quarter).to(tl.int32)
-        two = (least + 2 * quarter).to(tl.int32)
-        three = (least + 3 * quarter).to(tl.int32)
-        reach_one = tl.zeros((BLOCK_N,), dtype=tl.int32)
-        reach_two = tl.zeros((BLOCK_N,), dtype=tl.int32)
-        reach_three = tl.zeros((BLOCK_N,), dtype=tl.int32)
+    least = tl.full((), 0, dtype=tl.uint32)
+    rest = hard
+    for step in tl.static_range(4):
+        shift = 24 - 8 * step
+        count = tl.zeros((256,), dtype=tl.int32)
         for start in range(0, n, BLOCK_N):
-            _, key, _ = negative_keys(similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N)
-            reach_one += (key >= one).to(tl.int32)
-            reach_two += (key >= two).to(tl.int32)
-            reach_three += (key >= three).to(tl.int32)
-        quarters = (tl.sum(reach_one) >= hard).to(tl.int64)
-        quarters += (tl.sum(reach_two) >= hard).to(tl.int64)
-        quarters += (tl.sum(reach_three) >= hard).to(tl.int64)
-        least += quarters * quarter
-    return least.to(tl.int32)
+            _, key, negative, _ = negative_keys(
+                similarity_ptr, bits_ptr, row, n, words, stride, start, BLOCK_N
+            )
+            if step > 0:
+                negative = negative & ((key >> (shift + 8)) == (least >> (shift + 8)))
+            digit = ((key >> shift) & 255).to(tl.int32)
+            count += tl.histogram(
+                tl.reshape(digit, (BLOCK_N,)), 256, mask=tl.reshape(negative, (BLOCK_N,))
+            )
+        # Keys that reach each value of the digit.
+        reach = tl.sum(count) - tl.cumsum(count, axis=0) + count
+        top = tl.maximum(tl.sum((reach >= rest).to(tl.int32)) - 1, 0)
+        rest -= tl.sum(tl.where(tl.arange(0, 256) > top, count, 0))
+        least = least | (top.to(tl.uint32) << shift)
+    return least
 
 
 @triton.jit
 def select_kernel(
-    similarity_ptr,  # (m, n), gradient weights afterwards
+    similarity_ptr,  # (m, stride), gradient weights afterwards
     bits_ptr,  # (m, words)
     count_ptr,  # (m,) positives
     hard_ptr,  # (m,) hard negatives
     loss_ptr,  # (m,)
     n,
     words,
+    stride,
     delta,
     WEIGHTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -312,21 +320,23 @@ def select_kernel(
     row = tl.program_id(0).to(tl.int64)
     count = tl.load(count_ptr + row)
     hard = tl.load(hard_ptr + row)
-    key_least = threshold_key(similarity_ptr, bits_ptr, row, hard, n, words, BLOCK_N)
-    value = tl.where(key_least >= 0, key_least, key_least ^ 0x7FFFFFFF).to(tl.float32, bitcast=True)
+    key_least = threshold_key(similarity_ptr, bits_ptr, row, hard, n, words, stride, BLOCK_N)
+    order = (key_least ^ 0x80000000).to(tl.int32, bitcast=True)
+    value = tl.where(order >= 0, order, order ^ 0x7FFFFFFF).to(tl.float32, bitcast=True)
 
-    near = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    far = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    above = tl.zeros((BLOCK_N,), dtype=tl.int32)
-    equal = tl.zeros((BLOCK_N,), dtype=tl.int32)
+    near = tl.zeros((BLOCK_N // 32, 32), dtype=tl.float32)
+    far = tl.zeros((BLOCK_N // 32, 32), dtype=tl.float32)
+    above = tl.zeros((BLOCK_N // 32, 32), dtype=tl.int32)
+    equal = tl.zeros((BLOCK_N // 32, 32), dtype=tl.int32)
     for start in range(0, n, BLOCK_N):
-        similarity, key, positive = negative_keys(
-            similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N
+        similarity, key, negative, positive = negative_keys(
+            similarity_ptr, bits_ptr, row, n, words, stride, start, BLOCK_N
         )
         near += tl.where(positive, (1 - similarity) * (1 - similarity), 0.0)
-        far += tl.where(key > key_least, (1 + similarity) * (1 + similarity), 0.0)
-        above += (key > key_least).to(tl.int32)
-        equal += (key == key_least).to(tl.int32)
+        greater = negative & (key > key_least)
+        far += tl.where(greater, (1 + similarity) * (1 + similarity), 0.0)
+        above += greater.to(tl.int32)
+        equal += (negative & (key == key_least)).to(tl.int32)
     rest = (hard - tl.sum(above)).to(tl.float32)
     # Negatives equal to the threshold divide its remaining places equally.
     at_threshold = rest / tl.maximum(tl.sum(equal), 1).to(tl.float32)
@@ -339,11 +349,12 @@ def select_kernel(
 
     if WEIGHTS:
         for start in range(0, n, BLOCK_N):
-            similarity, key, positive = negative_keys(
-                similarity_ptr, bits_ptr, row, n, words, start, BLOCK_N
+            similarity, key, negative, positive = negative_keys(
+                similarity_ptr, bits_ptr, row, n, words, stride, start, BLOCK_N
             )
             weight = 2 * (1 + similarity) / places * tl.where(key == key_least, at_threshold, 1.0)
-            weight = tl.where((key >= key_least) & (hard > 0), weight, 0.0)
+            weight = tl.where(negative & (key >= key_least) & (hard > 0), weight, 0.0)
             weight = tl.where(positive, -2 * delta * (1 - similarity) / positives, weight)
-            column = start + tl.arange(0, BLOCK_N)
-            tl.store(similarity_ptr + row * n + column, weight, mask=column < n)
+            column = start + tl.arange(0, BLOCK_N // 32)[:, None] * 32 + tl.arange(0, 32)[None, :]
+            # Columns from n on become 0.
+            tl.store(similarity_ptr + row * stride + column, weight, mask=column < stride)

@@ -22,6 +22,8 @@ class Tile:
         depth: Feature width of a step, BLOCK_D.
         warps: Warps of a program.
         stages: Steps of the loop over the width that are in flight at a time.
+        registers: Most registers of a thread, so that two programs fit an SM of an NVIDIA GPU and
+            one computes while the other writes its results; None leaves it to the compiler.
     """
 
     rows: int
@@ -29,12 +31,13 @@ class Tile:
     depth: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 #: Products, by operand: large tiles on tensor cores, small ones for float32 sums on ordinary units.
 PRODUCT = {
-    torch.bfloat16: Tile(128, 128, 64, 8, 3),
-    torch.float16: Tile(128, 128, 64, 8, 3),
+    torch.bfloat16: Tile(128, 128, 64, 8, 3, 128),
+    torch.float16: Tile(128, 128, 64, 8, 3, 128),
     "tf32": Tile(64, 128, 32, 4, 3),
     torch.float32: Tile(64, 64, 32, 8, 3),
 }

@@ -44,8 +44,9 @@ def operands(dtype: torch.dtype, precision: str) -> Operands:
     """Choose the operands: float32 rows at the precision asked for, half floats as they are, with
     exact products.
     """
-    if dtype == torch.float32 and precision == "bf16":
-        dtype = torch.bfloat16
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if dtype == torch.float32:
+        dtype = halves.get(precision, dtype)
     kernel_dtype = tl.float32 if INTERPRETED else _TL[dtype]
     return Operands(dtype, kernel_dtype, "tf32" if precision == "tf32" else "ieee")
 

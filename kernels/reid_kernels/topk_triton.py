@@ -4,6 +4,11 @@ A selection for every tile would cost several times the product before it. Inste
 writes only the maximum of each group of 16 columns. The first k columns lie in the first k groups
 by (maximum, lower group first), so these groups are computed again in float32 and sorted. A value
 and its column are packed into one int64 key, so that every sort is stable by construction.
+
+Float32 rows are scaled to unit length and rounded to float16 for the product, whose error is at
+most 0.0009 then. A bound of it proves that no other group has one of the first k columns. Queries
+without proof get more groups, and in the end float32 products. With the proof groups need no
+order among equal maxima, so that float32 maxima suffice, half the size of keys.
 """
 
 # Kernels are not typed Python.
@@ -21,10 +26,14 @@ from ._triton import Operands, operands, packed, product, product_options, round
 from .tiles import GROUP, REDUCE, product_tile
 from .topk_cpu import unpack
 
-#: Bytes of group keys, and of re-scored keys, that exist at a time.
+#: Bytes of group maxima, and of re-scored keys, that exist at a time.
 _BLOCK = 2**28
+#: Most queries of a pass: their float16 copies stay in the L2 cache beside a piece of the bank.
+_QUERIES = 4096
 _LOWEST = torch.iinfo(torch.int64).min
 _CHUNK = 32
+#: How many times more groups a query without proof gets before its products are float32.
+_MORE_GROUPS = 4
 
 
 def topk_triton(
@@ -35,158 +44,233 @@ def topk_triton(
     bank = unit_stride(bank)
     exclude = None if exclude is None else exclude.contiguous()
     if precision != "auto" or query.dtype != torch.float32:
-        asked = "ieee" if precision == "auto" else precision
-        return _topk(query, bank, k, normalize, exclude, asked)[:2]
-    values, indices, certain = _topk(query, bank, k, normalize, exclude, "bf16")
+        how = operands(query.dtype, "ieee" if precision == "auto" else precision)
+        rows = Rounded(bank, how, normalize)
+        return _topk(query, rows, k, exclude, how, _group_count(k), proven=False)[:2]
+    half = operands(query.dtype, "fp16")
+    low = Rounded(bank, half, normalize, lengths=True)
+    groups = _group_count(k)
+    values, indices, certain = _topk(query, low, k, exclude, half, groups, proven=True)
     again = (~certain).nonzero()[:, 0]
     if len(again):
         own = None if exclude is None else exclude[again]
-        values[again], indices[again] = _topk(query[again], bank, k, normalize, own, "ieee")[:2]
+        more = groups * _MORE_GROUPS
+        found = _topk(query[again], low, k, own, half, more, proven=True)
+        values[again], indices[again] = found[:2]
+        again = again[~found[2]]
+    if len(again):
+        own = None if exclude is None else exclude[again]
+        full = operands(query.dtype, "ieee")
+        rows = Rounded(bank, full, normalize)
+        found = _topk(query[again], rows, k, own, full, groups, proven=False)
+        values[again], indices[again] = found[:2]
     return values, indices
 
 
+def _group_count(k: int) -> int:
+    """Groups that are looked at again for the first k columns.
+
+    More than k: candidates may be rounded, and the second look sums in another order.
+    """
+    return k + max(8, k // 4)
+
+
 def _topk(
-    query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
+    query: Tensor,
+    bank: Rounded,
+    k: int,
+    exclude: Tensor | None,
+    how: Operands,
+    chosen: int,
+    proven: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values (B, k), indices (B, k), and whether each query's candidates certainly contain its
     first k, (B,) bool.
+
+    Args:
+        query: (B, D).
+        bank: The bank, with lengths if the candidates are to be proven.
+        k: Number of columns.
+        exclude: (B,) int64, a column of each query that is left out.
+        how: The product's operands.
+        chosen: Groups that are looked at again.
+        proven: Whether to prove the candidates; without, the last result has no meaning.
     """
-    n, dim = bank.shape
-    how = operands(query.dtype, precision)
-    q = Rounded(query, how, normalize)
-    b = Rounded(bank, how, normalize)
+    n, dim = bank.rows.shape
+    q = Rounded(query, how, bank.normalize, lengths=proven)
     groups = triton.cdiv(n, GROUP)
-    # More groups than k: candidates may be rounded, and the second look sums in another order.
-    chosen = min(groups, k + max(8, k // 4))
-    rows = max(1, min(_BLOCK // (8 * groups), _BLOCK // (8 * chosen * GROUP)))
+    chosen = min(groups, chosen)
+    rows = _pass_rows(len(query), groups, chosen, 4 if proven else 8, how)
     values = torch.empty(len(query), k, dtype=torch.float32, device=query.device)
     indices = torch.empty(len(query), k, dtype=torch.int64, device=query.device)
-    certain = torch.empty(len(query), dtype=torch.bool, device=query.device)
-    longest = b.length.max()
-    worst = b.error.max()
+    certain = torch.zeros(len(query), dtype=torch.bool, device=query.device)
     for start in range(0, len(query), rows):
         block = slice(start, start + rows)
+        part = q[block]
         own = None if exclude is None else exclude[block].contiguous()
-        best = group_maxima(q[block], b, own, how).topk(chosen, dim=1).values  # (b, chosen) keys
-        numbers = 0xFFFFFFFF - (best & 0xFFFFFFFF)
-        keys = rescore(query[block], bank, q.scale[block], b.scale, numbers, own)
+        maxima = group_maxima(part, bank, own, how, keys=not proven)
+        best, places = maxima.topk(chosen, dim=1)  # (b, chosen)
+        numbers = places if proven else 0xFFFFFFFF - (best & 0xFFFFFFFF)
+        keys = rescore(part, bank, numbers, own)
         first = keys.topk(min(k, keys.shape[1]), dim=1).values
         if first.shape[1] < k:
             first = torch.nn.functional.pad(first, (0, k - first.shape[1]), value=_LOWEST)
         values[block], indices[block] = unpack(first)
-        # The rounding of both rows (Cauchy-Schwarz), and twice the rounding of the sums.
-        error = q.error[block]
-        length = q.length[block]
-        bound = error * longest + length * worst + error * worst + dim * 2.0**-22 * length * longest
-        # No group outside the chosen ones has a larger maximum than the last chosen one.
-        outside = unpack(best[:, -1:])[0][:, 0]
-        certain[block] = (outside + bound < values[block][:, -1]) | (chosen == groups)
+        if proven:
+            # No group outside the chosen ones has a larger maximum than the last chosen one.
+            below = best[:, -1] + _error_bound(part, bank, dim) < values[block][:, -1]
+            certain[block] = below | (chosen == groups)
     return values, indices, certain
 
 
+def _pass_rows(count: int, groups: int, chosen: int, width: int, how: Operands) -> int:
+    """Queries of a pass: so many that what exists at a time has its size, in whole tiles.
+
+    Args:
+        count: Number of queries.
+        groups: Groups of columns.
+        chosen: Groups that are looked at again.
+        width: Bytes of a maximum.
+        how: The product's operands.
+    """
+    rows = min(_BLOCK // (width * groups), _BLOCK // (8 * chosen * GROUP), _QUERIES)
+    tile = product_tile(how.dtype, how.precision, count).rows
+    return max(1, rows // tile * tile if rows > tile else rows)
+
+
+def _error_bound(query: Rounded, bank: Rounded, dim: int) -> Tensor:
+    """Largest error of a product of each query, (B,) float32.
+
+    The rounding of both rows (Cauchy-Schwarz), and twice the rounding of the sums.
+    """
+    longest = bank.length.max()
+    worst = bank.error.max()
+    bound = query.error * longest + query.length * worst + query.error * worst
+    return bound + dim * 2.0**-22 * query.length * longest
+
+
 class Rounded:
-    """Rows as the product reads them: rounded, with the factor that makes them unit-norm.
+    """Rows as the product reads them, with the factors that make similarities of products.
+
+    Float32 rows for half-precision products are scaled to unit length before they are rounded, so
+    that no value leaves the range of float16.
 
     Args:
         rows: (n, D), the last stride 1.
         how: The product's operands.
-        normalize: Whether `scale` is the inverse norm or 1.
+        normalize: Whether similarities are those of normalised rows.
+        lengths: Whether `error` and `length` are needed.
 
     Attributes:
-        low: (n, D) rounded rows.
-        scale: (n,) factor of each row.
+        rows: (n, D) the rows.
+        normalize: Whether similarities are those of normalised rows.
+        low: (n, D) rows of the product.
+        scale: (n,) factor of the products of each row; None where all are 1.
+        factor: (n,) inverse norm of each row; None if rows are not normalised.
         error: (n,) upper bound of the scaled length of each row's rounding error.
         length: (n,) upper bound of the scaled length of each row.
     """
 
-    def __init__(self, rows: Tensor, how: Operands, normalize: bool) -> None:
+    def __init__(self, rows: Tensor, how: Operands, normalize: bool, lengths: bool = False) -> None:
         n, dim = rows.shape
+        self.rows = rows
+        self.normalize = normalize
         self.low = rows
-        if how.dtype != rows.dtype:
+        copied = how.dtype != rows.dtype
+        if copied:
             self.low = torch.empty(n, dim, dtype=how.dtype, device=rows.device)
-        per_row = torch.empty(3, n, dtype=torch.float32, device=rows.device)
-        self.scale, self.error, self.length = per_row
-        grid = (triton.cdiv(n, REDUCE.rows),)
-        round_kernel[grid](
-            rows,
-            self.low,
-            self.scale,
-            self.error,
-            self.length,
-            n,
-            dim,
-            rows.stride(0),
-            self.low.stride(0),
-            NORMALIZE=normalize,
-            COPY=self.low is not rows,
-            BLOCK_M=REDUCE.rows,
-            BLOCK_D=REDUCE.depth,
-            num_warps=REDUCE.warps,
-        )
+        self.scale: Tensor | None = None
+        self.factor: Tensor | None = None
+        self.error = self.length = torch.empty(0, device=rows.device)
+        if copied or normalize or lengths:
+            norm, inverse, self.error, self.length = torch.empty(
+                4, n, dtype=torch.float32, device=rows.device
+            )
+            grid = (triton.cdiv(n, REDUCE.rows),)
+            round_kernel[grid](
+                rows,
+                self.low,
+                norm,
+                inverse,
+                self.error,
+                self.length,
+                n,
+                dim,
+                rows.stride(0),
+                self.low.stride(0),
+                NORMALIZE=normalize,
+                COPY=copied,
+                BLOCK_M=REDUCE.rows,
+                BLOCK_D=REDUCE.depth,
+                num_warps=REDUCE.warps,
+            )
+            self.factor = inverse if normalize else None
+            if copied != normalize:
+                self.scale = norm if copied else inverse
         self.low = rounded(self.low, how)
 
     def __getitem__(self, rows: slice) -> Rounded:
         part = object.__new__(Rounded)
+        part.rows = self.rows[rows]
+        part.normalize = self.normalize
         part.low = self.low[rows]
-        part.scale = self.scale[rows]
+        part.scale = None if self.scale is None else self.scale[rows]
+        part.factor = None if self.factor is None else self.factor[rows]
         part.error = self.error[rows]
         part.length = self.length[rows]
         return part
 
 
-def group_maxima(query: Rounded, bank: Rounded, exclude: Tensor | None, how: Operands) -> Tensor:
-    """Key of each query's largest similarity in each group of columns.
+def group_maxima(
+    query: Rounded, bank: Rounded, exclude: Tensor | None, how: Operands, keys: bool
+) -> Tensor:
+    """Each query's largest similarity in each group of columns.
 
     Args:
         query: (B, D).
         bank: (n, D).
         exclude: (B,) int64, a column of each query that is left out.
         how: Precision of the products.
+        keys: Whether to return keys.
 
     Returns:
-        (B, groups) int64; the column in the key is the number of the group.
+        (B, groups) float32, or int64 keys with the number of the group in the place of the column.
     """
     m, dim = query.low.shape
     n = len(bank.low)
     tile = product_tile(how.dtype, how.precision, m)
     groups = triton.cdiv(n, GROUP)
-    keys = torch.empty(m, groups, dtype=torch.int64, device=query.low.device)
+    kind = torch.int64 if keys else torch.float32
+    maxima = torch.empty(m, groups, dtype=kind, device=query.low.device)
     # The tiles of one piece of the bank run at the same time, so that it is read from memory once.
     group_maxima_kernel[(triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns),)](
         query.low,
         bank.low,
-        query.scale,
-        bank.scale,
-        query.scale if exclude is None else exclude,
-        keys,
+        query.low if query.scale is None else query.scale,
+        bank.low if bank.scale is None else bank.scale,
+        query.low if exclude is None else exclude,
+        maxima,
         m,
         n,
         dim,
         groups,
         query.low.stride(0),
         bank.low.stride(0),
+        SCALE=query.scale is not None,
         EXCLUDE=exclude is not None,
+        KEYS=keys,
         GROUP=GROUP,
         **product_options(how, tile),
     )
-    return keys
+    return maxima
 
 
-def rescore(
-    query: Tensor,
-    bank: Tensor,
-    query_scale: Tensor,
-    bank_scale: Tensor,
-    groups: Tensor,
-    exclude: Tensor | None,
-) -> Tensor:
+def rescore(query: Rounded, bank: Rounded, groups: Tensor, exclude: Tensor | None) -> Tensor:
     """Keys of all columns of some groups, by float32 sums.
 
     Args:
         query: (B, D).
         bank: (n, D).
-        query_scale: (B,) factor of each query.
-        bank_scale: (n,) factor of each bank row.
         groups: (B, g) int64, groups of each query.
         exclude: (B,) int64, a column of each query that is left out.
 
@@ -194,22 +278,24 @@ def rescore(
         (B, g * GROUP) int64.
     """
     m, chosen = groups.shape
-    keys = torch.empty(m, chosen * GROUP, dtype=torch.int64, device=query.device)
+    keys = torch.empty(m, chosen * GROUP, dtype=torch.int64, device=groups.device)
     pieces = triton.cdiv(chosen * GROUP, _CHUNK)
+    n, dim = bank.rows.shape
     rescore_kernel[(m * pieces,)](
-        query,
-        bank,
-        query_scale,
-        bank_scale,
+        query.rows,
+        bank.rows,
+        query.rows if query.factor is None else query.factor,
+        bank.rows if bank.factor is None else bank.factor,
         groups.contiguous(),
         groups if exclude is None else exclude,
         keys,
-        len(bank),
-        query.shape[1],
+        n,
+        dim,
         chosen,
         pieces,
-        query.stride(0),
-        bank.stride(0),
+        query.rows.stride(0),
+        bank.rows.stride(0),
+        NORMALIZE=query.factor is not None,
         EXCLUDE=exclude is not None,
         BLOCK_N=_CHUNK,
         BLOCK_D=REDUCE.depth,
@@ -223,7 +309,8 @@ def rescore(
 def round_kernel(
     rows_ptr,  # (n, D)
     low_ptr,  # (n, D)
-    scale_ptr,  # (n,)
+    norm_ptr,  # (n,)
+    inverse_ptr,  # (n,)
     error_ptr,  # (n,)
     length_ptr,  # (n,)
     n,
@@ -235,33 +322,46 @@ def round_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Round rows to the copy's dtype.
+    """Scale rows to unit length and round them to the copy's dtype.
 
-    Writes the inverse norm of each row, and upper bounds of the scaled lengths of the row and of
-    its rounding error.
+    Writes the norm of each row, clamped at 1e-12, its inverse, and upper bounds of the lengths of
+    the row and of its rounding error. The bounds are those of the rows that similarities are about:
+    of unit length with NORMALIZE, of the given length without.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     square = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
-    off = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     for start in range(0, dim, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         mask = (row < n)[:, None] & (d < dim)[None, :]
         values = tl.load(rows_ptr + row[:, None] * stride + d[None, :], mask=mask, other=0.0)
-        x = values.to(tl.float32)
-        square += x * x
-        if COPY:
+        square += values.to(tl.float32) * values.to(tl.float32)
+    exact = tl.sqrt(tl.sum(square, axis=1))
+    # `tl.maximum` would drop a NaN.
+    norm = tl.where(exact == exact, tl.maximum(exact, 1e-12), exact)
+    inverse = 1.0 / norm
+    # 1e-17 is smaller than any length whose square float32 can represent: no bound is too small
+    # because squares underflowed.
+    length = (exact * 1.001 + 1e-17) * inverse
+    error = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    if COPY:
+        off = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+        for start in range(0, dim, BLOCK_D):
+            d = start + tl.arange(0, BLOCK_D)
+            mask = (row < n)[:, None] & (d < dim)[None, :]
+            values = tl.load(rows_ptr + row[:, None] * stride + d[None, :], mask=mask, other=0.0)
+            x = values.to(tl.float32) * inverse[:, None]
             low = x.to(low_ptr.dtype.element_ty)
             tl.store(low_ptr + row[:, None] * low_stride + d[None, :], low, mask=mask)
             off += (x - low.to(tl.float32)) * (x - low.to(tl.float32))
-    norm = tl.sqrt(tl.sum(square, axis=1))
-    scale = tl.full((BLOCK_M,), 1.0, dtype=tl.float32)
-    if NORMALIZE:
-        scale = 1.0 / tl.maximum(norm, 1e-12)
-    tl.store(scale_ptr + row, scale, mask=row < n)
-    # 1e-17 is smaller than any length whose square float32 can represent: no bound is zero only
-    # because squares underflowed.
-    tl.store(length_ptr + row, norm * scale * 1.001 + 1e-17, mask=row < n)
-    tl.store(error_ptr + row, tl.sqrt(tl.sum(off, axis=1)) * scale * 1.001 + 1e-17, mask=row < n)
+        # The second term covers the rounding of the scaling.
+        error = tl.sqrt(tl.sum(off, axis=1)) * 1.001 + length * 2.384185791015625e-07 + 1e-17
+    if not NORMALIZE:
+        length = length * norm
+        error = error * norm
+    tl.store(norm_ptr + row, norm, mask=row < n)
+    tl.store(inverse_ptr + row, inverse, mask=row < n)
+    tl.store(length_ptr + row, length, mask=row < n)
+    tl.store(error_ptr + row, error, mask=row < n)
 
 
 @triton.jit
@@ -271,14 +371,16 @@ def group_maxima_kernel(
     query_scale_ptr,  # (m,)
     bank_scale_ptr,  # (n,)
     exclude_ptr,  # (m,)
-    keys_ptr,  # (m, groups)
+    maxima_ptr,  # (m, groups)
     m,
     n,
     dim,
     groups,
     query_stride,
     bank_stride,
+    SCALE: tl.constexpr,
     EXCLUDE: tl.constexpr,
+    KEYS: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -286,8 +388,8 @@ def group_maxima_kernel(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Multiply a tile of queries and a tile of the bank; write the key of the maximum of each group
-    of columns.
+    """Multiply a tile of queries and a tile of the bank; write the maximum of each group of
+    columns, or its key.
     """
     tiles = tl.cdiv(m, BLOCK_M)
     row = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -309,28 +411,38 @@ def group_maxima_kernel(
         BLOCK_N,
         BLOCK_D,
     )
-    similarity *= tl.load(query_scale_ptr + row, mask=row < m, other=0.0)[:, None]
-    similarity *= tl.load(bank_scale_ptr + column, mask=column < n, other=0.0)[None, :]
-    order = sortable(similarity)
-    order = tl.where((column < n)[None, :], order, -0x80000000)
+    if SCALE:
+        similarity *= tl.load(query_scale_ptr + row, mask=row < m, other=0.0)[:, None]
+        similarity *= tl.load(bank_scale_ptr + column, mask=column < n, other=0.0)[None, :]
+    # Columns are numbered within the tile from here on: int64 columns would not fit the registers.
+    first = piece * BLOCK_N
+    local = tl.arange(0, BLOCK_N)
+    absent = (local >= n - first)[None, :]
     if EXCLUDE:
-        own = tl.load(exclude_ptr + row, mask=row < m, other=-1)
-        order = tl.where(column[None, :] == own[:, None], -0x80000000, order)
+        own = tl.load(exclude_ptr + row, mask=row < m, other=-1) - first
+        own = tl.where((own >= 0) & (own < BLOCK_N), own, -1).to(tl.int32)
+        absent = absent | (local[None, :] == own[:, None])
+    # Keys, because their maximum does not drop a NaN.
+    order = tl.where(absent, -0x80000000, sortable(similarity))
     best = tl.max(tl.reshape(order, (BLOCK_M, BLOCK_N // GROUP, GROUP)), axis=2)
-    group = piece * (BLOCK_N // GROUP) + tl.arange(0, BLOCK_N // GROUP)
-    tl.store(
-        keys_ptr + row[:, None] * groups + group[None, :],
-        packed(best, group[None, :]),
-        mask=(row < m)[:, None] & (group < groups)[None, :],
-    )
+    group = tl.arange(0, BLOCK_N // GROUP)
+    begin = piece * (BLOCK_N // GROUP)
+    place = (maxima_ptr + row * groups + begin)[:, None] + group[None, :]
+    mask = (row < m)[:, None] & (group < groups - begin)[None, :]
+    if KEYS:
+        tl.store(place, packed(best, begin + group[None, :]), mask=mask)
+    else:
+        value = tl.where(best >= 0, best, best ^ 0x7FFFFFFF).to(tl.float32, bitcast=True)
+        value = tl.where(best == -0x80000000, float("-inf"), value)
+        tl.store(place, value, mask=mask)
 
 
 @triton.jit
 def rescore_kernel(
     query_ptr,  # (m, D)
     bank_ptr,  # (n, D)
-    query_scale_ptr,  # (m,)
-    bank_scale_ptr,  # (n,)
+    query_factor_ptr,  # (m,)
+    bank_factor_ptr,  # (n,)
     groups_ptr,  # (m, chosen)
     exclude_ptr,  # (m,)
     keys_ptr,  # (m, chosen * GROUP)
@@ -340,6 +452,7 @@ def rescore_kernel(
     pieces,
     query_stride,
     bank_stride,
+    NORMALIZE: tl.constexpr,
     EXCLUDE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -364,7 +477,9 @@ def rescore_kernel(
         mask = real[:, None] & (d < dim)[None, :]
         b = tl.load(bank_ptr + column[:, None] * bank_stride + d[None, :], mask=mask, other=0.0)
         total += b.to(tl.float32) * q[None, :]
-    similarity = tl.sum(total, axis=1) * tl.load(query_scale_ptr + row)
-    similarity *= tl.load(bank_scale_ptr + column, mask=real, other=0.0)
+    similarity = tl.sum(total, axis=1)
+    if NORMALIZE:
+        similarity *= tl.load(query_factor_ptr + row)
+        similarity *= tl.load(bank_factor_ptr + column, mask=real, other=0.0)
     key = tl.where(real, packed(sortable(similarity), column), -0x8000000000000000)
     tl.store(keys_ptr + row * (chosen * GROUP) + place, key, mask=inside)

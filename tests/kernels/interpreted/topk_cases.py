@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from reid_kernels import similarity_topk, similarity_topk_reference
-from reid_kernels.topk_triton import topk_triton
+from reid_kernels._triton import operands
+from reid_kernels.topk_triton import Rounded, _topk, topk_triton
 
 from tests.kernels.interpreted import small
 from tests.support import launches as sweep
@@ -57,11 +58,13 @@ def main() -> None:
     cases.close(values, similarity_topk_reference(crowd[:3].double(), crowd.double(), 8)[0], 5e-7)
     # A NaN stands first, as in torch.topk; an infinite row does not disturb the others.
     bank[11, 0], bank[12, 0] = torch.nan, -torch.inf
-    values, indices = topk_triton(query.abs(), bank, 50, False, None, "ieee")
     exact = similarity_topk_reference(query.abs().double(), bank.double(), 50, normalize=False)
-    cases.equal(indices[:, 0], torch.full((4,), 11))
-    cases.equal(indices[:, -1], torch.full((4,), 12))
-    cases.close(values, exact[0], 2e-5)
+    for precision in ("ieee", "auto"):
+        values, indices = topk_triton(query.abs(), bank, 50, False, None, precision)
+        cases.equal(indices[:, 0], torch.full((4,), 11))
+        cases.equal(indices[:, -1], torch.full((4,), 12))
+        cases.close(values, exact[0], 2e-5)
+    most_queries_are_proven(cases)
     with small.through_operators():
         columns = torch.arange(50).view(25, 2)[:, 0]
         got = similarity_topk(unit_rows(25, 21), unit_rows(50, 21, seed=4), 9, exclude=columns)
@@ -70,6 +73,24 @@ def main() -> None:
     )
     cases.equal(got[1], exact[1])
     cases.done()
+
+
+def most_queries_are_proven(cases: small.Cases) -> None:
+    """Float16 candidates are proven on planted features, at any length of the rows."""
+    identities = torch.arange(640) // 10
+    half = operands(torch.float32, "fp16")
+    for scale in (1.0, 1e-6, 1e6):
+        noise = 0.3 * unit_rows(640, 48, seed=6)
+        rows = scale * (unit_rows(64, 48, seed=5)[identities] + noise)
+        for normalize in (True, False):
+            bank = Rounded(rows, half, normalize, lengths=True)
+            values, _, certain = _topk(rows[:32], bank, 9, None, half, 17, proven=True)
+            assert certain.float().mean() > 0.95, (scale, normalize, certain)
+            exact = similarity_topk_reference(
+                rows[:32].double(), rows.double(), 9, normalize=normalize
+            )
+            unit = scale * scale if not normalize else 1.0
+            cases.close(values / unit, exact[0] / unit, 2e-6, scale, normalize)
 
 
 if __name__ == "__main__":

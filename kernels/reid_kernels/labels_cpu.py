@@ -93,23 +93,28 @@ def walk(
     # `good` counts the good candidates of each row from the first on. The first two are taken
     # whatever is closer to them, and at most n - 1 rows can be closer, so rows with few neighbours
     # or a large bound need no visit.
-    good = torch.where(bound < n - 1, 0, above)
-    active = ((above > 2) & (bound < n - 1)).nonzero()[:, 0]
+    visited = bound < n - 1
+    good = torch.where(visited, 0, above)
+    every = torch.arange(len(rows), device=rows.device)
     start = 0
     size = _FIRST
-    while len(active):
-        size = min(size, int(above[active].max()) - start)
-        place = start + torch.arange(size, device=rows.device)
-        exists = place < above[active, None]
-        row, _ = exists.nonzero(as_tuple=True)
-        candidates = neighbours[(starts[active, None] + place)[exists]]
-        bad = torch.zeros_like(exists)
-        bad[exists] = closer(candidates, rows[active][row]) > bound[active][row]
-        good[active] = torch.where(bad, place, start + size).amin(1).minimum(above[active])
-        growth = _NEXT if start == 0 else 4 * size
-        start = start + size
-        size = growth
-        active = active[(good[active] == start) & (above[active] > start)]
+    while True:
+        goes_on = visited & (good == start) & (above > max(start, 2 if start == 0 else 0))
+        counts = torch.where(goes_on, (above - start).clamp(max=size), 0)
+        # The only wait for the device in a round.
+        total = int(counts.sum())
+        if total == 0:
+            break
+        row = every.repeat_interleave(counts, output_size=total)
+        place = start + torch.arange(total, device=rows.device) - (counts.cumsum(0) - counts)[row]
+        candidates = neighbours[starts[row] + place]
+        bad = closer(candidates, rows[row]) > bound[row]
+        end = start + size
+        first_bad = torch.full_like(good, end)
+        first_bad.scatter_reduce_(0, row, torch.where(bad, place, end), "amin")
+        good = torch.where(goes_on, first_bad.minimum(above), good)
+        size = _NEXT if start == 0 else 4 * size
+        start = end
     return _lists(rows, neighbours, starts, above, good.clamp(min=2).minimum(above))
 
 
@@ -130,19 +135,21 @@ def _lists(
     """Build CSR lists of the first `taken` neighbours of each row, with the row itself appended if
     it is not one of them.
     """
-    row = torch.arange(len(rows), device=rows.device).repeat_interleave(above)
+    every = torch.arange(len(rows), device=rows.device)
+    row = every.repeat_interleave(above, output_size=len(neighbours))
     place = torch.arange(len(neighbours), device=rows.device) - starts[row]
-    kept = place < taken[row]
-    row = row[kept]
-    place = place[kept]
-    neighbours = neighbours[kept]
-    missing = torch.ones_like(rows, dtype=torch.bool)
-    missing[row[neighbours == rows[row]]] = False
-    indptr = torch.nn.functional.pad((taken + missing).cumsum(0), (1, 0))
-    indices = rows.new_empty(int(indptr[-1]))
-    indices[indptr[row] + place] = neighbours
-    indices[indptr[1:][missing] - 1] = rows[missing]
-    return indptr, indices
+    itself = (neighbours == rows[row]) & (place < taken[row])
+    missing = torch.ones_like(rows).scatter_reduce_(0, row, (~itself).long(), "amin")
+    counts = taken + missing
+    indptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    # The size of the result: one wait for the device.
+    total = int(indptr[-1])
+    row = every.repeat_interleave(counts, output_size=total)
+    place = torch.arange(total, device=rows.device) - indptr[row]
+    listed = place < taken[row]
+    # Where the row itself is appended, any neighbour is read.
+    found = torch.cat([neighbours, rows[:1]])[torch.where(listed, starts[row] + place, 0)]
+    return indptr, torch.where(listed, found, rows[row])
 
 
 def closer_blocked(

@@ -20,6 +20,8 @@ from .tiles import Tile, product_tile
 
 #: Mean number of pairs per candidate from which on its similarities are computed once and stored.
 _SHARED = 4
+#: Candidates of each row from which on it is looked whether they are the same.
+_MANY = 64
 
 
 def labels_triton(
@@ -51,9 +53,10 @@ def labels_triton(
         return similarities(bank[numbers], bank, how, tile)
 
     def closer(candidates: Tensor, own: Tensor) -> Tensor:
-        # Rows with many neighbours visit the same candidates: then it pays to store the candidates'
-        # similarities.
-        if _SHARED * len(candidates.unique()) < len(candidates):
+        # Rows with very many neighbours visit the same candidates: then it may pay to store the
+        # candidates' similarities. To find out, the host waits for the device.
+        many = len(candidates) > _MANY * len(rows)
+        if many and _SHARED * len(candidates.unique()) < len(candidates):
             return closer_blocked(n, candidates, own, torch.float32, similar)
         return count_closer(bank, candidates, own, how, tile).long()
 

@@ -1,0 +1,1 @@
+"""Scripts that run in a process of their own, on an imitated CUDA device."""

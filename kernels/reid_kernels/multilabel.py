@@ -4,6 +4,7 @@ similarities.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +61,20 @@ class MultilabelProblem(NamedTuple):
     hard_ratio: float
     gradient: bool
     precision: str
+
+
+class LabelSet(NamedTuple):
+    """Labels of the whole batch, and the factor of their loss.
+
+    Args:
+        positives: As those of `MultilabelProblem`.
+        indices: As those of `MultilabelProblem`.
+        factor: Weight of the loss in the sum over the sets.
+    """
+
+    positives: Tensor
+    indices: Tensor | None
+    factor: float
 
 
 def multilabel_bank_loss(
@@ -132,6 +147,58 @@ def multilabel_bank_loss(
     check_choice("reduction", reduction, REDUCTIONS)
     needs_gradient = torch.is_grad_enabled() and problem.features.requires_grad
     losses, _ = _multilabel_bank_loss(*problem._replace(gradient=needs_gradient))
+    return reduced(losses, reduction)
+
+
+def sum_of_multilabel_bank_losses(
+    features: Tensor,
+    bank: Tensor,
+    sets: Sequence[Positives],
+    factors: Sequence[float],
+    *,
+    delta: float = 5.0,
+    hard_ratio: float = 0.01,
+    reduction: str = "mean",
+    precision: str = "auto",
+) -> Tensor:
+    """The weighted sum of `multilabel_bank_loss` over several sets of labels of one batch.
+
+    The products of features and bank are computed once for all sets, and the bank is read once for
+    the gradient.
+
+    Args:
+        features: (B, D), as for `multilabel_bank_loss`.
+        bank: (n, D).
+        sets: J sets of positives, at least one.
+        factors: J factors.
+        delta: Weight of the positives.
+        hard_ratio: Fraction of the negatives that is hard.
+        reduction: "mean", "sum" or "none".
+        precision: As for `multilabel_bank_loss`.
+
+    Memory:
+        That of `multilabel_bank_loss`, and on a GPU twice the similarities.
+    """
+    problems = [
+        _checked(features, bank, positives, delta, hard_ratio, precision) for positives in sets
+    ]
+    check_choice("reduction", reduction, REDUCTIONS)
+    first = problems[0]
+    losses, _ = _multilabel_bank_losses(
+        first.features,
+        first.bank,
+        [problem.positives for problem in problems],
+        # Bit rows have no indices: an empty tensor takes their place.
+        [
+            problem.positives.new_empty(0) if problem.indices is None else problem.indices
+            for problem in problems
+        ],
+        [float(factor) for factor in factors],
+        first.delta,
+        first.hard_ratio,
+        torch.is_grad_enabled() and first.features.requires_grad,
+        precision,
+    )
     return reduced(losses, reduction)
 
 
@@ -270,20 +337,31 @@ def _multilabel_bank_loss(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Loss of each row (B,), and its gradient (B, D), (0, D) without `gradient`."""
-    if indices is not None:
-        _check_csr(positives, indices, len(bank))
     problem = MultilabelProblem(
         features, bank, positives, indices, delta, hard_ratio, gradient, precision
     )
-    if not takes_kernels(features, bank):
+    return _computed(problem, [LabelSet(positives, indices, 1.0)])
+
+
+def _computed(problem: MultilabelProblem, sets: list[LabelSet]) -> tuple[Tensor, Tensor]:
+    """Loss of each row, summed over the sets, and its gradient, on the device of the features.
+
+    Args:
+        problem: The settings; its own labels are not read.
+        sets: The sets of labels.
+    """
+    for labels in sets:
+        if labels.indices is not None:
+            _check_csr(labels.positives, labels.indices, len(problem.bank))
+    if not takes_kernels(problem.features, problem.bank):
         from .multilabel_cpu import multilabel_blocked
 
-        with full_precision(features):
-            return multilabel_blocked(problem)
+        with full_precision(problem.features):
+            return multilabel_blocked(problem, sets)
     from .multilabel_triton import multilabel_triton
 
-    with device_of(features):
-        return multilabel_triton(problem)
+    with device_of(problem.features):
+        return multilabel_triton(problem, sets)
 
 
 @_multilabel_bank_loss.register_fake
@@ -312,3 +390,63 @@ def _backward(ctx: Any, weights: Tensor, _: Tensor) -> tuple[Tensor | None, ...]
 
 
 _multilabel_bank_loss.register_autograd(_backward, setup_context=_keep)
+
+
+@torch.library.custom_op(qualified("multilabel_bank_losses"), mutates_args=())
+def _multilabel_bank_losses(
+    features: Tensor,
+    bank: Tensor,
+    positives: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    factors: Sequence[float],
+    delta: float,
+    hard_ratio: float,
+    gradient: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum (B,) of the losses of several sets of labels, and its gradient (B, D)."""
+    sets = [
+        LabelSet(labels, None if labels.dtype == torch.int32 else listed, factor)
+        for labels, listed, factor in zip(positives, indices, factors, strict=True)
+    ]
+    own = sets[0]
+    problem = MultilabelProblem(
+        features, bank, own.positives, own.indices, delta, hard_ratio, gradient, precision
+    )
+    return _computed(problem, sets)
+
+
+@_multilabel_bank_losses.register_fake
+def _(
+    features: Tensor,
+    bank: Tensor,
+    positives: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    factors: Sequence[float],
+    delta: float,
+    hard_ratio: float,
+    gradient: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    batch, dim = features.shape
+    kind = accumulator(features.dtype)
+    slopes = features.new_empty((batch if gradient else 0, dim), dtype=kind)
+    return features.new_empty(batch, dtype=kind), slopes
+
+
+def _keep_of_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Save what the backward pass needs."""
+    _keep(ctx, inputs, output)
+    ctx.sets = len(inputs[2])
+
+
+def _backward_of_sum(ctx: Any, weights: Tensor, _: Tensor) -> tuple[Any, ...]:
+    """Gradient for the features from the weight (B,) of each sum."""
+    (slopes,) = ctx.saved_tensors
+    gradient = once((weights.detach()[:, None] * slopes).to(ctx.dtype))
+    # PyTorch wants a list where the argument is a list of tensors.
+    lists = [[None] * ctx.sets for _ in range(2)]
+    return (gradient, None, *lists, *[None] * 5)
+
+
+_multilabel_bank_losses.register_autograd(_backward_of_sum, setup_context=_keep_of_sum)

@@ -4,6 +4,7 @@ or float64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_finite
-from .multilabel import MultilabelProblem
+from .multilabel import LabelSet, MultilabelProblem
 from .numerics import accumulator
 
 #: Bytes of similarities that exist at a time.
@@ -32,8 +33,15 @@ class _Weights(NamedTuple):
     weight: Tensor
 
 
-def multilabel_blocked(problem: MultilabelProblem) -> tuple[Tensor, Tensor]:
-    """Compute the outputs of `multilabel_bank_loss`'s custom op, on checked arguments."""
+def multilabel_blocked(
+    problem: MultilabelProblem, sets: Sequence[LabelSet]
+) -> tuple[Tensor, Tensor]:
+    """Compute the outputs of `multilabel_bank_loss`'s custom op, on checked arguments.
+
+    Args:
+        problem: The settings; its own labels are not read.
+        sets: The sets of labels, whose losses are summed.
+    """
     features = problem.features
     bank = problem.bank
     kind = accumulator(features.dtype)
@@ -45,18 +53,52 @@ def multilabel_blocked(problem: MultilabelProblem) -> tuple[Tensor, Tensor]:
     if not n:
         return losses, gradient
     for block in row_blocks(count, n, kind):
-        if problem.indices is None:
-            positive = _from_bits(problem.positives[block], n)
-        else:
-            indptr = problem.positives[block.start : block.stop + 1]
-            positive = _from_lists(indptr, problem.indices, n)
         similarity = similarities(features[block], bank, kind)
-        losses[block], weights = _terms(similarity, positive, problem)
-        if weights is not None:
-            gradient[block] = _weighted_sum(bank, weights)
+        parts = []
+        for labels in sets:
+            terms, weights = _terms(similarity, _mask(labels, block, n), problem)
+            losses[block] += terms if labels.factor == 1 else labels.factor * terms
+            if weights is not None:
+                parts.append(weights._replace(weight=labels.factor * weights.weight))
+        if parts:
+            gradient[block] = _weighted_sum(bank, _merged(parts, n))
     if losses.is_cpu and not bool(torch.isfinite(losses).all()):
         check_finite(features=features, bank=bank)
     return losses, gradient
+
+
+def _mask(labels: LabelSet, block: slice, n: int) -> Tensor:
+    """Mask (rows, n) of the positives of some rows of the batch."""
+    if labels.indices is None:
+        return _from_bits(labels.positives[block], n)
+    return _from_lists(labels.positives[block.start : block.stop + 1], labels.indices, n)
+
+
+def _merged(parts: list[_Weights], n: int) -> _Weights:
+    """The sum of weights that several sets of labels have, so that each row is read once.
+
+    Args:
+        parts: The weights of each set.
+        n: Number of columns.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    starts = parts[0].starts
+    every = torch.arange(len(starts), device=starts.device)
+    places = []
+    for part in parts:
+        ends = torch.cat([part.starts[1:], part.starts.new_tensor([len(part.column)])])
+        row = every.repeat_interleave(ends - part.starts, output_size=len(part.column))
+        places.append(row * n + part.column)
+    # Stable, so that equal places are added in the order of the sets.
+    place, which = torch.cat(places).unique(return_inverse=True)
+    weight = torch.cat([part.weight for part in parts])
+    total = weight.new_zeros(len(place))
+    for part, own in zip(parts, which.split([len(x) for x in places]), strict=True):
+        total[own] += part.weight  # The places of one set differ.
+    row = place // n
+    counts = torch.bincount(row, minlength=len(starts))
+    return _Weights(counts.cumsum(0) - counts, place % n, total)
 
 
 def row_blocks(count: int, n: int, kind: torch.dtype) -> list[slice]:
@@ -113,7 +155,7 @@ def _terms(
     """Loss of each row, and its gradient weights where a gradient is computed.
 
     Args:
-        similarity: (B, n), overwritten.
+        similarity: (B, n); changed and restored.
         positive: (B, n) bool, overwritten.
         problem: The settings.
     """
@@ -133,6 +175,7 @@ def _terms(
     inside = torch.arange(first.shape[1], device=hard.device) < hard[:, None]
     losses += (1 + first).square().masked_fill_(~inside, 0).sum(1) / hard.clamp(min=1)
     if not problem.gradient:
+        similarity[row, column] = near
         return losses, None
 
     above = (~(first <= least)).sum(1)  # (B,)

@@ -12,6 +12,9 @@ addition.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +23,7 @@ from torch import Tensor
 from ._ops import unit_stride
 from ._triton import Operands, operands, product, product_options, rounded, sortable
 from ._weighted import weighted_rows
-from .multilabel import MultilabelProblem
+from .multilabel import LabelSet, MultilabelProblem
 from .tiles import Tile, product_tile
 
 #: Bytes of similarities that exist at a time.
@@ -33,6 +36,7 @@ _CHUNK = 256
 
 def multilabel_triton(
     problem: MultilabelProblem,
+    sets: Sequence[LabelSet],
     *,
     tile: Tile | None = None,
     select: Tile = SELECT,
@@ -42,7 +46,8 @@ def multilabel_triton(
     empty.
 
     Args:
-        problem: The loss.
+        problem: The settings; its own labels are not read.
+        sets: The sets of labels, whose losses are summed.
         tile: Tile of the products, by default from the table.
         select: Columns and warps of the pass over one row.
         block: Bytes of similarities that exist at a time.
@@ -55,39 +60,72 @@ def multilabel_triton(
     # Half floats would lose a weight of one in millions. tf32 holds it, and holds the bank's half
     # floats exactly.
     sums = how if features.dtype == torch.float32 else Operands(torch.float32, tl.float32, "tf32")
-    if problem.indices is None:
-        bits = problem.positives.contiguous()  # (B, words)
-    else:
-        bits = bit_rows(problem.positives, problem.indices, n)
-    total = count_bits(bits, n)  # (B,) positives
-    # In float64, like `int(hard_ratio * negatives)` in Python: float32 would round differently.
-    negatives = n - total.long()
-    hard = (negatives.double() * problem.hard_ratio).long().clamp_(min=1).minimum(negatives).int()
-    losses = torch.empty(count, dtype=torch.float32, device=bank.device)
+    labels = [_Labels.of_set(one, n, problem.hard_ratio) for one in sets]
+    losses = torch.zeros(count, dtype=torch.float32, device=bank.device)
     rows = count if problem.gradient else 0
     gradient = torch.empty(rows, dim, dtype=torch.float32, device=bank.device)
     step = max(1, block // (4 * n))
     for start in range(0, count, step):
         part = slice(start, start + step)
         similarity = similarities(features[part], bank, how, tile)
-        select_kernel[(len(similarity),)](
-            similarity,
-            bits[part],
-            total[part],
-            hard[part],
-            losses[part],
-            n,
-            bits.shape[1],
-            similarity.stride(0),
-            problem.delta,
-            WEIGHTS=problem.gradient,
-            BLOCK_N=select.columns,
-            num_warps=select.warps,
-            num_stages=select.stages,
-        )
+        # The weights of a single set take the place of its similarities.
+        weights = similarity if len(sets) == 1 else _like_rows(similarity)
+        for number, one in enumerate(labels):
+            select_kernel[(len(similarity),)](
+                similarity,
+                weights,
+                one.bits[part],
+                one.total[part],
+                one.hard[part],
+                losses[part],
+                n,
+                one.bits.shape[1],
+                similarity.stride(0),
+                problem.delta,
+                one.factor,
+                WEIGHTS=problem.gradient,
+                ADD=number > 0,
+                BLOCK_N=select.columns,
+                num_warps=select.warps,
+                num_stages=select.stages,
+            )
         if problem.gradient:
-            gradient[part] = weighted_rows(similarity, bank, sums, tile)
+            gradient[part] = weighted_rows(weights, bank, sums, tile)
     return losses, gradient
+
+
+class _Labels(NamedTuple):
+    """A set of labels as the kernel reads it.
+
+    Args:
+        bits: (B, words) int32.
+        total: (B,) int32 positives.
+        hard: (B,) int32 hard negatives.
+        factor: Weight of the loss.
+    """
+
+    bits: Tensor
+    total: Tensor
+    hard: Tensor
+    factor: float
+
+    @classmethod
+    def of_set(cls, labels: LabelSet, n: int, hard_ratio: float) -> _Labels:
+        """Convert lists to bits, and count."""
+        if labels.indices is None:
+            bits = labels.positives.contiguous()
+        else:
+            bits = bit_rows(labels.positives, labels.indices, n)
+        total = count_bits(bits, n)
+        # In float64, like `int(hard_ratio * negatives)` in Python: float32 would round differently.
+        negatives = n - total.long()
+        hard = (negatives.double() * hard_ratio).long().clamp_(min=1).minimum(negatives).int()
+        return cls(bits, total, hard, labels.factor)
+
+
+def _like_rows(rows: Tensor) -> Tensor:
+    """An empty tensor of the shape and the strides of rows (m, n)."""
+    return rows.new_empty(rows.shape[0], rows.stride(0))[:, : rows.shape[1]]
 
 
 def similarities(rows: Tensor, bank: Tensor, how: Operands, tile: Tile | None = None) -> Tensor:
@@ -304,7 +342,8 @@ def threshold_key(
 
 @triton.jit
 def select_kernel(
-    similarity_ptr,  # (m, stride), gradient weights afterwards
+    similarity_ptr,  # (m, stride)
+    weights_ptr,  # (m, stride), may be the similarities
     bits_ptr,  # (m, words)
     count_ptr,  # (m,) positives
     hard_ptr,  # (m,) hard negatives
@@ -313,10 +352,15 @@ def select_kernel(
     words,
     stride,
     delta,
+    factor,
     WEIGHTS: tl.constexpr,
+    ADD: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Compute threshold, loss and gradient weights of one row."""
+    """Compute threshold, loss and gradient weights of one row, times a factor.
+
+    The loss is added to what is there, and with ADD the weights are, too.
+    """
     row = tl.program_id(0).to(tl.int64)
     count = tl.load(count_ptr + row)
     hard = tl.load(hard_ptr + row)
@@ -345,7 +389,7 @@ def select_kernel(
     loss = delta * tl.sum(near) / positives
     # A row without negatives has no threshold.
     loss += tl.where(hard > 0, (tl.sum(far) + rest * ((1 + value) * (1 + value))) / places, 0.0)
-    tl.store(loss_ptr + row, loss)
+    tl.store(loss_ptr + row, tl.load(loss_ptr + row) + factor * loss)
 
     if WEIGHTS:
         for start in range(0, n, BLOCK_N):
@@ -356,5 +400,9 @@ def select_kernel(
             weight = tl.where(negative & (key >= key_least) & (hard > 0), weight, 0.0)
             weight = tl.where(positive, -2 * delta * (1 - similarity) / positives, weight)
             column = start + tl.arange(0, BLOCK_N // 32)[:, None] * 32 + tl.arange(0, 32)[None, :]
+            weight *= factor
+            place = weights_ptr + row * stride + column
+            if ADD:
+                weight += tl.load(place, mask=column < stride, other=0.0)
             # Columns from n on become 0.
-            tl.store(similarity_ptr + row * stride + column, weight, mask=column < stride)
+            tl.store(place, weight, mask=column < stride)

@@ -30,7 +30,7 @@ from .bank_loss import ClassIndex, bank_contrast_loss, partial_contrast
 from .checks import NotFiniteError, check_finite, check_range
 from .labels import label_prediction
 from .labels_cpu import closer_blocked, walk
-from .multilabel import Positives, multilabel_bank_loss
+from .multilabel import Positives, sum_of_multilabel_bank_losses
 from .multilabel_cpu import row_blocks, similarities
 from .numerics import accumulator, full_precision
 from .topk import similarity_topk
@@ -340,8 +340,8 @@ def sharded_multilabel_bank_loss(
 
     The hard negatives are chosen over all processes: each process offers its own best, and the best
     of these are taken. A tie at the threshold is split evenly over all equal negatives, whichever
-    process holds them. With several processes the similarities are computed once for all sets of
-    labels. A GPU is not waited for.
+    process holds them. The similarities are computed once for all sets of labels. A GPU is not
+    waited for.
 
     Args:
         features: (b, D), unit-norm, this process's part of the batch; parts have one size b.
@@ -371,7 +371,15 @@ def sharded_multilabel_bank_loss(
         NotFiniteError: On a CPU, rows that are not finite, on all processes.
     """
     if world.size == 1:
-        return _weighted_sum(features, bank, positives, weights, delta, hard_ratio, reduction)
+        return sum_of_multilabel_bank_losses(
+            features,
+            bank,
+            positives,
+            weights,
+            delta=delta,
+            hard_ratio=hard_ratio,
+            reduction=reduction,
+        )
     batch = world.all_gather(features.detach())
     losses, gradient = _losses_and_gradient(
         batch, bank, positives, weights, n, world, delta, hard_ratio
@@ -485,28 +493,6 @@ def _products(rows: Tensor, bank: Tensor) -> Tensor:
             unit_stride(rows.to(bank.dtype)), unit_stride(bank), operands(bank.dtype, "ieee")
         )
     return similarities(rows, bank, accumulator(bank.dtype))
-
-
-def _weighted_sum(
-    features: Tensor,
-    bank: Tensor,
-    positives: Sequence[Positives],
-    weights: Sequence[float],
-    delta: float,
-    hard_ratio: float,
-    reduction: str,
-) -> Tensor:
-    """`sharded_multilabel_bank_loss` of one process: the plain operator for each set of labels."""
-    terms = []
-    for labels, weight in zip(positives, weights, strict=True):
-        term = multilabel_bank_loss(
-            features, bank, labels, delta=delta, hard_ratio=hard_ratio, reduction=reduction
-        )
-        terms.append(term if weight == 1 else weight * term)
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
 
 
 def _losses_and_gradient(

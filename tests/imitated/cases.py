@@ -74,7 +74,9 @@ def _with_ids_on(call: Callable[..., Any], device: str) -> Callable[..., Any]:
     """Move the ids that an example makes to the device of its rows."""
 
     def moved(*args: Any, **kwargs: Any) -> Any:
-        return call(*(_on(device, x) for x in args), **{k: _on(device, x) for k, x in kwargs.items()})
+        return call(
+            *(_on(device, x) for x in args), **{k: _on(device, x) for k, x in kwargs.items()}
+        )
 
     return moved
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from reid_kernels import multilabel_cpu
 from reid_kernels.multilabel import (
     _multilabel_bank_loss,
+    _multilabel_bank_losses,
+    sum_of_multilabel_bank_losses,
     multilabel_bank_loss,
     multilabel_bank_loss_reference,
 )
@@ -300,6 +302,46 @@ def test_the_custom_op_is_well_formed(differentiable: bool, listed: bool) -> Non
     torch.library.opcheck(
         _multilabel_bank_loss,
         (features, bank, positives, indices, 5.0, 0.1, differentiable, "auto"),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("crowded", [False, True])
+def test_losses_of_several_sets_are_summed(dtype: torch.dtype, crowded: bool) -> None:
+    features = (torch.randn(3, 8, dtype=dtype) / 2).requires_grad_()
+    bank = torch.randn(40, 8, dtype=dtype)
+    if crowded:
+        bank = bank[torch.arange(40) % 3]
+    sets = [lists([2, 9], [], [4]), bits(40, [1, 2], [30], []), lists([7], [0], [39])]
+    factors = [1.0, 0.5, 2.0]
+    terms = [
+        factor * multilabel_bank_loss(features, bank, positives, hard_ratio=0.2, reduction="none")
+        for positives, factor in zip(sets, factors, strict=True)
+    ]
+    expected = torch.stack(terms).sum(0)
+    got = sum_of_multilabel_bank_losses(
+        features, bank, sets, factors, hard_ratio=0.2, reduction="none"
+    )
+    torch.testing.assert_close(got, expected)
+    weights = torch.tensor([1.0, -2.0, 0.5], dtype=dtype)
+    gradients = [torch.autograd.grad((weights * x).sum(), features)[0] for x in (got, expected)]
+    torch.testing.assert_close(*gradients)
+    with torch.no_grad():
+        again = sum_of_multilabel_bank_losses(
+            features, bank, sets, factors, hard_ratio=0.2, reduction="none"
+        )
+    torch.testing.assert_close(again, expected)
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_the_custom_op_of_several_sets_is_well_formed(differentiable: bool) -> None:
+    features, bank = torch.randn(3, 8, requires_grad=differentiable), torch.randn(40, 8)
+    positives, indices = lists([2], [3], [4])
+    labels = [positives, bits(40, [2], [3], [4])]
+    listed = [indices, torch.empty(0, dtype=torch.int32)]
+    torch.library.opcheck(
+        _multilabel_bank_losses,
+        (features, bank, labels, listed, [1.0, 0.5], 5.0, 0.1, differentiable, "auto"),
     )
 
 

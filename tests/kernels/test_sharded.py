@@ -20,6 +20,7 @@ from reid_kernels import (
     similarity_topk_reference,
     update_bank_,
 )
+from reid_kernels.multilabel import sum_of_multilabel_bank_losses
 from reid_kernels.sharded import (
     bank_rows,
     sharded_bank_contrast_loss,
@@ -318,9 +319,12 @@ def test_one_process_returns_bit_for_bit_what_the_plain_operators_return() -> No
     lists, bits = label_sets(n, torch.Generator().manual_seed(4))
     pairs = [
         (
+            sharded_multilabel_bank_loss(features, bank, [bits], [1.0], n, world),
+            multilabel_bank_loss(features, bank, bits),
+        ),
+        (
             sharded_multilabel_bank_loss(features, bank, [lists, bits], [1.0, 0.5], n, world),
-            multilabel_bank_loss(features, bank, lists)
-            + 0.5 * multilabel_bank_loss(features, bank, bits),
+            sum_of_multilabel_bank_losses(features, bank, [lists, bits], [1.0, 0.5]),
         ),
         (
             sharded_bank_contrast_loss(features, bank, rows, torch.empty(0), 0.05, world),

@@ -184,9 +184,7 @@ class Imitated(Tensor):
         return copy.requires_grad_(self.requires_grad)
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _dispatch(func, args, kwargs or {})
 
 
@@ -263,9 +261,7 @@ def _custom(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 class _Functions(TorchFunctionMode):
     """Functions of PyTorch that move tensors between the devices or make new ones."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         first = args[0] if args else None

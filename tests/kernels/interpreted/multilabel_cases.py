@@ -8,7 +8,11 @@ import torch
 from reid_kernels import multilabel_bank_loss
 from reid_kernels._triton import Operands, operands, tl
 from reid_kernels._weighted import weighted_rows
-from reid_kernels.multilabel import MultilabelProblem, multilabel_bank_loss_reference
+from reid_kernels.multilabel import (
+    LabelSet,
+    MultilabelProblem,
+    multilabel_bank_loss_reference,
+)
 from reid_kernels.multilabel_cpu import multilabel_blocked
 from reid_kernels.multilabel_triton import bit_rows, count_bits, multilabel_triton, similarities
 from reid_kernels.tiles import Tile
@@ -43,7 +47,8 @@ def run(
 ):
     labels, indices = (positives, None) if isinstance(positives, Tensor) else positives
     problem = MultilabelProblem(features, bank, labels, indices, delta, ratio, True, precision)
-    return multilabel_triton(problem, tile=TILE, select=SELECT, block=block)
+    sets = [LabelSet(labels, indices, 1.0)]
+    return multilabel_triton(problem, sets, tile=TILE, select=SELECT, block=block)
 
 
 def expected(
@@ -83,7 +88,8 @@ def ties_at_the_threshold_share_its_places_as_on_a_cpu() -> None:
     place = shuffled.argsort()
     moved = run(features, bank[shuffled], (positives[0], place[positives[1]]), 2.0, 0.2)
     blocked = multilabel_blocked(
-        MultilabelProblem(features, bank, *positives, 2.0, 0.2, True, "auto")
+        MultilabelProblem(features, bank, *positives, 2.0, 0.2, True, "auto"),
+        [LabelSet(*positives, 1.0)],
     )
     for x, y, z in zip(got, moved, blocked, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
@@ -185,12 +191,26 @@ def banks_past_two_to_the_31_values_are_read() -> None:
     got, expected = (
         multilabel_triton(
             MultilabelProblem(features, rows, *positives, 5.0, 0.1, True, "ieee"),
+            [LabelSet(*positives, 1.0)],
             tile=TILE,
             select=SELECT,
         )
         for rows in (small.far_apart(bank), bank)
     )
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def losses_of_several_sets_are_summed() -> None:
+    features, bank = torch.randn(3, 20) / 2, torch.randn(70, 20) / 2
+    listed = lists([3, 69, 0], [], list(range(70)))
+    bits = bit_rows(*lists([5], [1, 2, 64], [40]), 70)
+    sets = [LabelSet(*listed, 1.0), LabelSet(bits, None, 0.25), LabelSet(*listed, 2.0)]
+    problem = MultilabelProblem(features, bank, *listed, 5.0, 0.11, True, "ieee")
+    got = multilabel_triton(problem, sets, tile=TILE, select=SELECT)
+    of_lists = expected(features, bank, listed, 5.0, 0.11)
+    of_bits = expected(features, bank, bits, 5.0, 0.11)
+    wanted = [3 * x + 0.25 * y for x, y in zip(of_lists, of_bits, strict=True)]
+    close(got, (wanted[0], wanted[1]), 5e-6)
 
 
 def the_registered_operator_takes_the_kernels() -> None:
@@ -218,7 +238,9 @@ def launches() -> None:
         lists = (torch.arange(batch + 1), sweep.ids(batch))
         positives, indices = lists if flag else (bits[:batch], None)
         loss = (sweep.rows(batch, dtype), sweep.rows(sweep.BANK, dtype), positives, indices)
-        multilabel_triton(MultilabelProblem(*loss, 5.0, 0.01, flag, precision))
+        sets = [LabelSet(positives, indices, 1.0), LabelSet(bits[:batch], None, 0.5)]
+        problem = MultilabelProblem(*loss, 5.0, 0.01, flag, precision)
+        multilabel_triton(problem, sets[: 1 + flag])
 
 
 def main() -> None:
@@ -234,6 +256,7 @@ def main() -> None:
     weighted_rows_splits_the_bank_and_adds_in_order()
     similarities_are_the_product()
     banks_past_two_to_the_31_values_are_read()
+    losses_of_several_sets_are_summed()
     the_registered_operator_takes_the_kernels()
 
 

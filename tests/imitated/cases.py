@@ -1,9 +1,9 @@
 """Runs parts of the engine on the CPU and on an imitated CUDA device, and compares the results.
 
-    TRITON_INTERPRET=1 python tests/imitated/cases.py EMULATED_EXTENSION [CASE...]
+    TRITON_INTERPRET=1 python tests/imitated/cases.py EMULATED_EXTENSION [CASE...] [--write]
 
 Prints a line of JSON for each case: its name, the largest difference, the launches, and the lines
-that made the host wait.
+that made the host wait. With --write the list of these lines is written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from fastreid_al.memory import (  # noqa: E402
 from fastreid_al.methods import NNCT  # noqa: E402
 from fastreid_al.metrics import rank_gallery, rerank_gallery  # noqa: E402
 from fastreid_al.runs.train import run_training  # noqa: E402
+from tests.imitated import waits  # noqa: E402
 from tests.support.imitated_cuda import Record, content_of, imitated_cuda  # noqa: E402
 from tests.support.operators import example_inputs, examples  # noqa: E402
 from tests.support.tiny import tiny_config  # noqa: E402
@@ -253,14 +254,20 @@ def run(name: str, extension: Any) -> dict[str, Any]:
     }
 
 
-def results(arguments: list[str]) -> Iterator[dict[str, Any]]:
-    """Run the cases of the command line."""
+def main(arguments: list[str]) -> None:
+    """Run the cases of the command line; with --write all, and write the list of waits."""
     extension = build_native.load(Path(arguments[0]))
     torch.set_num_threads(1)
-    for name in arguments[1:] or CASES:
-        yield run(name, extension)
+    writes = "--write" in arguments
+    names = [name for name in arguments[1:] if name != "--write"] or list(CASES)
+    found = {}
+    for name in names:
+        result = run(name, extension)
+        found[name] = result["waits"]
+        print(json.dumps(result), flush=True)
+    if writes:
+        waits.write(found)
 
 
 if __name__ == "__main__":
-    for result in results(sys.argv[1:]):
-        print(json.dumps(result), flush=True)
+    main(sys.argv[1:])

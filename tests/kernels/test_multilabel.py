@@ -12,9 +12,9 @@ from reid_kernels import multilabel_cpu
 from reid_kernels.multilabel import (
     _multilabel_bank_loss,
     _multilabel_bank_losses,
-    sum_of_multilabel_bank_losses,
     multilabel_bank_loss,
     multilabel_bank_loss_reference,
+    sum_of_multilabel_bank_losses,
 )
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend

@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -64,6 +65,9 @@ CHIPS = {
         GPUTarget("hip", "gfx942", 64), 64 * 1024, (r"v_mfma_\w+",), r"v_(?:pk_)?fmac?_f32"
     ),
 }
+#: The chip whose machine code is disassembled.
+DISASSEMBLED = "sm_90"
+_TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 #: Chips that are compiled for with one launch of each kernel and dtype.
 SAMPLED = ("sm_100", "gfx942")
 
@@ -94,6 +98,9 @@ class Compiled:
         spilled: Bytes per thread that are kept in memory because registers are missing.
         matrix: Instructions of the matrix units in the code.
         plain: Whether there are float32 multiply-adds outside the matrix units.
+        warps: Warps of a program.
+        programs: Programs that fit a multiprocessor at a time; 0 on chips of other makers.
+        loops: Instructions of each innermost loop, by name; products on `DISASSEMBLED` only.
     """
 
     kernel: str
@@ -107,6 +114,9 @@ class Compiled:
     spilled: int = 0
     matrix: tuple[str, ...] = ()
     plain: bool = False
+    warps: int = 0
+    programs: int = 0
+    loops: tuple[dict[str, int], ...] = ()
 
     @property
     def operand(self) -> str:
@@ -229,8 +239,11 @@ def compiled(launch: Launch, chip: str, **options: Any) -> Compiled:
     """Compile one launch."""
     driver.set_active(_Driver(chip))  # type: ignore[arg-type]
     name, config, memory = launch.kernel.__name__, launch.config(), launch.memory()
+    options = {**launch.kwargs, **options}
+    if CHIPS[chip].target.backend == "hip":
+        options.pop("maxnreg", None)
     try:
-        code = launch.kernel.run(*launch.args, grid=(1,), warmup=True, **launch.kwargs, **options)
+        code = launch.kernel.run(*launch.args, grid=(1,), warmup=True, **options)
     except Exception as error:
         return Compiled(name, config, memory, (), chip, failure=f"{type(error).__name__}: {error}")
     text = code.asm["ptx" if "ptx" in code.asm else "amdgcn"]
@@ -238,18 +251,69 @@ def compiled(launch: Launch, chip: str, **options: Any) -> Compiled:
         x for pattern in CHIPS[chip].matrix for x in sorted(set(re.findall(pattern, text)))
     )
     registers, spilled = _resources(code.asm)
+    shared, warps = code.metadata.shared, code.metadata.num_warps
+    dots = _dots(code.asm["ttir"])
+    # Disassembly takes a second: products on one chip, without float16, whose code is bfloat16's.
+    seen = chip == DISASSEMBLED and bool(dots) and not launch.half()
     return Compiled(
         name,
         config,
         memory,
-        _dots(code.asm["ttir"]),
+        dots,
         chip,
         registers=registers,
-        shared=code.metadata.shared,
+        shared=shared,
         spilled=spilled,
         matrix=matrix,
         plain=re.search(CHIPS[chip].plain, text) is not None,
+        warps=warps,
+        programs=_programs(registers, warps, shared, CHIPS[chip]) if "cubin" in code.asm else 0,
+        loops=tuple(loops_of(_machine_code(code.asm["cubin"]))) if seen else (),
     )
+
+
+def _programs(registers: int, warps: int, shared: int, chip: Chip) -> int:
+    """Programs that fit an NVIDIA multiprocessor: 65,536 registers, 64 warps, its shared memory."""
+    of_a_warp = -(-registers * 32 // 256) * 256
+    by_registers = 65536 // (of_a_warp * warps)
+    # A program takes 1 KiB besides its own.
+    by_memory = (chip.shared + 1024) // (shared + 1024)
+    return min(by_registers, by_memory, 64 // warps, 32)
+
+
+def _machine_code(cubin: bytes) -> str:
+    """NVIDIA's machine code as text."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run(
+            [_TOOL, "-sass", file.name], capture_output=True, text=True, check=True
+        ).stdout
+
+
+def loops_of(code: str) -> Iterator[dict[str, int]]:
+    """Count the instructions of each innermost loop: what lies between a jump backwards and its
+    target, and has no such loop inside.
+
+    Args:
+        code: Machine code as `cuobjdump -sass` prints it.
+    """
+    lines = [
+        (int(place, 16), re.sub(r"^@!?U?P\w+\s+", "", text))
+        for place, text in re.findall(r"^\s+/\*([0-9a-f]+)\*/\s+(.*?)\s*;", code, re.MULTILINE)
+    ]
+    found = []
+    for place, text in lines:
+        jump = re.match(r"BRA(?:\.\w+)*\s.*?(0x[0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < place:
+            found.append((int(jump[1], 16), place))
+    for first, last in found:
+        if any((a, b) != (first, last) and first <= a and b <= last for a, b in found):
+            continue
+        counts = Counter(
+            re.split(r"[.\s]", text)[0] for place, text in lines if first <= place <= last
+        )
+        yield dict(counts)
 
 
 def _dots(ttir: str) -> tuple[Dot, ...]:
@@ -276,12 +340,11 @@ def _resources(asm: dict[str, Any]) -> tuple[int, int]:
             int(re.findall(rf"\.{name}:\s*(\d+)", asm["amdgcn"])[-1]) for name in names
         )
         return registers, stack
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(asm["cubin"])
         file.flush()
         usage = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+            [_TOOL, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
     registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[-1]
     return int(registers), int(stack)
@@ -301,11 +364,29 @@ class Job(NamedTuple):
         launch: Its number among the captured ones, or None for `nothing_much`.
         chip: Name.
         options: Options of the compiler over those of the launch.
+        integer: Value of every integer argument, None for those of the launch.
     """
 
     launch: int | None
     chip: str
     options: tuple[tuple[str, int], ...] = ()
+    integer: int | None = None
+
+
+def jobs_with_integers(integers: Iterable[int]) -> list[Job]:
+    """One launch of each kernel and set of flags, with every integer argument replaced.
+
+    Triton makes another code of integers that are 1, and of those past 2^31.
+    """
+    jobs = []
+    seen = set()
+    for number, launch in enumerate(captured()):
+        flags = tuple((key, x) for key, x in launch.kwargs.items() if isinstance(x, bool))
+        if (launch.kernel.__name__, flags) in seen:
+            continue
+        seen.add((launch.kernel.__name__, flags))
+        jobs += [Job(number, "sm_90", integer=integer) for integer in integers]
+    return jobs
 
 
 def every_job(names: Iterable[str] = CHIPS) -> list[Job]:
@@ -350,7 +431,14 @@ def _compile_job(job: Job) -> Compiled:
         return compiled(Launch(nothing_much, (torch.ones(64), 63), {"BLOCK": 64}), job.chip)
     if not _launches:
         _launches.extend(captured())
-    return compiled(_launches[job.launch], job.chip, **dict(job.options))
+    launch = _launches[job.launch]
+    if job.integer is not None:
+        args = tuple(
+            job.integer if isinstance(x, int) and not isinstance(x, bool) else x
+            for x in launch.args
+        )
+        launch = launch._replace(args=args)
+    return compiled(launch, job.chip, **dict(job.options))
 
 
 def table(results: list[Compiled]) -> str:

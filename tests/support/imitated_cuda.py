@@ -451,8 +451,8 @@ def _patches() -> Iterator[Any]:
     for name, value in of_accelerator.items():
         yield mock.patch.object(torch.accelerator, name, value)
     yield mock.patch.object(torch, "autocast", _Autocast)
-    yield mock.patch.object(Tensor, "record_stream", lambda *a: None)
-    yield mock.patch.object(torch, "get_device_module", lambda device=None: torch.cuda)
+    yield mock.patch.object(Tensor, "record_stream", return_value=None)
+    yield mock.patch.object(torch, "get_device_module", return_value=torch.cuda)
     # Wrapped tensors have no inference form.
     no_grad: Callable[..., Any] = lambda on=True: (  # noqa: E731
         torch.no_grad() if on else contextlib.nullcontext()
@@ -523,8 +523,8 @@ def imitated_cuda(extension: Any = None) -> Iterator[Record]:
         stack.enter_context(mock.patch.object(loader.BatchLoader, "_stage", staged))
         if extension is not None:
             counted = _CountedModule(extension, record)
-            stack.enter_context(mock.patch.object(native, "cuda_extension", lambda: counted))
-            stack.enter_context(mock.patch.object(native, "extension", lambda: counted))
+            stack.enter_context(mock.patch.object(native, "cuda_extension", return_value=counted))
+            stack.enter_context(mock.patch.object(native, "extension", return_value=counted))
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, converted)
         stack.enter_context(_Functions())

@@ -40,11 +40,12 @@ def similarity_topk(
         exclude: (B,) int64, one bank row that is left out for each query (for example itself); -1
             for none.
         precision: How candidates are found. "auto": the fastest way whose result is exact up to
-            float32's rounding: bfloat16 products with a proven error bound, and float32 where the
-            bound does not decide. On a GPU this waits once for the device. "ieee": float32
-            throughout. "tf32", "bf16": on a GPU, candidates at this precision without proof: a row
-            whose similarity lies within the format's error of the k-th may be missed; on a CPU
-            exact as well.
+            float32's rounding: products in half precision with a proven error bound (float16 of
+            rows scaled to unit length on a GPU, bfloat16 on a CPU), and float32 where the bound
+            does not decide. On a GPU float32 rows wait once for the device, and once more where
+            some queries are without proof. "ieee": float32 throughout. "tf32", "bf16": on a GPU,
+            candidates at this precision without proof: a row whose similarity lies within the
+            format's error of the k-th may be missed; on a CPU exact as well.
 
     Returns:
         Similarities (B, k) float32 (float64 for float64), descending, and bank rows (B, k) int64.
@@ -53,14 +54,14 @@ def similarity_topk(
     Memory:
         B x n never exists. CPU: a block of 8 or 16 MiB, some 20 MiB of candidates, and with
         bfloat16 candidates a copy of the bank at half its size (133 MB at n = 32,621 and 4.1 GB at
-        1e6, D = 2,048). GPU: the same copy, at most 256 MiB of group maxima, and at most 256 MiB of
-        recomputed similarities.
+        1e6, D = 2,048). GPU: the same copy in float16, at most 256 MiB of group maxima, and at most
+        256 MiB of recomputed similarities.
 
     Moved:
-        On a GPU the bank once for every 128 queries (L2 serves those that run at the same time), 8
-        B n / 16 bytes of group maxima twice, and 16 rows for each of some 5 k / 4 groups of a
-        query. Expected of an H200 (peak 780 TFLOP/s), not measured: at B = 1,024, n = 1e6, D =
-        2,048 arithmetic takes 5.5 ms, maxima 0.3 ms, the second look 1.3 ms.
+        On a GPU float32 rows twice and their copy once when it is made, the bank once for every 128
+        queries (L2 serves those that run at the same time; at most 4,096 queries at a time), 4 B n
+        / 16 bytes of group maxima twice (8 without proof), and 16 rows for each of some 5 k / 4
+        groups of a query. Nothing was measured on a GPU (bench/results/gpu_model.md).
 
     Raises:
         ValueError: Wrong rank, width, dtype or device, or k outside [1, 1024]. On a CPU also:

@@ -1,0 +1,202 @@
+"""A model of the time of the operators on an H200: bytes, operations, launches, occupancy.
+
+    python bench/gpu_model.py > bench/results/gpu_model.md
+
+Nothing here is measured. The model says what limits an operator as it is written, beside the goal,
+so that a measured figure can be set beside both. Its assumptions are the constants below; trust the
+ratios more than the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+#: Bytes per second of the memory, and from the L2 cache to the multiprocessors.
+MEMORY = 4.3e12
+L2 = 6.5e12
+#: Operations per second of tensor cores on 16-bit operands, and of float32 multiply-adds.
+HALF = 780e12
+FLOAT = 59e12
+#: Share of the rate that products reach with one program on a multiprocessor, and with two.
+ALONE, PAIRED = 0.75, 0.85
+PROCESSORS = 132
+#: Seconds of a launch that waits for the one before.
+LAUNCH = 3e-6
+#: Instructions per second of a multiprocessor, of 32 threads each.
+ISSUE = 4 * 1.75e9
+
+
+class Row(NamedTuple):
+    """An operator at one shape.
+
+    Args:
+        operator: Name.
+        shape: The shape.
+        before: Seconds of the revision of 21 November.
+        now: Seconds as it is.
+        floor: Seconds of the bytes or operations that cannot be avoided.
+        goal: Seconds of the goal; None where there is none.
+        rest: What keeps it from the floor.
+    """
+
+    operator: str
+    shape: str
+    before: float
+    now: float
+    floor: float
+    goal: float | None
+    rest: str
+
+
+def product(m: int, n: int, dim: int, tile: tuple[int, int], rate: float, share: float) -> float:
+    """Seconds of a product of tiles in half precision: operations, or what comes from L2.
+
+    Args:
+        m: Rows.
+        n: Columns.
+        dim: Width.
+        tile: Rows and columns of a tile.
+        rate: Operations per second.
+        share: Share of the rate that the loop reaches.
+    """
+    rows = math.ceil(m / tile[0]) * tile[0]
+    columns = math.ceil(n / tile[1]) * tile[1]
+    operations = 2 * rows * columns * dim / (rate * share)
+    streamed = rows * columns * dim * 2 * (1 / tile[0] + 1 / tile[1]) / L2
+    return max(operations, streamed)
+
+
+def topk() -> list[Row]:
+    """`similarity_topk` of float32 rows at n = 1e6."""
+    m, n, dim, k = 1024, 1_000_000, 2048, 32
+    groups = n / 16
+    copy_before = (4 + 2) * n * dim / MEMORY
+    # The rows are read twice, the second time out of L2.
+    copy_now = (4 + 2) * n * dim / MEMORY + 4 * n * dim / L2
+    of_product = product(m, n, dim, (128, 128), HALF, PAIRED)
+    # 536 rows a pass before: nine tiles of 128 instead of eight.
+    keys_before, keys_now = 8 * m * groups, 4 * m * groups
+    chosen = k + max(8, k // 4)
+    rescored = m * chosen * 16 * 4 * dim / MEMORY
+    # A selection reads its values once for each 8 bits, and writes them once.
+    before = copy_before + of_product * 9 / 8 + 9 * keys_before / MEMORY + rescored
+    now = copy_now + of_product + 5 * keys_now / MEMORY + rescored
+    floor = 2 * m * n * dim / HALF
+    rest = "half of the product's time is L2 (128 x 128 tiles); the copy is made anew at each call"
+    shape = "B = 1,024, n = 1e6, D = 2,048, k = 32"
+    ieee = 2 * m * n * dim / (FLOAT * 0.75)
+    return [
+        Row("similarity_topk, proven", shape, before, now, floor, floor / 0.7, rest),
+        Row(
+            "similarity_topk, no query proven",
+            shape,
+            before + ieee,
+            now * 2 + ieee,
+            floor,
+            None,
+            "float32 products outside the tensor cores; with float16 hardly any query comes here",
+        ),
+    ]
+
+
+def bank_contrast(batch: int) -> Row:
+    """`bank_contrast_loss` of bfloat16 rows, forward and gradient."""
+    n, dim, piece = 100_000, 2048, 8192
+    pieces = math.ceil(n / piece)
+    floor = max(2 * n * dim / MEMORY, 4 * 2 * batch * n * dim / 2 / HALF)
+    tile = (64, 128) if batch <= 64 else (128, 128)
+    share = PAIRED
+    exponentials = max(2 * piece * dim / MEMORY, product(batch, piece, dim, tile, HALF, share))
+    programs = math.ceil(batch / 64) * (dim // 128) * (2 if batch <= 128 else 1)
+    # Tensor-core rate of the multiprocessors that have a program, and instructions of a step.
+    busy = min(1.0, programs / PROCESSORS)
+    operations = 2 * batch * piece * dim / (HALF * busy * PAIRED)
+
+    def weighted(instructions: int) -> float:
+        steps = piece / 64 / (2 if batch <= 128 else 1)
+        per_processor = max(1.0, programs / PROCESSORS)
+        issue = steps * instructions * 4 * per_processor / ISSUE
+        return max(operations, issue, 2 * piece * dim / L2)
+
+    # Before, its loop loaded the exponentials value by value: 429 instructions a step instead of
+    # 268, and no copies ahead of time, so that each step waits some 600 ns for memory.
+    waiting = piece / 64 / (2 if batch <= 128 else 1) * 600e-9 / (1 if programs > 132 else 2)
+    one_before = 1.5 * exponentials + weighted(429) + waiting + 3 * LAUNCH
+    one_now = exponentials + weighted(268) + 3 * LAUNCH
+    return Row(
+        "bank_contrast_loss",
+        f"B = {batch}, n = 1e5, D = 2,048, bfloat16",
+        pieces * one_before,
+        pieces * one_now,
+        floor,
+        1.6 * (0.095e-3 if batch == 64 else 0.27e-3),
+        f"{programs} programs of the weighted sum on {PROCESSORS} multiprocessors, and three "
+        "launches for each of 13 pieces, one after the other",
+    )
+
+
+def multilabel() -> Row:
+    """NNCT's losses with k = 1: two sets of labels of float32 rows."""
+    batch, n, dim, sets = 64, 32_621, 2048, 2
+    similarity = 2 * batch * n * dim / (FLOAT * 0.75)
+    weighted = similarity
+    # Instructions of a thread for each of its 16 columns, on 64 of 132 multiprocessors.
+    select_before = n / 32 * 514 / ISSUE
+    select_now = n / 32 * (4 * 340 / 16 + 2 * 34) / ISSUE
+    before = sets * (similarity + select_before + weighted + 4 * LAUNCH)
+    now = similarity + weighted + sets * (select_now + 2 * LAUNCH) + 2 * LAUNCH
+    return Row(
+        "multilabel_bank_loss, two sets",
+        "B = 64, n = 32,621, D = 2,048, float32",
+        before,
+        now,
+        2 * 4 * n * dim / MEMORY,
+        None,
+        "float32 products outside the tensor cores",
+    )
+
+
+def neighbours() -> Row:
+    """The neighbour search of an epoch's clustering."""
+    n, dim, chosen = 32_621, 2048, 37
+    of_product = product(n, n, dim, (128, 128), HALF, PAIRED)
+    rescored = n * chosen * 16 * 4 * dim / MEMORY
+    groups = n / 16
+    # All queries in one pass: their copies do not fit L2, so that they come from memory again.
+    again = n * dim * 2 * (n / 128) / 2 / MEMORY
+    before = of_product + again + 9 * 8 * n * groups / MEMORY + rescored
+    now = of_product + 5 * 4 * n * groups / MEMORY + rescored
+    return Row(
+        "similarity_topk of all images",
+        "n = 32,621, D = 2,048, k = 29",
+        before,
+        now,
+        2 * n * n * dim / HALF,
+        1.0,
+        "the second look reads 16 columns of each of 37 groups",
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    print("# Modelled times on an H200\n")
+    print("**Not measured.** Made by `python bench/gpu_model.py`, whose constants are the")
+    print(
+        "assumptions: memory 4.3 TB/s, L2 6.5 TB/s, 780 TFLOP/s in half precision, 59 in float32,"
+    )
+    print(
+        "75 and 85 % of these rates with one and two programs on a multiprocessor, 3 us a launch."
+    )
+    print("Trust the ratios more than the numbers.\n")
+    print("| operator | shape | before, ms | now, ms | floor, ms | goal, ms | what is left |")
+    print("|---|---|---|---|---|---|---|")
+    rows = [*topk(), neighbours(), bank_contrast(64), bank_contrast(256), multilabel()]
+    for row in rows:
+        goal = "-" if row.goal is None else f"{1e3 * row.goal:.3g}"
+        times = " | ".join(f"{1e3 * x:.3g}" for x in (row.before, row.now, row.floor))
+        print(f"| {row.operator} | {row.shape} | {times} | {goal} | {row.rest} |")
+
+
+if __name__ == "__main__":
+    main()

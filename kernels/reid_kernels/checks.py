@@ -75,18 +75,21 @@ def described(value: object) -> str:
 
 
 def as_tensor(name: str, x: Any) -> Tensor:
-    """Return a tensor, or a NumPy array as one, on the CPU.
+    """Return a tensor, or an array of another library as one.
 
-    An array shares its memory with the tensor; one that is read-only, in another byte order or
-    has negative strides is copied.
+    An array of NumPy, and any object with `__dlpack__` (CuPy, JAX, ...), shares its memory with the
+    tensor, on its device; the producer's stream is waited for as DLPack says. An array of NumPy
+    that is read-only, in another byte order or has negative strides is copied.
     """
     if isinstance(x, Tensor):
         if x.layout != torch.strided:
             raise ValueError(f"{name}: got a tensor of layout {x.layout}, expected a dense one")
         return x
     numpy = sys.modules.get("numpy")
-    if numpy is None or not isinstance(x, numpy.ndarray) or isinstance(x, numpy.ma.MaskedArray):
-        raise ValueError(f"{name}: got {_type(x)}, expected a torch.Tensor or a NumPy array")
+    if numpy is None or not isinstance(x, numpy.ndarray):
+        return _from_dlpack(name, x)
+    if isinstance(x, numpy.ma.MaskedArray):
+        raise ValueError(f"{name}: got {_type(x)}, expected an array without a mask")
     if x.dtype.kind not in "biufc":
         raise ValueError(f"{name}: got an array of dtype {x.dtype}, expected an array of numbers")
     x = numpy.asarray(x).astype(x.dtype.newbyteorder("="), copy=False)
@@ -97,6 +100,23 @@ def as_tensor(name: str, x: Any) -> Tensor:
     except TypeError as error:
         raise ValueError(
             f"{name}: got an array of dtype {x.dtype}, expected a dtype that PyTorch has"
+        ) from error
+    return tensor
+
+
+def _from_dlpack(name: str, x: Any) -> Tensor:
+    """Return a tensor that shares the memory of an object with `__dlpack__`."""
+    if isinstance(x, type) or not (hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__")):
+        raise ValueError(
+            f"{name}: got {_type(x)}, expected a torch.Tensor, a NumPy array or another array with "
+            "__dlpack__"
+        )
+    try:
+        tensor: Tensor = torch.from_dlpack(x)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: got {_type(x)} that PyTorch cannot share ({error}), expected a dense array "
+            "of a dtype and on a device that PyTorch has"
         ) from error
     return tensor
 

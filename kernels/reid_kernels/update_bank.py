@@ -59,7 +59,8 @@ def update_bank_(
     given: Any = bank
     bank, features = as_pair("bank", bank, features, "features")
     # An array of another byte order, with negative strides or read-only was copied.
-    if bank is not given and bank.numel() and bank.data_ptr() != given.ctypes.data:
+    place = getattr(getattr(given, "ctypes", None), "data", None)
+    if bank is not given and bank.numel() and place not in (None, bank.data_ptr()):
         raise ValueError("bank: got an array that cannot be changed in place, expected a tensor")
     targets = as_ids("targets", targets, features.shape[0], features, "features", "feature row")
     momentum = as_number("momentum", momentum, 0, 1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reid_kernels import checks, class_index, class_means
+from reid_kernels import checks, class_index, class_means, similarity_topk, update_bank_
 from reid_kernels.bank_loss import ClassIndex, bank_contrast_loss
 
 from tests.support.kernels import unit_rows
@@ -32,6 +32,45 @@ def test_arrays_of_any_layout_are_taken(change: Any) -> None:
     assert torch.equal(checks.as_rows("x", change(ROWS.numpy())), ROWS)
 
 
+class Foreign:
+    """An array of another library: it has nothing but its DLPack methods."""
+
+    def __init__(self, content: torch.Tensor) -> None:
+        self.content = content
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.content.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.content.__dlpack_device__()
+
+
+def test_arrays_of_other_libraries_share_their_memory() -> None:
+    rows = unit_rows(6, 4)
+    taken = checks.as_rows("x", Foreign(rows))
+    assert taken.data_ptr() == rows.data_ptr()
+    assert torch.equal(taken, rows)
+    wide = unit_rows(6, 8)
+    assert torch.equal(checks.as_rows("x", Foreign(wide[:, ::2])), wide[:, ::2])
+    assert checks.as_ids("x", Foreign(torch.arange(6)), 6, ROWS, "bank", "row").tolist() == [
+        *range(6)
+    ]
+    values, indices = similarity_topk(Foreign(rows), Foreign(rows), 2)  # type: ignore[arg-type]
+    assert torch.equal(indices, similarity_topk(rows, rows, 2)[1])
+    expected = update_bank_(rows.clone(), ROWS[:2], torch.tensor([3, 0]), 0.5)
+    given: Any = Foreign(rows)
+    update_bank_(given, ROWS[:2], torch.tensor([3, 0]), 0.5)
+    assert torch.equal(rows, expected)
+
+
+def test_an_array_that_cannot_be_shared_is_refused() -> None:
+    refused: Any = Foreign(torch.zeros(2, 2, requires_grad=True))
+    with pytest.raises(ValueError, match="x: got a Foreign that PyTorch cannot share"):
+        checks.as_rows("x", refused)
+    with pytest.raises(ValueError, match="x: got "):
+        checks.as_rows("x", Foreign)
+
+
 @pytest.mark.parametrize("dtype", ["i1", "u1", "<i4", ">i8", "u2", "u8"])
 def test_arrays_of_integers_are_ids(dtype: str) -> None:
     ids = checks.as_ids("x", np.arange(6).astype(dtype), 6, ROWS, "bank", "row")
@@ -42,7 +81,7 @@ def test_arrays_of_integers_are_ids(dtype: str) -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (None, "x: got None, expected a torch.Tensor or a NumPy array"),
+        (None, "x: got None, expected a torch.Tensor, a NumPy array or another array"),
         ([[1.0]], "x: got a list"),
         ("rows", "x: got a str"),
         ({}, "x: got a dict"),

@@ -55,7 +55,7 @@ def test_arrays_of_other_libraries_share_their_memory() -> None:
     assert checks.as_ids("x", Foreign(torch.arange(6)), 6, ROWS, "bank", "row").tolist() == [
         *range(6)
     ]
-    values, indices = similarity_topk(Foreign(rows), Foreign(rows), 2)  # type: ignore[arg-type]
+    _, indices = similarity_topk(Foreign(rows), Foreign(rows), 2)  # type: ignore[arg-type]
     assert torch.equal(indices, similarity_topk(rows, rows, 2)[1])
     expected = update_bank_(rows.clone(), ROWS[:2], torch.tensor([3, 0]), 0.5)
     given: Any = Foreign(rows)

@@ -172,15 +172,17 @@ class Training:
     def _is_finite(self) -> bool:
         """Whether the loss, the weights and the running statistics are finite.
 
-        All weights together are waited for once.
+        A device is waited for once.
         """
-        finite = []
+        # By device: a buffer may lie elsewhere, and the loss of an epoch without steps does.
+        finite: dict[torch.device, list[Tensor]] = {}
+        values = [self.loss]
         for module in (self.model, self.method.layers()):
-            for value in module.state_dict().values():
-                if value.is_floating_point():
-                    finite.append(torch.isfinite(value).all())
-        # The loss of an epoch without steps lies on the CPU.
-        return bool(torch.isfinite(self.loss)) and bool(torch.stack(finite).all())
+            values += module.state_dict().values()
+        for value in values:
+            if value.is_floating_point():
+                finite.setdefault(value.device, []).append(torch.isfinite(value).all())
+        return all(bool(torch.stack(flags).all()) for flags in finite.values())
 
 
 def _check_width(state: Any, features: int) -> None:

@@ -20,8 +20,9 @@ from .tiles import Tile
 #: Triton's interpreter multiplies bfloat16 wrongly. There the operands are rounded first and
 #: multiplied in float32.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-#: Whether launches may limit registers: Triton's backend for AMD and its interpreter cannot.
-NVIDIA = torch.version.hip is None and not INTERPRETED
+#: Whether launches may limit registers: Triton's backends for other makers and its interpreter
+#: cannot.
+NVIDIA = not (INTERPRETED or torch.version.hip or getattr(torch.version, "xpu", None))
 _TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 

@@ -49,8 +49,12 @@ def label_prediction(
         A block of similarities of 64 MiB on a CPU (514 rows at n = 32,621, 16 at 1e6), and as much
         again; 256 MiB on a GPU. In addition some 40 bytes for each similarity of the batch above
         the threshold. On a GPU the similarities of candidates are counted where they are computed,
-        and not stored. The host waits for the device once for the neighbours above the threshold,
-        once in each round of candidates, and once for the size of the result.
+        and not stored.
+
+    Waits:
+        On a GPU the host waits for the neighbours above the threshold (once for each block of 256
+        MiB), once in each round of candidates, three times more in rounds of over 64 candidates a
+        row, and for the size of the result.
 
     Raises:
         ValueError: Wrong rank, dtype or device, or `at_least` below 1. On a CPU also: rows outside

@@ -53,10 +53,12 @@ def labels_triton(
         return similarities(bank[numbers], bank, how, tile)
 
     def closer(candidates: Tensor, own: Tensor) -> Tensor:
-        # Rows with very many neighbours visit the same candidates: then it may pay to store the
-        # candidates' similarities. To find out, the host waits for the device.
-        many = len(candidates) > _MANY * len(rows)
-        if many and _SHARED * len(candidates.unique()) < len(candidates):
+        # Rows with very many neighbours visit the same candidates: then it pays to store the
+        # candidates' similarities. There are n candidates at most; to count them the host waits.
+        shared = len(candidates) > _SHARED * n
+        if not shared and len(candidates) > _MANY * len(rows):
+            shared = len(candidates) > _SHARED * len(candidates.unique())
+        if shared:
             return closer_blocked(n, candidates, own, torch.float32, similar)
         return count_closer(bank, candidates, own, how, tile).long()
 

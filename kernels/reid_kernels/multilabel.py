@@ -4,6 +4,7 @@ similarities.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -140,10 +141,7 @@ def multilabel_bank_loss(
             NaN.
     """
     problem = _checked(features, bank, positives, delta, hard_ratio, precision)
-    if problem.bank.requires_grad:
-        raise ValueError(
-            "bank: got a tensor that requires a gradient, expected a buffer: only features get one"
-        )
+    _check_buffer(problem.bank)
     check_choice("reduction", reduction, REDUCTIONS)
     needs_gradient = torch.is_grad_enabled() and problem.features.requires_grad
     losses, _ = _multilabel_bank_loss(*problem._replace(gradient=needs_gradient))
@@ -177,13 +175,22 @@ def sum_of_multilabel_bank_losses(
         precision: As for `multilabel_bank_loss`.
 
     Memory:
-        That of `multilabel_bank_loss`, and on a GPU twice the similarities.
+        That of `multilabel_bank_loss`; with a gradient on a GPU twice the similarities, and on a
+        CPU what it takes for each similarity with a gradient J times, and once more for their sum.
+
+    Raises:
+        ValueError: As for `multilabel_bank_loss`, no sets, or another number of factors.
     """
+    if not len(sets) or len(factors) != len(sets):
+        raise ValueError(
+            f"factors: got {len(factors)}, expected one for each of {len(sets)} sets, at least one"
+        )
     problems = [
         _checked(features, bank, positives, delta, hard_ratio, precision) for positives in sets
     ]
     check_choice("reduction", reduction, REDUCTIONS)
     first = problems[0]
+    _check_buffer(first.bank)
     losses, _ = _multilabel_bank_losses(
         first.features,
         first.bank,
@@ -253,6 +260,14 @@ def _hard_weights(far: Tensor, hard_ratio: float) -> tuple[Tensor, int]:
     above = (~(far <= threshold)).to(far.dtype)
     equal = (far == threshold).to(far.dtype)
     return above + equal * (hard - above.sum()) / equal.sum(), hard
+
+
+def _check_buffer(bank: Tensor) -> None:
+    """Refuse a bank that requires a gradient."""
+    if bank.requires_grad:
+        raise ValueError(
+            "bank: got a tensor that requires a gradient, expected a buffer: only features get one"
+        )
 
 
 def _checked(
@@ -396,9 +411,9 @@ _multilabel_bank_loss.register_autograd(_backward, setup_context=_keep)
 def _multilabel_bank_losses(
     features: Tensor,
     bank: Tensor,
-    positives: Sequence[Tensor],
-    indices: Sequence[Tensor],
-    factors: Sequence[float],
+    positives: typing.Sequence[Tensor],
+    indices: typing.Sequence[Tensor],
+    factors: typing.Sequence[float],
     delta: float,
     hard_ratio: float,
     gradient: bool,
@@ -420,9 +435,9 @@ def _multilabel_bank_losses(
 def _(
     features: Tensor,
     bank: Tensor,
-    positives: Sequence[Tensor],
-    indices: Sequence[Tensor],
-    factors: Sequence[float],
+    positives: typing.Sequence[Tensor],
+    indices: typing.Sequence[Tensor],
+    factors: typing.Sequence[float],
     delta: float,
     hard_ratio: float,
     gradient: bool,

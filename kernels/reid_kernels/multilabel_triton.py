@@ -1,10 +1,10 @@
 """`multilabel_bank_loss` in Triton.
 
-One kernel stores the similarities of a block of rows. One finds each row's threshold by bisection
-over integer keys, sums the loss and overwrites the similarities with the gradient's weights. A
-product of weights and bank then yields the gradient. The keys of a row are read 16 times, from the
-L2 cache; each time two bits of the threshold are determined. There is no sort and no atomic float
-addition.
+One kernel stores the similarities of a block of rows. One finds each row's threshold among integer
+keys, sums the loss and writes the gradient's weights: over the similarities, or beside them where
+several sets of labels read these. A product of weights and bank then yields the gradient. The keys
+of a row are read four times for the threshold, from the L2 cache; each time a histogram determines
+eight bits of it. There is no sort and no atomic float addition.
 """
 
 # Kernels are not typed Python.

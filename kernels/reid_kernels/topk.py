@@ -54,14 +54,16 @@ def similarity_topk(
     Memory:
         B x n never exists. CPU: a block of 8 or 16 MiB, some 20 MiB of candidates, and with
         bfloat16 candidates a copy of the bank at half its size (133 MB at n = 32,621 and 4.1 GB at
-        1e6, D = 2,048). GPU: the same copy in float16, at most 256 MiB of group maxima, and at most
-        256 MiB of recomputed similarities.
+        1e6, D = 2,048). GPU: copies of bank and queries in float16 (both, where the bank is searched
+        with itself), at most 256 MiB of group maxima, and at most 256 MiB of recomputed
+        similarities; the queries without proof are copied once more.
 
     Moved:
         On a GPU float32 rows twice and their copy once when it is made, the bank once for every 128
         queries (L2 serves those that run at the same time; at most 4,096 queries at a time), 4 B n
         / 16 bytes of group maxima twice (8 without proof), and 16 rows for each of some 5 k / 4
-        groups of a query. Nothing was measured on a GPU (bench/results/gpu_model.md).
+        groups of a query; for queries without proof four times as many. Nothing was measured on a
+        GPU (bench/results/gpu_model.md).
 
     Raises:
         ValueError: Wrong rank, width, dtype or device, or k outside [1, 1024]. On a CPU also:

@@ -52,12 +52,17 @@ def topk_triton(
     groups = _group_count(k)
     values, indices, certain = _topk(query, low, k, exclude, half, groups, proven=True)
     again = (~certain).nonzero()[:, 0]
-    if len(again):
-        own = None if exclude is None else exclude[again]
+    if len(again) and bool(torch.isfinite(low.length.max())):
+        # More groups prove nothing of a query that is zero or not finite.
+        largest = query[again].abs().amax(1)
+        hopeful = (largest > 0) & (largest < torch.inf)
+        some = again[hopeful]
+        own = None if exclude is None else exclude[some]
         more = groups * _MORE_GROUPS
-        found = _topk(query[again], low, k, own, half, more, proven=True)
-        values[again], indices[again] = found[:2]
-        again = again[~found[2]]
+        found = _topk(query[some], low, k, own, half, more, proven=True)
+        values[some], indices[some] = found[:2]
+        certain[some] = found[2]
+        again = (~certain).nonzero()[:, 0]
     if len(again):
         own = None if exclude is None else exclude[again]
         full = operands(query.dtype, "ieee")
@@ -146,14 +151,14 @@ def _error_bound(query: Rounded, bank: Rounded, dim: int) -> Tensor:
     longest = bank.length.max()
     worst = bank.error.max()
     bound = query.error * longest + query.length * worst + query.error * worst
-    return bound + dim * 2.0**-22 * query.length * longest
+    return (bound + dim * 2.0**-22 * query.length * longest) * 1.001
 
 
 class Rounded:
     """Rows as the product reads them, with the factors that make similarities of products.
 
-    Float32 rows for half-precision products are scaled to unit length before they are rounded, so
-    that no value leaves the range of float16.
+    Float32 rows for float16 products are scaled to unit length before they are rounded, so that no
+    value leaves the range of float16.
 
     Args:
         rows: (n, D), the last stride 1.
@@ -182,6 +187,8 @@ class Rounded:
         self.scale: Tensor | None = None
         self.factor: Tensor | None = None
         self.error = self.length = torch.empty(0, device=rows.device)
+        # bfloat16 has the range of float32: its copies keep their length.
+        unit = copied and how.dtype == torch.float16
         if copied or normalize or lengths:
             norm, inverse, self.error, self.length = torch.empty(
                 4, n, dtype=torch.float32, device=rows.device
@@ -200,13 +207,14 @@ class Rounded:
                 self.low.stride(0),
                 NORMALIZE=normalize,
                 COPY=copied,
+                UNIT=unit,
                 BLOCK_M=REDUCE.rows,
                 BLOCK_D=REDUCE.depth,
                 num_warps=REDUCE.warps,
             )
             self.factor = inverse if normalize else None
-            if copied != normalize:
-                self.scale = norm if copied else inverse
+            if unit != normalize:
+                self.scale = norm if unit else inverse
         self.low = rounded(self.low, how)
 
     def __getitem__(self, rows: slice) -> Rounded:
@@ -319,10 +327,11 @@ def round_kernel(
     low_stride,
     NORMALIZE: tl.constexpr,
     COPY: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Scale rows to unit length and round them to the copy's dtype.
+    """Round rows to the copy's dtype, with UNIT after they were scaled to unit length.
 
     Writes the norm of each row, clamped at 1e-12, its inverse, and upper bounds of the lengths of
     the row and of its rounding error. The bounds are those of the rows that similarities are about:
@@ -339,8 +348,8 @@ def round_kernel(
     # `tl.maximum` would drop a NaN.
     norm = tl.where(exact == exact, tl.maximum(exact, 1e-12), exact)
     inverse = 1.0 / norm
-    # 1e-17 is smaller than any length whose square float32 can represent: no bound is too small
-    # because squares underflowed.
+    # 1e-17 is larger than any length whose square underflows in float32: no bound is too small
+    # because squares did.
     length = (exact * 1.001 + 1e-17) * inverse
     error = tl.zeros((BLOCK_M,), dtype=tl.float32)
     if COPY:
@@ -349,12 +358,18 @@ def round_kernel(
             d = start + tl.arange(0, BLOCK_D)
             mask = (row < n)[:, None] & (d < dim)[None, :]
             values = tl.load(rows_ptr + row[:, None] * stride + d[None, :], mask=mask, other=0.0)
-            x = values.to(tl.float32) * inverse[:, None]
+            x = values.to(tl.float32)
+            if UNIT:
+                x *= inverse[:, None]
             low = x.to(low_ptr.dtype.element_ty)
+            if UNIT:
+                # Some matrix units take subnormal float16 for 0: so does the copy.
+                low = tl.where(tl.abs(low.to(tl.float32)) < 6.103515625e-05, 0.0, low)
+                low = low.to(low_ptr.dtype.element_ty)
             tl.store(low_ptr + row[:, None] * low_stride + d[None, :], low, mask=mask)
             off += (x - low.to(tl.float32)) * (x - low.to(tl.float32))
-        # The second term covers the rounding of the scaling.
-        error = tl.sqrt(tl.sum(off, axis=1)) * 1.001 + length * 2.384185791015625e-07 + 1e-17
+        # The second term, 2^-21, covers the rounding of the scaling.
+        error = tl.sqrt(tl.sum(off, axis=1)) * 1.001 + length * 4.76837158203125e-07 + 1e-17
     if not NORMALIZE:
         length = length * norm
         error = error * norm

@@ -333,6 +333,15 @@ def test_losses_of_several_sets_are_summed(dtype: torch.dtype, crowded: bool) ->
     torch.testing.assert_close(again, expected)
 
 
+def test_bad_sets_are_named() -> None:
+    features, bank, labels = torch.randn(3, 8), torch.randn(40, 8), lists([2], [3], [4])
+    for sets, factors in (([], []), ([labels], []), ([labels], [1.0, 2.0])):
+        with pytest.raises(ValueError, match="factors: got"):
+            sum_of_multilabel_bank_losses(features, bank, sets, factors)
+    with pytest.raises(ValueError, match="bank: got a tensor that requires a gradient"):
+        sum_of_multilabel_bank_losses(features, bank.requires_grad_(), [labels], [1.0])
+
+
 @pytest.mark.parametrize("differentiable", [True, False])
 def test_the_custom_op_of_several_sets_is_well_formed(differentiable: bool) -> None:
     features, bank = torch.randn(3, 8, requires_grad=differentiable), torch.randn(40, 8)

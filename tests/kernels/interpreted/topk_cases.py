@@ -65,6 +65,8 @@ def main() -> None:
         cases.equal(indices[:, -1], torch.full((4,), 12))
         cases.close(values, exact[0], 2e-5)
     most_queries_are_proven(cases)
+    rows_too_long_to_have_a_length_do_not_hide_others(cases)
+    small_values_that_a_product_takes_for_zero_are_counted(cases)
     with small.through_operators():
         columns = torch.arange(50).view(25, 2)[:, 0]
         got = similarity_topk(unit_rows(25, 21), unit_rows(50, 21, seed=4), 9, exclude=columns)
@@ -73,6 +75,31 @@ def main() -> None:
     )
     cases.equal(got[1], exact[1])
     cases.done()
+
+
+def rows_too_long_to_have_a_length_do_not_hide_others(cases: small.Cases) -> None:
+    """A row whose length overflows is among the last, at every precision."""
+    bank, query = unit_rows(90, 8, seed=7), unit_rows(3, 8, seed=8).abs()
+    bank[:40] = 0.0
+    bank[:40, 0] = -2e19
+    exact = similarity_topk_reference(query.double(), bank.double(), 3, normalize=False)
+    for precision in ("auto", "ieee", "bf16"):
+        values, indices = topk_triton(query, bank, 3, False, None, precision)
+        cases.close(values, exact[0], 2e-6, precision)
+        cases.equal(indices, exact[1], precision)
+
+
+def small_values_that_a_product_takes_for_zero_are_counted(cases: small.Cases) -> None:
+    """The bound covers subnormal float16 values, which some matrix units flush."""
+    rows = torch.full((40, 130), 6e-5)
+    rows[:, 0] = 1.0
+    low = Rounded(rows, operands(torch.float32, "fp16"), True, lengths=True)
+    kept = low.low.abs()[low.low != 0]
+    assert float(kept.min()) >= 2.0**-14
+    exact = torch.nn.functional.normalize(rows.double())
+    error = (exact - low.low.double()).norm(dim=1)
+    assert bool((error <= low.error.double()).all())
+    cases.count += 1
 
 
 def most_queries_are_proven(cases: small.Cases) -> None:

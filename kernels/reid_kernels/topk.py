@@ -54,8 +54,8 @@ def similarity_topk(
     Memory:
         B x n never exists. CPU: a block of 8 or 16 MiB, some 20 MiB of candidates, and with
         bfloat16 candidates a copy of the bank at half its size (133 MB at n = 32,621 and 4.1 GB at
-        1e6, D = 2,048). GPU: copies of bank and queries in float16 (both, where the bank is searched
-        with itself), at most 256 MiB of group maxima, and at most 256 MiB of recomputed
+        1e6, D = 2,048). GPU: copies of bank and queries in float16 (two, where the bank is
+        searched with itself), at most 256 MiB of group maxima, and at most 256 MiB of recomputed
         similarities; the queries without proof are copied once more.
 
     Moved:

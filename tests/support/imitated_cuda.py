@@ -119,6 +119,16 @@ class Record:
 _record = Record()
 
 
+def _function(frame: types.FrameType) -> str:
+    """Name of a frame's function; of the one around it for comprehensions and generators, some of
+    which have a frame of their own, depending on Python's version.
+    """
+    name = frame.f_code.co_name
+    if name in ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>") and frame.f_back:
+        return frame.f_back.f_code.co_name
+    return name
+
+
 def _place() -> tuple[str, str, str] | None:
     """File, function and source of the innermost line of the package or the kernels."""
     frame = sys._getframe(1)
@@ -127,7 +137,7 @@ def _place() -> tuple[str, str, str] | None:
         for folder in ("fastreid_al", "kernels"):
             if file.startswith(f"{ROOT}/{folder}/"):
                 source = linecache.getline(file, frame.f_lineno).strip()
-                return file[len(str(ROOT)) + 1 :], frame.f_code.co_name, source
+                return file[len(str(ROOT)) + 1 :], _function(frame), source
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

@@ -57,12 +57,13 @@ def topk_triton(
         largest = query[again].abs().amax(1)
         hopeful = (largest > 0) & (largest < torch.inf)
         some = again[hopeful]
-        own = None if exclude is None else exclude[some]
-        more = groups * _MORE_GROUPS
-        found = _topk(query[some], low, k, own, half, more, proven=True)
-        values[some], indices[some] = found[:2]
-        certain[some] = found[2]
-        again = (~certain).nonzero()[:, 0]
+        if len(some):
+            own = None if exclude is None else exclude[some]
+            more = groups * _MORE_GROUPS
+            found = _topk(query[some], low, k, own, half, more, proven=True)
+            values[some], indices[some] = found[:2]
+            certain[some] = found[2]
+            again = (~certain).nonzero()[:, 0]
     if len(again):
         own = None if exclude is None else exclude[again]
         full = operands(query.dtype, "ieee")

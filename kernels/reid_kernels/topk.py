@@ -43,8 +43,8 @@ def similarity_topk(
             float32's rounding: products in half precision with a proven error bound (float16 of
             rows scaled to unit length on a GPU, bfloat16 on a CPU), and float32 where the bound
             does not decide. On a GPU float32 rows wait once for the device, and a few times more
-            where some queries are without proof. "ieee": float32 throughout. "tf32", "bf16": on a GPU,
-            candidates at this precision without proof: a row whose similarity lies within the
+            where some queries are without proof. "ieee": float32 throughout. "tf32", "bf16": on a
+            GPU, candidates at this precision without proof: a row whose similarity lies within the
             format's error of the k-th may be missed; on a CPU exact as well.
 
     Returns:

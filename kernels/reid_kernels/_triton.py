@@ -20,8 +20,7 @@ from .tiles import Tile
 #: Triton's interpreter multiplies bfloat16 wrongly. There the operands are rounded first and
 #: multiplied in float32.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-#: Whether launches may limit registers: Triton's backends for other makers and its interpreter
-#: cannot.
+#: Triton's backends for other makers, and its interpreter, cannot limit registers.
 NVIDIA = not (INTERPRETED or torch.version.hip or getattr(torch.version, "xpu", None))
 _TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -52,9 +51,19 @@ def operands(dtype: torch.dtype, precision: str) -> Operands:
     return Operands(dtype, kernel_dtype, "tf32" if precision == "tf32" else "ieee")
 
 
+def _limits_registers() -> bool:
+    """Whether a limit of registers pays on the current device: from compute capability 9 on.
+
+    Before, the products themselves would not fit. Without a device launches are only recorded.
+    """
+    if not NVIDIA or not torch.cuda.is_initialized():
+        return NVIDIA
+    return torch.cuda.get_device_capability()[0] >= 9
+
+
 def product_options(how: Operands, tile: Tile) -> dict[str, Any]:
     """The launch options of a kernel that calls `product`."""
-    limit = {} if tile.registers is None or not NVIDIA else {"maxnreg": tile.registers}
+    limit = {} if tile.registers is None or not _limits_registers() else {"maxnreg": tile.registers}
     return {
         **limit,
         "OPERAND": how.kernel_dtype,

@@ -65,8 +65,8 @@ def test_shared_memory_fits_the_chip(results: list[Compiled]) -> None:
 
 
 def test_no_registers_are_spilled(results: list[Compiled]) -> None:
-    # Assemblers before Triton 3.9's keep 8 bytes where it keeps none.
-    most = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 8
+    # Assemblers before Triton 3.9's keep up to 16 bytes where it keeps none.
+    most = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 16
     assert [f"{x}: {x.spilled} bytes" for x in results if x.spilled > most] == []
 
 

@@ -21,6 +21,8 @@ FLOAT = 59e12
 #: Share of the rate that products reach with one program on a multiprocessor, and with two.
 ALONE, PAIRED = 0.75, 0.85
 PROCESSORS = 132
+#: Seconds that a step waits for values that are loaded when they are needed.
+WAIT = 600e-9
 #: Seconds of a launch that waits for the one before.
 LAUNCH = 3e-6
 #: Instructions per second of a multiprocessor, of 32 threads each.
@@ -106,8 +108,7 @@ def bank_contrast(batch: int) -> Row:
     pieces = math.ceil(n / piece)
     floor = max(2 * n * dim / MEMORY, 4 * 2 * batch * n * dim / 2 / HALF)
     tile = (64, 128) if batch <= 64 else (128, 128)
-    share = PAIRED
-    exponentials = max(2 * piece * dim / MEMORY, product(batch, piece, dim, tile, HALF, share))
+    exponentials = max(2 * piece * dim / MEMORY, product(batch, piece, dim, tile, HALF, PAIRED))
     programs = math.ceil(batch / 64) * (dim // 128) * (2 if batch <= 128 else 1)
     # Tensor-core rate of the multiprocessors that have a program, and instructions of a step.
     busy = min(1.0, programs / PROCESSORS)
@@ -120,9 +121,14 @@ def bank_contrast(batch: int) -> Row:
         return max(operations, issue, 2 * piece * dim / L2)
 
     # Before, its loop loaded the exponentials value by value: 429 instructions a step instead of
-    # 268, and no copies ahead of time, so that each step waits some 600 ns for memory.
-    waiting = piece / 64 / (2 if batch <= 128 else 1) * 600e-9 / (1 if programs > 132 else 2)
-    one_before = 1.5 * exponentials + weighted(429) + waiting + 3 * LAUNCH
+    # 268, and no copies ahead of time, so that each step waits for memory.
+    waiting = piece / 64 / (2 if batch <= 128 else 1) * WAIT / (1 if programs > 132 else 2)
+    # Before, one program of the large tile was alone on a multiprocessor.
+    share_before = PAIRED if batch <= 64 else ALONE
+    exponentials_before = max(
+        2 * piece * dim / MEMORY, product(batch, piece, dim, tile, HALF, share_before)
+    )
+    one_before = exponentials_before + weighted(429) + waiting + 3 * LAUNCH
     one_now = exponentials + weighted(268) + 3 * LAUNCH
     return Row(
         "bank_contrast_loss",

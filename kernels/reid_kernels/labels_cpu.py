@@ -99,7 +99,7 @@ def walk(
     start = 0
     size = _FIRST
     while True:
-        goes_on = visited & (good == start) & (above > max(start, 2 if start == 0 else 0))
+        goes_on = visited & (good == start) & (above > max(start, 2))
         counts = torch.where(goes_on, (above - start).clamp(max=size), 0)
         # The only wait for the device in a round.
         total = int(counts.sum())

@@ -382,11 +382,15 @@ def _computed(problem: MultilabelProblem, sets: list[LabelSet]) -> tuple[Tensor,
 @_multilabel_bank_loss.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     problem = MultilabelProblem(*arguments)
-    batch, dim = problem.features.shape
-    kind = accumulator(problem.features.dtype)
-    losses = problem.features.new_empty(batch, dtype=kind)
-    slopes = problem.features.new_empty((batch if problem.gradient else 0, dim), dtype=kind)
-    return losses, slopes
+    return _empty_outputs(problem.features, problem.gradient)
+
+
+def _empty_outputs(features: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+    """Outputs of both custom ops without values: losses (B,), and gradients (B, D) or (0, D)."""
+    batch, dim = features.shape
+    kind = accumulator(features.dtype)
+    slopes = features.new_empty((batch if gradient else 0, dim), dtype=kind)
+    return features.new_empty(batch, dtype=kind), slopes
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -432,21 +436,9 @@ def _multilabel_bank_losses(
 
 
 @_multilabel_bank_losses.register_fake
-def _(
-    features: Tensor,
-    bank: Tensor,
-    positives: typing.Sequence[Tensor],
-    indices: typing.Sequence[Tensor],
-    factors: typing.Sequence[float],
-    delta: float,
-    hard_ratio: float,
-    gradient: bool,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
-    batch, dim = features.shape
-    kind = accumulator(features.dtype)
-    slopes = features.new_empty((batch if gradient else 0, dim), dtype=kind)
-    return features.new_empty(batch, dtype=kind), slopes
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    features, gradient = arguments[0], arguments[7]
+    return _empty_outputs(features, gradient)
 
 
 def _keep_of_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

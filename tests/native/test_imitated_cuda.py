@@ -8,9 +8,6 @@ TRITON_INTERPRET=1.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +18,7 @@ import torch
 
 from tests.imitated import waits
 from tests.support.imitated_cuda import DEVICE, ROOT, Imitated, content_of, imitated_cuda
+from tests.support.kernels import interpreted
 
 #: Largest difference of a result from that on the CPU: float32 sums in another order.
 TOLERANCE = 2e-6
@@ -32,24 +30,10 @@ def results(pytestconfig: pytest.Config) -> dict[str, Any]:
     if build_native.compiler() is None:
         pytest.skip("no C++ compiler")
     pytest.importorskip("pybind11")
-    pytest.importorskip("triton")
     assert pytestconfig.cache is not None
     extension = build_native.kept_build(pytestconfig.cache.mkdir("emulated"))
-    script = ROOT / "tests" / "imitated" / "cases.py"
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(extension)],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        env={
-            **os.environ,
-            "TRITON_INTERPRET": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
-        },
-    )
-    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]
-    lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]
+    printed = interpreted(ROOT / "tests" / "imitated" / "cases.py", str(extension))
+    lines = [line for line in printed.splitlines() if line.startswith("{")]
     return {result["case"]: result for result in map(json.loads, lines)}
 
 

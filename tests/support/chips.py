@@ -242,8 +242,8 @@ def compiled(launch: Launch, chip: str, **options: Any) -> Compiled:
     wanted = options.get("maxnreg")
     options = {**launch.kwargs, **options}
     # As the launchers do on such a chip.
-    if chip in ("sm_80", "gfx942") and "maxnreg" in launch.kwargs:
-        options = {**options, "maxnreg": wanted} if wanted else _without(options, "maxnreg")
+    if chip in ("sm_80", "gfx942") and wanted is None:
+        options.pop("maxnreg", None)
     try:
         code = launch.kernel.run(*launch.args, grid=(1,), warmup=True, **options)
     except Exception as error:
@@ -272,10 +272,6 @@ def compiled(launch: Launch, chip: str, **options: Any) -> Compiled:
         programs=_programs(registers, warps, shared, CHIPS[chip]) if "cubin" in code.asm else 0,
         loops=tuple(loops_of(_machine_code(code.asm["cubin"]))) if seen else (),
     )
-
-
-def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key != name}
 
 
 def _programs(registers: int, warps: int, shared: int, chip: Chip) -> int:

@@ -69,13 +69,17 @@ def compiled_once(
 
 def run_interpreted(name: str) -> None:
     """Run `interpreted/NAME.py` in a separate process with Triton's interpreter."""
+    interpreted(ROOT / "tests" / "kernels" / "interpreted" / f"{name}.py")
+
+
+def interpreted(script: Path, *arguments: str) -> str:
+    """Run a script in a separate process with Triton's interpreter; return what it prints."""
     pytest.importorskip("triton")
-    file = ROOT / "tests" / "kernels" / "interpreted" / f"{name}.py"
     ran = subprocess.run(
-        [sys.executable, str(file)],
+        [sys.executable, str(script), *arguments],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1200,
         env={
             **os.environ,
             "TRITON_INTERPRET": "1",
@@ -84,3 +88,4 @@ def run_interpreted(name: str) -> None:
         },
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout

@@ -131,6 +131,21 @@ def sortable(x):
 
 
 @triton.jit
+def sortable_bits(x):
+    """Map float32 to int32 that sorts alike, each value to another one: `unsorted` undone."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
+
+
+@triton.jit
+def unsorted(order):
+    """Map int32 of `sortable` to the float32; the lowest int32 to -inf."""
+    value = tl.where(order >= 0, order, order ^ 0x7FFFFFFF).to(tl.float32, bitcast=True)
+    # No float32 has a lower place than -inf.
+    return tl.where(order < -0x7F800001, float("-inf"), value)
+
+
+@triton.jit
 def packed(order, place):
     """Pack into int64 that sorts by `order` (int32); of equal ones the lower place (below 2^32) is
     larger.

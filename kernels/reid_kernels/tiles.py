@@ -41,13 +41,20 @@ PRODUCT = {
     "tf32": Tile(64, 128, 32, 4, 3),
     torch.float32: Tile(64, 64, 32, 8, 3),
 }
-#: Products of batches of 64 rows or fewer.
+#: Largest batch of the small tiles.
+SMALL_ROWS = 64
+#: Products of batches of `SMALL_ROWS` or fewer.
 SMALL_PRODUCT = {
     torch.bfloat16: Tile(64, 128, 64, 4, 3),
     torch.float16: Tile(64, 128, 64, 4, 3),
     "tf32": Tile(64, 64, 32, 4, 3),
     torch.float32: Tile(32, 64, 16, 4, 3),
 }
+#: Products of half floats with many columns, on chips with 227 KiB of shared memory for a program.
+#: A tile reads three quarters as many bytes for each operation. One program fits a multiprocessor.
+WIDE_PRODUCT = Tile(128, 256, 64, 8, 3)
+#: Tiles of the wide kind from which on they are used: two for each multiprocessor of a large GPU.
+_WIDE_TILES = 264
 #: Columns of a group, of which `similarity_topk` keeps the maximum.
 GROUP = 16
 #: Rows and width of a step in kernels that read rows once and reduce them.
@@ -68,8 +75,31 @@ def product_tile(
         rows: Rows of the batch.
         memory: Widest dtype in which rows are read, by default that of the operands.
     """
-    table = SMALL_PRODUCT if rows <= 64 else PRODUCT
+    table = SMALL_PRODUCT if rows <= SMALL_ROWS else PRODUCT
     return _with_step(table[_key(operand, precision)], operand, memory)
+
+
+def candidate_tile(operand: torch.dtype, precision: str, rows: int, columns: int) -> Tile:
+    """Choose the tile of the product that finds candidates of `similarity_topk`.
+
+    Args:
+        operand: Dtype of the operands.
+        precision: "ieee" or "tf32", for float32 operands.
+        rows: Number of queries.
+        columns: Rows of the bank.
+    """
+    tile = product_tile(operand, precision, rows)
+    wide = WIDE_PRODUCT
+    tiles = -(-rows // wide.rows) * -(-columns // wide.columns)
+    fits = operand.itemsize == 2 and rows > SMALL_ROWS and tiles >= _WIDE_TILES
+    return wide if fits and _has_large_programs() else tile
+
+
+def _has_large_programs() -> bool:
+    """Whether the current device is an NVIDIA GPU of a data centre, compute capability 9 or 10."""
+    if torch.version.hip or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability()[0] in (9, 10)
 
 
 #: Weighted sums of bank rows: batch rows, part of the width, bank rows of a step. The last divides

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Sequence  # noqa: UP035 - the schema of a custom operator needs this one
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ._ops import PRECISIONS, device_of, qualified, takes_kernels
-from .checks import as_flag, as_ids, as_integer, as_pair, check_choice, check_range
-from .numerics import accumulator, full_precision
+from .checks import as_flag, as_ids, as_integer, as_pair, as_rows, check_choice, check_range
+from .numerics import accumulator, full_precision, has_bf16_units
 
-__all__ = ["similarity_topk", "similarity_topk_reference"]
+__all__ = ["BankIndex", "similarity_topk", "similarity_topk_reference"]
 
 MAX_K = 1024
 
@@ -56,14 +58,16 @@ def similarity_topk(
         bfloat16 candidates a copy of the bank at half its size (133 MB at n = 32,621 and 4.1 GB at
         1e6, D = 2,048). GPU: copies of bank and queries in float16 (two, where the bank is
         searched with itself), at most 256 MiB of group maxima, and at most 256 MiB of recomputed
-        similarities; the queries without proof are copied once more.
+        similarities; the queries without proof are copied once more. `BankIndex` keeps the copies
+        of a bank that is searched more than once.
 
     Moved:
         On a GPU float32 rows twice and their copy once when it is made, the bank once for every 128
-        queries (L2 serves those that run at the same time; at most 4,096 queries at a time), 4 B n
-        / 16 bytes of group maxima twice (8 without proof), and 16 rows for each of some 5 k / 4
-        groups of a query; for queries without proof four times as many. Nothing was measured on a
-        GPU (bench/results/gpu_model.md).
+        queries (L2 serves those that run at the same time; at most 4,096 queries at a time), 8 B n
+        / 16 bytes of group maxima, and of each of some 5 k / 4 groups of a query the row of its
+        maximum, or 16 rows where others come as near (always where the rows are half floats); for
+        queries without proof four times as many groups. Nothing was measured on a GPU
+        (bench/results/gpu_model.md).
 
     Raises:
         ValueError: Wrong rank, width, dtype or device, or k outside [1, 1024]. On a CPU also:
@@ -116,6 +120,86 @@ def similarity_topk_reference(
     return values[:, :k].to(accumulator(query.dtype)), indices.gather(1, order)[:, :k]
 
 
+class BankIndex:
+    """A bank that is searched more than once.
+
+    What `similarity_topk` computes of a bank before each search is computed once: on a GPU a
+    float16 copy of float32 rows, norms and error bounds; on a CPU norms, and with bfloat16 units a
+    bfloat16 copy. The bank itself is kept as it is, not copied. Results are those of
+    `similarity_topk` at "auto" precision.
+
+        index = BankIndex(gallery)
+        values, rows = index.search(query, 10)
+
+    Args:
+        bank: (n, D) float32, float16, bfloat16 or float64.
+        normalize: Divide each row by its norm, as in `similarity_topk`.
+
+    Attributes:
+        bank: The bank.
+        normalize: Whether rows are divided by their norm.
+
+    Memory:
+        On a GPU half the bank for float32 rows (133 MB at n = 32,621 and 4.1 GB at 1e6, D = 2,048)
+        and 16 n bytes. On a CPU as much with bfloat16 units, else 4 n bytes at most.
+
+    Raises:
+        ValueError: As `similarity_topk`.
+    """
+
+    def __init__(self, bank: Tensor, *, normalize: bool = True) -> None:
+        self.bank = as_rows("bank", bank).detach()
+        self.normalize = as_flag("normalize", normalize)
+        self._parts = _bank_index(self.bank, self.normalize)
+        self._version = self.bank._version
+
+    def search(
+        self, query: Tensor, k: int, *, exclude: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Find the k most similar bank rows of each query row.
+
+        Args:
+            query: (B, D), dtype and device of the bank.
+            k: 1 to 1,024.
+            exclude: (B,) int64, one bank row that is left out for each query; -1 for none.
+
+        Returns:
+            As `similarity_topk`.
+
+        Raises:
+            ValueError: As `similarity_topk`; or the bank was changed in place since the index was
+                made or updated.
+        """
+        query, bank = as_pair("query", query, self.bank)
+        k = as_integer("k", k, 1, MAX_K)
+        if exclude is not None:
+            exclude = as_ids("exclude", exclude, query.shape[0], query, "query", "query row")
+        if self.bank._version != self._version:
+            raise ValueError(
+                "bank: its values have changed since the index was made; call update() with the "
+                "rows that have changed"
+            )
+        return _search_index(query.detach(), bank, self._parts, k, self.normalize, exclude)
+
+    def update(self, rows: Tensor | None = None) -> None:
+        """Compute the index of some rows again, after their values have changed.
+
+        Args:
+            rows: (R,) int64, rows of the bank, in any order; None for all.
+        """
+        if rows is None:
+            self._parts = _bank_index(self.bank, self.normalize)
+        else:
+            rows = as_ids("rows", rows, None, self.bank, "bank", "changed row")
+            check_range("rows", rows, 0, len(self.bank))
+            for part, new in zip(
+                self._parts, _bank_index(self.bank[rows], self.normalize), strict=True
+            ):
+                if part.numel() and len(rows):
+                    part.index_copy_(0, rows, new[: len(rows)])
+        self._version = self.bank._version
+
+
 @torch.library.custom_op(qualified("similarity_topk"), mutates_args=())
 def _similarity_topk(
     query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
@@ -137,6 +221,75 @@ def _similarity_topk(
 @_similarity_topk.register_fake
 def _(
     query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
+) -> tuple[Tensor, Tensor]:
+    shape = (query.shape[0], k)
+    values = query.new_empty(shape, dtype=accumulator(query.dtype))
+    return values, query.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.custom_op(qualified("bank_index"), mutates_args=())
+def _bank_index(bank: Tensor, normalize: bool) -> list[Tensor]:
+    """Compute the parts of an index: the copy, norms, inverse norms, errors and lengths."""
+    if not takes_kernels(bank):
+        from .topk_cpu import index_blocked
+
+        return list(index_blocked(bank, normalize))
+    from .topk_triton import index_triton
+
+    with device_of(bank):
+        return list(index_triton(bank, normalize))
+
+
+@_bank_index.register_fake
+def _(bank: Tensor, normalize: bool) -> list[Tensor]:
+    n, dim = bank.shape
+    kind = accumulator(bank.dtype)
+    wide = bank.dtype == torch.float32
+    if takes_kernels(bank):
+        low = bank.new_empty(
+            (n, dim) if wide else (0,), dtype=torch.float16 if wide else bank.dtype
+        )
+        sizes = [n if wide or normalize else 0] * 4
+    else:
+        copied = kind == torch.float32 and bank.is_cpu and has_bf16_units()
+        low = bank.new_empty(0, dtype=kind)
+        if copied:
+            low = bank.new_empty(-(-n // 16) * 16, dim, dtype=torch.bfloat16)
+        sizes = [0, n if normalize else 0, n if copied else 0, n if copied else 0]
+    return [low, *(bank.new_empty(size, dtype=kind) for size in sizes)]
+
+
+@torch.library.custom_op(qualified("search_index"), mutates_args=())
+def _search_index(
+    query: Tensor,
+    bank: Tensor,
+    parts: Sequence[Tensor],
+    k: int,
+    normalize: bool,
+    exclude: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Search an index, on arguments whose values are not checked yet."""
+    if exclude is not None:
+        check_range("exclude", exclude, -1, len(bank))
+    if not takes_kernels(query, bank):
+        from .topk_cpu import topk_blocked
+
+        with full_precision(query):
+            return topk_blocked(query, bank, k, normalize, exclude, "auto", parts)
+    from .topk_triton import search_triton
+
+    with device_of(query):
+        return search_triton(query, bank, parts, k, normalize, exclude)
+
+
+@_search_index.register_fake
+def _(
+    query: Tensor,
+    bank: Tensor,
+    parts: Sequence[Tensor],
+    k: int,
+    normalize: bool,
+    exclude: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     shape = (query.shape[0], k)
     values = query.new_empty(shape, dtype=accumulator(query.dtype))

@@ -7,6 +7,7 @@ It works on any device. The bfloat16 form is for CPUs with bfloat16 units.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,9 +33,25 @@ _SMALLEST_NORM = 1e-12
 
 
 def topk_blocked(
-    query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
+    query: Tensor,
+    bank: Tensor,
+    k: int,
+    normalize: bool,
+    exclude: Tensor | None,
+    precision: str,
+    parts: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `similarity_topk` on checked arguments."""
+    """Compute `similarity_topk` on checked arguments.
+
+    Args:
+        query: (B, D).
+        bank: (n, D).
+        k: Number of rows.
+        normalize: Whether rows are divided by their norm.
+        exclude: (B,) int64.
+        precision: As in `similarity_topk`.
+        parts: What `index_blocked` returned for the bank; None to compute it.
+    """
     kind = accumulator(query.dtype)
     values = query.new_full((len(query), k), -torch.inf, dtype=kind)
     indices = torch.full((len(query), k), -1, dtype=torch.int64, device=query.device)
@@ -44,12 +61,16 @@ def topk_blocked(
     same = _share_memory(query, bank)
     bank = bank.to(kind)
     query = bank if same else query.to(kind)
-    bank_scale = _inverse_norms("bank", bank) if normalize else None  # (n,)
+    if parts is not None:
+        bank_scale = parts[2] if normalize else None  # (n,)
+    else:
+        bank_scale = _inverse_norms("bank", bank) if normalize else None
     query_scale = bank_scale
     if normalize and not same:
         query_scale = _inverse_norms("query", query)  # (B,)
     if precision != "ieee" and _has_fast_candidates(query, bank, k):
-        _certified(query, bank, query_scale, bank_scale, exclude, values, indices, same)
+        low = _rounded(bank, bank_scale) if parts is None else _Rounded(parts[0], *parts[3:])
+        _certified(query, bank, low, query_scale, bank_scale, exclude, values, indices, same)
     else:
         found = values[:, :available], indices[:, :available]
         _exact(query, bank, query_scale, bank_scale, exclude, *found)
@@ -58,6 +79,23 @@ def topk_blocked(
     if query.is_cpu and not bool((values < torch.inf).all()):
         check_finite(query=query, bank=bank)
     return values, indices
+
+
+def index_blocked(bank: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What a search needs of a bank (n, D) besides its rows.
+
+    Returns:
+        A copy in bfloat16, its rows padded to a multiple of 16; an empty tensor; (n,) inverse
+        norms; and (n,) errors and lengths of the copy. What is not needed is empty.
+    """
+    kind = accumulator(bank.dtype)
+    rows = bank.to(kind)
+    # The outputs of an operator share no memory.
+    empty, copy, factor, error, length = (bank.new_empty(0, dtype=kind) for _ in range(5))
+    scale = _inverse_norms("bank", rows) if normalize else None
+    if kind == torch.float32 and bank.is_cpu and has_bf16_units():
+        copy, error, length = _rounded(rows, scale)
+    return copy, empty, factor if scale is None else scale, error, length
 
 
 def _share_memory(query: Tensor, bank: Tensor) -> bool:
@@ -106,6 +144,7 @@ def _exact(
 def _certified(
     query: Tensor,
     bank: Tensor,
+    low_bank: _Rounded,
     query_scale: Tensor | None,
     bank_scale: Tensor | None,
     exclude: Tensor | None,
@@ -126,9 +165,9 @@ def _certified(
     """
     n = len(bank)
     k = values.shape[1]
-    group = max(1, min(_LARGEST_GROUP, n // (8 * k)))
-    padded = -(-n // group) * group
-    low_bank = _rounded(bank, bank_scale, padded)
+    padded = len(low_bank.rows)
+    # A power of two divides the padded number of rows.
+    group = 1 << max(0, min(_LARGEST_GROUP, n // (8 * k)).bit_length() - 1)
     longest = float(low_bank.length.max())
     worst = float(low_bank.error.max())
     # Candidates of a query, at most: so many that they stay a small part of the block.
@@ -143,7 +182,8 @@ def _certified(
         if same:
             low, error, length = (x[block] for x in low_bank)
         else:
-            low, error, length = _rounded(q, scale, len(q))
+            low, error, length = _rounded(q, scale)
+            low = low[: len(q)]
         similarity = torch.mm(low, low_bank.rows.T, out=buffer[: len(q)])  # (b, padded)
         similarity[:, n:] = -torch.inf
         _drop(similarity, None if exclude is None else exclude[block])
@@ -312,7 +352,7 @@ class _Rounded(NamedTuple):
     """Rows rounded to bfloat16.
 
     Args:
-        rows: (padded, D) bfloat16, zeros after the n-th row.
+        rows: (padded, D) bfloat16, zeros after the n-th row; `padded` is a multiple of 16.
         error: (n,) upper bound of the length of each row's rounding error.
         length: (n,) upper bound of the length of each row.
     """
@@ -322,11 +362,12 @@ class _Rounded(NamedTuple):
     length: Tensor
 
 
-def _rounded(rows: Tensor, scale: Tensor | None, padded: int) -> _Rounded:
-    """Multiply rows (n, D) by a scale (n,) and round them to bfloat16, with zero rows up to
-    `padded`.
+def _rounded(rows: Tensor, scale: Tensor | None) -> _Rounded:
+    """Multiply rows (n, D) by a scale (n,) and round them to bfloat16, with zero rows up to a
+    multiple of 16.
     """
     n, dim = rows.shape
+    padded = -(-n // _LARGEST_GROUP) * _LARGEST_GROUP
     copy = torch.zeros(padded, dim, dtype=torch.bfloat16)
     error = torch.empty(n, dtype=torch.float32)
     length = torch.empty(n, dtype=torch.float32)

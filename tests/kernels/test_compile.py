@@ -14,6 +14,8 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
+from reid_kernels import tiles  # noqa: E402
+
 from tests.support import chips  # noqa: E402
 from tests.support.chips import CHIPS, Compiled  # noqa: E402
 
@@ -21,6 +23,8 @@ from tests.support.chips import CHIPS, Compiled  # noqa: E402
 DIAGONAL = ("pair_similarity_kernel",)
 #: Single loads that a step of a loop with matrix units may make.
 SINGLE_LOADS = {"weighted_kernel": 2}
+#: Tile of which one program is meant to fill a multiprocessor.
+WIDE = f"{tiles.WIDE_PRODUCT.rows}x{tiles.WIDE_PRODUCT.columns}x"
 #: Chips that not every build of Triton compiles for.
 OPTIONAL = ("sm_100", "gfx942")
 
@@ -74,7 +78,11 @@ def test_two_large_programs_fit_a_multiprocessor(results: list[Compiled]) -> Non
     chip = results[0].chip
     large = [x for x in results if x.warps == 8 and x.dots and chip == chips.DISASSEMBLED]
     assert large or chip != chips.DISASSEMBLED
-    alone = [x for x in large if x.programs < 2 and "classes" not in x.config]
+    alone = [
+        x
+        for x in large
+        if x.programs < 2 and not ("classes" in x.config or x.config.startswith(WIDE))
+    ]
     assert [f"{x}: {x.registers} registers, {x.shared} bytes" for x in alone] == []
 
 

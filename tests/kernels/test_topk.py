@@ -6,11 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import reid_kernels
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reid_kernels import NotFiniteError, similarity_topk, similarity_topk_reference, topk_cpu
-from reid_kernels.topk import _similarity_topk
+from reid_kernels import (
+    BankIndex,
+    NotFiniteError,
+    similarity_topk,
+    similarity_topk_reference,
+    topk_cpu,
+)
+from reid_kernels.topk import _bank_index, _search_index, _similarity_topk
 from torch import Tensor
 
 from tests.support.kernels import (
@@ -30,7 +37,8 @@ def example_similarity_topk(call: Callable[..., Any], x: Tensor, bank: Tensor) -
 @pytest.fixture(params=["bf16 candidates", "float32"])
 def candidates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both forms on any CPU: PyTorch multiplies bfloat16 without units for it as well, slowly."""
-    monkeypatch.setattr(topk_cpu, "has_bf16_units", lambda: request.param != "float32")
+    for module in (topk_cpu, reid_kernels.topk):
+        monkeypatch.setattr(module, "has_bf16_units", lambda: request.param != "float32")
     return str(request.param)
 
 
@@ -136,7 +144,8 @@ def test_bf16_candidates_lose_nothing_however_rows_crowd(
     query = centre + crowd * torch.randn(30, dim, generator=generator)
     values, indices = torch.full((30, k), -torch.inf), torch.full((30, k), -1)
     scales = [topk_cpu._inverse_norms("rows", x) for x in (query, bank)]
-    topk_cpu._certified(query, bank, *scales, None, values, indices, False)
+    low = topk_cpu._rounded(bank, scales[1])
+    topk_cpu._certified(query, bank, low, *scales, None, values, indices, False)
     exact, _ = similarity_topk_reference(query.double(), bank.double(), k)
     torch.testing.assert_close(values.double(), exact, rtol=0, atol=2e-6)
     assert all(len(row.unique()) == k for row in indices)
@@ -145,7 +154,8 @@ def test_bf16_candidates_lose_nothing_however_rows_crowd(
 def test_rows_that_cannot_be_certified_are_computed_in_float32() -> None:
     bank, query = torch.ones(1100, 64), torch.ones(20, 64)
     values, indices = torch.zeros(20, 5), torch.zeros(20, 5, dtype=torch.int64)
-    topk_cpu._certified(query, bank, None, None, None, values, indices, False)
+    low = topk_cpu._rounded(bank, None)
+    topk_cpu._certified(query, bank, low, None, None, None, values, indices, False)
     assert torch.equal(values, torch.full((20, 5), 64.0))
     assert torch.equal(indices, torch.arange(5).expand(20, 5))
 
@@ -182,7 +192,8 @@ def test_bounds_hold_for_rows_of_any_length(scale: float) -> None:
     bank = 1 + 1e-3 * torch.randn(4000, 64, generator=generator)
     query = scale * (1 + 1e-3 * torch.randn(64, 64, generator=generator))
     values, indices = torch.full((64, 5), -torch.inf), torch.full((64, 5), -1)
-    topk_cpu._certified(query, bank, None, None, None, values, indices, False)
+    low = topk_cpu._rounded(bank, None)
+    topk_cpu._certified(query, bank, low, None, None, None, values, indices, False)
     exact, _ = similarity_topk_reference(query.double(), bank.double(), 5, normalize=False)
     torch.testing.assert_close(values.double(), exact, rtol=2e-6, atol=0)
 
@@ -391,3 +402,69 @@ def test_operator_is_registered_as_pytorch_wants_it(
 def test_it_compiles_once_for_all_sizes_of_the_bank() -> None:
     sizes = [(unit_rows(6, 8), unit_rows(n, 8, seed=1)) for n in (30, 41, 77)]
     compiled_once(lambda q, b: similarity_topk(q, b, 5), sizes, lambda q, b: [b])
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_an_index_finds_what_a_search_without_one_finds(
+    candidates: str, dtype: torch.dtype, normalize: bool
+) -> None:
+    bank, query = unit_rows(1303, 70, dtype) * 3, unit_rows(40, 70, dtype, seed=1) * 2
+    index = BankIndex(bank, normalize=normalize)
+    own = torch.randint(-1, 1303, (40,))
+    for k in (1, 7, 200):
+        got = index.search(query, k, exclude=own)
+        expected = similarity_topk(query, bank, k, normalize=normalize, exclude=own)
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+    itself = index.search(bank, 3)
+    assert torch.equal(itself[1], similarity_topk(bank, bank, 3, normalize=normalize)[1])
+
+
+@pytest.mark.parametrize("rows", [None, [5, 1302, 5, 0], []])
+def test_an_updated_index_is_that_of_the_changed_bank(
+    candidates: str, rows: list[int] | None
+) -> None:
+    bank, query = unit_rows(1303, 70), unit_rows(40, 70, seed=1)
+    index = BankIndex(bank)
+    changed = torch.arange(1303) if rows is None else torch.tensor(rows, dtype=torch.int64)
+    bank[changed] = query[: len(changed)].repeat(40, 1)[: len(changed)] if rows else bank[changed]
+    index.update(None if rows is None else changed)
+    got, expected = index.search(query, 5), similarity_topk(query, bank, 5)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+
+
+def test_an_index_of_a_changed_bank_is_refused_until_it_is_updated() -> None:
+    bank = unit_rows(30, 8)
+    index = BankIndex(bank)
+    reid_kernels.update_bank_(bank, unit_rows(2, 8, seed=1), torch.tensor([3, 4]), 0.5)
+    with pytest.raises(ValueError, match=r"bank: its values have changed .* call update\(\)"):
+        index.search(unit_rows(2, 8), 3)
+    index.update(torch.tensor([3, 4]))
+    assert index.search(bank, 1)[1][:, 0].tolist() == list(range(30))
+    with pytest.raises(ValueError, match=r"rows: got 30 at index 0, expected values in \[0, 30\)"):
+        index.update(torch.tensor([30]))
+
+
+def test_an_index_checks_what_it_is_given() -> None:
+    index = BankIndex(unit_rows(30, 8))
+    with pytest.raises(ValueError, match="bank: got rows of width 8, expected 9"):
+        index.search(torch.ones(2, 9), 3)
+    with pytest.raises(ValueError, match="k: got 0, expected 1 to 1024"):
+        index.search(torch.ones(2, 8), 0)
+    with pytest.raises(ValueError, match="normalize"):
+        BankIndex(torch.ones(2, 8), normalize=1)  # type: ignore[arg-type]
+    empty = BankIndex(torch.ones(0, 8)).search(torch.ones(2, 8), 3)
+    assert empty[1].tolist() == [[-1] * 3] * 2
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_operators_of_an_index_are_registered_as_pytorch_wants_them(
+    candidates: str, dtype: torch.dtype
+) -> None:
+    bank = unit_rows(1030, 64, dtype)
+    torch.library.opcheck(_bank_index, (bank, True))
+    parts = _bank_index(bank, True)
+    arguments = (unit_rows(30, 64, dtype), bank, parts, 4, True, None)
+    torch.library.opcheck(_search_index, arguments)

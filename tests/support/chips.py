@@ -68,6 +68,8 @@ CHIPS = {
 #: The chip whose machine code is disassembled.
 DISASSEMBLED = "sm_90"
 _TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+#: Chips on which a program may have the shared memory of a wide tile.
+WITH_WIDE_TILES = ("sm_90", "sm_100")
 #: Chips that are compiled for with one launch of each kernel and dtype.
 SAMPLED = ("sm_100", "gfx942")
 
@@ -152,6 +154,14 @@ class Launch(NamedTuple):
     def half(self) -> bool:
         """Whether it reads float16. Its tiles are those of bfloat16, so one chip is enough."""
         return any(isinstance(x, Tensor) and x.dtype == torch.float16 for x in self.args)
+
+    def suits(self, chip: str) -> bool:
+        """Whether the launchers use it on a chip: wide tiles need large programs."""
+        tile = tiles.WIDE_PRODUCT
+        wide = (
+            self.kwargs.get("BLOCK_M") == tile.rows and self.kwargs.get("BLOCK_N") == tile.columns
+        )
+        return not wide or chip in WITH_WIDE_TILES
 
     def config(self) -> str:
         """Block sizes, warps, stages, and the flags that are on."""
@@ -255,8 +265,10 @@ def compiled(launch: Launch, chip: str, **options: Any) -> Compiled:
     registers, spilled = _resources(code.asm)
     shared, warps = code.metadata.shared, code.metadata.num_warps
     dots = _dots(code.asm["ttir"])
-    # Disassembly takes a second: products on one chip, without float16, whose code is bfloat16's.
-    seen = chip == DISASSEMBLED and bool(dots) and not launch.half()
+    # Disassembly takes a second: products on one chip. The code of float16 is that of bfloat16,
+    # except for proven candidates, which are always float16.
+    alike = launch.half() and launch.kwargs.get("KEYS", True)
+    seen = chip == DISASSEMBLED and bool(dots) and not alike
     return Compiled(
         name,
         config,
@@ -395,14 +407,14 @@ def every_job(names: Iterable[str] = CHIPS) -> list[Job]:
     """Every launch for each chip, with two exceptions that save a third of the time.
 
     Float16, whose tiles are those of bfloat16, is compiled for one chip only. For chips of which no
-    tile is tuned there is one launch of each kernel and dtype. The first job of a chip is
-    `nothing_much`.
+    tile is tuned there is one launch of each kernel and dtype. Wide tiles are compiled for the
+    chips that have room for them. The first job of a chip is `nothing_much`.
     """
     jobs = [Job(None, chip) for chip in names]
     seen: set[tuple[str, str, str]] = set()
     for (number, launch), chip in itertools.product(enumerate(captured()), names):
         kind = chip, launch.kernel.__name__, launch.memory()
-        if chip in SAMPLED and kind in seen:
+        if not launch.suits(chip) or (chip in SAMPLED and kind in seen):
             continue
         seen.add(kind)
         if chip == "sm_90" or not launch.half():

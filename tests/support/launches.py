@@ -18,6 +18,8 @@ SMALL = 64
 LARGE = 256
 #: A bank whose size nothing divides.
 BANK = 999
+#: A bank whose size, and number of groups, 16 divides.
+EVEN = 4096
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 #: Dtype of the rows, and the precision asked for.
 OPERANDS = (

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
-from reid_kernels import similarity_topk, similarity_topk_reference
+from reid_kernels import BankIndex, similarity_topk, similarity_topk_reference, tiles
 from reid_kernels._triton import operands
-from reid_kernels.topk_triton import Rounded, _topk, topk_triton
+from reid_kernels.topk_triton import (
+    Rounded,
+    _error_bound,
+    _topk,
+    near_columns,
+    rescore,
+    topk_triton,
+    two_maxima,
+)
 
 from tests.kernels.interpreted import small
 from tests.support import launches as sweep
@@ -18,6 +28,12 @@ def launches() -> None:
         exclude = sweep.ids(batch) if flag else None
         query = sweep.rows(batch, dtype)
         topk_triton(query, sweep.rows(sweep.BANK, dtype), 7, flag, exclude, precision)
+    half = operands(torch.float32, "fp16")
+    for n, flag in itertools.product((sweep.BANK, sweep.EVEN), (False, True)):
+        query, bank = (Rounded(sweep.rows(x, torch.float32), half, flag, True) for x in (256, n))
+        exclude = sweep.ids(sweep.LARGE) if flag else None
+        for tile in (None, tiles.WIDE_PRODUCT):
+            two_maxima(query, bank, exclude, half, tile)
 
 
 def main() -> None:
@@ -65,6 +81,9 @@ def main() -> None:
         cases.equal(indices[:, -1], torch.full((4,), 12))
         cases.close(values, exact[0], 2e-5)
     most_queries_are_proven(cases)
+    few_columns_are_computed_again(cases)
+    maxima_say_which_columns_they_belong_to(cases)
+    an_index_finds_what_a_search_finds(cases)
     rows_too_long_to_have_a_length_do_not_hide_others(cases)
     small_values_that_a_product_takes_for_zero_are_counted(cases)
     with small.through_operators():
@@ -100,6 +119,59 @@ def small_values_that_a_product_takes_for_zero_are_counted(cases: small.Cases) -
     error = (exact - low.low.double()).norm(dim=1)
     assert bool((error <= low.error.double()).all())
     cases.count += 1
+
+
+def few_columns_are_computed_again(cases: small.Cases) -> None:
+    """Columns that the two maxima of a group exclude are left out; all of the first k are kept."""
+    half = operands(torch.float32, "fp16")
+    # Identities whose images lie in many groups, or in one, and copies, whose maxima are equal.
+    identities = torch.arange(800) % 50
+    identities[:64] = torch.arange(64) // 8
+    rows = unit_rows(50, 48, seed=5)[identities] + 0.3 * unit_rows(800, 48, seed=6)
+    rows[100:103] = rows[99]
+    bank, query = (Rounded(x, half, True, lengths=True) for x in (rows, rows[60:124]))
+    k, chosen = 9, 17
+    near = near_columns(query, bank, None, half, k, chosen, _error_bound(query, bank, 48))
+    keys = rescore(query, bank, near.groups, None, near)
+    every = rescore(query, bank, near.groups, None)
+    kept = keys > torch.iinfo(torch.int64).min
+    cases.equal(keys[kept], every[kept])
+    cases.equal(keys.topk(k).values, every.topk(k).values)
+    share = float(kept.float().mean())
+    assert k / (chosen * 16) <= share < 0.25, share
+
+
+def maxima_say_which_columns_they_belong_to(cases: small.Cases) -> None:
+    half = operands(torch.float32, "fp16")
+    rows = unit_rows(83, 48, seed=6)
+    rows[5] = rows[2]
+    bank, query = (Rounded(x, half, False, lengths=True) for x in (rows, unit_rows(20, 48)))
+    exclude = torch.arange(20) % 7 - 1
+    maxima = two_maxima(query, bank, exclude, half)
+    products = query.low.float() @ bank.low.float().T * query.norm[:, None] * bank.norm
+    products[torch.arange(20)[exclude >= 0], exclude[exclude >= 0]] = -torch.inf
+    padded = torch.nn.functional.pad(products, (0, 13), value=-torch.inf).view(20, 6, 16)
+    exact = padded.topk(2)
+    cases.close(maxima, exact.values.permute(2, 0, 1), 4e-6)
+    bits = maxima[0].view(torch.int32)
+    column = 15 - (torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF) & 15)
+    found = padded.gather(2, column[:, :, None].long())[:, :, 0]
+    cases.close(found, exact.values[:, :, 0], 4e-6)
+
+
+def an_index_finds_what_a_search_finds(cases: small.Cases) -> None:
+    for dtype, normalize in itertools.product(small.DTYPES, (True, False)):
+        bank, query = (unit_rows(n, 21, seed=n).to(dtype) * 2 for n in (90, 5))
+        with small.through_operators():
+            index = BankIndex(bank, normalize=normalize)
+            for changed in (None, torch.tensor([7, 89, 7])):
+                if changed is not None:
+                    bank[changed] = query[:3]
+                    index.update(changed)
+                got = index.search(query, 4)
+                expected = similarity_topk(query, bank, 4, normalize=normalize)
+                cases.equal(got[0], expected[0], dtype, normalize)
+                cases.equal(got[1], expected[1], dtype, normalize)
 
 
 def most_queries_are_proven(cases: small.Cases) -> None:

@@ -2,8 +2,10 @@
 
 A selection for every tile would cost several times the product before it. Instead the product
 writes only the maximum of each group of 16 columns. The first k columns lie in the first k groups
-by (maximum, lower group first), so these groups are computed again in float32 and sorted. A value
-and its column are packed into one int64 key, so that every sort is stable by construction.
+by (maximum, lower column first), so these groups are computed again in float32 and sorted. A value
+and its column are packed into one int64 key, so that every sort is stable by construction. With G
+groups column c is in group c modulo G: neighbouring rows of a bank are often images of one
+identity, and each of them gets a group of its own.
 
 Float32 rows are scaled to unit length and rounded to float16 for the product, whose error is at
 most 0.0009 then. A bound of it proves that no other group has one of the first k columns. Queries
@@ -184,7 +186,7 @@ def _topk(
             keys = rescore(part, bank, near.groups, own, near)
         else:
             best = group_maxima(part, bank, own, how).topk(chosen, dim=1).values  # (b, chosen)
-            keys = rescore(part, bank, 0xFFFFFFFF - (best & 0xFFFFFFFF), own)
+            keys = rescore(part, bank, (0xFFFFFFFF - (best & 0xFFFFFFFF)) % groups, own)
         first = keys.topk(min(k, keys.shape[1]), dim=1).values
         if first.shape[1] < k:
             first = torch.nn.functional.pad(first, (0, k - first.shape[1]), value=_LOWEST)
@@ -368,7 +370,7 @@ class Rounded:
 def group_maxima(query: Rounded, bank: Rounded, exclude: Tensor | None, how: Operands) -> Tensor:
     """Each query's largest similarity in each group of columns, (B, groups) int64 keys.
 
-    The number of the group stands in the place of the column.
+    A key names the lowest column that has the maximum.
 
     Args:
         query: (B, D).
@@ -419,7 +421,12 @@ def _launch_maxima(
     """Write the maxima (B, groups) of the groups of columns, int64 keys or float32."""
     m, dim = query.low.shape
     n = len(bank.low)
+    groups = maxima.shape[1]
     tile = tile or candidate_tile(how.dtype, how.precision, m, n)
+    if exclude is not None:
+        # Numbered group by group.
+        place = exclude % groups * GROUP + exclude // groups
+        exclude = torch.where((exclude >= 0) & (exclude < n), place, -1)
     # The tiles of one piece of the bank run at the same time, so that it is read from memory once.
     group_maxima_kernel[(triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns),)](
         query.low,
@@ -432,7 +439,7 @@ def _launch_maxima(
         m,
         n,
         dim,
-        maxima.shape[1],
+        groups,
         query.low.stride(0),
         bank.low.stride(0),
         SCALE=query.scale is not None,
@@ -476,6 +483,7 @@ def rescore(
         groups if exclude is None else exclude,
         keys,
         n,
+        triton.cdiv(n, GROUP),
         dim,
         chosen,
         pieces,
@@ -564,7 +572,7 @@ def group_maxima_kernel(
     bank_ptr,  # (n, D)
     query_scale_ptr,  # (m,)
     bank_scale_ptr,  # (n,)
-    exclude_ptr,  # (m,)
+    exclude_ptr,  # (m,), GROUP times the group of the column, and its place in the group
     maxima_ptr,  # (m, groups)
     seconds_ptr,  # (m, groups)
     m,
@@ -588,15 +596,21 @@ def group_maxima_kernel(
     """
     tiles = tl.cdiv(m, BLOCK_M)
     row = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    piece = (tl.program_id(0) // tiles).to(tl.int64)
-    column = piece * BLOCK_N + tl.arange(0, BLOCK_N)
+    # A tile has all columns of `width` groups. The columns of a group lie far apart in the bank,
+    # whose neighbouring rows are often alike, and in one thread of a matrix unit's result.
+    width: tl.constexpr = BLOCK_N // GROUP
+    begin = (tl.program_id(0) // tiles).to(tl.int64) * width
+    local = tl.arange(0, BLOCK_N)
+    member = local // width
+    column = begin + local % width + member * groups.to(tl.int64)
+    exists = (column < n) & (begin + local % width < groups)
     similarity = product(
         query_ptr,
         bank_ptr,
         row,
         column,
         row < m,
-        column < n,
+        exists,
         dim,
         query_stride,
         bank_stride,
@@ -608,30 +622,31 @@ def group_maxima_kernel(
     )
     if SCALE:
         similarity *= tl.load(query_scale_ptr + row, mask=row < m, other=0.0)[:, None]
-        similarity *= tl.load(bank_scale_ptr + column, mask=column < n, other=0.0)[None, :]
-    # Columns are numbered within the tile from here on: int64 columns would not fit the registers.
-    first = piece * BLOCK_N
-    local = tl.arange(0, BLOCK_N)
-    absent = (local >= n - first)[None, :]
+        similarity *= tl.load(bank_scale_ptr + column, mask=exists, other=0.0)[None, :]
+    absent = ~exists[None, :]
     if EXCLUDE:
-        own = tl.load(exclude_ptr + row, mask=row < m, other=-1) - first
+        # Columns are numbered within the tile: int64 columns would not fit the registers.
+        own = tl.load(exclude_ptr + row, mask=row < m, other=-1) - begin * GROUP
         own = tl.where((own >= 0) & (own < BLOCK_N), own, -1).to(tl.int32)
+        own = tl.where(own < 0, -1, own % GROUP * width + own // GROUP)
         absent = absent | (local[None, :] == own[:, None])
     # Integers, because their maximum does not drop a NaN.
     order = sortable(similarity)
     if not KEYS:
         # The last bits say which column it is: the lowest of equal ones is the largest.
-        order = tl.maximum(order, _LOWEST_FINITE) & -GROUP | (GROUP - 1 - local % GROUP)[None, :]
-    order = tl.reshape(tl.where(absent, -0x80000000, order), (BLOCK_M, BLOCK_N // GROUP, GROUP))
-    best = tl.max(order, axis=2)
-    group = tl.arange(0, BLOCK_N // GROUP)
-    begin = piece * (BLOCK_N // GROUP)
+        order = tl.maximum(order, _LOWEST_FINITE) & -GROUP | (GROUP - 1 - member)[None, :]
+    order = tl.reshape(tl.where(absent, -0x80000000, order), (BLOCK_M, GROUP, width))
+    best = tl.max(order, axis=1)
+    group = tl.arange(0, width)
     place = (row * groups + begin)[:, None] + group[None, :]
     mask = (row < m)[:, None] & (group < groups - begin)[None, :]
     if KEYS:
-        tl.store(maxima_ptr + place, packed(best, begin + group[None, :]), mask=mask)
+        members = tl.arange(0, GROUP)[None, :, None]
+        first = tl.min(tl.where(order == best[:, None, :], members, GROUP - 1), axis=1)
+        lowest = (begin + group)[None, :] + first * groups.to(tl.int64)
+        tl.store(maxima_ptr + place, packed(best, lowest), mask=mask)
     else:
-        second = tl.max(tl.where(order == best[:, :, None], -0x80000000, order), axis=2)
+        second = tl.max(tl.where(order == best[:, None, :], -0x80000000, order), axis=1)
         tl.store(maxima_ptr + place, unsorted(best), mask=mask)
         tl.store(seconds_ptr + place, unsorted(second), mask=mask)
 
@@ -649,6 +664,7 @@ def rescore_kernel(
     exclude_ptr,  # (m,)
     keys_ptr,  # (m, chosen * GROUP)
     n,
+    groups,
     dim,
     chosen,
     pieces,
@@ -669,7 +685,7 @@ def rescore_kernel(
     place = (tl.program_id(0) % pieces) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = place < chosen * GROUP
     group = tl.load(groups_ptr + row * chosen + place // GROUP, mask=inside, other=0)
-    column = group * GROUP + place % GROUP
+    column = group + place % GROUP * groups.to(tl.int64)
     real = inside & (column < n)
     if EXCLUDE:
         real = real & (column != tl.load(exclude_ptr + row))

@@ -42,6 +42,13 @@ def topk_arguments(random: Random) -> Arguments:
     }
 
 
+def search_index(
+    query: Tensor, bank: Tensor, k: int, normalize: bool = True, exclude: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A search of a bank through its index."""
+    return rk.BankIndex(bank, normalize=normalize).search(query, k, exclude=exclude)
+
+
 def topk_is_right(arguments: Arguments, result: Any) -> bool:
     values, indices = result
     plain = {k: v for k, v in arguments.items() if k != "precision"}
@@ -301,6 +308,7 @@ SCHEMAS: dict[str, Schema] = {
         with_precision(topk_arguments),
         topk_is_right,
     ),
+    "BankIndex": Schema(search_index, TOPK, topk_arguments, topk_is_right),
     "similarity_topk_reference": Schema(rk.similarity_topk_reference, free(TOPK), topk_arguments),
     "bank_contrast_loss": Schema(
         rk.bank_contrast_loss,

@@ -32,12 +32,12 @@ def labels_blocked(
     def similar(numbers: Tensor) -> Tensor:
         return similarities(bank[numbers], bank, kind)
 
-    def closer(candidates: Tensor, own: Tensor) -> Tensor:
-        return closer_blocked(len(bank), candidates, own, kind, similar)
+    def exceeds(candidates: Tensor, own: Tensor, bound: Tensor) -> Tensor:
+        return closer_blocked(len(bank), candidates, own, kind, similar) > bound
 
     blocks = row_blocks(len(rows), len(bank), kind)
     above, neighbours = neighbours_above(rows, threshold, blocks, similar)
-    return walk(len(bank), rows, at_least, above, neighbours, closer)
+    return walk(len(bank), rows, at_least, above, neighbours, exceeds)
 
 
 def neighbours_above(
@@ -69,11 +69,11 @@ def walk(
     at_least: int,
     above: Tensor,
     neighbours: Tensor,
-    closer: Callable[[Tensor, Tensor], Tensor],
+    exceeds: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Visit the candidates of rows and return the rows' positives.
 
-    `closer` is called with the same arguments and equally often on every process that has the same
+    `exceeds` is called with the same arguments and equally often on every process that has the same
     arguments.
 
     Args:
@@ -82,8 +82,8 @@ def walk(
         at_least: The smallest bound K.
         above: (B,) int64, number of neighbours of each row.
         neighbours: The neighbours above the threshold, most similar first, row after row.
-        closer: Returns, for pairs (P,) of a candidate and a row, how many rows are more similar to
-            the candidate than that row.
+        exceeds: Returns, for pairs (P,) of a candidate and a row and a bound of each, whether more
+            rows than the bound are more similar to the candidate than that row.
 
     Returns:
         `indptr` (B + 1,) and `indices`, see `label_prediction`.
@@ -108,7 +108,7 @@ def walk(
         row = every.repeat_interleave(counts, output_size=total)
         place = start + torch.arange(total, device=rows.device) - (counts.cumsum(0) - counts)[row]
         candidates = neighbours[starts[row] + place]
-        bad = closer(candidates, rows[row]) > bound[row]
+        bad = exceeds(candidates, rows[row], bound[row])
         end = start + size
         first_bad = torch.full_like(good, end)
         first_bad.scatter_reduce_(0, row, torch.where(bad, place, end), "amin")
@@ -160,7 +160,7 @@ def closer_blocked(
     similar: Callable[[Tensor], Tensor],
     pair: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Compute `closer` for `walk`.
+    """Count the rows that are closer to a candidate than another row, for `walk`.
 
     The similarities of a candidate are computed once, even if it is in several pairs.
 

@@ -222,8 +222,9 @@ def sharded_label_prediction(
             values = similarity.new_zeros(len(place))
         return world.all_reduce_sum(values.masked_fill(~inside, 0))
 
-    def closer(candidates: Tensor, images: Tensor) -> Tensor:
-        return world.all_reduce_sum(closer_blocked(step, candidates, images, kind, similar, pair))
+    def exceeds(candidates: Tensor, images: Tensor, bound: Tensor) -> Tensor:
+        closer = closer_blocked(step, candidates, images, kind, similar, pair)
+        return world.all_reduce_sum(closer) > bound
 
     with full_precision(bank), device_of(bank), torch.no_grad():
         above_threshold = []
@@ -238,7 +239,7 @@ def sharded_label_prediction(
             torch.cat(above_threshold or [rows.new_zeros(0, 2)])
         ).unbind(1)
         counts, columns = _by_similarity(pairs, values.contiguous(), len(rows), n)
-        return walk(n, rows, at_least, counts, columns, closer)
+        return walk(n, rows, at_least, counts, columns, exceeds)
 
 
 def _check_finite_on_all(bank: Tensor, world: World) -> None:

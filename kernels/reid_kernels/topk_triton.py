@@ -181,7 +181,7 @@ def _topk(
         part = q[block]
         own = None if exclude is None else exclude[block].contiguous()
         if proven:
-            bound = _error_bound(part, bank, dim)
+            bound = error_bound(part, bank, dim)
             near = near_columns(part, bank, own, how, k, chosen, bound)
             keys = rescore(part, bank, near.groups, own, near)
         else:
@@ -213,7 +213,7 @@ def _pass_rows(count: int, groups: int, chosen: int, how: Operands) -> int:
     return max(1, rows // tile * tile if rows > tile else rows)
 
 
-def _error_bound(query: Rounded, bank: Rounded, dim: int) -> Tensor:
+def error_bound(query: Rounded, bank: Rounded, dim: int) -> Tensor:
     """Largest error of a product of each query, (B,) float32.
 
     The rounding of both rows (Cauchy-Schwarz), twice the rounding of the sums, and the four bits of

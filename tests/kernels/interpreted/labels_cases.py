@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from reid_kernels import label_prediction
 from reid_kernels._triton import operands
 from reid_kernels.labels import label_prediction_reference
-from reid_kernels.labels_triton import count_closer, labels_triton
+from reid_kernels.labels_triton import (
+    Low,
+    count_closer,
+    count_near,
+    labels_triton,
+    pair_similarities,
+)
 from reid_kernels.tiles import Tile
 from torch import Tensor
 
@@ -37,18 +43,61 @@ def counts_are_those_of_the_whole_matrix() -> None:
     candidates, own = torch.randint(0, 70, (40,)), torch.randint(0, 70, (40,))
     wanted = counted(bank @ bank.T, candidates, own)
     for tile in (TILE, Tile(16, 32, 16, 1, 1), Tile(32, 16, 16, 1, 1)):
-        assert torch.equal(
-            count_closer(bank, candidates, own, operands(torch.float32, "ieee"), tile), wanted
-        )
+        assert torch.equal(counted_by_kernel(bank, candidates, own, tile), wanted)
     for dtype in (torch.float16, torch.bfloat16):
-        got = count_closer(bank.to(dtype), candidates, own, operands(dtype, "ieee"), TILE)
-        assert torch.equal(got, wanted)
+        assert torch.equal(counted_by_kernel(bank.to(dtype), candidates, own, TILE), wanted)
+
+
+def counted_by_kernel(bank: Tensor, candidates: Tensor, own: Tensor, tile: Tile) -> Tensor:
+    how = operands(bank.dtype, "ieee")
+    similarity = pair_similarities(bank, candidates, own, how, tile)
+    return count_closer(bank, candidates, own, similarity, how, tile)
+
+
+def only_the_first_pairs_are_counted_where_a_number_is_given() -> None:
+    bank = integers(70, 20)
+    candidates, own = torch.randint(0, 70, (40,)), torch.randint(0, 70, (40,))
+    how = operands(torch.float32, "ieee")
+    similarity = pair_similarities(bank, candidates, own, how, TILE)
+    wanted = counted(bank @ bank.T, candidates, own)
+    for used in (0, 1, 16, 17, 40):
+        number = torch.tensor(used)
+        got = count_closer(bank, candidates, own, similarity, how, TILE, number)
+        assert torch.equal(got[:used], wanted[:used])
+
+
+def counts_in_float16_enclose_those_in_float32() -> None:
+    """Rows of different lengths, closer together than float16 can tell, and a row that is NaN."""
+    crowd = F.normalize(torch.randn(1, 24) + 0.003 * torch.randn(50, 24))
+    bank = torch.cat([crowd, F.normalize(torch.randn(39, 24)), torch.zeros(1, 24)])
+    bank *= torch.linspace(0.5, 2, 90)[:, None]
+    candidates, own = torch.randint(0, 90, (64,)), torch.randint(0, 50, (64,))
+    how = operands(torch.float32, "ieee")
+    similarity = pair_similarities(bank, candidates, own, how, TILE)
+    certain, possible = count_near(Low(bank), candidates, similarity, TILE)
+    wanted = counted_by_kernel(bank, candidates, own, TILE)
+    assert bool(((certain <= wanted) & (wanted <= possible)).all())
+    assert 0 < int((certain < possible).sum()) < 64
+    assert int((possible - certain).max()) < 60
+    bank[3] = torch.nan
+    certain, possible = count_near(Low(bank), candidates, similarity, TILE)
+    assert int(possible.min()) >= 88
+    assert int(certain.max()) == 0
+
+
+def decisions_are_those_of_float32() -> None:
+    crowd = F.normalize(torch.randn(9, 24).repeat(10, 1) + 0.02 * torch.randn(90, 24))
+    rows = torch.arange(0, 90, 4)
+    got = labels_triton(crowd, rows, 0.5, 4, tile=TILE)
+    exact = label_prediction_reference(crowd.double(), rows, threshold=0.5, at_least=4)
+    assert all(map(torch.equal, got, exact))
+    assert bool((got[0].diff() == 10).all())
 
 
 def a_copy_of_a_row_is_not_closer_than_the_row() -> None:
     bank = F.normalize(torch.randn(5, 37)).repeat(8, 1)
     candidates, own = torch.randint(0, 40, (20,)), torch.randint(0, 40, (20,))
-    got = count_closer(bank, candidates, own, operands(torch.float32, "ieee"), TILE)
+    got = counted_by_kernel(bank, candidates, own, TILE)
     assert torch.equal(got % 8, torch.zeros_like(got))
 
 
@@ -102,14 +151,22 @@ def launches() -> None:
     """Launch the kernels in every way that compiles other code."""
     for dtype, pairs in itertools.product(sweep.FLOATS, (sweep.SMALL, sweep.LARGE)):
         bank = sweep.rows(sweep.BANK, dtype)
-        count_closer(bank, sweep.ids(pairs), sweep.ids(pairs), operands(dtype, "ieee"))
+        ids, how = sweep.ids(pairs), operands(dtype, "ieee")
+        similarity = pair_similarities(bank, ids, ids, how)
+        for used in (None, torch.tensor(1)):
+            count_closer(bank, ids, ids, similarity, how, used=used)
+        if dtype == torch.float32:
+            count_near(Low(bank), ids, similarity)
 
 
 def main() -> None:
     small.require_interpreter()
     torch.manual_seed(0)
     counts_are_those_of_the_whole_matrix()
+    only_the_first_pairs_are_counted_where_a_number_is_given()
+    counts_in_float16_enclose_those_in_float32()
     a_copy_of_a_row_is_not_closer_than_the_row()
+    decisions_are_those_of_float32()
     positives_agree_with_the_reference()
     rows_that_walk_the_same_candidates_agree_too()
     an_empty_memory_gives_each_row_itself()

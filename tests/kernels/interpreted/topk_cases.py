@@ -9,8 +9,8 @@ from reid_kernels import BankIndex, similarity_topk, similarity_topk_reference, 
 from reid_kernels._triton import operands
 from reid_kernels.topk_triton import (
     Rounded,
-    _error_bound,
     _topk,
+    error_bound,
     near_columns,
     rescore,
     topk_triton,
@@ -131,7 +131,7 @@ def few_columns_are_computed_again(cases: small.Cases) -> None:
     rows[100:103] = rows[99]
     bank, query = (Rounded(x, half, True, lengths=True) for x in (rows, rows[60:124]))
     k, chosen = 9, 17
-    near = near_columns(query, bank, None, half, k, chosen, _error_bound(query, bank, 48))
+    near = near_columns(query, bank, None, half, k, chosen, error_bound(query, bank, 48))
     keys = rescore(query, bank, near.groups, None, near)
     every = rescore(query, bank, near.groups, None)
     kept = keys > torch.iinfo(torch.int64).min

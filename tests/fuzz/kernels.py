@@ -43,8 +43,8 @@ def topk_arguments(random: Random) -> Arguments:
 
 
 def search_index(
-    query: Tensor, bank: Tensor, k: int, normalize: bool = True, exclude: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    query: Any, bank: Any, k: int, normalize: bool = True, exclude: Any = None
+) -> tuple[Any, Any]:
     """A search of a bank through its index."""
     return rk.BankIndex(bank, normalize=normalize).search(query, k, exclude=exclude)
 

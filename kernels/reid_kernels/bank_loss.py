@@ -30,6 +30,7 @@ from .checks import (
     check_device,
     check_range,
     described,
+    returns_given_kind,
 )
 from .numerics import accumulator, full_precision
 
@@ -58,6 +59,7 @@ class ClassIndex(NamedTuple):
     starts: Tensor
 
 
+@returns_given_kind
 def class_index(classes: Tensor) -> ClassIndex:
     """Sort bank rows by class.
 
@@ -123,6 +125,7 @@ class ContrastProblem(NamedTuple):
         return len(self.bank) if self.starts is None else len(self.starts) - 1
 
 
+@returns_given_kind
 def bank_contrast_loss(
     features: Tensor,
     bank: Tensor,
@@ -186,6 +189,7 @@ def bank_contrast_loss(
     return reduced(losses, reduction, problem.targets != problem.ignore_index)
 
 
+@returns_given_kind
 def bank_contrast_loss_reference(
     features: Tensor,
     bank: Tensor,
@@ -243,6 +247,7 @@ class PartialContrast(NamedTuple):
     target_vectors: Tensor
 
 
+@returns_given_kind
 def partial_contrast(
     features: Tensor,
     bank: Tensor,
@@ -296,6 +301,7 @@ def partial_contrast(
     return PartialContrast(*_bank_contrast(*problem))
 
 
+@returns_given_kind
 def partial_contrast_reference(
     features: Tensor,
     bank: Tensor,
@@ -339,6 +345,7 @@ def partial_contrast_reference(
     return PartialContrast(losses, log_sums, means, target_vectors)
 
 
+@returns_given_kind
 def class_means(bank: Tensor, classes: Tensor | ClassIndex, count: int) -> Tensor:
     """Mean of the bank rows of each class. Repeated calls return the same bits.
 

@@ -7,12 +7,17 @@ them would wait for the device. NumPy arrays are taken where a tensor is.
 
 from __future__ import annotations
 
+import functools
 import numbers
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 __all__ = [
     "DTYPES",
@@ -31,6 +36,7 @@ __all__ = [
     "check_lengths",
     "check_range",
     "described",
+    "returns_given_kind",
     "widened",
 ]
 
@@ -119,6 +125,40 @@ def _from_dlpack(name: str, x: Any) -> Tensor:
             "of a dtype and on a device that PyTorch has"
         ) from error
     return tensor
+
+
+def returns_given_kind(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a function return arrays of the library of its first argument, on its device, in the
+    same memory as the tensors that it computed.
+
+    Tensors are returned for tensors, and where the array's library cannot take a tensor: it has no
+    `from_dlpack`, or not the dtype (NumPy has no bfloat16).
+    """
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        result = function(*args, **kwargs)
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(first, Tensor) or not hasattr(first, "__dlpack__"):
+            return result
+        library = sys.modules.get(type(first).__module__.partition(".")[0])
+        take = getattr(library, "from_dlpack", None)
+        return result if take is None else _as_kind(take, result)
+
+    return called
+
+
+def _as_kind(take: Callable[[Any], Any], x: Any) -> Any:
+    """Give the tensors of a result, in tuples also, to a library."""
+    if isinstance(x, tuple):
+        parts = [_as_kind(take, part) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+    if not isinstance(x, Tensor):
+        return x
+    try:
+        return take(x.detach())
+    except (BufferError, RuntimeError, TypeError, ValueError):
+        return x
 
 
 def as_rows(name: str, x: Any) -> Tensor:

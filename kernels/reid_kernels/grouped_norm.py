@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ._ops import device_of, once, qualified, takes_kernels
-from .checks import DTYPES, as_integer, as_number, as_tensor, check_device
+from .checks import DTYPES, as_integer, as_number, as_tensor, check_device, returns_given_kind
 from .grouped_norm_cpu import channels_last, group_parts
 from .numerics import accumulator
 
 __all__ = ["grouped_batch_norm", "grouped_batch_norm_reference"]
 
 
+@returns_given_kind
 def grouped_batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,6 +101,7 @@ def _of_channels(name: str, of_channels: Tensor, x: Tensor) -> Tensor:
     return of_channels
 
 
+@returns_given_kind
 def grouped_batch_norm_reference(
     x: Tensor, weight: Tensor, bias: Tensor, group: int, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ._ops import device_of, qualified, takes_kernels
-from .checks import as_ids, as_integer, as_number, as_rows, check_range
+from .checks import as_ids, as_integer, as_number, as_rows, check_range, returns_given_kind
 from .numerics import full_precision
 
 __all__ = ["label_prediction", "label_prediction_reference"]
 
 
+@returns_given_kind
 def label_prediction(
     bank: Tensor, rows: Tensor, *, threshold: float = 0.6, at_least: int = 10
 ) -> tuple[Tensor, Tensor]:
@@ -72,6 +73,7 @@ def _checked(
     return bank, rows, as_number("threshold", threshold), as_integer("at_least", at_least, 1)
 
 
+@returns_given_kind
 def label_prediction_reference(
     bank: Tensor, rows: Tensor, *, threshold: float = 0.6, at_least: int = 10
 ) -> tuple[Tensor, Tensor]:

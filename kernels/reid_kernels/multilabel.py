@@ -29,6 +29,7 @@ from .checks import (
     check_device,
     check_range,
     described,
+    returns_given_kind,
 )
 from .numerics import accumulator, full_precision
 
@@ -78,6 +79,7 @@ class LabelSet(NamedTuple):
     factor: float
 
 
+@returns_given_kind
 def multilabel_bank_loss(
     features: Tensor,
     bank: Tensor,
@@ -209,6 +211,7 @@ def sum_of_multilabel_bank_losses(
     return reduced(losses, reduction)
 
 
+@returns_given_kind
 def multilabel_bank_loss_reference(
     features: Tensor,
     bank: Tensor,

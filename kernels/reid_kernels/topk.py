@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._ops import PRECISIONS, device_of, qualified, takes_kernels
-from .checks import as_flag, as_ids, as_integer, as_pair, as_rows, check_choice, check_range
+from .checks import (
+    as_flag,
+    as_ids,
+    as_integer,
+    as_pair,
+    as_rows,
+    check_choice,
+    check_range,
+    returns_given_kind,
+)
 from .numerics import accumulator, full_precision, has_bf16_units
 
 __all__ = ["BankIndex", "similarity_topk", "similarity_topk_reference"]
@@ -17,6 +26,7 @@ __all__ = ["BankIndex", "similarity_topk", "similarity_topk_reference"]
 MAX_K = 1024
 
 
+@returns_given_kind
 def similarity_topk(
     query: Tensor,
     bank: Tensor,
@@ -84,6 +94,7 @@ def similarity_topk(
     return _similarity_topk(query.detach(), bank.detach(), k, normalize, exclude, precision)
 
 
+@returns_given_kind
 def similarity_topk_reference(
     query: Tensor, bank: Tensor, k: int, *, normalize: bool = True, exclude: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -139,6 +150,9 @@ class BankIndex:
         bank: The bank.
         normalize: Whether rows are divided by their norm.
 
+    Changes in place by PyTorch are noticed, and refused until `update` is called. Those by other
+    libraries, of an array that shares its memory, are not.
+
     Memory:
         On a GPU half the bank for float32 rows (133 MB at n = 32,621 and 4.1 GB at 1e6, D = 2,048)
         and 16 n bytes. On a CPU as much with bfloat16 units, else 4 n bytes at most.
@@ -170,16 +184,12 @@ class BankIndex:
             ValueError: As `similarity_topk`; or the bank was changed in place since the index was
                 made or updated.
         """
-        query, bank = as_pair("query", query, self.bank)
-        k = as_integer("k", k, 1, MAX_K)
-        if exclude is not None:
-            exclude = as_ids("exclude", exclude, query.shape[0], query, "query", "query row")
         if self.bank._version != self._version:
             raise ValueError(
                 "bank: its values have changed since the index was made; call update() with the "
                 "rows that have changed"
             )
-        return _search_index(query.detach(), bank, self._parts, k, self.normalize, exclude)
+        return _search(query, self, k, exclude)
 
     def update(self, rows: Tensor | None = None) -> None:
         """Compute the index of some rows again, after their values have changed.
@@ -198,6 +208,18 @@ class BankIndex:
                 if part.numel() and len(rows):
                     part.index_copy_(0, rows, new[: len(rows)])
         self._version = self.bank._version
+
+
+@returns_given_kind
+def _search(
+    query: Tensor, index: BankIndex, k: int, exclude: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Search an index."""
+    query, bank = as_pair("query", query, index.bank)
+    k = as_integer("k", k, 1, MAX_K)
+    if exclude is not None:
+        exclude = as_ids("exclude", exclude, query.shape[0], query, "query", "query row")
+    return _search_index(query.detach(), bank, index._parts, k, index.normalize, exclude)
 
 
 @torch.library.custom_op(qualified("similarity_topk"), mutates_args=())

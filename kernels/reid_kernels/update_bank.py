@@ -17,6 +17,7 @@ from .checks import (
     as_pair,
     check_lengths,
     check_range,
+    returns_given_kind,
 )
 from .numerics import accumulator
 
@@ -26,6 +27,7 @@ __all__ = ["hardest_rows", "update_bank_", "update_bank_reference"]
 WIDEST = 2**13
 
 
+@returns_given_kind
 def update_bank_(
     bank: Tensor, features: Tensor, targets: Tensor, momentum: float, *, ignore_index: int = -1
 ) -> Tensor:
@@ -77,6 +79,7 @@ def update_bank_(
     return bank
 
 
+@returns_given_kind
 def update_bank_reference(
     bank: Tensor, features: Tensor, targets: Tensor, momentum: float, *, ignore_index: int = -1
 ) -> Tensor:
@@ -167,6 +170,7 @@ def _check_moved(moved: Tensor, rows: Tensor) -> None:
         )
 
 
+@returns_given_kind
 def hardest_rows(
     features: Tensor, bank: Tensor, targets: Tensor, *, ignore_index: int = -1
 ) -> Tensor:

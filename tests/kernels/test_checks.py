@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from fractions import Fraction
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from reid_kernels import checks, class_index, class_means, similarity_topk, update_bank_
+from reid_kernels import (
+    BankIndex,
+    checks,
+    class_index,
+    class_means,
+    similarity_topk,
+    update_bank_,
+)
 from reid_kernels.bank_loss import ClassIndex, bank_contrast_loss
 
 from tests.support.kernels import unit_rows
@@ -61,6 +71,43 @@ def test_arrays_of_other_libraries_share_their_memory() -> None:
     given: Any = Foreign(rows)
     update_bank_(given, ROWS[:2], torch.tensor([3, 0]), 0.5)
     assert torch.equal(rows, expected)
+
+
+def test_results_are_arrays_of_the_library_of_the_first_argument() -> None:
+    rows, ids = unit_rows(6, 4), torch.tensor([1, 0])
+    arrays: Any = rows.numpy()
+    values, indices = similarity_topk(arrays, arrays, 2)
+    assert isinstance(values, np.ndarray) and isinstance(indices, np.ndarray)
+    assert np.array_equal(indices, similarity_topk(rows, rows, 2)[1].numpy())
+    found = BankIndex(arrays).search(arrays, 2)
+    assert isinstance(found[0], np.ndarray) and np.array_equal(found[1], indices)
+    loss: Any = bank_contrast_loss(arrays[:2], arrays, ids, 0.5)
+    assert float(loss) == float(bank_contrast_loss(rows[:2], rows, ids, 0.5))
+    assert isinstance(loss, np.ndarray)
+    index: Any = class_index(ids.numpy())  # type: ignore[arg-type]
+    assert type(index).__name__ == "ClassIndex" and isinstance(index.order, np.ndarray)
+    before = arrays.copy()
+    changed: Any = update_bank_(arrays, rows[:2].clone(), ids, 0.5)
+    assert isinstance(changed, np.ndarray) and np.shares_memory(changed, arrays)
+    assert not np.array_equal(arrays, before)
+    assert isinstance(similarity_topk(rows, arrays, 2)[0], torch.Tensor)
+
+
+def test_results_of_a_library_that_cannot_take_them_are_tensors() -> None:
+    class Half(Foreign):
+        pass
+
+    given: Any = Foreign(unit_rows(6, 4))
+    assert isinstance(similarity_topk(given, given, 2)[0], torch.Tensor)
+    half: Any = Half(unit_rows(6, 4).bfloat16())
+    library = types.ModuleType("numbers_of_others")
+    library.from_dlpack = np.from_dlpack  # type: ignore[attr-defined]
+    Half.__module__ = "numbers_of_others.core"
+    with mock.patch.dict(sys.modules, numbers_of_others=library):
+        values, indices = similarity_topk(half, half, 2)
+        assert isinstance(values, np.ndarray) and isinstance(indices, np.ndarray)
+        mean: Any = class_means(half, torch.zeros(6, dtype=torch.int64), 1)
+    assert mean.shape == (1, 4)
 
 
 def test_an_array_that_cannot_be_shared_is_refused() -> None:

@@ -75,14 +75,11 @@ def test_no_registers_are_spilled(results: list[Compiled]) -> None:
 
 
 def test_two_large_programs_fit_a_multiprocessor(results: list[Compiled]) -> None:
-    chip = results[0].chip
-    large = [x for x in results if x.warps == 8 and x.dots and chip == chips.DISASSEMBLED]
-    assert large or chip != chips.DISASSEMBLED
-    alone = [
-        x
-        for x in large
-        if x.programs < 2 and not ("classes" in x.config or x.config.startswith(WIDE))
-    ]
+    disassembled = results[0].chip == chips.DISASSEMBLED
+    large = [x for x in results if x.warps == chips.LARGE_WARPS and x.dots and disassembled]
+    assert large or not disassembled
+    meant = [x for x in large if not ("classes" in x.config or x.config.startswith(WIDE))]
+    alone = [x for x in meant if x.programs < 2]
     assert [f"{x}: {x.registers} registers, {x.shared} bytes" for x in alone] == []
 
 

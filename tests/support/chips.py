@@ -68,6 +68,10 @@ CHIPS = {
 #: The chip whose machine code is disassembled.
 DISASSEMBLED = "sm_90"
 _TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+#: A size that 16 divides. Most sizes of the captured launches are none, as 32,621 is none.
+EVEN = 4096
+#: Warps of the programs of which two are meant to fit a multiprocessor.
+LARGE_WARPS = 8
 #: Chips on which a program may have the shared memory of a wide tile.
 WITH_WIDE_TILES = ("sm_90", "sm_100")
 #: Chips that are compiled for with one launch of each kernel and dtype.
@@ -155,6 +159,15 @@ class Launch(NamedTuple):
         """Whether it reads float16. Its tiles are those of bfloat16, so one chip is enough."""
         return any(isinstance(x, Tensor) and x.dtype == torch.float16 for x in self.args)
 
+    def alike(self) -> bool:
+        """Whether its code is that of bfloat16: all float16 but proven candidates."""
+        proven = self.kwargs.get("KEYS") is False or self.kernel.__name__ == "count_near_kernel"
+        return self.half() and not proven
+
+    def tile(self) -> str:
+        """Block sizes."""
+        return "x".join(str(v) for k, v in self.kwargs.items() if k.startswith("BLOCK_"))
+
     def suits(self, chip: str) -> bool:
         """Whether the launchers use it on a chip: wide tiles need large programs."""
         tile = tiles.WIDE_PRODUCT
@@ -165,12 +178,11 @@ class Launch(NamedTuple):
 
     def config(self) -> str:
         """Block sizes, warps, stages, and the flags that are on."""
-        blocks = [str(v) for k, v in self.kwargs.items() if k.startswith("BLOCK_")]
         flags = [k.lower() for k, v in self.kwargs.items() if v is True]
         rest = [
             f"{self.kwargs[k]} {k[4:]}" for k in ("num_warps", "num_stages") if k in self.kwargs
         ]
-        return ", ".join(["x".join(blocks), *rest, *flags])
+        return ", ".join([self.tile(), *rest, *flags])
 
 
 def _kind(x: Any) -> Any:
@@ -265,10 +277,8 @@ def compiled(launch: Launch, chip: str, **options: Any) -> Compiled:
     registers, spilled = _resources(code.asm)
     shared, warps = code.metadata.shared, code.metadata.num_warps
     dots = _dots(code.asm["ttir"])
-    # Disassembly takes a second: products on one chip. The code of float16 is that of bfloat16,
-    # except for proven candidates, which are always float16.
-    alike = launch.half() and launch.kwargs.get("KEYS", True)
-    seen = chip == DISASSEMBLED and bool(dots) and not alike
+    # Disassembly takes a second.
+    seen = chip == DISASSEMBLED and bool(dots) and not launch.alike()
     return Compiled(
         name,
         config,
@@ -404,20 +414,31 @@ def jobs_with_integers(integers: Iterable[int]) -> list[Job]:
 
 
 def every_job(names: Iterable[str] = CHIPS) -> list[Job]:
-    """Every launch for each chip, with two exceptions that save a third of the time.
+    """Every launch for `DISASSEMBLED`, and a part of them for the other chips.
 
-    Float16, whose tiles are those of bfloat16, is compiled for one chip only. For chips of which no
-    tile is tuned there is one launch of each kernel and dtype. Wide tiles are compiled for the
-    chips that have room for them. The first job of a chip is `nothing_much`.
+    For `DISASSEMBLED` large programs are compiled for sizes that 16 divides as well. The part of
+    the other chips has no float16, whose tiles are those of bfloat16: for an older chip one launch
+    of each kernel, dtype and tile, for chips of which no tile is tuned one of each kernel and
+    dtype. Wide tiles are compiled for the chips that have room for them. The first job of a chip
+    is `nothing_much`.
     """
     jobs = [Job(None, chip) for chip in names]
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     for (number, launch), chip in itertools.product(enumerate(captured()), names):
-        kind = chip, launch.kernel.__name__, launch.memory()
-        if not launch.suits(chip) or (chip in SAMPLED and kind in seen):
+        if not launch.suits(chip):
             continue
-        seen.add(kind)
-        if chip == "sm_90" or not launch.half():
+        if chip == DISASSEMBLED:
+            jobs.append(Job(number, chip))
+            if launch.kwargs.get("num_warps") == LARGE_WARPS and not launch.alike():
+                kind = (chip, launch.kernel.__name__, launch.memory(), launch.config())
+                if kind not in seen:
+                    seen.add(kind)
+                    jobs.append(Job(number, chip, integer=EVEN))
+            continue
+        tile = "" if chip in SAMPLED else launch.tile()
+        kind = (chip, launch.kernel.__name__, launch.memory(), tile)
+        if kind not in seen and not launch.half():
+            seen.add(kind)
             jobs.append(Job(number, chip))
     return jobs
 

@@ -38,7 +38,7 @@ from .checks import (
 )
 from .labels import label_prediction
 from .multilabel import multilabel_bank_loss
-from .update_bank import hardest_rows, update_bank_
+from .update_bank import hardest_targets, update_bank_
 
 #: SpCL adds this to the softmax's sum of exponentials, and to the probability before its logarithm.
 _EPSILON = 1e-6
@@ -322,9 +322,7 @@ class _UpdateInBackward(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, targets = ctx.saved_tensors
         if ctx.hardest:
-            selected = hardest_rows(inputs, ctx.bank, targets)
-            inputs = inputs[selected]
-            targets = targets[selected]
+            targets = hardest_targets(inputs, ctx.bank, targets)
         update_bank_(ctx.bank, inputs, targets, ctx.momentum)
         return gradient, None, None, None, None
 

@@ -34,7 +34,7 @@ from .multilabel import Positives, sum_of_multilabel_bank_losses
 from .multilabel_cpu import row_blocks, similarities
 from .numerics import accumulator, full_precision
 from .topk import similarity_topk
-from .update_bank import hardest_rows, update_bank_
+from .update_bank import hardest_targets, update_bank_
 
 
 class World(Protocol):
@@ -458,9 +458,7 @@ def update_shard_(
         if not len(bank):
             return bank
     if hardest:
-        hard = hardest_rows(features, bank, places)
-        features = features[hard]
-        places = places[hard]
+        places = hardest_targets(features, bank, places)
     return update_bank_(bank, features, places, momentum)
 
 

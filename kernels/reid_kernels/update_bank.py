@@ -194,10 +194,47 @@ def hardest_rows(
     targets = as_ids("targets", targets, features.shape[0], features, "features", "feature row")
     ignore_index = as_integer("ignore_index", ignore_index)
     check_range("targets", targets, 0, bank.shape[0], ignored=ignore_index)
-    counted = (targets != ignore_index).nonzero()[:, 0]
-    similarity = (features[counted] * bank[targets[counted]]).sum(1)
-    order = counted[similarity.argsort(stable=True)]
-    return order[_occurrence(targets[order]) == 0]
+    return _is_hardest(features, bank, targets, ignore_index).nonzero()[:, 0]
+
+
+def hardest_targets(
+    features: Tensor, bank: Tensor, targets: Tensor, *, ignore_index: int = -1
+) -> Tensor:
+    """The targets of the features that `hardest_rows` selects, `ignore_index` for all others.
+
+    The result has the batch's size, so that a GPU is not waited for.
+
+    Args:
+        features: (B, D) float.
+        bank: (n, D), dtype and device of the features.
+        targets: (B,) int64 in [0, n); `ignore_index` for features that are left out.
+        ignore_index: Target of features that are left out; on a GPU features with a target outside
+            [0, n) are left out too.
+
+    Returns:
+        (B,) int64.
+
+    Raises:
+        ValueError: Wrong rank, width, dtype or device, or, on a CPU, targets out of range.
+    """
+    features, bank = as_pair("features", features, bank)
+    targets = as_ids("targets", targets, features.shape[0], features, "features", "feature row")
+    check_range("targets", targets, 0, bank.shape[0], ignored=ignore_index)
+    return torch.where(_is_hardest(features, bank, targets, ignore_index), targets, ignore_index)
+
+
+def _is_hardest(features: Tensor, bank: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """Whether each feature (B,) is the least similar one of its class in the batch."""
+    counted = (targets != ignore_index) & (targets >= 0) & (targets < len(bank))
+    if not len(bank):
+        return counted
+    classes = torch.where(counted, targets, 0)
+    similarity = (features * bank[classes]).sum(1)
+    # Classes are compared with those of the features that count alone.
+    classes = torch.where(counted, targets, -1)
+    order = similarity.argsort(stable=True)
+    first = _occurrence(classes[order]) == 0
+    return torch.empty_like(counted).scatter_(0, order, first) & counted
 
 
 def _occurrence(values: Tensor) -> Tensor:

@@ -98,9 +98,13 @@ def instance_memory(device: str, record: Record | None) -> list[Any]:
     return _contrast_step(InstanceMemory(0.2, 0.05), device, record)
 
 
-def cluster_memory(device: str, record: Record | None) -> list[Any]:
-    memory = ClusterMemory(0.1, 0.05)
-    return _contrast_step(memory, device, record)
+def cluster_memory(hardest: bool) -> Case:
+    """A step of UCAL over centroids, all or the hardest of whose images update them."""
+
+    def case(device: str, record: Record | None) -> list[Any]:
+        return _contrast_step(ClusterMemory(0.1, 0.05, hardest), device, record)
+
+    return case
 
 
 def _contrast_step(memory: Any, device: str, record: Record | None) -> list[Any]:
@@ -183,7 +187,7 @@ def training(method: str) -> Case:
 
     def case(device: str, record: Record | None) -> list[Any]:
         with tempfile.TemporaryDirectory() as folder:
-            config = _tiny_run(Path(folder) / "run", method, device)
+            config = tiny_run(Path(folder) / "run", method, device)
             run_training(config)
             lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()
         kept = ("loss", "clusters", "mAP", "rank1", "label_precision", "memory_momentum")
@@ -192,7 +196,7 @@ def training(method: str) -> Case:
     return case
 
 
-def _tiny_run(folder: Path, method: str, device: str) -> RunConfig:
+def tiny_run(folder: Path, method: str, device: str) -> RunConfig:
     config = tiny_config(folder)
     return replace(
         config,
@@ -211,7 +215,8 @@ def _tiny_run(folder: Path, method: str, device: str) -> RunConfig:
 CASES: dict[str, Case] = {
     **{f"operator {name}": operator(name) for name in sorted(examples())},
     "step of ucal, images": instance_memory,
-    "step of ucal, clusters": cluster_memory,
+    "step of ucal, clusters": cluster_memory(False),
+    "step of ucal, hardest": cluster_memory(True),
     "step of nnct": nnct_step,
     "clustering": clustering,
     "k-medoids": medoids,

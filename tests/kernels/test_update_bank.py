@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reid_kernels import NotFiniteError, hardest_rows, update_bank_, update_bank_reference
-from reid_kernels.update_bank import _update_bank
+from reid_kernels.update_bank import _update_bank, hardest_targets
 from torch import Tensor
 
 from tests.support.kernels import FLOATS, compiled_once, strided, unit_rows
@@ -166,6 +166,20 @@ def test_hardest_rows_leave_out_what_is_ignored() -> None:
     assert hardest_rows(features, bank, targets).tolist() == [2]
     with pytest.raises(ValueError, match="targets: got 3 at index 0"):
         hardest_rows(features, bank, torch.tensor([3, 1, 1, -1]))
+
+
+def test_hardest_targets_are_those_of_the_hardest_rows() -> None:
+    bank, features = unit_rows(5, 8), unit_rows(40, 8, seed=1)
+    targets = torch.randint(-1, 5, (40,), generator=torch.Generator().manual_seed(2))
+    got = hardest_targets(features, bank, targets)
+    expected = torch.full((40,), -1)
+    selected = hardest_rows(features, bank, targets)
+    expected[selected] = targets[selected]
+    assert torch.equal(got, expected)
+    similarity = (features * bank[targets.clamp(min=0)]).sum(1)
+    for k in range(5):
+        own = similarity.where(targets == k, torch.inf)
+        assert (got == k).nonzero().tolist() == [[int(own.argmin())]]
 
 
 def test_features_that_are_not_finite_do_not_reach_the_bank() -> None:

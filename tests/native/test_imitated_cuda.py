@@ -47,13 +47,15 @@ def test_results_are_those_of_the_cpu(results: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_the_host_waits_at_the_listed_lines_only(results: dict[str, Any]) -> None:
     found = {name: result["waits"] for name, result in results.items() if result["waits"]}
-    assert found == waits.listed()
+    listed = waits.listed()
+    assert found == {n: lines for n, lines in listed.items() if not n.startswith(waits.TWO_RANKS)}
 
 
 @pytest.mark.slow
 def test_a_step_waits_only_for_sizes_of_label_lists(results: dict[str, Any]) -> None:
     assert results["step of ucal, images"]["waits"] == []
     assert results["step of ucal, clusters"]["waits"] == []
+    assert results["step of ucal, hardest"]["waits"] == []
     places = [wait.split(": ")[:3] for wait in results["step of nnct"]["waits"]]
     assert places == [
         ["kernels/reid_kernels/labels_cpu.py", function, kind]

@@ -31,6 +31,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tests.support.sync_batchnorm import ONLY_ON_DEVICE
+
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda:0")
 
@@ -100,6 +102,11 @@ class Record:
         self.waits.clear()
         self.launches.clear()
 
+    def start(self) -> None:
+        """Forget everything, and count again after `stop`."""
+        self.clear()
+        self._stopped = False
+
     def stop(self) -> None:
         """Count nothing from now on."""
         self._stopped = True
@@ -117,6 +124,11 @@ class Record:
 
 #: The record of the device in use; waits elsewhere are not counted.
 _record = Record()
+
+
+def wait(kind: str) -> None:
+    """Count a wait on the imitated device in use, at the line of the project being executed."""
+    _record.wait(kind)
 
 
 def _function(frame: types.FrameType) -> str:
@@ -223,12 +235,15 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if plain.get("device") is not None and torch.device(plain["device"]).type == "cuda":
         plain["device"] = torch.device("cpu")
     plain.pop("pin_memory", None)
+    func = ONLY_ON_DEVICE.get(name, func)
     result = func(*tree_map(content_of, args), **tree_map(content_of, plain))
     if name == "aten::_local_scalar_dense" or not on_device:
         return result
     if name == "aten::copy_" and not isinstance(args[0], Imitated):
         return args[0]
     result = tree_map(_imitated, result)
+    if name in ONLY_ON_DEVICE:
+        return result
     return return_and_correct_aliasing(func, args, kwargs, result)
 
 
@@ -431,6 +446,7 @@ def _patches() -> Iterator[Any]:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "_lazy_init": lambda: None,
+        "is_current_stream_capturing": lambda: False,
         "is_bf16_supported": lambda *a, **k: True,
         "current_stream": lambda *a: _Stream(),
         "Stream": _Stream,

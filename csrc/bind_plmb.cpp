@@ -49,6 +49,15 @@ void bind_plmb_cuda(py::module_& m) {
                            at<void>(stream));
         },
         Release());
+    m.def(
+        "plmb_lookup_cuda",
+        [](const LabelBank& bank, Address rows, int64_t batch, int64_t most, Address state,
+           Address indptr, Address out, Address stream) {
+            plmb_lookup_cuda(bank, at<const int64_t>(rows), batch, most,
+                             at<unsigned long long>(state), at<int64_t>(indptr), at<int64_t>(out),
+                             at<void>(stream));
+        },
+        Release());
 }
 #endif
 

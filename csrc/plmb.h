@@ -68,6 +68,13 @@ void plmb_list_cuda(const LabelBank&, const int64_t* rows, int64_t batch, const 
 void plmb_bits_cuda(const LabelBank&, const int64_t* rows, int64_t batch, uint32_t* out,
                     void* stream);
 
+// count, sum and list in one launch, into `out` of `most` places, the unused ones of which get -1.
+// indptr: batch + 1 values, those of all labels even if they do not fit; a row that ends after
+// `most`, and all rows with labels behind it, are left out. state: batch + 1 zeros. A block waits
+// for the counts of the rows before its own: batch^2 / 2 loads in all.
+void plmb_lookup_cuda(const LabelBank&, const int64_t* rows, int64_t batch, int64_t most,
+                      unsigned long long* state, int64_t* indptr, int64_t* out, void* stream);
+
 FASTREID_AL_PORTABLE bool within(int64_t x, int64_t n) { return x >= 0 && x < n; }
 
 FASTREID_AL_PORTABLE int64_t words_of(int64_t n) { return (n + 31) / 32; }

@@ -133,6 +133,49 @@ __global__ void bit_rows(Rows bank, const int64_t* rows, uint32_t* out) {
         write_bits(block, out, bank.n(), rows, 0);
 }
 
+// The number of labels of all rows before row b, from their counts + 1 in `known`, which are 0 until
+// a block has counted the row.
+__device__ int64_t labels_before(const Block& block, const unsigned long long* known, int64_t b,
+                                 unsigned long long* total) {
+    if (block.rank == 0) *total = 0;
+    __syncthreads();
+    unsigned long long mine = 0;
+    for (int64_t c = block.rank; c < b; c += block.size) {
+        unsigned long long value;
+        do value = relaxed_load(known + c);
+        while (value == 0);
+        mine += value - 1;
+    }
+    if (mine) atomicAdd(total, mine);
+    __syncthreads();
+    return static_cast<int64_t>(*total);
+}
+
+// A block takes the next row when it starts, so that the blocks that it waits for run already.
+template <class Rows>
+__global__ void look_up_rows(Rows bank, const int64_t* rows, int64_t batch, int64_t most,
+                             unsigned long long* state, int64_t* indptr, int64_t* out) {
+    __shared__ int totals[WARPS];
+    __shared__ unsigned long long taken, before;
+    const Block block = block_of(totals);
+    if (block.rank == 0) taken = atomicAdd(state + batch, 1ull);
+    __syncthreads();
+    const int64_t b = static_cast<int64_t>(taken), row = rows[b];
+    const int64_t count = within(row, bank.n()) ? bank.count(block, row) : 0;
+    if (block.rank == 0) relaxed_store(state + b, static_cast<unsigned long long>(count) + 1);
+    const int64_t begin = labels_before(block, state, b, &before), end = begin + count;
+    if (block.rank == 0) {
+        if (b == 0) indptr[0] = 0;
+        indptr[b + 1] = end;
+    }
+    const bool fits = end <= most;
+    if (fits && count > 0) bank.list(block, row, out + begin);
+    // The last row that fits, or the first one that does not, is followed by unused places.
+    const bool is_last = fits ? b + 1 == batch : begin <= most;
+    if (!is_last) return;
+    for (int64_t p = (fits ? end : begin) + block.rank; p < most; p += block.size) out[p] = -1;
+}
+
 }  // namespace
 
 void plmb_update_cuda(const LabelBank& bank, const LabelBatch& batch, int64_t* dropped,
@@ -161,6 +204,14 @@ void plmb_bits_cuda(const LabelBank& bank, const int64_t* rows, int64_t batch, u
                     void* stream) {
     with_layout(bank, [&](auto from) {
         launch(bit_rows<decltype(from)>, batch, THREADS, 0, stream, from, rows, out);
+    });
+}
+
+void plmb_lookup_cuda(const LabelBank& bank, const int64_t* rows, int64_t batch, int64_t most,
+                      unsigned long long* state, int64_t* indptr, int64_t* out, void* stream) {
+    with_layout(bank, [&](auto from) {
+        launch(look_up_rows<decltype(from)>, batch, THREADS, 0, stream, from, rows, batch, most,
+               state, indptr, out);
     });
 }
 

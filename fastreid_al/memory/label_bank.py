@@ -138,24 +138,31 @@ class PseudoLabelMemoryBank:
             self._n,
         )
 
-    def lookup(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def lookup(self, rows: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
         """The labels of some images.
 
-        On a GPU two launches, between which the host waits for the number of labels.
+        On a GPU two launches, between which the host waits for the number of labels; with `most`
+        one launch without a wait, which a CUDA graph can hold. Its blocks read one another's
+        counts, B^2 / 2 in all.
 
         Args:
             rows: (B,) int64, images of `own` in any order, repeated or not.
+            most: The images have at most so many labels together. With "sparse" B x capacity is
+                always enough.
 
         Returns:
             `indptr` (B + 1,) and `indices`, int64: the labels of rows[b], ascending, are
-                indices[indptr[b]:indptr[b + 1]].
+                indices[indptr[b]:indptr[b + 1]]. With `most`, indices (most,), and those from
+                indptr[B] on are -1.
 
         Raises:
-            ValueError: Wrong shape, dtype or device. On a CPU also rows outside `own`, which have
-                no labels on a GPU.
+            ValueError: Wrong shape, dtype or device, or a negative `most`. On a CPU also rows
+                outside `own`, which have no labels on a GPU, and more than `most` labels. On a GPU
+                `indptr` then counts all labels, but the row that ends after `most` and those after
+                it have -1 in their place.
         """
         rows = self._checked_ids("rows", rows, None, "image")
-        return label_lists(self._state, self._places(rows), self._n)
+        return label_lists(self._state, self._places(rows), self._n, checked_most(most))
 
     def lookup_bits(self, rows: Tensor) -> Tensor:
         """The labels of some images as bit rows, which `multilabel_bank_loss` takes.
@@ -262,20 +269,28 @@ class PseudoLabelMemoryBank:
             )
 
 
-def label_lists(state: Mapping[str, Tensor], places: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def label_lists(
+    state: Mapping[str, Tensor], places: Tensor, n: int, most: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The labels of rows of a bank as CSR lists.
 
     Args:
         state: The tensors of a bank, as `PseudoLabelMemoryBank.state_dict` returns them.
         places: (B,) int64, rows of these tensors.
         n: Number of images, which is the number of labels.
+        most: Room for labels, as for `PseudoLabelMemoryBank.lookup`.
 
     Returns:
-        `indptr` (B + 1,) and `indices`, int64, ascending in each row.
+        `indptr` (B + 1,) and `indices`, int64, ascending in each row; with `most`, indices (most,).
     """
     if "words" in state:
-        return label_rows.lookup_bits(state["words"], places, n)
-    return label_rows.lookup_sparse(state["ids"], state["counts"], places, n)
+        return label_rows.lookup_bits(state["words"], places, n, most)
+    return label_rows.lookup_sparse(state["ids"], state["counts"], places, n, most)
+
+
+def checked_most(most: int | None) -> int | None:
+    """Refuse a `most` that is not a number of labels."""
+    return None if most is None else as_integer("most", most, 0)
 
 
 def bit_rows(state: Mapping[str, Tensor], places: Tensor, n: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..arguments import as_ids, as_integer, as_lists, as_world
 from ..distributed.world import SINGLE_PROCESS, Sharded, World
-from .label_bank import PseudoLabelMemoryBank, bit_rows, label_lists
+from .label_bank import PseudoLabelMemoryBank, bit_rows, checked_most, label_lists
 
 
 class ShardedLabelBank:
@@ -83,18 +83,25 @@ class ShardedLabelBank:
             indptr = F.pad(counts[kept].cumsum(0), (1, 0))
         self.local.update(rows, indptr, indices)
 
-    def lookup(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def lookup(self, rows: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
         """The labels of images of any rank.
 
         Args:
             rows: (B,) int64, in any order, repeated or not.
+            most: Room for labels, so that a GPU is not waited for; see
+                `PseudoLabelMemoryBank.lookup`.
 
         Returns:
             `indptr` (B + 1,) and `indices`, int64, on all ranks: the labels of rows[b], ascending,
-            are indices[indptr[b]:indptr[b + 1]].
+            are indices[indptr[b]:indptr[b + 1]]. With `most`, indices (most,), -1 behind the last
+            label.
+
+        Raises:
+            ValueError: On a CPU, more than `most` labels.
         """
+        most = checked_most(most)
         state, places = self._fetch(rows)
-        return label_lists(state, places, self._n)
+        return label_lists(state, places, self._n, most)
 
     def lookup_bits(self, rows: Tensor) -> Tensor:
         """The labels of images of any rank as bit rows; the device is not waited for.

@@ -101,19 +101,23 @@ def update_sparse(
 
 
 @torch.library.custom_op("fastreid_al::plmb_lookup_bits", mutates_args=())
-def lookup_bits(words: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
+def lookup_bits(
+    words: Tensor, rows: Tensor, n: int | None = None, most: int | None = None
+) -> tuple[Tensor, Tensor]:
     """List the labels of rows of a bank of bits.
 
     Args:
         words: (size, ceil(n / 32)) int32.
         rows: (B,) int64 in [0, size).
         n: Number of labels; by default the number of rows of the bank.
+        most: Room for labels, so that a GPU is not waited for; by default as many as there are.
 
     Returns:
-        `indptr` (B + 1,) and `indices`, int64, ascending in each row.
+        `indptr` (B + 1,) and `indices`, int64, ascending in each row. With `most`, indices (most,),
+        which end in -1 where room is left.
     """
     _check_range("rows", rows, len(words))
-    listed = _lookup(_bits_bank(words, n), rows)
+    listed = _lookup(_bits_bank(words, n), rows, most)
     if listed is not None:
         return listed
     taken = _take(words, rows)  # (B, words)
@@ -122,12 +126,12 @@ def lookup_bits(words: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tens
     bits = (taken[place, word][:, None] >> torch.arange(32, device=words.device)) & 1
     nonzero_word, bit = bits.nonzero(as_tuple=True)
     counts = torch.bincount(place[nonzero_word], minlength=len(rows))
-    return F.pad(counts.cumsum(0), (1, 0)), word[nonzero_word] * 32 + bit
+    return _in_room(F.pad(counts.cumsum(0), (1, 0)), word[nonzero_word] * 32 + bit, most)
 
 
 @torch.library.custom_op("fastreid_al::plmb_lookup_sparse", mutates_args=())
 def lookup_sparse(
-    ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None
+    ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None, most: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """List the labels of rows of a bank of lists.
 
@@ -136,16 +140,20 @@ def lookup_sparse(
         counts: (size,) int32.
         rows: (B,) int64 in [0, size).
         n: Number of labels; by default the number of rows of the bank.
+        most: Room for labels, so that a GPU is not waited for; B x capacity is always enough. By
+            default as many as there are.
 
     Returns:
-        `indptr` (B + 1,) and `indices`, int64, ascending in each row.
+        `indptr` (B + 1,) and `indices`, int64, ascending in each row. With `most`, indices (most,),
+        which end in -1 where room is left.
     """
     _check_range("rows", rows, len(ids))
-    listed = _lookup(_list_bank(ids, counts, n), rows)
+    listed = _lookup(_list_bank(ids, counts, n), rows, most)
     if listed is not None:
         return listed
     taken, is_label = _take_lists(ids, counts, rows)
-    return F.pad(is_label.sum(1).cumsum(0), (1, 0)), taken[is_label].to(torch.int64)
+    indptr = F.pad(is_label.sum(1).cumsum(0), (1, 0))
+    return _in_room(indptr, taken[is_label].to(torch.int64), most)
 
 
 @torch.library.custom_op("fastreid_al::plmb_bit_rows_bits", mutates_args=())
@@ -200,17 +208,23 @@ def _(
 
 
 @lookup_bits.register_fake
-def _(words: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
-    return rows.new_empty(rows.shape[0] + 1), rows.new_empty(
-        torch.library.get_ctx().new_dynamic_size()
-    )
+def _(
+    words: Tensor, rows: Tensor, n: int | None = None, most: int | None = None
+) -> tuple[Tensor, Tensor]:
+    return _fake_lists(rows, most)
 
 
 @lookup_sparse.register_fake
-def _(ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
-    return rows.new_empty(rows.shape[0] + 1), rows.new_empty(
-        torch.library.get_ctx().new_dynamic_size()
-    )
+def _(
+    ids: Tensor, counts: Tensor, rows: Tensor, n: int | None = None, most: int | None = None
+) -> tuple[Tensor, Tensor]:
+    return _fake_lists(rows, most)
+
+
+def _fake_lists(rows: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
+    """Lists of labels whose values are not known."""
+    room = torch.library.get_ctx().new_dynamic_size() if most is None else most
+    return rows.new_empty(rows.shape[0] + 1), rows.new_empty(room)
 
 
 @bit_rows_bits.register_fake
@@ -348,16 +362,41 @@ def _update(
     )
 
 
-def _lookup(bank: _Bank, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+def _lookup(bank: _Bank, rows: Tensor, most: int | None) -> tuple[Tensor, Tensor] | None:
     """List labels with the extension; None if it has no form for the device."""
     rows = rows.contiguous()
+    if most is not None and bank[0].is_cuda:
+        return _lookup_in_room(bank, rows, most)
     indptr = rows.new_zeros(len(rows) + 1)
     if not _call("plmb_count", bank, rows, len(rows), indptr[1:]):
         return None
     indptr.cumsum_(0)
     indices = rows.new_empty(int(indptr[-1]))
     _call("plmb_list", bank, rows, len(rows), indptr, indices)
-    return indptr, indices
+    return _in_room(indptr, indices, most)
+
+
+def _lookup_in_room(bank: _Bank, rows: Tensor, most: int) -> tuple[Tensor, Tensor] | None:
+    """List at most `most` labels in one launch, without a wait for their number."""
+    if not len(rows):
+        return rows.new_zeros(1), rows.new_full((most,), -1)
+    indptr = rows.new_empty(len(rows) + 1)
+    indices = rows.new_empty(most)
+    # What the blocks of the launch tell one another.
+    state = rows.new_zeros(len(rows) + 1)
+    called = _call("plmb_lookup", bank, rows, len(rows), most, state, indptr, indices)
+    return (indptr, indices) if called else None
+
+
+def _in_room(indptr: Tensor, indices: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
+    """Lists of labels whose indices are filled up to (most,) with -1, if `most` is given."""
+    if most is None:
+        return indptr, indices
+    if len(indices) > most:
+        raise ValueError(
+            f"most: got {most:,}, expected at least {len(indices):,}, the labels of the rows"
+        )
+    return indptr, F.pad(indices, (0, most - len(indices)), value=-1)
 
 
 def _bit_rows(bank: _Bank, rows: Tensor) -> Tensor | None:

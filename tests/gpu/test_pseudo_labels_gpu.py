@@ -140,7 +140,7 @@ def test_a_wrong_indptr_changes_no_other_row(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_updates_and_bit_rows_do_not_synchronise(layout: str) -> None:
+def test_updates_bit_rows_and_lists_with_room_do_not_synchronise(layout: str) -> None:
     need_extension()
     bank, given = (
         PseudoLabelMemoryBank(5_000, layout, 8, DEVICE),
@@ -151,6 +151,7 @@ def test_updates_and_bit_rows_do_not_synchronise(layout: str) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         bank.update(*given)
+        bank.lookup(given[0], 10_000)
         bank.lookup_bits(given[0])
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -164,10 +165,12 @@ def test_a_step_can_be_captured_as_a_graph(layout: str) -> None:
     # Kernels are loaded at their first launch, which a capture does not allow.
     other = PseudoLabelMemoryBank(900, layout, 8, DEVICE)
     other.update(*static)
+    other.lookup(static[0], 10_000)
     other.lookup_bits(static[0])
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         bank.update(*static)
+        indptr, indices = bank.lookup(static[0], 10_000)
         bits = bank.lookup_bits(static[0])
     given = random_batch(900, 64, 40)
     given[0].copy_(torch.arange(64))
@@ -176,6 +179,8 @@ def test_a_step_can_be_captured_as_a_graph(layout: str) -> None:
     expected.update(*given)
     assert_same(bank, expected, torch.arange(900))
     assert torch.equal(bits.cpu(), expected.lookup_bits(given[0]))
+    lists = expected.lookup(given[0], 10_000)
+    assert torch.equal(indptr.cpu(), lists[0]) and torch.equal(indices.cpu(), lists[1])
 
 
 @pytest.mark.usefixtures("form")

@@ -166,8 +166,8 @@ def ranking(device: str, record: Record | None) -> list[Any]:
     return got
 
 
-def label_memory(layout: str) -> Case:
-    """PLMB: update and lookup."""
+def label_memory(layout: str, most: int | None = None) -> Case:
+    """PLMB: update and lookup, the latter with or without room for a known number of labels."""
 
     def case(device: str, record: Record | None) -> list[Any]:
         bank = PseudoLabelMemoryBank(200, layout, 8, device)
@@ -177,7 +177,7 @@ def label_memory(layout: str) -> Case:
         if record is not None:
             record.clear()
         bank.update(rows, indptr, indices)
-        return [*bank.lookup(wanted), bank.lookup_bits(wanted)]
+        return [*bank.lookup(wanted, most), bank.lookup_bits(wanted)]
 
     return case
 
@@ -223,6 +223,8 @@ CASES: dict[str, Case] = {
     "ranking": ranking,
     "label memory, bits": label_memory("bits"),
     "label memory, sparse": label_memory("sparse"),
+    "label memory with room, bits": label_memory("bits", 24),
+    "label memory with room, sparse": label_memory("sparse", 24),
     "run of ucal": training("ucal"),
     "run of nnct": training("nnct"),
 }

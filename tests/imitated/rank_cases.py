@@ -156,7 +156,7 @@ def ranking(world: World, device: str, folder: Path, record: Record | None) -> l
 
 
 def label_memory(layout: str) -> Case:
-    """PLMB: update, lookup and state."""
+    """PLMB: update, lookup with room and without, and state."""
 
     def case(world: World, device: str, folder: Path, record: Record | None) -> list[Any]:
         bank = ShardedLabelBank(201, layout, 8, world).to(device)
@@ -166,7 +166,7 @@ def label_memory(layout: str) -> Case:
         if record is not None:
             record.clear()
         bank.update(rows, indptr, indices)
-        got = [*bank.lookup(wanted), bank.lookup_bits(wanted)]
+        got = [*bank.lookup(wanted, 24), *bank.lookup(wanted), bank.lookup_bits(wanted)]
         state = bank.state_dict()
         other = ShardedLabelBank(201, layout, 8, world).to(device)
         other.load_state_dict(state)

@@ -105,6 +105,39 @@ def test_bank_is_a_dictionary_of_sets(
             assert_holds(bank, model)
 
 
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_labels_with_room_are_followed_by_minus_one(layout: str) -> None:
+    bank = PseudoLabelMemoryBank(40, layout, 3)
+    bank.update(*random_batch(40, 12, 6)[:3])
+    rows = torch.tensor([3, 7, 39, 3])
+    indptr, indices = bank.lookup(rows)
+    for most in (len(indices), len(indices) + 5):
+        room = bank.lookup(rows, most)
+        assert torch.equal(room[0], indptr)
+        assert torch.equal(room[1], F.pad(indices, (0, most - len(indices)), value=-1))
+    with pytest.raises(ValueError, match=f"most: got {len(indices) - 1}, expected at least"):
+        bank.lookup(rows, len(indices) - 1)
+    with pytest.raises(ValueError, match="most: got -1"):
+        bank.lookup(rows, -1)
+    assert bank.lookup(rows[:0], 2)[1].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_lookup_with_room_has_a_shape_that_does_not_depend_on_the_labels(layout: str) -> None:
+    bank = PseudoLabelMemoryBank(40, layout, 3)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda rows: bank.lookup(rows, 12)[1].view(4, 3), backend=counter, fullgraph=True
+    )
+    for seed in range(2):
+        bank.update(*random_batch(40, 12, 2, seed)[:3])
+        rows = torch.tensor([0, 1, 2, seed])
+        assert torch.equal(compiled(rows).flatten(), bank.lookup(rows, 12)[1])
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_extension_and_pytorch_leave_the_same_bank(layout: str) -> None:
     banks = [PseudoLabelMemoryBank(3_000, layout, 20) for _ in FORMS]

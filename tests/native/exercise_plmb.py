@@ -75,10 +75,25 @@ class Bank:
         indices = np.full(int(indptr[-1]) + 1, -7, np.int64)
         self.call("plmb_list", rows, len(rows), indptr, indices)
         assert indices[-1] == -7
+        if self.cuda:
+            self.check_one_launch(rows, indptr, indices[:-1])
         bits = np.full((len(rows) + 1, self.words), 7, np.uint32)
         self.call("plmb_bits", rows, len(rows), bits)
         assert (bits[-1] == 7).all()
         return indptr, indices[:-1], bits[:-1]
+
+    def check_one_launch(self, rows: np.ndarray, indptr: np.ndarray, indices: np.ndarray) -> None:
+        """Compare the lookup of one launch with CSR of two, with room for more, all and fewer."""
+        total = len(indices)
+        for most in {total + 300, total, total - 1, total // 2, 0} - {-1}:
+            state = np.zeros(len(rows) + 1, np.int64)
+            got_indptr = np.full(len(rows) + 2, -7, np.int64)
+            got = np.full(most + 1, -7, np.int64)
+            self.call("plmb_lookup", rows, len(rows), most, state, got_indptr, got)
+            assert np.array_equal(got_indptr[:-1], indptr) and got_indptr[-1] == -7
+            used = indptr[indptr <= most][-1]
+            assert np.array_equal(got[:used], indices[:used])
+            assert (got[used:most] == -1).all() and got[most] == -7
 
 
 def fits(
@@ -182,6 +197,8 @@ def run(module: ModuleType) -> None:
             # More labels than a block sorts in shared memory, more words than it has threads.
             exercise(module, cuda, 9_000 if kind is None else 300, kind, 40, [2_049, 20, 300])
             if cuda:
+                # More rows than a block has threads.
+                exercise(module, cuda, 45, kind, 6, [2] * 140)
                 bounded(module, kind)
             else:
                 # Enough for several threads.

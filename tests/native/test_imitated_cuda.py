@@ -64,6 +64,20 @@ def test_a_step_waits_only_for_sizes_of_label_lists(results: dict[str, Any]) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layout", ["bits", "sparse"])
+def test_labels_are_listed_in_one_launch_without_a_wait_where_room_is_given(
+    results: dict[str, Any], layout: str
+) -> None:
+    result = results[f"label memory with room, {layout}"]
+    assert result["waits"] == []
+    assert result["launches"] == {
+        "plmb_update_cuda": 1,
+        "plmb_lookup_cuda": 1,
+        "plmb_bits_cuda": 1,
+    }
+
+
+@pytest.mark.slow
 def test_kernels_are_launched(results: dict[str, Any]) -> None:
     step = results["step of nnct"]["launches"]
     # Two steps with two neighbours: two products of labels, and two of the losses, each once for

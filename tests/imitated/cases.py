@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "native"))
@@ -75,17 +76,14 @@ def _with_ids_on(call: Callable[..., Any], device: str) -> Callable[..., Any]:
     """Move the ids that an example makes to the device of its rows."""
 
     def moved(*args: Any, **kwargs: Any) -> Any:
-        return call(
-            *(_on(device, x) for x in args), **{k: _on(device, x) for k, x in kwargs.items()}
-        )
+        return call(*on_device(device, args), **on_device(device, kwargs))
 
     return moved
 
 
-def _on(device: str, x: Any) -> Any:
-    if isinstance(x, Tensor):
-        return x.to(device)
-    return type(x)(_on(device, y) for y in x) if isinstance(x, tuple | list) else x
+def on_device(device: str, x: Any) -> Any:
+    """Move the tensors of nested containers to a device."""
+    return tree_map_only(Tensor, lambda y: y.to(device), x)
 
 
 def _flat(x: Any) -> list[Any]:

@@ -22,7 +22,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from unittest import mock
 
 import torch
@@ -35,6 +35,20 @@ from tests.support.sync_batchnorm import ONLY_ON_DEVICE
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda:0")
+
+
+class Observer(Protocol):
+    """Sees what happens on the device, as a CUDA graph in capture does."""
+
+    def forbidden(self, kind: str) -> None:
+        """The host would wait, or do something else that a capture does not allow."""
+
+    def done(self, name: str, arguments: Any, result: Any) -> None:
+        """The device executes an operator of PyTorch, a kernel or a function of the extension."""
+
+
+#: The observer of the device in use.
+observer: Observer | None = None
 
 #: Operators whose result, or its size, the host reads. Inside operators of the project, composite
 #: ones arrive whole.
@@ -117,7 +131,8 @@ class Record:
 
     def wait(self, kind: str) -> None:
         """Count a wait of the line of the project that is being executed."""
-        place = _place()
+        _forbid(kind)
+        place = place_of_line()
         if place is not None and not self._stopped:
             self.waits[Wait(kind, *place)] += 1
 
@@ -141,7 +156,19 @@ def _function(frame: types.FrameType) -> str:
     return name
 
 
-def _place() -> tuple[str, str, str] | None:
+def _forbid(kind: str) -> None:
+    """Tell an observer of something that a capture does not allow."""
+    if observer is not None:
+        observer.forbidden(kind)
+
+
+def _done(name: str, arguments: Any, result: Any = None) -> None:
+    """Tell an observer of something that the device executes."""
+    if observer is not None:
+        observer.done(name, arguments, result)
+
+
+def place_of_line() -> tuple[str, str, str] | None:
     """File, function and source of the innermost line of the package or the kernels."""
     frame = sys._getframe(1)
     while frame is not None:
@@ -229,7 +256,7 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if wrong:
             raise RuntimeError(
                 f"{name}: expected all tensors to be on the same device, found cuda:0 and cpu "
-                f"{wrong} at {_place()}"
+                f"{wrong} at {place_of_line()}"
             )
     plain = dict(kwargs)
     if plain.get("device") is not None and torch.device(plain["device"]).type == "cuda":
@@ -240,8 +267,10 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name == "aten::_local_scalar_dense" or not on_device:
         return result
     if name == "aten::copy_" and not isinstance(args[0], Imitated):
+        _done(name, (args, kwargs), args[0])
         return args[0]
     result = tree_map(_imitated, result)
+    _done(name, (args, kwargs), result)
     if name in ONLY_ON_DEVICE:
         return result
     return return_and_correct_aliasing(func, args, kwargs, result)
@@ -272,6 +301,12 @@ def _count_waits(name: str, args: Any, kwargs: dict[str, Any], on_device: bool) 
         asynchronous = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
         if to_device != from_device and not asynchronous:
             _record.wait("copy")
+        elif to_device != from_device and not _is_pinned(args[1] if to_device else args[0]):
+            _forbid("copy of pageable memory")
+
+
+def _is_pinned(x: Any) -> bool:
+    return getattr(x, "_pinned", False)
 
 
 def _custom(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -293,11 +328,12 @@ class _Functions(TorchFunctionMode):
         if name in ("to", "cuda", "cpu") and isinstance(first, Tensor):
             return _moved(name, func, first, list(args[1:]), kwargs)
         if name == "pin_memory":
+            _forbid("allocation of pinned memory")
             pinned = first.clone()
             pinned._pinned = True
             return pinned
         if name == "is_pinned":
-            return getattr(first, "_pinned", False)
+            return _is_pinned(first)
         if name == "record_stream":
             return None
         if name == "numpy" and isinstance(first, Imitated):
@@ -321,8 +357,11 @@ class _Functions(TorchFunctionMode):
             kwargs["device"] = torch.device("cpu")
             if name in ("tensor", "as_tensor", "asarray"):
                 _record.wait("copy")
-            return tree_map(_imitated, func(*args, **kwargs))
+            made = tree_map(_imitated, func(*args, **kwargs))
+            _done(name, (args, kwargs), made)
+            return made
         if kwargs.pop("pin_memory", False):
+            _forbid("allocation of pinned memory")
             made = func(*args, **kwargs)
             made._pinned = True
             return made
@@ -356,14 +395,16 @@ def _moved(name: str, func: Any, x: Tensor, args: list[Any], kwargs: dict[str, A
     if on_device == target:
         return func(x, *others, **kwargs) if others or kwargs else x
     if target:
-        if x.numel() and not (asynchronous and getattr(x, "_pinned", False)):
+        if x.numel() and not (asynchronous and _is_pinned(x)):
             _record.wait("copy")
         if x.requires_grad and torch.is_grad_enabled() and not x.is_leaf:
             raise RuntimeError("a gradient through a copy between devices is not imitated")
         plain = x.detach()
         if others or kwargs:
             plain = func(plain, *others, **kwargs)
-        return Imitated(plain.clone(memory_format=torch.preserve_format))
+        moved = Imitated(plain.clone(memory_format=torch.preserve_format))
+        _done(name, (x,), moved)
+        return moved
     _record.wait("copy")
     plain = content_of(x).detach().clone(memory_format=torch.preserve_format)
     return func(plain, *others, **kwargs) if others or kwargs else plain
@@ -382,6 +423,7 @@ class _Event:
         pass
 
     def query(self) -> bool:
+        _forbid("event query")
         return True
 
     def synchronize(self) -> None:
@@ -400,7 +442,11 @@ class _Stream:
         pass
 
     def is_capturing(self) -> bool:
-        return False
+        return observer is not None
+
+    def query(self) -> bool:
+        _forbid("stream query")
+        return True
 
     def wait_event(self, event: Any) -> None:
         pass
@@ -446,7 +492,7 @@ def _patches() -> Iterator[Any]:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "_lazy_init": lambda: None,
-        "is_current_stream_capturing": lambda: False,
+        "is_current_stream_capturing": lambda: observer is not None,
         "is_bf16_supported": lambda *a, **k: True,
         "current_stream": lambda *a: _Stream(),
         "Stream": _Stream,
@@ -460,7 +506,9 @@ def _patches() -> Iterator[Any]:
         "stream": _Nothing,
         "set_device": lambda *a: None,
         "synchronize": lambda *a: _record.wait("synchronize"),
-        "empty_cache": lambda: None,
+        "empty_cache": lambda: _forbid("empty_cache"),
+        "manual_seed": lambda *a: _forbid("seed"),
+        "manual_seed_all": lambda *a: _forbid("seed"),
         "max_memory_allocated": lambda *a: 0,
         "memory_allocated": lambda *a: 0,
         "max_memory_reserved": lambda *a: 0,
@@ -477,6 +525,8 @@ def _patches() -> Iterator[Any]:
     for name, value in of_accelerator.items():
         yield mock.patch.object(torch.accelerator, name, value)
     yield mock.patch.object(torch, "autocast", _Autocast)
+    seed = torch.manual_seed
+    yield mock.patch.object(torch, "manual_seed", lambda x: (_forbid("seed"), seed(x))[1])
     yield mock.patch.object(Tensor, "record_stream", return_value=None)
     yield mock.patch.object(torch, "get_device_module", return_value=torch.cuda)
     # Wrapped tensors have no inference form.
@@ -497,8 +547,9 @@ def _interpreted_launches(record: Record) -> Any:
         record.launch(name)
         for x in [*args, *kwargs.values()]:
             if isinstance(x, Tensor) and not isinstance(x, Imitated):
-                raise ValueError(f"{name}: got a tensor of the CPU at {_place()}")
+                raise ValueError(f"{name}: got a tensor of the CPU at {place_of_line()}")
         plain = {key: content_of(x) for key, x in kwargs.items()}
+        _done(name, (self.grid, args, kwargs))
         return launch(self, *map(content_of, args), **plain)
 
     return mock.patch.object(interpreter.GridExecutor, "__call__", counted)
@@ -514,7 +565,17 @@ class _CountedModule:
     def __getattr__(self, name: str) -> Any:
         if name.endswith("_cuda"):
             self._record.launch(name)
-        return getattr(self._module, name)
+        found = getattr(self._module, name)
+        if observer is None or not callable(found):
+            return found
+
+        def observed(*args: Any) -> Any:
+            # Objects of the extension hold addresses; those they were made with are seen.
+            plain = [x if isinstance(x, int | float | str) else type(x).__name__ for x in args]
+            _done(name, plain)
+            return found(*args)
+
+        return observed
 
 
 @contextlib.contextmanager

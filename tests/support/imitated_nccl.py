@@ -115,7 +115,7 @@ class Stand:
         return self._group is not None and self._group is (group or dist.group.WORLD)
 
     def _check(self, name: str, given: dict[str, Any]) -> None:
-        """Refuse tensors that NCCL refuses, on all ranks if on any that agree on the call."""
+        """Refuse tensors that NCCL refuses, and calls that differ between the ranks."""
         tensors = [x for x in tree_leaves(list(given.values())) if isinstance(x, Tensor)]
         for x in tensors:
             if not isinstance(x, Imitated):

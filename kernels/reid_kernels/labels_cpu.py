@@ -181,14 +181,22 @@ def closer_blocked(
     own = own[order]
     counts = torch.empty_like(own)
     for block in row_blocks(len(candidate), n, kind):
-        ends = torch.tensor([block.start, block.stop], device=own.device)
-        first, last = torch.searchsorted(inverse, ends).tolist()
+        first, last = _within(inverse, block, len(candidate))
         similarity = similar(candidate[block])  # (R, n)
         row = inverse[first:last] - block.start
         column = own[first:last]
         bound = similarity[row, column] if pair is None else pair(similarity, row, column)
         counts[order[first:last]] = _closer(similarity, row, bound)
     return counts
+
+
+def _within(ascending: Tensor, block: slice, stop: int) -> tuple[int, int]:
+    """The range of values (P,) in [0, stop) that are in a block. No wait if all are."""
+    if block.start == 0 and block.stop >= stop:
+        return 0, len(ascending)
+    edges = torch.arange(2, device=ascending.device) * (block.stop - block.start) + block.start
+    first, last = torch.searchsorted(ascending, edges).tolist()
+    return first, last
 
 
 def _closer(similarity: Tensor, candidate: Tensor, bound: Tensor) -> Tensor:

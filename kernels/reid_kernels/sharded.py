@@ -267,7 +267,9 @@ def _by_similarity(pairs: Tensor, values: Tensor, rows: int, n: int) -> tuple[Te
     order = values.view(torch.float64).argsort(descending=True, stable=True)
     row = pairs[order] // n
     order = order[row.argsort(stable=True)]
-    return torch.bincount(row, minlength=rows), pairs[order] % n
+    # A `bincount` would make the host wait.
+    counts = row.new_zeros(rows).index_add_(0, row, torch.ones_like(row))
+    return counts, pairs[order] % n
 
 
 def sharded_similarity_topk(

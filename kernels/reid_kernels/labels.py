@@ -54,8 +54,9 @@ def label_prediction(
 
     Waits:
         On a GPU the host waits for the neighbours above the threshold (once for each block of 256
-        MiB), once in each round of candidates, three times more in rounds of over 64 candidates a
-        row, and for the size of the result. A CUDA graph cannot hold it for this reason.
+        MiB), once in each round of candidates, once more in rounds of over 64 candidates a row (and
+        for each block where their similarities fill several), and for the size of the result. A
+        CUDA graph cannot hold it for this reason.
 
     Raises:
         ValueError: Wrong rank, dtype or device, or `at_least` below 1. On a CPU also: rows outside

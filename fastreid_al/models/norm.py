@@ -157,7 +157,7 @@ class DomainGroupedBatchNorm2d(_ByDomain, GroupedBatchNorm2d):
 class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the images of all processes, on a CPU.
 
-    PyTorch's SyncBatchNorm, and the kernels of `DeviceBatchNorm`, do not run there.
+    PyTorch's SyncBatchNorm does not run there.
 
     It uses two collectives that every backend has. The gradients of weight and bias are those of
     the process's own images, because DistributedDataParallel takes their mean over the processes.
@@ -183,46 +183,8 @@ class DomainJoinedBatchNorm(_ByDomain, JoinedBatchNorm):
     """BatchNorm over the images of all processes, by domain."""
 
 
-class DeviceBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over the images of all processes, on CUDA.
-
-    It launches the kernels of PyTorch's SyncBatchNorm. That leaves out processes without images,
-    for which the host waits three times in each forward; here each process has as many images as
-    the others, and at least one. Gradients are as for `JoinedBatchNorm`.
-    """
-
-    world: World
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        """Accept images and vectors."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) -> the same shape."""
-        return self._over_devices(x) if self.training else super().forward(x)
-
-    @torch.compiler.disable  # its collectives cannot be traced
-    def _over_devices(self, x: Tensor) -> Tensor:
-        """Normalise by the statistics of all processes, and update the running ones."""
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:
-            momentum = 1.0 / float(cast(Tensor, self.num_batches_tracked))
-        y = _OverDevices.apply(
-            x,
-            self.weight,
-            self.bias,
-            self.running_mean,
-            self.running_var,
-            momentum,
-            self.eps,
-            self.world,
-        )
-        return cast(Tensor, y)
-
-
-class DomainDeviceBatchNorm(_ByDomain, DeviceBatchNorm):
-    """BatchNorm over the images of all processes, on CUDA, by domain."""
+class DomainSyncBatchNorm(_ByDomain, nn.SyncBatchNorm):
+    """PyTorch's BatchNorm over the images of all processes, on CUDA, by domain."""
 
 
 _BY_DOMAIN: dict[type[nn.Module], type[_ByDomain]] = {
@@ -260,10 +222,10 @@ def without_source(state: Mapping[str, T]) -> dict[str, T]:
 
 #: The forms over all processes, on a CPU and on CUDA.
 _JOINED: dict[type[nn.Module], tuple[type[nn.Module], type[nn.Module]]] = {
-    nn.BatchNorm1d: (JoinedBatchNorm, DeviceBatchNorm),
-    nn.BatchNorm2d: (JoinedBatchNorm, DeviceBatchNorm),
-    DomainBatchNorm1d: (DomainJoinedBatchNorm, DomainDeviceBatchNorm),
-    DomainBatchNorm2d: (DomainJoinedBatchNorm, DomainDeviceBatchNorm),
+    nn.BatchNorm1d: (JoinedBatchNorm, nn.SyncBatchNorm),
+    nn.BatchNorm2d: (JoinedBatchNorm, nn.SyncBatchNorm),
+    DomainBatchNorm1d: (DomainJoinedBatchNorm, DomainSyncBatchNorm),
+    DomainBatchNorm2d: (DomainJoinedBatchNorm, DomainSyncBatchNorm),
 }
 
 
@@ -291,6 +253,7 @@ def join_world(model: nn.Module, world: World) -> nn.Module:
                 cuda = any(x.is_cuda for x in module.buffers(recurse=False))
                 module.__class__ = kinds[cuda]
                 module.world = world  # type: ignore[assignment]
+                module.process_group = world.group  # type: ignore[assignment]
     return model
 
 
@@ -396,7 +359,8 @@ class _OverProcesses(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, world: World
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.layout = _layout(x)
+        channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        ctx.layout = torch.channels_last if channels_last else torch.contiguous_format
         x = x.contiguous(memory_format=ctx.layout)
         dtype = torch.promote_types(x.dtype, torch.float32)
         count = torch.full((1,), x.numel() // x.shape[1], dtype=dtype, device=x.device)
@@ -447,58 +411,3 @@ class _OverProcesses(torch.autograd.Function):
         if weight is None:
             return out, None, None, None, None
         return out, to_weight, to_bias, None, None
-
-
-class _OverDevices(torch.autograd.Function):
-    """BatchNorm over the images of all processes in the kernels of PyTorch's SyncBatchNorm."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
-        eps: float,
-        world: World,
-    ) -> Tensor:
-        ctx.layout = _layout(x)
-        x = x.contiguous(memory_format=ctx.layout)
-        own_mean, own_rstd = torch.batch_norm_stats(x, eps)
-        count = own_mean.new_full((1,), x.numel() // x.shape[1])
-        gathered = world.all_gather(torch.cat((own_mean, own_rstd, count))[None])  # (W, 2 C + 1)
-        means, rstds = (part.contiguous() for part in gathered[:, :-1].chunk(2, 1))  # (W, C) each
-        counts = gathered[:, -1].contiguous()  # (W,)
-        if running_mean is not None:
-            counts = counts.to(running_mean.dtype)
-        mean, rstd = torch.batch_norm_gather_stats_with_counts(
-            x, means, rstds, running_mean, running_var, momentum, eps, counts
-        )
-        ctx.save_for_backward(x, weight, mean, rstd, counts.to(torch.int32))
-        ctx.world = world
-        return torch.batch_norm_elemt(x, weight, bias, mean, rstd, eps)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rstd, counts = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=ctx.layout)
-        total, product, to_weight, to_bias = torch.batch_norm_backward_reduce(
-            gradient, x, mean, rstd, weight, True, True, True
-        )
-        total, product = ctx.world.all_reduce_sum(torch.stack((total, product)))
-        factor = None if weight is None else weight.to(mean.dtype)
-        to_x = torch.batch_norm_backward_elemt(
-            gradient, x, mean, rstd, factor, total, product, counts
-        )
-        if weight is None:
-            return to_x, *[None] * 7
-        return to_x, to_weight, to_bias, *[None] * 5
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    """The order in memory that images keep."""
-    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last else torch.contiguous_format

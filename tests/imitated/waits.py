@@ -33,7 +33,8 @@ def write(cases: Mapping[str, Sequence[str]]) -> None:
     parts = [
         "# Lines that make the host wait for the device, by case of cases.py, and of\n"
         "# rank_cases.py for two ranks. Steps of a training wait for the sizes of label lists\n"
-        "# alone; the rest is done once in an epoch or less.\n"
+        "# alone; plain BatchNorms over two ranks, which are PyTorch's, wait as well. The rest is\n"
+        "# done once in an epoch or less.\n"
     ]
     for name, lines in {**listed(), **cases}.items():
         if lines:

@@ -15,12 +15,10 @@ import build_native
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from fastreid_al.distributed.world import World
-from fastreid_al.models import join_world
 from tests.imitated import waits
-from tests.support.imitated_cuda import ROOT, content_of, imitated_cuda
+from tests.support.imitated_cuda import ROOT, imitated_cuda
 from tests.support.imitated_nccl import imitated_nccl
 from tests.support.kernels import interpreted
 from tests.support.process_pool import Pool
@@ -162,48 +160,3 @@ def exchanged(world: World) -> None:
 def test_content_moves_between_devices_without_a_wait(pool: Pool) -> None:
     pytest.importorskip("triton")
     pool.run(exchanged, 2)
-
-
-def normalised(world: World, momentum: float | None) -> None:
-    """BatchNorms over two ranks on devices against those on CPUs, without a wait."""
-    models = []
-    for _ in range(2):
-        torch.manual_seed(1)
-        layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.BatchNorm1d(6 * 8)]
-        models.append(nn.Sequential(*layers, nn.BatchNorm1d(6 * 8, affine=False)))
-    for module in (module for model in models for module in model.modules()):
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = momentum
-    images = torch.randn(2, world.size * 4, 3, 6, 4).chunk(world.size, 1)[world.rank]
-    expected = trained_norms(join_world(models[0], world), images)
-    with imitated_cuda() as record, imitated_nccl(world.group) as stand:
-        model = join_world(models[1].to("cuda"), world)
-        given = images.to("cuda")
-        record.clear()
-        got = trained_norms(model, given)
-        if momentum is not None:
-            assert not record.waits, record.waits
-        assert stand.calls == {"all_gather_single": 6, "all_reduce": 6}
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(content_of(a), b, rtol=1e-4, atol=1e-5)
-
-
-def trained_norms(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Outputs, gradients and buffers after a step for each of some batches."""
-    found = []
-    for batch in images:
-        x = batch.detach().requires_grad_()
-        y = model(x.contiguous(memory_format=torch.channels_last))
-        y.square().mul(y.detach().exp()).sum().backward()
-        assert x.grad is not None
-        found += [y.detach(), x.grad]
-    found += [p.grad for p in model.parameters() if p.grad is not None]
-    return [*found, *model.buffers()]
-
-
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_batchnorms_over_devices_are_those_over_cpus_and_do_not_wait(
-    pool: Pool, momentum: float | None
-) -> None:
-    pytest.importorskip("triton")
-    pool.run(normalised, 2, momentum)

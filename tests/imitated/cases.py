@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from reid_kernels import BankIndex
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -70,6 +71,18 @@ def operator(name: str) -> Case:
         return _flat(examples()[name](_with_ids_on(call, device), x, bank))
 
     return case
+
+
+def bank_index(device: str, record: Record | None) -> list[Any]:
+    """An index of a bank that is searched, changed and searched again."""
+    bank = planted().to(device)
+    index = BankIndex(bank)
+    query = bank[:BATCH] + 0.1
+    before = index.search(query, 4)
+    changed = torch.arange(3, 9).to(device)
+    bank[changed] = query[: len(changed)]
+    index.update(changed)
+    return [*before, *index.search(query, 4, exclude=torch.arange(BATCH).to(device))]
 
 
 def _with_ids_on(call: Callable[..., Any], device: str) -> Callable[..., Any]:
@@ -212,6 +225,7 @@ def tiny_run(folder: Path, method: str, device: str) -> RunConfig:
 
 CASES: dict[str, Case] = {
     **{f"operator {name}": operator(name) for name in sorted(examples())},
+    "index of a bank": bank_index,
     "step of ucal, images": instance_memory,
     "step of ucal, clusters": cluster_memory(False),
     "step of ucal, hardest": cluster_memory(True),

@@ -602,7 +602,7 @@ def group_maxima_kernel(
     begin = (tl.program_id(0) // tiles).to(tl.int64) * width
     local = tl.arange(0, BLOCK_N)
     member = local // width
-    column = begin + local % width + member * groups.to(tl.int64)
+    column = begin + local % width + member.to(tl.int64) * groups
     exists = (column < n) & (begin + local % width < groups)
     similarity = product(
         query_ptr,
@@ -643,7 +643,7 @@ def group_maxima_kernel(
     if KEYS:
         members = tl.arange(0, GROUP)[None, :, None]
         first = tl.min(tl.where(order == best[:, None, :], members, GROUP - 1), axis=1)
-        lowest = (begin + group)[None, :] + first * groups.to(tl.int64)
+        lowest = (begin + group)[None, :] + first.to(tl.int64) * groups
         tl.store(maxima_ptr + place, packed(best, lowest), mask=mask)
     else:
         second = tl.max(tl.where(order == best[:, None, :], -0x80000000, order), axis=1)
@@ -685,7 +685,7 @@ def rescore_kernel(
     place = (tl.program_id(0) % pieces) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = place < chosen * GROUP
     group = tl.load(groups_ptr + row * chosen + place // GROUP, mask=inside, other=0)
-    column = group + place % GROUP * groups.to(tl.int64)
+    column = group + (place % GROUP).to(tl.int64) * groups
     real = inside & (column < n)
     if EXCLUDE:
         real = real & (column != tl.load(exclude_ptr + row))

@@ -414,32 +414,30 @@ def jobs_with_integers(integers: Iterable[int]) -> list[Job]:
 
 
 def every_job(names: Iterable[str] = CHIPS) -> list[Job]:
-    """Every launch for `DISASSEMBLED`, and a part of them for the other chips.
+    """Launches for each chip, the first of which is `nothing_much`.
 
-    For `DISASSEMBLED` large programs are compiled for sizes that 16 divides as well. The part of
-    the other chips has no float16, whose tiles are those of bfloat16: for an older chip one launch
-    of each kernel, dtype and tile, for chips of which no tile is tuned one of each kernel and
-    dtype. Wide tiles are compiled for the chips that have room for them. The first job of a chip
-    is `nothing_much`.
+    `DISASSEMBLED`: one of each kernel, dtypes, tile and flags, and large programs with sizes that
+    16 divides as well. Float16 with the code of bfloat16: one of each kernel and tile. Older chips:
+    one of each kernel, dtypes and tile. Chips of which no tile is tuned: one of each kernel and
+    dtypes. Wide tiles are compiled for the chips that have room for them.
     """
     jobs = [Job(None, chip) for chip in names]
     seen: set[tuple[str, ...]] = set()
     for (number, launch), chip in itertools.product(enumerate(captured()), names):
-        if not launch.suits(chip):
+        tuned = chip == DISASSEMBLED
+        if not launch.suits(chip) or (launch.half() and not tuned):
             continue
-        if chip == DISASSEMBLED:
-            jobs.append(Job(number, chip))
-            if launch.kwargs.get("num_warps") == LARGE_WARPS and not launch.alike():
-                kind = (chip, launch.kernel.__name__, launch.memory(), launch.config())
-                if kind not in seen:
-                    seen.add(kind)
-                    jobs.append(Job(number, chip, integer=EVEN))
+        detail = "" if chip in SAMPLED else launch.tile()
+        if tuned and not launch.alike():
+            detail = launch.config()
+        kind = (chip, launch.kernel.__name__, launch.memory(), detail)
+        if kind in seen:
             continue
-        tile = "" if chip in SAMPLED else launch.tile()
-        kind = (chip, launch.kernel.__name__, launch.memory(), tile)
-        if kind not in seen and not launch.half():
-            seen.add(kind)
-            jobs.append(Job(number, chip))
+        seen.add(kind)
+        jobs.append(Job(number, chip))
+        large = launch.kwargs.get("num_warps") == LARGE_WARPS
+        if tuned and large and not launch.alike():
+            jobs.append(Job(number, chip, integer=EVEN))
     return jobs
 
 

@@ -15,6 +15,7 @@ PYBIND11_MODULE(_native, m) {
 #else
     m.attr("openmp") = true;
 #endif
+    fastreid_al::bind_bank_contrast(m);
     fastreid_al::bind_neighbours(m);
     fastreid_al::bind_jaccard(m);
     fastreid_al::bind_components(m);

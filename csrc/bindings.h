@@ -18,6 +18,7 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
+void bind_bank_contrast(pybind11::module_& m);
 void bind_components(pybind11::module_& m);
 void bind_jaccard(pybind11::module_& m);
 void bind_kmedoids(pybind11::module_& m);

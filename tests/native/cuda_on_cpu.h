@@ -6,14 +6,22 @@
 // yields to another fibre before an atomic. The seed determines the interleaving, so results are
 // repeatable and every seed tests another one. A deadlock is an error that names who waits where.
 //
-// ThreadSanitizer sees fibres as threads that are ordered only by what CUDA guarantees:
-// __syncthreads, __syncwarp, the beginning and end of a launch; not shuffles, votes and atomics.
-// Blocks are ordered too, because they share the arrays that emulate __shared__ memory: a race
-// between blocks shows as a result that depends on the seed, not as a report.
+// The blocks of a cluster run together. Each has its own dynamic shared memory, which the others
+// reach by `in_block`; they share the arrays that emulate static __shared__ memory, so a kernel
+// that is launched in clusters must not have any. An asynchronous copy happens when it is issued or
+// when it is waited for, as the seed determines. A write to the shared memory of a block that has
+// returned is an error.
 //
-// Environment, read at each launch: FASTREID_AL_EMULATED_SEED (1) and
+// ThreadSanitizer sees fibres as threads that are ordered only by what CUDA guarantees:
+// __syncthreads, __syncwarp, the barrier of a cluster, the beginning and end of a launch; not
+// shuffles, votes and atomics. Clusters are ordered too, because they share the arrays that emulate
+// __shared__ memory: a race between them shows as a result that depends on the seed, not as a
+// report.
+//
+// Environment, read at each launch: FASTREID_AL_EMULATED_SEED (1),
 // FASTREID_AL_EMULATED_SHARED_BYTES (101376, that of sm_86 and sm_120, the least of the
-// architectures that the extension is built for).
+// architectures that the extension is built for) and FASTREID_AL_EMULATED_CLUSTERS (3, the clusters
+// that the device says it runs at a time).
 #pragma once
 
 #include <sys/mman.h>
@@ -72,6 +80,9 @@ namespace fastreid_al {
 namespace emulated {
 
 constexpr int most_threads = 1024;
+constexpr int most_blocks = 8;  // of a cluster
+constexpr int most_fibres = most_blocks * most_threads;
+constexpr int most_copies = 64;  // of a thread, on their way
 constexpr size_t stack_bytes = 256 * 1024;
 // Bytes behind the dynamic shared memory that detect writes past its end; AddressSanitizer needs
 // none.
@@ -113,7 +124,15 @@ inline void begin_stack(Context* context, void* stack, void (*function)()) {
 }
 #endif
 
-enum class Wait : int { nothing, block, warp, shuffle, vote, over };
+enum class Wait : int { nothing, block, warp, shuffle, vote, cluster, over };
+
+// An asynchronous copy that has not happened: `bytes` of `from`, then zeros up to `room`.
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes, room;
+    unsigned group;
+};
 
 struct Thread {
     Context context;
@@ -124,6 +143,12 @@ struct Thread {
     unsigned mask;
     int source;
     uint64_t value;
+    Copy copies[most_copies];
+    int copy_count;
+    unsigned copy_groups;  // that were committed
+    unsigned exchanges;    // of registers with the other lanes
+    bool arrived;          // at the barrier of the cluster, without having waited
+    unsigned arrived_at;   // the number of that barrier
 };
 
 struct Warp {
@@ -132,6 +157,15 @@ struct Warp {
     // so that a lane that reaches the next barrier is not counted twice in this one.
     unsigned meetings[32];
     char meeting[32][2][8];
+    // Registers that lanes show each other, in turn as above.
+    uint64_t shown[2][32][3];
+};
+
+struct Block {
+    int alive, at_barrier;
+    unsigned barriers;
+    unsigned char* pool;
+    char barrier[2][8];
 };
 
 struct Machine {
@@ -144,20 +178,25 @@ struct Machine {
 
     void (*call)(const void*);
     const void* arguments;
-    int size, alive, at_barrier, current;
+    int size;           // threads of a block
+    int cluster, all;   // blocks and threads of a cluster
+    int alive, current;
+    int at_cluster_barrier;
+    unsigned cluster_barriers;
+    int64_t first_block;
     uint64_t random;
-    unsigned char* pool;
+    size_t pool_bytes;
 
     const char* failure;
     int created;
     int ready_count;
-    unsigned barriers;
-    int ready[most_threads];
-    Warp warps[most_threads / 32];
-    Thread threads[most_threads];
+    int ready[most_fibres];
+    Warp warps[most_fibres / 32];
+    Thread threads[most_fibres];
+    Block blocks[most_blocks];
 
     // Addresses that identify barriers to ThreadSanitizer.
-    char begun[8], barrier[2][8], ended[8];
+    char begun[8], cluster_barrier[2][8], ended[8];
 };
 
 inline Machine machine;
@@ -208,7 +247,8 @@ FASTREID_AL_UNSEEN void suspend() {
 FASTREID_AL_UNSEEN void resume(int thread) {
     Thread& next = machine.threads[thread];
     machine.current = thread;
-    threadIdx.x = static_cast<unsigned>(thread);
+    threadIdx.x = static_cast<unsigned>(thread % machine.size);
+    blockIdx.x = static_cast<unsigned>(machine.first_block + thread / machine.size);
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(&machine.host_fake_stack, next.stack, stack_bytes);
 #endif
@@ -226,12 +266,24 @@ FASTREID_AL_UNSEEN void fail(const char* what) {
     suspend();
 }
 
-FASTREID_AL_UNSEEN void open_barrier_if_full() {
-    if (machine.at_barrier == 0 || machine.at_barrier != machine.alive) return;
-    machine.at_barrier = 0;
-    ++machine.barriers;
-    for (int t = 0; t < machine.size; ++t)
+// The number of the current fibre's block in its cluster.
+FASTREID_AL_UNSEEN int block_rank() { return machine.current / machine.size; }
+
+FASTREID_AL_UNSEEN void open_barrier_if_full(int rank) {
+    Block& block = machine.blocks[rank];
+    if (block.at_barrier == 0 || block.at_barrier != block.alive) return;
+    block.at_barrier = 0;
+    ++block.barriers;
+    for (int t = rank * machine.size; t < (rank + 1) * machine.size; ++t)
         if (machine.threads[t].wait == Wait::block) make_ready(t);
+}
+
+FASTREID_AL_UNSEEN void open_cluster_barrier_if_full() {
+    if (machine.at_cluster_barrier == 0 || machine.at_cluster_barrier != machine.alive) return;
+    machine.at_cluster_barrier = 0;
+    ++machine.cluster_barriers;
+    for (int t = 0; t < machine.all; ++t)
+        if (machine.threads[t].wait == Wait::cluster) make_ready(t);
 }
 
 // Resume the lanes of a warp that wait with this mask, if all that have not returned are waiting.
@@ -289,13 +341,60 @@ FASTREID_AL_UNSEEN uint64_t wait_for_lanes(Wait kind, unsigned mask, uint64_t va
 }
 
 FASTREID_AL_UNSEEN void wait_for_block() {
-    void* meeting = machine.barrier[machine.barriers & 1];
+    const int rank = block_rank();
+    Block& block = machine.blocks[rank];
+    void* meeting = block.barrier[block.barriers & 1];
     release(meeting);
     machine.threads[machine.current].wait = Wait::block;
-    ++machine.at_barrier;
-    open_barrier_if_full();
+    ++block.at_barrier;
+    open_barrier_if_full(rank);
     suspend();
     acquire(meeting);
+}
+
+FASTREID_AL_UNSEEN void arrive_at_cluster(bool releases) {
+    Thread& self = machine.threads[machine.current];
+    if (self.arrived) fail("a thread arrives twice at the barrier of the cluster without waiting");
+    self.arrived = true;
+    self.arrived_at = machine.cluster_barriers;
+    if (releases) release(machine.cluster_barrier[self.arrived_at & 1]);
+    ++machine.at_cluster_barrier;
+    open_cluster_barrier_if_full();
+}
+
+FASTREID_AL_UNSEEN void wait_for_cluster() {
+    Thread& self = machine.threads[machine.current];
+    if (!self.arrived) fail("a thread waits for the cluster without having arrived");
+    if (self.arrived_at == machine.cluster_barriers) {
+        self.wait = Wait::cluster;
+        suspend();
+    }
+    self.arrived = false;
+    acquire(machine.cluster_barrier[self.arrived_at & 1]);
+}
+
+// Begin an asynchronous copy; returns whether it happens at once.
+FASTREID_AL_UNSEEN bool begin_copy(const Copy& work) {
+    Thread& self = machine.threads[machine.current];
+    if (draw(2)) return true;
+    if (self.copy_count == most_copies) fail("a thread has too many copies on their way");
+    self.copies[self.copy_count] = work;
+    self.copies[self.copy_count++].group = self.copy_groups;
+    return false;
+}
+
+FASTREID_AL_UNSEEN void end_copy_group() { ++machine.threads[machine.current].copy_groups; }
+
+// Take a copy of the groups before the last `pending`; returns whether there is one.
+FASTREID_AL_UNSEEN bool take_copy(unsigned pending, Copy* work) {
+    Thread& self = machine.threads[machine.current];
+    for (int i = 0; i < self.copy_count; ++i) {
+        if (self.copies[i].group + pending >= self.copy_groups) continue;
+        *work = self.copies[i];
+        self.copies[i] = self.copies[--self.copy_count];
+        return true;
+    }
+    return false;
 }
 
 // Before an atomic: sometimes yield to other fibres.
@@ -305,13 +404,27 @@ FASTREID_AL_UNSEEN void give_way() {
     suspend();
 }
 
+// Fill the shared memory of a block that has returned, so that later writes show.
+FASTREID_AL_UNSEEN void retire(Block& block) {
+#ifndef __SANITIZE_THREAD__
+    if (machine.cluster > 1)
+        for (size_t i = 0; i + guard_bytes < machine.pool_bytes; ++i) block.pool[i] = 0xA5;
+#else
+    (void)block;
+#endif
+}
+
 FASTREID_AL_UNSEEN void leave() {
-    const int thread = machine.current;
+    const int thread = machine.current, rank = block_rank();
+    if (machine.threads[thread].copy_count)
+        machine.failure = "a thread returns before it has waited for its copies";
     machine.threads[thread].wait = Wait::over;
     machine.warps[thread / 32].lanes &= ~(1u << thread % 32);
     --machine.alive;
-    open_barrier_if_full();
-    for (int t = thread / 32 * 32; t < machine.size && t < thread / 32 * 32 + 32; ++t) {
+    if (--machine.blocks[rank].alive == 0) retire(machine.blocks[rank]);
+    open_barrier_if_full(rank);
+    open_cluster_barrier_if_full();
+    for (int t = thread / 32 * 32; t < machine.all && t < thread / 32 * 32 + 32; ++t) {
         const Wait wait = machine.threads[t].wait;
         if (wait == Wait::warp || wait == Wait::shuffle || wait == Wait::vote)
             join_lanes(thread / 32, machine.threads[t].mask);
@@ -361,12 +474,19 @@ FASTREID_AL_UNSEEN void abandon() {
     }
 }
 
-FASTREID_AL_UNSEEN bool run_block(int64_t block) {
-    machine.alive = machine.size;
-    machine.at_barrier = machine.ready_count = 0;
-    blockIdx.x = static_cast<unsigned>(block);
-    for (int t = 0; t < machine.size; ++t) {
+FASTREID_AL_UNSEEN bool run_cluster(int64_t first_block) {
+    machine.alive = machine.all;
+    machine.at_cluster_barrier = machine.ready_count = 0;
+    machine.first_block = first_block;
+    for (int rank = 0; rank < machine.cluster; ++rank) {
+        machine.blocks[rank].alive = machine.size;
+        machine.blocks[rank].at_barrier = 0;
+    }
+    for (int t = 0; t < machine.all; ++t) {
         machine.warps[t / 32].lanes = (t % 32 ? machine.warps[t / 32].lanes : 0) | 1u << t % 32;
+        machine.threads[t].copy_count = 0;
+        machine.threads[t].arrived = false;
+        machine.threads[t].exchanges = 0;
         make_ready(t);
     }
     while (machine.alive) {
@@ -381,11 +501,12 @@ FASTREID_AL_UNSEEN bool run_block(int64_t block) {
 
 inline std::string who_waits() {
     static const char* const names[] =
-        {"run", "__syncthreads", "__syncwarp", "a shuffle", "a vote", "have returned"};
-    int counts[6] = {};
-    for (int t = 0; t < machine.size; ++t) ++counts[static_cast<int>(machine.threads[t].wait)];
+        {"run", "__syncthreads", "__syncwarp", "a shuffle", "a vote", "the cluster",
+         "have returned"};
+    int counts[7] = {};
+    for (int t = 0; t < machine.all; ++t) ++counts[static_cast<int>(machine.threads[t].wait)];
     std::string text;
-    for (int k = 0; k < 6; ++k)
+    for (int k = 0; k < 7; ++k)
         if (counts[k])
             text += (text.empty() ? "" : ", ") + std::to_string(counts[k]) + ": " + names[k];
     return text;
@@ -396,11 +517,45 @@ inline uint64_t setting(const char* name, uint64_t otherwise) {
     return text && *text ? std::strtoull(text, nullptr, 10) : otherwise;
 }
 
-FASTREID_AL_UNSEEN void run(int64_t blocks, int threads, size_t shared_bytes,
+// Run the blocks of one cluster; a kernel that is launched without clusters has one block in each.
+FASTREID_AL_UNSEEN void run_and_check(int64_t first_block, size_t shared_bytes) {
+    // Shared memory is not zero at the start of a block.
+    for (int rank = 0; rank < machine.cluster; ++rank)
+        memset(machine.blocks[rank].pool, 0xA5, machine.pool_bytes);
+    release(machine.begun);
+    const bool over = run_cluster(first_block);
+    acquire(machine.ended);
+    const std::string name = "block " + std::to_string(first_block) + ": ";
+    if (!over || machine.failure) {
+        const std::string what =
+            machine.failure ? machine.failure : "threads wait for others that do not come";
+        const std::string waiting = who_waits();
+        abandon();
+        throw std::runtime_error(name + what + " (" + waiting + ")");
+    }
+    const auto written = [](int rank, size_t from) {
+        const unsigned char* pool = machine.blocks[rank].pool;
+        return std::any_of(pool + from, pool + machine.pool_bytes,
+                           [](unsigned char byte) { return byte != 0xA5; });
+    };
+    for (int rank = 0; rank < machine.cluster; ++rank) {
+        if (written(rank, shared_bytes))
+            throw std::runtime_error(name + "written past its dynamic shared memory");
+#ifndef __SANITIZE_THREAD__
+        if (machine.cluster > 1 && written(rank, 0))
+            throw std::runtime_error(name + "a block writes to one that has returned");
+#endif
+    }
+}
+
+// Run a kernel in clusters of `cluster` blocks.
+FASTREID_AL_UNSEEN void run(int64_t blocks, int cluster, int threads, size_t shared_bytes,
                             void (*call)(const void*), const void* arguments) {
     std::lock_guard<std::mutex> lock(machine.one_launch);
-    create(threads);
+    create(cluster * threads);
     machine.size = threads;
+    machine.cluster = cluster;
+    machine.all = cluster * threads;
     machine.call = call;
     machine.arguments = arguments;
     machine.failure = nullptr;
@@ -411,30 +566,17 @@ FASTREID_AL_UNSEEN void run(int64_t blocks, int threads, size_t shared_bytes,
 #ifdef __SANITIZE_THREAD__
     machine.host_fibre = __tsan_get_current_fiber();
 #endif
-    const std::unique_ptr<unsigned char[]> pool(new unsigned char[shared_bytes + guard_bytes]);
-    machine.pool = pool.get();
-    std::vector<int64_t> order(static_cast<size_t>(blocks));
-    std::iota(order.begin(), order.end(), 0);
-    for (int64_t b = blocks - 1; b > 0; --b) std::swap(order[b], order[draw(b + 1)]);
-    for (const int64_t block : order) {
-        // Shared memory is not zero at the start of a block.
-        memset(machine.pool, 0xA5, shared_bytes + guard_bytes);
-        release(machine.begun);
-        const bool over = run_block(block);
-        acquire(machine.ended);
-        if (!over) {
-            const std::string what =
-                machine.failure ? machine.failure : "threads wait for others that do not come";
-            const std::string waiting = who_waits();
-            abandon();
-            throw std::runtime_error("block " + std::to_string(block) + ": " + what + " (" +
-                                     waiting + ")");
-        }
-        for (size_t i = shared_bytes; i < shared_bytes + guard_bytes; ++i)
-            if (machine.pool[i] != 0xA5)
-                throw std::runtime_error("block " + std::to_string(block) +
-                                         ": written past its dynamic shared memory");
+    machine.pool_bytes = shared_bytes + guard_bytes;
+    std::vector<std::unique_ptr<unsigned char[]>> pools;
+    for (int rank = 0; rank < cluster; ++rank) {
+        pools.emplace_back(new unsigned char[machine.pool_bytes]);
+        machine.blocks[rank].pool = pools.back().get();
     }
+    const int64_t clusters = blocks / cluster;
+    std::vector<int64_t> order(static_cast<size_t>(clusters));
+    std::iota(order.begin(), order.end(), 0);
+    for (int64_t c = clusters - 1; c > 0; --c) std::swap(order[c], order[draw(c + 1)]);
+    for (const int64_t number : order) run_and_check(cluster * number, shared_bytes);
 }
 
 template <class T>
@@ -490,12 +632,15 @@ inline size_t most_shared_bytes() {
     return emulated::setting("FASTREID_AL_EMULATED_SHARED_BYTES", 101376);
 }
 
+// Launch a kernel in clusters of `cluster` blocks.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, void*,
-            Arguments... arguments) {
+void launch_clusters(void (*kernel)(Parameters...), int64_t clusters, int cluster, int threads,
+                     size_t shared_bytes, void*, Arguments... arguments) {
+    const int64_t blocks = clusters * cluster;
     if (blocks <= 0) return;
     if (blocks > std::numeric_limits<int32_t>::max() || threads < 1 ||
-        threads > emulated::most_threads)
+        threads > emulated::most_threads || cluster > emulated::most_blocks ||
+        (cluster > 1 && threads % 32))
         throw std::runtime_error("kernel launch: " + std::to_string(blocks) + " x " +
                                  std::to_string(threads) + " threads");
     if (shared_bytes > most_shared_bytes())
@@ -504,7 +649,7 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t s
     using Call = std::tuple<void (*)(Parameters...), std::tuple<std::decay_t<Parameters>...>>;
     const Call call{kernel, {static_cast<Parameters>(arguments)...}};
     emulated::run(
-        blocks, threads, shared_bytes,
+        blocks, cluster, threads, shared_bytes,
         [](const void* p) {
             const auto& [function, values] = *static_cast<const Call*>(p);
             std::apply(function, values);
@@ -512,9 +657,22 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t s
         &call);
 }
 
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
+            void* stream, Arguments... arguments) {
+    launch_clusters(kernel, blocks, 1, threads, shared_bytes, stream, arguments...);
+}
+
+// Clusters of a kernel that run at a time; 0 where it cannot run.
+template <class... Parameters>
+int64_t most_clusters(void (*)(Parameters...), int, int, size_t shared_bytes) {
+    if (shared_bytes > most_shared_bytes()) return 0;
+    return static_cast<int64_t>(emulated::setting("FASTREID_AL_EMULATED_CLUSTERS", 3));
+}
+
 template <class T>
 T* dynamic_shared() {
-    return reinterpret_cast<T*>(emulated::machine.pool);
+    return reinterpret_cast<T*>(emulated::machine.blocks[emulated::block_rank()].pool);
 }
 
 template <class T>

@@ -330,6 +330,13 @@ class MemoryConfig:
         only=when("memory.kind", "cluster"),
     )
     temperature: float = setting(0.05, "tau of Eq. 1.", above=0)
+    one_read: bool = setting(
+        False,
+        "Compute the loss and its gradient from one read of the memory, with bfloat16 products; "
+        "for one GPU of compute capability 9.0 or later, where its speed was not measured yet.",
+        resumable=True,
+        only=when("memory.kind", "cluster"),
+    )
 
 
 @documented

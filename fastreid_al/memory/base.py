@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..arguments import as_features, as_ids, as_number, as_temperature, as_world, check_range
 from ..distributed.world import SINGLE_PROCESS, Sharded, World
+from .one_read import fits, one_read_contrast_loss
 from .sharding import class_centroids, even_owners, places_on
 
 
@@ -47,6 +48,8 @@ class FeatureMemory:
 
     #: Whether an update takes only the image of a class that is least similar to its vector.
     hardest = False
+    #: Whether the loss is computed from one read of the bank, where the shapes allow it.
+    one_read = False
 
     def __init__(
         self,
@@ -119,9 +122,13 @@ class FeatureMemory:
 
         Raises:
             ValueError: Wrong shape or dtype; on a CPU, a row outside the n images.
+            RuntimeError: `one_read` is set, and the device has no such form.
         """
         rows = self._checked_rows(rows)
         features = as_rows("features", features)
+        if self.one_read and fits(features, self.bank):
+            targets = self.classes[rows]
+            return one_read_contrast_loss(features, self.bank, targets, self.temperature)
         return sharded_bank_contrast_loss(
             features,
             self.bank,

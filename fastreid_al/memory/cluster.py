@@ -30,6 +30,12 @@ class ClusterMemory(FeatureMemory):
         source: (m,) int64 identity of each image of the source, numbered without gaps; None without
             a source.
         world: The ranks over which the memory is sharded.
+        one_read: Compute the loss from one read of the memory (`one_read_contrast_loss`), with
+            16-bit products. Needs a single rank and a GPU of compute capability 9.0 or later. Its
+            speed was not measured.
+
+    Raises:
+        ValueError: `one_read` with several ranks, or another argument out of range.
     """
 
     def __init__(
@@ -39,9 +45,16 @@ class ClusterMemory(FeatureMemory):
         hardest: bool = False,
         source: Tensor | None = None,
         world: World = SINGLE_PROCESS,
+        one_read: bool = False,
     ) -> None:
         super().__init__(momentum, temperature, source, world)
         self.hardest = as_flag("hardest", hardest)
+        self.one_read = as_flag("one_read", one_read)
+        if one_read and self.world.size > 1:
+            raise ValueError(
+                f"one_read: got true with {self.world.size} ranks, expected one rank; "
+                "set memory.one_read to false"
+            )
 
     def start(self, features: Tensor) -> None:  # noqa: D102
         features = self.world.raise_together(lambda: as_features("features", features))

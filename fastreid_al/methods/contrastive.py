@@ -273,7 +273,8 @@ def build_memory(
     """Build the memory that a configuration names.
 
     Args:
-        config: Kind, momentum (None: the published one of the kind), temperature and update.
+        config: Kind, momentum (None: the published one of the kind), temperature, update and form
+            of the loss.
         source: (m,) int64 identities of the source's images, or None.
         world: The ranks over which the memory is sharded.
     """
@@ -281,7 +282,9 @@ def build_memory(
         momentum = 0.2 if config.momentum is None else config.momentum
         return InstanceMemory(momentum, config.temperature, source, world)
     momentum = 0.1 if config.momentum is None else config.momentum
-    return ClusterMemory(momentum, config.temperature, config.hardest, source, world)
+    return ClusterMemory(
+        momentum, config.temperature, config.hardest, source, world, config.one_read
+    )
 
 
 def _largest_range(features: Tensor, world: World) -> float:

@@ -17,6 +17,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from reid_kernels import ClassIndex, bank_contrast_loss, bank_contrast_loss_reference, class_index
 from torch import Tensor
 
+from fastreid_al.memory.one_read import fits, one_read_contrast_loss
+
 #: Batch, bank rows, width.
 SIZES = {
     "small": [(64, 5_000, 512)],
@@ -64,7 +66,29 @@ def ours(features: Tensor, bank: Tensor, targets: Tensor) -> Found:
     return harness.value_and_gradient(bank_contrast_loss, features, bank, targets, TEMPERATURE)
 
 
-FORMS: dict[str, Callable[..., Found]] = {"eager": eager, "compiled": compiled, "ours": ours}
+def one_read(features: Tensor, bank: Tensor, targets: Tensor) -> Found:
+    return harness.value_and_gradient(one_read_contrast_loss, features, bank, targets, TEMPERATURE)
+
+
+def need_one_read(device: str, dtype: str, size: tuple[int, int, int]) -> None:
+    """Skip where the one-read form has no kernel, or rounds the rows first."""
+    if dtype == "float32":
+        pytest.skip("the one-read form is for 16-bit rows")
+    problem = make(device, dtype, *size[:1], 2 * size[0], size[2])
+    if not fits(problem.features, problem.bank):
+        pytest.skip("the one-read form has no kernel for this shape")
+    try:
+        one_read(*problem)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+FORMS: dict[str, Callable[..., Found]] = {
+    "eager": eager,
+    "compiled": compiled,
+    "ours": ours,
+    "one read": one_read,
+}
 
 
 def make_classes(device: str, dtype: str, batch: int, n: int, dim: int) -> tuple[Any, ...]:
@@ -178,6 +202,8 @@ def test_bank_contrast_loss(
 ) -> None:
     if form == "compiled":
         harness.need_compiler(device)
+    if form == "one read":
+        need_one_read(device, dtype, size)
     batch, n, dim = size
     found = harness.measure_operator(
         benchmark,

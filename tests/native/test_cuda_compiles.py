@@ -71,6 +71,23 @@ def compiled(
         return dict(zip(jobs, pool.map(compile_one, jobs), strict=True))
 
 
+def test_one_read_kernel_has_its_sums_in_registers(compiled):
+    for (path, chip), done in compiled.items():
+        if path.name != "bank_contrast_cuda.cu":
+            continue
+        assert done.returncode == 0, done.stdout + done.stderr
+        kernels = kernels_of(done.stdout + done.stderr)
+        parts = [kernel for kernel in kernels if "part_kernel" in str(kernel["kernel"])]
+        # Two formats, five shapes.
+        assert len(parts) == 10
+        for kernel in parts:
+            # An array that is not in registers has a stack frame. Before compute capability 9.0 the
+            # kernel has no body.
+            assert kernel["stack"] == 0, f"sm_{chip}: {kernel}"
+            has_body = int(kernel["registers"]) > 100
+            assert has_body == (int(chip) >= 90), f"sm_{chip}: {kernel}"
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_cuda_source_compiles_and_spills_no_registers(compiled, source: Path):
     for (path, chip), done in compiled.items():

@@ -120,7 +120,8 @@ def test_values_in_range_are_accepted(values: dict[str, Any]) -> None:
 RESUMABLE = (
     *("epochs", "evaluate_every", "device", "data_root", "source_root", "run_dir", "weights"),
     *("tensorboard", "profile", "ask", "annotator", "image.store_gib", "image.place"),
-    *("image.cache", "image.cache_gib", "optimizer.lr", "optimizer.backbone_lr"),
+    *("image.cache", "image.cache_gib", "memory.one_read"),
+    *("optimizer.lr", "optimizer.backbone_lr"),
     *("optimizer.momentum", "optimizer.weight_decay", "optimizer.step", "optimizer.gamma"),
 )
 RESUMABLE_GROUPS = ("engine.", "evaluation.", "cluster.", "questions.", "oracle.")

@@ -6,7 +6,9 @@
 
 namespace fastreid_al {
 
-constexpr int64_t BANK_CONTRAST_MOST_ROWS = 512, BANK_CONTRAST_MOST_WIDTH = 4096;
+constexpr int64_t BANK_CONTRAST_MOST_BATCH = 512, BANK_CONTRAST_MOST_WIDTH = 4096;
+// Numbers of bank rows, and of tiles past the last, fit int.
+constexpr int64_t BANK_CONTRAST_MOST_ROWS = 2'000'000'000;
 
 // A batch of up to 512 features (batch, dim) and a bank (n, dim), both bfloat16 or float16, `dim` a
 // multiple of 8 up to 4,096. Rows begin at multiples of their stride, in values, which are

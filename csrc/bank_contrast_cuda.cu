@@ -37,14 +37,20 @@ struct Shape {
     static constexpr int DEPTH = WIDTH / 16;  // steps of the first product
     // Rows whose softmax a block computes, and those of a warp.
     static constexpr int OWN = ROWS / BLOCKS, OWN_OF_WARP = OWN / WARPS;
-    // The logits of a warp: 16 features, COLUMNS bank rows.
-    static constexpr int ROW_WARPS = ROWS / 16, COLUMNS = TILE * ROW_WARPS / WARPS;
+    // The logits of a warp: BLOCKS_OF_16 times 16 features, COLUMNS bank rows. With more features a
+    // warp reads less of a tile; two blocks of a width of 256 do not fit the registers.
+    static constexpr int BLOCKS_OF_16 = WIDTH <= 128 ? 2 : 1;
+    static constexpr int ROW_WARPS = ROWS / 16 / BLOCKS_OF_16;
+    static constexpr int COLUMNS = TILE * ROW_WARPS / WARPS;
     // The weighted sums of a warp: half of the features, a quarter of the width.
     static constexpr int SUM_ROWS = ROWS / 2, SUM_COLUMNS = WIDTH / 4;
+    // Floats between the rows of parts of logits: a warp sends 32 bytes of each of 8 rows at a
+    // time, which must lie in different banks.
+    static constexpr int PITCH = TILE + 8;
 
     static constexpr size_t STAGE = size_t{2} * TILE * WIDTH;
     static constexpr size_t FEATURES = KEPT ? 0 : size_t{2} * ROWS * WIDTH;
-    static constexpr size_t LOGITS = size_t{4} * ROWS * TILE, WEIGHTS = size_t{2} * ROWS * TILE;
+    static constexpr size_t LOGITS = size_t{4} * ROWS * PITCH, WEIGHTS = size_t{2} * ROWS * TILE;
     static constexpr size_t BESIDE = FEATURES + 2 * LOGITS + 3 * WEIGHTS + size_t{12} * ROWS;
     // Tiles in shared memory: three in use, the others on their way. Of the 227 KiB of a block.
     static constexpr int FIT = static_cast<int>((size_t{227} * 1024 - BESIDE) / STAGE);
@@ -81,9 +87,9 @@ struct Memory {
         return stages + tile % S::STAGES * (S::TILE * S::WIDTH);
     }
 
-    // The parts of the logits of this block's own rows: (BLOCKS, OWN, TILE).
+    // The parts of the logits of this block's own rows: (BLOCKS, OWN, PITCH), of which TILE count.
     __device__ float* logits_of(int tile) const {
-        return logits + tile % 2 * (S::ROWS * S::TILE);
+        return logits + tile % 2 * (S::ROWS * S::PITCH);
     }
 
     // The exponentials of a tile's logits, (ROWS, TILE), and what the sums before are multiplied
@@ -99,19 +105,19 @@ struct Memory {
 
 // What a cluster computes: its group of features, its tiles, and this block's part of the width.
 struct Work {
-    int64_t part, first_feature, first_tile;
-    int tiles, rank, first_column;
+    int part, first_feature, first_bank_row, tiles, rank, first_column;
 };
 
 template <class S>
 __device__ Work work_of(const BankContrast& a, int64_t parts) {
-    const int64_t groups = (a.batch + S::ROWS - 1) / S::ROWS, tiles = (a.n + S::TILE - 1) / S::TILE;
+    const int groups = (static_cast<int>(a.batch) + S::ROWS - 1) / S::ROWS;
     // Clusters of neighbouring numbers read the same rows, so that all but one find them in L2.
-    const int64_t cluster = blockIdx.x / BLOCKS, part = cluster / groups;
-    const int rank = cluster_rank();
-    const int64_t begin = tiles * part / parts, end = tiles * (part + 1) / parts;
-    return {part, cluster % groups * S::ROWS, begin, static_cast<int>(end - begin),
-            rank, rank * S::WIDTH};
+    const int cluster = blockIdx.x / BLOCKS, part = cluster / groups, rank = cluster_rank();
+    const int64_t tiles = (a.n + S::TILE - 1) / S::TILE;
+    const int begin = static_cast<int>(tiles * part / parts);
+    const int end = static_cast<int>(tiles * (part + 1) / parts);
+    return {part, cluster % groups * S::ROWS, begin * S::TILE, end - begin, rank,
+            rank * S::WIDTH};
 }
 
 // The place of a value in rows of WIDTH 16-bit values. Pieces of 16 bytes are permuted such that
@@ -127,11 +133,11 @@ template <class S>
 __device__ __forceinline__ void copy_tile(const BankContrast& a, const Work& work, int tile,
                                           uint16_t* stage) {
     constexpr int PIECES = S::WIDTH / 8;
-    const int64_t row = (work.first_tile + tile) * S::TILE;
+    const int64_t row = work.first_bank_row + tile * S::TILE;
 #pragma unroll
     for (int i = 0; i < S::TILE * PIECES / THREADS; ++i) {
         const int piece = i * THREADS + threadIdx.x, r = piece / PIECES, c = piece % PIECES * 8;
-        const int64_t column = work.first_column + c;
+        const int column = work.first_column + c;
         const bool inside = row + r < a.n && column < a.dim;
         const uint16_t* from = inside ? a.bank + (row + r) * a.bank_stride + column : a.bank;
         copy_async(stage + place<S::WIDTH>(r, c), from, inside);
@@ -145,18 +151,27 @@ __device__ __forceinline__ uint32_t feature_pair(const BankContrast& a, int64_t 
     return *reinterpret_cast<const uint32_t*>(a.features + row * a.features_stride + column);
 }
 
+// The first feature of a group whose logits this warp computes.
+template <class S>
+__device__ __forceinline__ int first_row_of_warp() {
+    return 16 * S::BLOCKS_OF_16 * (threadIdx.x / 32 % S::ROW_WARPS);
+}
+
 // The features of a warp as operands of the first product.
 template <class S>
 __device__ __forceinline__ void keep_features(const BankContrast& a, const Work& work,
-                                              uint32_t (&kept)[S::DEPTH][4]) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int64_t row = work.first_feature + 16 * (warp % S::ROW_WARPS) + lane / 4;
+                                              uint32_t (&kept)[S::DEPTH][S::BLOCKS_OF_16][4]) {
+    const int lane = threadIdx.x % 32;
+    const int row = work.first_feature + first_row_of_warp<S>() + lane / 4;
+    const int column = work.first_column + lane % 4 * 2;
 #pragma unroll
     for (int k = 0; k < S::DEPTH; ++k)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-            kept[k][i] = feature_pair(a, row + i % 2 * 8, work.first_column + 16 * k +
-                                                              i / 2 * 8 + lane % 4 * 2);
+        for (int r = 0; r < S::BLOCKS_OF_16; ++r)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                kept[k][r][i] =
+                    feature_pair(a, row + 16 * r + i % 2 * 8, column + 16 * k + i / 2 * 8);
 }
 
 template <class S>
@@ -169,48 +184,60 @@ __device__ __forceinline__ void store_features(const BankContrast& a, const Work
     }
 }
 
-// Compute this block's part of the logits of a tile, and send each row to its owner.
-template <class Half, class S, int KEPT_DEPTH>
-__device__ __forceinline__ void send_logits(const Memory<S>& memory, const Work& work, int tile,
-                                            const uint32_t (&kept)[KEPT_DEPTH][4]) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int first_row = 16 * (warp % S::ROW_WARPS);
-    const int first_column = S::COLUMNS * (warp / S::ROW_WARPS);
-    const uint16_t* stage = memory.stage(tile);
-    float sums[S::COLUMNS / 8][4] = {};
-#pragma unroll
-    for (int k = 0; k < S::DEPTH; ++k) {
-        uint32_t a[4];
-        if constexpr (S::KEPT) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) a[i] = kept[k][i];
-        } else {
-            load_matrices<false>(a, memory.features + place<S::WIDTH>(first_row + lane % 16,
-                                                                      16 * k + lane / 16 * 8));
-        }
-#pragma unroll
-        for (int j = 0; j < S::COLUMNS / 16; ++j) {
-            const int row = first_column + 16 * j + lane / 16 * 8 + lane % 8;
-            uint32_t b[4];
-            load_matrices<false>(b, stage + place<S::WIDTH>(row, 16 * k + lane / 8 % 2 * 8));
-            multiply_add<Half>(sums[2 * j], a, b[0], b[1]);
-            multiply_add<Half>(sums[2 * j + 1], a, b[2], b[3]);
-        }
-    }
+// Send the logits of 16 features, with which `row` begins, to the owners of the rows.
+template <class S>
+__device__ __forceinline__ void send_rows(float* logits, int rank, int row, int column,
+                                          const float (&sums)[S::COLUMNS / 8][4]) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = first_row + 8 * half + lane / 4;
-        float* owner = in_block(memory.logits_of(tile), row / S::OWN) +
-                       (work.rank * S::OWN + row % S::OWN) * S::TILE + first_column + lane % 4 * 2;
+        const int at = row + 8 * half + lane / 4;
+        float* owner = in_block(logits, at / S::OWN) +
+                       (rank * S::OWN + at % S::OWN) * S::PITCH + column + lane % 4 * 2;
 #pragma unroll
         for (int j = 0; j < S::COLUMNS / 8; ++j)
             *reinterpret_cast<Pair*>(owner + 8 * j) = {sums[j][2 * half], sums[j][2 * half + 1]};
     }
 }
 
+// Compute this block's part of the logits of a tile, and send each row to its owner.
+template <class Half, class S, int KEPT_DEPTH>
+__device__ __forceinline__ void send_logits(
+    const Memory<S>& memory, const Work& work, int tile,
+    const uint32_t (&kept)[KEPT_DEPTH][S::BLOCKS_OF_16][4]) {
+    const int lane = threadIdx.x % 32;
+    const int first_row = first_row_of_warp<S>();
+    const int first_column = S::COLUMNS * (threadIdx.x / 32 / S::ROW_WARPS);
+    const uint16_t* stage = memory.stage(tile);
+    float sums[S::BLOCKS_OF_16][S::COLUMNS / 8][4] = {};
+#pragma unroll
+    for (int k = 0; k < S::DEPTH; ++k) {
+        uint32_t loaded[S::BLOCKS_OF_16][4];
+        if constexpr (!S::KEPT)
+            load_matrices<false>(loaded[0], memory.features +
+                                                place<S::WIDTH>(first_row + lane % 16,
+                                                                16 * k + lane / 16 * 8));
+        const auto& a = S::KEPT ? kept[k % KEPT_DEPTH] : loaded;
+#pragma unroll
+        for (int j = 0; j < S::COLUMNS / 16; ++j) {
+            const int row = first_column + 16 * j + lane / 16 * 8 + lane % 8;
+            uint32_t b[4];
+            load_matrices<false>(b, stage + place<S::WIDTH>(row, 16 * k + lane / 8 % 2 * 8));
+#pragma unroll
+            for (int r = 0; r < S::BLOCKS_OF_16; ++r) {
+                multiply_add<Half>(sums[r][2 * j], a[r], b[0], b[1]);
+                multiply_add<Half>(sums[r][2 * j + 1], a[r], b[2], b[3]);
+            }
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < S::BLOCKS_OF_16; ++r)
+        send_rows<S>(memory.logits_of(tile), work.rank, first_row + 16 * r, first_column, sums[r]);
+}
+
 // The running softmax of one row, the same in all lanes of a warp.
 struct Softmax {
-    int64_t target;
+    int target;  // numbered from the first bank row of the part; -1 if it is in another
     float top, total, own;
 };
 
@@ -220,14 +247,16 @@ __device__ __forceinline__ void begin_softmax(const BankContrast& a, const Work&
     const int warp = threadIdx.x / 32;
 #pragma unroll
     for (int q = 0; q < S::OWN_OF_WARP; ++q) {
-        const int64_t b = work.first_feature + work.rank * S::OWN + q * WARPS + warp;
-        rows[q] = {b < a.batch ? a.targets[b] : -1, -INFINITY, 0.0f, NAN};
+        const int b = work.first_feature + work.rank * S::OWN + q * WARPS + warp;
+        const int64_t target = b < a.batch ? a.targets[b] - work.first_bank_row : -1;
+        const bool inside = target >= 0 && target < work.tiles * S::TILE;
+        rows[q] = {inside ? static_cast<int>(target) : -1, -INFINITY, 0.0f, NAN};
     }
 }
 
 // Add the parts of a row's logits in a tile. Rows past the end of the bank have the logit -inf.
 template <class S>
-__device__ __forceinline__ void row_logits(const BankContrast& a, const float* parts, int64_t left,
+__device__ __forceinline__ void row_logits(const BankContrast& a, const float* parts, int left,
                                            float (&logits)[S::TILE / 32]) {
     const int column = threadIdx.x % 32 * (S::TILE / 32);
 #pragma unroll
@@ -235,7 +264,7 @@ __device__ __forceinline__ void row_logits(const BankContrast& a, const float* p
         float sum = 0.0f;
 #pragma unroll
         for (int rank = 0; rank < BLOCKS; ++rank)
-            sum += parts[rank * S::OWN * S::TILE + column + i];
+            sum += parts[rank * S::OWN * S::PITCH + column + i];
         logits[i] = column + i < left ? a.scale * sum : -INFINITY;
     }
 }
@@ -243,10 +272,10 @@ __device__ __forceinline__ void row_logits(const BankContrast& a, const float* p
 // Update a row's softmax by the logits of a tile, which become exponentials below the new maximum.
 // Returns what sums below the old maximum are multiplied with.
 template <int COUNT>
-__device__ __forceinline__ float update_softmax(Softmax& row, int64_t first,
+__device__ __forceinline__ float update_softmax(Softmax& row, int first,
                                                 float (&logits)[COUNT]) {
     const bool inside = row.target >= first && row.target < first + 32 * COUNT;
-    const int target = inside ? static_cast<int>(row.target - first) : 0;
+    const int target = inside ? row.target - first : 0;
     float own = NAN, top = logits[0];
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
@@ -280,13 +309,13 @@ __device__ __forceinline__ void send_weights(const BankContrast& a, const Memory
                                              Softmax (&rows)[S::OWN_OF_WARP]) {
     constexpr int COUNT = S::TILE / 32;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int64_t first = (work.first_tile + tile) * S::TILE;
+    const int left = static_cast<int>(a.n) - work.first_bank_row - tile * S::TILE;
 #pragma unroll
     for (int q = 0; q < S::OWN_OF_WARP; ++q) {
         const int own_row = q * WARPS + warp, row = work.rank * S::OWN + own_row;
         float x[COUNT];
-        row_logits<S>(a, memory.logits_of(tile) + own_row * S::TILE, a.n - first, x);
-        const float factor = update_softmax(rows[q], first, x);
+        row_logits<S>(a, memory.logits_of(tile) + own_row * S::PITCH, left, x);
+        const float factor = update_softmax(rows[q], tile * S::TILE, x);
         const uint32_t pair = rounded_pair<Half>(x[0], x[COUNT - 1]);
         uint16_t* weights = memory.weights_of(tile) + place<S::TILE>(row, lane * COUNT);
         float* factors = memory.factors_of(tile) + row;
@@ -345,18 +374,17 @@ __device__ __forceinline__ void store_sums(
     const BankContrast& a, const BankContrastParts& out, const Work& work,
     const float (&sums)[S::SUM_ROWS / 16][S::SUM_COLUMNS / 8][4]) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int64_t first_row = work.first_feature + S::SUM_ROWS * (warp % 2) + lane / 4;
-    const int64_t first_column =
-        work.first_column + S::SUM_COLUMNS * (warp / 2) + lane % 4 * 2;
+    const int first_row = work.first_feature + S::SUM_ROWS * (warp % 2) + lane / 4;
+    const int first_column = work.first_column + S::SUM_COLUMNS * (warp / 2) + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < S::SUM_ROWS / 16; ++i)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int64_t b = first_row + 16 * i + 8 * half;
+            const int b = first_row + 16 * i + 8 * half;
             float* row = out.sums + (work.part * a.batch + b) * a.dim;
 #pragma unroll
             for (int j = 0; j < S::SUM_COLUMNS / 8; ++j) {
-                const int64_t column = first_column + 8 * j;
+                const int column = first_column + 8 * j;
                 if (b < a.batch && column < a.dim)
                     *reinterpret_cast<Pair*>(row + column) = {sums[i][j][2 * half],
                                                               sums[i][j][2 * half + 1]};
@@ -371,7 +399,7 @@ __device__ __forceinline__ void store_softmax(const BankContrast& a, const BankC
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (int q = 0; q < S::OWN_OF_WARP; ++q) {
-        const int64_t b = work.first_feature + work.rank * S::OWN + q * WARPS + warp;
+        const int b = work.first_feature + work.rank * S::OWN + q * WARPS + warp;
         if (lane || b >= a.batch) continue;
         const int64_t at = work.part * a.batch + b;
         out.top[at] = rows[q].top;
@@ -396,7 +424,7 @@ __global__ void __launch_bounds__(THREADS, 1) part_kernel(BankContrast a, BankCo
 #ifdef FASTREID_AL_HAS_CLUSTERS
     const Memory<S> memory;
     const Work work = work_of<S>(a, out.parts);
-    uint32_t kept[S::KEPT ? S::DEPTH : 1][4];
+    uint32_t kept[S::KEPT ? S::DEPTH : 1][S::BLOCKS_OF_16][4];
     if constexpr (S::KEPT)
         keep_features<S>(a, work, kept);
     else
@@ -490,8 +518,8 @@ int64_t groups_of(const BankContrast& a) {
 }  // namespace
 
 int64_t bank_contrast_cuda_parts(const BankContrast& a) {
-    if (a.batch < 1 || a.batch > BANK_CONTRAST_MOST_ROWS || a.n < 1 || a.dim < 8 || a.dim % 8 ||
-        a.dim > BANK_CONTRAST_MOST_WIDTH)
+    if (a.batch < 1 || a.batch > BANK_CONTRAST_MOST_BATCH || a.n < 1 ||
+        a.n > BANK_CONTRAST_MOST_ROWS || a.dim < 8 || a.dim % 8 || a.dim > BANK_CONTRAST_MOST_WIDTH)
         return 0;
     int64_t parts = 0;
     with_kernel(a, [&](auto half, auto shape) {

@@ -18,9 +18,9 @@ from .. import native
 
 #: Target of features that have no class.
 _IGNORED = -1
-#: Largest batch and width of the kernel; BANK_CONTRAST_MOST_ROWS and _WIDTH of
-#: csrc/bank_contrast.h.
-_MOST_ROWS = 512
+#: Largest batch, bank and width of the kernel, as in csrc/bank_contrast.h.
+_MOST_BATCH = 512
+_MOST_ROWS = 2_000_000_000
 _MOST_WIDTH = 4096
 
 
@@ -29,14 +29,14 @@ def fits(features: Tensor, bank: Tensor) -> bool:
 
     Args:
         features: (B, D); B from 1 to 512, and D a multiple of 8 up to 4,096.
-        bank: (n, D) with n above 0, not float64.
+        bank: (n, D) with n from 1 to 2e9, not float64.
     """
     batch, dim = features.shape
     return (
-        0 < batch <= _MOST_ROWS
+        0 < batch <= _MOST_BATCH
         and 0 < dim <= _MOST_WIDTH
         and dim % 8 == 0
-        and len(bank) > 0
+        and 0 < len(bank) <= _MOST_ROWS
         and bank.dtype != torch.float64
     )
 
@@ -118,9 +118,7 @@ def _one_read(
 
 
 @_one_read.register_fake
-def _(
-    features: Tensor, bank: Tensor, targets: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
+def _(features: Tensor, bank: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     losses = features.new_empty(features.shape[0], dtype=torch.float32)
     return losses, torch.empty_like(features, dtype=torch.float32)
 

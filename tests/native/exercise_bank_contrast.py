@@ -258,6 +258,8 @@ def run(module: ModuleType) -> None:
     agrees(module, problem_of(70, 100, 1000), clusters=3)
     agrees(module, problem_of(129, 33, 2048, float16=True), clusters=4)
     agrees(module, problem_of(65, 64, 2056), clusters=2)
+    agrees(module, problem_of(2, 33, 4096), clusters=1)
+    agrees(module, problem_of(512, 40, 16), clusters=4)
     # Twelve tiles in one part: every place of the tiles in shared memory is used twice.
     agrees(module, problem_of(12, 740, 40), clusters=1)
     problem = problem_of(8, 150, 72)

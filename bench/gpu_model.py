@@ -25,9 +25,6 @@ PROCESSORS = 132
 WAIT = 600e-9
 #: Seconds of a launch that waits for the one before.
 LAUNCH = 3e-6
-#: Columns of a group that are computed again, of 16. Seen in simulation, k = 29: 1.1 on features of
-#: a trained network in the order of their set, 1.3 on random ones, 1.0 on planted ones.
-NEAR = 1.3
 #: Instructions per second of a multiprocessor, of 32 threads each.
 ISSUE = 4 * 1.75e9
 
@@ -53,6 +50,19 @@ class Row(NamedTuple):
     goal: float | None
     rest: str
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Operator and shape, by which a measured figure finds its row."""
+        return self.operator, self.shape
+
+
+#: Shapes of the rows, as measured figures name them.
+TOPK = "B = 1,024, n = 1e6, D = 2,048, k = 32"
+NEIGHBOURS = "n = 32,621, D = 2,048, k = 29"
+MULTILABEL = "B = 64, n = 32,621, D = 2,048, float32"
+LABEL_MEMORY = "n = 32,621, B = 64, 20 labels an image"
+CONTRAST = {batch: f"B = {batch}, n = 1e5, D = 2,048, bfloat16" for batch in (64, 256)}
+
 
 def product(m: int, n: int, dim: int, tile: tuple[int, int], rate: float, share: float) -> float:
     """Seconds of a product of tiles in half precision: operations, or what comes from L2.
@@ -72,44 +82,38 @@ def product(m: int, n: int, dim: int, tile: tuple[int, int], rate: float, share:
     return max(operations, streamed)
 
 
+def topk_kernels() -> dict[str, float]:
+    """Seconds of the launches of `similarity_topk` of float32 rows at n = 1e6, as it is."""
+    m, n, dim, chosen = 1024, 1_000_000, 2048, 32 + 8
+    maxima = 4 * m * n / 16
+    return {
+        # The rows are read twice, the second time out of L2.
+        "round_kernel": (4 + 2) * n * dim / MEMORY + 4 * n * dim / L2,
+        "group_maxima_kernel": product(m, n, dim, (128, 128), HALF, PAIRED) + maxima / MEMORY,
+        # A selection reads its values once for each 8 bits.
+        "selection": 4 * maxima / MEMORY,
+        "rescore_kernel": m * chosen * 16 * 4 * dim / MEMORY,
+    }
+
+
 def topk() -> list[Row]:
     """`similarity_topk` of float32 rows at n = 1e6."""
     m, n, dim, k = 1024, 1_000_000, 2048, 32
-    groups = n / 16
     copy_before = (4 + 2) * n * dim / MEMORY
-    # The rows are read twice, the second time out of L2.
-    copy_now = (4 + 2) * n * dim / MEMORY + 4 * n * dim / L2
-    # 536 rows a pass before: nine tiles of 128 instead of eight.
-    product_before = product(m, n, dim, (128, 128), HALF, PAIRED) * 9 / 8
-    product_now = product(m, n, dim, (128, 256), HALF, ALONE)
-    chosen = k + max(8, k // 4)
-    # A selection reads its values once for each 8 bits, and writes them once: int64 keys before,
-    # float32 maxima now, beside which the second maxima are written.
-    selected_before, selected_now = 9 * 8 * m * groups, (5 + 1) * 4 * m * groups
-    # All columns of the chosen groups before, now those that come near.
-    rescored_before = m * chosen * 16 * 4 * dim
-    rescored_now = m * chosen * NEAR * 4 * dim
-    before = copy_before + product_before + (selected_before + rescored_before) / MEMORY
-    indexed = product_now + (selected_now + rescored_now) / MEMORY
-    now = copy_now + indexed
+    of_product = product(m, n, dim, (128, 128), HALF, PAIRED)
+    # 536 rows a pass before: nine tiles of 128 instead of eight, and keys of 8 bytes.
+    keys_before = 8 * m * n / 16
+    rescored = m * (k + max(8, k // 4)) * 16 * 4 * dim / MEMORY
+    before = copy_before + of_product * 9 / 8 + 9 * keys_before / MEMORY + rescored
+    now = sum(topk_kernels().values())
     floor = 2 * m * n * dim / HALF
-    rest = "the copy is made anew at each call"
-    shape = "B = 1,024, n = 1e6, D = 2,048, k = 32"
+    rest = "half of the product's time is L2 (128 x 128 tiles); the copy is made anew at each call"
     ieee = 2 * m * n * dim / (FLOAT * 0.75)
     return [
-        Row("similarity_topk, proven", shape, before, now, floor, floor / 0.7, rest),
-        Row(
-            "BankIndex.search",
-            shape,
-            before,
-            indexed,
-            floor,
-            floor / 0.7,
-            "L2 (128 x 256 tiles), one program on a multiprocessor",
-        ),
+        Row("similarity_topk, proven", TOPK, before, now, floor, floor / 0.7, rest),
         Row(
             "similarity_topk, no query proven",
-            shape,
+            TOPK,
             before + ieee,
             now * 2 + ieee,
             floor,
@@ -119,72 +123,67 @@ def topk() -> list[Row]:
     ]
 
 
+class _Contrast:
+    """Sizes of `bank_contrast_loss` at n = 1e5, and the times of its launches over one piece.
+
+    Args:
+        batch: Number of features.
+    """
+
+    n, dim, piece = 100_000, 2048, 8192
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.pieces = math.ceil(self.n / self.piece)
+        self.splits = 2 if batch <= 128 else 1
+        self.programs = math.ceil(batch / 64) * (self.dim // 128) * self.splits
+
+    def exponentials(self, share: float) -> float:
+        """Seconds of the exponentials, with the share of the rate that the product reaches."""
+        tile = (64, 128) if self.batch <= 64 else (128, 128)
+        of_product = product(self.batch, self.piece, self.dim, tile, HALF, share)
+        return max(2 * self.piece * self.dim / MEMORY, of_product)
+
+    def weighted(self, instructions: int) -> float:
+        """Seconds of the weighted sum, with the instructions of a step of its loop."""
+        # Tensor-core rate of the multiprocessors that have a program.
+        busy = min(1.0, self.programs / PROCESSORS)
+        operations = 2 * self.batch * self.piece * self.dim / (HALF * busy * PAIRED)
+        steps = self.piece / 64 / self.splits
+        per_processor = max(1.0, self.programs / PROCESSORS)
+        issue = steps * instructions * 4 * per_processor / ISSUE
+        return max(operations, issue, 2 * self.piece * self.dim / L2)
+
+
 def bank_contrast(batch: int) -> Row:
     """`bank_contrast_loss` of bfloat16 rows, forward and gradient."""
-    n, dim, piece = 100_000, 2048, 8192
-    pieces = math.ceil(n / piece)
+    sizes = _Contrast(batch)
+    n, dim = sizes.n, sizes.dim
     floor = max(2 * n * dim / MEMORY, 4 * 2 * batch * n * dim / 2 / HALF)
-    tile = (64, 128) if batch <= 64 else (128, 128)
-    exponentials = max(2 * piece * dim / MEMORY, product(batch, piece, dim, tile, HALF, PAIRED))
-    programs = math.ceil(batch / 64) * (dim // 128) * (2 if batch <= 128 else 1)
-    # Tensor-core rate of the multiprocessors that have a program, and instructions of a step.
-    busy = min(1.0, programs / PROCESSORS)
-    operations = 2 * batch * piece * dim / (HALF * busy * PAIRED)
-
-    def weighted(instructions: int) -> float:
-        steps = piece / 64 / (2 if batch <= 128 else 1)
-        per_processor = max(1.0, programs / PROCESSORS)
-        issue = steps * instructions * 4 * per_processor / ISSUE
-        return max(operations, issue, 2 * piece * dim / L2)
-
     # Before, its loop loaded the exponentials value by value: 429 instructions a step instead of
     # 268, and no copies ahead of time, so that each step waits for memory.
-    waiting = piece / 64 / (2 if batch <= 128 else 1) * WAIT / (1 if programs > 132 else 2)
+    steps = sizes.piece / 64 / sizes.splits
+    waiting = steps * WAIT / (1 if sizes.programs > 132 else 2)
     # Before, one program of the large tile was alone on a multiprocessor.
     share_before = PAIRED if batch <= 64 else ALONE
-    exponentials_before = max(
-        2 * piece * dim / MEMORY, product(batch, piece, dim, tile, HALF, share_before)
-    )
-    one_before = exponentials_before + weighted(429) + waiting + 3 * LAUNCH
-    one_now = exponentials + weighted(268) + 3 * LAUNCH
+    one_before = sizes.exponentials(share_before) + sizes.weighted(429) + waiting + 3 * LAUNCH
+    one_now = sizes.exponentials(PAIRED) + sizes.weighted(268) + 3 * LAUNCH
     return Row(
         "bank_contrast_loss",
-        f"B = {batch}, n = 1e5, D = 2,048, bfloat16",
-        pieces * one_before,
-        pieces * one_now,
+        CONTRAST[batch],
+        sizes.pieces * one_before,
+        sizes.pieces * one_now,
         floor,
         1.6 * (0.095e-3 if batch == 64 else 0.27e-3),
-        f"{programs} programs of the weighted sum on {PROCESSORS} multiprocessors, and three "
-        "launches for each of 13 pieces, one after the other",
+        f"{sizes.programs} programs of the weighted sum on {PROCESSORS} multiprocessors, and three "
+        f"launches for each of {sizes.pieces} pieces, one after the other",
     )
 
 
-def bank_contrast_one_read(batch: int) -> Row:
-    """The one-read form of `bank_contrast_loss`, off by default: 16 clusters of 8 blocks."""
-    n, dim, clusters = 100_000, 2048, 16
-    width = dim // 8
-    rows, tile, instructions = (64, 64, 888) if batch <= 64 else (128, 32, 1004)
-    groups = math.ceil(batch / rows)
-    # Assumed: `mma.sync`, which later chips have too, reaches 62 % of the rate of `wgmma`.
-    operations = 4 * rows * tile * width / (HALF / PROCESSORS * 0.62)
-    # 16-bit values that the 8 warps load for both products: the tile, features unless registers
-    # hold them, and exponentials. The tile is written once, and float32 parts of logits are written
-    # and read. A multiprocessor moves 128 bytes in a cycle.
-    features = 0 if rows == 64 else rows * width
-    moved = 2 * (features + 5 * tile * rows + tile * width * (rows // 16 + 3)) + 8 * rows * tile
-    shared = moved / (128 * ISSUE / 4)
-    # Assumed: what is not hidden of the barrier of the cluster and of the writes before it.
-    barrier = 400e-9
-    step = max(operations, shared, instructions * 8 / ISSUE) + barrier
-    steps = math.ceil(math.ceil(n / tile) * groups / clusters) + 2
-    parts = 2 * 4 * clusters * rows * dim / L2
-    present = bank_contrast(batch)
-    return present._replace(
-        operator="bank_contrast_loss, one read",
-        now=max(2 * n * dim / MEMORY, steps * step) + parts + 2 * LAUNCH,
-        rest=f"`mma.sync` reads a tile {rows // 16 + 2} times from shared memory; `wgmma`, of H100 "
-        f"and H200 only, would read it {rows // 32} times",
-    )
+def select_seconds(n: int, as_before: bool) -> float:
+    """Seconds of the selection of hard negatives among n columns."""
+    # Instructions of a thread for each of its 16 columns, on 64 of 132 multiprocessors.
+    return n / 32 * (514 if as_before else 4 * 340 / 16 + 2 * 34) / ISSUE
 
 
 def multilabel() -> Row:
@@ -192,14 +191,13 @@ def multilabel() -> Row:
     batch, n, dim, sets = 64, 32_621, 2048, 2
     similarity = 2 * batch * n * dim / (FLOAT * 0.75)
     weighted = similarity
-    # Instructions of a thread for each of its 16 columns, on 64 of 132 multiprocessors.
-    select_before = n / 32 * 514 / ISSUE
-    select_now = n / 32 * (4 * 340 / 16 + 2 * 34) / ISSUE
+    select_before = select_seconds(n, as_before=True)
+    select_now = select_seconds(n, as_before=False)
     before = sets * (similarity + select_before + weighted + 4 * LAUNCH)
     now = similarity + weighted + sets * (select_now + 2 * LAUNCH) + 2 * LAUNCH
     return Row(
         "multilabel_bank_loss, two sets",
-        "B = 64, n = 32,621, D = 2,048, float32",
+        MULTILABEL,
         before,
         now,
         2 * 4 * n * dim / MEMORY,
@@ -211,44 +209,64 @@ def multilabel() -> Row:
 def neighbours() -> Row:
     """The neighbour search of an epoch's clustering."""
     n, dim, chosen = 32_621, 2048, 37
-    product_before = product(n, n, dim, (128, 128), HALF, PAIRED)
-    product_now = product(n, n, dim, (128, 256), HALF, ALONE)
+    of_product = product(n, n, dim, (128, 128), HALF, PAIRED)
+    rescored = n * chosen * 16 * 4 * dim / MEMORY
     groups = n / 16
     # All queries in one pass: their copies do not fit L2, so that they come from memory again.
-    again = n * dim * 2 * (n / 128) / 2
-    moved_before = again + 9 * 8 * n * groups + n * chosen * 16 * 4 * dim
-    moved_now = (5 + 1) * 4 * n * groups + n * chosen * NEAR * 4 * dim
-    before = product_before + moved_before / MEMORY
-    now = product_now + moved_now / MEMORY
+    again = n * dim * 2 * (n / 128) / 2 / MEMORY
+    before = of_product + again + 9 * 8 * n * groups / MEMORY + rescored
+    now = of_product + 5 * 4 * n * groups / MEMORY + rescored
     return Row(
         "similarity_topk of all images",
-        "n = 32,621, D = 2,048, k = 29",
+        NEIGHBOURS,
         before,
         now,
         2 * n * n * dim / HALF,
         1.0,
-        "L2 (128 x 256 tiles), one program on a multiprocessor",
+        "the second look reads 16 columns of each of 37 groups",
     )
 
 
-def label_prediction() -> Row:
-    """MPLP's labels of a batch, one round of ten candidates."""
-    batch, n, dim, pairs = 64, 32_621, 2048, 640
-    similarity = 2 * batch * n * dim / (FLOAT * 0.75)
-    before = similarity + 2 * pairs * n * dim / (FLOAT * 0.75)
-    copy = (4 + 2) * n * dim / MEMORY + 4 * n * dim / L2
-    counted = product(pairs, n, dim, (128, 128), HALF, PAIRED)
-    # The products of the pairs, one tile of float32 sums that has undecided pairs, launches.
-    rest = 2 * 64 * 64 * dim / (FLOAT / PROCESSORS) + 2 * 64 * n * dim / (FLOAT * 0.75)
+def label_memory() -> Row:
+    """Update and lookup of the label memory's bit rows on the device."""
+    batch, words, labels = 64, 32_621 / 32, 20
+    floor = (2 * 4 * batch * words + 2 * 8 * batch * labels) / MEMORY
+    # The update; counts, their sums, and lists.
+    launches = 4
     return Row(
-        "label_prediction",
-        "B = 64, 10 candidates, n = 32,621, D = 2,048, float32",
-        before,
-        similarity + copy + counted + rest + 12 * LAUNCH,
-        2 * pairs * n * dim / HALF,
-        None,
-        "float32 similarities of the batch, and a tile of those that float16 leaves undecided",
+        "label memory, update + lookup",
+        LABEL_MEMORY,
+        launches * LAUNCH,
+        launches * LAUNCH,
+        floor,
+        15e-6,
+        f"{launches} launches one after the other; the host waits for the number of labels "
+        "between two of them, which is not counted",
     )
+
+
+def rows() -> list[Row]:
+    """All operators and shapes of the model."""
+    return [
+        *topk(),
+        neighbours(),
+        bank_contrast(64),
+        bank_contrast(256),
+        multilabel(),
+        label_memory(),
+    ]
+
+
+def kernels() -> dict[tuple[str, str], float]:
+    """Seconds of one launch of each kernel, by its name and the shape of its operator."""
+    found = {(name, TOPK): seconds for name, seconds in topk_kernels().items()}
+    for batch, shape in CONTRAST.items():
+        sizes = _Contrast(batch)
+        found["exponentials_kernel", shape] = sizes.exponentials(PAIRED)
+        found["weighted_kernel", shape] = sizes.weighted(268)
+        found["running_kernel", shape] = LAUNCH
+    found["select_kernel", MULTILABEL] = select_seconds(32_621, as_before=False)
+    return found
 
 
 def main() -> None:
@@ -264,4 +282,11 @@ def main() -> None:
     print("Trust the ratios more than the numbers.\n")
     print("| operator | shape | before, ms | now, ms | floor, ms | goal, ms | what is left |")
     print("|---|---|---|---|---|---|---|")
-    rows += [bank_contrast_one_read(64), bank_contrast_one_read(256)]
+    for row in rows():
+        goal = "-" if row.goal is None else f"{1e3 * row.goal:.3g}"
+        times = " | ".join(f"{1e3 * x:.3g}" for x in (row.before, row.now, row.floor))
+        print(f"| {row.operator} | {row.shape} | {times} | {goal} | {row.rest} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,7 @@ from fastreid_al.memory.one_read import fits, one_read_contrast_loss
 
 #: Batch, bank rows, width.
 SIZES = {
+    "tiny": [(8, 100, 32)],
     "small": [(64, 5_000, 512)],
     "market": [(256, 12_936, 2_048)],
     "msmt17": [(256, 32_621, 2_048)],

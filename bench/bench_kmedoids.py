@@ -28,6 +28,7 @@ except ImportError:
 
 #: Clusters, images in them, dimensions.
 SIZES = {
+    "tiny": [(4, 200, 16)],
     "small": [(150, 3_000, 512)],
     "market": [(600, 12_936, 2_048)],
     "msmt17": [(1_500, 32_621, 2_048)],
@@ -125,5 +126,5 @@ def test_kmedoids(
     found = harness.measure(
         benchmark, call, inputs, device, n=n, dim=dim, rounds=max(rounds, 5), warmup=1
     )
-    benchmark.extra_info["questions"] = found
+    benchmark.extra_info.update(step="SNPS", form=form, rule=rule, questions=found)
     assert found > 0

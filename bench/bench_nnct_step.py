@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 #: Backbone, its width, height and width of an image, batch, images.
 SIZES = {
+    "tiny": [("resnet18", 512, 32, 16, 8, 60)],
     "small": [("resnet18", 512, 96, 48, 32, 2_000)],
     "market": [("resnet50", 2_048, 256, 128, 64, 12_936)],
     "msmt17": [("resnet50", 2_048, 256, 128, 64, 32_621)],

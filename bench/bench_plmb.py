@@ -16,6 +16,7 @@ from fastreid_al.memory import PseudoLabelMemoryBank
 
 #: Batch, labels of each image, images.
 SIZES = {
+    "tiny": [(8, 3, 50)],
     "small": [(64, 20, 5_000)],
     "market": [(64, 20, 12_936)],
     "msmt17": [(64, 20, 32_621)],

@@ -30,6 +30,7 @@ except ImportError:
     DBSCAN = None
 
 SIZES = {
+    "tiny": [(100, 16)],
     "small": [(2_000, 512), (5_000, 512)],
     "market": [(12_936, 512)],
     "msmt17": [(32_668, 512), (32_621, 2_048)],

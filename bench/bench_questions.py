@@ -23,7 +23,12 @@ try:
 except ImportError:
     kmedoids = None
 
-SIZES = {"small": [(3_000, 512)], "market": [(12_936, 2_048)], "msmt17": [(32_621, 2_048)]}
+SIZES = {
+    "tiny": [(200, 16)],
+    "small": [(3_000, 512)],
+    "market": [(12_936, 2_048)],
+    "msmt17": [(32_621, 2_048)],
+}
 
 
 def make(device: str, n: int, dim: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from fastreid_al.metrics import rank_gallery, rerank_gallery
 
 #: Queries, gallery images, width, cameras.
 SIZES = {
+    "tiny": [(10, 60, 16, 3)],
     "small": [(500, 3_000, 512, 6), (100, 900, 128, 6)],
     "market": [(3_368, 15_913, 512, 6)],
     "msmt17": [(11_659, 82_161, 2_048, 15)],

@@ -17,7 +17,12 @@ from fastreid_al.annotators import Oracle
 from fastreid_al.answers import Asker
 from fastreid_al.config import QuestionConfig
 
-SIZES = {"small": [(3_000, 512)], "market": [(12_936, 2_048)], "msmt17": [(32_621, 2_048)]}
+SIZES = {
+    "tiny": [(400, 16)],
+    "small": [(3_000, 512)],
+    "market": [(12_936, 2_048)],
+    "msmt17": [(32_621, 2_048)],
+}
 QUESTIONS = 20
 
 

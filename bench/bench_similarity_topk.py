@@ -18,6 +18,7 @@ from torch import Tensor
 
 #: Queries, bank rows, width, k. With as many queries as rows the bank is searched with itself.
 SIZES = {
+    "tiny": [(8, 64, 32, 3)],
     "small": [(2_000, 5_000, 512, 30)],
     "market": [(12_936, 12_936, 512, 30)],
     "msmt17": [(32_621, 32_621, 2_048, 30)],

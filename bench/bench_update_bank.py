@@ -17,12 +17,13 @@ from torch import Tensor
 
 #: Batch, different rows that it updates, bank rows, width.
 SIZES = {
-    scale: [(64, 64, n, dim), (64, 16, n, dim)]
-    for scale, n, dim in (
-        ("small", 5_000, 512),
-        ("market", 12_936, 2_048),
-        ("msmt17", 32_621, 2_048),
-        ("million", 1_000_000, 2_048),
+    scale: [(batch, batch, n, dim), (batch, batch // 4, n, dim)]
+    for scale, batch, n, dim in (
+        ("tiny", 8, 40, 32),
+        ("small", 64, 5_000, 512),
+        ("market", 64, 12_936, 2_048),
+        ("msmt17", 64, 32_621, 2_048),
+        ("million", 64, 1_000_000, 2_048),
     )
 }
 MOMENTUM = 0.2

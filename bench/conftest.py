@@ -5,21 +5,61 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-SCALES = ("small", "market", "msmt17", "million")
+from fastreid_al.files import append_text
+
+#: "tiny" shows that the benchmarks work; its figures mean nothing.
+SCALES = ("tiny", "small", "market", "msmt17", "million")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastreid_al benchmarks")
     group.addoption("--scale", choices=SCALES, default="small", help="size of the problems")
     group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where they run")
+    group.addoption(
+        "--figures",
+        type=Path,
+        metavar="FILE",
+        help="append each figure as a line of JSON as soon as it is measured",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: there is no CUDA device here; give --device cpu")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Append the figure of a benchmark, so that the ones before a crash are kept."""
+    report = yield
+    path = item.config.getoption("--figures")
+    benchmark = getattr(item, "funcargs", {}).get("benchmark")
+    if path and call.when == "call" and benchmark is not None and benchmark.stats:
+        append_text(path, json.dumps(figure_of(benchmark, report.passed), default=str) + "\n")
+    return report
+
+
+def figure_of(benchmark: Any, passed: bool) -> dict[str, Any]:
+    """What a benchmark has measured, as `bench/report.py` reads it."""
+    stats = benchmark.stats.stats
+    return {
+        "name": benchmark.name,
+        "group": benchmark.group,
+        "passed": passed,
+        "median_s": stats.median if stats.data else None,
+        "rounds": stats.rounds,
+        "extra_info": benchmark.extra_info,
+    }
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

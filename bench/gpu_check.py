@@ -1,12 +1,16 @@
-"""Run the GPU tests and the benchmarks on this machine's CUDA device.
+"""Run the GPU tests and the benchmarks on this machine's CUDA device, what is worth most first.
 
     python bench/gpu_check.py --out DIR
 
-Sizes are those of MSMT17; --scale selects others, and benchmarks without a size at that scale are
-skipped. The results go to one file, DIR/gpu-DEVICE-DATE.json. The exit status is 1 if a test or a
-benchmark failed, did not end in time, or could not run. Without a CUDA device nothing runs and
-nothing is written. An extension without its CUDA part is built first, in place, if nvcc is found.
-Its CUDA functions run under compute-sanitizer, if that is found.
+The parts run one after the other, each for a limited time: the build of the extension (beside the
+tests of the Triton kernels), the GPU tests file by file, the share of queries that the float16 pass
+of `similarity_topk` proves, the single kernels, the operators beside their peers, training steps,
+epochs, and the exercises of the extension under compute-sanitizer.
+
+After each part the results are written to DIR/gpu-DEVICE-DATE.json, and beside it a report. A
+second call with the same DIR, on the same device, commit and scale, goes on with the parts that are
+missing or were cut off. The exit status is 1 unless every part that was asked for has passed or
+cannot run here. Without a CUDA device nothing runs and nothing is written.
 """
 
 from __future__ import annotations
@@ -25,39 +29,35 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from fastreid_al.files import make_folder, write_file
-
 ROOT = Path(__file__).resolve().parent.parent
-#: Benchmarks that run first, in this order: the fastest ones, so that a limit that is too short
-#: costs the fewest figures, and the whole epochs, which matter most. The others follow by name.
-FIRST = (
-    "bench_update_bank.py",
-    "bench_plmb.py",
-    "bench_bank_contrast_loss.py",
-    "bench_multilabel_bank_loss.py",
-    "bench_grouped_norm.py",
-    "bench_train_step.py",
-    "bench_nnct_step.py",
-    "bench_epoch.py",
-    "bench_similarity_topk.py",
-    "bench_label_prediction.py",
-    "bench_questions.py",
-    "bench_kmedoids.py",
-)
-#: Measures processes of a CPU only.
-ON_CPU = ("bench_sharded_labels.py",)
-BENCHMARKS = (
-    *FIRST,
-    *sorted({path.name for path in (ROOT / "bench").glob("bench_*.py")} - {*FIRST, *ON_CPU}),
-)
-#: Seconds after which a benchmark is stopped, so that time is left for the following ones.
-LIMITS = {"bench_epoch.py": 240.0}
-SCALES = ("small", "market", "msmt17", "million")
+# The project need not be installed.
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
+
+import gpu_processes  # noqa: E402
+import gpu_report  # noqa: E402
+from gpu_parts import SCALES, Part, all_parts, chosen  # noqa: E402
+from gpu_processes import Program, Ran  # noqa: E402
+
+from fastreid_al.files import make_folder, write_file  # noqa: E402
+
+#: Most seconds of all parts, and of the build of the extension.
+LIMIT, BUILD_LIMIT = 1_200.0, 180.0
+#: A part is not started if less than this share of its limit is left.
+LEAST = 0.25
+#: Part beside which the extension is built: it does not need it.
+BESIDE_BUILD = "test_kernels"
+#: Seconds between two writes of the figures of a part that runs.
+EVERY = 5.0
+#: Times that a part was cut off after which it comes last: it may be what ends the calls.
+TWICE = 2
+#: Results of a part with which it is done.
+DONE = ("passed", "not run")
 PACKAGES = (
     "fastreid_al",
     "torch",
@@ -66,6 +66,7 @@ PACKAGES = (
     "numpy",
     "scipy",
     "scikit-learn",
+    "pytest",
     "pytest-benchmark",
 )
 #: Packages that only some tests and benchmarks need; these are skipped without them.
@@ -78,204 +79,421 @@ OPTIONAL = (
     "kmedoids",
     "faiss",
     "cuml",
+    "cupy",
 )
-TAIL = 4_000
 
 
-def main() -> int:
-    """Run everything; return the exit status."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the parts; return the exit status."""
+    options = read_options(arguments)
+    deadline = time.monotonic() + options.limit
+    parts = chosen(all_parts(options.scale), options.only)
+    if options.list:
+        print_list(parts)
+        return 0
+    signal.signal(signal.SIGTERM, _end)
+    with tempfile.TemporaryDirectory() as scratch:
+        gpu_processes.share_imports()
+        device, forks = find_device(Path(scratch))
+        if device["name"] is None:
+            print("no CUDA device: nothing was run and nothing is claimed")
+            return 0
+        results = Results.open(options.out, device, options.scale)
+        results.begin_call(options)
+        check = Check(results, Path(scratch), deadline, forks, options.features)
+        pending = results.pending(parts, options.again, options.failed)
+        with check.building(device):
+            for part in pending:
+                check.run(part)
+    print_summary(results, parts)
+    return int(any(results.status(part) not in DONE for part in parts))
+
+
+def read_options(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of the result"
+        "--scale",
+        choices=SCALES,
+        default="goals",
+        help="size of the problems; by default that of the goal of each",
     )
-    parser.add_argument("--scale", choices=SCALES, default="msmt17", help="size of the problems")
     parser.add_argument(
         "--limit",
         type=float,
-        default=540,
+        default=LIMIT,
         metavar="SECONDS",
-        help="time for all of it; what has not ended then is stopped",
+        help="time for all of it; what has not ended then is cut off",
     )
     parser.add_argument(
-        "--only", choices=BENCHMARKS, nargs="+", default=BENCHMARKS, help="benchmarks to run"
+        "--only", nargs="+", default=[], metavar="PART", help="parts or files to run"
     )
-    options = parser.parse_args()
+    parser.add_argument("--list", action="store_true", help="print the parts and their limits")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--again", action="store_true", help="run parts that have a result too")
+    again.add_argument("--failed", action="store_true", help="run parts that failed too")
+    parser.add_argument(
+        "--features",
+        type=Path,
+        metavar="FILE",
+        help="features (n, D): .npy, .npz, .safetensors, .pt",
+    )
+    options = parser.parse_args(arguments)
+    if options.out is None and not options.list:
+        parser.error("--out DIR is missing")
     try:
+        chosen(all_parts(options.scale), options.only)
+    except ValueError as error:
+        parser.error(f"--only: {error}")
+    return options
+
+
+def print_list(parts: list[Part]) -> None:
+    """Print the parts with their limits."""
+    print(f"{'seconds':>7}  part")
+    print(f"{BUILD_LIMIT:7.0f}  build of the extension, beside {BESIDE_BUILD}")
+    for part in parts:
+        details = ", ".join(x for x in (part.file, part.scale, part.only) if x)
+        print(f"{part.limit:7.0f}  {part.name}: {details}")
+    print(f"{sum(part.limit for part in parts):7.0f}  together, without the build")
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End as after an error, so that the process that runs is ended too."""
+    sys.exit(128 + number)
+
+
+def find_device(scratch: Path) -> tuple[dict[str, Any], bool]:
+    """The device, and whether a forked process can use it.
+
+    Raises:
+        SystemExit: No process can.
+    """
+    output = ""
+    for forks in (True, False):
+        log = scratch / "device.log"
+        child = gpu_processes.start(Program("bench/gpu_device.py"), log, {}, forks=forks)
+        ran = gpu_processes.wait(child, log, 60)
+        lines = [line for line in ran.output.splitlines() if line.startswith("{")]
+        if ran.exit == 0 and lines:
+            return json.loads(lines[-1]), forks
+        output = ran.tail
+    sys.exit(f"nothing was run: the device cannot be used\n{output}")
+
+
+class Results:
+    """The results of all calls, in a file that is written after each change.
+
+    Args:
+        path: The file.
+        content: What it holds.
+    """
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path = path
+        self.content = content
+        self._parts: dict[str, dict[str, Any]] = {
+            record["part"]: record for record in content["parts"]
+        }
+
+    @classmethod
+    def open(cls, folder: Path, device: dict[str, Any], scale: str) -> Results:
+        """The latest results of this device, commit and scale, or new ones."""
+        make_folder(folder, private=False)
+        same = {"device": device["name"], "commit": commit(), "scale": scale}
+        slug = re.sub(r"[^a-z0-9]+", "-", device["name"].lower()).strip("-")
+        found = []
+        for path in folder.glob(f"gpu-{slug}-*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                content = json.loads(path.read_text())
+                if "parts" in content and all(content.get(k) == v for k, v in same.items()):
+                    found.append((content["date"], path, content))
+        if found:
+            _, path, content = max(found, key=lambda entry: entry[0])
+            return cls(path, content)
+        now = datetime.datetime.now().astimezone()
+        path = folder / f"gpu-{slug}-{now:%Y%m%d}.json"
+        number = 2
+        while path.exists():
+            path = folder / f"gpu-{slug}-{now:%Y%m%d}-{number}.json"
+            number += 1
+        return cls(path, {"date": now.isoformat(timespec="seconds"), **same, "parts": []})
+
+    def begin_call(self, options: argparse.Namespace) -> None:
+        """Note the call and the software of this machine."""
         import torch
-    except ImportError:
-        print("no PyTorch: nothing was run and nothing is claimed")
-        return 1
-    if not torch.cuda.is_available():
-        print("no CUDA device: nothing was run and nothing is claimed")
-        return 0
-    device = torch.cuda.get_device_name()
-    now = datetime.datetime.now().astimezone()
-    deadline = time.monotonic() + options.limit
-    report: dict[str, Any] = {
-        "date": now.isoformat(timespec="seconds"),
-        "device": device,
-        "versions": versions(torch.version.cuda),
-        "not_installed": [name for name in OPTIONAL if importlib.util.find_spec(name) is None],
-        "commit": output_of("git", "rev-parse", "HEAD"),
-        "scale": options.scale,
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        report["extension"] = build_extension(
-            min(deadline, time.monotonic() + 0.25 * options.limit)
-        )
-        # Tests get less than half of the time: one that hangs must not cost all figures.
-        report["tests"] = run_tests(
-            Path(scratch), min(deadline, time.monotonic() + 0.4 * options.limit)
-        )
-        end = min(deadline, time.monotonic() + 0.15 * options.limit)
-        report["sanitizers"] = run_sanitizers(report["extension"]["library"], end)
-        report["benchmarks"] = [
-            run_benchmarks(name, options.scale, Path(scratch), deadline) for name in options.only
+
+        self.content["versions"] = versions(torch.version.cuda)
+        self.content["not_installed"] = [
+            name for name in OPTIONAL if importlib.util.find_spec(name) is None
         ]
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    make_folder(options.out, private=False)
-    path = options.out / f"gpu-{slug}-{now:%Y%m%d}.json"
-    write_file(path, json.dumps(report, indent=2) + "\n", private=False)
-    print_summary(report)
-    print(path)
-    return int(any(not part["ok"] for part in parts(report)))
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        call = {"date": now, "limit": options.limit, "only": options.only}
+        self.content.setdefault("calls", []).append(call)
+        self.save()
+
+    def pending(self, parts: list[Part], again: bool, failed: bool) -> list[Part]:
+        """The parts to run, in order: those that have no result, and with `failed` or `again` more.
+
+        What was cut off twice comes last.
+        """
+        finished = () if again else DONE if failed else (*DONE, "failed", "stopped")
+        left = [part for part in parts if self.status(part) not in finished]
+        return sorted(left, key=lambda part: self._cut_offs(part) >= TWICE)
+
+    def status(self, part: Part) -> str:
+        """What became of a part; "running" if a call ended while it ran."""
+        return str(self._parts.get(part.name, {}).get("status", "missing"))
+
+    def _cut_offs(self, part: Part) -> int:
+        return int(self._parts.get(part.name, {}).get("cut_offs", 0))
+
+    def begin(self, part: Part) -> None:
+        """Note that a part runs; if the call ends now, it was cut off."""
+        self.set(
+            part.name,
+            kind=part.kind,
+            file=part.file,
+            scale=part.scale,
+            limit_s=part.limit,
+            status="running",
+            cut_offs=self._cut_offs(part) + 1,
+            figures=[],
+        )
+
+    def end(self, part: Part, record: dict[str, Any]) -> None:
+        """Note the result of a part."""
+        before = self._parts[part.name]
+        if record["status"] != "cut off":
+            del before["cut_offs"]
+        self.set(part.name, **{**before, **record})
+
+    def set(self, name: str, **record: Any) -> None:
+        """Replace the record of a part, and write the file."""
+        self._parts[name] = {"part": name, **{k: v for k, v in record.items() if k != "part"}}
+        self.save()
+
+    def add_figures(self, part: Part, figures: list[dict[str, Any]]) -> None:
+        """Write the figures of a part that runs."""
+        if len(figures) > len(self._parts[part.name]["figures"]):
+            self._parts[part.name]["figures"] = figures
+            self.save()
+
+    def save(self) -> None:
+        """Write the results and the report."""
+        self.content["parts"] = list(self._parts.values())
+        text = json.dumps(self.content, indent=2) + "\n"
+        write_file(self.path, text, private=False)
+        write_file(self.path.with_suffix(".md"), gpu_report.text(self.content), private=False)
 
 
-def run_tests(scratch: Path, deadline: float) -> dict[str, Any]:
-    """Run the tests marked gpu; return counts by outcome and the end of the output."""
-    # Only files with such tests: others import packages that may be missing here.
-    files = [
-        str(p) for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in p.read_text()
-    ]
-    results = scratch / "tests.xml"
-    # A file that cannot be imported must not stop the others.
-    ran = run_pytest(
-        [*files, "-m", "gpu", "-rs", "--continue-on-collection-errors", f"--junitxml={results}"],
-        deadline,
-    )
-    counts: dict[str, int] = {}
-    if results.exists():
-        # pytest has just written it.
-        suite = next(ElementTree.parse(results).iter("testsuite"))  # noqa: S314
-        counts = {key: int(suite.get(key, 0)) for key in ("failures", "errors", "skipped")}
-        counts["passed"] = int(suite.get("tests", 0)) - sum(counts.values())
-    # A pytest that ran no test exits with 5, one that skipped them all with 0: neither shows
-    # anything.
-    return {"ok": ran["exit"] == 0 and counts.get("passed", 0) > 0, **counts, **ran}
+class Check:
+    """Runs the parts.
 
-
-def run_benchmarks(name: str, scale: str, scratch: Path, deadline: float) -> dict[str, Any]:
-    """Run one benchmark file; return its figures, and the end of its output if it failed."""
-    if importlib.util.find_spec("pytest_benchmark") is None:
-        return {
-            "ok": False,
-            "file": name,
-            "exit": None,
-            "output": "pytest-benchmark is not installed",
-            "figures": [],
-        }
-    results = scratch / f"{name}.json"
-    deadline = min(deadline, time.monotonic() + LIMITS.get(name, float("inf")))
-    ran = run_pytest(
-        [
-            *(str(ROOT / "bench" / name), "--benchmark-only", "-rs"),
-            *("--device", "cuda", "--scale", scale, f"--benchmark-json={results}"),
-        ],
-        deadline,
-    )
-    # The file is empty if pytest was stopped.
-    content = (
-        json.loads(results.read_text())
-        if results.exists() and results.stat().st_size
-        else {"benchmarks": []}
-    )
-    figures = [
-        {
-            "name": b["name"],
-            "group": b["group"],
-            "median_s": b["stats"]["median"],
-            "rounds": b["stats"]["rounds"],
-            "extra_info": b["extra_info"],
-        }
-        for b in content["benchmarks"]
-    ]
-    no_size = f"no size at scale {scale}" in ran["output"]
-    ok = ran["exit"] == 0 and (bool(figures) or no_size)
-    if ok:
-        del ran["output"]
-    return {"ok": ok, "file": name, **ran, "figures": figures}
-
-
-def build_extension(deadline: float) -> dict[str, Any]:
-    """Build the extension with its CUDA part for this device, if it is missing.
-
-    Returns where it is, or why it is missing.
+    Args:
+        results: Gets their results.
+        scratch: Folder for files of this call.
+        deadline: When the call ends, of `time.monotonic`.
+        forks: Whether programs are forked.
+        features: File of real features.
     """
-    library = cuda_library()
-    if library is not None:
-        return {"ok": True, "file": "extension", "library": library, "built": False}
-    missing = [name for name in ("nvcc", "g++") if tool(name) is None]
-    missing += [
-        name for name in ("setuptools", "pybind11") if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        return {
-            "ok": True,
-            "file": "extension",
-            "library": None,
-            "not_run": f"missing: {', '.join(missing)}",
-        }
-    import torch
 
-    major, minor = torch.cuda.get_device_capability()
-    settings = {"FASTREID_AL_CUDA": "1", "FASTREID_AL_CUDA_ARCHITECTURES": f"{major}{minor}"}
-    ran = run_command(
-        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], deadline, settings
-    )
-    library = cuda_library()
-    ok = ran["exit"] == 0 and library is not None
-    return {"ok": ok, "file": "extension", "library": library, "built": True, **ran}
+    def __init__(
+        self, results: Results, scratch: Path, deadline: float, forks: bool, features: Path | None
+    ) -> None:
+        self.results = results
+        self.scratch = scratch
+        self.deadline = deadline
+        self.forks = forks
+        self.features = features
+        self.library: str | None = None
+        self._build: gpu_processes.Child | None = None
+        self._build_begin = time.monotonic()
 
-
-def cuda_library() -> str | None:
-    """Path of the extension, if it has a CUDA part for this device."""
-    code = (
-        "from fastreid_al import native; module = native.cuda_extension(); "
-        "print(module.__file__ if module else '')"
-    )
-    said = output_of(sys.executable, "-W", "ignore", "-c", code)
-    return said.splitlines()[-1] if said else None
-
-
-def run_sanitizers(library: str | None, deadline: float) -> list[dict[str, Any]]:
-    """Run the extension's CUDA functions on small arrays.
-
-    They run as they are, and under compute-sanitizer's memcheck and racecheck.
-    """
-    native = ROOT / "tests" / "native"
-    scripts = [str(path) for path in sorted(native.glob("exercise_*.py"))]
-    if library is None:
-        return [{"ok": True, "file": "exercises", "not_run": "no extension with a CUDA part"}]
-    command = [sys.executable, str(native / "on_gpu.py"), library, *scripts]
-    found = [{"file": "exercises", **run_command(command, deadline)}]
-    sanitizer = tool("compute-sanitizer")
-    for check in ("memcheck", "racecheck"):
-        if sanitizer is None:
-            found.append({"file": check, "not_run": "no compute-sanitizer"})
+    @contextlib.contextmanager
+    def building(self, device: dict[str, Any]) -> Iterator[None]:
+        """Build the extension in the background, if it is missing and can be built."""
+        self.library = device["library"]
+        missing = [name for name in ("nvcc", "g++") if tool(name) is None]
+        missing += [
+            name for name in ("setuptools", "pybind11") if importlib.util.find_spec(name) is None
+        ]
+        if self.library is not None:
+            self._note_build("passed", output=f"{self.library} was there")
+        elif missing:
+            self._note_build("not run", reason=f"missing: {', '.join(missing)}")
         else:
-            before = [sanitizer, "--tool", check, "--error-exitcode", "86"]
-            ran = run_command([*before, *command], deadline)
-            # Some virtual machines do not expose the interface that it needs.
-            refused = "Device not supported" in ran["output"]
-            found.append(
-                {
-                    "file": check,
-                    **({"not_run": "compute-sanitizer: device not supported"} if refused else ran),
-                }
-            )
-    return [{"ok": part.get("exit", 0) == 0, **part} for part in found]
+            self._start_build(device["capability"])
+        with contextlib.ExitStack() as stack:
+            if self._build is not None:
+                stack.enter_context(gpu_processes.ended_with_its_group(self._build))
+            yield
+
+    def _start_build(self, capability: str) -> None:
+        settings = {"FASTREID_AL_CUDA": "1", "FASTREID_AL_CUDA_ARCHITECTURES": capability}
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        self._build_begin = time.monotonic()
+        self._build = gpu_processes.started_anew(command, self.scratch / "build.log", settings)
+        self._note_build("running")
+
+    def _note_build(self, status: str, **more: Any) -> None:
+        record = {"kind": "build", "file": "setup.py", "limit_s": BUILD_LIMIT, "figures": []}
+        self.results.set("build", **record, status=status, **more)
+
+    def await_build(self) -> None:
+        """Wait until the extension is built."""
+        if self._build is None:
+            return
+        log = self.scratch / "build.log"
+        end = min(self._build_begin + BUILD_LIMIT, self.deadline)
+        ran = gpu_processes.wait(self._build, log, max(0.0, end - time.monotonic()))
+        self._build = None
+        if ran.exit == 0:
+            self.library = find_device(self.scratch)[0]["library"]
+        passed = self.library is not None
+        seconds = round(time.monotonic() - self._build_begin, 1)
+        more = {} if passed else {"output": ran.tail}
+        status = "passed" if passed else "stopped" if ran.exit is None else "failed"
+        self._note_build(status, exit=ran.exit, seconds=seconds, **more)
+
+    def run(self, part: Part) -> None:
+        """Run a part, if enough time is left, and note its result."""
+        if part.name != BESIDE_BUILD:
+            self.await_build()
+        left = self.deadline - time.monotonic()
+        if left < LEAST * part.limit:
+            return
+        print(f"{part.name}: at most {part.limit:.0f} s", flush=True)
+        self.results.begin(part)
+        if part.kind == "exercises" and (reason := self._cannot_exercise(part)):
+            record: dict[str, Any] = {"status": "not run", "reason": reason}
+        else:
+            record = self._ran(part, min(left, part.limit))
+        self.results.end(part, record)
+        print(f"{part.name}: {record['status']}", flush=True)
+
+    def _ran(self, part: Part, seconds: float) -> dict[str, Any]:
+        """Run a part for some seconds; return its record."""
+        figures = self.scratch / f"{part.name}.jsonl"
+        log = self.scratch / f"{part.name}.log"
+        last = time.monotonic()
+
+        def look() -> None:
+            nonlocal last
+            if time.monotonic() - last > EVERY:
+                last = time.monotonic()
+                self.results.add_figures(part, read_figures(figures))
+
+        what, settings = self._what(part, figures)
+        child = gpu_processes.start(what, log, settings, forks=self.forks)
+        ran = gpu_processes.wait(child, log, seconds, look)
+        return record_of(part, ran, read_figures(figures), cut_off=seconds < part.limit)
+
+    def _what(self, part: Part, figures: Path) -> tuple[Program | list[str], dict[str, str]]:
+        """What runs a part, and the environment variables that it needs."""
+        # The project's own options name pytest-benchmark's, which may not be installed.
+        pytest = ("-o", "addopts=", "-rs", *(("-k", part.only) if part.only else ()), part.file)
+        if part.kind == "tests":
+            # An error belongs to the launch that caused it.
+            settings = {"CUDA_LAUNCH_BLOCKING": "1"}
+            return Program("pytest", (*pytest, "-v", "--tb=short", "-m", "gpu")), settings
+        sized = ("--scale", part.scale, "--figures", str(figures))
+        if part.kind == "bench":
+            return Program(
+                "pytest", (*pytest, "-q", "--benchmark-only", "--device", "cuda", *sized)
+            ), {}
+        if part.kind == "exercises":
+            return self._exercises(part), {}
+        more = ("--features", str(self.features)) if self.features else ()
+        return Program(part.file, (*sized, *(more if part.kind == "proven" else ()))), {}
+
+    def _cannot_exercise(self, part: Part) -> str | None:
+        """Why the exercises of the extension cannot run; None if they can."""
+        if self.library is None:
+            return "no extension with a CUDA part"
+        if part.file and tool("compute-sanitizer") is None:
+            return "no compute-sanitizer"
+        return None
+
+    def _exercises(self, part: Part) -> list[str]:
+        """The command that runs the extension's CUDA functions on small arrays."""
+        native = ROOT / "tests" / "native"
+        scripts = [str(path) for path in sorted(native.glob("exercise_*.py"))]
+        command = [sys.executable, str(native / "on_gpu.py"), str(self.library), *scripts]
+        if not part.file:
+            return command
+        return [
+            str(tool("compute-sanitizer")),
+            *("--tool", part.file, "--error-exitcode", "86"),
+            *command,
+        ]
+
+
+def read_figures(path: Path) -> list[dict[str, Any]]:
+    """The figures that a part has written so far, a line of JSON for each."""
+    if not path.exists():
+        return []
+    # The last line may be incomplete.
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in lines]
+
+
+def record_of(
+    part: Part, ran: Ran, figures: list[dict[str, Any]], *, cut_off: bool
+) -> dict[str, Any]:
+    """The record of a part.
+
+    Args:
+        part: The part.
+        ran: How its process ended.
+        figures: What it has measured.
+        cut_off: Whether it had less time than its limit.
+    """
+    record: dict[str, Any] = {"exit": ran.exit, "seconds": ran.seconds, "figures": figures}
+    shown = bool(figures)
+    if part.kind == "tests":
+        record.update(outcomes(ran.output))
+        # A pytest that skipped all tests exits with 0 and shows nothing.
+        shown = record["counts"].get("passed", 0) > 0
+    elif part.kind == "bench":
+        shown = shown or f"no size at scale {part.scale}" in ran.output
+    elif part.kind == "exercises":
+        shown = True
+    if ran.exit is None:
+        status = "cut off" if cut_off else "stopped"
+    else:
+        status = "passed" if ran.exit == 0 and shown else "failed"
+    # Some virtual machines do not expose the interface that compute-sanitizer needs.
+    if part.kind == "exercises" and ran.exit and "Device not supported" in ran.output:
+        return {**record, "status": "not run", "reason": "compute-sanitizer: device not supported"}
+    return {**record, "status": status, **({} if status == "passed" else {"output": ran.tail})}
+
+
+def outcomes(output: str) -> dict[str, Any]:
+    """What became of the tests, of the output of `pytest -v`, even if it ended early.
+
+    Returns:
+        `counts` by outcome, the `failures`, and `during`, the test that did not end.
+    """
+    found = dict(
+        re.findall(
+            r"^(\S+\.py::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", output, re.MULTILINE
+        )
+    )
+    begun = re.findall(r"^(\S+\.py::.*?)(?: (?:PASSED|FAILED|ERROR|SKIPPED)\b.*)?$", output, re.M)
+    counts: dict[str, int] = {}
+    for outcome in found.values():
+        counts[outcome.lower()] = counts.get(outcome.lower(), 0) + 1
+    failures = [name for name, outcome in found.items() if outcome in ("FAILED", "ERROR")]
+    open_tests = [name.strip() for name in begun if name.strip() and name.strip() not in found]
+    return {
+        "counts": counts,
+        "failures": failures,
+        **({"during": open_tests[-1]} if open_tests else {}),
+    }
 
 
 def tool(name: str) -> str | None:
@@ -287,49 +505,10 @@ def tool(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join([*folders, "/usr/local/cuda/bin"]))
 
 
-def parts(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """All parts of the report, in order."""
-    return [report["extension"], report["tests"], *report["sanitizers"], *report["benchmarks"]]
-
-
-def run_pytest(arguments: list[str], deadline: float) -> dict[str, Any]:
-    """Run pytest until the deadline."""
-    # The project's own options name pytest-benchmark's, which may not be installed.
-    return run_command(
-        [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", *arguments], deadline
-    )
-
-
-def run_command(
-    command: list[str], deadline: float, settings: dict[str, str] | None = None
-) -> dict[str, Any]:
-    """Run a command until a deadline; return exit status (None: stopped), seconds and output."""
-    start = time.monotonic()
-    environment = {**os.environ, **(settings or {})}
-    with tempfile.TemporaryFile("w+") as log:
-        # A new session, so that the processes that measure memory are stopped as well.
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            status: int | None = process.wait(max(1.0, deadline - start))
-        except BaseException as error:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            status = None
-        log.seek(0)
-        text = log.read()
-    if status is None:
-        text += f"\nstopped at the limit, after {time.monotonic() - start:.0f} s"
-    return {"exit": status, "seconds": round(time.monotonic() - start, 1), "output": text[-TAIL:]}
+def commit() -> str | None:
+    """The commit of this working tree; None if git does not know it."""
+    # The tree may belong to another user.
+    return output_of("git", "-c", "safe.directory=*", "rev-parse", "HEAD")
 
 
 def versions(cuda: str | None) -> dict[str, str | None]:
@@ -358,26 +537,16 @@ def output_of(*command: str) -> str | None:
     return done.stdout.strip()
 
 
-def print_summary(report: dict[str, Any]) -> None:
-    """Print a line per part and figure, and the output of failed parts."""
-    tests = report["tests"]
-    counts = ", ".join(
-        f"{tests.get(key, '?')} {key}" for key in ("passed", "failures", "errors", "skipped")
-    )
-    print(f"{report['device']}: gpu tests: {counts}")
-    for part in report["benchmarks"]:
-        for figure in part["figures"]:
-            memory = figure["extra_info"].get("peak_extra_MiB")
-            ms = figure["extra_info"].get("cuda_event_median_ms", 1e3 * figure["median_s"])
-            print(f"  {figure['name']}: {ms:.4g} ms, {memory} MiB")
-            for name, goal in figure["extra_info"].get("goals", {}).items():
-                said = "met" if goal["met"] else "missed"
-                print(f"    {name}: {goal['found']:,.4g}, goal {goal['goal']:,} {said}")
-    for part in parts(report):
-        if not part["ok"]:
-            print(f"failed: {part.get('file', 'tests')}\n{part['output']}")
-        elif "not_run" in part:
-            print(f"not run: {part['file']}: {part['not_run']}")
+def print_summary(results: Results, parts: list[Part]) -> None:
+    """Print the report and the output of the parts that failed."""
+    print(gpu_report.text(results.content))
+    for record in results.content["parts"]:
+        if "output" in record and record["status"] not in DONE:
+            print(f"{record['part']}: {record['status']}\n{record['output']}")
+    missing = [part.name for part in parts if results.status(part) == "missing"]
+    if missing:
+        print(f"not started: {', '.join(missing)}; call again to go on")
+    print(results.path)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ _SLOW = 5.0
 _AHEAD = 2**22
 #: Bytes written between two calls on CUDA: more than any of its caches holds.
 _FLUSH = 2**28
+#: Values that are copied, and width of the matrices that are multiplied, to measure the ceilings.
+_COPIED = {"cpu": 2**25, "cuda": 2**28}
+_MULTIPLIED = {"cpu": 1024, "cuda": 8192}
 
 #: Fresh processes at the cost of a fork: their template has imported PyTorch and has not used it.
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -203,6 +206,7 @@ def measure(
     warmup: int = 0,
 ) -> Any:
     """Time a call here and measure its peak memory in a fresh process. Returns its result."""
+    rounds = min(rounds, _ROUNDS)
     result, events = _timed(benchmark, call, inputs, device, rounds, warmup)
     benchmark.extra_info.update(n=n, dim=dim, **surroundings(device))
     if events:
@@ -279,8 +283,8 @@ def peaks(device: str) -> dict[str, float]:
 
     `copy` in GB/s, read and written; square matrix products in TFLOP/s.
     """
-    count, size = (2**28, 8192) if device == "cuda" else (2**25, 1024)
-    source = torch.rand(count, device=device)
+    size = _MULTIPLIED[device]
+    source = torch.rand(_COPIED[device], device=device)
     target = torch.empty_like(source)
     found = {
         "copy": 2

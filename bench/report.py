@@ -93,24 +93,27 @@ def figures(path: Path) -> list[Figure]:
     """The figures of a file of either kind."""
     try:
         content = json.loads(path.read_text())
-        found = content["benchmarks"]
+        found = content["parts"] if "parts" in content else content["benchmarks"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.exit(
             f"{path} is not a results file ({error!r}); "
             "pass one written by --benchmark-json or gpu_check.py"
         )
-    # gpu_check.py groups figures by file, and keeps only the median of the statistics.
+    # gpu_check.py groups figures by part, and keeps only the median of the statistics. A figure
+    # without one is no time.
     rows = [row for part in found for row in part.get("figures", [part])]
-    return [
-        Figure(
-            row["name"],
-            row["group"] or row["name"],
-            row["extra_info"].get("cuda_event_median_ms")
-            or 1e3 * (row["median_s"] if "median_s" in row else row["stats"]["median"]),
-            row["extra_info"],
-        )
-        for row in rows
-    ]
+    return [figure_of(row) for row in rows if "stats" in row or row["median_s"] is not None]
+
+
+def figure_of(row: dict[str, Any]) -> Figure:
+    """A figure of a results file of either kind."""
+    return Figure(
+        row["name"],
+        row["group"] or row["name"],
+        row["extra_info"].get("cuda_event_median_ms")
+        or 1e3 * (row["median_s"] if "median_s" in row else row["stats"]["median"]),
+        row["extra_info"],
+    )
 
 
 def header(columns: tuple[str, ...], left: int, last_left: bool = False) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import linecache
 import sys
+import time
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -414,10 +415,10 @@ class _Event:
     """An event, which has always happened."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
+        self._time = 0.0
 
     def record(self, *args: Any) -> None:
-        pass
+        self._time = time.perf_counter()
 
     def wait(self, *args: Any) -> None:
         pass
@@ -430,7 +431,7 @@ class _Event:
         _record.wait("event")
 
     def elapsed_time(self, other: _Event) -> float:
-        return 1.0
+        return 1e3 * (other._time - self._time)
 
 
 class _Stream:
@@ -465,6 +466,13 @@ class _Stream:
 
     def __exit__(self, *error: Any) -> None:
         pass
+
+
+class _Generator(torch.Generator):
+    """A generator of the device, which is one of the CPU."""
+
+    def __new__(cls, device: Any = "cpu") -> _Generator:
+        return super().__new__(cls, "cpu")
 
 
 class _Nothing(contextlib.nullcontext[None]):
@@ -506,116 +514,4 @@ def _patches() -> Iterator[Any]:
         "stream": _Nothing,
         "set_device": lambda *a: None,
         "synchronize": lambda *a: _record.wait("synchronize"),
-        "empty_cache": lambda: _forbid("empty_cache"),
-        "manual_seed": lambda *a: _forbid("seed"),
-        "manual_seed_all": lambda *a: _forbid("seed"),
-        "max_memory_allocated": lambda *a: 0,
-        "memory_allocated": lambda *a: 0,
-        "max_memory_reserved": lambda *a: 0,
-        "reset_peak_memory_stats": lambda *a: None,
-    }
-    for name, value in of_cuda.items():
-        yield mock.patch.object(torch.cuda, name, value)
-    of_accelerator: dict[str, Any] = {
-        "current_stream": lambda *a: _Stream(),
-        "current_device_index": lambda: 0,
-        "is_available": lambda: True,
-        "current_accelerator": lambda *a, **k: torch.device("cuda"),
-    }
-    for name, value in of_accelerator.items():
-        yield mock.patch.object(torch.accelerator, name, value)
-    yield mock.patch.object(torch, "autocast", _Autocast)
-    seed = torch.manual_seed
-    yield mock.patch.object(torch, "manual_seed", lambda x: (_forbid("seed"), seed(x))[1])
-    yield mock.patch.object(Tensor, "record_stream", return_value=None)
-    yield mock.patch.object(torch, "get_device_module", return_value=torch.cuda)
-    # Wrapped tensors have no inference form.
-    no_grad: Callable[..., Any] = lambda on=True: (  # noqa: E731
-        torch.no_grad() if on else contextlib.nullcontext()
-    )
-    yield mock.patch.object(torch, "inference_mode", no_grad)
-
-
-def _interpreted_launches(record: Record) -> Any:
-    """A patch of Triton's interpreter that counts launches and takes tensors of the device only."""
-    from triton.runtime import interpreter
-
-    launch = interpreter.GridExecutor.__call__
-
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        name = self.fn.__name__
-        record.launch(name)
-        for x in [*args, *kwargs.values()]:
-            if isinstance(x, Tensor) and not isinstance(x, Imitated):
-                raise ValueError(f"{name}: got a tensor of the CPU at {place_of_line()}")
-        plain = {key: content_of(x) for key, x in kwargs.items()}
-        _done(name, (self.grid, args, kwargs))
-        return launch(self, *map(content_of, args), **plain)
-
-    return mock.patch.object(interpreter.GridExecutor, "__call__", counted)
-
-
-class _CountedModule:
-    """The emulated extension, which counts the calls of its CUDA functions."""
-
-    def __init__(self, module: Any, record: Record) -> None:
-        self._module = module
-        self._record = record
-
-    def __getattr__(self, name: str) -> Any:
-        if name.endswith("_cuda"):
-            self._record.launch(name)
-        found = getattr(self._module, name)
-        if observer is None or not callable(found):
-            return found
-
-        def observed(*args: Any) -> Any:
-            # Objects of the extension hold addresses; those they were made with are seen.
-            plain = [x if isinstance(x, int | float | str) else type(x).__name__ for x in args]
-            _done(name, plain)
-            return found(*args)
-
-        return observed
-
-
-@contextlib.contextmanager
-def imitated_cuda(extension: Any = None) -> Iterator[Record]:
-    """Make one imitated CUDA device the only one inside a block.
-
-    Args:
-        extension: The emulated build of the extension, as a module; without it the extension has no
-            CUDA part.
-
-    Yields:
-        The record of waits and launches.
-    """
-    global _record
-    from fastreid_al import native
-    from fastreid_al.data import loader
-
-    before = _record
-    _record = record = Record()
-    stage = loader.BatchLoader._stage
-
-    def staged(self: Any, rows: Tensor) -> Any:
-        # Another thread: modes are those of a thread.
-        with _Functions():
-            return stage(self, rows)
-
-    converted = torch.__future__.get_overwrite_module_params_on_conversion()
-    with contextlib.ExitStack() as stack:
-        for patch in _patches():
-            stack.enter_context(patch)
-        stack.enter_context(_interpreted_launches(record))
-        stack.enter_context(mock.patch.object(loader.BatchLoader, "_stage", staged))
-        if extension is not None:
-            counted = _CountedModule(extension, record)
-            stack.enter_context(mock.patch.object(native, "cuda_extension", return_value=counted))
-            stack.enter_context(mock.patch.object(native, "extension", return_value=counted))
-        torch.__future__.set_overwrite_module_params_on_conversion(True)
-        stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, converted)
-        stack.enter_context(_Functions())
-        try:
-            yield record
-        finally:
-            _record = before
+    yield mock.patch.object(torch, "Generator", _Generator)

@@ -1,0 +1,163 @@
+"""The parts of `bench/gpu_check.py`: what each runs, in which order, and for how long at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+#: "goals": each benchmark at the size for which it has a goal. The others are those of the
+#: benchmarks.
+SCALES = ("goals", "tiny", "small", "market", "msmt17", "million")
+#: Seconds of a part that is not listed.
+USUAL = 10.0
+
+
+class Part(NamedTuple):
+    """A part of the check.
+
+    Args:
+        name: Its name, unique.
+        kind: "tests", "proven", "kernels", "bench" or "exercises".
+        limit: Seconds after which it is stopped.
+        file: What it runs, relative to the root; for exercises the tool around them, or nothing.
+        scale: Size of the problems.
+        only: Expression that selects among the tests or benchmarks of the file, as of `pytest -k`.
+    """
+
+    name: str
+    kind: str
+    limit: float
+    file: str
+    scale: str = ""
+    only: str = ""
+
+
+#: Seconds of the files with GPU tests, in order; the others follow by name.
+TESTS = {
+    "test_kernels.py": 140.0,
+    "test_memory_gpu.py": 10.0,
+    "test_jaccard_gpu.py": 10.0,
+    "test_dbscan_gpu.py": 10.0,
+    "test_kmedoids_gpu.py": 15.0,
+    "test_norm_gpu.py": 20.0,
+    "test_nnct_gpu.py": 15.0,
+    "test_pseudo_labels_gpu.py": 15.0,
+    "test_train_gpu.py": 30.0,
+    "test_nnct_ranks_gpu.py": 25.0,
+    "test_ranks_clustering_gpu.py": 20.0,
+}
+#: Tests that Triton's interpreter runs in seconds, for the tiny scale; of the others all are run.
+TINY_TESTS = {
+    "test_kernels.py": "edges or do_not_exist or shares_the_last_places",
+}
+#: Benchmarks of operators in order: file, seconds, scale, selection.
+OPERATORS = (
+    ("similarity_topk", 50.0, "million", "not chunked"),
+    ("bank_contrast_loss", 50.0, "million", "100000"),
+    ("plmb", 20.0, "msmt17", ""),
+    ("pseudo_labels", 25.0, "msmt17", ""),
+    ("kmedoids", 25.0, "msmt17", ""),
+    ("similarity_topk", 40.0, "million", "chunked"),
+    ("pseudo_labels", 75.0, "million", "1000000"),
+    ("multilabel_bank_loss", 15.0, "msmt17", ""),
+    ("label_prediction", 20.0, "msmt17", ""),
+    ("update_bank", 15.0, "msmt17", ""),
+    ("grouped_norm", 25.0, "msmt17", ""),
+    ("neighbours", 15.0, "msmt17", ""),
+    ("ranking", 15.0, "msmt17", ""),
+    ("linkage", 15.0, "msmt17", ""),
+    ("cosine_dbscan", 15.0, "msmt17", ""),
+    ("questions", 15.0, "msmt17", ""),
+    ("rounds", 10.0, "msmt17", ""),
+)
+#: Benchmarks of whole steps and epochs.
+STEPS = (
+    ("train_step", 40.0, "msmt17", ""),
+    ("nnct_step", 40.0, "msmt17", ""),
+    ("epoch", 120.0, "msmt17", ""),
+)
+#: Measures processes of a CPU only.
+ON_CPU = ("bench_sharded_labels.py",)
+#: Tools around the exercises of the extension, and seconds.
+EXERCISES = {"": 15.0, "memcheck": 40.0, "racecheck": 40.0}
+
+
+def all_parts(scale: str) -> list[Part]:
+    """Every part at a scale, in order: what is worth most comes first."""
+    operators = [_bench(*entry, scale) for entry in OPERATORS]
+    steps = [_bench(*entry, scale) for entry in STEPS]
+    known = {Path(part.file).name for part in (*operators, *steps)}
+    found = sorted(path.name for path in (ROOT / "bench").glob("bench_*.py"))
+    others = [
+        _bench(name[len("bench_") : -len(".py")], USUAL, "msmt17", "", scale)
+        for name in found
+        if name not in known and name not in ON_CPU
+    ]
+    parts = [
+        *_tests(scale),
+        Part("proven", "proven", 25.0, "bench/proven_share.py", _sized(scale, "goals")),
+        Part("kernels", "kernels", 45.0, "bench/kernel_times.py", _sized(scale, "goals")),
+        *operators,
+        *others,
+        *steps,
+        *(
+            Part(tool or "exercises", "exercises", limit, tool, scale)
+            for tool, limit in EXERCISES.items()
+        ),
+    ]
+    # At one scale a file is one part.
+    return list({part.name: part for part in reversed(parts)}.values())[::-1]
+
+
+def _sized(scale: str, own: str) -> str:
+    return own if scale == "goals" else scale
+
+
+def _tests(scale: str) -> list[Part]:
+    """The files with tests marked gpu."""
+    files = {
+        path.name: path
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "mark.gpu" in path.read_text()
+    }
+    order = [*TESTS, *(name for name in files if name not in TESTS)]
+    only = TINY_TESTS if scale == "tiny" else {}
+    return [
+        Part(
+            Path(name).stem,
+            "tests",
+            TESTS.get(name, USUAL),
+            str(files[name].relative_to(ROOT)),
+            scale,
+            only.get(name, ""),
+        )
+        for name in order
+        if name in files
+    ]
+
+
+def _bench(name: str, limit: float, own: str, only: str, scale: str) -> Part:
+    """A benchmark; those of the goals select among the sizes and forms of a file."""
+    file = f"bench/bench_{name}.py"
+    if scale != "goals":
+        return Part(f"bench_{name}", "bench", limit, file, scale)
+    suffix = f"@{only.replace(' ', '-')}" if only in ("chunked", "1000000") else ""
+    return Part(f"bench_{name}{suffix}", "bench", limit, file, own, only)
+
+
+def chosen(parts: Sequence[Part], names: Iterable[str]) -> list[Part]:
+    """The parts that are named, by the part or by its file, with or without `.py`.
+
+    Raises:
+        ValueError: A name fits no part.
+    """
+    wanted = {name.removesuffix(".py") for name in names}
+    fits = {part.name: {part.name, Path(part.file).stem} for part in parts}
+    unknown = wanted - set().union(*fits.values())
+    if unknown:
+        raise ValueError(
+            f"got the unknown part {min(unknown)}; `--list` prints the names of all parts"
+        )
+    return [part for part in parts if not wanted or fits[part.name] & wanted]

@@ -1,0 +1,222 @@
+"""Processes of `bench/gpu_check.py`: each has a limit in seconds and leaves nothing behind.
+
+A Python program is forked from this process, which has imported PyTorch and has not used the
+device, so that it need not import PyTorch again: that takes longer than many parts. Where a forked
+process cannot use the device, programs are started anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, NoReturn, Protocol
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Imported before the first fork, where they are installed. None of them uses the device.
+SHARED = ("numpy", "torch", "torch._dynamo", "triton", "pytest")
+#: Characters of the end of the output that are kept.
+TAIL = 8_000
+#: Seconds between two looks at a process.
+PAUSE = 0.1
+_PR_SET_PDEATHSIG = 1
+
+
+class Program(NamedTuple):
+    """A Python program.
+
+    Args:
+        name: A module such as "pytest", or the path of a script, relative to the root.
+        arguments: Its arguments.
+    """
+
+    name: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def is_script(self) -> bool:
+        """Whether it is a script."""
+        return self.name.endswith(".py")
+
+    @property
+    def command(self) -> list[str]:
+        """The command that starts it anew."""
+        how = [str(ROOT / self.name)] if self.is_script else ["-m", self.name]
+        return [sys.executable, *how, *self.arguments]
+
+
+class Ran(NamedTuple):
+    """How a process ended.
+
+    Args:
+        exit: Its exit status, negative for a signal; None if it was stopped at its limit.
+        seconds: How long it ran.
+        output: Everything that it printed.
+    """
+
+    exit: int | None
+    seconds: float
+    output: str
+
+    @property
+    def tail(self) -> str:
+        """The end of the output."""
+        end = self.output[-TAIL:]
+        return end if self.exit is not None else f"{end}\nstopped after {self.seconds:.0f} s"
+
+
+class Child(Protocol):
+    """A process that was started, with its process group."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit status, or None while it runs."""
+
+
+class Forked:
+    """A copy of this process that runs a program.
+
+    Args:
+        program: The program.
+        log: File that gets what it prints.
+        settings: Environment variables that are set for it.
+    """
+
+    def __init__(self, program: Program, log: Path, settings: Mapping[str, str]) -> None:
+        self._status: int | None = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _run_here(program, log, settings)
+
+    def poll(self) -> int | None:
+        """Its exit status, or None while it runs."""
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+
+def _run_here(program: Program, log: Path, settings: Mapping[str, str]) -> NoReturn:
+    """Run a program in this process, which a fork has made, and end."""
+    status: object = 1
+    try:
+        _leave()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for target in (1, 2):
+            os.dup2(descriptor, target)
+        os.chdir(ROOT)
+        os.environ.update(settings)
+        sys.argv = [program.name, *program.arguments]
+        if program.is_script:
+            runpy.run_path(str(ROOT / program.name), run_name="__main__")
+        else:
+            runpy.run_module(program.name, run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        status = end.code
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(int(status or 0) if isinstance(status, int | None) else 1)
+
+
+def _leave() -> None:
+    """Make this process the first of a group, and end it when its parent is killed."""
+    os.setpgrp()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def started_anew(command: list[str], log: Path, settings: Mapping[str, str]) -> Child:
+    """Start a command in a process group of its own.
+
+    Args:
+        command: The command.
+        log: File that gets what it prints.
+        settings: Environment variables that are set for it.
+    """
+    with log.open("w") as file:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_leave,
+        )
+
+
+def share_imports() -> None:
+    """Import what most programs need, once."""
+    for name in SHARED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def start(
+    what: Program | list[str], log: Path, settings: Mapping[str, str], *, forks: bool
+) -> Child:
+    """Start a program or a command.
+
+    Args:
+        what: A Python program, or a command with its arguments.
+        log: File that gets what it prints.
+        settings: Environment variables that are set for it.
+        forks: Whether a Python program is forked from this process.
+    """
+    if isinstance(what, Program) and forks:
+        return Forked(what, log, settings)
+    return started_anew(what.command if isinstance(what, Program) else what, log, settings)
+
+
+def wait(child: Child, log: Path, limit: float, look: Callable[[], None] = lambda: None) -> Ran:
+    """Wait until a process ends, at most for some seconds; then its whole group is killed.
+
+    Args:
+        child: The process.
+        log: File with what it prints.
+        limit: Seconds from now.
+        look: Called again and again while it runs.
+    """
+    begin = time.monotonic()
+    status = None
+    with ended_with_its_group(child):
+        while (status := child.poll()) is None and time.monotonic() - begin < limit:
+            look()
+            time.sleep(PAUSE)
+    return Ran(status, round(time.monotonic() - begin, 1), log.read_text(errors="replace"))
+
+
+@contextlib.contextmanager
+def ended_with_its_group(child: Child) -> Iterator[None]:
+    """Kill a process and what it has started when the block ends, however it ends."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+        while child.poll() is None:
+            # It may not have a group of its own yet.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+            time.sleep(PAUSE / 10)

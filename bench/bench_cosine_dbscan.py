@@ -20,7 +20,7 @@ from fastreid_al.metrics import pair_scores
 from fastreid_al.synthetic import planted_partition
 
 SIZES = {
-    "tiny": [(100, 16)],
+    "tiny": [(60, 16)],
     "small": [(2_000, 512), (5_000, 512)],
     "market": [(12_936, 512)],
     "msmt17": [(32_668, 512), (32_621, 2_048)],

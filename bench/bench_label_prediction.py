@@ -17,7 +17,7 @@ from torch import Tensor
 
 #: Batch, bank rows, width.
 SIZES = {
-    "tiny": [(4, 60, 16)],
+    "tiny": [(2, 40, 16)],
     "small": [(32, 3_000, 512)],
     "market": [(64, 12_936, 2_048)],
     "msmt17": [(64, 32_621, 2_048)],

@@ -24,7 +24,7 @@ from fastreid_al.synthetic import planted_partition
 
 #: Images and width of the features; with width 0 the graph itself is planted.
 SIZES = {
-    "tiny": [(80, 16)],
+    "tiny": [(60, 16)],
     "small": [(2_000, 64)],
     "market": [(12_936, 512)],
     "msmt17": [(32_621, 512)],

@@ -16,7 +16,7 @@ from fastreid_al.clustering import nearest_neighbours
 from fastreid_al.synthetic import planted_partition
 
 SIZES = {
-    "tiny": [(300, 16)],
+    "tiny": [(40, 16)],
     "small": [(5_000, 512)],
     "market": [(12_936, 512)],
     "msmt17": [(32_668, 512), (32_621, 2_048)],

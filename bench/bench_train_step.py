@@ -17,7 +17,7 @@ from fastreid_al.models import build_model
 
 #: Backbone, height, width, batch, images in the feature memory.
 SIZES = {
-    "tiny": [("resnet18", 32, 16, 16, 60)],
+    "tiny": [("resnet18", 32, 16, 4, 60)],
     "small": [("resnet18", 96, 48, 32, 2_000)],
     "market": [("resnet50", 256, 128, 64, 12_936)],
     "msmt17": [("resnet50", 256, 128, 64, 32_621)],

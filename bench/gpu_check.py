@@ -17,20 +17,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import importlib.util
 import json
 import os
-import platform
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,44 +38,18 @@ import gpu_processes  # noqa: E402
 import gpu_report  # noqa: E402
 from gpu_parts import SCALES, Part, all_parts, chosen  # noqa: E402
 from gpu_processes import Program, Ran  # noqa: E402
-
-from fastreid_al.files import make_folder, write_file  # noqa: E402
+from gpu_results import DONE, Results, breaking_test, read_figures, record_of  # noqa: E402
 
 #: Most seconds of all parts, and of the build of the extension.
 LIMIT, BUILD_LIMIT = 1_200.0, 180.0
 #: A part is not started if less than this share of its limit is left.
 LEAST = 0.25
+#: Most processes for a file with tests, of which each but the last ended with a broken device.
+MOST_STARTS = 5
 #: Part beside which the extension is built: it does not need it.
 BESIDE_BUILD = "test_kernels"
 #: Seconds between two writes of the figures of a part that runs.
 EVERY = 5.0
-#: Times that a part was cut off after which it comes last: it may be what ends the calls.
-TWICE = 2
-#: Results of a part with which it is done.
-DONE = ("passed", "not run")
-PACKAGES = (
-    "fastreid_al",
-    "torch",
-    "torchvision",
-    "triton",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "pytest",
-    "pytest-benchmark",
-)
-#: Packages that only some tests and benchmarks need; these are skipped without them.
-OPTIONAL = (
-    "sklearn",
-    "rich",
-    "platformdirs",
-    "matplotlib",
-    "sqlalchemy",
-    "kmedoids",
-    "faiss",
-    "cuml",
-    "cupy",
-)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -184,112 +153,6 @@ def find_device(scratch: Path) -> tuple[dict[str, Any], bool]:
     sys.exit(f"nothing was run: the device cannot be used\n{output}")
 
 
-class Results:
-    """The results of all calls, in a file that is written after each change.
-
-    Args:
-        path: The file.
-        content: What it holds.
-    """
-
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
-        self.path = path
-        self.content = content
-        self._parts: dict[str, dict[str, Any]] = {
-            record["part"]: record for record in content["parts"]
-        }
-
-    @classmethod
-    def open(cls, folder: Path, device: dict[str, Any], scale: str) -> Results:
-        """The latest results of this device, commit and scale, or new ones."""
-        make_folder(folder, private=False)
-        same = {"device": device["name"], "commit": commit(), "scale": scale}
-        slug = re.sub(r"[^a-z0-9]+", "-", device["name"].lower()).strip("-")
-        found = []
-        for path in folder.glob(f"gpu-{slug}-*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                content = json.loads(path.read_text())
-                if "parts" in content and all(content.get(k) == v for k, v in same.items()):
-                    found.append((content["date"], path, content))
-        if found:
-            _, path, content = max(found, key=lambda entry: entry[0])
-            return cls(path, content)
-        now = datetime.datetime.now().astimezone()
-        path = folder / f"gpu-{slug}-{now:%Y%m%d}.json"
-        number = 2
-        while path.exists():
-            path = folder / f"gpu-{slug}-{now:%Y%m%d}-{number}.json"
-            number += 1
-        return cls(path, {"date": now.isoformat(timespec="seconds"), **same, "parts": []})
-
-    def begin_call(self, options: argparse.Namespace) -> None:
-        """Note the call and the software of this machine."""
-        import torch
-
-        self.content["versions"] = versions(torch.version.cuda)
-        self.content["not_installed"] = [
-            name for name in OPTIONAL if importlib.util.find_spec(name) is None
-        ]
-        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        call = {"date": now, "limit": options.limit, "only": options.only}
-        self.content.setdefault("calls", []).append(call)
-        self.save()
-
-    def pending(self, parts: list[Part], again: bool, failed: bool) -> list[Part]:
-        """The parts to run, in order: those that have no result, and with `failed` or `again` more.
-
-        What was cut off twice comes last.
-        """
-        finished = () if again else DONE if failed else (*DONE, "failed", "stopped")
-        left = [part for part in parts if self.status(part) not in finished]
-        return sorted(left, key=lambda part: self._cut_offs(part) >= TWICE)
-
-    def status(self, part: Part) -> str:
-        """What became of a part; "running" if a call ended while it ran."""
-        return str(self._parts.get(part.name, {}).get("status", "missing"))
-
-    def _cut_offs(self, part: Part) -> int:
-        return int(self._parts.get(part.name, {}).get("cut_offs", 0))
-
-    def begin(self, part: Part) -> None:
-        """Note that a part runs; if the call ends now, it was cut off."""
-        self.set(
-            part.name,
-            kind=part.kind,
-            file=part.file,
-            scale=part.scale,
-            limit_s=part.limit,
-            status="running",
-            cut_offs=self._cut_offs(part) + 1,
-            figures=[],
-        )
-
-    def end(self, part: Part, record: dict[str, Any]) -> None:
-        """Note the result of a part."""
-        before = self._parts[part.name]
-        if record["status"] != "cut off":
-            del before["cut_offs"]
-        self.set(part.name, **{**before, **record})
-
-    def set(self, name: str, **record: Any) -> None:
-        """Replace the record of a part, and write the file."""
-        self._parts[name] = {"part": name, **{k: v for k, v in record.items() if k != "part"}}
-        self.save()
-
-    def add_figures(self, part: Part, figures: list[dict[str, Any]]) -> None:
-        """Write the figures of a part that runs."""
-        if len(figures) > len(self._parts[part.name]["figures"]):
-            self._parts[part.name]["figures"] = figures
-            self.save()
-
-    def save(self) -> None:
-        """Write the results and the report."""
-        self.content["parts"] = list(self._parts.values())
-        text = json.dumps(self.content, indent=2) + "\n"
-        write_file(self.path, text, private=False)
-        write_file(self.path.with_suffix(".md"), gpu_report.text(self.content), private=False)
-
-
 class Check:
     """Runs the parts.
 
@@ -387,19 +250,34 @@ class Check:
                 last = time.monotonic()
                 self.results.add_figures(part, read_figures(figures))
 
-        what, settings = self._what(part, figures)
-        child = gpu_processes.start(what, log, settings, forks=self.forks)
-        ran = gpu_processes.wait(child, log, seconds, look)
+        end = time.monotonic() + seconds
+        ran = Ran(0, 0.0, "")
+        done: list[str] = []
+        for _ in range(MOST_STARTS):
+            what, settings = self._what(part, figures, done)
+            child = gpu_processes.start(what, log, settings, forks=self.forks)
+            before = ran
+            ran = gpu_processes.wait(child, log, end - time.monotonic(), look)
+            broken = breaking_test(ran.output) if part.kind == "tests" and ran.exit else []
+            # The tests after it could not use the device: they run again, without those before.
+            ran = before.then(ran)
+            done += broken
+            if not broken or time.monotonic() > end:
+                break
         return record_of(part, ran, read_figures(figures), cut_off=seconds < part.limit)
 
-    def _what(self, part: Part, figures: Path) -> tuple[Program | list[str], dict[str, str]]:
-        """What runs a part, and the environment variables that it needs."""
+    def _what(
+        self, part: Part, figures: Path, done: list[str]
+    ) -> tuple[Program | list[str], dict[str, str]]:
+        """What runs a part without the tests that are done, and the environment that it needs."""
         # The project's own options name pytest-benchmark's, which may not be installed.
         pytest = ("-o", "addopts=", "-rs", *(("-k", part.only) if part.only else ()), part.file)
         if part.kind == "tests":
-            # An error belongs to the launch that caused it.
-            settings = {"CUDA_LAUNCH_BLOCKING": "1"}
-            return Program("pytest", (*pytest, "-v", "--tb=short", "-m", "gpu")), settings
+            # An error belongs to the launch that caused it. The summary names it in full.
+            settings = {"CUDA_LAUNCH_BLOCKING": "1", "COLUMNS": "400"}
+            rest = [word for name in done for word in ("--deselect", name)]
+            options = ("-v", "--tb=short", "-rfE", "-m", "gpu", *rest)
+            return Program("pytest", (*pytest, *options)), settings
         sized = ("--scale", part.scale, "--figures", str(figures))
         if part.kind == "bench":
             return Program(
@@ -432,70 +310,6 @@ class Check:
         ]
 
 
-def read_figures(path: Path) -> list[dict[str, Any]]:
-    """The figures that a part has written so far, a line of JSON for each."""
-    if not path.exists():
-        return []
-    # The last line may be incomplete.
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [json.loads(line) for line in lines]
-
-
-def record_of(
-    part: Part, ran: Ran, figures: list[dict[str, Any]], *, cut_off: bool
-) -> dict[str, Any]:
-    """The record of a part.
-
-    Args:
-        part: The part.
-        ran: How its process ended.
-        figures: What it has measured.
-        cut_off: Whether it had less time than its limit.
-    """
-    record: dict[str, Any] = {"exit": ran.exit, "seconds": ran.seconds, "figures": figures}
-    shown = bool(figures)
-    if part.kind == "tests":
-        record.update(outcomes(ran.output))
-        # A pytest that skipped all tests exits with 0 and shows nothing.
-        shown = record["counts"].get("passed", 0) > 0
-    elif part.kind == "bench":
-        shown = shown or f"no size at scale {part.scale}" in ran.output
-    elif part.kind == "exercises":
-        shown = True
-    if ran.exit is None:
-        status = "cut off" if cut_off else "stopped"
-    else:
-        status = "passed" if ran.exit == 0 and shown else "failed"
-    # Some virtual machines do not expose the interface that compute-sanitizer needs.
-    if part.kind == "exercises" and ran.exit and "Device not supported" in ran.output:
-        return {**record, "status": "not run", "reason": "compute-sanitizer: device not supported"}
-    return {**record, "status": status, **({} if status == "passed" else {"output": ran.tail})}
-
-
-def outcomes(output: str) -> dict[str, Any]:
-    """What became of the tests, of the output of `pytest -v`, even if it ended early.
-
-    Returns:
-        `counts` by outcome, the `failures`, and `during`, the test that did not end.
-    """
-    found = dict(
-        re.findall(
-            r"^(\S+\.py::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", output, re.MULTILINE
-        )
-    )
-    begun = re.findall(r"^(\S+\.py::.*?)(?: (?:PASSED|FAILED|ERROR|SKIPPED)\b.*)?$", output, re.M)
-    counts: dict[str, int] = {}
-    for outcome in found.values():
-        counts[outcome.lower()] = counts.get(outcome.lower(), 0) + 1
-    failures = [name for name, outcome in found.items() if outcome in ("FAILED", "ERROR")]
-    open_tests = [name.strip() for name in begun if name.strip() and name.strip() not in found]
-    return {
-        "counts": counts,
-        "failures": failures,
-        **({"during": open_tests[-1]} if open_tests else {}),
-    }
-
-
 def tool(name: str) -> str | None:
     """Path of a program, on PATH or in the CUDA installation."""
     folders = [
@@ -503,38 +317,6 @@ def tool(name: str) -> str | None:
         *(f"{os.environ[v]}/bin" for v in ("CUDA_HOME", "CUDA_PATH") if v in os.environ),
     ]
     return shutil.which(name, path=os.pathsep.join([*folders, "/usr/local/cuda/bin"]))
-
-
-def commit() -> str | None:
-    """The commit of this working tree; None if git does not know it."""
-    # The tree may belong to another user.
-    return output_of("git", "-c", "safe.directory=*", "rev-parse", "HEAD")
-
-
-def versions(cuda: str | None) -> dict[str, str | None]:
-    """Versions of the software below the figures; None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": cuda}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    found["driver"] = driver.splitlines()[0] if driver else None
-    return found
-
-
-def output_of(*command: str) -> str | None:
-    """Output of a command; None if it is missing or fails."""
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
-        )
-    except (subprocess.SubprocessError, OSError):
-        return None
-    return done.stdout.strip()
 
 
 def print_summary(results: Results, parts: list[Part]) -> None:

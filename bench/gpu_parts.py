@@ -48,9 +48,38 @@ TESTS = {
     "test_nnct_ranks_gpu.py": 25.0,
     "test_ranks_clustering_gpu.py": 20.0,
 }
-#: Tests that Triton's interpreter runs in seconds, for the tiny scale; of the others all are run.
-TINY_TESTS = {
-    "test_kernels.py": "edges or do_not_exist or shares_the_last_places",
+#: What of a file an interpreter runs in seconds, for the tiny scale; of the others all is run.
+TINY = {
+    "test_kernels": "do_not_exist",
+    "test_jaccard_gpu": "has_a_cuda_part or not_finite",
+    "test_dbscan_gpu": "malformed",
+    "test_kmedoids_gpu": "not_finite",
+    "test_nnct_gpu": "moves_between",
+    "test_pseudo_labels_gpu": "outside",
+    "test_augment_gpu": "equals",
+    "test_ranking_gpu": "tf32",
+    "test_rank_gallery_gpu": "False",
+    "test_refine_gpu": "random",
+    "test_norm_gpu": "does_not_wait",
+    "test_loader_gpu": "too_large",
+    "bench_similarity_topk": "float32 and not ieee",
+    "bench_bank_contrast_loss": "bfloat16 and not classes",
+    "bench_plmb": "update",
+    "bench_pseudo_labels": "ours",
+    "bench_kmedoids": "groupings and root",
+    "bench_multilabel_bank_loss": "float32 and ours",
+    "bench_label_prediction": "float32 and ours",
+    "bench_update_bank": "8x2 and float32",
+    "bench_grouped_norm": "float32 and ours",
+    "bench_neighbours": "ours",
+    "bench_ranking": "ours and not ranked",
+    "bench_linkage": "ours",
+    "bench_cosine_dbscan": "ours",
+    "bench_rounds": "gain",
+    "bench_questions": "merges",
+    "bench_train_step": "60-0",
+    "bench_nnct_step": "ours",
+    "bench_epoch": "ucal",
 }
 #: Benchmarks of operators in order: file, seconds, scale, selection.
 OPERATORS = (
@@ -123,7 +152,6 @@ def _tests(scale: str) -> list[Part]:
         if "mark.gpu" in path.read_text()
     }
     order = [*TESTS, *(name for name in files if name not in TESTS)]
-    only = TINY_TESTS if scale == "tiny" else {}
     return [
         Part(
             Path(name).stem,
@@ -131,18 +159,22 @@ def _tests(scale: str) -> list[Part]:
             TESTS.get(name, USUAL),
             str(files[name].relative_to(ROOT)),
             scale,
-            only.get(name, ""),
+            _only(name, scale),
         )
         for name in order
         if name in files
     ]
 
 
+def _only(name: str, scale: str) -> str:
+    return TINY.get(Path(name).stem, "") if scale == "tiny" else ""
+
+
 def _bench(name: str, limit: float, own: str, only: str, scale: str) -> Part:
     """A benchmark; those of the goals select among the sizes and forms of a file."""
     file = f"bench/bench_{name}.py"
     if scale != "goals":
-        return Part(f"bench_{name}", "bench", limit, file, scale)
+        return Part(f"bench_{name}", "bench", limit, file, scale, _only(f"bench_{name}", scale))
     suffix = f"@{only.replace(' ', '-')}" if only in ("chunked", "1000000") else ""
     return Part(f"bench_{name}{suffix}", "bench", limit, file, own, only)
 

@@ -73,6 +73,11 @@ class Ran(NamedTuple):
         end = self.output[-TAIL:]
         return end if self.exit is not None else f"{end}\nstopped after {self.seconds:.0f} s"
 
+    def then(self, other: Ran) -> Ran:
+        """Both one after the other; the exit status is the other's, or this one's if it failed."""
+        status = None if other.exit is None else self.exit or other.exit
+        return Ran(status, round(self.seconds + other.seconds, 1), self.output + other.output)
+
 
 class Child(Protocol):
     """A process that was started, with its process group."""

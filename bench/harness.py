@@ -206,7 +206,7 @@ def measure(
     warmup: int = 0,
 ) -> Any:
     """Time a call here and measure its peak memory in a fresh process. Returns its result."""
-    rounds = min(rounds, _ROUNDS)
+    rounds, warmup = min(rounds, _ROUNDS), min(warmup, _ROUNDS)
     result, events = _timed(benchmark, call, inputs, device, rounds, warmup)
     benchmark.extra_info.update(n=n, dim=dim, **surroundings(device))
     if events:

@@ -344,6 +344,9 @@ class _Functions(TorchFunctionMode):
             return first.content.tolist()
         if name == "__deepcopy__" and isinstance(first, Imitated):
             return first.__deepcopy__(args[1])
+        if name == "one_hot" and isinstance(first, Imitated):
+            # Inside, it makes a tensor where C++ sees its argument.
+            return Imitated(func(first.content, *args[1:], **kwargs))
         if name == "new_tensor" and isinstance(first, Imitated):
             _record.wait("copy")
             return Imitated(first.content.new_tensor(*args[1:], **kwargs))
@@ -515,3 +518,91 @@ def _patches() -> Iterator[Any]:
         "set_device": lambda *a: None,
         "synchronize": lambda *a: _record.wait("synchronize"),
     yield mock.patch.object(torch, "Generator", _Generator)
+    yield mock.patch.object(Tensor, "record_stream", return_value=None)
+    yield mock.patch.object(torch, "get_device_module", return_value=torch.cuda)
+    # Wrapped tensors have no inference form.
+    no_grad: Callable[..., Any] = lambda on=True: (  # noqa: E731
+        torch.no_grad() if on else contextlib.nullcontext()
+    )
+    yield mock.patch.object(torch, "inference_mode", no_grad)
+
+
+def _interpreted_launches(record: Record) -> Any:
+    """A patch of Triton's interpreter that counts launches and takes tensors of the device only."""
+    from triton.runtime import interpreter
+
+    launch = interpreter.GridExecutor.__call__
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        name = self.fn.__name__
+        record.launch(name)
+        for x in [*args, *kwargs.values()]:
+            if isinstance(x, Tensor) and not isinstance(x, Imitated):
+                raise ValueError(f"{name}: got a tensor of the CPU at {_place()}")
+        plain = {key: content_of(x) for key, x in kwargs.items()}
+        return launch(self, *map(content_of, args), **plain)
+
+    return mock.patch.object(interpreter.GridExecutor, "__call__", counted)
+
+
+class _CountedModule:
+    """The emulated extension, which counts the calls of its CUDA functions."""
+
+    def __init__(self, module: Any, record: Record) -> None:
+        self._module = module
+        self._record = record
+
+    def __getattr__(self, name: str) -> Any:
+        if name.endswith("_cuda"):
+            self._record.launch(name)
+        return getattr(self._module, name)
+
+
+def _extension() -> Any:
+    """The extension, which a test may take away, with its CUDA part."""
+    from fastreid_al import native
+
+    return native.extension()
+
+
+@contextlib.contextmanager
+def imitated_cuda(extension: Any = None) -> Iterator[Record]:
+    """Make one imitated CUDA device the only one inside a block.
+
+    Args:
+        extension: The emulated build of the extension, as a module; without it the extension has no
+            CUDA part.
+
+    Yields:
+        The record of waits and launches.
+    """
+    global _record
+    from fastreid_al import native
+    from fastreid_al.data import loader
+
+    before = _record
+    _record = record = Record()
+    stage = loader.BatchLoader._stage
+
+    def staged(self: Any, rows: Tensor) -> Any:
+        # Another thread: modes are those of a thread.
+        with _Functions():
+            return stage(self, rows)
+
+    converted = torch.__future__.get_overwrite_module_params_on_conversion()
+    with contextlib.ExitStack() as stack:
+        for patch in _patches():
+            stack.enter_context(patch)
+        stack.enter_context(_interpreted_launches(record))
+        stack.enter_context(mock.patch.object(loader.BatchLoader, "_stage", staged))
+        if extension is not None:
+            counted = _CountedModule(extension, record)
+            stack.enter_context(mock.patch.object(native, "extension", return_value=counted))
+            stack.enter_context(mock.patch.object(native, "cuda_extension", _extension))
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, converted)
+        stack.enter_context(_Functions())
+        try:
+            yield record
+        finally:
+            _record = before

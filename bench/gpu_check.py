@@ -35,7 +35,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
 
 import gpu_processes  # noqa: E402
-import gpu_report  # noqa: E402
 from gpu_parts import SCALES, Part, all_parts, chosen  # noqa: E402
 from gpu_processes import Program, Ran  # noqa: E402
 from gpu_results import DONE, Results, breaking_test, read_figures, record_of  # noqa: E402
@@ -71,11 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
         results.begin_call(options)
         check = Check(results, Path(scratch), deadline, forks, options.features)
         pending = results.pending(parts, options.again, options.failed)
-        with check.building(device):
+        with check.building(device, needed=any(part.name != BESIDE_BUILD for part in pending)):
             for part in pending:
                 check.run(part)
     print_summary(results, parts)
-    return int(any(results.status(part) not in DONE for part in parts))
+    return int(not results.done(["build", *(part.name for part in parts)]))
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -177,8 +176,8 @@ class Check:
         self._build_begin = time.monotonic()
 
     @contextlib.contextmanager
-    def building(self, device: dict[str, Any]) -> Iterator[None]:
-        """Build the extension in the background, if it is missing and can be built."""
+    def building(self, device: dict[str, Any], *, needed: bool) -> Iterator[None]:
+        """Build the extension in the background, if it is needed, missing and can be built."""
         self.library = device["library"]
         missing = [name for name in ("nvcc", "g++") if tool(name) is None]
         missing += [
@@ -188,7 +187,7 @@ class Check:
             self._note_build("passed", output=f"{self.library} was there")
         elif missing:
             self._note_build("not run", reason=f"missing: {', '.join(missing)}")
-        else:
+        elif needed:
             self._start_build(device["capability"])
         with contextlib.ExitStack() as stack:
             if self._build is not None:
@@ -276,7 +275,7 @@ class Check:
             # An error belongs to the launch that caused it. The summary names it in full.
             settings = {"CUDA_LAUNCH_BLOCKING": "1", "COLUMNS": "400"}
             rest = [word for name in done for word in ("--deselect", name)]
-            options = ("-v", "--tb=short", "-rfE", "-m", "gpu", *rest)
+            options = ("-v", "--tb=short", "-rsfE", "-m", "gpu", *rest)
             return Program("pytest", (*pytest, *options)), settings
         sized = ("--scale", part.scale, "--figures", str(figures))
         if part.kind == "bench":
@@ -321,11 +320,11 @@ def tool(name: str) -> str | None:
 
 def print_summary(results: Results, parts: list[Part]) -> None:
     """Print the report and the output of the parts that failed."""
-    print(gpu_report.text(results.content))
+    print(results.report())
     for record in results.content["parts"]:
         if "output" in record and record["status"] not in DONE:
             print(f"{record['part']}: {record['status']}\n{record['output']}")
-    missing = [part.name for part in parts if results.status(part) == "missing"]
+    missing = [part.name for part in parts if results.status(part.name) == "missing"]
     if missing:
         print(f"not started: {', '.join(missing)}; call again to go on")
     print(results.path)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Imported before the first fork, where they are installed. None of them uses the device.
 SHARED = ("numpy", "torch", "torch._dynamo", "triton", "pytest")
 #: Characters of the end of the output that are kept.
-TAIL = 8_000
+TAIL = 20_000
 #: Seconds between two looks at a process.
 PAUSE = 0.1
 _PR_SET_PDEATHSIG = 1
@@ -123,6 +123,7 @@ def _run_here(program: Program, log: Path, settings: Mapping[str, str]) -> NoRet
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for target in (1, 2):
             os.dup2(descriptor, target)
+        sys.stdout, sys.stderr = (os.fdopen(target, "w", buffering=1) for target in (1, 2))
         os.chdir(ROOT)
         os.environ.update(settings)
         sys.argv = [program.name, *program.arguments]

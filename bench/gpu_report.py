@@ -167,7 +167,10 @@ def text(results: dict[str, Any]) -> str:
     Args:
         results: What the file of results holds.
     """
-    figures = [figure for part in results["parts"] for figure in part.get("figures", [])]
+    everything = [figure for part in results["parts"] for figure in part.get("figures", [])]
+    # What failed a check after it was measured says nothing.
+    figures = [figure for figure in everything if figure.get("passed", True)]
+    wrong = [figure["name"] for figure in everything if not figure.get("passed", True)]
     rows = [goal_row(goal, figures) for goal in GOALS]
     # A failed measurement has no time.
     others = [
@@ -177,7 +180,7 @@ def text(results: dict[str, Any]) -> str:
     ]
     sections = [
         f"# {results['device']}, {results['date'][:10]}, commit {results['commit']}",
-        correctness(results["parts"]),
+        correctness(results["parts"], wrong),
         f"## Model, measurement and goal\n\n{table(GOAL_COLUMNS, rows)}",
         gaps(figures),
         table(RATIO_COLUMNS, [ratio_row(ratio, figures) for ratio in RATIOS]),
@@ -195,8 +198,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], f"|{'|'.join(['---'] * len(columns))}|", *lines[1:]])
 
 
-def correctness(parts: list[dict[str, Any]]) -> str:
-    """Tests and exercises: how many passed, and each that did not."""
+def correctness(parts: list[dict[str, Any]], benchmarks: list[str]) -> str:
+    """Tests, exercises and benchmarks: how many passed, and each that did not.
+
+    Args:
+        parts: All parts.
+        benchmarks: Names of benchmarks with wrong results.
+    """
     checks = [part for part in parts if part["kind"] in ("tests", "exercises")]
     passed = sum(part.get("counts", {}).get("passed", 0) for part in checks)
     wrong = [part for part in checks if part["status"] not in ("passed", "not run")]
@@ -206,6 +214,7 @@ def correctness(parts: list[dict[str, Any]]) -> str:
         if "during" in part:
             lines.append(f"  - it ended during `{part['during']}`")
         lines += [f"  - `{name}`" for name in part.get("failures", [])]
+    lines += [f"- **benchmark with a wrong result: `{name}`**" for name in benchmarks]
     for part in checks:
         if part["status"] == "not run":
             lines.append(f"- {part['part']}: not run, {part['reason']}")

@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
+import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from fastreid_al.files import make_folder, write_file
 TWICE = 2
 #: Results of a part with which it is done.
 DONE = ("passed", "not run")
+#: A test at the beginning of a line of `pytest -v`, before its outcome or what it printed last.
+_TEST = r"^(\S+\.py(?:::\w+)+(?:\[.*?\])?) "
 PACKAGES = (
     "fastreid_al",
     "torch",
@@ -107,12 +110,16 @@ class Results:
         What was cut off twice comes last.
         """
         finished = () if again else DONE if failed else (*DONE, "failed", "stopped")
-        left = [part for part in parts if self.status(part) not in finished]
+        left = [part for part in parts if self.status(part.name) not in finished]
         return sorted(left, key=lambda part: self._cut_offs(part) >= TWICE)
 
-    def status(self, part: Part) -> str:
+    def status(self, name: str) -> str:
         """What became of a part; "running" if a call ended while it ran."""
-        return str(self._parts.get(part.name, {}).get("status", "missing"))
+        return str(self._parts.get(name, {}).get("status", "missing"))
+
+    def done(self, names: list[str]) -> bool:
+        """Whether all of some parts have passed or cannot run here."""
+        return all(self.status(name) in DONE for name in names)
 
     def _cut_offs(self, part: Part) -> int:
         return int(self._parts.get(part.name, {}).get("cut_offs", 0))
@@ -153,7 +160,15 @@ class Results:
         self.content["parts"] = list(self._parts.values())
         text = json.dumps(self.content, indent=2) + "\n"
         write_file(self.path, text, private=False)
-        write_file(self.path.with_suffix(".md"), gpu_report.text(self.content), private=False)
+        write_file(self.path.with_suffix(".md"), self.report(), private=False)
+
+    def report(self) -> str:
+        """The report in Markdown, or why there is none."""
+        try:
+            return gpu_report.text(self.content)
+        except Exception:
+            # A figure of a form that the report does not know must not end the measurements.
+            return f"The report could not be made:\n\n{traceback.format_exc()}"
 
 
 def read_figures(path: Path) -> list[dict[str, Any]]:
@@ -204,17 +219,12 @@ def outcomes(output: str) -> dict[str, Any]:
     Returns:
         `counts` by outcome, the `failures`, and `during`, the test that did not end.
     """
-    found = dict(
-        re.findall(
-            r"^(\S+\.py::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", output, re.MULTILINE
-        )
-    )
-    begun = re.findall(r"^(\S+\.py::.*?)(?: (?:PASSED|FAILED|ERROR|SKIPPED)\b.*)?$", output, re.M)
+    found = dict(re.findall(_TEST + r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", output, re.M))
+    open_tests = [name for name in re.findall(_TEST, output, re.M) if name not in found]
     counts: dict[str, int] = {}
     for outcome in found.values():
         counts[outcome.lower()] = counts.get(outcome.lower(), 0) + 1
     failures = [name for name, outcome in found.items() if outcome in ("FAILED", "ERROR")]
-    open_tests = [name.strip() for name in begun if name.strip() and name.strip() not in found]
     return {
         "counts": counts,
         "failures": failures,
@@ -230,8 +240,7 @@ def breaking_test(output: str) -> list[str]:
     Args:
         output: Of `pytest -v -rfE`.
     """
-    begun = re.findall(r"^(\S+\.py::.*?)(?: (?:PASSED|FAILED|ERROR|SKIPPED)\b.*| ?)$", output, re.M)
-    begun = list(dict.fromkeys(begun))
+    begun = list(dict.fromkeys(re.findall(_TEST, output, re.M)))
     broken = re.findall(r"^(?:FAILED|ERROR) (\S+\.py::.*?) - .*CUDA error", output, re.MULTILINE)
     if not broken and "during" in outcomes(output):
         broken = [outcomes(output)["during"]]

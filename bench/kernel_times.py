@@ -25,6 +25,7 @@ import gpu_model
 import harness
 import torch
 import triton
+from gpu_parts import SCALES
 from reid_kernels import bank_contrast_loss, similarity_topk
 from reid_kernels.multilabel import sum_of_multilabel_bank_losses
 from triton.runtime.jit import KernelInterface
@@ -65,7 +66,7 @@ class Launch(NamedTuple):
 def main() -> None:
     """Write the times."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", choices=("tiny", "goals"), default="goals")
+    parser.add_argument("--scale", choices=SCALES, default="goals")
     parser.add_argument("--figures", type=Path, required=True, metavar="OUT.jsonl")
     options = parser.parse_args()
     for problem in problems(tiny=options.scale == "tiny"):

@@ -26,13 +26,13 @@ SIZES = {
 QUESTIONS = 20
 
 
-def make(device: str, n: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, clusters that split each identity in two, and identities."""
+def make(device: str, n: int, dim: int, strategy: str) -> tuple[Tensor, Tensor, Tensor, str]:
+    """Features, clusters that split each identity in two, identities, and the strategy."""
     features, identities = harness.planted_features(n, dim)
     generator = torch.Generator().manual_seed(0)
     labels = 2 * identities + torch.randint(2, (n,), generator=generator)
     labels[torch.rand(n, generator=generator) < 0.3] = -1
-    return features.to(device), labels, identities
+    return features.to(device), labels, identities, strategy
 
 
 def ask(features: Tensor, labels: Tensor, identities: Tensor, strategy: str) -> int:
@@ -48,11 +48,6 @@ def test_rounds(
 ) -> None:
     n, dim = size
     benchmark.group = f"{QUESTIONS} questions, {n:,} x {dim}"
-
-    def call(features: Tensor, labels: Tensor, identities: Tensor) -> int:
-        return ask(features, labels, identities, strategy)
-
-    found = harness.measure(
-        benchmark, call, harness.Inputs(make, size), device, n=n, dim=dim, rounds=rounds
-    )
+    inputs = harness.Inputs(make, (*size, strategy))
+    found = harness.measure(benchmark, ask, inputs, device, n=n, dim=dim, rounds=rounds)
     assert found == QUESTIONS

@@ -14,7 +14,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -205,13 +205,14 @@ def measure(
     rounds: int,
     warmup: int = 0,
 ) -> Any:
-    """Time a call here and measure its peak memory in a fresh process. Returns its result."""
+    """Time a call and measure its peak memory, on a CPU in a fresh process. Returns its result."""
     rounds, warmup = min(rounds, _ROUNDS), min(warmup, _ROUNDS)
-    result, events = _timed(benchmark, call, inputs, device, rounds, warmup)
+    result, events, peaks_mib = _timed(benchmark, call, inputs, device, rounds, warmup)
     benchmark.extra_info.update(n=n, dim=dim, **surroundings(device))
     if events:
         benchmark.extra_info["cuda_event_median_ms"] = round(statistics.median(events), 4)
-    if not benchmark.disabled:
+        benchmark.extra_info.update(_on_device(peaks_mib))
+    elif not benchmark.disabled:
         benchmark.extra_info.update(peak_memory(call, inputs, device))
     return result
 
@@ -255,10 +256,15 @@ def measure_operator(
         seconds = statistics.median(_seconds(call, arguments, device, cold) for _ in range(rounds))
         benchmark.extra_info["cuda_event_median_ms"] = round(1e3 * seconds, 5)
         del cold
+        peaks_mib: list[float] = []
+        with _allocated(peaks_mib):
+            call(*arguments)
+        benchmark.extra_info.update(_on_device(peaks_mib))
     del arguments
     _let_go(device)
     benchmark.extra_info.update(_rates(work, seconds, device))
-    benchmark.extra_info.update(peak_memory(call, inputs, device, warm=not slow))
+    if device == "cpu":
+        benchmark.extra_info.update(peak_memory(call, inputs, device, warm=not slow))
     return result
 
 
@@ -358,27 +364,51 @@ def _timed(
     device: str,
     rounds: int,
     warmup: int,
-) -> tuple[Any, list[float]]:
-    """The last result, and on CUDA the milliseconds of each round between two events."""
+) -> tuple[Any, list[float], list[float]]:
+    """The last result, and on CUDA the milliseconds between two events and the peak MiB of each
+    round.
+    """
     arguments = inputs.make(device, *inputs.settings)
     if device == "cpu":
-        return benchmark.pedantic(
-            call, arguments, rounds=rounds, warmup_rounds=warmup, iterations=1
-        ), []
+        return (
+            benchmark.pedantic(call, arguments, rounds=rounds, warmup_rounds=warmup, iterations=1),
+            [],
+            [],
+        )
     milliseconds: list[float] = []
+    peaks_mib: list[float] = []
 
     def synchronised() -> Any:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        result = call(*arguments)
-        end.record()
-        torch.cuda.synchronize()
+        with _allocated(peaks_mib):
+            start.record()
+            result = call(*arguments)
+            end.record()
         milliseconds.append(start.elapsed_time(end))
         return result
 
     torch.cuda.synchronize()
     result = benchmark.pedantic(synchronised, rounds=rounds, warmup_rounds=warmup, iterations=1)
-    return result, milliseconds[-rounds:]
+    return result, milliseconds[-rounds:], peaks_mib[-rounds:]
+
+
+@contextlib.contextmanager
+def _allocated(found: list[float]) -> Iterator[None]:
+    """Append the most MiB that a block has allocated on the device in addition to what was there.
+
+    The allocator counts exactly, so that this needs no process of its own, which would take longer
+    to start than most calls take.
+    """
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    yield
+    torch.cuda.synchronize()
+    found.append((torch.cuda.max_memory_allocated() - before) / _MIB)
+
+
+def _on_device(peaks_mib: list[float]) -> dict[str, float | str]:
+    return {"peak_extra_MiB": round(max(peaks_mib), 1), "peak_from": "allocated by PyTorch"}
 
 
 def median_seconds(benchmark: BenchmarkFixture) -> float | None:

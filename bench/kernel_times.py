@@ -101,7 +101,7 @@ def problems(tiny: bool) -> list[Problem]:
         Problem(
             "similarity_topk of all images",
             gpu_model.NEIGHBOURS,
-            lambda: neighbours(*pick((32_621, 2_048, 29), (6, 16, 2))),
+            lambda: neighbours(*pick((32_621, 2_048, 29), (4, 16, 2))),
         ),
         Problem(
             "multilabel_bank_loss, two sets",
@@ -195,6 +195,8 @@ def median_seconds(call: Callable[[], Any]) -> float:
     cold = torch.empty(harness._FLUSH, dtype=torch.int8, device="cuda")
     once = harness._seconds(call, (), "cuda", cold)
     rounds = min(harness._ROUNDS, max(3, int(0.2 * harness._SECONDS / max(once, 1e-6))))
+    if rounds == 1:
+        return once
     return statistics.median(harness._seconds(call, (), "cuda", cold) for _ in range(rounds))
 
 

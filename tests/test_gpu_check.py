@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 import gpu_check  # noqa: E402
 import gpu_model  # noqa: E402
 import gpu_parts  # noqa: E402
+import gpu_processes  # noqa: E402
 import gpu_report  # noqa: E402
 import gpu_results  # noqa: E402
 from gpu_parts import Part, all_parts, chosen  # noqa: E402
@@ -73,6 +75,9 @@ def test_every_file_with_gpu_tests_and_every_benchmark_is_a_part() -> None:
     assert benches - files == {f"bench/{name}" for name in gpu_parts.ON_CPU}
     gpu = {f"tests/gpu/{path.name}" for path in (ROOT / "tests" / "gpu").glob("test_*.py")}
     assert gpu <= files
+    marked = re.compile(r"^(pytestmark = \[?|@|    )pytest\.mark\.gpu\b", re.MULTILINE)
+    elsewhere = [path for path in (ROOT / "tests").rglob("*.py") if path.parent.name != "gpu"]
+    assert [path for path in elsewhere if marked.search(path.read_text())] == []
 
 
 def test_every_benchmark_has_a_tiny_size() -> None:
@@ -280,14 +285,18 @@ def test_tests_after_one_that_broke_the_device_are_to_run_again() -> None:
     assert breaking_test(LOG + SUMMARY.replace("CUDA error", "error")) == []
 
 
-def test_tests_run_again_after_a_test_that_ends_the_process(tmp_path: Path) -> None:
+def test_tests_run_again_after_a_test_that_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Names of tests are relative to the root.
+    monkeypatch.setattr(gpu_processes, "ROOT", tmp_path)
     path = tmp_path / "test_ends.py"
     path.write_text(
         "import os, pytest\npytestmark = pytest.mark.gpu\n"
         "def test_a(): pass\ndef test_b(): os.kill(os.getpid(), 11)\ndef test_c(): pass\n"
     )
     run = check(tmp_path, forks=True)
-    run.run(Part("part", "tests", 60.0, str(path), "tiny"))
+    run.run(Part("part", "tests", 60.0, path.name, "tiny"))
     found = record(run.results)
     assert found["status"] == "failed"
     assert found["counts"] == {"passed": 2}, found["output"]

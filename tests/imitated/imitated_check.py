@@ -2,12 +2,14 @@
 
     TRITON_INTERPRET=1 python tests/imitated/imitated_check.py EMULATED_EXTENSION ARGUMENTS...
 
+With WRONG_RESULTS=1 in the environment every result of an operator is found to be wrong.
 gpu_check.py knows nothing of it: its programs are forked from this process, and with it the device.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,9 @@ import harness  # noqa: E402
 
 from tests.support.imitated_cuda import imitated_cuda  # noqa: E402
 
+#: Optional packages that cannot be imported.
+ABSENT = ("kmedoids", "cuml")
+
 
 def here(call: Callable[..., Any], *arguments: Any) -> Any:
     """Measure memory in this process: a new one has no imitated device."""
@@ -34,6 +39,11 @@ def here(call: Callable[..., Any], *arguments: Any) -> Any:
 def as_it_is(call: Callable[..., Any]) -> Callable[..., Any]:
     """Leave a function as it is: Inductor generates code for the real device alone."""
     return call
+
+
+def wrong(*arguments: Any) -> None:
+    """Find a result of an operator wrong."""
+    raise AssertionError("a planted error")
 
 
 def main(extension: str, *arguments: str) -> int:
@@ -49,6 +59,10 @@ def main(extension: str, *arguments: str) -> int:
         "_COPIED": {"cuda": 2**10},
         "_MULTIPLIED": {"cuda": 8},
     }
+    if "WRONG_RESULTS" in os.environ:
+        replaced["check"] = wrong
+    for name in ABSENT:
+        sys.modules[name] = None  # type: ignore[assignment]
     with contextlib.ExitStack() as stack:
         for name, value in replaced.items():
             stack.enter_context(mock.patch.object(harness, name, value))

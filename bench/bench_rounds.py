@@ -18,7 +18,7 @@ from fastreid_al.answers import Asker
 from fastreid_al.config import QuestionConfig
 
 SIZES = {
-    "tiny": [(240, 16)],
+    "tiny": [(600, 16)],
     "small": [(3_000, 512)],
     "market": [(12_936, 2_048)],
     "msmt17": [(32_621, 2_048)],

@@ -31,11 +31,6 @@ from tests.support.imitated_cuda import imitated_cuda  # noqa: E402
 ABSENT = ("kmedoids", "cuml")
 
 
-def here(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Measure memory in this process: a new one has no imitated device."""
-    return call(*arguments)
-
-
 def as_it_is(call: Callable[..., Any]) -> Callable[..., Any]:
     """Leave a function as it is: Inductor generates code for the real device alone."""
     return call
@@ -50,7 +45,6 @@ def main(extension: str, *arguments: str) -> int:
     """Run the check on the device, with a single round of every measurement."""
     torch.set_num_threads(1)
     replaced = {
-        "in_fresh_process": here,
         "compiled": as_it_is,
         "_ROUNDS": 1,
         "_SECONDS": 0.0,

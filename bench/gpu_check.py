@@ -47,6 +47,8 @@ LEAST = 0.25
 MOST_STARTS = 5
 #: Part beside which the extension is built: it does not need it.
 BESIDE_BUILD = "test_kernels"
+#: Characters of the output of a failed part that are printed; the results hold more.
+SHOWN = 1_500
 #: Seconds between two writes of the figures of a part that runs.
 EVERY = 5.0
 
@@ -272,8 +274,10 @@ class Check:
         # The project's own options name pytest-benchmark's, which may not be installed.
         pytest = ("-o", "addopts=", "-rs", *(("-k", part.only) if part.only else ()), part.file)
         if part.kind == "tests":
-            # An error belongs to the launch that caused it. The summary names it in full.
-            settings = {"CUDA_LAUNCH_BLOCKING": "1", "COLUMNS": "400"}
+            # The summary names errors in full, and an error belongs to the launch that caused it.
+            # Other files capture graphs, which might not go with waits.
+            blocking = {"CUDA_LAUNCH_BLOCKING": "1"} if part.name == BESIDE_BUILD else {}
+            settings = {"COLUMNS": "400", **blocking}
             rest = [word for name in done for word in ("--deselect", name)]
             options = ("-v", "--tb=short", "-rsfE", "-m", "gpu", *rest)
             return Program("pytest", (*pytest, *options)), settings
@@ -319,11 +323,11 @@ def tool(name: str) -> str | None:
 
 
 def print_summary(results: Results, parts: list[Part]) -> None:
-    """Print the report and the output of the parts that failed."""
-    print(results.report())
+    """Print the end of the output of the parts that failed, and the beginning of the report."""
     for record in results.content["parts"]:
         if "output" in record and record["status"] not in DONE:
-            print(f"{record['part']}: {record['status']}\n{record['output']}")
+            print(f"{record['part']}: {record['status']}\n{record['output'][-SHOWN:]}\n")
+    print(results.report().partition("## Single kernels")[0])
     missing = [part.name for part in parts if results.status(part.name) == "missing"]
     if missing:
         print(f"not started: {', '.join(missing)}; call again to go on")

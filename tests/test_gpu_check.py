@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -313,6 +314,19 @@ def test_a_file_whose_tests_are_all_skipped_is_not_run_with_their_reason(tmp_pat
     run.run(Part("part", "tests", 60.0, str(path), "tiny"))
     found = record(run.results)
     assert (found["status"], found["reason"]) == ("not run", "two devices")
+
+
+def test_without_a_device_nothing_runs_and_nothing_is_written(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / "gpu_check.py"), "--out", str(tmp_path / "out")],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no CUDA device: nothing was run and nothing is claimed" in done.stdout
+    assert not (tmp_path / "out").exists()
 
 
 def figure(ms: float, passed: bool = True, **info: Any) -> dict[str, Any]:

@@ -195,6 +195,44 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "No module named 'pytest_benchmark'" in found["output"]
 
 
+def built(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, setup: str, library: str | None
+) -> tuple[gpu_check.Check, dict[str, dict[str, Any]]]:
+    """A check after the exercises, with a program in place of setup.py."""
+    (folder / "setup.py").write_text(setup)
+    monkeypatch.setattr(gpu_processes, "ROOT", folder)
+    monkeypatch.setattr(gpu_check, "tool", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(gpu_check, "find_device", lambda _: ({**DEVICE, "library": library}, True))
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: name)
+    run = check(folder)
+    with run.building(DEVICE, needed=True):
+        run.run(Part("exercises", "exercises", 20.0, "", "tiny"))
+    written = json.loads(run.results.path.read_text())["parts"]
+    return run, {part["part"]: part for part in written}
+
+
+def test_parts_wait_for_the_build_of_the_extension(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = "import sys, time\ntime.sleep(1)\nopen('built', 'w').write(' '.join(sys.argv[1:]))\n"
+    run, parts = built(tmp_path, monkeypatch, setup, "/nowhere/native.so")
+    assert (tmp_path / "built").read_text() == "-q build_ext --inplace"
+    assert parts["build"]["status"] == "passed"
+    assert run.library == "/nowhere/native.so"
+    # There is no such library, which the exercises find.
+    assert parts["exercises"]["status"] == "failed"
+
+
+def test_a_failed_build_is_reported_and_costs_only_what_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, parts = built(tmp_path, monkeypatch, "raise SystemExit('nvcc: error')\n", None)
+    assert parts["build"]["status"] == "failed"
+    assert "nvcc: error" in parts["build"]["output"]
+    assert parts["exercises"]["reason"] == "no extension with a CUDA part"
+    assert not run.results.done(["build", "exercises"])
+
+
 PARTS = [Part(name, "kernels", 1.0, f"{name}.py", "tiny") for name in ("a", "b", "c", "d", "e")]
 
 

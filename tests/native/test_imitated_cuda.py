@@ -155,6 +155,34 @@ def test_lines_that_do_not_wait_are_not_counted() -> None:
     assert not record.waits
 
 
+def test_events_measure_the_time_between_them() -> None:
+    result, _ = run_planted(
+        "import time\n"
+        "start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))\n"
+        "start.record()\ntime.sleep(0.02)\nend.record()\n"
+        "result = start.elapsed_time(end)\n"
+    )
+    assert result >= 20
+
+
+def test_a_generator_of_the_device_draws_there() -> None:
+    result, _ = run_planted(
+        "draw = lambda: torch.Generator('cuda').manual_seed(1)\n"
+        "result = [torch.randn(3, generator=draw(), device='cuda') for _ in range(2)]\n"
+    )
+    first, second = result
+    assert first.device == DEVICE
+    assert torch.equal(content_of(first), content_of(second))
+
+
+def test_classes_become_one_hot_rows_of_the_device() -> None:
+    result, _ = run_planted(
+        "x = torch.tensor([1, 0], device='cuda')\n"
+        "result = torch.nn.functional.one_hot(x, 3) * torch.ones(3, device='cuda')\n"
+    )
+    assert content_of(result).tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
 def test_pytorch_is_as_before_afterwards() -> None:
     before = torch.cuda.is_available(), torch.cuda.Stream, torch.inference_mode
     run_planted("x = torch.ones(3, device='cuda')\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import build_native
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +112,10 @@ def test_all_parts_run_and_a_killed_call_goes_on_where_it_was(
 ) -> None:
     names = [part.name for part in all_parts("tiny") if part.name not in LEFT_OUT]
     assert set(LEFT_OUT) <= {part.name for part in all_parts("tiny")}
-    first = started(extension, tmp_path, "--only", *names)
+    features = tmp_path / "features.npy"
+    np.save(features, np.random.default_rng(0).standard_normal((20, 16), dtype=np.float32))
+    arguments = ("--features", str(features), "--only", *names)
+    first = started(extension, tmp_path, *arguments)
     wait_until(lambda: bool(by_name(tmp_path).get(KILLED, {}).get("figures")), first)
     below = children(first.pid)
     first.kill()
@@ -124,7 +128,7 @@ def test_all_parts_run_and_a_killed_call_goes_on_where_it_was(
     assert not any(map(runs, below))
     assert before[KILLED]["status"] == "running"
 
-    second = started(extension, tmp_path, "--only", *names)
+    second = started(extension, tmp_path, *arguments)
     printed = second.communicate(timeout=LONG)[0].decode()
     after = by_name(tmp_path)
     wrong = {
@@ -157,9 +161,11 @@ def check_content(out: Path, parts: dict[str, dict[str, Any]]) -> None:
         *("group_maxima_kernel", "rescore_kernel", "round_kernel", "exponentials_kernel"),
         *("weighted_kernel", "running_kernel", "select_kernel", "update_kernel", "all"),
     }
-    proven = parts["proven"]["figures"][0]["extra_info"]
-    shares = [proven[name] for name in ("proven", "proven_later", "in_float32")]
-    assert sum(shares) == pytest.approx(1)
+    problems = [figure["extra_info"] for figure in parts["proven"]["figures"]]
+    assert [problem["problem"].split(",")[0] for problem in problems] == ["features.npy", "planted"]
+    for problem in problems:
+        shares = [problem[name] for name in ("proven", "proven_later", "in_float32")]
+        assert sum(shares) == pytest.approx(1)
     (report,) = out.glob("gpu-imitated-*.md")
     text = report.read_text()
     assert "could not be made" not in text

@@ -23,7 +23,8 @@ class Part(NamedTuple):
         limit: Seconds after which it is stopped.
         file: What it runs, relative to the root; for exercises the tool around them, or nothing.
         scale: Size of the problems.
-        only: Expression that selects among the tests or benchmarks of the file, as of `pytest -k`.
+        only: Expression that selects among the tests or benchmarks of the file, as of `pytest -k`;
+            of exercises a part of the name.
     """
 
     name: str
@@ -62,6 +63,7 @@ TINY = {
     "test_refine_gpu": "random",
     "test_norm_gpu": "does_not_wait",
     "test_loader_gpu": "too_large",
+    "exercises": "plmb",
     "bench_similarity_topk": "float32 and not ieee",
     "bench_bank_contrast_loss": "bfloat16 and not classes",
     "bench_plmb": "update",
@@ -132,7 +134,7 @@ def all_parts(scale: str) -> list[Part]:
         *others,
         *steps,
         *(
-            Part(tool or "exercises", "exercises", limit, tool, scale)
+            Part(tool or "exercises", "exercises", limit, tool, scale, _only("exercises", scale))
             for tool, limit in EXERCISES.items()
         ),
     ]

@@ -22,7 +22,29 @@ sys.path.insert(0, str(ROOT / "bench"))
 from gpu_parts import all_parts  # noqa: E402
 
 _INTERPRETER = "Triton's interpreter needs more than half a minute at the least size"
-_DRIVER = "they get their memory from the driver's library; test_on_gpu.py runs them without"
+#: Managed memory of the CPU for the exercises, which run on the emulated extension.
+DRIVER = """
+#include <cstdint>
+#include <cstdlib>
+extern "C" {
+int cuInit(unsigned) { return 0; }
+int cuDeviceGet(int* device, int) { return *device = 0; }
+int cuDevicePrimaryCtxRetain(void** context, int) { *context = nullptr; return 0; }
+int cuCtxSetCurrent(void*) { return 0; }
+int cuMemAllocManaged(uint64_t* address, size_t size, unsigned) {
+    *address = reinterpret_cast<uint64_t>(std::malloc(size));
+    return 0;
+}
+int cuCtxSynchronize() { return 0; }
+}
+"""
+#: compute-sanitizer, which runs the command and refuses to look for races.
+SANITIZER = """#!/bin/sh
+[ "$1 $3 $4" = "--tool --error-exitcode 86" ] || exit 2
+if [ "$2" = racecheck ]; then echo "Error: Device not supported"; exit 1; fi
+shift 4
+exec "$@"
+"""
 #: Parts that cannot run here.
 LEFT_OUT = {
     "test_train_gpu": _INTERPRETER,
@@ -32,9 +54,6 @@ LEFT_OUT = {
     "bench_rounds": _INTERPRETER,
     "bench_nnct_step": _INTERPRETER,
     "bench_epoch": _INTERPRETER,
-    "exercises": _DRIVER,
-    "memcheck": _DRIVER,
-    "racecheck": _DRIVER,
 }
 #: The part that is killed after its first figure.
 KILLED = "kernels"
@@ -52,6 +71,23 @@ def extension(pytestconfig: pytest.Config) -> Path:
     pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark")
     assert pytestconfig.cache is not None
     return build_native.kept_build(pytestconfig.cache.mkdir("emulated"))
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the driver's library and compute-sanitizer."""
+    folder = tmp_path_factory.mktemp("tools")
+    source = folder / "driver.cpp"
+    source.write_text(DRIVER)
+    library = folder / "libcuda.so.1"
+    subprocess.run(
+        [str(build_native.compiler()), "-shared", "-fPIC", str(source), "-o", str(library)],
+        check=True,
+    )
+    sanitizer = folder / "compute-sanitizer"
+    sanitizer.write_text(SANITIZER)
+    sanitizer.chmod(0o755)
+    return folder
 
 
 def started(
@@ -108,8 +144,10 @@ def runs(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_all_parts_run_and_a_killed_call_goes_on_where_it_was(
-    extension: Path, tmp_path: Path
+    extension: Path, tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tools), prepend=os.pathsep)
     names = [part.name for part in all_parts("tiny") if part.name not in LEFT_OUT]
     assert set(LEFT_OUT) <= {part.name for part in all_parts("tiny")}
     features = tmp_path / "features.npy"
@@ -150,6 +188,8 @@ def check_content(out: Path, parts: dict[str, dict[str, Any]]) -> None:
     assert len(content["calls"]) == 2
     assert {"kmedoids", "cuml"} <= set(content["not_installed"])
     assert parts["test_ranks_clustering_gpu"]["reason"] == "fewer than two CUDA devices"
+    assert parts["exercises"]["status"] == parts["memcheck"]["status"] == "passed"
+    assert parts["racecheck"]["reason"] == "compute-sanitizer: device not supported"
     for part in parts.values():
         if part["kind"] == "bench":
             assert part["figures"], part["part"]

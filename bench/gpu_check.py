@@ -9,7 +9,7 @@ epochs, and the exercises of the extension under compute-sanitizer.
 
 After each part the results are written to DIR/gpu-DEVICE-DATE.json, and beside it a report. A
 second call with the same DIR, on the same device, commit and scale, goes on with the parts that are
-missing or were cut off. The exit status is 1 unless every part that was asked for has passed or
+missing or were cut off. Where a call ends after ten minutes, give --limit 570 and call again. The exit status is 1 unless every part that was asked for has passed or
 cannot run here. Without a CUDA device nothing runs and nothing is written.
 """
 
@@ -76,7 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
             for part in pending:
                 check.run(part)
     print_summary(results, parts)
-    return int(not results.done(["build", *(part.name for part in parts)]))
+    broken = results.status("build") in ("failed", "stopped")
+    return int(broken or not results.done([part.name for part in parts]))
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -200,7 +201,7 @@ class Check:
         settings = {"FASTREID_AL_CUDA": "1", "FASTREID_AL_CUDA_ARCHITECTURES": capability}
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         self._build_begin = time.monotonic()
-        self._build = gpu_processes.started_anew(command, self.scratch / "build.log", settings)
+        self._build = gpu_processes.start_command(command, self.scratch / "build.log", settings)
         self._note_build("running")
 
     def _note_build(self, status: str, **more: Any) -> None:

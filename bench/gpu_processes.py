@@ -2,7 +2,7 @@
 
 A Python program is forked from this process, which has imported PyTorch and has not used the
 device, so that it need not import PyTorch again: that takes longer than many parts. Where a forked
-process cannot use the device, programs are started anew.
+process cannot use the device, programs are started as commands.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Program(NamedTuple):
 
     @property
     def command(self) -> list[str]:
-        """The command that starts it anew."""
+        """The command that starts it in a new process."""
         how = [str(ROOT / self.name)] if self.is_script else ["-m", self.name]
         return [sys.executable, *how, *self.arguments]
 
@@ -152,7 +152,7 @@ def _leave() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def started_anew(command: list[str], log: Path, settings: Mapping[str, str]) -> Child:
+def start_command(command: list[str], log: Path, settings: Mapping[str, str]) -> Child:
     """Start a command in a process group of its own.
 
     Args:
@@ -192,7 +192,7 @@ def start(
     """
     if isinstance(what, Program) and forks:
         return Forked(what, log, settings)
-    return started_anew(what.command if isinstance(what, Program) else what, log, settings)
+    return start_command(what.command if isinstance(what, Program) else what, log, settings)
 
 
 def wait(child: Child, log: Path, limit: float, look: Callable[[], None] = lambda: None) -> Ran:

@@ -48,6 +48,7 @@ FOREIGN = {
     *("json", "plot", "figure", "undocumented", "runs", "case"),
     *("out", "arms", "sizes", "seeds", "iterations", "step", "start"),  # of bench/real/run.py
     "per-epoch",  # also of bench/real/run.py
+    *("list", "failed", "again", "only", "features"),  # of bench/gpu_check.py
     "minutes",
     *("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "signal"),
 }

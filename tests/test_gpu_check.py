@@ -116,7 +116,7 @@ def test_the_list_names_parts_with_their_seconds(capsys: pytest.CaptureFixture[s
     assert lines == [["45", "kernels:"], ["20", "bench_plmb:"], ["65", "together,"]]
 
 
-@pytest.mark.parametrize("forks", [True, False], ids=["forked", "started anew"])
+@pytest.mark.parametrize("forks", [True, False], ids=["forked", "command"])
 def test_a_part_that_raises_has_failed_and_its_output_is_kept(tmp_path: Path, forks: bool) -> None:
     run = check(tmp_path, forks=forks)
     part = script(tmp_path, "print('before')", "raise ValueError('wrong shape')")
@@ -127,7 +127,7 @@ def test_a_part_that_raises_has_failed_and_its_output_is_kept(tmp_path: Path, fo
     assert "ValueError: wrong shape" in found["output"]
 
 
-@pytest.mark.parametrize("forks", [True, False], ids=["forked", "started anew"])
+@pytest.mark.parametrize("forks", [True, False], ids=["forked", "command"])
 def test_a_part_that_hangs_is_stopped_with_its_children_and_keeps_its_figures(
     tmp_path: Path, forks: bool
 ) -> None:
@@ -230,7 +230,7 @@ def test_a_failed_build_is_reported_and_costs_only_what_needs_it(
     assert parts["build"]["status"] == "failed"
     assert "nvcc: error" in parts["build"]["output"]
     assert parts["exercises"]["reason"] == "no extension with a CUDA part"
-    assert not run.results.done(["build", "exercises"])
+    assert not run.results.done(["build"])
 
 
 PARTS = [Part(name, "kernels", 1.0, f"{name}.py", "tiny") for name in ("a", "b", "c", "d", "e")]

@@ -9,8 +9,9 @@ epochs, and the exercises of the extension under compute-sanitizer.
 
 After each part the results are written to DIR/gpu-DEVICE-DATE.json, and beside it a report. A
 second call with the same DIR, on the same device, commit and scale, goes on with the parts that are
-missing or were cut off. Where a call ends after ten minutes, give --limit 570 and call again. The exit status is 1 unless every part that was asked for has passed or
-cannot run here. Without a CUDA device nothing runs and nothing is written.
+missing or were cut off. Where a command ends after ten minutes, give --limit 570 and call again.
+The exit status is 1 unless every part that was asked for has passed or cannot run here. Without a
+CUDA device nothing runs and nothing is written.
 """
 
 from __future__ import annotations

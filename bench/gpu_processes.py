@@ -160,11 +160,14 @@ def start_command(command: list[str], log: Path, settings: Mapping[str, str]) ->
         log: File that gets what it prints.
         settings: Environment variables that are set for it.
     """
+    # The project need not be installed.
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with log.open("w") as file:
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **settings},
+            env={**os.environ, **environment, **settings},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

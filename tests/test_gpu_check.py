@@ -160,6 +160,17 @@ def test_a_part_that_writes_figures_and_ends_has_passed(tmp_path: Path) -> None:
     assert "cut_offs" not in found
 
 
+@pytest.mark.parametrize("forks", [True, False], ids=["forked", "command"])
+def test_a_part_needs_no_installed_project(
+    tmp_path: Path, forks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    run = check(tmp_path, forks=forks)
+    lines = ("import fastreid_al, reid_kernels", f"print({FIGURE!r}, file=figures)")
+    run.run(script(tmp_path, *lines))
+    assert record(run.results)["status"] == "passed"
+
+
 def test_a_part_that_measures_nothing_has_failed(tmp_path: Path) -> None:
     run = check(tmp_path)
     run.run(script(tmp_path, "pass"))

@@ -114,6 +114,9 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
         help="features (n, D): .npy, .npz, .safetensors, .pt",
     )
     options = parser.parse_args(arguments)
+    if options.features is not None:
+        # Parts run in the project's folder.
+        options.features = options.features.resolve()
     if options.out is None and not options.list:
         parser.error("--out DIR is missing")
     try:

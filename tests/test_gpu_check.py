@@ -110,6 +110,14 @@ def test_an_unknown_part_is_an_error_of_the_command_line(
     assert "bench_nothing" in capsys.readouterr().err
 
 
+def test_a_relative_path_of_features_is_that_of_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = gpu_check.read_options(["--out", "out", "--features", "real.npy"])
+    assert options.features == tmp_path / "real.npy"
+
+
 def test_the_list_names_parts_with_their_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main(["--list", "--only", "bench_plmb", "kernels"]) == 0
     lines = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]]

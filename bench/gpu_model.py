@@ -25,6 +25,9 @@ PROCESSORS = 132
 WAIT = 600e-9
 #: Seconds of a launch that waits for the one before.
 LAUNCH = 3e-6
+#: Columns of a group that are computed again, of 16. Seen in simulation, k = 29: 1.1 on features of
+#: a trained network in the order of their set, 1.3 on random ones, 1.0 on planted ones.
+NEAR = 1.3
 #: Instructions per second of a multiprocessor, of 32 threads each.
 ISSUE = 4 * 1.75e9
 
@@ -61,6 +64,7 @@ TOPK = "B = 1,024, n = 1e6, D = 2,048, k = 32"
 NEIGHBOURS = "n = 32,621, D = 2,048, k = 29"
 MULTILABEL = "B = 64, n = 32,621, D = 2,048, float32"
 LABEL_MEMORY = "n = 32,621, B = 64, 20 labels an image"
+LABELS = "B = 64, 10 candidates, n = 32,621, D = 2,048, float32"
 CONTRAST = {batch: f"B = {batch}, n = 1e5, D = 2,048, bfloat16" for batch in (64, 256)}
 
 
@@ -89,10 +93,11 @@ def topk_kernels() -> dict[str, float]:
     return {
         # The rows are read twice, the second time out of L2.
         "round_kernel": (4 + 2) * n * dim / MEMORY + 4 * n * dim / L2,
-        "group_maxima_kernel": product(m, n, dim, (128, 128), HALF, PAIRED) + maxima / MEMORY,
+        # It writes two maxima of each group.
+        "group_maxima_kernel": product(m, n, dim, (128, 256), HALF, ALONE) + 2 * maxima / MEMORY,
         # A selection reads its values once for each 8 bits.
         "selection": 4 * maxima / MEMORY,
-        "rescore_kernel": m * chosen * 16 * 4 * dim / MEMORY,
+        "rescore_kernel": m * chosen * NEAR * 4 * dim / MEMORY,
     }
 
 
@@ -100,17 +105,35 @@ def topk() -> list[Row]:
     """`similarity_topk` of float32 rows at n = 1e6."""
     m, n, dim, k = 1024, 1_000_000, 2048, 32
     copy_before = (4 + 2) * n * dim / MEMORY
-    of_product = product(m, n, dim, (128, 128), HALF, PAIRED)
     # 536 rows a pass before: nine tiles of 128 instead of eight, and keys of 8 bytes.
+    product_before = product(m, n, dim, (128, 128), HALF, PAIRED) * 9 / 8
     keys_before = 8 * m * n / 16
-    rescored = m * (k + max(8, k // 4)) * 16 * 4 * dim / MEMORY
-    before = copy_before + of_product * 9 / 8 + 9 * keys_before / MEMORY + rescored
-    now = sum(topk_kernels().values())
+    # All columns of the chosen groups before, now those that come near.
+    rescored_before = m * (k + max(8, k // 4)) * 16 * 4 * dim
+    before = copy_before + product_before + (9 * keys_before + rescored_before) / MEMORY
+    launches = topk_kernels()
+    now = sum(launches.values())
     floor = 2 * m * n * dim / HALF
-    rest = "half of the product's time is L2 (128 x 128 tiles); the copy is made anew at each call"
     ieee = 2 * m * n * dim / (FLOAT * 0.75)
     return [
-        Row("similarity_topk, proven", TOPK, before, now, floor, floor / 0.7, rest),
+        Row(
+            "similarity_topk, proven",
+            TOPK,
+            before,
+            now,
+            floor,
+            floor / 0.7,
+            "the copy is made anew at each call",
+        ),
+        Row(
+            "BankIndex.search",
+            TOPK,
+            before,
+            now - launches["round_kernel"],
+            floor,
+            floor / 0.7,
+            "L2 (128 x 256 tiles), one program on a multiprocessor",
+        ),
         Row(
             "similarity_topk, no query proven",
             TOPK,
@@ -180,6 +203,34 @@ def bank_contrast(batch: int) -> Row:
     )
 
 
+def bank_contrast_one_read(batch: int) -> Row:
+    """The one-read form of `bank_contrast_loss`, off by default: 16 clusters of 8 blocks."""
+    n, dim, clusters = _Contrast.n, _Contrast.dim, 16
+    width = dim // 8
+    rows, tile, instructions = (64, 64, 888) if batch <= 64 else (128, 32, 1004)
+    groups = math.ceil(batch / rows)
+    # Assumed: `mma.sync`, which later chips have too, reaches 62 % of the rate of `wgmma`.
+    operations = 4 * rows * tile * width / (HALF / PROCESSORS * 0.62)
+    # 16-bit values that the 8 warps load for both products: the tile, features unless registers
+    # hold them, and exponentials. The tile is written once, and float32 parts of logits are written
+    # and read. A multiprocessor moves 128 bytes in a cycle.
+    features = 0 if rows == 64 else rows * width
+    moved = 2 * (features + 5 * tile * rows + tile * width * (rows // 16 + 3)) + 8 * rows * tile
+    shared = moved / (128 * ISSUE / 4)
+    # Assumed: what is not hidden of the barrier of the cluster and of the writes before it.
+    barrier = 400e-9
+    step = max(operations, shared, instructions * 8 / ISSUE) + barrier
+    steps = math.ceil(math.ceil(n / tile) * groups / clusters) + 2
+    parts = 2 * 4 * clusters * rows * dim / L2
+    present = bank_contrast(batch)
+    return present._replace(
+        operator="bank_contrast_loss, one read",
+        now=max(2 * n * dim / MEMORY, steps * step) + parts + 2 * LAUNCH,
+        rest=f"`mma.sync` reads a tile {rows // 16 + 2} times from shared memory; `wgmma`, of H100 "
+        f"and H200 only, would read it {rows // 32} times",
+    )
+
+
 def select_seconds(n: int, as_before: bool) -> float:
     """Seconds of the selection of hard negatives among n columns."""
     # Instructions of a thread for each of its 16 columns, on 64 of 132 multiprocessors.
@@ -209,13 +260,15 @@ def multilabel() -> Row:
 def neighbours() -> Row:
     """The neighbour search of an epoch's clustering."""
     n, dim, chosen = 32_621, 2048, 37
-    of_product = product(n, n, dim, (128, 128), HALF, PAIRED)
-    rescored = n * chosen * 16 * 4 * dim / MEMORY
+    product_before = product(n, n, dim, (128, 128), HALF, PAIRED)
+    product_now = product(n, n, dim, (128, 256), HALF, ALONE)
     groups = n / 16
     # All queries in one pass: their copies do not fit L2, so that they come from memory again.
-    again = n * dim * 2 * (n / 128) / 2 / MEMORY
-    before = of_product + again + 9 * 8 * n * groups / MEMORY + rescored
-    now = of_product + 5 * 4 * n * groups / MEMORY + rescored
+    again = n * dim * 2 * (n / 128) / 2
+    moved_before = again + 9 * 8 * n * groups + n * chosen * 16 * 4 * dim
+    moved_now = (4 + 2) * 4 * n * groups + n * chosen * NEAR * 4 * dim
+    before = product_before + moved_before / MEMORY
+    now = product_now + moved_now / MEMORY
     return Row(
         "similarity_topk of all images",
         NEIGHBOURS,
@@ -223,7 +276,27 @@ def neighbours() -> Row:
         now,
         2 * n * n * dim / HALF,
         1.0,
-        "the second look reads 16 columns of each of 37 groups",
+        "L2 (128 x 256 tiles), one program on a multiprocessor",
+    )
+
+
+def label_prediction() -> Row:
+    """MPLP's labels of a batch, one round of ten candidates."""
+    batch, n, dim, pairs = 64, 32_621, 2048, 640
+    similarity = 2 * batch * n * dim / (FLOAT * 0.75)
+    before = similarity + 2 * pairs * n * dim / (FLOAT * 0.75)
+    copy = (4 + 2) * n * dim / MEMORY + 4 * n * dim / L2
+    counted = product(pairs, n, dim, (128, 128), HALF, PAIRED)
+    # The products of the pairs, one tile of float32 sums that has undecided pairs, launches.
+    rest = 2 * 64 * 64 * dim / (FLOAT / PROCESSORS) + 2 * 64 * n * dim / (FLOAT * 0.75)
+    return Row(
+        "label_prediction",
+        LABELS,
+        before,
+        similarity + copy + counted + rest + 12 * LAUNCH,
+        2 * pairs * n * dim / HALF,
+        None,
+        "float32 similarities of the batch, and a tile of those that float16 leaves undecided",
     )
 
 
@@ -252,7 +325,10 @@ def rows() -> list[Row]:
         neighbours(),
         bank_contrast(64),
         bank_contrast(256),
+        bank_contrast_one_read(64),
+        bank_contrast_one_read(256),
         multilabel(),
+        label_prediction(),
         label_memory(),
     ]
 

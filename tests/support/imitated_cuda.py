@@ -517,6 +517,28 @@ def _patches() -> Iterator[Any]:
         "stream": _Nothing,
         "set_device": lambda *a: None,
         "synchronize": lambda *a: _record.wait("synchronize"),
+        "empty_cache": lambda: _forbid("empty_cache"),
+        "manual_seed": lambda *a: _forbid("seed"),
+        "manual_seed_all": lambda *a: _forbid("seed"),
+        "_sleep": lambda cycles: None,
+        "max_memory_allocated": lambda *a: 0,
+        "memory_allocated": lambda *a: 0,
+        "max_memory_reserved": lambda *a: 0,
+        "reset_peak_memory_stats": lambda *a: None,
+    }
+    for name, value in of_cuda.items():
+        yield mock.patch.object(torch.cuda, name, value)
+    of_accelerator: dict[str, Any] = {
+        "current_stream": lambda *a: _Stream(),
+        "current_device_index": lambda: 0,
+        "is_available": lambda: True,
+        "current_accelerator": lambda *a, **k: torch.device("cuda"),
+    }
+    for name, value in of_accelerator.items():
+        yield mock.patch.object(torch.accelerator, name, value)
+    yield mock.patch.object(torch, "autocast", _Autocast)
+    seed = torch.manual_seed
+    yield mock.patch.object(torch, "manual_seed", lambda x: (_forbid("seed"), seed(x))[1])
     yield mock.patch.object(torch, "Generator", _Generator)
     yield mock.patch.object(Tensor, "record_stream", return_value=None)
     yield mock.patch.object(torch, "get_device_module", return_value=torch.cuda)
@@ -538,8 +560,9 @@ def _interpreted_launches(record: Record) -> Any:
         record.launch(name)
         for x in [*args, *kwargs.values()]:
             if isinstance(x, Tensor) and not isinstance(x, Imitated):
-                raise ValueError(f"{name}: got a tensor of the CPU at {_place()}")
+                raise ValueError(f"{name}: got a tensor of the CPU at {place_of_line()}")
         plain = {key: content_of(x) for key, x in kwargs.items()}
+        _done(name, (self.grid, args, kwargs))
         return launch(self, *map(content_of, args), **plain)
 
     return mock.patch.object(interpreter.GridExecutor, "__call__", counted)
@@ -555,7 +578,17 @@ class _CountedModule:
     def __getattr__(self, name: str) -> Any:
         if name.endswith("_cuda"):
             self._record.launch(name)
-        return getattr(self._module, name)
+        found = getattr(self._module, name)
+        if observer is None or not callable(found):
+            return found
+
+        def observed(*args: Any) -> Any:
+            # Objects of the extension hold addresses; those they were made with are seen.
+            plain = [x if isinstance(x, int | float | str) else type(x).__name__ for x in args]
+            _done(name, plain)
+            return found(*args)
+
+        return observed
 
 
 def _extension() -> Any:

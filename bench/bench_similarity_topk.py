@@ -7,13 +7,14 @@ On a CPU also faiss.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import harness
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from reid_kernels import similarity_topk, similarity_topk_reference
+from reid_kernels import BankIndex, similarity_topk, similarity_topk_reference
 from torch import Tensor
 
 #: Queries, bank rows, width, k. With as many queries as rows the bank is searched with itself.
@@ -41,6 +42,17 @@ def make(
 
 def ours(query: Tensor, bank: Tensor, k: int) -> Found:
     return similarity_topk(query, bank, k, normalize=False)
+
+
+def make_indexed(
+    device: str, dtype: str, queries: int, n: int, dim: int, k: int
+) -> tuple[Tensor, BankIndex, int]:
+    query, bank, k = make(device, dtype, queries, n, dim, k)
+    return query, BankIndex(bank, normalize=False), k
+
+
+def indexed(query: Tensor, index: BankIndex, k: int) -> Found:
+    return index.search(query, k)
 
 
 def ours_ieee(query: Tensor, bank: Tensor, k: int) -> Found:
@@ -73,12 +85,13 @@ def faiss_flat(query: Tensor, bank: Tensor, k: int) -> Found:
     return torch.from_numpy(values), torch.from_numpy(indices)
 
 
-FORMS = {
+FORMS: dict[str, Callable[..., Found]] = {
     "eager": eager,
     "eager, chunked": chunked,
     "compiled, chunked": chunked_compiled,
     "faiss": faiss_flat,
     "ours": ours,
+    "ours, indexed": indexed,
     "ours, ieee": ours_ieee,
 }
 
@@ -92,7 +105,7 @@ def work(
     """
     rows = n if queries == n else queries + n
     unit = dtype
-    if form == "ours":
+    if form in ("ours", "ours, indexed"):
         ceilings = harness.peaks(device)
         unit = max("float32", "bfloat16", key=lambda name: ceilings[name])
     return harness.Work(
@@ -154,7 +167,7 @@ def test_similarity_topk(
     found = harness.measure_operator(
         benchmark,
         FORMS[form],
-        harness.Inputs(make, (dtype, *size)),
+        harness.Inputs(make_indexed if form == "ours, indexed" else make, (dtype, *size)),
         device,
         operator="similarity_topk",
         form=form,

@@ -67,6 +67,7 @@ def _whole(operator: str, shape: str) -> dict[str, Any]:
 
 
 _TOPK = _operator("similarity_topk", "1,024 x 1,000,000 x 2,048, k = 32", "float32")
+_INDEXED = {**_TOPK, "form": "ours, indexed"}
 _TOPK_HALF = {**_TOPK, "dtype": "bfloat16"}
 _CONTRAST = {
     batch: _operator("bank_contrast_loss", f"{batch} x 100,000 x 2,048", "bfloat16")
@@ -79,8 +80,13 @@ _MEDOIDS = {"step": "SNPS", "form": "groupings", "rule": "root", "n": 32_621}
 #: All of KERNELS.md's figures that are times, and what else the model has.
 GOALS = (
     Goal("similarity_topk, proven", gpu_model.TOPK, None, _TOPK),
+    Goal("BankIndex.search", gpu_model.TOPK, None, _INDEXED),
     Goal("bank_contrast_loss", gpu_model.CONTRAST[64], None, _CONTRAST[64]),
     Goal("bank_contrast_loss", gpu_model.CONTRAST[256], None, _CONTRAST[256]),
+    *(
+        Goal("bank_contrast_loss, one read", shape, None, {**_CONTRAST[batch], "form": "one read"})
+        for batch, shape in gpu_model.CONTRAST.items()
+    ),
     Goal("label memory, update + lookup", gpu_model.LABEL_MEMORY, None, _LABELS),
     Goal(
         "pseudo-labels",

@@ -67,7 +67,7 @@ def test_an_extension_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(torch.cuda, "device_of", lambda _: torch.no_grad())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setenv("FASTREID_AL_NATIVE", "0")
+    monkeypatch.setattr(one_read.native, "cuda_extension", lambda: None)
     bank = unit_rows(4, 16).as_subclass(OnDevice)
     with pytest.raises(RuntimeError, match=r"capability 9\.0 and no CUDA part of fastreid_al"):
         one_read._extension(bank)

@@ -85,17 +85,28 @@ def test_two_large_programs_fit_a_multiprocessor(results: list[Compiled]) -> Non
 
 def test_loops_of_products_read_whole_words_ahead_of_time(results: list[Compiled]) -> None:
     """Loops with matrix units read memory by asynchronous copies, not value by value."""
-    seen = 0
-    wrong = []
-    for x in results:
-        for loop in x.loops:
-            if not any(name in loop for name in ("HGMMA", "HMMA")):
-                continue
-            seen += 1
-            if loop.get("LDG", 0) > SINGLE_LOADS.get(x.kernel, 0) or not loop.get("LDGSTS"):
-                wrong.append(f"{x}: {loop.get('LDG', 0)} LDG, {loop.get('LDGSTS', 0)} LDGSTS")
-    assert seen or results[0].chip != chips.DISASSEMBLED
-    assert wrong == []
+    loops = [(x, loop) for x in results for loop in products(x)]
+    assert loops or results[0].chip != chips.DISASSEMBLED
+    wrong = [(x, loop) for x, loop in loops if reads_single_values(x, loop)]
+    assert [f"{x}: {loop}" for x, loop in wrong] == []
+
+
+def products(x: Compiled) -> list[dict[str, int]]:
+    """The loops with matrix units."""
+    return [loop for loop in x.loops if "HGMMA" in loop or "HMMA" in loop]
+
+
+def reads_single_values(x: Compiled, loop: dict[str, int]) -> bool:
+    """Whether a loop loads values that it needs at once, or copies nothing ahead of time."""
+    return loop.get("LDG", 0) > SINGLE_LOADS.get(x.kernel, 0) or not loop.get("LDGSTS")
+
+
+@pytest.mark.slow
+def test_a_product_that_reads_value_by_value_is_found() -> None:
+    (faulty,) = chips.compile_jobs([chips.Job(chips.FAULTY, chips.DISASSEMBLED)])
+    assert not faulty.failure
+    (loop,) = products(faulty)
+    assert reads_single_values(faulty, loop)
 
 
 def test_loops_of_float32_products_are_mostly_multiply_adds(results: list[Compiled]) -> None:

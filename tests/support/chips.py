@@ -381,11 +381,28 @@ def nothing_much(x_ptr, n, BLOCK: tl.constexpr):  # noqa: N803
     tl.store(x_ptr + place, tl.load(x_ptr + place, mask=place < n) * 2.0, mask=place < n)
 
 
+@triton.jit
+def product_by_values(a_ptr, b_ptr, out_ptr, count, dim, BLOCK: tl.constexpr):  # noqa: N803
+    """A faulty product: the mask of `a` varies along its rows, which are loaded value by value."""
+    row = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+    for start in range(0, dim, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        a = tl.load(a_ptr + row[:, None] * dim + j[None, :], mask=(j < count)[None, :], other=0.0)
+        b = tl.load(b_ptr + j[:, None] * BLOCK + row[None, :])
+        total = tl.dot(a, b, total)
+    tl.store(out_ptr + row[:, None] * BLOCK + row[None, :], total)
+
+
+#: Number of the launch of `product_by_values`.
+FAULTY = -1
+
+
 class Job(NamedTuple):
     """One launch for one chip.
 
     Args:
-        launch: Its number among the captured ones, or None for `nothing_much`.
+        launch: Its number among the captured ones, None for `nothing_much`, or `FAULTY`.
         chip: Name.
         options: Options of the compiler over those of the launch.
         integer: Value of every integer argument, None for those of the launch.
@@ -462,6 +479,10 @@ _launches: list[Launch] = []
 def _compile_job(job: Job) -> Compiled:
     if job.launch is None:
         return compiled(Launch(nothing_much, (torch.ones(64), 63), {"BLOCK": 64}), job.chip)
+    if job.launch == FAULTY:
+        a, b = torch.ones(64, 256, dtype=torch.bfloat16), torch.ones(256, 64, dtype=torch.bfloat16)
+        args = (a, b, torch.ones(64, 64), 255, 256)
+        return compiled(Launch(product_by_values, args, {"BLOCK": 64}), job.chip)
     if not _launches:
         _launches.extend(captured())
     launch = _launches[job.launch]

@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory() as scratch:
         gpu_processes.share_imports()
-        device, forks = find_device(Path(scratch))
+        device, forks = find_device()
         if device["name"] is None:
             print("no CUDA device: nothing was run and nothing is claimed")
             return 0
@@ -141,7 +141,7 @@ def _end(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def find_device(scratch: Path) -> tuple[dict[str, Any], bool]:
+def find_device() -> tuple[dict[str, Any], bool]:
     """The device, and whether a forked process can use it.
 
     Raises:
@@ -149,9 +149,8 @@ def find_device(scratch: Path) -> tuple[dict[str, Any], bool]:
     """
     output = ""
     for forks in (True, False):
-        log = scratch / "device.log"
-        child = gpu_processes.start(Program("bench/gpu_device.py"), log, {}, forks=forks)
-        ran = gpu_processes.wait(child, log, 60)
+        child = gpu_processes.start(Program("bench/gpu_device.py"), {}, forks=forks)
+        ran = gpu_processes.wait(child, 60)
         lines = [line for line in ran.output.splitlines() if line.startswith("{")]
         if ran.exit == 0 and lines:
             return json.loads(lines[-1]), forks
@@ -205,7 +204,7 @@ class Check:
         settings = {"FASTREID_AL_CUDA": "1", "FASTREID_AL_CUDA_ARCHITECTURES": capability}
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         self._build_begin = time.monotonic()
-        self._build = gpu_processes.start_command(command, self.scratch / "build.log", settings)
+        self._build = gpu_processes.start(command, settings, forks=False)
         self._note_build("running")
 
     def _note_build(self, status: str, **more: Any) -> None:
@@ -216,12 +215,11 @@ class Check:
         """Wait until the extension is built."""
         if self._build is None:
             return
-        log = self.scratch / "build.log"
         end = min(self._build_begin + BUILD_LIMIT, self.deadline)
-        ran = gpu_processes.wait(self._build, log, max(0.0, end - time.monotonic()))
+        ran = gpu_processes.wait(self._build, max(0.0, end - time.monotonic()))
         self._build = None
         if ran.exit == 0:
-            self.library = find_device(self.scratch)[0]["library"]
+            self.library = find_device()[0]["library"]
         passed = self.library is not None
         seconds = round(time.monotonic() - self._build_begin, 1)
         more = {} if passed else {"output": ran.tail}
@@ -247,7 +245,6 @@ class Check:
     def _ran(self, part: Part, seconds: float) -> dict[str, Any]:
         """Run a part for some seconds; return its record."""
         figures = self.scratch / f"{part.name}.jsonl"
-        log = self.scratch / f"{part.name}.log"
         last = time.monotonic()
 
         def look() -> None:
@@ -261,9 +258,9 @@ class Check:
         done: list[str] = []
         for _ in range(MOST_STARTS):
             what, settings = self._what(part, figures, done)
-            child = gpu_processes.start(what, log, settings, forks=self.forks)
+            child = gpu_processes.start(what, settings, forks=self.forks)
             before = ran
-            ran = gpu_processes.wait(child, log, end - time.monotonic(), look)
+            ran = gpu_processes.wait(child, end - time.monotonic(), look)
             broken = breaking_test(ran.output) if part.kind == "tests" and ran.exit else []
             # The tests after it could not use the device: they run again, without those before.
             ran = before.then(ran)

@@ -15,11 +15,12 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Protocol
+from typing import IO, NamedTuple, NoReturn, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Imported before the first fork, where they are installed. None of them uses the device.
@@ -80,9 +81,15 @@ class Ran(NamedTuple):
 
 
 class Child(Protocol):
-    """A process that was started, with its process group."""
+    """A process that was started, with its process group.
+
+    Args:
+        pid: Its number.
+        log: What it prints.
+    """
 
     pid: int
+    log: IO[str]
 
     def poll(self) -> int | None:
         """Its exit status, or None while it runs."""
@@ -93,17 +100,17 @@ class Forked:
 
     Args:
         program: The program.
-        log: File that gets what it prints.
         settings: Environment variables that are set for it.
     """
 
-    def __init__(self, program: Program, log: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, program: Program, settings: Mapping[str, str]) -> None:
         self._status: int | None = None
+        self.log = _new_log()
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _run_here(program, log, settings)
+            _run_here(program, self.log, settings)
 
     def poll(self) -> int | None:
         """Its exit status, or None while it runs."""
@@ -114,15 +121,48 @@ class Forked:
         return self._status
 
 
-def _run_here(program: Program, log: Path, settings: Mapping[str, str]) -> NoReturn:
+class Started:
+    """A command in a process group of its own.
+
+    Args:
+        command: The command.
+        settings: Environment variables that are set for it.
+    """
+
+    def __init__(self, command: list[str], settings: Mapping[str, str]) -> None:
+        self.log = _new_log()
+        # The project need not be installed.
+        paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_leave,
+        )
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """Its exit status, or None while it runs."""
+        return self._process.poll()
+
+
+def _new_log() -> IO[str]:
+    """A file without a name for what a process prints."""
+    return tempfile.TemporaryFile("w+", errors="replace")
+
+
+def _run_here(program: Program, log: IO[str], settings: Mapping[str, str]) -> NoReturn:
     """Run a program in this process, which a fork has made, and end."""
     status: object = 1
     try:
         _leave()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for target in (1, 2):
-            os.dup2(descriptor, target)
+            os.dup2(log.fileno(), target)
         sys.stdout, sys.stderr = (os.fdopen(target, "w", buffering=1) for target in (1, 2))
         os.chdir(ROOT)
         os.environ.update(settings)
@@ -152,29 +192,6 @@ def _leave() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def start_command(command: list[str], log: Path, settings: Mapping[str, str]) -> Child:
-    """Start a command in a process group of its own.
-
-    Args:
-        command: The command.
-        log: File that gets what it prints.
-        settings: Environment variables that are set for it.
-    """
-    # The project need not be installed.
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    with log.open("w") as file:
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **environment, **settings},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            preexec_fn=_leave,
-        )
-
-
 def share_imports() -> None:
     """Import what most programs need, once."""
     for name in SHARED:
@@ -182,28 +199,24 @@ def share_imports() -> None:
             importlib.import_module(name)
 
 
-def start(
-    what: Program | list[str], log: Path, settings: Mapping[str, str], *, forks: bool
-) -> Child:
+def start(what: Program | list[str], settings: Mapping[str, str], *, forks: bool) -> Child:
     """Start a program or a command.
 
     Args:
         what: A Python program, or a command with its arguments.
-        log: File that gets what it prints.
         settings: Environment variables that are set for it.
         forks: Whether a Python program is forked from this process.
     """
     if isinstance(what, Program) and forks:
-        return Forked(what, log, settings)
-    return start_command(what.command if isinstance(what, Program) else what, log, settings)
+        return Forked(what, settings)
+    return Started(what.command if isinstance(what, Program) else what, settings)
 
 
-def wait(child: Child, log: Path, limit: float, look: Callable[[], None] = lambda: None) -> Ran:
+def wait(child: Child, limit: float, look: Callable[[], None] = lambda: None) -> Ran:
     """Wait until a process ends, at most for some seconds; then its whole group is killed.
 
     Args:
         child: The process.
-        log: File with what it prints.
         limit: Seconds from now.
         look: Called again and again while it runs.
     """
@@ -213,7 +226,10 @@ def wait(child: Child, log: Path, limit: float, look: Callable[[], None] = lambd
         while (status := child.poll()) is None and time.monotonic() - begin < limit:
             look()
             time.sleep(PAUSE)
-    return Ran(status, round(time.monotonic() - begin, 1), log.read_text(errors="replace"))
+    seconds = round(time.monotonic() - begin, 1)
+    with child.log as log:
+        log.seek(0)
+        return Ran(status, seconds, log.read())
 
 
 @contextlib.contextmanager

@@ -221,7 +221,7 @@ def built(
     (folder / "setup.py").write_text(setup)
     monkeypatch.setattr(gpu_processes, "ROOT", folder)
     monkeypatch.setattr(gpu_check, "tool", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(gpu_check, "find_device", lambda _: ({**DEVICE, "library": library}, True))
+    monkeypatch.setattr(gpu_check, "find_device", lambda: ({**DEVICE, "library": library}, True))
     monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: name)
     run = check(folder)
     with run.building(DEVICE, needed=True):

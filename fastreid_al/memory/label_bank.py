@@ -143,7 +143,8 @@ class PseudoLabelMemoryBank:
 
         On a GPU two launches, between which the host waits for the number of labels; with `most`
         one launch without a wait, which a CUDA graph can hold. Its blocks read one another's
-        counts, B^2 / 2 in all.
+        counts, B^2 / 2 in all. Without the CUDA part of the extension PyTorch does it, as on a CPU,
+        and the host waits.
 
         Args:
             rows: (B,) int64, images of `own` in any order, repeated or not.

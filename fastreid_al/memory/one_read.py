@@ -11,6 +11,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import torch
+from reid_kernels.checks import as_ids, as_pair
 from reid_kernels.sharded import with_gradient
 from torch import Tensor
 
@@ -62,6 +63,10 @@ def one_read_contrast_loss(
         The mean over the features that have a class, float32; 0 where none has one. NaN where a
         target is outside the bank, or where rows are not finite.
 
+    Raises:
+        ValueError: Wrong rank, width, dtype or device.
+        RuntimeError: The device has no such form.
+
     Memory:
         P B D floats besides the gradient, and the 16-bit copies of float32 rows. P is the number of
         clusters of 8 blocks that the GPU runs at a time, over the groups of 128 features (64 where
@@ -73,6 +78,8 @@ def one_read_contrast_loss(
         RuntimeError: The device is not an NVIDIA GPU of compute capability 9.0 or later, or the
             extension was built without CUDA or for earlier GPUs only.
     """
+    features, bank = as_pair("features", features, bank)
+    targets = as_ids("targets", targets, len(features), features, "features", "feature row")
     losses, slopes = _one_read(features.detach(), bank, targets, temperature)
     if features.requires_grad and torch.is_grad_enabled():
         losses = with_gradient(features, losses, slopes)
@@ -120,7 +127,7 @@ def _one_read(
 @_one_read.register_fake
 def _(features: Tensor, bank: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     losses = features.new_empty(features.shape[0], dtype=torch.float32)
-    return losses, torch.empty_like(features, dtype=torch.float32)
+    return losses, features.new_empty(features.shape, dtype=torch.float32)
 
 
 def _extension(bank: Tensor) -> ModuleType:

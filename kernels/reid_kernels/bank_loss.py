@@ -59,7 +59,6 @@ class ClassIndex(NamedTuple):
     starts: Tensor
 
 
-@returns_given_kind
 def class_index(classes: Tensor) -> ClassIndex:
     """Sort bank rows by class.
 

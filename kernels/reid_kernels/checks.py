@@ -8,6 +8,7 @@ them would wait for the device. NumPy arrays are taken where a tensor is.
 from __future__ import annotations
 
 import functools
+import inspect
 import numbers
 import sys
 from collections.abc import Callable
@@ -134,16 +135,20 @@ def returns_given_kind(function: Callable[P, T]) -> Callable[P, T]:
     Tensors are returned for tensors, and where the array's library cannot take a tensor: it has no
     `from_dlpack`, or not the dtype (NumPy has no bfloat16).
     """
+    name = next(iter(inspect.signature(function).parameters))
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         result = function(*args, **kwargs)
-        first = args[0] if args else next(iter(kwargs.values()), None)
+        first = args[0] if args else kwargs.get(name)
         if isinstance(first, Tensor) or not hasattr(first, "__dlpack__"):
             return result
-        library = sys.modules.get(type(first).__module__.partition(".")[0])
-        take = getattr(library, "from_dlpack", None)
-        return result if take is None else _as_kind(take, result)
+        for kind in type(first).__mro__:
+            library = sys.modules.get(kind.__module__.partition(".")[0])
+            take = getattr(library, "from_dlpack", None)
+            if take is not None:
+                return _as_kind(take, result)
+        return result
 
     return called
 

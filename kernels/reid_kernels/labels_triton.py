@@ -63,7 +63,7 @@ def labels_triton(
     def exceeds(candidates: Tensor, own: Tensor, bound: Tensor) -> Tensor:
         # Rows with very many neighbours visit the same candidates: then it pays to store the
         # candidates' similarities. There are n candidates at most; to count them the host waits.
-        shared = len(candidates) > _SHARED * n
+        shared = len(candidates) > min(_SHARED * n, most_pairs(n))
         if not shared and len(candidates) > _MANY * len(rows):
             shared = len(candidates) > _SHARED * len(candidates.unique())
         if shared:
@@ -75,6 +75,11 @@ def labels_triton(
 
     above, neighbours = neighbours_above(rows, threshold, blocks, similar)
     return walk(n, rows, at_least, above, neighbours, exceeds)
+
+
+def most_pairs(n: int) -> int:
+    """Pairs whose tiles of counts, of at least 32 x 64, one launch can have."""
+    return (2**31 - 1) // triton.cdiv(n, 64) * 32
 
 
 class Low:

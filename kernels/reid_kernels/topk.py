@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence  # noqa: UP035 - the schema of a custom operator needs this one
+from typing import Any, Sequence  # noqa: UP035 - schemas of custom operators need this one
 
 import torch
 import torch.nn.functional as F
@@ -150,8 +150,9 @@ class BankIndex:
         bank: The bank.
         normalize: Whether rows are divided by their norm.
 
-    Changes in place by PyTorch are noticed, and refused until `update` is called. Those by other
-    libraries, of an array that shares its memory, are not.
+    After a change of the bank call `update`. A search of a bank that PyTorch has changed in place
+    is refused until then. Not noticed are changes inside `torch.compile` or of a bank made in
+    inference mode, through `.data`, and by other libraries that share the memory.
 
     Memory:
         On a GPU half the bank for float32 rows (133 MB at n = 32,621 and 4.1 GB at 1e6, D = 2,048)
@@ -162,10 +163,27 @@ class BankIndex:
     """
 
     def __init__(self, bank: Tensor, *, normalize: bool = True) -> None:
-        self.bank = as_rows("bank", bank).detach()
+        self.bank = as_rows("bank", bank)
         self.normalize = as_flag("normalize", normalize)
-        self._parts = _bank_index(self.bank, self.normalize)
-        self._version = self.bank._version
+        self.update()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_unchanged()
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # A copy of a tensor counts its changes anew.
+        self._version = _version_of(self.bank)
+
+    def _check_unchanged(self) -> None:
+        """Refuse a bank that has changed since the index was made or updated."""
+        version = _version_of(self.bank)
+        if None not in (version, self._version) and version != self._version:
+            raise ValueError(
+                "bank: its values have changed since the index was made; call update() with the "
+                "rows that have changed"
+            )
 
     def search(
         self, query: Tensor, k: int, *, exclude: Tensor | None = None
@@ -184,11 +202,7 @@ class BankIndex:
             ValueError: As `similarity_topk`; or the bank was changed in place since the index was
                 made or updated.
         """
-        if self.bank._version != self._version:
-            raise ValueError(
-                "bank: its values have changed since the index was made; call update() with the "
-                "rows that have changed"
-            )
+        self._check_unchanged()
         return _search(query, self, k, exclude)
 
     def update(self, rows: Tensor | None = None) -> None:
@@ -197,17 +211,26 @@ class BankIndex:
         Args:
             rows: (R,) int64, rows of the bank, in any order; None for all.
         """
-        if rows is None:
-            self._parts = _bank_index(self.bank, self.normalize)
-        else:
-            rows = as_ids("rows", rows, None, self.bank, "bank", "changed row")
-            check_range("rows", rows, 0, len(self.bank))
-            for part, new in zip(
-                self._parts, _bank_index(self.bank[rows], self.normalize), strict=True
-            ):
-                if part.numel() and len(rows):
-                    part.index_copy_(0, rows, new[: len(rows)])
-        self._version = self.bank._version
+        bank = self.bank.detach()
+        # What is made in inference mode could not be updated outside of it.
+        with torch.inference_mode(False):
+            if rows is None:
+                self._parts = _bank_index(bank, self.normalize)
+            else:
+                rows = as_ids("rows", rows, None, bank, "bank", "changed row")
+                check_range("rows", rows, 0, len(bank))
+                changed = _bank_index(bank[rows], self.normalize)
+                for part, new in zip(self._parts, changed, strict=True):
+                    if part.numel() and len(rows):
+                        part.index_copy_(0, rows, new[: len(rows)])
+        self._version = _version_of(self.bank)
+
+
+def _version_of(x: Tensor) -> int | None:
+    """How often PyTorch has changed a tensor in place; None where that is not counted."""
+    if torch.compiler.is_compiling() or x.is_inference():
+        return None
+    return x._version
 
 
 @returns_given_kind
@@ -215,7 +238,7 @@ def _search(
     query: Tensor, index: BankIndex, k: int, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Search an index."""
-    query, bank = as_pair("query", query, index.bank)
+    query, bank = as_pair("query", query, index.bank.detach())
     k = as_integer("k", k, 1, MAX_K)
     if exclude is not None:
         exclude = as_ids("exclude", exclude, query.shape[0], query, "query", "query row")

@@ -371,7 +371,7 @@ def _rounded(rows: Tensor, scale: Tensor | None) -> _Rounded:
     copy = torch.zeros(padded, dim, dtype=torch.bfloat16)
     error = torch.empty(n, dtype=torch.float32)
     length = torch.empty(n, dtype=torch.float32)
-    step = max(1, _LOW_BLOCK // (8 * dim))
+    step = max(1, _LOW_BLOCK // (8 * max(1, dim)))
     for start in range(0, n, step):
         block = slice(start, min(start + step, n))
         exact = rows[block] if scale is None else rows[block] * scale[block, None]

@@ -52,6 +52,8 @@ _LOWEST = torch.iinfo(torch.int64).min
 #: The least float32 that is not -inf, as `sortable` maps it.
 _LOWEST_FINITE = tl.constexpr(-0x7F800000)
 _CHUNK = 32
+#: Similarities past this may overflow before they are rounded. Nothing is proven of them.
+_LARGEST = 1e38
 #: How many times more groups a query without proof gets before its products are float32.
 _MORE_GROUPS = 4
 
@@ -222,9 +224,10 @@ def error_bound(query: Rounded, bank: Rounded, dim: int) -> Tensor:
     longest = bank.length.max()
     worst = bank.error.max()
     bound = query.error * longest + query.length * worst + query.error * worst
-    bound += (dim * 2.0**-22 + 2.0**-18) * query.length * longest
-    # Subnormal similarities lose more of themselves to the four bits.
-    return bound * 1.001 + 1e-43
+    largest = query.length * longest
+    bound += (dim * 2.0**-22 + 2.0**-18) * largest
+    # Subnormal similarities lose more of themselves to the four bits, and products may overflow.
+    return torch.where(largest < _LARGEST, bound * 1.001 + 1e-43, torch.inf)
 
 
 class Near(NamedTuple):
@@ -367,7 +370,13 @@ class Rounded:
         return part
 
 
-def group_maxima(query: Rounded, bank: Rounded, exclude: Tensor | None, how: Operands) -> Tensor:
+def group_maxima(
+    query: Rounded,
+    bank: Rounded,
+    exclude: Tensor | None,
+    how: Operands,
+    tile: Tile | None = None,
+) -> Tensor:
     """Each query's largest similarity in each group of columns, (B, groups) int64 keys.
 
     A key names the lowest column that has the maximum.
@@ -377,10 +386,11 @@ def group_maxima(query: Rounded, bank: Rounded, exclude: Tensor | None, how: Ope
         bank: (n, D).
         exclude: (B,) int64, a column of each query that is left out.
         how: Precision of the products.
+        tile: Tile of the products, by default from the table.
     """
     groups = triton.cdiv(len(bank.low), GROUP)
     maxima = torch.empty(len(query.low), groups, dtype=torch.int64, device=query.low.device)
-    _launch_maxima(query, bank, exclude, how, maxima, maxima)
+    _launch_maxima(query, bank, exclude, how, maxima, maxima, tile)
     return maxima
 
 

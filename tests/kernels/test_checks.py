@@ -84,8 +84,10 @@ def test_results_are_arrays_of_the_library_of_the_first_argument() -> None:
     loss: Any = bank_contrast_loss(arrays[:2], arrays, ids, 0.5)
     assert float(loss) == float(bank_contrast_loss(rows[:2], rows, ids, 0.5))
     assert isinstance(loss, np.ndarray)
-    index: Any = class_index(ids.numpy())  # type: ignore[arg-type]
-    assert type(index).__name__ == "ClassIndex" and isinstance(index.order, np.ndarray)
+    assert isinstance(similarity_topk(k=2, query=arrays, bank=arrays)[0], np.ndarray)
+    index = class_index(ids.numpy())  # type: ignore[arg-type]
+    mean: Any = class_means(arrays[:2], index, 2)
+    assert isinstance(mean, np.ndarray) and np.array_equal(mean, arrays[[1, 0]])
     before = arrays.copy()
     changed: Any = update_bank_(arrays, rows[:2].clone(), ids, 0.5)
     assert isinstance(changed, np.ndarray) and np.shares_memory(changed, arrays)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -447,6 +449,32 @@ def test_an_index_of_a_changed_bank_is_refused_until_it_is_updated() -> None:
         index.update(torch.tensor([30]))
 
 
+def test_an_index_serves_banks_of_inference_mode_and_copies() -> None:
+    with torch.inference_mode():
+        bank = unit_rows(30, 8).clone()
+        index = BankIndex(bank)
+        assert index.search(bank, 1)[1][:, 0].tolist() == list(range(30))
+    plain = unit_rows(30, 8).mul_(1.0).neg_()
+    with torch.inference_mode():
+        index = BankIndex(plain)
+    plain[4] = plain[7]
+    index.update(torch.tensor([4]))
+    assert index.search(plain[7:8], 2)[1].tolist() == [[4, 7]]
+    for copied in (copy.deepcopy(index), pickle.loads(pickle.dumps(index))):
+        assert copied.search(plain[7:8], 2)[1].tolist() == [[4, 7]]
+    plain.neg_()
+    with pytest.raises(ValueError, match="values have changed"):
+        copy.deepcopy(index)
+
+
+def test_a_search_of_an_index_compiles_whatever_happened_to_its_bank() -> None:
+    bank = unit_rows(30, 8).mul_(1.0).neg_()
+    index = BankIndex(bank)
+    query = unit_rows(3, 8, seed=1)
+    search = torch.compile(lambda q: index.search(q, 3), fullgraph=True, backend="aot_eager")
+    assert torch.equal(search(query)[1], similarity_topk(query, bank, 3)[1])
+
+
 def test_an_index_checks_what_it_is_given() -> None:
     index = BankIndex(unit_rows(30, 8))
     with pytest.raises(ValueError, match="bank: got rows of width 8, expected 9"):
@@ -455,6 +483,7 @@ def test_an_index_checks_what_it_is_given() -> None:
         index.search(torch.ones(2, 8), 0)
     with pytest.raises(ValueError, match="normalize"):
         BankIndex(torch.ones(2, 8), normalize=1)  # type: ignore[arg-type]
+    assert BankIndex(torch.zeros(5, 0)).search(torch.zeros(1, 0), 2)[1].tolist() == [[0, 1]]
     empty = BankIndex(torch.ones(0, 8)).search(torch.ones(2, 8), 3)
     assert empty[1].tolist() == [[-1] * 3] * 2
 

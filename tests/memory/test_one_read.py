@@ -73,6 +73,16 @@ def test_an_extension_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         one_read._extension(bank)
 
 
+@pytest.mark.parametrize(
+    ("features", "named"),
+    [(unit_rows(4, 16).double(), "dtype"), (unit_rows(4, 8), "width"), (unit_rows(4, 16), "")],
+)
+def test_rows_that_do_not_fit_each_other_are_refused(features: Tensor, named: str) -> None:
+    targets = TARGETS if named else TARGETS[:2]
+    with pytest.raises(ValueError, match=named or "targets: got shape"):
+        one_read.one_read_contrast_loss(features, unit_rows(4, 16), targets, 0.05)
+
+
 def test_several_ranks_are_refused() -> None:
     two = mock.Mock(spec=World, rank=0, size=2)
     with pytest.raises(ValueError, match="2 ranks, expected one rank"):

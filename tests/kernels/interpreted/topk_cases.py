@@ -11,6 +11,7 @@ from reid_kernels.topk_triton import (
     Rounded,
     _topk,
     error_bound,
+    group_maxima,
     near_columns,
     rescore,
     topk_triton,
@@ -34,6 +35,9 @@ def launches() -> None:
         exclude = sweep.ids(sweep.LARGE) if flag else None
         for tile in (None, tiles.WIDE_PRODUCT):
             two_maxima(query, bank, exclude, half, tile)
+        how = operands(torch.bfloat16, "ieee")
+        query, bank = (Rounded(sweep.rows(x, torch.bfloat16), how, flag) for x in (256, n))
+        group_maxima(query, bank, exclude, how, tiles.WIDE_PRODUCT)
 
 
 def main() -> None:
@@ -85,6 +89,7 @@ def main() -> None:
     maxima_say_which_columns_they_belong_to(cases)
     an_index_finds_what_a_search_finds(cases)
     rows_too_long_to_have_a_length_do_not_hide_others(cases)
+    nothing_is_proven_of_products_that_may_overflow(cases)
     small_values_that_a_product_takes_for_zero_are_counted(cases)
     with small.through_operators():
         columns = torch.arange(50).view(25, 2)[:, 0]
@@ -106,6 +111,18 @@ def rows_too_long_to_have_a_length_do_not_hide_others(cases: small.Cases) -> Non
         values, indices = topk_triton(query, bank, 3, False, None, precision)
         cases.close(values, exact[0], 2e-6, precision)
         cases.equal(indices, exact[1], precision)
+
+
+def nothing_is_proven_of_products_that_may_overflow(cases: small.Cases) -> None:
+    """Rows so long that rounded products overflow where exact ones do not."""
+    rows = 1.844e19 * torch.nn.functional.normalize(torch.ones(384, 59) + 0.1 * unit_rows(384, 59))
+    rows[5] *= 1.00001
+    got = topk_triton(rows[:2], rows, 3, False, None, "auto")
+    exact = similarity_topk_reference(rows[:2].double(), rows.double(), 3, normalize=False)
+    cases.close(got[0].double() / 3.4e38, exact[0] / 3.4e38, 1e-6)
+    half = operands(torch.float32, "fp16")
+    bank = Rounded(rows, half, False, lengths=True)
+    assert bool(torch.isinf(error_bound(bank, bank, 59)).all())
 
 
 def small_values_that_a_product_takes_for_zero_are_counted(cases: small.Cases) -> None:

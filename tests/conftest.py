@@ -17,7 +17,16 @@ from tests.support.process_pool import Pool
 from tests.support.tiny import MODEL
 
 #: Modules that take minutes. They come first, so that no worker waits for another at the end.
-LONGEST = ("test_train_killed", "test_compile", "test_train_ranks", "test_faults")
+LONGEST = (
+    "test_train_killed",
+    "test_compile",
+    "test_train_ranks",
+    "test_imitated_gpu_check",
+    "test_imitated_cuda",
+    "test_imitated_ranks",
+    "test_imitated_graph",
+    "test_faults",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,7 +39,7 @@ def train(config: RunConfig, threads: int) -> None:
 
 
 #: Kills while the run trains.
-KILLS = 8
+KILLS = 6
 
 
 @pytest.mark.slow

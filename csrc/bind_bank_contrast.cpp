@@ -26,7 +26,8 @@ BankContrast bank_contrast(Address features, Address bank, Address targets, int6
 }  // namespace
 
 void bind_bank_contrast(pybind11::module_& m) {
-    pybind11::class_<BankContrast>(m, "BankContrast").def(pybind11::init(&bank_contrast));
+    pybind11::class_<BankContrast>(m, "BankContrast", pybind11::module_local())
+        .def(pybind11::init(&bank_contrast));
     m.def("bank_contrast_cuda_parts", &bank_contrast_cuda_parts, Release());
     // `heads`: (3, parts, batch). `sums`: (parts, batch, dim).
     m.def(

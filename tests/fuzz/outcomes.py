@@ -45,6 +45,14 @@ def of_error(error: Exception, names: Iterable[str]) -> Outcome:
     return Outcome(REFUSED, text)
 
 
+def as_tensors(x: Any) -> Any:
+    """A result with tensors in place of arrays of NumPy, in tuples also."""
+    if isinstance(x, tuple):
+        parts = [as_tensors(part) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+
+
 def equal(a: Any, b: Any) -> bool:
     """Whether two results are the same, up to rounding: a product may depend on the strides."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):

@@ -95,12 +95,14 @@ def started(
 ) -> subprocess.Popen[bytes]:
     script = ROOT / "tests" / "imitated" / "imitated_check.py"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    # What it starts is no worker of these tests.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     # The limits are those of a GPU.
     more = ("--scale", "tiny", "--limit", str(LONG), "--out", str(out))
     return subprocess.Popen(
         [sys.executable, str(script), str(extension), *more, *arguments],
-        env={**os.environ, **environment, **settings},
+        env={**inherited, **environment, **settings},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )

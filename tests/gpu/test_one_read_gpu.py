@@ -44,7 +44,7 @@ def with_gradient(loss: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     "shape",
     [(1, 1, 8), (64, 32_621, 2048), (256, 5_000, 2048), (65, 333, 1000), (512, 4_000, 4096)],
-    ids=str,
+    ids=lambda shape: "x".join(map(str, shape)),
 )
 def test_error_is_at_most_twice_that_of_eager_pytorch(
     shape: tuple[int, int, int], dtype: torch.dtype

@@ -58,6 +58,8 @@ def main(extension: str, *arguments: str) -> int:
     for name in ABSENT:
         sys.modules[name] = None  # type: ignore[assignment]
     with contextlib.ExitStack() as stack:
+        # Figures are written while a part of few seconds runs.
+        stack.enter_context(mock.patch.object(gpu_check, "EVERY", 0.2))
         for name, value in replaced.items():
             stack.enter_context(mock.patch.object(harness, name, value))
         stack.enter_context(imitated_cuda(build_native.load(Path(extension))))

@@ -15,6 +15,7 @@ import contextlib
 import json
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -87,7 +88,7 @@ def problems(tiny: bool) -> list[Problem]:
 
     found = [
         *(
-            Problem("bank_contrast_loss", shape, lambda size=size: contrast(*size))  # type: ignore[misc]
+            Problem("bank_contrast_loss", shape, partial(contrast, *size))
             for size, shape in (
                 (pick((batch, 100_000, 2_048), (4, 20, 16)), gpu_model.CONTRAST[batch])
                 for batch in gpu_model.CONTRAST
@@ -117,7 +118,7 @@ def problems(tiny: bool) -> list[Problem]:
             Problem(
                 f"label memory, {name}",
                 gpu_model.LABEL_MEMORY,
-                lambda name=name: label_memory(name, *pick((64, 20, 32_621), (4, 2, 40))),  # type: ignore[misc]
+                partial(label_memory, name, *pick((64, 20, 32_621), (4, 2, 40))),
             )
             for name in bench_plmb.CALLS
         ),

@@ -48,7 +48,8 @@ def label_prediction(
 
     Memory:
         A block of similarities of 64 MiB on a CPU (514 rows at n = 32,621, 16 at 1e6), and as much
-        again; 256 MiB on a GPU. In addition some 40 bytes for each similarity of the batch above
+        again. On a GPU 256 MiB, and a float16 copy of a float32 bank (133 MB at n = 32,621 and 4.1
+        GB at 1e6, D = 2,048). In addition some 40 bytes for each similarity of the batch above
         the threshold. On a GPU the similarities of candidates are counted where they are computed,
         and not stored.
 

@@ -263,13 +263,18 @@ def _similarity_topk(
         return topk_triton(query, bank, k, normalize, exclude, precision)
 
 
+def _fake_result(query: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and rows (B, k) whose content is not known."""
+    shape = (query.shape[0], k)
+    values = query.new_empty(shape, dtype=accumulator(query.dtype))
+    return values, query.new_empty(shape, dtype=torch.int64)
+
+
 @_similarity_topk.register_fake
 def _(
     query: Tensor, bank: Tensor, k: int, normalize: bool, exclude: Tensor | None, precision: str
 ) -> tuple[Tensor, Tensor]:
-    shape = (query.shape[0], k)
-    values = query.new_empty(shape, dtype=accumulator(query.dtype))
-    return values, query.new_empty(shape, dtype=torch.int64)
+    return _fake_result(query, k)
 
 
 @torch.library.custom_op(qualified("bank_index"), mutates_args=())
@@ -336,6 +341,4 @@ def _(
     normalize: bool,
     exclude: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    shape = (query.shape[0], k)
-    values = query.new_empty(shape, dtype=accumulator(query.dtype))
-    return values, query.new_empty(shape, dtype=torch.int64)
+    return _fake_result(query, k)

@@ -41,7 +41,7 @@ from ._triton import (
     sortable_bits,
     unsorted,
 )
-from .tiles import GROUP, REDUCE, Tile, candidate_tile
+from .tiles import GROUP, REDUCE, Tile, candidate_tile, product_tile
 from .topk_cpu import unpack
 
 #: Bytes of group maxima, and of re-scored keys, that exist at a time.
@@ -211,7 +211,7 @@ def _pass_rows(count: int, groups: int, chosen: int, how: Operands) -> int:
     """
     # 8 bytes for each group: a key, or two maxima.
     rows = min(_BLOCK // (8 * groups), _BLOCK // (8 * chosen * GROUP), _QUERIES)
-    tile = candidate_tile(how.dtype, how.precision, count, 0).rows
+    tile = product_tile(how.dtype, how.precision, count).rows
     return max(1, rows // tile * tile if rows > tile else rows)
 
 
@@ -403,8 +403,8 @@ def two_maxima(
 ) -> Tensor:
     """Each query's two largest similarities in each group of columns, (2, B, groups) float32.
 
-    The last four bits of a similarity are replaced: they say which column of the group has it. A
-    similarity that is not finite, or NaN, becomes a NaN, except that -inf becomes a finite value.
+    The last four bits of a similarity are replaced: they say which column of the group has it. So
+    inf may become a NaN, and -inf becomes finite; a column that does not exist has -inf.
 
     Args:
         query: (B, D).

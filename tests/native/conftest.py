@@ -16,6 +16,7 @@ memory. Small arrays and several threads (`threads=4`) find most errors.
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import build_native
@@ -34,11 +35,17 @@ def installed() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def emulated(pytestconfig: pytest.Config) -> ModuleType:
+def emulated_library(pytestconfig: pytest.Config) -> Path:
+    """The path of the emulated build."""
     if build_native.compiler() is None:
         pytest.skip("no C++ compiler")
     pytest.importorskip("pybind11")
     # The build takes a minute of processor time. It is kept in pytest's cache, where workers and
     # later sessions find it; `pytest --cache-clear` removes it.
     assert pytestconfig.cache is not None
-    return build_native.load(build_native.kept_build(pytestconfig.cache.mkdir("emulated")))
+    return build_native.kept_build(pytestconfig.cache.mkdir("emulated"))
+
+
+@pytest.fixture(scope="session")
+def emulated(emulated_library: Path) -> ModuleType:
+    return build_native.load(emulated_library)

@@ -7,34 +7,25 @@ TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import build_native
 import pytest
 import torch
 
 from tests.imitated import waits
 from tests.support.imitated_cuda import DEVICE, ROOT, Imitated, content_of, imitated_cuda
-from tests.support.kernels import interpreted
+from tests.support.kernels import imitated_results
 
 #: Largest difference of a result from that on the CPU: float32 sums in another order.
 TOLERANCE = 2e-6
 
 
 @pytest.fixture(scope="module")
-def results(pytestconfig: pytest.Config) -> dict[str, Any]:
+def results(emulated_library: Path) -> dict[str, Any]:
     """The result of each case of `tests/imitated/cases.py`, by name."""
-    if build_native.compiler() is None:
-        pytest.skip("no C++ compiler")
-    pytest.importorskip("pybind11")
-    assert pytestconfig.cache is not None
-    extension = build_native.kept_build(pytestconfig.cache.mkdir("emulated"))
-    printed = interpreted(ROOT / "tests" / "imitated" / "cases.py", str(extension))
-    lines = [line for line in printed.splitlines() if line.startswith("{")]
-    return {result["case"]: result for result in map(json.loads, lines)}
+    return imitated_results("cases.py", emulated_library)
 
 
 @pytest.mark.slow

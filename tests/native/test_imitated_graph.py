@@ -4,17 +4,16 @@ and repeated.
 
 from __future__ import annotations
 
-import json
 import re
+from pathlib import Path
 from typing import Any
 
-import build_native
 import pytest
 import torch
 
 from tests.support.imitated_cuda import ROOT, imitated_cuda
 from tests.support.imitated_graph import CaptureError, captured_twice, capturing, differences
-from tests.support.kernels import interpreted
+from tests.support.kernels import imitated_results
 from tests.support.operators import examples
 
 #: What waits for sizes, which only the device knows, and so cannot be captured.
@@ -121,16 +120,9 @@ def test_other_constants_shapes_addresses_and_launches_are_found(
 
 
 @pytest.fixture(scope="module")
-def results(pytestconfig: pytest.Config) -> dict[str, Any]:
+def results(emulated_library: Path) -> dict[str, Any]:
     """The result of each case of `tests/imitated/graph_cases.py`, by name."""
-    if build_native.compiler() is None:
-        pytest.skip("no C++ compiler")
-    pytest.importorskip("pybind11")
-    assert pytestconfig.cache is not None
-    extension = build_native.kept_build(pytestconfig.cache.mkdir("emulated"))
-    printed = interpreted(ROOT / "tests" / "imitated" / "graph_cases.py", str(extension))
-    lines = [line for line in printed.splitlines() if line.startswith("{")]
-    return {result["case"]: result for result in map(json.loads, lines)}
+    return imitated_results("graph_cases.py", emulated_library)
 
 
 @pytest.mark.slow

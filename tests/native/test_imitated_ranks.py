@@ -8,19 +8,18 @@ TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
-import build_native
 import pytest
 import torch
 import torch.distributed as dist
 
 from fastreid_al.distributed.world import World
 from tests.imitated import waits
-from tests.support.imitated_cuda import ROOT, imitated_cuda
+from tests.support.imitated_cuda import imitated_cuda
 from tests.support.imitated_nccl import imitated_nccl
-from tests.support.kernels import interpreted
+from tests.support.kernels import imitated_results
 from tests.support.process_pool import Pool
 
 #: Largest difference of a result from that on CPUs. Losses of some 10 are among the results.
@@ -28,16 +27,9 @@ TOLERANCE = 5e-6
 
 
 @pytest.fixture(scope="module")
-def results(pytestconfig: pytest.Config) -> dict[str, Any]:
+def results(emulated_library: Path) -> dict[str, Any]:
     """The result of each case of `tests/imitated/rank_cases.py`, by name."""
-    if build_native.compiler() is None:
-        pytest.skip("no C++ compiler")
-    pytest.importorskip("pybind11")
-    assert pytestconfig.cache is not None
-    extension = build_native.kept_build(pytestconfig.cache.mkdir("emulated"))
-    printed = interpreted(ROOT / "tests" / "imitated" / "rank_cases.py", str(extension))
-    lines = [line for line in printed.splitlines() if line.startswith("{")]
-    return {result["case"]: result for result in map(json.loads, lines)}
+    return imitated_results("rank_cases.py", emulated_library)
 
 
 @pytest.mark.slow

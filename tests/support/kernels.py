@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -70,6 +71,13 @@ def compiled_once(
 def run_interpreted(name: str) -> None:
     """Run `interpreted/NAME.py` in a separate process with Triton's interpreter."""
     interpreted(ROOT / "tests" / "kernels" / "interpreted" / f"{name}.py")
+
+
+def imitated_results(script: str, extension: Path) -> dict[str, Any]:
+    """The result of each case of a script in tests/imitated, by name."""
+    printed = interpreted(ROOT / "tests" / "imitated" / script, str(extension))
+    lines = [line for line in printed.splitlines() if line.startswith("{")]
+    return {result["case"]: result for result in map(json.loads, lines)}
 
 
 def interpreted(script: Path, *arguments: str) -> str:

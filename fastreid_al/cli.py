@@ -27,7 +27,11 @@ from . import __version__
 from .config import (
     MSMT17_SIZE,
     EvaluationConfig,
+    ExportConfig,
+    ExtractionConfig,
+    ReportConfig,
     RunConfig,
+    SearchConfig,
     SimulationConfig,
     SyntheticConfig,
     recipe,
@@ -45,12 +49,26 @@ from .settings import (
 )
 from .settings_file import read_settings
 
-Config = TypeVar("Config", RunConfig, EvaluationConfig, SimulationConfig, SyntheticConfig)
+Config = TypeVar(
+    "Config",
+    RunConfig,
+    EvaluationConfig,
+    SimulationConfig,
+    SyntheticConfig,
+    ExportConfig,
+    ExtractionConfig,
+    SearchConfig,
+    ReportConfig,
+)
 
 #: The subcommands, each a module of this package, in the order of a first visit.
 COMMANDS = {
     "train": "Train a re-identification model on unlabelled images.",
     "evaluate": "Score a checkpoint or a bare weights file on an image set.",
+    "export": "Write the identities that a run found, or its network, for other programs.",
+    "extract": "Write the features of images into a file.",
+    "search": "Find the gallery images that are most similar to a query.",
+    "report": "Write a page that shows a run, or compares two: curves, clusters, questions.",
     "simulate": "Ask an oracle with each strategy, on fixed features, and plot cluster quality.",
     "data": "Report what would be read of a folder of images, or of a manifest.",
     "ledger": "Read a ledger of answers, export it, take an answer back, or check it.",
@@ -171,7 +189,10 @@ def _as_option(found: re.Match[str]) -> str:
 
 @cache
 def _known_keys() -> frozenset[str]:
-    classes = (RunConfig, EvaluationConfig, SimulationConfig, SyntheticConfig)
+    classes = (
+        *(RunConfig, EvaluationConfig, SimulationConfig, SyntheticConfig),
+        *(ExportConfig, ExtractionConfig, SearchConfig, ReportConfig),
+    )
     keys = {s.key for s in (*TRAINING_OPTIONS, *_EXPORT, _OUT, _SIZE, _EVENT)} | {"pair"}
     for cls in classes:
         keys |= {*settings_of(cls), *groups_of(cls), *removed_settings(cls)}
@@ -346,10 +367,25 @@ def _parse_class(
     cls: type[Config],
     arguments: Sequence[str] | None,
     others: Iterable[Setting] = (),
+    words: Sequence[str] = (),
 ) -> Config:
-    """The configuration of a command whose options are the settings of one class, and others."""
+    """The configuration of a command whose options are the settings of one class, and others.
+
+    Args:
+        command: Name of the command.
+        cls: The class.
+        arguments: Words of the command line.
+        others: Settings that are not of the class.
+        words: Keys of settings that may be given as words without the name of their option.
+    """
     parser = Parser(command, COMMANDS[command])
+    if words:
+        names = " ".join(f"[{key.upper()}]" if key == "other" else key.upper() for key in words)
+        parser.usage = f"fastreid-al {command} {names} [--OPTION VALUE]..."
     parser.add_class(cls)
+    # An option of the same name would overwrite the word.
+    for key in words:
+        parser.add_argument(f"word {key}", nargs="?", metavar=key.upper(), help=argparse.SUPPRESS)
     for setting in others:
         parser.add_setting(setting)
     parser.add_setting(_HELP)
@@ -357,7 +393,7 @@ def _parse_class(
     if "help" in given:
         parser.help_and_exit({}, None)
     with parser.refusing():
-        given = _with_manifest(given)
+        given = _with_words(_with_manifest(given), words)
         values = _accepted(cls, given)
         for key, setting in settings_of(cls).items():
             if setting.default is ...:
@@ -366,9 +402,43 @@ def _parse_class(
         return with_values(cls(**required), values)
 
 
+def _with_words(given: dict[str, str], words: Sequence[str]) -> dict[str, str]:
+    """Give the words of a command line the keys of their settings."""
+    given = dict(given)
+    for key in words:
+        word = given.pop(f"word {key}", None)
+        if word is not None and key in given:
+            raise UserError(
+                f"`{key}` is given twice: {printable(word)} and {printable(given[key])}"
+            )
+        if word is not None:
+            given[key] = word
+    return given
+
+
 def parse_evaluation(arguments: Sequence[str] | None = None) -> EvaluationConfig:
     """Parse the options of `evaluate`."""
     return _parse_class("evaluate", EvaluationConfig, arguments, (_MANIFEST,))
+
+
+def parse_export(arguments: Sequence[str] | None = None) -> ExportConfig:
+    """Parse the options of `export`."""
+    return _parse_class("export", ExportConfig, arguments, words=("run",))
+
+
+def parse_extraction(arguments: Sequence[str] | None = None) -> ExtractionConfig:
+    """Parse the options of `extract`."""
+    return _parse_class("extract", ExtractionConfig, arguments)
+
+
+def parse_search(arguments: Sequence[str] | None = None) -> SearchConfig:
+    """Parse the options of `search`."""
+    return _parse_class("search", SearchConfig, arguments, words=("run",))
+
+
+def parse_report(arguments: Sequence[str] | None = None) -> ReportConfig:
+    """Parse the options of `report`."""
+    return _parse_class("report", ReportConfig, arguments, words=("run", "other"))
 
 
 def parse_simulation(arguments: Sequence[str] | None = None) -> SimulationConfig:

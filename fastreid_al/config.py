@@ -402,6 +402,12 @@ class EngineConfig:
         "A feature is the mean of those of the image and of its mirror image, at twice the cost.",
         resumable=True,
     )
+    inference: Literal["auto", "torch", "openvino"] = setting(
+        "auto",
+        "What extracts features on a CPU: PyTorch (torch), OpenVINO (openvino), or OpenVINO where "
+        "it is installed and its features are those of PyTorch (auto).",
+        resumable=True,
+    )
 
 
 @documented
@@ -824,6 +830,12 @@ class EvaluationConfig:
         "Also write features, identities, cameras and paths of all images into this .npz file.",
         path=True,
     )
+    save_rankings: str | None = setting(
+        None,
+        "Also write the first gallery images of every query into this file, .csv or .parquet.",
+        path=True,
+    )
+    force: bool = setting(False, "Replace files that exist.")
     rerank: bool = setting(
         False, "Rank by k-reciprocal re-ranking (Zhong et al., CVPR 2017) as well."
     )
@@ -854,6 +866,133 @@ class SimulationConfig:
         QuestionConfig, "Constants of the rules; questions of one round."
     )
     oracle: OracleConfig = group(OracleConfig, "The oracle.")
+
+
+#: What an export writes of the training images of a run.
+LabelForm = Literal["labels", "imagefolder", "market1501", "fiftyone", "label-studio"]
+#: What an export writes of the network of a run.
+NetworkForm = Literal[
+    "onnx", "openvino", "torchscript", "torch-export", "safetensors", "torchreid", "boxmot"
+]
+
+
+@documented
+@dataclass(frozen=True)
+class ExportConfig:
+    """One export of a run's labels or network."""
+
+    run: str = required("Folder of a run, or a checkpoint in it.", path=True)
+    what: Literal[
+        "labels",
+        "imagefolder",
+        "market1501",
+        "fiftyone",
+        "label-studio",
+        "onnx",
+        "openvino",
+        "torchscript",
+        "torch-export",
+        "safetensors",
+        "torchreid",
+        "boxmot",
+    ] = required(
+        "The identities of the training images as a table (labels), as folders (imagefolder, "
+        "market1501) or for a tool (fiftyone, label-studio); or the network."
+    )
+    out: str = required("File or folder to write.", path=True)
+    force: bool = setting(False, "Replace what exists.")
+    copy: Literal["copy", "link"] = setting(
+        "copy", "How images come into folders: as copies (copy) or as symbolic links (link)."
+    )
+    data_root: str | None = setting(
+        None, "Where the images of the run lie now", unset="where they lay", path=True
+    )
+    store_gib: float = like(ImageConfig, "store_gib")
+    device: str = like(RunConfig, "device")
+    engine: EngineConfig = group(EngineConfig, "How the work is done.")
+    # The last one: in this class the name hides the function.
+    like: str | None = setting(
+        None,
+        "Table of an earlier export, whose identities keep their numbers",
+        unset="labels.csv of the run, where it has one,",
+        path=True,
+    )
+
+
+@documented
+@dataclass(frozen=True)
+class ExtractionConfig:
+    """One extraction of features."""
+
+    checkpoint: str = required(
+        "Folder of a run, last.pt or best.pt of one, or a bare weights file.", path=True
+    )
+    images: str = required(
+        "A folder of images, one image, a text file with one path a line, or a manifest (.csv).",
+        path=True,
+    )
+    out: str = required("File to write, .safetensors.", path=True)
+    force: bool = setting(False, "Replace the file if it exists.")
+    camera_pattern: str | None = like(RunConfig, "camera_pattern")
+    model: str | None = like(EvaluationConfig, "model")
+    pool: Literal["avg", "gem"] = like(EvaluationConfig, "pool")
+    test_features: TestFeatures | None = like(EvaluationConfig, "test_features")
+    height: int | None = like(EvaluationConfig, "height")
+    width: int | None = like(EvaluationConfig, "width")
+    device: str = like(RunConfig, "device")
+    engine: EngineConfig = group(EngineConfig, "How the work is done.")
+
+
+@documented
+@dataclass(frozen=True)
+class SearchConfig:
+    """One search of a gallery."""
+
+    run: str = required("Folder of a run, or a checkpoint in it.", path=True)
+    query: str = required("An image, or a folder of images.", path=True)
+    gallery: str = required("Folder of the images to search.", path=True)
+    out: str = required("File to write, .csv, .json or .html.", path=True)
+    top: int = setting(10, "Most similar gallery images of each query.", at_least=1)
+    index: str | None = setting(
+        None,
+        "File of the gallery's features, which later searches use again",
+        unset="one in the folder of the run, named by the gallery,",
+        path=True,
+    )
+    false_match_rate: float = setting(
+        0.01,
+        "A query is unknown where its best similarity is below the threshold that this share of "
+        "pairs of different identities exceeds.",
+        above=0,
+        below=1,
+    )
+    force: bool = setting(False, "Replace the file if it exists.")
+    data_root: str | None = like(ExportConfig, "data_root")
+    device: str = like(RunConfig, "device")
+    engine: EngineConfig = group(EngineConfig, "How the work is done.")
+
+
+@documented
+@dataclass(frozen=True)
+class ReportConfig:
+    """One report of one run or two."""
+
+    run: str = required("Folder of a run.", path=True)
+    out: str = required("File to write, .html.", path=True)
+    other: str | None = setting(None, "Folder of a run to compare it with", unset="none", path=True)
+    force: bool = setting(False, "Replace the file if it exists.")
+    anonymise: bool = setting(False, "Blur the upper third of every crop.")
+    clusters: int = setting(
+        100, "Most clusters that are shown, the least coherent first.", at_least=0
+    )
+    queries: int = setting(
+        10, "Queries shown of the worst, of the median and of the best ones.", at_least=0
+    )
+    questions: int = setting(500, "Most questions that are shown.", at_least=0)
+    data_root: str | None = like(ExportConfig, "data_root")
+    store_gib: float = like(ImageConfig, "store_gib")
+    device: str = like(RunConfig, "device")
+    engine: EngineConfig = group(EngineConfig, "How the work is done.")
 
 
 def recipe(

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, UserError
 
 #: Name of a file or folder that is being written.
 TEMPORARY = re.compile(r"\.fastreid_al-[0-9a-f]{32}\.tmp")
@@ -312,6 +312,23 @@ def write_file(path: Path, text: str, *, private: bool = True) -> None:
         CheckpointError: The disk is full or not writable; the old file is intact.
     """
     write_atomically(path, lambda file: file.write(text.encode()), private=private)
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Refuse a file or a folder with content, which a command of the user's would replace.
+
+    Args:
+        path: What is to be written.
+        force: Whether the user allows to replace it.
+
+    Raises:
+        UserError: It exists and may not be replaced, or its folder does not exist.
+    """
+    used = os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path))
+    if used and not force:
+        raise UserError(f"{path} exists: name another file, or replace it with `force`")
+    if not os.path.isdir(path.parent):
+        raise UserError(f"{path.parent} is not a folder; make it, or name another")
 
 
 @contextmanager

@@ -6,7 +6,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .cli import SECTIONS, TRAINING_OPTIONS, as_options, option, written
-from .config import EvaluationConfig, RunConfig, SimulationConfig, SyntheticConfig, recipe
+from .config import (
+    EvaluationConfig,
+    ExportConfig,
+    ExtractionConfig,
+    ReportConfig,
+    RunConfig,
+    SearchConfig,
+    SimulationConfig,
+    SyntheticConfig,
+    recipe,
+)
 from .settings import Setting, flatten, groups_of, settings_of
 
 _INTRODUCTION = """# Settings
@@ -43,6 +53,12 @@ def page() -> str:
     parts = [_INTRODUCTION, *_training()]
     evaluation = settings_of(EvaluationConfig)
     parts += ["## Options of evaluate\n", _short_table(evaluation, ("engine", "synthetic"))]
+    commands = {
+        **{"export": ExportConfig, "extract": ExtractionConfig},
+        **{"search": SearchConfig, "report": ReportConfig},
+    }
+    for command, cls in commands.items():
+        parts += [f"## Options of {command}\n", _short_table(settings_of(cls), ("engine",))]
     simulation = settings_of(SimulationConfig)
     parts.append("## Options of simulate\n")
     parts.append(_short_table(simulation, ("cluster", "questions", "oracle")))

@@ -36,7 +36,7 @@ OPTION = re.compile(r"(?<![\w-])--(?P<name>[a-z][\w-]*(?:\.[a-z][\w-]*)*)(?P<gro
 HELP = (
     ["train", "--help-all"],
     ["evaluate", "--help"],
-    ["simulate", "--help"],
+    *([name, "--help"] for name in ("export", "extract", "search", "report", "simulate")),
     ["synthesize", "--help"],
     *(["ledger", name, "--help"] for name in ("show", "export", "undo", "check")),
 )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..config import EngineConfig, ImageConfig, SameCamera
-from ..data.augment import normalize
 from ..data.loader import BatchLoader, Place, prefetch
 from ..data.pixels import PixelSettings, PixelStore, decode
 from ..data.records import UNKNOWN, ImageSet, Record
@@ -53,14 +52,13 @@ def extract_features(
     count = own.stop - own.start
     features = torch.empty(count, model.features, device=network.device)  # (n, D)
     done = 0
+    compute = network.feature_pass(count, stage, domain, settings.flip_features)
     with torch.inference_mode():
         parts = _parts(count, settings.extract_batch, network.compiled)
         for rows, images in prefetch(parts, lambda rows: loader.start(own.start + rows)):
-            network.begin_step()
-            prepared = normalize(images()).contiguous(memory_format=torch.channels_last)
             start = int(rows[0])
             done = int(rows[-1]) + 1
-            features[start:done] = network.features(prepared, stage, domain, settings.flip_features)
+            features[start:done] = compute(images())
             if on_progress is not None:
                 on_progress(min(world.size * done, len(loader)), len(loader))
     model.train(training)

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import EngineConfig
+from ..data.augment import normalize
 from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import TrainingError
 from ..models import Domain, ReIdNet, Stage, join_world
+from .openvino_inference import InferenceChoice
 
 #: Modes of torch.compile, by the setting `engine.compile`.
 _MODES = {"default": "default", "graphs": "reduce-overhead"}
@@ -27,7 +29,8 @@ class Network:
         model: The network; its weights are used in place.
         settings: Precision and compilation.
         device: Where the network is.
-        warn: Called with one line when the network cannot be compiled as asked.
+        warn: Called with one line when the network cannot be compiled or run as asked.
+        report: Called with one line that says what extracts features, where it is not PyTorch.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Network:
         settings: EngineConfig,
         device: torch.device,
         warn: Callable[[str], None] = lambda _: None,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.model = model
         self.device = device
@@ -50,6 +54,8 @@ class Network:
             self._forward = _CompiledForward(model.forward, _MODES[mode], warn)
             model.forward = self._forward  # type: ignore[method-assign]
         self._train: nn.Module = model
+        on_cpu = device.type == "cpu" and not self.bf16 and not self.compiled
+        self._inference = InferenceChoice(model, settings.inference, on_cpu, report, warn)
 
     def join(self, world: World) -> Network:
         """Wrap the network in DDP and synchronise its BatchNorms, for several processes.
@@ -168,6 +174,29 @@ class Network:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             out = self._train(images, "raw", domain)
         return cast(Tensor, out).float()
+
+    def feature_pass(
+        self, images: int, stage: Stage, domain: Domain = "target", flip: bool = False
+    ) -> Callable[[Tensor], Tensor]:
+        """What computes the features of one pass over images, during which no weight changes.
+
+        Args:
+            images: Images of the pass.
+            stage: Which features.
+            domain: Whose BatchNorms to use, where each domain has its own.
+            flip: Whether to average the features of the images and of their mirror images.
+
+        Returns:
+            A function of pixels (B, 3, H, W) uint8 that returns unit-norm features (B, D) float32.
+            It begins a step.
+        """
+
+        def by_pytorch(pixels: Tensor) -> Tensor:
+            self.begin_step()
+            prepared = normalize(pixels).contiguous(memory_format=torch.channels_last)
+            return self.features(prepared, stage, domain, flip)
+
+        return self._inference.for_pass(images, stage, domain, flip, by_pytorch)
 
     def features(
         self, images: Tensor, stage: Stage, domain: Domain = "target", flip: bool = False

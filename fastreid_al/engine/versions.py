@@ -14,6 +14,7 @@ _PACKAGES = (
     "scikit-learn",
     "pillow",
     "faiss-cpu",
+    "openvino",
 )
 
 

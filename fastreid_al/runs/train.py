@@ -226,7 +226,13 @@ def _train(context: RunContext, state: Training, target: Dataset, source: Datase
     """
     config = context.config
     loader = _loader(context, target)
-    network = Network(state.model, config.engine, context.device, context.reporter.warn)
+    network = Network(
+        state.model,
+        config.engine,
+        context.device,
+        context.reporter.warn,
+        context.reporter.line,
+    )
     network.prove(
         config.batch.size // context.world.size,
         config.image.height,

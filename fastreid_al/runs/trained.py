@@ -70,7 +70,7 @@ class Trained:
     def on(self, device: torch.device, engine: EngineConfig, reporter: Reporter) -> Network:
         """Move the network to a device, and return it as the engine runs it."""
         self.model.to(device).to(memory_format=torch.channels_last)
-        return Network(self.model, engine, device, reporter.warn)
+        return Network(self.model, engine, device, reporter.warn, reporter.line)
 
     def digest(self, flip: bool = False) -> str:
         """The SHA-256, in hex, of all that features depend on: weights, image size, which features.

@@ -35,6 +35,13 @@ OPTIONAL = {
         "`cluster.neighbours` ivf: pip install faiss-cpu",
     ),
     "tensorboard": (("tensorboard",), "`tensorboard`: pip install tensorboard"),
+    "openvino": (
+        ("openvino",),
+        "features of OSNet on a CPU in a third of the time: pip install openvino",
+    ),
+    "onnx": (("onnx",), "`what` onnx of an export: pip install onnx onnxscript onnxruntime"),
+    "onnxruntime": (("onnxruntime",), "checking a file of `what` onnx: pip install onnxruntime"),
+    "pyarrow": (("pyarrow",), "rankings as .parquet: pip install pyarrow"),
     "pybind11": (("pybind11",), "building the extension in place: pip install pybind11"),
 }
 #: Units for bfloat16, by the flag of /proc/cpuinfo.

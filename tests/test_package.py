@@ -34,7 +34,7 @@ LAYERS = (
     ("data", "models", "clustering", "memory", "synthetic"),
     ("metrics", "answers"),
     ("active", "engine"),
-    ("annotators", "methods"),
+    ("annotators", "methods", "labels"),
     ("runs",),
 )
 EVERYWHERE = {

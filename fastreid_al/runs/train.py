@@ -21,13 +21,14 @@ from ..distributed.launch import device_of_rank, joined, may_restart, restarted
 from ..distributed.world import World
 from ..engine.console import Reporter
 from ..engine.curves import draw_curves
-from ..engine.extract import Evaluator, without_match
+from ..engine.extract import Evaluator, extract_features, without_match
 from ..engine.loop import TrainingLoop
 from ..engine.network import Network, choose_algorithms
 from ..engine.resume import check_resumable, holds_run, last_state
 from ..engine.stop_signal import Interrupted
 from ..engine.training import Training
 from ..errors import SettingError, UserError
+from ..methods.ucal import UCAL
 from ..metrics import Ranking
 from ..models import BackboneBuilder
 from .agreement import check_same_images, check_same_settings
@@ -35,6 +36,8 @@ from .build import build_network, build_training, check_method
 from .checks import check_parts, check_settings, pick_device, warn_of_settings, working_on
 from .context import Extensions, RunContext, make_context
 from .data import Dataset, all_labelled, decode, load_source, load_target
+from .export_labels import earlier_table, write_labels
+from .find_labels import Labelled, Saved, find_labels, label_stage
 from .questions import check_ledger, check_questions, open_questions
 from .summary import summarise
 
@@ -257,6 +260,7 @@ def _train(context: RunContext, state: Training, target: Dataset, source: Datase
     )
     try:
         loop.run()
+        _write_labels(context, state, target, network, loader)
     except Interrupted:
         context.reporter.line(_stopped(context, state))
         raise
@@ -297,6 +301,40 @@ def _evaluate(context: RunContext, target: Dataset) -> Callable[[Network], Ranki
         return ranking
 
     return evaluate
+
+
+def _write_labels(
+    context: RunContext, state: Training, target: Dataset, network: Network, loader: BatchLoader
+) -> None:
+    """Write the identities that a finished run found; a failure of it is a warning."""
+    if context.world.size > 1:
+        folder = shlex.quote(str(context.folder.path))
+        context.reporter.line(
+            f"write the identities with: fastreid-al export {folder} `what` labels `out` FILE"
+        )
+        return
+
+    def write() -> None:
+        reporter = context.reporter
+        with reporter.progress("extracting", len(loader)) as update:
+            features = extract_features(
+                network, loader, context.config.engine, update, label_stage(context.config)
+            )
+        method = state.method
+        saved = Saved(method.threshold if isinstance(method, UCAL) else None)
+        found = Labelled(
+            context.config,
+            context.folder.path,
+            target.images,
+            features,
+            target.records,
+            target.store.digests,
+            saved,
+        )
+        table = find_labels(found, earlier_table(None, context.folder.path), reporter)
+        write_labels(table, context.folder.labels)
+
+    context.reporter.attempt("labels.csv", write)
 
 
 def _stopped(context: RunContext, state: Training) -> str:

@@ -37,7 +37,7 @@ def variant(config: RunConfig, name: str) -> RunConfig:
     return replace(config, cluster=replace(config.cluster, source=source))
 
 
-def test_a_run_leaves_config_versions_metrics_checkpoints_and_figure(
+def test_a_run_leaves_config_versions_metrics_checkpoints_labels_and_figure(
     config: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finished = run_training(config)
@@ -46,6 +46,7 @@ def test_a_run_leaves_config_versions_metrics_checkpoints_and_figure(
         "best.pt",
         "config.json",
         "curves.png",
+        "labels.csv",
         "last.pt",
         "metrics.jsonl",
         "versions.json",

@@ -1,0 +1,121 @@
+"""Exports the identities that a run found: a table, folders of images, files for other tools."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..config import ExportConfig
+from ..data import ImageSet, describe
+from ..engine.console import Reporter
+from ..errors import UserError, printable
+from ..files import refuse_existing, replacing
+from ..labels import LabelTable, write_table
+from .checks import pick_device, working_on
+from .find_labels import LABELS_FILE, Labelled, find_labels, label_stage, load_saved
+from .trained import RunFiles, extract_records, find_run, images_of_run, load_trained
+
+
+def export_labels(options: ExportConfig, reporter: Reporter) -> None:
+    """Write the identities of a run's training images.
+
+    Args:
+        options: The run, the form, and where to write.
+        reporter: Prints lines and progress.
+
+    Raises:
+        UserError: The run, its images or its answers cannot be read, or the output cannot be
+            written.
+    """
+    out = Path(options.out)
+    refuse_existing(out, options.force)
+    run = find_run(Path(options.run), options.data_root)
+    device = pick_device(options.device)
+    images = images_of_run(run, reporter)
+    for line in describe(images):
+        reporter.line(line)
+    with working_on(device):
+        table = labels_of_run(options, run, images, reporter)
+    _write(options, table, images, out)
+    reporter.line(f"wrote {printable(out)}")
+
+
+def labels_of_run(
+    options: ExportConfig, run: RunFiles, images: ImageSet, reporter: Reporter
+) -> LabelTable:
+    """Extract the features of a run's training images anew, and find their identities.
+
+    Args:
+        options: How features are extracted, and the table whose numbers are kept.
+        run: The files of the run.
+        images: Its image set.
+        reporter: Prints lines and progress.
+
+    Raises:
+        UserError: The run or its answers cannot be read, or the features cannot be clustered.
+    """
+    saved = load_saved(run.folder)
+    trained = load_trained(
+        run.checkpoint,
+        reporter,
+        test_features=label_stage(run.config),
+        store_gib=options.store_gib,
+    )
+    # Features of mirror images are another network's output, not another way to compute the same.
+    flip = options.engine.flip_features or run.config.engine.flip_features
+    engine = replace(options.engine, flip_features=flip)
+    network = trained.on(pick_device(options.device), engine, reporter)
+    found = extract_records(trained, network, images.train, "train", engine, reporter)
+    labelled = Labelled(run.config, run.folder, images, *found, saved)
+    return find_labels(labelled, earlier_table(options.like, run.folder), reporter)
+
+
+def earlier_table(like: str | None, folder: Path) -> Path | None:
+    """The table whose identities keep their numbers: the one that is named, or that of the run.
+
+    Raises:
+        UserError: The table that is named does not exist.
+    """
+    if like is None:
+        own = folder / LABELS_FILE
+        return own if os.path.isfile(own) else None
+    if not os.path.isfile(like):
+        raise UserError(f"`like`: {printable(like)} is no file; name a table of identities")
+    return Path(like)
+
+
+def _write(options: ExportConfig, table: LabelTable, images: ImageSet, out: Path) -> None:
+    """Write the table in the form that is asked for."""
+    write_labels(table, out)
+
+
+def write_labels(table: LabelTable, file: Path) -> None:
+    """Write the table as CSV, whole or not at all.
+
+    Raises:
+        UserError: It cannot be written; a file that was there is intact.
+    """
+    write_output(file, partial(write_table, table))
+
+
+def write_output(file: Path, write: Callable[[Any], object]) -> None:
+    """Write a file that the user named, whole or not at all.
+
+    Args:
+        file: The file.
+        write: Writes the content into the open file that it is called with.
+
+    Raises:
+        UserError: It cannot be written; a file that was there is intact.
+    """
+    try:
+        with replacing(file) as opened:
+            write(opened)
+    except OSError as error:
+        raise UserError(
+            f"could not write {printable(file)} ({error.strerror}); name another with `out`"
+        ) from error

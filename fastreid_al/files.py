@@ -468,6 +468,50 @@ def discard_folder(folder: Path, prefix: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def replacing_folder(path: Path, prefix: str) -> Iterator[Path]:
+    """Yield a new folder that takes the place of `path` when the block ends without an error.
+
+    Args:
+        path: The folder. One that exists is removed with its content once the new one is complete;
+            the caller has made sure that this program made it, or that it is empty.
+        prefix: Stands before the random names of the new and the removed folder, next to `path`.
+
+    Raises:
+        OSError: It cannot be written; the old folder is intact.
+    """
+    folder = new_folder(path.parent, prefix)
+    removed = path.parent / f"{prefix}{uuid.uuid4().hex}"
+    try:
+        yield folder
+        if os.path.lexists(path):
+            os.rename(path, removed)
+        os.rename(folder, path)
+        _sync_folder(path.parent)
+    finally:
+        discard_folder(folder, prefix)
+        discard_folder(removed, prefix)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of a file into a new one, which only the owner may read.
+
+    Raises:
+        OSError: The source cannot be read, or the target exists or cannot be written.
+    """
+    with open(source, "rb") as content, create_file(target) as file:
+        shutil.copyfileobj(content, file, _PART)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Make a symbolic link to a file.
+
+    Raises:
+        OSError: The link exists or cannot be made.
+    """
+    os.symlink(source, target)
+
+
 def move_made(old: Path, new: Path) -> None:
     """Rename a file or folder that this program made.
 

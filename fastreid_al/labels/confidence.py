@@ -90,8 +90,8 @@ def probabilities(margins: np.ndarray, examples: Examples, temperature: float) -
     """Return the probability that images are of an identity, by their margins.
 
     Without enough examples it is 1 / (1 + exp(-margin / temperature)), the softmax of the loss
-    (UCAL, Eq. 1) over two identities. That is no calibrated probability. With examples the log-odds are
-    linear in the margin, learnt by logistic regression with the former as prior.
+    (UCAL, Eq. 1) over two identities. That is no calibrated probability. With examples the log-odds
+    are linear in the margin, learnt by logistic regression with the former as prior.
 
     Args:
         margins: (n,) float64, of any values; NaN stays NaN.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..config import ExportConfig
 from ..data import ImageSet, describe
@@ -15,6 +15,8 @@ from ..engine.console import Reporter
 from ..errors import UserError, printable
 from ..files import refuse_existing, replacing
 from ..labels import LabelTable, write_table
+from ..labels.folders import FolderForm, check_folder, write_folders
+from ..labels.tools import write_fiftyone, write_label_studio
 from .checks import pick_device, working_on
 from .find_labels import LABELS_FILE, Labelled, find_labels, label_stage, load_saved
 from .trained import RunFiles, extract_records, find_run, images_of_run, load_trained
@@ -33,6 +35,8 @@ def export_labels(options: ExportConfig, reporter: Reporter) -> None:
     """
     out = Path(options.out)
     refuse_existing(out, options.force)
+    if options.what in get_args(FolderForm):
+        check_folder(out)
     run = find_run(Path(options.run), options.data_root)
     device = pick_device(options.device)
     images = images_of_run(run, reporter)
@@ -40,7 +44,7 @@ def export_labels(options: ExportConfig, reporter: Reporter) -> None:
         reporter.line(line)
     with working_on(device):
         table = labels_of_run(options, run, images, reporter)
-    _write(options, table, images, out)
+    _write(options, table, images, out, reporter)
     reporter.line(f"wrote {printable(out)}")
 
 
@@ -88,9 +92,27 @@ def earlier_table(like: str | None, folder: Path) -> Path | None:
     return Path(like)
 
 
-def _write(options: ExportConfig, table: LabelTable, images: ImageSet, out: Path) -> None:
+def _write(
+    options: ExportConfig, table: LabelTable, images: ImageSet, out: Path, reporter: Reporter
+) -> None:
     """Write the table in the form that is asked for."""
-    write_labels(table, out)
+    what = options.what
+    if what == "labels":
+        write_labels(table, out)
+    elif what == "imagefolder" or what == "market1501":
+        with reporter.progress("writing", len(table)) as update:
+            link = options.copy == "link"
+            count = write_folders(table, images, out, what, link, update)
+        reporter.line(f"{count:,} images")
+        alone = int((table.identities < 0).sum())
+        if alone and what == "imagefolder":
+            reporter.line(f"{alone:,} images have no identity, and are left out")
+    else:
+        write = write_fiftyone if what == "fiftyone" else write_label_studio
+        left_out = []
+        write_output(out, lambda file: left_out.append(write(table, images, file)))
+        if left_out[0]:
+            reporter.warn(f"{left_out[0]:,} images are left out: {printable(out)} cannot name them")
 
 
 def write_labels(table: LabelTable, file: Path) -> None:

@@ -44,7 +44,8 @@ class Margins:
             sums.index_add_(0, ids[inside], features[inside].double())
         #: (n,) float64 cosine to the own centroid; NaN without another image of the identity.
         self.own = self._own(sums, ids)
-        self._centroids = nn.functional.normalize(sums, dim=1).float()  # (G, D)
+        #: (G, D) float32, unit-norm.
+        self.centroids = nn.functional.normalize(sums, dim=1).float()  # (G, D)
         #: (n, 3) cosines and numbers of the nearest identities; -inf and -1 where there are fewer.
         self._values, self._nearest = self._search()
 
@@ -65,9 +66,9 @@ class Margins:
         n = len(self.features)
         values = torch.full((n, _NEAREST), -torch.inf, dtype=torch.float64)
         nearest = torch.full((n, _NEAREST), -1, dtype=torch.int64)
-        count = min(_NEAREST, len(self._centroids))
+        count = min(_NEAREST, len(self.centroids))
         if count and n:
-            found = similarity_topk(self.features, self._centroids, count, normalize=False)
+            found = similarity_topk(self.features, self.centroids, count, normalize=False)
             values[:, :count] = found[0].double().cpu()
             nearest[:, :count] = found[1].cpu()
         return values, nearest
@@ -89,11 +90,11 @@ class Margins:
             targets: (m,) int64 rows of images with an identity: the identity in question.
         """
         to = self.identities[targets]
-        device = self._centroids.device
+        device = self.centroids.device
         cosines = torch.empty(len(images), dtype=torch.float64)
         for part in torch.arange(len(images)).split(_ROWS):
             rows = self.features[images[part].to(device)]
-            centroids = self._centroids[to[part].to(device)]
+            centroids = self.centroids[to[part].to(device)]
             cosines[part] = (rows * centroids).sum(1).double().cpu()
         inside = self.identities[images] == to
         cosines = torch.where(inside, self.own[images], cosines)

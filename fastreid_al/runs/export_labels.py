@@ -37,6 +37,8 @@ def export_labels(options: ExportConfig, reporter: Reporter) -> None:
     refuse_existing(out, options.force)
     if options.what in get_args(FolderForm):
         check_folder(out)
+    elif os.path.isdir(out):
+        raise UserError(f"{printable(out)} is a folder; name a file with `out`")
     run = find_run(Path(options.run), options.data_root)
     device = pick_device(options.device)
     images = images_of_run(run, reporter)

@@ -33,6 +33,7 @@ from ..labels.confidence import (
     probabilities,
     with_answers,
 )
+from ..labels.halves import smaller_halves
 from ..labels.identities import answered_images, changed_images, component_sizes
 from ..labels.margins import Margins
 from ..labels.numbers import keep_numbers
@@ -336,6 +337,7 @@ def _review(
     return {
         "low confidence": inside & (torch.from_numpy(confidence) < UNSURE),
         "close to another identity": inside & close_to_another(margins.margin),
+        "in the smaller group of an identity that may be two": smaller_halves(margins),
         "contradicted answer": contradicted_images(identities.closure, identities.doubted, n),
         "joined by one answer against the features": weakly_joined(
             identities.clusters,

@@ -18,7 +18,14 @@ from ..labels import LabelTable, write_table
 from ..labels.folders import FolderForm, check_folder, write_folders
 from ..labels.tools import write_fiftyone, write_label_studio
 from .checks import pick_device, working_on
-from .find_labels import LABELS_FILE, Labelled, find_labels, label_stage, load_saved
+from .find_labels import (
+    Labelled,
+    earlier_numbers,
+    find_labels,
+    find_ledger,
+    label_stage,
+    load_saved,
+)
 from .trained import RunFiles, extract_records, find_run, images_of_run, load_trained
 
 
@@ -64,7 +71,10 @@ def labels_of_run(
     Raises:
         UserError: The run or its answers cannot be read, or the features cannot be clustered.
     """
+    # What cannot be used is refused before the extraction.
+    earlier = earlier_numbers(options.like, run.folder)
     saved = load_saved(run.folder)
+    find_ledger(run.config, run.folder, saved)
     trained = load_trained(
         run.checkpoint,
         reporter,
@@ -77,21 +87,7 @@ def labels_of_run(
     network = trained.on(pick_device(options.device), engine, reporter)
     found = extract_records(trained, network, images.train, "train", engine, reporter)
     labelled = Labelled(run.config, run.folder, images, *found, saved)
-    return find_labels(labelled, earlier_table(options.like, run.folder), reporter)
-
-
-def earlier_table(like: str | None, folder: Path) -> Path | None:
-    """The table whose identities keep their numbers: the one that is named, or that of the run.
-
-    Raises:
-        UserError: The table that is named does not exist.
-    """
-    if like is None:
-        own = folder / LABELS_FILE
-        return own if os.path.isfile(own) else None
-    if not os.path.isfile(like):
-        raise UserError(f"`like`: {printable(like)} is no file; name a table of identities")
-    return Path(like)
+    return find_labels(labelled, earlier, reporter)
 
 
 def _write(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,26 @@ def _train_digests(data: Mapping[str, Any]) -> dict[str, str]:
     return digests
 
 
-def find_labels(found: Labelled, like: Path | None, reporter: Reporter) -> LabelTable:
+def earlier_numbers(like: str | None, folder: Path) -> dict[str, int]:
+    """Read the numbers that identities keep: those of a table, or of the run's own table.
+
+    Args:
+        like: The table; None for labels.csv of the run, where it has one.
+        folder: The folder of the run.
+
+    Returns:
+        Identity by path, -1 for none.
+
+    Raises:
+        UserError: The table does not exist, or is none.
+    """
+    if like is not None and not os.path.isfile(like):
+        raise UserError(f"`like`: {printable(like)} is no file; name a table of identities")
+    file = folder / LABELS_FILE if like is None else Path(like)
+    return read_numbers(file) if os.path.isfile(file) else {}
+
+
+def find_labels(found: Labelled, earlier: Mapping[str, int], reporter: Reporter) -> LabelTable:
     """Find the identities of a run's training images.
 
     The images are clustered as in an epoch of the run, and the clusters then agree with every
@@ -137,17 +156,15 @@ def find_labels(found: Labelled, like: Path | None, reporter: Reporter) -> Label
 
     Args:
         found: The images and their features.
-        like: Table whose identities keep their numbers; None for new numbers.
+        earlier: Numbers that are kept, by path; -1 for none.
         reporter: Prints what was found, and warnings.
 
     Returns:
         The table. Memory and time are those of the clustering, and of `labels.margins.Margins`.
 
     Raises:
-        UserError: The features cannot be clustered, the ledger cannot be used, or `like` is no
-            table of identities.
+        UserError: The features cannot be clustered, or the ledger cannot be used.
     """
-    earlier = {} if like is None else read_numbers(like)
     _check_images(found, reporter)
     truth, cameras = identities_and_cameras(found.records)
     if found.config.method == "supervised":
@@ -223,27 +240,43 @@ def _are_equal(features: Tensor) -> bool:
     return float((features.amax(0) - features.amin(0)).max()) < _COLLAPSED
 
 
-def _ledger(found: Labelled) -> Any:
-    """Open the ledger of a run for reading, also while another process writes it; None without one.
+def find_ledger(config: RunConfig, folder: Path, saved: Saved) -> str | None:
+    """Return the file or URL of the answers of a run; None where it has none.
+
+    Args:
+        config: The configuration of the run.
+        folder: Its folder.
+        saved: What it saved beside its weights.
 
     Raises:
-        LedgerError: It cannot be read, or the run has answers and it is missing.
+        LedgerError: The run has answers, and their ledger is missing.
     """
-    config = found.config
-    url = config.questions.ledger or str(found.folder / LEDGER_FILE)
-    asked = config.ask != "none" or found.saved.answers > 0
+    url = config.questions.ledger or str(folder / LEDGER_FILE)
+    if config.method != "ucal":
+        return None
     if "://" in url:
-        if config.method != "ucal" or not asked:
-            return nullcontext(None)
-    elif not os.path.exists(url):
-        if found.saved.answers:
-            raise LedgerError(
-                f"there is no ledger {printable(url)}, and the run has {found.saved.answers} "
-                "answers that it held; restore it"
-            )
-        return nullcontext(None)
+        return url if config.ask != "none" or saved.answers else None
+    if os.path.exists(url):
+        return url
+    if saved.answers:
+        raise LedgerError(
+            f"there is no ledger {printable(url)}, and the run has {saved.answers} answers that it "
+            "held; restore it"
+        )
+    return None
+
+
+@contextmanager
+def _ledger(found: Labelled) -> Iterator[Ledger | None]:
+    """Open the answers of a run for reading, also while another process writes them."""
+    url = find_ledger(found.config, found.folder, found.saved)
+    if url is None:
+        yield None
+        return
     names = [_name(found, record) for record in found.records]
-    return Ledger.open(url, ImageKeys(found.images.name, names, found.digests), write=False)
+    keys = ImageKeys(found.images.name, names, found.digests)
+    with Ledger.open(url, keys, write=False) as ledger:
+        yield ledger
 
 
 def _table(

@@ -36,8 +36,8 @@ from .build import build_network, build_training, check_method
 from .checks import check_parts, check_settings, pick_device, warn_of_settings, working_on
 from .context import Extensions, RunContext, make_context
 from .data import Dataset, all_labelled, decode, load_source, load_target
-from .export_labels import earlier_table, write_labels
-from .find_labels import Labelled, Saved, find_labels, label_stage
+from .export_labels import write_labels
+from .find_labels import Labelled, Saved, earlier_numbers, find_labels, label_stage
 from .questions import check_ledger, check_questions, open_questions
 from .summary import summarise
 
@@ -331,7 +331,7 @@ def _write_labels(
             target.store.digests,
             saved,
         )
-        table = find_labels(found, earlier_table(None, context.folder.path), reporter)
+        table = find_labels(found, earlier_numbers(None, context.folder.path), reporter)
         write_labels(table, context.folder.labels)
 
     context.reporter.attempt("labels.csv", write)

@@ -261,7 +261,7 @@ def find_ledger(config: RunConfig, folder: Path, saved: Saved) -> str | None:
     if saved.answers:
         raise LedgerError(
             f"there is no ledger {printable(url)}, and the run has {saved.answers} answers that it "
-            "held; restore it"
+            "held; restore it, or start the command in the folder where the run was started"
         )
     return None
 

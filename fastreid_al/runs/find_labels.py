@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..answers import Closure, ImageKeys, Ledger
-from ..answers.posterior import decides
 from ..clustering import check_backend
 from ..config import RunConfig, TestFeatures
 from ..data import ImageSet
@@ -26,19 +25,10 @@ from ..engine.extract import identities_and_cameras
 from ..engine.shard_folders import COMMON, has_shards, last_checkpoint
 from ..errors import LedgerError, UserError, printable
 from ..labels import Identities, LabelTable, identities_by_answers, read_numbers
-from ..labels.confidence import (
-    Examples,
-    examples_of_answers,
-    examples_of_identities,
-    probabilities,
-    with_answers,
-)
-from ..labels.halves import smaller_halves
-from ..labels.identities import answered_images, changed_images, component_sizes
-from ..labels.margins import Margins
+from ..labels.confidence import Examples
+from ..labels.judge import Judged, judge
 from ..labels.numbers import keep_numbers
-from ..labels.review import UNSURE, close_to_another, contradicted_images, weakly_joined
-from ..labels.table import ANSWERED, GIVEN, IMPLIED, MODEL, UNREAD
+from ..labels.table import UNREAD
 from ..methods.cluster_images import cluster_images
 from .questions import LEDGER_FILE, answers_of
 
@@ -95,8 +85,8 @@ def load_saved(folder: Path) -> Saved:
     """Read what a run saved beside its weights.
 
     Args:
-        folder: The folder of the run. Of a checkpoint of several processes, only the file of common
-            values is read.
+        folder: The folder of the run. The whole of last.pt is read, and kept no longer than this
+            takes. Of a checkpoint of several processes, only the file of common values is read.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -160,16 +150,21 @@ def find_labels(found: Labelled, earlier: Mapping[str, int], reporter: Reporter)
         reporter: Prints what was found, and warnings.
 
     Returns:
-        The table. Memory and time are those of the clustering, and of `labels.margins.Margins`.
+        The table. Memory and time are those of the clustering, of `active.refine` where there are
+        answers, and of `labels.judge`.
 
     Raises:
         UserError: The features cannot be clustered, or the ledger cannot be used.
     """
     _check_images(found, reporter)
     truth, cameras = identities_and_cameras(found.records)
-    if found.config.method == "supervised":
-        return _table(found, _given(found, truth), truth, earlier, reporter)
-    return _table(found, _clustered(found, cameras, reporter), truth, earlier, reporter)
+    given = found.config.method == "supervised"
+    identities = _given(found, truth) if given else _clustered(found, cameras, reporter)
+    judged = judge(identities, truth, found.config.memory.temperature, given)
+    if not given:
+        reporter.line(_calibrated(judged.examples))
+    reporter.line(_counts(identities.identities, judged))
+    return _table(found, identities.identities, judged, earlier)
 
 
 def _check_images(found: Labelled, reporter: Reporter) -> None:
@@ -226,7 +221,9 @@ def _clustered(found: Labelled, cameras: Tensor, reporter: Reporter) -> Identiti
         return clusters.labels, clusters.features
 
     if config.method == "nnct":
-        reporter.line("nnct makes no clusters: its features are clustered by the settings of UCAL")
+        reporter.line(
+            "nnct makes no clusters: its features are clustered by `cluster.*`, as UCAL's"
+        )
     links = config.cluster.algorithm == "linkage"
     try:
         with _ledger(found) as ledger:
@@ -279,170 +276,56 @@ def _ledger(found: Labelled) -> Iterator[Ledger | None]:
         yield ledger
 
 
-def _table(
-    found: Labelled,
-    identities: Identities,
-    truth: Tensor,
-    earlier: Mapping[str, int],
-    reporter: Reporter,
-) -> LabelTable:
-    """The table of identities, for the images that could not be read as well."""
-    given = found.config.method == "supervised"
-    labels = identities.identities
-    margins = Margins(identities.features, labels)
-    by_cluster = margins
-    if not torch.equal(labels, identities.clusters):
-        by_cluster = Margins(identities.features, identities.clusters)
-    n = len(labels)
-    sizes = torch.ones(n, dtype=torch.int64)
-    sizes[labels >= 0] = margins.sizes[margins.identities[labels >= 0]]
-    examples = _examples(found, identities, by_cluster, truth)
-    confidence = _confidence(found.config, identities, margins, sizes, examples)
-    if given:
-        confidence = (labels >= 0).double().numpy()
-    else:
-        reporter.line(_calibrated(examples))
-    review = _review(found.config, identities, margins, by_cluster, confidence, examples)
-    reporter.line(_counts(labels, review))
-    sources = torch.full((n,), GIVEN if given else MODEL, dtype=torch.uint8)
-    sources[changed_images(identities.clusters, labels)] = IMPLIED
-    sources[answered_images(identities.closure, n)] = ANSWERED
-    return _with_unread(
-        found,
-        earlier,
-        labels.numpy(),
-        sizes.numpy(),
-        confidence,
-        margins.margin.numpy(),
-        sources.numpy(),
-        torch.stack(list(review.values())).any(0).numpy(),
-    )
-
-
-def _examples(
-    found: Labelled, identities: Identities, by_cluster: Margins, truth: Tensor
-) -> Examples:
-    """What is known of images and identities: the answers, or else the true identities."""
-    answers = [a for a in identities.closure.answers() if decides(a)]
-    examples = examples_of_answers(by_cluster, [*answers, *identities.doubted])
-    if examples.usable or found.config.method == "supervised":
-        return examples
-    return examples_of_identities(by_cluster, truth)
-
-
-def _confidence(
-    config: RunConfig,
-    identities: Identities,
-    margins: Margins,
-    sizes: Tensor,
-    examples: Examples,
-) -> np.ndarray:
-    """The confidence of each image, (n,) float64; 0 without identity."""
-    by_margin = probabilities(margins.margin.numpy(), examples, config.memory.temperature)
-    known = component_sizes(identities.closure, len(sizes)).numpy()
-    confidence = with_answers(by_margin, sizes.numpy(), known, identities.error)
-    inside = (identities.identities >= 0).numpy()
-    return np.where(inside, confidence, 0.0)
-
-
 def _calibrated(examples: Examples) -> str:
+    """A line that says what the confidence was learnt from."""
     if not examples.usable:
         return "confidence: not calibrated, there are too few answers to learn it from"
     count = len(examples.same)
     if examples.origin == "identities":
         return f"confidence: calibrated on {count:,} images whose identity is known"
-    return (
-        f"confidence: calibrated on the answers ({count:,} images towards the identity of another)"
-    )
+    return f"confidence: calibrated on the answers, which say {count:,} times whether an image fits"
 
 
-def _review(
-    config: RunConfig,
-    identities: Identities,
-    margins: Margins,
-    by_cluster: Margins,
-    confidence: np.ndarray,
-    examples: Examples,
-) -> dict[str, Tensor]:
-    """Whether each image is worth a look, (n,) bool by reason."""
-    n = len(identities.identities)
-    inside = identities.identities >= 0
-    return {
-        "low confidence": inside & (torch.from_numpy(confidence) < UNSURE),
-        "close to another identity": inside & close_to_another(margins.margin),
-        "in the smaller group of an identity that may be two": smaller_halves(margins),
-        "contradicted answer": contradicted_images(identities.closure, identities.doubted, n),
-        "joined by one answer against the features": weakly_joined(
-            identities.clusters,
-            identities.closure,
-            _answered_probabilities(config, identities, by_cluster, examples),
-        ),
-    }
-
-
-def _answered_probabilities(
-    config: RunConfig, identities: Identities, by_cluster: Margins, examples: Examples
-) -> dict[tuple[int, int], float]:
-    """What the features say of each answered pair: the larger of both images' probabilities."""
-    pairs = [(a.left, a.right) for a in identities.closure.answers() if decides(a)]
-    pairs = [pair for pair in pairs if min(by_cluster.identities[list(pair)]) >= 0]
-    if not pairs:
-        return {}
-    left, right = torch.tensor(pairs).T
-    both = [by_cluster.towards(left, right), by_cluster.towards(right, left)]
-    best = torch.stack(both).amax(0).numpy()
-    values = probabilities(best, examples, config.memory.temperature)
-    return dict(zip(pairs, values.tolist(), strict=True))
-
-
-def _counts(labels: Tensor, review: Mapping[str, Tensor]) -> str:
+def _counts(labels: Tensor, judged: Judged) -> str:
     """A line that counts identities, images without one, and images to review."""
     n = len(labels)
     count = len(labels[labels >= 0].unique())
-    marked = int(torch.stack(list(review.values())).any(0).sum())
-    reasons = [f"{int(found.sum()):,} {why}" for why, found in review.items() if found.any()]
+    reasons = [f"{int(of.sum()):,} {why}" for why, of in judged.review.items() if of.any()]
     return (
         f"{count:,} identities of {n:,} images, {int((labels < 0).sum()):,} images without one; "
-        f"{marked:,} worth a look" + (f" ({', '.join(reasons)})" if reasons else "")
+        f"{int(judged.marked.sum()):,} worth a look"
+        + (f" ({', '.join(reasons)})" if reasons else "")
     )
 
 
-def _with_unread(
-    found: Labelled,
-    earlier: Mapping[str, int],
-    labels: np.ndarray,
-    sizes: np.ndarray,
-    confidence: np.ndarray,
-    margins: np.ndarray,
-    sources: np.ndarray,
-    review: np.ndarray,
+def _table(
+    found: Labelled, labels: Tensor, judged: Judged, earlier: Mapping[str, int]
 ) -> LabelTable:
-    """The table of all training images: with rows for those that could not be read."""
+    """The table of all training images, also of those that could not be read."""
     train = found.images.train
     paths = [_name(found, record) for record in train]
     row_of = {record.path: row for row, record in enumerate(train)}
     rows = np.array([row_of[record.path] for record in found.records], dtype=np.int64)
     n = len(train)
 
-    def spread(values: np.ndarray, missing: float) -> np.ndarray:
-        whole = np.full(n, missing, dtype=values.dtype)
-        whole[rows] = values
+    def spread(values: Tensor, missing: float) -> np.ndarray:
+        whole = np.full(n, missing, dtype=values.numpy().dtype)
+        whole[rows] = values.numpy()
         return whole
 
     identities = spread(labels, UNKNOWN)
     if earlier:
         old = _old_numbers(found, paths, rows, earlier)
-        first_new = max(earlier.values(), default=-1) + 1
-        identities = keep_numbers(identities, old, first_new)
+        identities = keep_numbers(identities, old, max(earlier.values()) + 1)
     return LabelTable(
         paths,
         identities,
         np.array([record.camera for record in train], dtype=np.int64),
-        spread(sizes, 0),
-        spread(confidence, 0.0),
-        spread(margins, np.nan),
-        spread(sources, UNREAD),
-        spread(review, False),
+        spread(judged.sizes, 0),
+        spread(judged.confidence, 0.0),
+        spread(judged.margins, np.nan),
+        spread(judged.sources, UNREAD),
+        spread(judged.marked, False),
     )
 
 

@@ -17,7 +17,6 @@ from .confidence import (
     probabilities,
     with_answers,
 )
-from .halves import smaller_halves
 from .identities import Identities, answered_images, changed_images, component_sizes
 from .margins import Margins
 from .review import UNSURE, close_to_another, contradicted_images, weakly_joined
@@ -60,7 +59,7 @@ def judge(identities: Identities, truth: Tensor, temperature: float, given: bool
 
     Returns:
         What is said of them. Memory is that of `Margins` once, or twice where answers changed the
-        clusters; time that of `Margins` and of `smaller_halves`.
+        clusters, and so is time.
     """
     labels = identities.identities
     margins = Margins(identities.features, labels)
@@ -78,17 +77,19 @@ def judge(identities: Identities, truth: Tensor, temperature: float, given: bool
         by_margin = probabilities(margins.margin.numpy(), examples, temperature)
         by_answers = with_answers(by_margin, sizes.numpy(), known.numpy(), identities.error)
         confidence = torch.from_numpy(np.where(inside.numpy(), by_answers, 0.0))
+    answered = answered_images(identities.closure, n)
     said = _said_of_answers(identities, clusters, examples, temperature)
     review = {
         "low confidence": inside & (confidence < UNSURE),
-        "close to another identity": inside & close_to_another(margins.margin),
-        "in the smaller half of an identity that may be two": smaller_halves(margins),
+        "close to another identity": inside & ~answered & close_to_another(margins.margin),
         "in a contradicted answer": contradicted_images(identities.closure, identities.doubted, n),
         "joined by one answer against the features": weakly_joined(
             identities.clusters, identities.closure, said
         ),
     }
-    sources = _sources(identities, given)
+    sources = torch.full((n,), GIVEN if given else MODEL, dtype=torch.uint8)
+    sources[changed_images(identities.clusters, labels)] = IMPLIED
+    sources[answered] = ANSWERED
     return Judged(sizes, confidence, margins.margin, sources, review, examples)
 
 
@@ -111,12 +112,3 @@ def _said_of_answers(
     both = [clusters.towards(left, right), clusters.towards(right, left)]
     best = torch.stack(both).amax(0).numpy()
     return dict(zip(pairs, probabilities(best, examples, temperature).tolist(), strict=True))
-
-
-def _sources(identities: Identities, given: bool) -> Tensor:
-    """What decided each identity: (n,) uint8, index in `table.SOURCES`."""
-    n = len(identities.identities)
-    sources = torch.full((n,), GIVEN if given else MODEL, dtype=torch.uint8)
-    sources[changed_images(identities.clusters, identities.identities)] = IMPLIED
-    sources[answered_images(identities.closure, n)] = ANSWERED
-    return sources

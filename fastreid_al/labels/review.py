@@ -13,7 +13,7 @@ from ..answers import Answer, Closure, Verdict
 #: An image is worth a look below this confidence.
 UNSURE = 0.5
 #: An image is worth a look where its margin is below this share of the median margin.
-CLOSE = 0.1
+CLOSE = 0.3
 #: The only answer between two clusters is weak where the features give "same" less than this.
 WEAK = 0.25
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,14 +18,17 @@ from fastreid_al import cli
 from fastreid_al.answers import Closure, ImageKeys, Ledger, Verdict
 from fastreid_al.config import ExportConfig, OracleConfig, QuestionConfig, RunConfig
 from fastreid_al.data import load
+from fastreid_al.distributed.world import World
 from fastreid_al.engine import Interrupted
 from fastreid_al.errors import CheckpointError, LedgerError, UserError
 from fastreid_al.labels.table import COLUMNS
 from fastreid_al.runs import export_labels as export_module
 from fastreid_al.runs import run_training, train
 from fastreid_al.runs.export import export_run
+from fastreid_al.runs.find_labels import load_saved
 from fastreid_al.synthetic.dataset import cached_synthetic
 from tests.support.ledgers import put
+from tests.support.process_pool import Pool
 from tests.support.tiny import SYNTHETIC, elsewhere, stop_after
 
 Export = Callable[..., Path]
@@ -256,6 +260,22 @@ def test_a_run_that_was_stopped_in_its_first_epoch_is_exported(
             run_training(config)
     assert not Path(str(config.run_dir), "labels.csv").exists()
     assert len(rows(export(config.run_dir))) == SYNTHETIC.train_images
+
+
+def _train_on_ranks(world: World, config: RunConfig, cache: str) -> None:
+    os.environ["FASTREID_AL_CACHE"] = cache
+    train.draw_curves = lambda *_: None  # type: ignore[assignment]
+    run_training(config, world=world)
+
+
+def test_a_run_of_several_ranks_is_exported(pool: Pool, config: RunConfig, export: Export) -> None:
+    config = replace(config, epochs=1, evaluate_every=0)
+    pool.run(_train_on_ranks, 2, config, os.environ["FASTREID_AL_CACHE"])
+    folder = Path(str(config.run_dir))
+    assert not (folder / "labels.csv").exists()
+    assert len(rows(export(folder))) == SYNTHETIC.train_images
+    saved = load_saved(folder)
+    assert saved.threshold is not None and len(saved.digests) == SYNTHETIC.train_images
 
 
 def test_a_run_without_a_checkpoint_is_refused(config: RunConfig, export: Export) -> None:

@@ -34,7 +34,7 @@ LOCK_FILE = "run.lock"
 #: Files of a run that others use as well, such as a user's own config.json.
 _COMMON_NAMES = (
     *("config.json", "versions.json", "metrics.jsonl", "best.pt", "curves.png", "question.png"),
-    *("run_name", "trace.json", "profile.txt", "labels.csv"),
+    *("run_name", "trace.json", "profile.txt", "labels.csv", "labels.json"),
 )
 #: Folders that a killed run was writing into, and the files in them.
 _UNFINISHED = re.compile(rf"({re.escape(EXCHANGE)}|\.fastreid_al-)[0-9a-f]{{32}}")
@@ -68,7 +68,6 @@ class RunFolder:
         self.figure = path / "curves.png"
         self.last = path / "last.pt"
         self.best = path / "best.pt"
-        self.labels = path / "labels.csv"
 
     def lock(self) -> None:
         """Take the lock of the folder, if it exists and this process writes into it.

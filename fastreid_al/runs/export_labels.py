@@ -19,12 +19,15 @@ from ..labels.folders import FolderForm, check_folder, write_folders
 from ..labels.tools import write_fiftyone, write_label_studio
 from .checks import pick_device, working_on
 from .find_labels import (
+    LABELS_FILE,
+    Earlier,
     Labelled,
     earlier_numbers,
     find_labels,
     find_ledger,
     label_stage,
     load_saved,
+    write_run_labels,
 )
 from .trained import RunFiles, extract_records, find_run, images_of_run, load_trained
 
@@ -47,33 +50,38 @@ def export_labels(options: ExportConfig, reporter: Reporter) -> None:
     elif os.path.isdir(out):
         raise UserError(f"{printable(out)} is a folder; name a file with `out`")
     run = find_run(Path(options.run), options.data_root)
+    earlier = earlier_numbers(options.like, run.folder)
     device = pick_device(options.device)
     images = images_of_run(run, reporter)
     for line in describe(images):
         reporter.line(line)
     with working_on(device):
-        table = labels_of_run(options, run, images, reporter)
-    _write(options, table, images, out, reporter)
+        table = labels_of_run(options, run, images, earlier, reporter)
+    own = (run.folder / LABELS_FILE).absolute()
+    if options.what == "labels" and out.absolute() == own:
+        write_run_labels(table, earlier, run.folder)
+    else:
+        _write(options, table, images, out, reporter)
     reporter.line(f"wrote {printable(out)}")
 
 
 def labels_of_run(
-    options: ExportConfig, run: RunFiles, images: ImageSet, reporter: Reporter
+    options: ExportConfig, run: RunFiles, images: ImageSet, earlier: Earlier, reporter: Reporter
 ) -> LabelTable:
     """Extract the features of a run's training images anew, and find their identities.
 
     Args:
-        options: How features are extracted, and the table whose numbers are kept.
+        options: How features are extracted.
         run: The files of the run.
         images: Its image set.
+        earlier: The numbers that identities keep.
         reporter: Prints lines and progress.
 
     Raises:
         UserError: The run or its answers cannot be read, or the features cannot be clustered.
     """
-    # What cannot be used is refused before the extraction.
-    earlier = earlier_numbers(options.like, run.folder)
     saved = load_saved(run.folder)
+    # A ledger that is missing is reported before the extraction.
     find_ledger(run.config, run.folder, saved)
     trained = load_trained(
         run.checkpoint,
@@ -96,7 +104,7 @@ def _write(
     """Write the table in the form that is asked for."""
     what = options.what
     if what == "labels":
-        write_labels(table, out)
+        _write_output(out, partial(write_table, table))
     elif what == "imagefolder" or what == "market1501":
         with reporter.progress("writing", len(table)) as update:
             link = options.copy == "link"
@@ -108,21 +116,12 @@ def _write(
     else:
         write = write_fiftyone if what == "fiftyone" else write_label_studio
         left_out = []
-        write_output(out, lambda file: left_out.append(write(table, images, file)))
+        _write_output(out, lambda file: left_out.append(write(table, images, file)))
         if left_out[0]:
             reporter.warn(f"{left_out[0]:,} images are left out: {printable(out)} cannot name them")
 
 
-def write_labels(table: LabelTable, file: Path) -> None:
-    """Write the table as CSV, whole or not at all.
-
-    Raises:
-        UserError: It cannot be written; a file that was there is intact.
-    """
-    write_output(file, partial(write_table, table))
-
-
-def write_output(file: Path, write: Callable[[Any], object]) -> None:
+def _write_output(file: Path, write: Callable[[Any], object]) -> None:
     """Write a file that the user named, whole or not at all.
 
     Args:

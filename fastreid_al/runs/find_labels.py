@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +21,19 @@ from ..data import ImageSet
 from ..data.records import UNKNOWN, Record
 from ..data.walk import relative
 from ..engine.checkpoint import load_checkpoint
+from ..engine.checkpoint_content import is_count
 from ..engine.console import Reporter
 from ..engine.extract import identities_and_cameras
 from ..engine.shard_folders import COMMON, has_shards, last_checkpoint
 from ..errors import LedgerError, UserError, printable
-from ..labels import Identities, LabelTable, identities_by_answers, read_numbers
+from ..files import write_atomically, write_json
+from ..labels import (
+    Identities,
+    LabelTable,
+    identities_by_answers,
+    read_numbers,
+    write_table,
+)
 from ..labels.confidence import Examples
 from ..labels.judge import Judged, judge
 from ..labels.numbers import keep_numbers
@@ -34,6 +43,8 @@ from .questions import LEDGER_FILE, answers_of
 
 #: Name of the table in the folder of a run.
 LABELS_FILE = "labels.csv"
+#: Name of the file beside it that has the number of the next new identity.
+NEXT_FILE = "labels.json"
 #: If all features differ by less than this, they count as equal: their graph would hold every pair.
 _COLLAPSED = 1e-6
 
@@ -51,6 +62,18 @@ class Saved:
     threshold: float | None = None
     answers: int = 0
     digests: Mapping[str, str] = field(default_factory=dict)
+
+
+class Earlier(NamedTuple):
+    """The identities of an earlier table.
+
+    Args:
+        numbers: Identity by path, -1 for none.
+        first_new: The first number that no identity ever had.
+    """
+
+    numbers: Mapping[str, int]
+    first_new: int
 
 
 @dataclass(frozen=True)
@@ -119,15 +142,12 @@ def _train_digests(data: Mapping[str, Any]) -> dict[str, str]:
     return digests
 
 
-def earlier_numbers(like: str | None, folder: Path) -> dict[str, int]:
+def earlier_numbers(like: str | None, folder: Path) -> Earlier:
     """Read the numbers that identities keep: those of a table, or of the run's own table.
 
     Args:
         like: The table; None for labels.csv of the run, where it has one.
         folder: The folder of the run.
-
-    Returns:
-        Identity by path, -1 for none.
 
     Raises:
         UserError: The table does not exist, or is none.
@@ -135,10 +155,41 @@ def earlier_numbers(like: str | None, folder: Path) -> dict[str, int]:
     if like is not None and not os.path.isfile(like):
         raise UserError(f"`like`: {printable(like)} is no file; name a table of identities")
     file = folder / LABELS_FILE if like is None else Path(like)
-    return read_numbers(file) if os.path.isfile(file) else {}
+    if not os.path.isfile(file):
+        return Earlier({}, 0)
+    numbers = read_numbers(file)
+    first_new = max(numbers.values(), default=-1) + 1
+    if file.absolute() == (folder / LABELS_FILE).absolute():
+        first_new = max(first_new, _next_identity(folder))
+    return Earlier(numbers, first_new)
 
 
-def find_labels(found: Labelled, earlier: Mapping[str, int], reporter: Reporter) -> LabelTable:
+def _next_identity(folder: Path) -> int:
+    """The number after all that identities of a run ever had; 0 where it is not known."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        value = json.loads((folder / NEXT_FILE).read_text())["next_identity"]
+        return value if is_count(value) else 0
+    return 0
+
+
+def write_run_labels(table: LabelTable, earlier: Earlier, folder: Path) -> None:
+    """Write labels.csv into the folder of a run, and the number of its next new identity.
+
+    Args:
+        table: The identities.
+        earlier: The numbers that they kept.
+        folder: The folder of the run.
+
+    Raises:
+        CheckpointError: A file cannot be written; the one that was there is intact.
+    """
+    # This number first: one that is too high does no harm.
+    following = max(earlier.first_new, int(table.identities.max(initial=-1)) + 1)
+    write_json(folder / NEXT_FILE, {"next_identity": following})
+    write_atomically(folder / LABELS_FILE, lambda file: write_table(table, file))
+
+
+def find_labels(found: Labelled, earlier: Earlier, reporter: Reporter) -> LabelTable:
     """Find the identities of a run's training images.
 
     The images are clustered as in an epoch of the run, and the clusters then agree with every
@@ -146,7 +197,7 @@ def find_labels(found: Labelled, earlier: Mapping[str, int], reporter: Reporter)
 
     Args:
         found: The images and their features.
-        earlier: Numbers that are kept, by path; -1 for none.
+        earlier: The numbers that are kept.
         reporter: Prints what was found, and warnings.
 
     Returns:
@@ -263,7 +314,7 @@ def find_ledger(config: RunConfig, folder: Path, saved: Saved) -> str | None:
     return None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _ledger(found: Labelled) -> Iterator[Ledger | None]:
     """Open the answers of a run for reading, also while another process writes them."""
     url = find_ledger(found.config, found.folder, found.saved)
@@ -298,9 +349,7 @@ def _counts(labels: Tensor, judged: Judged) -> str:
     )
 
 
-def _table(
-    found: Labelled, labels: Tensor, judged: Judged, earlier: Mapping[str, int]
-) -> LabelTable:
+def _table(found: Labelled, labels: Tensor, judged: Judged, earlier: Earlier) -> LabelTable:
     """The table of all training images, also of those that could not be read."""
     train = found.images.train
     paths = [_name(found, record) for record in train]
@@ -314,9 +363,9 @@ def _table(
         return whole
 
     identities = spread(labels, UNKNOWN)
-    if earlier:
-        old = _old_numbers(found, paths, rows, earlier)
-        identities = keep_numbers(identities, old, max(earlier.values()) + 1)
+    if earlier.numbers:
+        old = _old_numbers(found, paths, rows, earlier.numbers)
+        identities = keep_numbers(identities, old, earlier.first_new)
     return LabelTable(
         paths,
         identities,

@@ -36,8 +36,14 @@ from .build import build_network, build_training, check_method
 from .checks import check_parts, check_settings, pick_device, warn_of_settings, working_on
 from .context import Extensions, RunContext, make_context
 from .data import Dataset, all_labelled, decode, load_source, load_target
-from .export_labels import write_labels
-from .find_labels import Labelled, Saved, earlier_numbers, find_labels, label_stage
+from .find_labels import (
+    Labelled,
+    Saved,
+    earlier_numbers,
+    find_labels,
+    label_stage,
+    write_run_labels,
+)
 from .questions import check_ledger, check_questions, open_questions
 from .summary import summarise
 
@@ -331,8 +337,9 @@ def _write_labels(
             target.store.digests,
             saved,
         )
-        table = find_labels(found, earlier_numbers(None, context.folder.path), reporter)
-        write_labels(table, context.folder.labels)
+        earlier = earlier_numbers(None, context.folder.path)
+        table = find_labels(found, earlier, reporter)
+        write_run_labels(table, earlier, context.folder.path)
 
     context.reporter.attempt("labels.csv", write)
 

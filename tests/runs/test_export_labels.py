@@ -395,6 +395,35 @@ def test_a_resumed_run_keeps_the_numbers(unlabelled: RunConfig) -> None:
     assert "77" in numbers and "0" not in numbers
 
 
+def test_the_number_of_an_identity_that_vanished_is_not_given_again(
+    unlabelled: RunConfig, export: Export
+) -> None:
+    run_training(unlabelled)
+    table = Path(str(unlabelled.run_dir), "labels.csv")
+    count = len({row["identity"] for row in rows(table)} - {"-1"})
+    alone = [i for i, row in enumerate(rows(table)) if row["identity"] == "-1"][:4]
+    with Ledger.open(f"{unlabelled.run_dir}/answers.sqlite", keys_of(unlabelled)) as ledger:
+        event = put(ledger, *alone[:2])
+        export(unlabelled.run_dir, "run/labels.csv", force=True)
+        assert rows(table)[alone[0]]["identity"] == str(count)
+        ledger.undo(event, "anna")
+        export(unlabelled.run_dir, "run/labels.csv", force=True)
+        assert rows(table)[alone[0]]["identity"] == "-1"
+        put(ledger, *alone[2:])
+    for name in ("one.csv", "two.csv"):
+        assert rows(export(unlabelled.run_dir, name))[alone[2]]["identity"] == str(count + 1)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"next_identity": "x"}', "\0"])
+def test_a_damaged_number_of_the_next_identity_is_ignored(
+    unlabelled: RunConfig, export: Export, content: str
+) -> None:
+    run_training(unlabelled)
+    Path(str(unlabelled.run_dir), "labels.json").write_text(content)
+    made = Path(str(unlabelled.run_dir), "labels.csv").read_bytes()
+    assert export(unlabelled.run_dir).read_bytes() == made
+
+
 def test_a_folder_with_a_table_and_no_run_is_refused(unlabelled: RunConfig) -> None:
     folder = Path(str(elsewhere(unlabelled, "mine").run_dir))
     folder.mkdir()

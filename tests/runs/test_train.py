@@ -47,6 +47,7 @@ def test_a_run_leaves_config_versions_metrics_checkpoints_labels_and_figure(
         "config.json",
         "curves.png",
         "labels.csv",
+        "labels.json",
         "last.pt",
         "metrics.jsonl",
         "versions.json",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -46,28 +48,35 @@ class Placed(NamedTuple):
 
 
 def check_folder(out: Path) -> None:
-    """Refuse to replace a folder that an export did not write.
+    """Refuse to replace what an export did not write.
 
     Raises:
-        UserError: It holds files, and no list of an export's files.
+        UserError: It is no folder, or holds files that no export has listed there.
     """
     if not os.path.lexists(out):
         return
     if not os.path.isdir(out) or os.path.islink(out):
         raise UserError(f"{printable(out)} is no folder; name another with `out`")
-    if os.listdir(out) and not _is_export(out):
-        raise UserError(
-            f"{printable(out)} was not written by an export, so it is not replaced: name another "
-            "folder with `out`, or remove it"
-        )
+    listed = _listed_files(out)
+    for folder, _, names in os.walk(out):
+        for name in names:
+            path = os.path.relpath(os.path.join(folder, name), out)
+            if Path(path).as_posix() not in listed:
+                raise UserError(
+                    f"{printable(out)} holds {printable(path)}, which no export wrote, so it is "
+                    "not replaced: name another folder with `out`, or move the file"
+                )
 
 
-def _is_export(folder: Path) -> bool:
+def _listed_files(folder: Path) -> set[str]:
+    """The files below a folder that an export wrote; none where it holds no list of them."""
     try:
-        with open(folder / SOURCES_FILE, "rb") as file:
-            return file.readline().strip() == _HEADER.encode()
-    except OSError:
-        return False
+        content = (folder / SOURCES_FILE).read_bytes().decode("utf-8", "surrogateescape")
+        rows = list(csv.reader(io.StringIO(content, newline="")))
+    except (OSError, csv.Error):
+        return set()
+    is_list = bool(rows) and ",".join(rows[0]) == _HEADER
+    return {SOURCES_FILE, *(row[0] for row in rows[1:] if row)} if is_list else set()
 
 
 def write_folders(

@@ -21,7 +21,10 @@ def keep_numbers(groups: np.ndarray, old: np.ndarray, first_new: int) -> np.ndar
         first_new: The first number that was never used.
 
     Returns:
-        (n,) int64 numbers, -1 for none. Memory is about 100 bytes an image and identity.
+        (n,) int64 numbers, -1 for none. Memory is about 100 bytes an image: 3 MB at n = 32,621 and
+        100 MB at 1e6. Time grows faster than linearly where many identities share images with
+        several old ones: 43 s on one core at 1e6 with 100,000 identities, a fifth of the images
+        drawn anew.
     """
     inside = groups >= 0
     names, first, numbers = np.unique(groups[inside], return_index=True, return_inverse=True)

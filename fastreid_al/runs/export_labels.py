@@ -55,6 +55,8 @@ def export_labels(options: ExportConfig, reporter: Reporter) -> None:
     images = images_of_run(run, reporter)
     for line in describe(images):
         reporter.line(line)
+    if options.what in get_args(FolderForm):
+        _refuse_inside(out, images)
     with working_on(device):
         table = labels_of_run(options, run, images, earlier, reporter)
     own = (run.folder / LABELS_FILE).absolute()
@@ -63,6 +65,15 @@ def export_labels(options: ExportConfig, reporter: Reporter) -> None:
     else:
         _write(options, table, images, out, reporter)
     reporter.line(f"wrote {printable(out)}")
+
+
+def _refuse_inside(out: Path, images: ImageSet) -> None:
+    """Refuse to write images into a folder all of whose images are read."""
+    if images.name == "folder" and out.resolve().is_relative_to(images.root.resolve()):
+        raise UserError(
+            f"{printable(out)} lies in {printable(images.root)}: its files would be read as images "
+            "of the set; name another folder with `out`"
+        )
 
 
 def labels_of_run(

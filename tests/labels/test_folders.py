@@ -159,10 +159,20 @@ def test_only_an_export_is_replaced(tmp_path: Path) -> None:
     ):
         other = tmp_path / "other"
         make(other)
-        with pytest.raises(UserError, match="name another"):
+        with pytest.raises(UserError, match=r"name another (folder )?with `out`"):
             check_folder(other)
         shutil.rmtree(other) if other.is_dir() and not other.is_symlink() else other.unlink()
     assert sorted(os.listdir(tmp_path)) == ["out", "set"]
+
+
+def test_an_export_with_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:
+    images = image_set(tmp_path / "set", CAMERAS)
+    out = tmp_path / "out"
+    write_folders(table(IDENTITIES), images, out, "imagefolder", True)
+    (out / "0007" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds 0007/notes.txt, which no export wrote"):
+        write_folders(table(IDENTITIES), images, out, "imagefolder", True)
+    assert (out / "0007" / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("form", ["imagefolder", "market1501"])

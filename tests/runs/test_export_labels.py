@@ -128,9 +128,12 @@ def test_answers_that_may_be_wrong_are_weighed(
     assert export(asking.run_dir).read_bytes() == made
 
 
-def test_linkage_takes_the_answers_as_cuts(asking: RunConfig, export: Export) -> None:
+def test_linkage_takes_the_answers_as_cuts_and_mirror_images_count(
+    asking: RunConfig, export: Export
+) -> None:
     cluster = replace(asking.cluster, algorithm="linkage", join=0.1, camera_norm="centre")
-    asking = replace(asking, cluster=cluster)
+    engine = replace(asking.engine, flip_features=True)
+    asking = replace(asking, cluster=cluster, engine=engine)
     run_training(asking)
     table = export(asking.run_dir)
     assert table.read_bytes() == Path(str(asking.run_dir), "labels.csv").read_bytes()
@@ -304,7 +307,7 @@ def test_an_output_that_exists_is_refused_before_anything_is_computed(
         for force in (False, True):
             with pytest.raises(UserError, match=r"is a folder; name a file"):
                 export(unlabelled.run_dir, "folder", force=force)
-        with pytest.raises(UserError, match="was not written by an export"):
+        with pytest.raises(UserError, match=r"holds photo.jpg, which no export wrote"):
             export(unlabelled.run_dir, "full", "imagefolder", force=True)
         with pytest.raises(UserError, match="is no folder"):
             export(unlabelled.run_dir, "mine.csv", "market1501", force=True)
@@ -354,6 +357,15 @@ def test_every_form_of_an_unlabelled_run_is_written(
         assert len(list(out.rglob("*.jpg"))) == named[what]
         # Written again over the first.
         export(unlabelled.run_dir, "form", what, force=True)
+
+
+def test_folders_are_not_written_among_the_images(
+    unlabelled: RunConfig, crops: Path, export: Export
+) -> None:
+    run_training(unlabelled)
+    with pytest.raises(UserError, match="would be read as images of the set"):
+        export(unlabelled.run_dir, "crops/out", "imagefolder")
+    assert not (crops / "out").exists()
 
 
 def test_the_command_line_writes_the_table(

@@ -901,6 +901,12 @@ class ExportConfig:
     )
     out: str = required("File or folder to write.", path=True)
     force: bool = setting(False, "Replace what exists.")
+    check: bool = setting(
+        False,
+        "Compare the features of the file `out`, which exists, with those of the network, and "
+        "write nothing.",
+    )
+    half: bool = setting(False, "Write the weights of an OpenVINO file in half precision.")
     copy: Literal["copy", "link"] = setting(
         "copy", "How images come into folders: as copies (copy) or as symbolic links (link)."
     )

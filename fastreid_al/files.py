@@ -19,7 +19,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -374,26 +374,31 @@ def write_figure(path: Path, figure: Any, *, private: bool = True) -> None:
     )
 
 
-def write_by_path(path: Path, write: Callable[[str], object]) -> None:
+def write_by_path(path: Path, write: Callable[[str], object], others: Sequence[str] = ()) -> None:
     """Write a file by a function that opens it itself; private, and complete or not there.
 
     Args:
         path: The file.
         write: Writes the file of the path that it is called with, which exists and is empty.
+        others: Names of further files that it writes next to that one; they take their places
+            before the file does.
 
     Raises:
         OSError: It cannot be written; the old file is intact.
     """
-    _refuse_special(path)
+    targets = [path.parent / name for name in (*others, path.name)]
+    for target in targets:
+        _refuse_special(target)
     prefix = ".fastreid_al-"
     folder = new_folder(path.parent, prefix)
     try:
-        written = folder / path.name
-        create_file(written).close()
-        write(str(written))
-        # The function may have replaced the file by a new one.
-        os.chmod(written, os.lstat(written).st_mode & 0o600)
-        os.replace(written, path)
+        create_file(folder / path.name).close()
+        write(str(folder / path.name))
+        for target in targets:
+            written = folder / target.name
+            # The function may have replaced the file by a new one.
+            os.chmod(written, os.lstat(written).st_mode & 0o600)
+            os.replace(written, target)
     finally:
         discard_folder(folder, prefix)
 

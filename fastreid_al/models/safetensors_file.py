@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ _DTYPES = {
 _LARGEST_HEADER = 100_000_000
 _LENGTH = 8
 _ABOUT = "__metadata__"
+#: The entry of the metadata in which this library says what network the weights are of, as JSON.
+ABOUT_NETWORK = "fastreid_al"
 
 
 def is_safetensors(path: Path) -> bool:
@@ -48,16 +50,43 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ValueError: The file is damaged, or holds a dtype that is not known here.
         OSError: The file cannot be read.
     """
-    size = path.stat().st_size
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(_LENGTH), "little")
-        if not 2 <= length <= min(_LARGEST_HEADER, size - _LENGTH):
-            raise ValueError(f"its header has {length} bytes, the file {size}")
-        header = _parse_header(file.read(length))
-        data = size - _LENGTH - length
+        header, data = _read_header(file, path.stat().st_size)
+        header.pop(_ABOUT, None)
         places = sorted((_place(name, about) for name, about in header.items()), key=_first_byte)
         _check_places(places, data)
         return {name: _tensor(file.read(end - begin), *how) for name, begin, end, how in places}
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Read what this library wrote about the network whose weights a file holds.
+
+    Returns:
+        A dictionary with an entry `network`, as a checkpoint has it; empty for other files.
+
+    Raises:
+        ValueError: The file is damaged.
+        OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+        header, _ = _read_header(file, path.stat().st_size)
+    metadata = header.get(_ABOUT)
+    text = metadata.get(ABOUT_NETWORK) if isinstance(metadata, dict) else None
+    if text is None:
+        return {}
+    try:
+        about = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"its metadata {ABOUT_NETWORK} is not JSON") from error
+    return about if isinstance(about, dict) else {}
+
+
+def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, Any], int]:
+    """Return the header of an open file of so many bytes, and the number of bytes after it."""
+    length = int.from_bytes(file.read(_LENGTH), "little")
+    if not 2 <= length <= min(_LARGEST_HEADER, size - _LENGTH):
+        raise ValueError(f"its header has {length} bytes, the file {size}")
+    return _parse_header(file.read(length)), size - _LENGTH - length
 
 
 def _parse_header(text: bytes) -> dict[str, Any]:
@@ -73,7 +102,6 @@ def _parse_header(text: bytes) -> dict[str, Any]:
         raise ValueError("its header is nested too deeply") from error
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
-    header.pop(_ABOUT, None)
     return header
 
 

@@ -24,6 +24,7 @@ from ..engine.extract import decode_records, extract_features
 from ..engine.network import Network
 from ..errors import CheckpointError, SettingError, UserError
 from ..models import BackboneBuilder, ReIdNet, build_model
+from ..models.safetensors_file import is_safetensors, read_about
 from ..models.weights import read_tensors
 from ..settings import settings_of, with_values
 from ..settings_file import read_settings
@@ -172,7 +173,7 @@ def load_trained(
     """Load the network of a file; a checkpoint knows its backbone, image size and features.
 
     Args:
-        checkpoint: A checkpoint, or a bare weights file.
+        checkpoint: A checkpoint, an export as safetensors, or a bare weights file.
         reporter: Prints what was left out of a file of another code base.
         model: Backbone of a bare weights file, by name or as the function that builds it.
         pool: Pooling of a bare weights file.
@@ -185,7 +186,7 @@ def load_trained(
         UserError: The file cannot be read, or the arguments do not fit it or are not enough.
     """
     refuse_folder(checkpoint)
-    saved = _network_of(read_tensors(checkpoint), str(checkpoint))
+    saved = _network_of(_content_of(checkpoint), str(checkpoint))
     backbone = model or saved.get("name")
     if backbone is None:
         raise UserError(f"{checkpoint} is a bare weights file: name its backbone with `model`")
@@ -217,6 +218,21 @@ def refuse_folder(path: Path) -> None:
     weights = run / "last.pt"
     if (os.path.isdir(path) or path.suffix == ".json") and os.path.isfile(weights):
         raise CheckpointError(f"{path} is not a weights file: evaluate {weights}")
+
+
+def _content_of(file: Path) -> Any:
+    """Return the content of a checkpoint or weights file, or what an export says of its network.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    content = read_tensors(file)
+    if not is_safetensors(file):
+        return content
+    try:
+        return read_about(file)
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged ({error}); copy it again") from error
 
 
 def _network_of(content: Any, origin: str) -> dict[str, Any]:

@@ -25,6 +25,8 @@ _LARGEST_HALF = 65504
 _UNIT = 1e-3
 #: Sizes of images that re-identification networks are trained with.
 _SIZES = ((256, 128), (384, 128), (128, 64), (256, 256), (224, 224), (160, 64))
+#: Edge of the smallest image, in pixels, that a backbone is tried with.
+_SMALLEST = 8
 
 
 class Reference(NamedTuple):
@@ -133,11 +135,11 @@ def _explain_overflow(reference: Reference, found: Tensor) -> str:
 
 def _largest_value(reference: Reference) -> float:
     """Largest absolute weight, or output of a layer, for the reference's images."""
-    values = [float(p.abs().max()) for p in reference.model.parameters() if p.numel()]
+    values = [float(p.detach().abs().max()) for p in reference.model.parameters() if p.numel()]
 
     def note(_: nn.Module, __: object, output: object) -> None:
         if isinstance(output, Tensor):
-            values.append(float(output.abs().max()))
+            values.append(float(output.detach().abs().max()))
 
     hooks = [module.register_forward_hook(note) for module in reference.model.modules()]
     try:
@@ -178,6 +180,6 @@ def _wrong_images(pixels: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield "images with height and width exchanged", right.transpose(2, 3).contiguous()
     half = (height // 2, width // 2)
     for size in ((width, height), half, (2 * height, 2 * width), *_SIZES):
-        if size != (height, width) and min(size) >= 16:
+        if size != (height, width) and min(size) >= _SMALLEST:
             resized = F.interpolate(raw, size, mode="bilinear", antialias=True)
             yield f"images resized to {size[0]} x {size[1]}", normalize(resized)

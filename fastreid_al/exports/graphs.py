@@ -185,7 +185,7 @@ def save_openvino(
     model.set_friendly_name(about["model"])
     for number, node in enumerate(model.get_ordered_ops()):
         # OpenVINO numbers nodes over all models of a process.
-        if node.get_type_name() not in ("Parameter", "Result"):
+        if node.get_type_name() != "Parameter":
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
     for name, value in about.items():
         model.set_rt_info(value, ["fastreid_al", name])

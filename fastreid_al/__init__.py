@@ -14,6 +14,7 @@ _SUBPACKAGES = (
     "data",
     "distributed",
     "engine",
+    "exports",
     "memory",
     "methods",
     "metrics",

@@ -38,6 +38,7 @@ LAYERS = (
     ("runs",),
 )
 EVERYWHERE = {
+    "__version__",
     "arguments",
     "config",
     "errors",

@@ -265,6 +265,25 @@ def test_a_function_that_opens_its_file_itself_writes_a_private_one(tmp_path: Pa
     assert os.listdir(tmp_path) == ["trace.json"]
 
 
+def test_files_that_belong_together_are_written_or_none_is(tmp_path: Path) -> None:
+    def both(path: str) -> None:
+        Path(path).write_text("new")
+        Path(path).with_suffix(".bin").write_text("new")
+
+    def fails(path: str) -> None:
+        both(path)
+        raise ValueError("stopped")
+
+    out, other = tmp_path / "x.xml", tmp_path / "x.bin"
+    out.write_text("old")
+    with pytest.raises(ValueError, match="stopped"):
+        files.write_by_path(out, fails, ["x.bin"])
+    assert os.listdir(tmp_path) == ["x.xml"] and out.read_text() == "old"
+    files.write_by_path(out, both, ["x.bin"])
+    assert (out.read_text(), other.read_text()) == ("new", "new")
+    assert mode(out) == mode(other) == 0o600 and len(os.listdir(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("place", [0, 50, -1, -32, -33, -52])
 def test_a_changed_bit_is_found_by_the_digest(tmp_path: Path, place: int) -> None:
     path = tmp_path / "x"

@@ -7,6 +7,7 @@ from typing import get_args
 from ..config import ExportConfig, LabelForm
 from ..distributed.launch import require_single_process
 from ..engine.console import Reporter
+from ..errors import SettingError
 from ..settings import validate
 
 
@@ -24,6 +25,7 @@ def export_run(options: ExportConfig, reporter: Reporter | None = None) -> None:
     require_single_process("an export")
     validate(options)
     if options.what in get_args(LabelForm):
+        _refuse_network_options(options)
         from .export_labels import export_labels
 
         export_labels(options, reporter)
@@ -31,3 +33,11 @@ def export_run(options: ExportConfig, reporter: Reporter | None = None) -> None:
         from .export_network import export_network
 
         export_network(options, reporter)
+
+
+def _refuse_network_options(options: ExportConfig) -> None:
+    """Refuse options of a network's file in an export of identities."""
+    for key in ("check", "half"):
+        if getattr(options, key):
+            hint = "it is about the file of a network"
+            raise SettingError(key, True, f"false with `what` {options.what}", hint)

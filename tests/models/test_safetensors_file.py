@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastreid_al.errors import WeightsError
 from fastreid_al.models import build_model
-from fastreid_al.models.safetensors_file import is_safetensors, read_safetensors
+from fastreid_al.models.safetensors_file import is_safetensors, read_about, read_safetensors
 from fastreid_al.models.weights import read_tensors
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
@@ -127,3 +127,16 @@ def test_changed_bytes_are_refused_or_change_only_values(tmp_path: Path) -> None
         path.write_bytes(changed[: places.choice([len(content), places.randrange(len(content))])])
         with contextlib.suppress(WeightsError):
             assert all(tensor.numel() <= 24 for tensor in read_tensors(path).values())
+
+
+def test_what_an_export_says_of_its_network_is_read(tmp_path: Path) -> None:
+    state = {"x": torch.ones(2)}
+    assert read_about(written(tmp_path / "plain.safetensors", state)) == {}
+    for text, about in (('{"network": {"name": "n"}}', {"network": {"name": "n"}}), ("[1]", {})):
+        metadata = {"__metadata__": {"fastreid_al": text}}
+        path = written(tmp_path / "x.safetensors", state, **metadata)
+        assert read_about(path) == about
+        assert read_safetensors(path).keys() == {"x"}
+    path = written(tmp_path / "x.safetensors", state, __metadata__={"fastreid_al": "{"})
+    with pytest.raises(ValueError, match="metadata fastreid_al is not JSON"):
+        read_about(path)

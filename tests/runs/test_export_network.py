@@ -248,3 +248,9 @@ def test_a_run_without_images_or_checkpoint_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(run)
     with pytest.raises(UserError, match="does not exist; name the folder of a run"):
         export(run, "onnx", tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("key", ["check", "half"])
+def test_options_of_a_network_are_refused_for_identities(key: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"`{key}`: got True, expected false with `what` labels"):
+        export(tmp_path, "labels", tmp_path / "x.csv", **{key: True})

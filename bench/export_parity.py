@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastreid_al.config import NetworkForm
+from fastreid_al.config import NetworkForm, TestFeatures
 from fastreid_al.data import ImageSet
 from fastreid_al.data.records import Record
 from fastreid_al.engine.console import Reporter
@@ -21,7 +22,6 @@ from fastreid_al.engine.extract import decode_records, identities_and_cameras
 from fastreid_al.exports import SUFFIXES, Reference, describe, open_file, write_form
 from fastreid_al.metrics import rank_gallery
 from fastreid_al.metrics.parity import compare_features
-from fastreid_al.models import Stage
 from fastreid_al.runs.trained import Trained, find_run, images_of_run, load_trained
 
 #: Images that are compared.
@@ -29,7 +29,7 @@ IMAGES = 500
 #: Images that are run together.
 BATCH = 50
 #: Rows of the table: form, stage, and whether weights are in half precision.
-ROWS: tuple[tuple[NetworkForm, Stage, bool], ...] = (
+ROWS: tuple[tuple[NetworkForm, TestFeatures, bool], ...] = (
     ("onnx", "bn", False),
     ("openvino", "bn", False),
     ("openvino", "bn", True),
@@ -62,11 +62,11 @@ def score(features: Tensor, queries: list[Record], gallery: list[Record]) -> str
 
 
 def convert(
-    form: NetworkForm, trained: Trained, stage: Stage, half: bool, pixels: Tensor
+    form: NetworkForm, trained: Trained, stage: TestFeatures, half: bool, pixels: Tensor
 ) -> Tensor:
     """Features that a file computes, (n, D) unit-norm."""
     size = (trained.image.height, trained.image.width)
-    about = describe(trained.model, stage, *size, trained.digest(), form)
+    about = describe(trained.model, stage, *size, replace(trained, stage=stage).digest(), form)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{trained.model.name}_net{SUFFIXES[form][0]}")
         write_form(form, trained.model, stage, size, about, path, half)
@@ -95,7 +95,8 @@ def main() -> None:
     print("| file | features | lowest cosine | largest difference | same top 10 | mAP | rank-1 |")
     print("|---|---|---|---|---|---|---|")
     own: dict[str, Tensor] = {}
-    for stage in ("bn", "pool5"):
+    stages: tuple[TestFeatures, ...] = ("bn", "pool5")
+    for stage in stages:
         own[stage] = Reference.of(trained.model, stage, pixels).features
         print(f"| PyTorch | {stage} | | | | {score(own[stage], queries, gallery)} |", flush=True)
     for form, stage, half in ROWS:

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import TestFeatures
 from ..data.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
 from ..metrics.parity import Parity, compare_features
-from ..models import ReIdNet, Stage
+from ..models import ReIdNet
 from .packages import quiet
 from .runtimes import Runtime
 
@@ -40,12 +41,12 @@ class Reference(NamedTuple):
     """
 
     model: ReIdNet
-    stage: Stage
+    stage: TestFeatures
     pixels: Tensor
     features: Tensor
 
     @classmethod
-    def of(cls, model: ReIdNet, stage: Stage, pixels: Tensor) -> Reference:
+    def of(cls, model: ReIdNet, stage: TestFeatures, pixels: Tensor) -> Reference:
         """Compute the features of images with PyTorch.
 
         Args:
@@ -56,7 +57,7 @@ class Reference(NamedTuple):
         return cls(model, stage, pixels, _features(model, stage, normalize(pixels)))
 
 
-def _features(model: ReIdNet, stage: Stage, images: Tensor) -> Tensor:
+def _features(model: ReIdNet, stage: TestFeatures, images: Tensor) -> Tensor:
     """Features (m, D) of normalised images (m, 3, H, W)."""
     with torch.no_grad():
         return torch.cat([model(part, stage) for part in images.split(_PARTS[1])])
@@ -154,8 +155,12 @@ def _mistakes(reference: Reference) -> Iterator[tuple[str, Tensor]]:
     """Yield what features would be those of, and these features, for the usual mistakes."""
     model, stage = reference.model, reference.stage
     for clause, images in _wrong_images(reference.pixels):
-        yield clause, _features(model, stage, images)
-    other: Stage = "pool5" if stage == "bn" else "bn"
+        try:
+            features = _features(model, stage, images)
+        except Exception:  # some backbones take images of one size only
+            continue
+        yield clause, features
+    other: TestFeatures = "pool5" if stage == "bn" else "bn"
     place = "before" if stage == "bn" else "after"
     right = normalize(reference.pixels)
     yield f"the stage {other}, {place} the last BatchNorm", _features(model, other, right)

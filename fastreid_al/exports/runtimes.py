@@ -60,7 +60,7 @@ def open_file(form: NetworkForm, path: Path, model: ReIdNet) -> Runtime:
         raise
     except Exception as error:  # each library has exceptions of its own
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"{path} cannot be opened as {form} ({reason[:200]})") from error
+        raise UserError(f"{path.name} cannot be opened as {form} ({reason[:200]})") from error
 
 
 def _open_onnx(path: Path) -> Runtime:
@@ -142,8 +142,8 @@ def _open_weights(path: Path, model: ReIdNet) -> Runtime:
     missing = load_by_name(path, backbone)
     if missing:
         raise UserError(
-            f"{path}: torchreid and BoxMOT would leave {len(missing)} tensors of {model.name} at "
-            f"random values, the first {missing[0]}"
+            f"{path.name}: torchreid and BoxMOT would leave {len(missing)} tensors of "
+            f"{model.name} at random values, the first {missing[0]}"
         )
     run = _without_gradient(lambda images: backbone(normalize(images)))
     if not isinstance(model.backbone, OSNet) or model.features == FEATURES:

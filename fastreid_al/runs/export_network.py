@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..config import ExportConfig, NetworkForm
+from ..config import ExportConfig, NetworkForm, TestFeatures
 from ..engine.console import Reporter
 from ..engine.extract import decode_records
 from ..errors import DataError, SettingError, UserError
@@ -29,7 +30,6 @@ from ..exports import (
 from ..exports.deployed import GRAPHS
 from ..files import refuse_existing, write_by_path
 from ..metrics.parity import Parity
-from ..models import Stage
 from .trained import RunFiles, Trained, find_run, images_of_run, load_trained
 
 #: Images whose features an exported file must reproduce.
@@ -66,7 +66,7 @@ def export_network(options: ExportConfig, reporter: Reporter) -> None:
             "`engine.flip_features` is not part of the file: its features are those of the image "
             "alone, not the mean over its mirror image"
         )
-    stage: Stage = "pool5" if form in _POOLED else trained.stage
+    stage: TestFeatures = "pool5" if form in _POOLED else trained.stage
     pixels = _sample_pixels(run, trained, reporter)
     reference = Reference.of(trained.model, stage, pixels)
     if options.check:
@@ -105,6 +105,8 @@ def _check_network(form: NetworkForm, trained: Trained, out: Path) -> None:
 def _sample_pixels(run: RunFiles, trained: Trained, reporter: Reporter) -> Tensor:
     """Decode training images from all over the set, (m, 3, H, W) uint8 with m of 64 at most.
 
+    They take 6.3 MB at 256 x 128, for 32,621 images and for 1e6.
+
     Raises:
         DataError: Fewer than two can be read.
     """
@@ -138,13 +140,15 @@ def _written(
     """
     out = files[0]
     size = (trained.image.height, trained.image.width)
-    about = describe(trained.model, reference.stage, *size, trained.digest(), form)
+    digest = replace(trained, stage=reference.stage).digest()
+    about = describe(trained.model, reference.stage, *size, digest, form)
     found: list[Parity] = []
 
     def write(path: str) -> None:
         written = Path(path)
         write_form(form, trained.model, reference.stage, size, about, written, half=options.half)
-        what = f"{out} is not written, because the file would compute other features"
+        precision = " in half precision (`half`)" if options.half else ""
+        what = f"{out} is not written{precision}, because the file would compute other features"
         found.append(_checked(form, written, trained, reference, what, reporter))
 
     try:

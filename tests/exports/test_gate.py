@@ -167,6 +167,24 @@ def test_features_that_no_mistake_explains_are_refused_all_the_same(wanted: Refe
     assert not parity.holds and "none of the usual mistakes" in fault
 
 
+class OneSize(nn.Module):
+    """A backbone that takes images of one size only."""
+
+    features = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Means of the quarters of an image, in each channel."""
+        assert images.shape[-2:] == SIZE
+        return F.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+def test_a_mistake_is_named_for_a_backbone_of_one_image_size() -> None:
+    model = ReIdNet("one size", OneSize(), 12).eval()
+    wanted = reference(model)
+    swapped = Reference.of(model, "bn", wanted.pixels.flip(1)).features
+    assert "red and blue exchanged" in find_fault(wanted, swapped)
+
+
 def test_features_must_be_unit_norm_where_that_is_promised(
     model: ReIdNet, wanted: Reference
 ) -> None:

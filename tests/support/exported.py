@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastreid_al.config import ImageConfig, NetworkConfig
+from fastreid_al.config import ImageConfig, NetworkConfig, TestFeatures
 from fastreid_al.data.augment import normalize
 from fastreid_al.exports import Reference, Runtime, open_file, write_form
-from fastreid_al.models import ReIdNet, Stage, build_model
+from fastreid_al.models import ReIdNet, build_model
 from tests.support.tiny import MODEL, tiny_config
 
 #: Height and width of the images of the tiny network.
@@ -44,12 +44,14 @@ def calibrated(name: str = MODEL, size: tuple[int, int] = SIZE, **options: Any) 
     return model.eval()
 
 
-def reference(model: ReIdNet, stage: Stage = "bn", count: int = 40, **size: Any) -> Reference:
+def reference(
+    model: ReIdNet, stage: TestFeatures = "bn", count: int = 40, **size: Any
+) -> Reference:
     return Reference.of(model, stage, colours(count, **size))
 
 
 def exported(
-    form: Any, model: ReIdNet, path: Path, stage: Stage = "bn", size: tuple[int, int] = SIZE
+    form: Any, model: ReIdNet, path: Path, stage: TestFeatures = "bn", size: tuple[int, int] = SIZE
 ) -> Runtime:
     """Write a network, and open the file."""
     write_form(form, model, stage, size, ABOUT, path)
@@ -57,7 +59,12 @@ def exported(
 
 
 def put_run(
-    folder: Path, model: ReIdNet, *, stage: Stage = "bn", size: tuple[int, int] = SIZE, **more: Any
+    folder: Path,
+    model: ReIdNet,
+    *,
+    stage: TestFeatures = "bn",
+    size: tuple[int, int] = SIZE,
+    **more: Any,
 ) -> Path:
     """Write what an export reads of a run on the tiny synthetic set."""
     folder.mkdir()

@@ -827,7 +827,8 @@ class EvaluationConfig:
     synthetic: SyntheticConfig = group(SyntheticConfig, "The synthetic set.")
     save_features: str | None = setting(
         None,
-        "Also write features, identities, cameras and paths of all images into this .npz file.",
+        "Also write features, identities, cameras and paths of all images into this file, "
+        ".npz or .safetensors.",
         path=True,
     )
     save_rankings: str | None = setting(
@@ -853,8 +854,8 @@ class SimulationConfig:
     """Questions on fixed features, without training."""
 
     features: str = required(
-        ".npz file with features (n, D), identities (n,) and optionally cameras (n,), as an "
-        "evaluation with `save_features` writes it.",
+        ".npz or .safetensors file with features (n, D), identities (n,) and optionally cameras "
+        "(n,), as an evaluation with `save_features` writes it.",
         path=True,
     )
     ask: str = setting("ucal,gain,spal,random", "Strategies, separated by commas.")
@@ -949,6 +950,10 @@ class ExtractionConfig:
     engine: EngineConfig = group(EngineConfig, "How the work is done.")
 
 
+#: Most hits of a query, the limit of `reid_kernels.similarity_topk`.
+MOST_HITS = 1024
+
+
 @documented
 @dataclass(frozen=True)
 class SearchConfig:
@@ -958,7 +963,9 @@ class SearchConfig:
     query: str = required("An image, or a folder of images.", path=True)
     gallery: str = required("Folder of the images to search.", path=True)
     out: str = required("File to write, .csv, .json or .html.", path=True)
-    top: int = setting(10, "Most similar gallery images of each query.", at_least=1)
+    top: int = setting(
+        10, "Most similar gallery images of each query.", at_least=1, at_most=MOST_HITS
+    )
     index: str | None = setting(
         None,
         "File of the gallery's features, which later searches use again",
@@ -967,8 +974,8 @@ class SearchConfig:
     )
     false_match_rate: float = setting(
         0.01,
-        "A query is unknown where its best similarity is below the threshold that this share of "
-        "pairs of different identities exceeds.",
+        "A query is unknown where its best similarity is below a threshold. It is chosen so that "
+        "this share of the queries whose identity is not in the gallery exceed it.",
         above=0,
         below=1,
     )

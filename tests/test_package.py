@@ -32,7 +32,7 @@ def test_importing_is_light() -> None:
 LAYERS = (
     ("distributed",),
     ("data", "models", "clustering", "memory", "synthetic"),
-    ("metrics", "answers"),
+    ("metrics", "answers", "retrieval"),
     ("active", "engine"),
     ("annotators", "methods", "labels"),
     ("runs",),

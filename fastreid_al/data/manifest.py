@@ -99,13 +99,11 @@ def read_table(file: Path, splits: Mapping[str, str] | None = None) -> ImageSet:
             f"{file} {_numbers(wrong)}: got split {wrong[0].values['split']!r}, "
             f"expected one of {', '.join(known)} or none"
         )
-    paths = _paths(file, used)
-    identities = number_names([line.values.get("identity", "") for line in used])
-    cameras = number_cameras([line.values.get("camera") for line in used])
+    records = _records(file, used)
+    paths = [record.path for record in records]
     read: dict[str, list[Record]] = {split: [] for split in _SPLITS}
-    for line, path, identity, camera in zip(used, paths, identities, cameras, strict=True):
-        split = known[line.values.get("split", "").lower() or "train"]
-        read[split].append(Record(path, identity, camera, _caption(line.values)))
+    for line, record in zip(used, records, strict=True):
+        read[known[line.values.get("split", "").lower() or "train"]].append(record)
     passed_over = {}
     if len(used) < len(lines):
         left_out = [x for x in lines if x.values.get("split", "").lower() in _UNUSED]
@@ -120,6 +118,28 @@ def read_table(file: Path, splits: Mapping[str, str] | None = None) -> ImageSet:
     )
     _check_splits(file, images)
     return keep_test_apart(images)
+
+
+def read_lines(file: Path) -> list[Record]:
+    """Read the images that a CSV file lists, whatever their split, in the order of its lines.
+
+    Args:
+        file: The file, as for `read_manifest`; images with split none are left out.
+
+    Raises:
+        DataError: As for `read_manifest`, except that splits are not checked.
+    """
+    lines = _lines(file)
+    return _records(file, [x for x in lines if x.values.get("split", "").lower() not in _UNUSED])
+
+
+def _records(file: Path, lines: Sequence[_Line]) -> list[Record]:
+    """The images of some lines."""
+    paths = _paths(file, lines)
+    identities = number_names([line.values.get("identity", "") for line in lines])
+    cameras = number_cameras([line.values.get("camera") for line in lines])
+    captions = [_caption(line.values) for line in lines]
+    return [Record(*of_line) for of_line in zip(paths, identities, cameras, captions, strict=True)]
 
 
 def _check_splits(file: Path, images: ImageSet) -> None:

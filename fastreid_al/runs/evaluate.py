@@ -13,6 +13,7 @@ import torch
 
 from ..config import EvaluationConfig, ScoringConfig, SyntheticConfig
 from ..data import ImageSet, describe
+from ..data.listing import Listing
 from ..data.walk import relative
 from ..distributed.launch import require_single_process
 from ..engine.console import Reporter
@@ -24,13 +25,16 @@ from ..engine.extract import (
 )
 from ..engine.network import Network
 from ..errors import DataError, UserError
-from ..files import write_atomically
+from ..files import refuse_existing, write_atomically
 from ..metrics import Ranking
 from ..models import BackboneBuilder
+from ..retrieval.feature_file import new_feature_file
 from ..settings import validate, with_values
 from ..settings_file import read_settings
 from .checks import pick_device, working_on
 from .data import read_set
+from .extract import SUFFIX, add_features
+from .feature_stream import describe_features
 from .summary import SCORES, report_skipped, score_row
 from .trained import Trained, extract_records, load_trained, refuse_folder
 
@@ -62,6 +66,8 @@ def evaluate_file(
     require_single_process("an evaluation")
     validate(options)
     refuse_folder(Path(options.checkpoint))
+    if options.save_features is not None:
+        refuse_existing(Path(options.save_features), options.force)
     options = _with_set_of_run(options)
     device = pick_device(options.device)
     with working_on(device):
@@ -185,16 +191,19 @@ def _save_features(
     images: ImageSet,
     reporter: Reporter,
 ) -> None:
-    """Write features, identities, cameras and paths of all images to an .npz file.
+    """Write features, identities, cameras and paths of all images to an .npz or .safetensors file.
 
     The arrays of the training images are `features`, `identities`, `cameras` and `paths`; those of
-    the queries and of the gallery have the split's name before them.
+    the queries and of the gallery have the split's name before them. A .safetensors file is that of
+    `retrieval.feature_file`, and is written part by part.
     """
     path = Path(str(options.save_features))
+    if path.suffix.lower() == SUFFIX:
+        _save_tensors(path, options, scored, network, images, reporter)
+        return
     arrays: dict[str, np.ndarray] = {}
     for split, records in images.splits.items():
         if records:
-            prefix = "" if split == "train" else f"{split}_"
             found = extract_records(scored, network, records, split, options.engine, reporter)
             identities, cameras = identities_and_cameras(found.records)
             paths = [str(relative(record.path, images.root)) for record in found.records]
@@ -204,6 +213,32 @@ def _save_features(
                 "cameras": cameras.numpy(),
                 "paths": np.array(paths),
             }
-            arrays |= {prefix + name: array for name, array in of_split.items()}
+            arrays |= {_prefix(split) + name: array for name, array in of_split.items()}
             reporter.line(f"{len(paths):,} {split} features in {path}")
     write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+
+def _save_tensors(
+    path: Path,
+    options: EvaluationConfig,
+    scored: Trained,
+    network: Network,
+    images: ImageSet,
+    reporter: Reporter,
+) -> None:
+    """Write the features of all images to a .safetensors file."""
+    about = describe_features(scored, network, options.engine)
+    columns = ("cameras", "identities")
+    with new_feature_file(path, about, columns, splits=3, key="save_features") as writer:
+        for split, records in images.splits.items():
+            if records:
+                names = [relative(record.path, images.root).as_posix() for record in records]
+                listed = Listing(images.root, records, names)
+                add_features(writer, scored, network, listed, options.engine, reporter, split)
+                count = writer.end_split(_prefix(split))
+                reporter.line(f"{count:,} {split} features in {path}")
+
+
+def _prefix(split: str) -> str:
+    """What stands before the names of a split's arrays in a file of features."""
+    return "" if split == "train" else f"{split}_"

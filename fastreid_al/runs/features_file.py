@@ -1,4 +1,4 @@
-"""Reads features, identities and cameras from an .npz file: in bounded memory, no pickles."""
+"""Reads features, identities and cameras from an .npz or .safetensors file, without pickles."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ..arguments import as_ids
 from ..errors import DataError
+from ..retrieval.feature_file import TensorFile
 
 #: What a damaged or foreign archive makes Python raise.
 _DAMAGE = (
@@ -35,6 +37,11 @@ _EXPECTED = {
     "features": "real numbers, such as float32",
     "identities": "whole numbers, such as int64",
     "cameras": "whole numbers, such as int64, or no such array",
+}
+#: Dtypes of a .safetensors file that can be used.
+_TENSOR_DTYPES = {
+    **{"F64": "f8", "F32": "f4", "F16": "f2"},
+    **{f"{kind}{8 * size}": f"{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
 }
 #: Bytes that are read at a time.
 _CHUNK = 2**20
@@ -80,17 +87,18 @@ class FeaturesFile(NamedTuple):
 
 
 def read_features(path: Path) -> FeaturesFile:
-    """Read features, identities and, if there are any, cameras from an .npz file.
+    """Read features, identities and, if there are any, cameras from an .npz or .safetensors file.
 
     Args:
-        path: The file, with arrays `features` (n, D) of any real numbers, `identities` (n,) of
-            whole numbers, 0 or more, and optionally `cameras` (n,) of whole numbers, -1 where
-            unknown.
+        path: The file, recognised as .safetensors by its name, with arrays `features` (n, D) of
+            any real numbers, `identities` (n,) of whole numbers, 0 or more, and optionally
+            `cameras` (n,) of whole numbers, -1 where unknown.
 
     Raises:
         DataError: The file cannot be read, or its arrays cannot be used.
     """
-    arrays = _read_arrays(path)
+    tensors = path.suffix.lower() == ".safetensors"
+    arrays = _read_tensors(path) if tensors else _read_arrays(path)
     try:
         return FeaturesFile(
             _unit_rows(arrays["features"]),
@@ -108,14 +116,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is no regular file")
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            missing = [x for x in ("features", "identities") if f"{x}.npy" not in names]
-            if missing:
-                found = ", ".join(name.removesuffix(".npy") for name in names[:8]) or "nothing"
-                raise DataError(
-                    f"{path} has no array {' and no '.join(missing)}; it holds {found!a:.200}"
-                )
-            held = [name for name in _EXPECTED if f"{name}.npy" in names]
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            held = _held(path, names)
             headers = {name: _header(archive, f"{name}.npy") for name in held}
             _check_headers(path, headers)
             return {name: _values(archive, f"{name}.npy", headers[name]) for name in held}
@@ -126,6 +128,32 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"{path} cannot be read as .npz ({reason:.200}); "
             "an evaluation with `save_features` writes such a file"
         ) from error
+
+
+def _held(path: Path, names: Sequence[str]) -> list[str]:
+    """The arrays that are read, of those that a file holds.
+
+    Raises:
+        DataError: There are no features, or no identities.
+    """
+    missing = [x for x in ("features", "identities") if x not in names]
+    if missing:
+        found = ", ".join(names[:8]) or "nothing"
+        raise DataError(f"{path} has no array {' and no '.join(missing)}; it holds {found!a:.200}")
+    return [name for name in _EXPECTED if name in names]
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .safetensors file by name, whose headers are checked before they are read."""
+    file = TensorFile(path)
+    headers = {}
+    for name in _held(path, file.names):
+        dtype, shape = file.kind(name)
+        if dtype not in _TENSOR_DTYPES:
+            raise DataError(f"{path}: {name}: got dtype {dtype:.20}, expected {_EXPECTED[name]}")
+        headers[name] = _Header(shape, False, np.dtype(_TENSOR_DTYPES[dtype]), 0)
+    _check_headers(path, headers)
+    return {name: file.tensor(name).numpy() for name in headers}
 
 
 def _header(archive: zipfile.ZipFile, name: str) -> _Header:

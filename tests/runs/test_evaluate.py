@@ -125,7 +125,7 @@ def test_features_of_a_folder_have_names(crops: EvaluationConfig, tmp_path: Path
         assert saved["features"].shape[0] == len(saved["identities"]) == 2
         assert saved["gallery_paths"].tolist() == [f"gallery/q{p}/{p}_c1.jpg" for p in range(3)]
         assert saved["query_features"].shape == saved["gallery_features"].shape
-    one = replace(crops, data_root=str(root / "train/p0"), save_features=str(file))
+    one = replace(crops, data_root=str(root / "train/p0"), save_features=str(file), force=True)
     assert evaluate_file(one) is None
     with np.load(file) as saved:
         assert saved["paths"].tolist() == ["0_c1.jpg"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -22,6 +23,14 @@ from ..settings import validate
 from .checks import pick_device, working_on
 from .feature_stream import describe_features, stream_features
 from .trained import Trained, find_run, load_trained
+
+
+class FileState(NamedTuple):
+    """Size in bytes and time of modification in nanoseconds of a file; -1 where unknown."""
+
+    size: int = -1
+    modified: int = -1
+
 
 #: Suffix of files of features.
 SUFFIX = ".safetensors"
@@ -77,10 +86,9 @@ def _extract(
     columns = ["cameras", *(["identities"] if listed.has_identities else [])]
     out = Path(options.out)
     with new_feature_file(out, about, columns) as writer:
-        add_features(writer, trained, network, listed, options.engine, reporter)
-        count = writer.end_split()
-        if not count:
+        if not add_features(writer, trained, network, listed, options.engine, reporter):
             raise DataError(f"{options.images} holds no readable image: there is nothing to write")
+        count = writer.end_split()
     dim = trained.model.features
     reporter.line(f"{count:,} features of {dim:,} values in {out}")
     return count
@@ -94,8 +102,8 @@ def add_features(
     engine: EngineConfig,
     reporter: Reporter,
     what: str = "input",
-    states: Sequence[os.stat_result] | None = None,
-) -> None:
+    states: Sequence[FileState] | None = None,
+) -> int:
     """Extract features of images, and write them; images that cannot be read are named.
 
     Args:
@@ -106,21 +114,23 @@ def add_features(
         engine: How features are extracted.
         reporter: Shows progress, and names images that cannot be read.
         what: What the images are, for the lines that are printed.
-        states: The state of each file, for an index.
+        states: Size and time of modification of each file, for an index.
+
+    Returns:
+        The number of images that were written.
     """
     bad: list[BadImage] = []
     paths = [record.path for record in listed.records]
+    count = 0
     with reporter.progress(f"extracting {what}", len(paths)) as update:
         for part in stream_features(trained, network, paths, engine, bad, update):
             entries = []
             for row, digest in zip(part.rows, part.digests, strict=True):
-                record, state = listed.records[row], states[row] if states else None
-                size, modified = (state.st_size, state.st_mtime_ns) if state else (-1, -1)
-                entries.append(
-                    ImageEntry(
-                        listed.names[row], digest, record.camera, record.identity, size, modified
-                    )
-                )
+                record, state = listed.records[row], states[row] if states else FileState()
+                name = listed.names[row]
+                entries.append(ImageEntry(name, digest, record.camera, record.identity, *state))
             if entries:
                 writer.add(part.features, entries)
+            count += len(entries)
     reporter.bad_images(what, bad)
+    return count

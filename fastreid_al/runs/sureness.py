@@ -1,0 +1,220 @@
+"""How sure a search is, learnt from what is known of the images of its run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..answers import Ledger, Verdict
+from ..config import EngineConfig
+from ..data import ImageSet
+from ..data.listing import Listing
+from ..data.pixels import BadImage
+from ..data.records import UNKNOWN, Record
+from ..data.walk import relative
+from ..engine.console import Reporter
+from ..engine.network import Network
+from ..errors import DataError, UserError
+from ..retrieval.feature_file import FeatureTable, new_feature_file, read_table
+from ..retrieval.open_set import UnknownThreshold
+from ..retrieval.probability import MatchProbability, fit_probability
+from ..retrieval.reference import learn_sureness, matches_per_query, sample_images
+from .extract import add_features
+from .feature_stream import describe_features, stream_features
+from .questions import LEDGER_FILE
+from .trained import RunFiles, Trained, images_of_run
+
+#: Features of the images of the run by which the sureness is learnt.
+REFERENCE_FILE = "reference.safetensors"
+
+
+@dataclass(frozen=True)
+class SearchSureness:
+    """How sure the hits of a search are.
+
+    Args:
+        probability: Of a match, by similarity; None where nothing is known.
+        matches: Matches that a query is taken to have in the gallery, on average.
+        others: Other images of the gallery.
+        threshold: When a query is unknown; None where it cannot be chosen.
+        source: What it was learnt from.
+    """
+
+    probability: MatchProbability | None = None
+    matches: float = 0.0
+    others: float = 0.0
+    threshold: UnknownThreshold | None = None
+    source: str = "nothing"
+
+
+@dataclass(frozen=True)
+class SurenessLearner:
+    """Learns how sure a search is from the images of a run.
+
+    Args:
+        run: The run.
+        trained: How features are computed.
+        network: The network as the engine runs it.
+        engine: How features are extracted.
+        reporter: Prints what it was learnt from.
+    """
+
+    run: RunFiles
+    trained: Trained
+    network: Network
+    engine: EngineConfig
+    reporter: Reporter
+
+    def learn(self, gallery_size: int, false_match_rate: float) -> SearchSureness:
+        """Learn from test images, from training images, or from answers.
+
+        Test images of known identity come first, because the network was not trained on them; then
+        training images of known identity; then the answers in the ledger of the run, from which
+        only the probability can be learnt. Features of up to 4,000 images are kept in the run's
+        folder, 33 MB for D = 2,048.
+
+        Args:
+            gallery_size: Images of the gallery that is searched.
+            false_match_rate: The share of unknown queries that may be taken for known ones.
+        """
+        try:
+            images = images_of_run(self.run, self.reporter)
+            test = [r for r in (*images.query, *images.gallery) if r.identity != UNKNOWN]
+            training = [r for r in images.train if r.identity != UNKNOWN]
+            if test or training:
+                which = "test" if test else "training"
+                known = test or training
+                learnt = self._from_identities(images, known, which, gallery_size, false_match_rate)
+            else:
+                learnt = self._from_answers(images, gallery_size)
+        except UserError as error:
+            self.reporter.warn(f"how sure a match is cannot be learnt ({error})")
+            learnt = SearchSureness()
+        if learnt.probability is None:
+            self.reporter.line(
+                "the probability of a match is not known: too few identities of the run's images "
+                "are known, and too few answers"
+            )
+        if learnt.threshold is None:
+            self.reporter.line(
+                "no query is marked as unknown: too few identities of the run's images are known"
+            )
+        return learnt
+
+    def _from_identities(
+        self,
+        images: ImageSet,
+        known: Sequence[Record],
+        which: str,
+        gallery_size: int,
+        false_match_rate: float,
+    ) -> SearchSureness:
+        same_camera = self.run.config.evaluation.same_camera == "include"
+        table = self._reference(images, [known[row] for row in sample_images(known)])
+        assert table.identities is not None
+        learnt = learn_sureness(
+            table.features,
+            table.identities,
+            table.cameras,
+            gallery_size,
+            false_match_rate,
+            same_camera=same_camera,
+        )
+        # A small gallery is taken to have the same share of matches, a large one the same number.
+        share = min(1.0, gallery_size / len(known))
+        matches = share * matches_per_query(known, same_camera)
+        source = f"{len(table):,} {which} images of {learnt.identities:,} identities"
+        if learnt.probability is not None:
+            assert learnt.error is not None
+            self.reporter.line(
+                f"probability of a match: from {learnt.pairs:,} pairs of {source}, calibration "
+                f"error {100 * learnt.error:.1f} %; it holds if a query has {matches:.2g} matches "
+                f"among {gallery_size:,} gallery images on average"
+            )
+        if which == "training":
+            self.reporter.warn(
+                "the network was trained on these images: on others matches are less similar, and "
+                "error rates are higher"
+            )
+        size = float(gallery_size)
+        return SearchSureness(learnt.probability, matches, size, learnt.threshold, source)
+
+    def _reference(self, images: ImageSet, chosen: list[Record]) -> FeatureTable:
+        """The features of a sample, as the run's folder has them, or extracted now."""
+        path = self.run.folder / REFERENCE_FILE
+        names = [relative(record.path, images.root).as_posix() for record in chosen]
+        about = describe_features(self.trained, self.network, self.engine)
+        labels = [(n, r.identity, r.camera) for n, r in zip(names, chosen, strict=True)]
+        about["sample"] = hashlib.sha256(json.dumps(labels).encode()).hexdigest()
+        if os.path.isfile(path):
+            try:
+                table = read_table(path)
+                same = (table.about.get(key) == about[key] for key in ("model_digest", "sample"))
+                if all(same) and table.identities is not None:
+                    return table
+            except DataError:
+                self.reporter.warn(f"{path} is damaged and is written anew")
+        listed = Listing(images.root, chosen, names)
+        with new_feature_file(path, about, ("cameras", "identities"), key="run") as writer:
+            args = (writer, self.trained, self.network, listed, self.engine, self.reporter)
+            if not add_features(*args, "reference"):
+                raise DataError(f"{listed.root} holds no readable image")
+            writer.end_split()
+        return read_table(path)
+
+    def _from_answers(self, images: ImageSet, gallery_size: int) -> SearchSureness:
+        """Learn the probability from the pairs that people have judged."""
+        records = {relative(r.path, images.root).as_posix(): r for r in images.train}
+        answers = [a for a in _answers(self.run) if a[0] in records and a[1] in records]
+        features = self._features_of(
+            {n: records[n] for left, right, _ in answers for n in (left, right)}
+        )
+        pairs = [(a, b, same) for a, b, same in answers if a in features and b in features]
+        similarity = [float(features[a] @ features[b]) for a, b, _ in pairs]
+        # How many matches an image has is not known: the odds change with the gallery's size alone.
+        others = float(max(1, len(images.train)))
+        probability = fit_probability(similarity, [same for *_, same in pairs], 1.0, others)
+        source = f"{len(pairs):,} answers about training images"
+        if probability is not None:
+            self.reporter.line(
+                f"probability of a match: from {source}; it holds if a query has as many matches "
+                "in the gallery as an image has in the training set, on average"
+            )
+        matches = min(1.0, gallery_size / others)
+        return SearchSureness(probability, matches, float(gallery_size), None, source)
+
+    def _features_of(self, records: Mapping[str, Record]) -> dict[str, Tensor]:
+        """The features of the images that can be read, by name."""
+        names = sorted(records)
+        paths = [records[name].path for name in names]
+        bad: list[BadImage] = []
+        features: dict[str, Tensor] = {}
+        with self.reporter.progress("extracting judged images", len(paths)) as update:
+            args = (self.trained, self.network, paths, self.engine, bad, update)
+            for part in stream_features(*args):
+                for row, feature in zip(part.rows, part.features, strict=True):
+                    features[names[row]] = feature
+        self.reporter.bad_images("judged", bad)
+        return features
+
+
+def _answers(run: RunFiles) -> list[tuple[str, str, bool]]:
+    """The pairs of images, by name, that the run's ledger calls same or different."""
+    url = run.config.questions.ledger or str(run.folder / LEDGER_FILE)
+    if "://" not in url and not os.path.exists(url):
+        return []
+    verdicts = {Verdict.SAME.value: True, Verdict.DIFFERENT.value: False}
+    with Ledger.open(url, write=False) as ledger:
+        return [
+            (event.left, event.right, verdicts[event.verdict])
+            for event in ledger.events()
+            if event.undone_by is None
+            and event.verdict in verdicts
+            and event.left is not None
+            and event.right is not None
+        ]

@@ -300,12 +300,11 @@ def _fill(
     def decode_one(index: int) -> FileState:
         digest = ""
         try:
-            content = _read(paths[index])
+            content = read_image(paths[index])
             digest = digest_of(content)
-            image = to_rgb(content).resize((width, height), Image.Resampling.BICUBIC)
+            array[index] = resized(to_rgb(content), height, width)
         except Exception as error:  # Pillow raises a wide range of types on damaged files.
-            return FileState(digest, _reason(error))
-        array[index] = np.asarray(image).transpose(2, 0, 1)
+            return FileState(digest, reason_of(error))
         return FileState(digest)
 
     files: list[FileState] = []
@@ -319,7 +318,13 @@ def _fill(
     return files
 
 
-def _read(path: Path) -> bytes:
+def resized(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """Resize an RGB image with antialiased bicubic interpolation, to (3, height, width) uint8."""
+    small = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(small).transpose(2, 0, 1)
+
+
+def read_image(path: Path) -> bytes:
     """The bytes of a regular file; a pipe or a device could be read for ever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("no regular file")
@@ -373,6 +378,18 @@ def to_rgb(content: bytes) -> Image.Image:
         raise ValueError(
             f"{image.width} x {image.height} is more than {LARGEST_IMAGE // 10**6} million pixels"
         )
+    return image_to_rgb(image)
+
+
+def image_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image as `decode` does: turned upright, 16 bits scaled to 8, in RGB.
+
+    Args:
+        image: The image, as `PIL.Image.open` returned it or as it was made.
+
+    Raises:
+        OSError: It is damaged.
+    """
     # Pillow turns a TIFF image by itself when it is loaded.
     image.load()
     turned = _upright(image)
@@ -401,7 +418,8 @@ def _from_deep(values: np.ndarray, sixteen_bit: bool) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Say why an image cannot be read."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image"
     if isinstance(error, OSError) and error.strerror:

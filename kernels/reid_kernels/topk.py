@@ -64,10 +64,11 @@ def similarity_topk(
         Where fewer than k rows are available, the rest are -inf and -1. On a GPU a NaN ranks first.
 
     Memory:
-        B x n never exists. CPU: a block of 8 or 16 MiB, some 20 MiB of candidates, and with
-        bfloat16 candidates a copy of the bank at half its size (133 MB at n = 32,621 and 4.1 GB at
-        1e6, D = 2,048). GPU: copies of bank and queries in float16 (two, where the bank is
-        searched with itself), at most 256 MiB of group maxima, and at most 256 MiB of recomputed
+        B x n never exists. CPU: a block of 8 or 16 MiB, or of 64 queries where that is more (256 n
+        bytes, 256 MB at 1e6), some 20 MiB of candidates, and with bfloat16 candidates a copy of the
+        bank at half its size (133 MB at n = 32,621 and 4.1 GB at 1e6, D = 2,048). GPU: copies of
+        bank and queries in float16 (two, where the bank is searched with itself), at most 256 MiB
+        of group maxima, and at most 256 MiB of recomputed
         similarities; the queries without proof are copied once more. `BankIndex` keeps the copies
         of a bank that is searched more than once.
 

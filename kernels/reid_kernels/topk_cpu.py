@@ -20,6 +20,8 @@ from .numerics import accumulator, has_bf16_units, select_topk
 #: Bytes of similarities that exist at a time: in float32, and in bfloat16.
 _BLOCK = 2**24
 _LOW_BLOCK = 2**23
+#: Queries of a block of float32 similarities, at least: the bank is read once for each block.
+_AT_ONCE = 64
 #: Candidates that exist at a time, some 40 bytes each.
 _CANDIDATES = 2**18
 #: Smaller than any length whose square float32 can represent. It is added to each length, so that
@@ -131,7 +133,7 @@ def _exact(
     """Fill values and indices (B, k), k <= n, from products in the dtype of the rows, block by
     block.
     """
-    rows = max(1, _BLOCK // (query.dtype.itemsize * len(bank)))
+    rows = max(_AT_ONCE, _BLOCK // (query.dtype.itemsize * len(bank)))
     buffer = bank.new_empty(min(rows, len(query)), len(bank))
     for start in range(0, len(query), rows):
         block = slice(start, start + rows)
@@ -200,7 +202,7 @@ def _certified(
         _rescore(q, bank, scale, bank_scale, row, column, *found, kept)
         undecided.append((~kept).nonzero()[:, 0] + start)
     again = torch.cat(undecided)
-    for part in again.split(max(1, _BLOCK // (4 * n))) if len(again) else ():
+    for part in again.split(max(_AT_ONCE, _BLOCK // (4 * n))) if len(again) else ():
         scale = None if query_scale is None else query_scale[part]
         exact = _similarity(query[part], bank, scale, bank_scale, None)
         _drop(exact, None if exclude is None else exclude[part])

@@ -16,13 +16,15 @@ import pytest
 import torch
 
 from fastreid_al.answers import ImageKeys, Ledger, Verdict
-from fastreid_al.config import SearchConfig
+from fastreid_al.config import EvaluationConfig, SearchConfig
 from fastreid_al.data import load
 from fastreid_al.errors import CheckpointError, DataError, SettingError, UserError, parse_printable
 from fastreid_al.models import build_model
 from fastreid_al.retrieval import reference
 from fastreid_al.retrieval.feature_file import read_table
+from fastreid_al.retrieval.probability import calibration_error
 from fastreid_al.runs import gallery_index, run_training, sureness, train
+from fastreid_al.runs.evaluate import evaluate_file
 from fastreid_al.runs.gallery_index import default_index
 from fastreid_al.runs.search import search_gallery
 from fastreid_al.search import main as search_main
@@ -366,3 +368,65 @@ def test_images_of_the_run_that_are_gone_leave_the_probability_empty(
 def test_settings_outside_their_range_are_refused(options: SearchConfig) -> None:
     with pytest.raises(SettingError, match="`top`: got 5000"):
         search_gallery(replace(options, top=5000))
+
+
+@pytest.mark.slow
+def test_the_stated_rates_hold_for_synthetic_people_that_were_not_in_the_sample(
+    tmp_path: Path,
+) -> None:
+    """Half of the test identities are the sample, the others the queries and the gallery."""
+    config = tiny_config(tmp_path / "run")
+    people = replace(
+        config.synthetic,
+        train_identities=64,
+        train_images=960,
+        test_identities=240,
+        query_images=480,
+        gallery_images=1920,
+    )
+    supervised = replace(
+        config,
+        method="supervised",
+        epochs=8,
+        evaluate_every=8,
+        synthetic=people,
+        batch=replace(config.batch, size=32, iterations=40),
+        optimizer=replace(config.optimizer, lr=2e-3, step=6),
+    )
+    finished = run_training(supervised)
+    saved = tmp_path / "features.safetensors"
+    evaluate_file(
+        EvaluationConfig(
+            str(finished.folder / "last.pt"),
+            "synthetic",
+            synthetic=people,
+            save_features=str(saved),
+        )
+    )
+    tables = [read_table(saved, prefix) for prefix in ("query_", "gallery_")]
+    features = torch.cat([table.features for table in tables])
+    cameras = torch.cat([table.cameras for table in tables])
+    labels = [table.identities for table in tables if table.identities is not None]
+    identities = torch.cat(labels)
+    numbers = identities.unique()
+    covered, errors_of_probability = 0, []
+    for seed in range(6):
+        order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))
+        sampled = torch.isin(identities, numbers[order[:120]])
+        rows, fresh = sampled.nonzero()[:, 0], (~sampled).nonzero()[:, 0]
+        learnt = reference.learn_sureness(
+            features[rows], identities[rows], cameras[rows], len(fresh), 0.1
+        )
+        assert learnt.threshold is not None and learnt.probability is not None
+        every = torch.arange(len(features))[fresh]
+        found = reference.search_sample(features, identities, cameras, every, fresh)
+        _, low, high = learnt.threshold.false_match.in_gallery(learnt.threshold.growth)
+        rate = float((found.impostor >= learnt.threshold.similarity).double().mean())
+        covered += low <= rate <= high
+        real = found.similarity.isfinite()
+        stated = learnt.probability(
+            found.similarity[real].numpy(), float(found.matches.double().mean()), len(fresh)
+        )
+        errors_of_probability.append(calibration_error(stated, found.same[real].numpy()))
+    assert covered >= 4
+    assert np.mean(errors_of_probability) < 0.03

@@ -71,6 +71,9 @@ def list_images(path: Path, key: str, camera_pattern: str | None = None) -> List
             f"{path} does not exist; `{key}` is a folder, an image, a list (.txt) or a manifest "
             "(.csv)"
         )
+    if not os.path.isfile(path):
+        # A pipe could be read for ever.
+        raise DataError(f"{path} is neither a file nor a folder; name another with `{key}`")
     if suffix in _TABLES:
         records = read_lines(path)
         if not records:

@@ -154,7 +154,7 @@ class FeatureWriter:
     Args:
         file: A new file, open for writing in binary mode.
         about: The metadata.
-        columns: Names in `COLUMNS` that are written; cameras always belong to them.
+        columns: Names in `COLUMNS` that are written; cameras always are.
         splits: Most splits that the file gets.
     """
 
@@ -167,7 +167,7 @@ class FeatureWriter:
     ) -> None:
         self._file = file
         self._about = {"format": FORMAT, **about}
-        self._columns = [name for name in COLUMNS if name in columns]
+        self._columns = [name for name in COLUMNS if name == "cameras" or name in columns]
         self._tensors: dict[str, dict[str, Any]] = {}
         self._room = _header_room(self._about, splits * (4 + len(self._columns)))
         self._at = 0

@@ -161,9 +161,15 @@ def empty_table(root: Path) -> Path:
     return root / "empty.csv"
 
 
+def pipe(root: Path) -> Path:
+    os.mkfifo(root / "pipe.txt")
+    return root / "pipe.txt"
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (pipe, "is neither a file nor a folder; name another with `images`"),
         (empty_folder, "holds no image at any depth; name another folder with `images`"),
         (empty_list, "lists no image; write one path a line"),
         (empty_table, "lists no image; add a line for each"),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fastreid_al.errors import DataError
 from fastreid_al.runs.features_file import read_features
@@ -174,3 +175,36 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "no regular file")
     refused(tmp_path / "missing", "No such file or directory")
     refused(Path("/dev/zero"), "no regular file")
+
+
+def saved(path: Path, **tensors: torch.Tensor) -> Path:
+    """A .safetensors file of other programs: without names and metadata."""
+    given = {"features": torch.from_numpy(FEATURES), "identities": torch.from_numpy(IDENTITIES)}
+    save_file({**given, **tensors}, path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int32])
+def test_safetensors_of_other_programs_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    features = (torch.from_numpy(FEATURES).abs() * 10 + 1).to(dtype)
+    cameras = torch.arange(12, dtype=torch.int16) - 1
+    found = read_features(saved(tmp_path / "f.safetensors", features=features, cameras=cameras))
+    expected = torch.nn.functional.normalize(features.float())
+    assert torch.equal(found.features, expected)
+    assert found.identities.tolist() == IDENTITIES.tolist()
+    assert found.cameras is not None and found.cameras.tolist() == cameras.tolist()
+
+
+def test_safetensors_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    save_file({"features": torch.ones(3, 2)}, path)
+    refused(path, "has no array identities; it holds 'features'")
+    refused(saved(path, features=torch.ones(12, 2).bfloat16()), "features: got dtype BF16")
+    refused(saved(path, identities=torch.zeros(12, dtype=torch.bool)), "got dtype BOOL, expected")
+    refused(saved(path, identities=torch.zeros(3)), "expected (n, D) and (n,) with n >= 2")
+    refused(saved(path, identities=torch.full((12,), -1)), "12 of 12 below 0, which are unknown")
+    whole = saved(path).read_bytes()
+    for content in (b"", whole[:20], whole[:-1], b"PK" + whole[2:]):
+        path.write_bytes(content)
+        refused(path, "cannot be read as features")
+    refused(tmp_path / "missing.safetensors", "No such file or directory")

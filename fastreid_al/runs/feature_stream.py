@@ -73,15 +73,18 @@ def stream_features(
             store = decoding.result()
             bad += store.bad
             loader = BatchLoader(store, network.device, "host")
-            features = extract_features(network, loader, engine, None, trained.stage).cpu()
+
+            def update(done: int, _: int, start: int = part.start) -> None:
+                if on_progress is not None:
+                    on_progress(start + done, len(paths))
+
+            features = extract_features(network, loader, engine, update, trained.stage).cpu()
             if not bool(torch.isfinite(features).all()):
                 raise DivergedError(
                     f"features of {trained.origin} are not finite: the network has diverged; name "
                     "an earlier checkpoint"
                 )
             rows = [part.start + slot for slot in store.slots.tolist()]
-            if on_progress is not None:
-                on_progress(part.stop, len(paths))
             yield FeaturePart(features, rows, store.digests)
 
 

@@ -836,7 +836,7 @@ class EvaluationConfig:
         "Also write the first gallery images of every query into this file, .csv or .parquet.",
         path=True,
     )
-    force: bool = setting(False, "Replace files that exist.")
+    force: bool = setting(False, "Replace the file of `save_rankings` if it exists.")
     rerank: bool = setting(
         False, "Rank by k-reciprocal re-ranking (Zhong et al., CVPR 2017) as well."
     )

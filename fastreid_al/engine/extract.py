@@ -14,7 +14,7 @@ from ..data.pixels import PixelSettings, PixelStore, decode
 from ..data.records import UNKNOWN, ImageSet, Record
 from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import DataError, DivergedError
-from ..metrics import Ranking, rank_gallery, rerank_gallery
+from ..metrics import Ranking, RankLists, list_gallery, rank_gallery, rerank_gallery
 from ..models import Domain, Stage
 from .console import Reporter
 from .network import Network
@@ -124,6 +124,8 @@ class Evaluator:
         self._same_camera = same_camera
         self._digests: dict[str, Collection[str]] = {"train": train} if train else {}
         self._splits: dict[str, tuple[BatchLoader, Tensor, Tensor]] = {}
+        #: The images that could be read, by split.
+        self.records: dict[str, list[Record]] = {}
 
     def __call__(self, network: Network) -> Ranking:
         """Extract the features, and rank the gallery by them.
@@ -134,6 +136,32 @@ class Evaluator:
             Interrupted: A signal came.
         """
         return rank_gallery(*self._sides(network), world=self._world)
+
+    def with_lists(
+        self, network: Network, top: int, rerank: bool = False
+    ) -> tuple[Ranking, Ranking | None, RankLists]:
+        """Extract the features, rank the gallery by them, and list the first images of each query.
+
+        Rows of the lists are those of `records`.
+
+        Args:
+            network: The network.
+            top: Ranks that are listed.
+            rerank: Whether the gallery is ranked with k-reciprocal re-ranking as well.
+
+        Returns:
+            The scores by the features; those with re-ranking, or None; and the lists, which are by
+            the features.
+
+        Raises:
+            DataError: No query or no gallery image can be read.
+            TrainingError: The features are not finite.
+            Interrupted: A signal came.
+        """
+        sides = self._sides(network)
+        reranked = rerank_gallery(*sides, world=self._world) if rerank else None
+        ranking, lists = list_gallery(*sides, top=top, world=self._world)
+        return ranking, reranked, lists
 
     def with_reranking(self, network: Network) -> tuple[Ranking, Ranking]:
         """Extract the features, and rank the gallery without and with k-reciprocal re-ranking.
@@ -196,6 +224,7 @@ class Evaluator:
             # An unknown camera equals no other.
             cameras = torch.full_like(cameras, UNKNOWN)
         self._splits[split] = (loader, identities, cameras)
+        self.records[split] = records
         return self._splits[split]
 
     def _report_copies(self, split: str, digests: Sequence[str]) -> None:

@@ -2,16 +2,20 @@
 
 from .clusters import ClusterScores, cluster_scores
 from .pairs import ListScores, PairScores, changed_pairs, list_scores, pair_scores
-from .ranking import Ranking, rank_gallery
+from .rank_lists import RankLists, list_gallery
+from .ranking import QueryScores, Ranking, rank_gallery
 from .reranking import rerank_gallery
 
 __all__ = [
     "ClusterScores",
     "ListScores",
     "PairScores",
+    "QueryScores",
+    "RankLists",
     "Ranking",
     "changed_pairs",
     "cluster_scores",
+    "list_gallery",
     "list_scores",
     "pair_scores",
     "rank_gallery",

@@ -35,6 +35,7 @@ from .checks import pick_device, working_on
 from .data import read_set
 from .extract import SUFFIX, add_features
 from .feature_stream import describe_features
+from .rankings_file import RANKS, check_rankings_file, write_rankings
 from .summary import SCORES, report_skipped, score_row
 from .trained import Trained, extract_records, load_trained, refuse_folder
 
@@ -68,6 +69,8 @@ def evaluate_file(
     refuse_folder(Path(options.checkpoint))
     if options.save_features is not None:
         refuse_existing(Path(options.save_features), options.force)
+    if options.save_rankings is not None:
+        check_rankings_file(Path(options.save_rankings), options.force)
     options = _with_set_of_run(options)
     device = pick_device(options.device)
     with working_on(device):
@@ -99,18 +102,37 @@ def _evaluated(
         options.engine,
         same_camera=same_camera,
     )
-    if options.rerank:
-        ranking, reranked = evaluator.with_reranking(network)
+    ranking, reranked = _ranked(options, evaluator, network, images, reporter)
+    rankings = {"": ranking}
+    if reranked is not None:
         rankings = {"by the features": ranking, "re-ranked": reranked}
-    else:
-        ranking = evaluator(network)
-        rankings = {"": ranking}
     rows = [score_row(name, ranking_metrics(scores)) for name, scores in rankings.items()]
     reporter.table(f"Test set, %: {options.checkpoint}", ["", *SCORES], rows)
     if ranking.queries == 0:
         raise DataError(without_match(images, same_camera))
     report_skipped(ranking_metrics(ranking), reporter)
     return ranking
+
+
+def _ranked(
+    options: EvaluationConfig,
+    evaluator: Evaluator,
+    network: Network,
+    images: ImageSet,
+    reporter: Reporter,
+) -> tuple[Ranking, Ranking | None]:
+    """Rank the gallery, also with re-ranking if that is asked for, and write the lists."""
+    if options.save_rankings is None:
+        return evaluator.with_reranking(network) if options.rerank else (evaluator(network), None)
+    ranking, reranked, lists = evaluator.with_lists(network, RANKS, options.rerank)
+    names = [
+        [str(relative(record.path, images.root)) for record in evaluator.records[split]]
+        for split in ("query", "gallery")
+    ]
+    path = Path(options.save_rankings)
+    write_rankings(path, lists, names[0], names[1])
+    reporter.line(f"the first gallery images of {len(names[0]):,} queries in {path}")
+    return ranking, reranked
 
 
 def _with_set_of_run(options: EvaluationConfig) -> EvaluationConfig:
@@ -179,7 +201,8 @@ def _read_images(options: EvaluationConfig, reporter: Reporter) -> ImageSet:
     images = read_set(options, name, reporter)
     for line in describe(images):
         reporter.line(line)
-    if not images.query and options.save_features is None:
+    needed = options.save_features is None or options.save_rankings is not None
+    if not images.query and needed:
         raise DataError(f"{images.root} has no query and gallery images: nothing to evaluate on")
     return images
 

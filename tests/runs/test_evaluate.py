@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
+from fastreid_al.answers.report import parse_cell
 from fastreid_al.config import EvaluationConfig, RunConfig, ScoringConfig
-from fastreid_al.errors import CheckpointError, DataError, UserError
+from fastreid_al.errors import CheckpointError, DataError, UserError, printable
 from fastreid_al.evaluate import main as evaluate_main
 from fastreid_al.models import build_model
 from fastreid_al.runs import run_training
@@ -167,3 +172,85 @@ def test_a_checkpoint_is_scored_as_its_run_was(crops: EvaluationConfig, tmp_path
     (tmp_path / "config.json").write_text(json.dumps(settings))
     ranking = evaluate_file(replace(crops, dataset=None, data_root="data"))
     assert ranking is not None and ranking.queries == 3
+
+
+def put_matches(crops: EvaluationConfig) -> None:
+    """Give each query an image of its identity by another camera, under difficult names."""
+    root = os.fsencode(crops.data_root)
+    names = [b"a,b_c2.jpg", b'"quoted"\nbroken_c2.jpg', b"\xff\xfe_c2.jpg"]
+    for person, name in enumerate(names):
+        known = root + b"/gallery/q%d/%d_c1.jpg" % (person, person)
+        put_noise(Path(crops.data_root), "x_c2.jpg", seed=30 + person)
+        os.rename(root + b"/x_c2.jpg", os.path.join(os.path.dirname(known), name))
+
+
+def test_rankings_are_written_with_paths_ranks_and_ignored_images(
+    crops: EvaluationConfig, tmp_path: Path
+) -> None:
+    put_matches(crops)
+    file = tmp_path / "rankings.csv"
+    ranking = evaluate_file(replace(crops, save_rankings=str(file)))
+    with open(file, newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    assert list(rows[0]) == ["query", "rank", "gallery", "similarity", "right", "junk"]
+    assert ranking is not None
+    root = Path(crops.data_root)
+    for number in range(3):
+        of_query = [r for r in rows if r["query"] == f"query/q{number}/{number}_c1.jpg"]
+        paths = [parse_cell(row["gallery"]) for row in of_query]
+        assert sorted(paths) == sorted(str(p.relative_to(root)) for p in root.glob("gallery/*/*"))
+        assert [row["rank"] for row in of_query if row["junk"] == "false"] == list("12345")
+        (ignored,) = [row for row in of_query if row["junk"] == "true"]
+        assert (ignored["gallery"], ignored["rank"]) == (f"gallery/q{number}/{number}_c1.jpg", "")
+        right = [row for row in of_query if row["right"] == "true" and row["junk"] == "false"]
+        assert [int(row["rank"]) for row in right] == [int(ranking.of_queries.first[number])]
+        similarity = [float(row["similarity"]) for row in of_query]
+        assert similarity == sorted(similarity, reverse=True)
+    with pytest.raises(UserError, match=r"rankings.csv exists.*`force`"):
+        evaluate_file(replace(crops, save_rankings=str(file)))
+    before = file.read_bytes()
+    evaluate_file(replace(crops, save_rankings=str(file), force=True))
+    assert file.read_bytes() == before
+
+
+def test_rankings_as_parquet_hold_the_same_rows(crops: EvaluationConfig, tmp_path: Path) -> None:
+    put_matches(crops)
+    plain, columns = tmp_path / "rankings.csv", tmp_path / "rankings.parquet"
+    evaluate_file(replace(crops, save_rankings=str(plain), rerank=True))
+    evaluate_file(replace(crops, save_rankings=str(columns)))
+    table = pyarrow.parquet.read_table(columns)
+    with open(plain, newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    assert table.column_names == list(rows[0])
+    assert len(rows) == table.num_rows == 18
+    for row, other in zip(rows, table.to_pylist(), strict=True):
+        assert other["gallery"] == printable(parse_cell(row["gallery"]))
+        assert str(other["rank"] or "") == row["rank"]
+        assert other["similarity"] == pytest.approx(float(row["similarity"]), abs=1e-6)
+        assert (str(other["right"]).lower(), str(other["junk"]).lower()) == (
+            row["right"],
+            row["junk"],
+        )
+
+
+def test_a_rankings_file_that_cannot_be_written_is_refused_before_the_work(
+    crops: EvaluationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = replace(crops, checkpoint=str(tmp_path / "no such file"))
+    for name, message in (
+        ("rankings.xlsx", r"`save_rankings`: got rankings.xlsx, expected a name that ends in .csv"),
+        ("no/rankings.csv", "no is not a folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_file(replace(missing, save_rankings=str(tmp_path / name)))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'fastreid_al\[parquet\]'"):
+        evaluate_file(replace(missing, save_rankings=str(tmp_path / "rankings.parquet")))
+
+
+def test_rankings_need_queries(crops: EvaluationConfig, tmp_path: Path) -> None:
+    one = replace(crops, data_root=f"{crops.data_root}/train/p0")
+    files = {name: str(tmp_path / name) for name in ("save_features", "save_rankings")}
+    files["save_rankings"] += ".csv"
+    with pytest.raises(DataError, match="no query and gallery images"):
+        evaluate_file(replace(one, **files))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from torch import Tensor
 from .config import EngineConfig, TestFeatures
 from .data.augment import normalize
 from .data.cache import threads
-from .data.pixels import image_to_rgb, read_image, reason_of, resized, to_rgb
+from .data.pixels import image_to_rgb, read_image, reason_of, resized
 from .engine.console import Reporter
 from .errors import DataError, printable
 from .models import BackboneBuilder
@@ -156,7 +156,7 @@ class Embedder:
         """One image in RGB."""
         if isinstance(image, str | os.PathLike):
             try:
-                return to_rgb(read_image(Path(image)))
+                return read_image(Path(image))
             except Exception as error:  # Pillow raises a wide range of types on damaged files.
                 raise DataError(
                     f"{printable(os.fspath(image))} cannot be read as an image ({reason_of(error)})"

@@ -300,7 +300,7 @@ def _fill(
     def decode_one(index: int) -> FileState:
         digest = ""
         try:
-            content = read_image(paths[index])
+            content = read_bytes(paths[index])
             digest = digest_of(content)
             array[index] = resized(to_rgb(content), height, width)
         except Exception as error:  # Pillow raises a wide range of types on damaged files.
@@ -324,7 +324,16 @@ def resized(image: Image.Image, height: int, width: int) -> np.ndarray:
     return np.asarray(small).transpose(2, 0, 1)
 
 
-def read_image(path: Path) -> bytes:
+def read_image(path: Path) -> Image.Image:
+    """Read and decode an image file as RGB, turned as its EXIF orientation says.
+
+    Raises:
+        Exception: It cannot be read; Pillow raises many types, which `reason_of` names.
+    """
+    return to_rgb(read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
     """The bytes of a regular file; a pipe or a device could be read for ever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("no regular file")

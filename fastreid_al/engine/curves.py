@@ -8,7 +8,7 @@ from typing import Any
 from ..files import write_figure
 
 #: Title and keys of each panel; a title with % shows shares as per cent.
-_PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
+PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mAP and rank-1 (%)", ("mAP", "rank1")),
     ("clusters", ("clusters",)),
     (
@@ -47,7 +47,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     recorded = set()
     for record in history:
         recorded |= {key for key, value in record.items() if value is not None}
-    panels = [panel for panel in _PANELS if recorded & set(panel[1])] or [_PANELS[0]]
+    panels = [panel for panel in PANELS if recorded & set(panel[1])] or [PANELS[0]]
     figure = Figure(figsize=(3.7 * len(panels), 3.2), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, keys) in zip(all_axes, panels, strict=True):

@@ -138,7 +138,7 @@ def line_chart(title: str, lines: Sequence[Series]) -> Chart:
     epochs = sorted({x for line in lines for x, _ in line.points})
     values = [y for line in lines for _, y in line.points]
     ticks = _ticks(max(max(values), 0))
-    span = (epochs[0], max(epochs[-1], epochs[0] + 1))
+    span = (epochs[0], epochs[-1]) if len(epochs) > 1 else (epochs[0] - 0.5, epochs[0] + 0.5)
     parts = [*_grid(ticks), *_epoch_labels(span)]
     for line in lines:
         parts += _line(line, span, ticks[-1])

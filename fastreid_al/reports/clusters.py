@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
+from reid_kernels import similarity_topk
 from torch import Tensor
 
 from ..clustering.neighbours import nearest_neighbours
@@ -105,72 +106,93 @@ class Division(NamedTuple):
 
     Args:
         cluster: Its number.
-        gap: Mean cosine similarity within the groups minus that between them.
         first: (a,) int64, rows of the larger group.
         second: (b,) int64, rows of the other one.
+        between: Cosine similarity of the centroids of the two groups.
+        other: Greatest cosine similarity of the centroid of a group to that of another cluster, -1
+            where there is no other cluster.
     """
 
     cluster: int
-    gap: float
     first: Tensor
     second: Tensor
+    between: float
+    other: float
 
 
 def divided_clusters(features: Tensor, clusters: Clusters, most: int) -> list[Division]:
-    """Return the clusters whose two groups are farthest apart, the farthest first.
+    """Return the clusters that most likely hold two identities, the most likely first.
 
     Every cluster of three or more images is divided by k-means with two centres on unit-norm
-    features, which begins at the two images that lie farthest apart. The similarities of all pairs
-    follow from the sums of the groups, so that no array is quadratic in the size of a cluster.
+    features, which begins at the two images that lie farthest apart. The less similar the groups
+    are to each other, and the more similar one of them is to another cluster, the more likely the
+    cluster is a false merge: they are in the order of `other` minus `between`. A wide gap alone
+    says little, because one person seen by two cameras has it, too.
 
     Args:
         features: (n, D) float32, unit-norm, on any device.
         clusters: The clusters.
         most: Most clusters that are returned.
+
+    Memory:
+        A byte an image, and the centroids of the groups, 8 D bytes a cluster. Nothing is quadratic
+        in the number of clusters or in the size of one.
     """
-    found = []
-    for cluster in range(len(clusters)):
-        images = clusters.images(cluster)
-        if len(images) >= _LEAST:
-            second, gap = _divide(features[images.to(features.device)])
-            found.append((gap, cluster, second.cpu()))
-    found.sort(key=lambda item: (-item[0], item[1]))
+    several = (clusters.sizes >= _LEAST).nonzero()[:, 0]
+    if most < 1 or not len(several):
+        return []
+    seconds = []
+    centres = features.new_empty(len(several), 2, features.shape[1])  # (s, 2, D)
+    for number, cluster in enumerate(several.tolist()):
+        own = features[clusters.images(cluster).to(features.device)]
+        second = _divide(own)
+        seconds.append(second.cpu())
+        centres[number] = _centres(own, second)
+    between = (centres[:, 0] * centres[:, 1]).sum(1).cpu()
+    other = _nearest_other(centres.flatten(0, 1), clusters, several.repeat_interleave(2))
+    other = other.view(-1, 2).amax(1)
+    order = (other - between).argsort(descending=True, stable=True)[:most].tolist()
     divisions = []
-    for gap, cluster, second in found[:most]:
-        images = clusters.images(cluster)
-        groups = sorted((images[~second], images[second]), key=len, reverse=True)
-        divisions.append(Division(cluster, gap, *groups))
+    for number in order:
+        cluster = int(several[number])
+        images, second = clusters.images(cluster), seconds[number]
+        first, smaller = sorted((images[~second], images[second]), key=len, reverse=True)
+        values = float(between[number]), float(other[number])
+        divisions.append(Division(cluster, first, smaller, *values))
     return divisions
 
 
-def _divide(features: Tensor) -> tuple[Tensor, float]:
-    """Divide images (m, D) into two groups: which are in the second (m,), and the gap."""
+def _nearest_other(rows: Tensor, clusters: Clusters, own: Tensor) -> Tensor:
+    """Similarity of rows (m, D) to the nearest centroid of a cluster but their own (m,)."""
+    if len(clusters) < 2:
+        return torch.full((len(rows),), -1.0)
+    centroids = clusters.centroids.to(rows.device)
+    exclude = own.to(rows.device)
+    values, _ = similarity_topk(rows, centroids, 1, normalize=False, exclude=exclude)
+    return values[:, 0].cpu()
+
+
+def _divide(features: Tensor) -> Tensor:
+    """Divide images (m, D) into two groups, neither empty: which are in the second (m,)."""
     mean = features.mean(0)
     one = features[(features @ mean).argmin()]
-    other = features[(features @ one).argmin()]
-    second = features @ other > features @ one
+    farthest = (features @ one).argmin()
+    second = features @ features[farthest] > features @ one
+    # Images that are all alike have no two groups; one of them stands for the second.
+    second[farthest] = True
     for _ in range(_ROUNDS):
-        if not bool(second.any()) or bool(second.all()):
-            break
-        sums = torch.stack([features[~second].sum(0), features[second].sum(0)])  # (2, D)
-        centres = torch.nn.functional.normalize(sums, dim=1)
+        centres = _centres(features, second)
         now = features @ centres[1] > features @ centres[0]
-        if torch.equal(now, second):
+        if torch.equal(now, second) or not bool(now.any()) or bool(now.all()):
             break
         second = now
-    return second, _gap(features, second)
+    return second
 
 
-def _gap(features: Tensor, second: Tensor) -> float:
-    """Mean similarity of pairs within the groups minus that of pairs between them."""
-    groups = [features[g].double() for g in (~second, second)]
-    sizes = [len(group) for group in groups]
-    if 0 in sizes:
-        return 0.0
-    sums = [group.sum(0) for group in groups]
-    own = sum(float(s @ s) - float((g * g).sum()) for s, g in zip(sums, groups, strict=True))
-    pairs = sum(size * (size - 1) for size in sizes)
-    return own / pairs - float(sums[0] @ sums[1]) / (sizes[0] * sizes[1])
+def _centres(features: Tensor, second: Tensor) -> Tensor:
+    """The centroids (2, D), unit-norm, of images (m, D) outside and inside the second group."""
+    sums = torch.stack([features[~second].sum(0), features[second].sum(0)])
+    return torch.nn.functional.normalize(sums, dim=1)
 
 
 class NearPair(NamedTuple):

@@ -89,14 +89,14 @@ def compare(
     settings = differing_settings(
         first.settings(options.anonymise), second.settings(options.anonymise)
     )
-    differing = Table("Settings that differ", ["setting", *names], settings) if settings else None
+    differing = Table("Values in each run", ["setting", *names], settings) if settings else None
     charts = compared_charts(first.history, second.history, names)
     a, b = first.ranked, second.ranked
     common = [] if a is None or b is None else common_queries(a, b)
     if a is None or b is None or not common:
         return Comparison(differing, charts, None, 0, ())
     scores = Table(
-        "Difference of scores, percentage points",
+        "Scores in %, differences in percentage points",
         ["score", *names, "difference", "95 % interval", "meaning"],
         [_score_row(found) for found in score_differences(a, b, common)],
     )

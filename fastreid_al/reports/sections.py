@@ -236,7 +236,7 @@ class RunSections:
         similarities = self._clusters.similarities(cluster)
         cameras = {self.results.records[i].camera for i in images.tolist()} - {UNKNOWN}
         facts = [
-            f"{len(images):,} images",
+            _images(len(images)),
             f"coherence {coherence:.3f}",
             f"lowest {float(similarities[-1]):.3f}",
         ]
@@ -259,7 +259,7 @@ class RunSections:
         members = []
         for position in positions:
             record = self.results.records[int(images[position])]
-            caption = "" if similarities is None else f"{float(similarities[position]):.3f}"
+            caption = "" if similarities is None else f"{float(similarities[position]):.2f}"
             kind = "" if most is None else "right" if record.identity == most else "wrong"
             sign = {"right": "\u2713", "wrong": "\u2717"}.get(kind, "")
             text = f"{kind}: {self._name(record)}" if kind else self._name(record)
@@ -294,7 +294,7 @@ class RunSections:
         return f"By the true identities {mixed:,} of {len(self._clusters):,} clusters mix people."
 
     def suspected_merges(self) -> list[Card]:
-        """Clusters that fall apart into two groups, the widest gap first."""
+        """Clusters that fall apart into two groups, the most likely false merge first."""
         if self._clusters is None or self.results.features is None:
             return []
         cards = []
@@ -307,11 +307,11 @@ class RunSections:
             ]
             verdict, kind = self._mixture(self._clusters.images(division.cluster))
             if kind:
-                verdict = verdict + (
-                    ": a real false merge" if kind == "wrong" else ": no false merge"
-                )
+                verdict += ": a real false merge" if kind == "wrong" else ": no false merge"
             label = int(self._clusters.labels[division.cluster])
-            facts = [f"gap {division.gap:.3f}"]
+            facts = [f"similarity of the two groups {division.between:.3f}"]
+            if len(self._clusters) > 1:
+                facts.append(f"of one of them to another cluster {division.other:.3f}")
             cards.append(Card(f"Cluster {label}", facts, verdict, kind, groups))
         return cards
 
@@ -325,7 +325,7 @@ class RunSections:
             labels = [int(self._clusters.labels[c]) for c in (pair.first, pair.second)]
             groups = [
                 self._group(
-                    f"cluster {label}, {len(images):,} images",
+                    f"cluster {label}, {_images(len(images))}",
                     images,
                     range(min(len(images), _GROUP)),
                     None,
@@ -455,6 +455,10 @@ class RunSections:
                 for record in images.train
             }
         return self._files.get(path)
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _cell(value: Any, how: str) -> str:

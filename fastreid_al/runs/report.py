@@ -149,13 +149,12 @@ def _with_clusters(
 ) -> RunResults:
     """Add the features and the clusters of the training images."""
     assert results.images is not None
-    if not results.images.train:
+    train = results.images.train
+    if not train:
         return _with_problem(results, "The set has no training images.", reporter)
-    found = extract_records(
-        trained, network, results.images.train, "train", options.engine, reporter
-    )
+    found = extract_records(trained, network, train, "train", options.engine, reporter)
     results = replace(results, records=found.records, features=found.features)
-    unread = len(results.images.train) - len(found.records)
+    unread = len(train) - len(found.records)
     if unread:
         line = f"{unread:,} training images cannot be read and are left out."
         results = _with_problem(results, line, reporter)

@@ -746,6 +746,12 @@ SCHEMAS: dict[str, Schema] = {
     "metrics.rank_gallery": S(
         metrics.rank_gallery, {**RANKING, **WORLD}, ranking_arguments, ranking_is_right
     ),
+    "metrics.list_gallery": S(
+        metrics.list_gallery,
+        {**RANKING, "top": "count", **WORLD},
+        lambda random: ranking_arguments(random) | {"top": count(random, 1, 9)},
+        lambda arguments, result: ranking_is_right(arguments, result[0]),
+    ),
     "metrics.rerank_gallery": S(
         metrics.rerank_gallery,
         {**RANKING, "k1": "count", "k2": "count", "original": "number", **WORLD},
@@ -983,6 +989,7 @@ SCHEMAS: dict[str, Schema] = {
 _WITHOUT = {
     "a result": "active.Refined clustering.Groupings clustering.KMedoids clustering.Merges "
     "metrics.ListScores metrics.ClusterScores metrics.PairScores metrics.Ranking "
+    "metrics.QueryScores metrics.RankLists "
     "synthetic.PlantedPartition "
     "runs.Finished data.ImageSet data.Record distributed.Sharded",
     "a protocol": "answers.Annotator answers.SheetAnnotator data.DatasetReader "

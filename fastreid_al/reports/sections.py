@@ -300,9 +300,7 @@ class RunSections:
         cards = []
         for division in divided_clusters(self.results.features, self._clusters, SUSPECTS):
             groups = [
-                self._group(
-                    f"{len(images):,} images", images, range(min(len(images), _GROUP)), None
-                )
+                self._group(_images(len(images)), images, range(min(len(images), _GROUP)), None)
                 for images in (division.first, division.second)
             ]
             verdict, kind = self._mixture(self._clusters.images(division.cluster))

@@ -59,8 +59,10 @@ def files(_cache: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
             )
             run_training(config)
     one, two = folder / "one.html", folder / "two.html"
-    write_report(ReportConfig(str(folder / "run0"), str(one), anonymise=True))
-    write_report(ReportConfig(str(folder / "run0"), str(two), str(folder / "run1"), queries=4))
+    # Few of each, because axe-core looks at every element; four, so that some are folded.
+    few = ReportConfig(str(folder / "run0"), str(one), clusters=3, queries=4, questions=12)
+    write_report(replace(few, anonymise=True))
+    write_report(replace(few, out=str(two), other=str(folder / "run1")))
     return {"one": one, "two": two}
 
 
@@ -87,12 +89,14 @@ def open_details(page: Page) -> None:
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_nothing(browser: Browser, file: Path, width: int, scheme: str) -> None:
-    page, said, requests = opened(
-        browser, file, viewport={"width": width, "height": 900}, color_scheme=scheme
-    )
+@pytest.mark.parametrize(
+    ("name", "width", "scheme"), [("one", 390, "dark"), ("two", 1280, "light")]
+)
+def test_axe_finds_nothing(
+    browser: Browser, files: dict[str, Path], name: str, width: int, scheme: str
+) -> None:
+    screen = {"width": width, "height": 900}
+    page, said, requests = opened(browser, files[name], viewport=screen, color_scheme=scheme)
     open_details(page)
     found = Axe().run(page, options={"runOnly": list(RULES)}).response["violations"]
     assert [(v["impact"], v["id"], v["nodes"][0]["html"][:200]) for v in found] == []
@@ -101,7 +105,7 @@ def test_axe_finds_nothing(browser: Browser, file: Path, width: int, scheme: str
     page.close()
 
 
-@pytest.mark.parametrize("width", [1280, 390, 320])
+@pytest.mark.parametrize("width", [1280, 320])
 def test_nothing_is_wider_than_the_screen(browser: Browser, file: Path, width: int) -> None:
     page, _, _ = opened(browser, file, viewport={"width": width, "height": 900})
     open_details(page)
@@ -119,7 +123,7 @@ def test_every_crop_is_drawn_and_keeps_its_size(browser: Browser, file: Path) ->
             return !drawn || box.width !== 48 || box.height !== 96;
         }).length"""
     )
-    assert page.locator(".crop").count() > 100
+    assert page.locator(".crop").count() > 50
     assert wrong == 0
     page.close()
 

@@ -133,6 +133,7 @@ class RunSections:
         self._options = options
         self._crops = crops
         self._files: dict[str, Path] | None = None
+        self._labelled = results.identities_known
         self._clusters: Clusters | None = None
         if results.features is not None and results.labels is not None:
             self._clusters = gather_clusters(results.features, results.labels)
@@ -246,36 +247,52 @@ class RunSections:
         if len(positions) > MEMBERS:
             # The centre says what the cluster is, the end what may not belong to it.
             positions = [*positions[: MEMBERS // 2], *positions[-MEMBERS // 2 :]]
-        group = self._group("", images, positions, similarities)
+        group = self._group("", images, positions, self._main_identity(images), similarities)
         verdict, kind = self._mixture(images)
         label = int(self._clusters.labels[cluster])
         return Card(f"Cluster {label}", facts, verdict, kind, [group])
 
     def _group(
-        self, title: str, images: Tensor, positions: Sequence[int], similarities: Tensor | None
+        self,
+        title: str,
+        images: Tensor,
+        positions: Sequence[int],
+        main: int | None,
+        similarities: Tensor | None = None,
     ) -> Group:
-        """Some images of a group; those of another than its most frequent identity are marked."""
-        most = self._main_identity(images)
+        """Some images of a group, marked by whether they have an identity.
+
+        Args:
+            title: What the group is.
+            images: Rows of its images.
+            positions: Which of them are shown.
+            main: The identity; None where identities are not known.
+            similarities: Similarity of each image to its centroid, shown where given.
+        """
         members = []
         for position in positions:
             record = self.results.records[int(images[position])]
             caption = "" if similarities is None else f"{float(similarities[position]):.2f}"
-            kind = "" if most is None else "right" if record.identity == most else "wrong"
+            kind = "" if main is None else "right" if record.identity == main else "wrong"
             sign = {"right": "\u2713", "wrong": "\u2717"}.get(kind, "")
             text = f"{kind}: {self._name(record)}" if kind else self._name(record)
             members.append(Member(self._crops.show(record.path, text), caption, kind, sign))
         return Group(title, members, len(images) - len(positions))
 
+    def _first_images(self, title: str, images: Tensor, main: int | None) -> Group:
+        """The most central images of a group."""
+        return self._group(title, images, range(min(len(images), _GROUP)), main)
+
     def _main_identity(self, images: Tensor) -> int | None:
         """The most frequent identity of some images; None where identities are not known."""
-        if not self.results.identities_known:
+        if not self._labelled:
             return None
         counts = Counter(self.results.records[i].identity for i in images.tolist())
         return max(counts, key=lambda identity: (counts[identity], -identity))
 
     def _mixture(self, images: Tensor) -> tuple[str, str]:
         """How many identities a cluster holds, in words, and which kind that is."""
-        if not self.results.identities_known:
+        if not self._labelled:
             return "", ""
         counts = Counter(self.results.records[i].identity for i in images.tolist())
         if len(counts) == 1:
@@ -285,7 +302,7 @@ class RunSections:
 
     def mixed_clusters(self) -> str:
         """How many clusters hold several identities, in words; empty where that is not known."""
-        if self._clusters is None or not self.results.identities_known or not len(self._clusters):
+        if self._clusters is None or not self._labelled or not len(self._clusters):
             return ""
         mixed = sum(
             self._mixture(self._clusters.images(c))[1] == "wrong"
@@ -299,8 +316,9 @@ class RunSections:
             return []
         cards = []
         for division in divided_clusters(self.results.features, self._clusters, SUSPECTS):
+            main = self._main_identity(self._clusters.images(division.cluster))
             groups = [
-                self._group(_images(len(images)), images, range(min(len(images), _GROUP)), None)
+                self._first_images(_images(len(images)), images, main)
                 for images in (division.first, division.second)
             ]
             verdict, kind = self._mixture(self._clusters.images(division.cluster))
@@ -321,16 +339,12 @@ class RunSections:
         for pair in near_clusters(self._clusters, self._known_apart(), SUSPECTS):
             sides = [self._clusters.images(cluster) for cluster in (pair.first, pair.second)]
             labels = [int(self._clusters.labels[c]) for c in (pair.first, pair.second)]
-            groups = [
-                self._group(
-                    f"cluster {label}, {_images(len(images))}",
-                    images,
-                    range(min(len(images), _GROUP)),
-                    None,
-                )
+            main = [self._main_identity(images) for images in sides]
+            titles = [
+                f"cluster {label}, {_images(len(images))}"
                 for label, images in zip(labels, sides, strict=True)
             ]
-            main = [self._main_identity(images) for images in sides]
+            groups = list(map(self._first_images, titles, sides, main))
             verdict = kind = ""
             if main[0] is not None:
                 real = main[0] == main[1]

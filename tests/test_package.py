@@ -33,8 +33,8 @@ LAYERS = (
     ("distributed",),
     ("data", "models", "clustering", "memory", "synthetic"),
     ("metrics", "answers", "retrieval"),
-    ("active", "engine"),
-    ("annotators", "methods", "labels"),
+    ("active", "engine", "exports"),
+    ("annotators", "methods", "labels", "reports"),
     ("runs",),
 )
 EVERYWHERE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -155,11 +156,9 @@ def _mistakes(reference: Reference) -> Iterator[tuple[str, Tensor]]:
     """Yield what features would be those of, and these features, for the usual mistakes."""
     model, stage = reference.model, reference.stage
     for clause, images in _wrong_images(reference.pixels):
-        try:
-            features = _features(model, stage, images)
-        except Exception:  # some backbones take images of one size only
-            continue
-        yield clause, features
+        # Some backbones take images of one size only.
+        with contextlib.suppress(Exception):
+            yield clause, _features(model, stage, images)
     other: TestFeatures = "pool5" if stage == "bn" else "bn"
     place = "before" if stage == "bn" else "after"
     right = normalize(reference.pixels)

@@ -156,9 +156,11 @@ def _mistakes(reference: Reference) -> Iterator[tuple[str, Tensor]]:
     """Yield what features would be those of, and these features, for the usual mistakes."""
     model, stage = reference.model, reference.stage
     for clause, images in _wrong_images(reference.pixels):
+        found = []
         # Some backbones take images of one size only.
         with contextlib.suppress(Exception):
-            yield clause, _features(model, stage, images)
+            found = [(clause, _features(model, stage, images))]
+        yield from found
     other: TestFeatures = "pool5" if stage == "bn" else "bn"
     place = "before" if stage == "bn" else "after"
     right = normalize(reference.pixels)

@@ -91,8 +91,9 @@ def test_an_exported_safetensors_file_needs_no_model_to_be_scored(
     assert (file.image, file.stage, file.model.name) == (run.image, run.stage, MODEL)
 
 
-@pytest.mark.parametrize("stage", ["bn", "pool5"])
-@pytest.mark.parametrize("form", ["torchreid", "boxmot"])
+@pytest.mark.parametrize(
+    ("form", "stage"), [("torchreid", "bn"), ("torchreid", "pool5"), ("boxmot", "bn")]
+)
 def test_weights_for_a_tracker_say_which_features_it_computes(
     form: str, stage: Any, tmp_path: Path, capsys: Printed
 ) -> None:

@@ -227,14 +227,15 @@ def _describe(hits: Hits, sureness: SearchSureness, reporter: Reporter) -> list[
 def describe_rates(threshold: UnknownThreshold) -> str:
     """Say how often the decision is wrong, with 95 % intervals."""
     false_match, unknown = threshold.false_match, threshold.false_unknown
-    rate, low, high = (100 * x for x in false_match.in_gallery(threshold.growth))
-    most = "at most " if threshold.growth > 1 else ""
+    growth = threshold.growth
+    rate, low, high = (100 * x for x in false_match.in_gallery(growth))
     text = (
-        f"Of queries whose identity is not in the gallery {most}{rate:.1f} % are taken for known "
-        f"ones (95 % interval {low:.1f} to {high:.1f} %, {100 * threshold.asked:g} % asked; "
-        f"{false_match.trials:,} queries of other identities in {threshold.measured_in:,} images"
+        f"Of queries whose identity is not in the gallery {'at most ' if growth > 1 else ''}"
+        f"{rate:.1f} % are taken for known ones (95 % interval {low:.1f} to {high:.1f} %, "
+        f"{100 * threshold.asked:g} % asked; {false_match.trials:,} queries searched "
+        f"{threshold.measured_in:,} images of other identities"
     )
-    text += f", {threshold.growth:.3g} times fewer)" if threshold.growth > 1 else ")"
+    text += f", and the gallery is {growth:.3g} times as large)" if growth > 1 else ")"
     if unknown is not None:
         text += (
             f"; of those whose identity is in it {100 * unknown.rate:.1f} % are taken for unknown "

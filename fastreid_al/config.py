@@ -960,7 +960,9 @@ class SearchConfig:
     """One search of a gallery."""
 
     run: str = required("Folder of a run, or a checkpoint in it.", path=True)
-    query: str = required("An image, or a folder of images.", path=True)
+    query: str = required(
+        "An image, or a folder, a list (.txt) or a manifest (.csv) of images.", path=True
+    )
     gallery: str = required("Folder of the images to search.", path=True)
     out: str = required("File to write, .csv, .json or .html.", path=True)
     top: int = setting(

@@ -31,7 +31,7 @@ _FEW = 128
 class QueryScores(NamedTuple):
     """Scores of each query, in the order of the queries; on the CPU.
 
-    41 bytes a query: 0.5 MB for MSMT17's 11,659, 41 MB at 1e6.
+    40 bytes a query: 0.5 MB for MSMT17's 11,659, 40 MB at 1e6.
 
     Args:
         average_precision: (q,) float64, 0 for a query without a match.

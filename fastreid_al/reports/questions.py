@@ -133,6 +133,8 @@ class QuestionPages:
             for an image that is not in the set.
         crops: Makes the pictures.
         anonymise: Whether annotators are numbered in place of named.
+        identity: Returns the true identity of an image by its path, None where it is not known;
+            answers that it contradicts are marked.
     """
 
     def __init__(
@@ -141,8 +143,10 @@ class QuestionPages:
         find: Callable[[str], Path | None],
         crops: Crops,
         anonymise: bool = False,
+        identity: Callable[[str], int | None] = lambda path: None,
     ) -> None:
         self._answers = answers
+        self._identity = identity
         self._find = find
         self._crops = crops
         self._anonymise = anonymise
@@ -273,7 +277,18 @@ class QuestionPages:
                     marks[number].append(f"contradicted by {found.event}")
         for number in self._answers.doubted:
             marks[number].append("doubted: other answers weigh more")
+        for event in self._answers.events:
+            if self._is_wrong(event):
+                marks[event.id].append("wrong by the true identities")
         return marks
+
+    def _is_wrong(self, event: Event) -> bool:
+        """Whether the true identities are known and contradict an answer."""
+        first, second = (self._identity(path or "") for path in (event.left, event.right))
+        if first is None or second is None:
+            return False
+        truth = Verdict.SAME if first == second else Verdict.DIFFERENT
+        return event.verdict in ("same", "different") and event.verdict != truth.value
 
 
 def utc(seconds: float) -> str:

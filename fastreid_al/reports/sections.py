@@ -132,14 +132,16 @@ class RunSections:
         self.results = results
         self._options = options
         self._crops = crops
-        self._files: dict[str, Path] | None = None
+        self._by_path: dict[str, Record] | None = None
         self._labelled = results.identities_known
         self._clusters: Clusters | None = None
         if results.features is not None and results.labels is not None:
             self._clusters = gather_clusters(results.features, results.labels)
         self.questions: QuestionPages | None = None
         if results.answers is not None:
-            self.questions = QuestionPages(results.answers, self._find, crops, options.anonymise)
+            self.questions = QuestionPages(
+                results.answers, self._find, crops, options.anonymise, self._identity
+            )
 
     def summary(self) -> list[tuple[str, str]]:
         """Name and value of the facts that a reader looks for first."""
@@ -458,15 +460,22 @@ class RunSections:
 
     def _find(self, path: str) -> Path | None:
         """The file of a training image; a ledger may name any file, and only those are shown."""
+        record = self._record(path)
+        return None if record is None else record.path
+
+    def _identity(self, path: str) -> int | None:
+        """The true identity of a training image, None where it is not known."""
+        record = self._record(path)
+        return None if record is None or record.identity == UNKNOWN else record.identity
+
+    def _record(self, path: str) -> Record | None:
+        """The training image of a path that is relative to the folder of the set."""
         images = self.results.images
         if images is None:
             return None
-        if self._files is None:
-            self._files = {
-                relative(record.path, images.root).as_posix(): record.path
-                for record in images.train
-            }
-        return self._files.get(path)
+        if self._by_path is None:
+            self._by_path = {relative(r.path, images.root).as_posix(): r for r in images.train}
+        return self._by_path.get(path)
 
 
 def _images(count: int) -> str:

@@ -47,7 +47,7 @@ def write_rankings(
 ) -> None:
     """Write one row for each image of a list, in the order of the queries and of their lists.
 
-    Rows of 1,000 queries are in memory at a time, about 50 MB.
+    The rows of 1,000 queries, 100,000 at most, are in memory at a time.
 
     Args:
         path: A file that ends in .csv or .parquet; an existing one is replaced.

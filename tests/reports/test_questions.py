@@ -110,3 +110,15 @@ def test_verdicts_all_have_a_sign(url: str) -> None:
     made = pages(url)
     signs = {shown.verdict: shown.sign for shown in map(made.show, made.chosen(99))}
     assert signs == {"same": "=", "different": "\u2260", Verdict.UNSURE.value: "?"}
+
+
+def test_answers_against_the_true_identities_are_marked(url: str) -> None:
+    identities = {f"train/{i}.jpg": i // 2 for i in range(8)}
+    answers = read_answers(url)
+    made = QuestionPages(
+        answers, lambda path: None, Crops(256, 128), identity=lambda path: identities.get(path)
+    )
+    wrong = "wrong by the true identities"
+    # 0 = 1 is right, 1 = 2 wrong, 2 != 3 wrong; of 8 and 9 nothing is known.
+    marked = [event.id for event in answers.events if wrong in made.show(event).marks]
+    assert marked == [2, 3]

@@ -106,7 +106,8 @@ def test_clusters_that_answers_keep_apart_are_no_suspects(
     made = sections(RunResults(**{**vars(results), "answers": read_answers(file)}))
     titles = [card.title for card in made.suspected_splits()]
     assert titles and "Clusters 5 and 6" not in titles
-    shown = made.question_groups()[0][1][0]
+    shown, other = made.question_groups()[0][1]
+    assert list(other.marks) == ["wrong by the true identities"] and not shown.marks
     assert shown.left.name == "train/50.jpg" and "gone" not in shown.left.crop
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -254,3 +255,20 @@ def test_rankings_need_queries(crops: EvaluationConfig, tmp_path: Path) -> None:
     files["save_rankings"] += ".csv"
     with pytest.raises(DataError, match="no query and gallery images"):
         evaluate_file(replace(one, **files))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_rankings_on_a_full_disk_are_one_line(
+    crops: EvaluationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    put_matches(crops)
+    file = tmp_path / f"rankings.{suffix}"
+    file.write_bytes(b"before")
+    monkeypatch.setattr("fastreid_al.files.NewFile.write", fail)
+    with pytest.raises(UserError, match=r"could not write .*\(No space left"):
+        evaluate_file(replace(crops, save_rankings=str(file), force=True))
+    assert file.read_bytes() == b"before"
+    assert list(tmp_path.glob(".fastreid_al*")) == []

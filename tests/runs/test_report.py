@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -328,3 +329,18 @@ def test_a_password_of_a_ledger_is_not_shown(
     (run / "config.json").write_text(json.dumps(saved))
     shown = RunResults("x", config_of_run(run / "config.json"), [], {}).settings()
     assert shown["questions.ledger"] == "postgresql://anna:***@localhost/xxxxx"
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_page(
+    finished: tuple[RunConfig, RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(Path(str(finished[0].run_dir)) / "config.json", run)
+    monkeypatch.setattr("fastreid_al.files.NewFile.write", fail)
+    with pytest.raises(UserError, match=r"could not write .*No space left.*name another file"):
+        made(replace(finished[0], run_dir=str(run)), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

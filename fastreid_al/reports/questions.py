@@ -31,7 +31,7 @@ SIGNS = {"same": "=", "different": "\u2260"}
 class Answers:
     """The answers of a ledger, and what follows from them.
 
-    About 2 kB an answer: 130 MB at 65,000 answers.
+    About 2.3 kB an answer: 150 MB at 65,000 answers.
 
     Args:
         name: Name of the ledger, without a password.

@@ -119,6 +119,8 @@ def _gather(
     try:
         images = images_of_run(run, reporter)
     except UserError as error:
+        if options.data_root is not None:
+            raise
         return _with_problem(results, f"The images cannot be read: {error}", reporter)
     results = replace(results, images=images)
     if not os.path.isfile(run.checkpoint):

@@ -172,6 +172,22 @@ def test_two_runs_are_compared_by_settings_curves_and_queries(
     assert len(rules) == len(set(rules))
 
 
+def test_a_run_without_a_checkpoint_is_compared_by_what_it_has(
+    finished: tuple[RunConfig, RunConfig], tmp_path: Path
+) -> None:
+    early = tmp_path / "run0"
+    early.mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(Path(str(finished[0].run_dir)) / name, early)
+    page = made(finished[0], tmp_path, other=str(early), clusters=1, queries=1, questions=1)
+    assert_complete(page)
+    assert "Both runs have the same settings." in page.section("Settings that differ")
+    assert "The runs have no ranked query in common." in page.section("Difference of scores")
+    # Folders of one name are told apart by the folder above.
+    above = Path(str(finished[0].run_dir)).parent.name
+    assert f"{above}/run0 and {tmp_path.name}/run0" in page.text
+
+
 def test_a_page_without_names_and_faces(
     finished: tuple[RunConfig, RunConfig], tmp_path: Path
 ) -> None:
@@ -265,6 +281,9 @@ def test_images_that_are_gone_are_frames_and_a_line(unlabelled: RunConfig, tmp_p
     assert_complete(page)
     assert "The images cannot be read: " in page.section("Summary")
     assert "`data_root`" in page.section("Summary")
+    # A folder that the user names is not passed over.
+    with pytest.raises(UserError, match="elsewhere"):
+        made(unlabelled, tmp_path, force=True, data_root=str(tmp_path / "elsewhere"))
 
 
 def test_a_question_about_a_file_outside_the_set_shows_no_picture(

@@ -15,7 +15,6 @@ from rich.console import Console
 from torch import Tensor
 
 from .config import EngineConfig, TestFeatures
-from .data.augment import normalize
 from .data.cache import threads
 from .data.pixels import image_to_rgb, read_image, reason_of, resized
 from .engine.console import Reporter
@@ -133,7 +132,8 @@ class Embedder:
         features = torch.empty(len(listed), self.dim)
         for start in range(0, len(listed), self._batch):
             part = listed[start : start + self._batch]
-            features[start : start + len(part)] = self._features(self._pixels(part, start, color))
+            pixels = self._pixels(part, start, color)
+            features[start : start + len(part)] = self._features(pixels, len(listed))
         return features
 
     def _pixels(self, images: Sequence[Any], start: int, color: Color) -> Tensor:
@@ -170,12 +170,11 @@ class Embedder:
                 raise DataError(f"{name} cannot be read ({reason_of(error)})") from error
         return image_to_rgb(Image.fromarray(_as_array(image, name, color)))
 
-    def _features(self, pixels: Tensor) -> Tensor:
-        """Features (B, D) of a batch."""
+    def _features(self, pixels: Tensor, count: int) -> Tensor:
+        """Features (B, D) of a batch of a call with `count` images."""
         with self._running, working_on(self._device), torch.inference_mode():
-            images = normalize(pixels.to(self._device))
-            images = images.contiguous(memory_format=torch.channels_last)
-            return self._network.features(images, self._stage, flip=self._flip).cpu()
+            compute = self._network.feature_pass(count, self._stage, flip=self._flip)
+            return compute(pixels.to(self._device)).cpu()
 
 
 def _as_list(images: Any) -> Sequence[Any]:

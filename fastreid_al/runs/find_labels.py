@@ -86,7 +86,7 @@ class Labelled:
         images: The image set.
         features: (m, D) float32, unit-norm.
         records: The m images that could be read, in the order of the set.
-        digests: SHA-256 of their contents, in hex.
+        digests: Digests of their contents.
         saved: What the run saved beside its weights.
     """
 

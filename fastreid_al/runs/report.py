@@ -25,6 +25,7 @@ from ..reports.questions import Answers, read_answers
 from ..reports.results import RunResults
 from ..settings import validate
 from .checks import pick_device, working_on
+from .find_labels import label_stage
 from .questions import LEDGER_FILE
 from .report_labels import labels_of_run
 from .trained import (
@@ -150,19 +151,22 @@ def _with_clusters(
     reporter: Reporter,
 ) -> RunResults:
     """Add the features and the clusters of the training images."""
-    assert results.images is not None
-    train = results.images.train
+    images = results.images
+    assert images is not None
+    train = images.train
     if not train:
         return _with_problem(results, "The set has no training images.", reporter)
-    found = extract_records(trained, network, train, "train", options.engine, reporter)
+    # Clusters are made of the features that an epoch clusters, rankings of those that are ranked.
+    clustered = replace(trained, stage=label_stage(run.config))
+    found = extract_records(clustered, network, train, "train", options.engine, reporter)
     results = replace(results, records=found.records, features=found.features)
     unread = len(train) - len(found.records)
     if unread:
         line = f"{unread:,} training images cannot be read and are left out."
         results = _with_problem(results, line, reporter)
     try:
-        labels = labels_of_run(run, found.features, found.records)
-    except ValueError as error:
+        labels = labels_of_run(run, images, found, reporter)
+    except UserError as error:
         return _with_problem(results, f"The images cannot be clustered: {error}", reporter)
     return replace(results, labels=labels)
 

@@ -101,7 +101,7 @@ class Extracted(NamedTuple):
     Args:
         features: (m, D) float32, unit-norm, on the network's device.
         records: The m images.
-        digests: SHA-256 of the content of each file, in hex.
+        digests: Digest of the content of each file, as `data.pixels` computes it.
     """
 
     features: Tensor

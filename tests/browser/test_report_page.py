@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,35 +9,24 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from fastreid_al.config import OracleConfig, QuestionConfig, ReportConfig
 from fastreid_al.runs import run_training, train
 from fastreid_al.runs.report import write_report
+from tests.support.browser import RULES, chromium
 from tests.support.run_fixtures import _cache
 from tests.support.tiny import tiny_config
 
 __all__ = ["_cache"]
 
 pytestmark = pytest.mark.slow
-#: Standards that axe-core checks, and its own rules of good practice.
-RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium of the system. CI must have it; elsewhere its tests are skipped without it."""
-    found = shutil.which("chromium")
-    if found is None:
-        line = "there is no chromium on PATH: apt install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(line)
-        pytest.skip(line)
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu"]
-        opened = playwright.chromium.launch(executable_path=found, args=arguments)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,7 @@ def test_a_run_without_questions_and_clusters_has_a_page(
     # No image is in a cluster.
     monkeypatch.setattr(
         "fastreid_al.runs.report.labels_of_run",
-        lambda run, features, records: features.new_full((len(records),), -1).long().cpu(),
+        lambda run, images, found, reporter: torch.full((len(found.records),), -1),
     )
     run_training(replace(config, epochs=1))
     page = made(config, tmp_path)
@@ -259,7 +259,7 @@ def test_an_unlabelled_folder_has_a_page_whose_names_are_text(
 ) -> None:
     monkeypatch.setattr(
         "fastreid_al.runs.report.labels_of_run",
-        lambda run, features, records: torch.arange(len(records)) // 4,
+        lambda run, images, found, reporter: torch.arange(len(found.records)) // 4,
     )
     page = made(unlabelled, tmp_path)
     assert_complete(page)

@@ -45,6 +45,7 @@ EVERYWHERE = {
     "files",
     "locks",
     "native",
+    "optional",
     "plugins",
     "settings",
     "settings_file",

@@ -22,6 +22,7 @@ from ..data.augment import normalize
 from ..errors import TrainingError, UserError, one_line
 from ..metrics.parity import Parity, compare_features
 from ..models import Domain, ReIdNet, Stage
+from ..optional import import_openvino
 
 #: Images in a pass below which compiling costs more than it saves.
 FEWEST = 1000
@@ -135,6 +136,7 @@ class OpenVinoInference:
 
     def _convert(self, size: torch.Size) -> None:
         """Trace the copy for images of a size, and convert it."""
+        import_openvino()
         from openvino.frontend import FrontEndManager
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -153,8 +155,7 @@ class OpenVinoInference:
 
     def _compile(self) -> None:
         """Compile the converted network with the weights of the copy."""
-        import openvino
-
+        openvino = import_openvino()
         threads = torch.get_num_threads()
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import write_error
+from ..optional import import_openvino
 from .deployed import DeployedNet
 from .packages import quiet
 
@@ -175,8 +176,7 @@ def save_openvino(
         UserError: It cannot be converted.
         OSError: It cannot be written.
     """
-    import openvino
-
+    openvino = import_openvino()
     shape = openvino.PartialShape([-1, 3, height, width])
     model = openvino.convert_model(
         net, example_input=_example(height, width), input=[(INPUT, shape, openvino.Type.u8)]

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..models import build_model
 from ..models.head import ReIdNet
 from ..models.osnet import FEATURES, OSNet
+from ..optional import import_openvino
 from .packages import quiet
 from .tracker import load_by_name
 
@@ -101,8 +102,7 @@ def _size_of(shape: list[Any]) -> tuple[int, int] | None:
 
 
 def _open_openvino(path: Path) -> Runtime:
-    import openvino
-
+    openvino = import_openvino()
     # By default OpenVINO computes in bfloat16 on processors that have it.
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(path, "CPU", exact)

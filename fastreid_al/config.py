@@ -404,8 +404,8 @@ class EngineConfig:
     )
     inference: Literal["auto", "torch", "openvino"] = setting(
         "auto",
-        "What extracts features on a CPU: PyTorch (torch), OpenVINO (openvino), or OpenVINO where "
-        "it is installed and its features are those of PyTorch (auto).",
+        "Library that extracts features on a CPU: PyTorch (torch), OpenVINO (openvino), or by the "
+        "network (auto: OpenVINO if it is installed, likely faster, and agrees with PyTorch).",
         resumable=True,
     )
 
@@ -796,7 +796,10 @@ class RunConfig:
 class EvaluationConfig:
     """One evaluation."""
 
-    checkpoint: str = required("last.pt or best.pt of a run, or a bare weights file.", path=True)
+    checkpoint: str = required(
+        "last.pt or best.pt of a run, a network exported as safetensors, or a bare weights file.",
+        path=True,
+    )
     dataset: str | None = like(
         RunConfig,
         "dataset",
@@ -836,7 +839,9 @@ class EvaluationConfig:
         "Also write the first gallery images of every query into this file, .csv or .parquet.",
         path=True,
     )
-    force: bool = setting(False, "Replace the file of `save_rankings` if it exists.")
+    force: bool = setting(
+        False, "Replace the files of `save_features` and `save_rankings` if they exist."
+    )
     rerank: bool = setting(
         False, "Rank by k-reciprocal re-ranking (Zhong et al., CVPR 2017) as well."
     )
@@ -897,22 +902,22 @@ class ExportConfig:
         "torchreid",
         "boxmot",
     ] = required(
-        "The identities of the training images as a table (labels), as folders (imagefolder, "
-        "market1501) or for a tool (fiftyone, label-studio); or the network."
+        "What to write: the identities of the training images as a table (labels), as folders "
+        "(imagefolder, market1501) or for an annotation tool (fiftyone, label-studio); otherwise "
+        "the network."
     )
     out: str = required("File or folder to write.", path=True)
-    force: bool = setting(False, "Replace what exists.")
+    force: bool = setting(False, "Replace the file or folder if it exists.")
     check: bool = setting(
         False,
-        "Compare the features of the file `out`, which exists, with those of the network, and "
-        "write nothing.",
+        "Compare the features of an existing file `out` with those of the network. Write nothing.",
     )
     half: bool = setting(False, "Write the weights of an OpenVINO file in half precision.")
     copy: Literal["copy", "link"] = setting(
-        "copy", "How images come into folders: as copies (copy) or as symbolic links (link)."
+        "copy", "Write images into folders as copies (copy) or as symbolic links (link)."
     )
     data_root: str | None = setting(
-        None, "Where the images of the run lie now", unset="where they lay", path=True
+        None, "The data root of the run's images, if moved", unset="that of the run", path=True
     )
     store_gib: float = like(ImageConfig, "store_gib")
     device: str = like(RunConfig, "device")
@@ -920,8 +925,8 @@ class ExportConfig:
     # The last one: in this class the name hides the function.
     like: str | None = setting(
         None,
-        "Table of an earlier export, whose identities keep their numbers",
-        unset="labels.csv of the run, where it has one,",
+        "Table of an earlier export, whose numbers the identities keep",
+        unset="labels.csv of the run, if it exists,",
         path=True,
     )
 
@@ -935,7 +940,7 @@ class ExtractionConfig:
         "Folder of a run, last.pt or best.pt of one, or a bare weights file.", path=True
     )
     images: str = required(
-        "A folder of images, one image, a text file with one path a line, or a manifest (.csv).",
+        "A folder of images, an image, a list (.txt) with one path per line, or a manifest (.csv).",
         path=True,
     )
     out: str = required("File to write, .safetensors.", path=True)
@@ -965,19 +970,17 @@ class SearchConfig:
     )
     gallery: str = required("Folder of the images to search.", path=True)
     out: str = required("File to write, .csv, .json or .html.", path=True)
-    top: int = setting(
-        10, "Most similar gallery images of each query.", at_least=1, at_most=MOST_HITS
-    )
+    top: int = setting(10, "Number of gallery images per query.", at_least=1, at_most=MOST_HITS)
     index: str | None = setting(
         None,
-        "File of the gallery's features, which later searches use again",
-        unset="one in the folder of the run, named by the gallery,",
+        "File of the gallery's features, which later searches reuse",
+        unset="a file in the folder of the run, named after the gallery,",
         path=True,
     )
     false_match_rate: float = setting(
         0.01,
-        "A query is unknown where its best similarity is below a threshold. It is chosen so that "
-        "this share of the queries whose identity is not in the gallery exceed it.",
+        "Share of the queries without a match in the gallery that may be taken for known. It sets "
+        "the similarity below which a query is marked unknown.",
         above=0,
         below=1,
     )
@@ -994,16 +997,20 @@ class ReportConfig:
 
     run: str = required("Folder of a run.", path=True)
     out: str = required("File to write, .html.", path=True)
-    other: str | None = setting(None, "Folder of a run to compare it with", unset="none", path=True)
+    other: str | None = setting(None, "Folder of a second run to compare", unset="none", path=True)
     force: bool = setting(False, "Replace the file if it exists.")
-    anonymise: bool = setting(False, "Blur the upper third of every crop.")
+    anonymise: bool = setting(
+        False,
+        "Blur the upper third of every crop, number the annotators, and show paths in the settings "
+        "without folders.",
+    )
     clusters: int = setting(
-        100, "Most clusters that are shown, the least coherent first.", at_least=0
+        100, "Largest number of clusters to show, the least coherent first.", at_least=0
     )
     queries: int = setting(
-        10, "Queries shown of the worst, of the median and of the best ones.", at_least=0
+        10, "Number of worst, of median and of best queries to show.", at_least=0
     )
-    questions: int = setting(500, "Most questions that are shown.", at_least=0)
+    questions: int = setting(500, "Largest number of answers to show.", at_least=0)
     data_root: str | None = like(ExportConfig, "data_root")
     store_gib: float = like(ImageConfig, "store_gib")
     device: str = like(RunConfig, "device")

@@ -119,7 +119,7 @@ def find_fault(reference: Reference, found: Tensor) -> str:
     clause = max(cosines, key=lambda one: cosines[one])
     plain = float(F.cosine_similarity(reference.features, found).mean())
     if cosines[clause] < _EXPLAINS or cosines[clause] <= plain:
-        return "none of the usual mistakes explains it"
+        return "no common mistake explains it"
     return f"its features are those of {clause} (mean cosine {cosines[clause]:.4f})"
 
 
@@ -130,8 +130,8 @@ def _explain_overflow(reference: Reference, found: Tensor) -> str:
     if largest <= _LARGEST_HALF:
         return line
     return (
-        f"{line}: values inside the network reach {largest:,.0f}, and half precision ends at "
-        f"{_LARGEST_HALF:,}; compute in float32"
+        f"{line}: values inside the network reach {largest:,.0f}, beyond the "
+        f"{_LARGEST_HALF:,} of half precision; compute in float32"
     )
 
 
@@ -180,7 +180,7 @@ def _wrong_images(pixels: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield "images that were neither divided by 255 nor normalised", raw
     mean = torch.tensor(IMAGENET_MEAN[::-1]).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD[::-1]).view(1, 3, 1, 1)
-    yield "images normalised by mean and deviation in the order BGR", (raw / 255 - mean) / std
+    yield "images normalised by mean and deviation in BGR order", (raw / 255 - mean) / std
     yield "images mirrored left to right", right.flip(-1)
     height, width = pixels.shape[-2:]
     yield "images with height and width exchanged", right.transpose(2, 3).contiguous()

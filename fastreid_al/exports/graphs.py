@@ -50,7 +50,7 @@ def _converting(form: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 reason = next(iter(str(error).splitlines()), "") or type(error).__name__
                 raise UserError(
                     f"the network cannot be converted to {form} ({reason[:_LONGEST_REASON]}); its "
-                    "forward pass must not depend on the values of its input. `what` safetensors "
+                    "control flow must not depend on the values of its input. `what` safetensors "
                     "writes its weights alone"
                 ) from error
 

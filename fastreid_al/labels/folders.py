@@ -56,7 +56,7 @@ def check_folder(out: Path) -> None:
     if not os.path.lexists(out):
         return
     if not os.path.isdir(out) or os.path.islink(out):
-        raise UserError(f"{printable(out)} is no folder; name another with `out`")
+        raise UserError(f"{printable(out)} is not a folder; name another with `out`")
     listed = _listed_files(out)
     for folder, _, names in os.walk(out):
         for name in names:
@@ -131,7 +131,7 @@ def write_folders(
     except OSError as error:
         what = "write" if at == out else "copy"
         raise UserError(
-            f"could not {what} {printable(at)} ({error.strerror}); {printable(out)} is as it was"
+            f"could not {what} {printable(at)} ({error.strerror}); {printable(out)} is unchanged"
         ) from error
     return len(placed)
 

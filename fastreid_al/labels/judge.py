@@ -31,7 +31,7 @@ class Judged(NamedTuple):
         confidence: (n,) float64 in [0, 1], 0 without identity.
         margins: (n,) float64, NaN where undefined.
         sources: (n,) uint8, index in `table.SOURCES`.
-        review: (n,) bool by reason, whether a look is worth it.
+        review: (n,) bool by reason, whether a person should check it.
         examples: What the confidence was learnt from.
     """
 
@@ -44,7 +44,7 @@ class Judged(NamedTuple):
 
     @property
     def marked(self) -> Tensor:
-        """Whether a look is worth it for any reason: (n,) bool."""
+        """Whether to review an image for any reason: (n,) bool."""
         return torch.stack(list(self.review.values())).any(0)
 
 
@@ -83,7 +83,7 @@ def judge(identities: Identities, truth: Tensor, temperature: float, given: bool
         "low confidence": inside & (confidence < UNSURE),
         "close to another identity": inside & ~answered & close_to_another(margins.margin),
         "in a contradicted answer": contradicted_images(identities.closure, identities.doubted, n),
-        "joined by one answer against the features": weakly_joined(
+        "joined by one unlikely answer": weakly_joined(
             identities.clusters, identities.closure, said
         ),
     }

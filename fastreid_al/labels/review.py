@@ -1,4 +1,4 @@
-"""Which images are worth a look: those whose identity may be wrong."""
+"""Which images to review: those whose identity may be wrong."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..answers import Answer, Closure, Verdict
 
-#: An image is worth a look below this confidence.
+#: An image is marked for review below this confidence.
 UNSURE = 0.5
-#: An image is worth a look where its margin is below this share of the median margin.
+#: An image is marked for review where its margin is below this share of the median margin.
 CLOSE = 0.3
 #: The only answer between two clusters is weak where the features give "same" less than this.
 WEAK = 0.25

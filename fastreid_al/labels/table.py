@@ -38,7 +38,7 @@ class LabelTable:
         confidence: (n,) float64 in [0, 1], 0 without an identity.
         margins: (n,) float64, NaN where undefined.
         sources: (n,) uint8, index in `SOURCES`.
-        review: (n,) bool, whether a look is worth it.
+        review: (n,) bool, whether a person should check the identity.
     """
 
     paths: list[str]
@@ -114,7 +114,7 @@ def read_numbers(file: Path) -> dict[str, int]:
         header = next(reader, [])
         if not {"path", "identity"} <= set(header):
             raise UserError(
-                f"{printable(file)} is no table of identities: got the columns "
+                f"{printable(file)} is not a table of identities: got the columns "
                 f"{','.join(header)[:100]!r}, expected {','.join(COLUMNS)}; name another with "
                 "`like`"
             )
@@ -124,8 +124,8 @@ def read_numbers(file: Path) -> dict[str, int]:
                 numbers[row[path]] = _number(row[identity])
     except (csv.Error, IndexError, ValueError) as error:
         raise UserError(
-            f"{printable(file)} line {reader.line_num}: got no path and whole number as identity "
-            f"({error}); correct the line, or name another table with `like`"
+            f"{printable(file)} line {reader.line_num}: expected a path and an identity, a whole "
+            f"number ({error}); correct the line, or name another table with `like`"
         ) from error
     return numbers
 

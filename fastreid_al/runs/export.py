@@ -39,5 +39,5 @@ def _refuse_network_options(options: ExportConfig) -> None:
     """Refuse options of a network's file in an export of identities."""
     for key in ("check", "half"):
         if getattr(options, key):
-            hint = "it is about the file of a network"
+            hint = "it applies to the file of a network"
             raise SettingError(key, True, f"false with `what` {options.what}", hint)

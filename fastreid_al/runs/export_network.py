@@ -64,7 +64,7 @@ def export_network(options: ExportConfig, reporter: Reporter) -> None:
     if run.config.engine.flip_features or options.engine.flip_features:
         reporter.warn(
             "`engine.flip_features` is not part of the file: its features are those of the image "
-            "alone, not the mean over its mirror image"
+            "alone, not the mean with those of its mirror image"
         )
     stage: TestFeatures = "pool5" if form in _POOLED else trained.stage
     pixels = _sample_pixels(run, trained, reporter)
@@ -82,11 +82,11 @@ def export_network(options: ExportConfig, reporter: Reporter) -> None:
 def _check_options(options: ExportConfig, form: NetworkForm, files: list[Path]) -> None:
     """Refuse options that do not fit each other, and files that exist or cannot be written."""
     if options.half and form != "openvino":
-        raise SettingError("half", True, f"false with `what` {form}", "only openvino has it")
+        raise SettingError("half", True, f"false with `what` {form}", "only openvino supports it")
     if options.check:
         missing = [file for file in files if not os.path.isfile(file)]
         if missing:
-            raise UserError(f"{missing[0]} is not a file; name one that exists, or leave `check`")
+            raise UserError(f"{missing[0]} is not a file; name one that exists, or omit `check`")
         return
     for file in files:
         if os.path.isdir(file):
@@ -119,8 +119,8 @@ def _sample_pixels(run: RunFiles, trained: Trained, reporter: Reporter) -> Tenso
     )
     if len(readable) < 2:
         raise DataError(
-            f"{len(readable)} of {count} training images can be read: an export is compared with "
-            "the network on two or more; name the folder of the images with `data_root`"
+            f"{len(readable)} of {count} training images can be read, but the comparison with the "
+            "network needs two; name the folder of the images with `data_root`"
         )
     return store.read(torch.arange(len(store)))
 
@@ -194,11 +194,11 @@ def _say_what_it_computes(form: NetworkForm, trained: Trained, reporter: Reporte
     if trained.stage != "pool5":
         reporter.line(
             "it computes the features before the last BatchNorm (pool5), which is not part of that "
-            "program's network; this run is evaluated with bn: see what changes with evaluate and "
-            "`test_features` pool5"
+            "program's network; this run is evaluated with bn. For the scores of pool5, run "
+            "evaluate with `test_features` pool5"
         )
     if form == "torchreid" and trained.model.name.startswith("resnet"):
         reporter.line(
-            "torchreid's ResNet halves the resolution in its last stage, this one does not: set "
-            "the stride there to 1 after building it, see docs/exports.md"
+            "torchreid's ResNet halves the resolution in its last stage, this network does not. "
+            "Set that stride to 1 after building the ResNet, see docs/exports.md"
         )

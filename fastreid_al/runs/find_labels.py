@@ -153,7 +153,7 @@ def earlier_numbers(like: str | None, folder: Path) -> Earlier:
         UserError: The table does not exist, or is none.
     """
     if like is not None and not os.path.isfile(like):
-        raise UserError(f"`like`: {printable(like)} is no file; name a table of identities")
+        raise UserError(f"`like`: {printable(like)} is not a file; name a table of identities")
     file = folder / LABELS_FILE if like is None else Path(like)
     if not os.path.isfile(file):
         return Earlier({}, 0)
@@ -237,13 +237,13 @@ def _check_images(found: Labelled, reporter: Reporter) -> None:
     ]
     if before and len(new) == len(names):
         raise UserError(
-            f"{root}: not one of {len(names):,} images is one that the run was trained on (first: "
+            f"{root}: the run was trained on none of its {len(names):,} images (first: "
             f"{printable(names[0])}); name the folder of its images with `data_root`"
         )
     if before and new:
         reporter.warn(
-            f"{len(new):,} of {len(names):,} images are not those that the run was trained on "
-            f"(first: {printable(new[0])}); they get identities as well"
+            f"the run was not trained on {len(new):,} of {len(names):,} images (first: "
+            f"{printable(new[0])}); they get identities as well"
         )
 
 
@@ -273,7 +273,7 @@ def _clustered(found: Labelled, cameras: Tensor, reporter: Reporter) -> Identiti
 
     if config.method == "nnct":
         reporter.line(
-            "nnct makes no clusters: its features are clustered by `cluster.*`, as UCAL's"
+            "nnct has no clusters: its features are clustered by UCAL's settings `cluster.*`"
         )
     links = config.cluster.algorithm == "linkage"
     try:
@@ -308,8 +308,8 @@ def find_ledger(config: RunConfig, folder: Path, saved: Saved) -> str | None:
         return url
     if saved.answers:
         raise LedgerError(
-            f"there is no ledger {printable(url)}, and the run has {saved.answers} answers that it "
-            "held; restore it, or start the command in the folder where the run was started"
+            f"there is no ledger {printable(url)}, which held {saved.answers} answers of the run; "
+            "restore it, or start the command in the folder where the run was started"
         )
     return None
 
@@ -330,11 +330,11 @@ def _ledger(found: Labelled) -> Iterator[Ledger | None]:
 def _calibrated(examples: Examples) -> str:
     """A line that says what the confidence was learnt from."""
     if not examples.usable:
-        return "confidence: not calibrated, there are too few answers to learn it from"
+        return "confidence: not calibrated, because too few answers and true identities are known"
     count = len(examples.same)
     if examples.origin == "identities":
-        return f"confidence: calibrated on {count:,} images whose identity is known"
-    return f"confidence: calibrated on the answers, which say {count:,} times whether an image fits"
+        return f"confidence: calibrated on {count:,} images whose true identity is known"
+    return f"confidence: calibrated on {count:,} examples from the answers"
 
 
 def _counts(labels: Tensor, judged: Judged) -> str:
@@ -344,8 +344,7 @@ def _counts(labels: Tensor, judged: Judged) -> str:
     reasons = [f"{int(of.sum()):,} {why}" for why, of in judged.review.items() if of.any()]
     return (
         f"{count:,} identities of {n:,} images, {int((labels < 0).sum()):,} images without one; "
-        f"{int(judged.marked.sum()):,} worth a look"
-        + (f" ({', '.join(reasons)})" if reasons else "")
+        f"{int(judged.marked.sum()):,} to review" + (f" ({', '.join(reasons)})" if reasons else "")
     )
 
 

@@ -126,8 +126,8 @@ def update_index(
         reporter.line(f"{len(old):,} gallery images in {path}")
         return old
     reporter.line(
-        f"{count:,} gallery images in {path}: {len(compared.kept):,} were there, {added:,} are new "
-        f"or changed, {compared.removed:,} are gone"
+        f"{count:,} gallery images in {path}: {len(compared.kept):,} unchanged, {added:,} new "
+        f"or changed, {compared.removed:,} removed"
     )
     return read_table(path)
 

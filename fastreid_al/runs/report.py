@@ -127,7 +127,7 @@ def _gather(
     if not os.path.isfile(run.checkpoint):
         return _with_problem(
             results,
-            "The run has saved no checkpoint: there are no features, clusters and rankings.",
+            "The run has saved no checkpoint: there are no clusters and no rankings.",
             reporter,
         )
     trained = load_trained(run.checkpoint, reporter, store_gib=options.store_gib)

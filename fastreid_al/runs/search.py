@@ -67,7 +67,7 @@ def search_gallery(options: SearchConfig, reporter: Reporter | None = None) -> H
     validate(options)
     out = Path(options.out)
     if out.suffix.lower() not in _WRITERS:
-        raise SettingError("out", options.out, f"a file that ends in {', '.join(_WRITERS)}")
+        raise SettingError("out", options.out, f"a file name that ends in {' or '.join(_WRITERS)}")
     refuse_existing(out, options.force)
     run = find_run(Path(options.run), options.data_root)
     gallery = list_images(existing_folder(Path(options.gallery), "gallery"), "gallery")
@@ -141,7 +141,7 @@ def _bank(table: FeatureTable, device: torch.device, reporter: Reporter) -> Tens
     try:
         return table.features.to(device)
     except torch.OutOfMemoryError:
-        reporter.warn(f"{device} has no room for {len(table):,} images: the CPU searches them")
+        reporter.warn(f"{len(table):,} images do not fit on {device}: the search runs on the CPU")
         return table.features
 
 
@@ -231,7 +231,7 @@ def describe_rates(threshold: UnknownThreshold) -> str:
     rate, low, high = (100 * x for x in false_match.in_gallery(growth))
     text = (
         f"Of queries whose identity is not in the gallery {'at most ' if growth > 1 else ''}"
-        f"{rate:.1f} % are taken for known ones (95 % interval {low:.1f} to {high:.1f} %, "
+        f"{rate:.1f} % are taken for known (95 % interval {low:.1f} to {high:.1f} %, "
         f"{100 * threshold.asked:g} % asked; {false_match.trials:,} queries searched "
         f"{threshold.measured_in:,} images of other identities"
     )

@@ -93,7 +93,7 @@ class SurenessLearner:
             else:
                 learnt = self._from_answers(images, gallery_size)
         except UserError as error:
-            self.reporter.warn(f"how sure a match is cannot be learnt ({error})")
+            self.reporter.warn(f"the probability of a match cannot be learnt ({error})")
             learnt = SearchSureness()
         if learnt.probability is None:
             self.reporter.line(
@@ -138,8 +138,8 @@ class SurenessLearner:
             )
         if which == "training":
             self.reporter.warn(
-                "the network was trained on these images: on others matches are less similar, and "
-                "error rates are higher"
+                "the network was trained on these images: on others, matches are less similar, "
+                "and error rates are higher"
             )
         size = float(gallery_size)
         return SearchSureness(learnt.probability, matches, size, learnt.threshold, source)
@@ -194,12 +194,12 @@ class SurenessLearner:
         paths = [records[name].path for name in names]
         bad: list[BadImage] = []
         features: dict[str, Tensor] = {}
-        with self.reporter.progress("extracting judged images", len(paths)) as update:
+        with self.reporter.progress("extracting answered images", len(paths)) as update:
             args = (self.trained, self.network, paths, self.engine, bad, update)
             for part in stream_features(*args):
                 for row, feature in zip(part.rows, part.features, strict=True):
                     features[names[row]] = feature
-        self.reporter.bad_images("judged", bad)
+        self.reporter.bad_images("answered", bad)
         return features
 
 

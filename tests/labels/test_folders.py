@@ -184,7 +184,7 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(
     write_folders(table(IDENTITIES), images, out, form, False)
     before = sorted(path for path in out.rglob("*"))
     images.train[3].path.unlink()
-    with pytest.raises(UserError, match=r"could not copy .*No such file.*is as it was"):
+    with pytest.raises(UserError, match=r"could not copy .*No such file.*is unchanged"):
         write_folders(table(IDENTITIES), images, out, form, False)
 
     def full(source: Path, target: Path) -> None:

@@ -185,7 +185,7 @@ def test_removed_and_changed_images_leave_the_index(
     hits = search_gallery(replace(options, force=True, query=str(gallery / "cam2/1.png")))
     assert names == ["cam2/0.png"]
     assert {Path(hit.gallery).name for hit in hits.of(0)[:2]} == {"0.png", "1.png"}
-    assert "10 were there, 1 are new or changed, 1 are gone" in capsys.readouterr().out
+    assert "10 unchanged, 1 new or changed, 1 removed" in capsys.readouterr().out
     fresh = replace(options, force=True, index=str(Path(options.out).with_name("i.safetensors")))
     assert np.allclose(
         np.sort(search_gallery(fresh).similarity),

@@ -268,7 +268,7 @@ class Parser(argparse.ArgumentParser):
         by_key = {key: title for title, keys in sections.items() for key in keys}
         for key, setting in settings_of(cls).items():
             group = key.rpartition(".")[0]
-            title = f"{group}: {groups[group]}" if group else by_key.get(key, "Options")
+            title = f"{group}: {groups[group].rstrip('.')}" if group else by_key.get(key, "Options")
             self.add_setting(setting, title)
         for key in removed_settings(cls):
             self.add_argument(option(key), dest=key, help=argparse.SUPPRESS)

@@ -67,7 +67,7 @@ def search_gallery(options: SearchConfig, reporter: Reporter | None = None) -> H
     validate(options)
     out = Path(options.out)
     if out.suffix.lower() not in _WRITERS:
-        raise SettingError("out", options.out, f"a file name that ends in {' or '.join(_WRITERS)}")
+        raise SettingError("out", options.out, f"a name that ends in {' or '.join(_WRITERS)}")
     refuse_existing(out, options.force)
     run = find_run(Path(options.run), options.data_root)
     gallery = list_images(existing_folder(Path(options.gallery), "gallery"), "gallery")

@@ -63,7 +63,7 @@ def test_any_reader_of_csv_sees_the_columns() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "no table of identities"),
+        ("", "is not a table of identities"),
         ("path,camera\na,1\n", "expected path,identity"),
         ("path,identity\na,x\n", "line 2"),
         ("path,identity\na,1\nb\n", "line 3"),

@@ -313,7 +313,7 @@ def test_an_output_that_exists_is_refused_before_anything_is_computed(
             export(unlabelled.run_dir, "mine.csv", "market1501", force=True)
         with pytest.raises(UserError, match=r"`like`: .* is not a file"):
             export(unlabelled.run_dir, like=str(tmp_path / "missing.csv"))
-        with pytest.raises(UserError, match="no table of identities"):
+        with pytest.raises(UserError, match="not a table of identities"):
             export(unlabelled.run_dir, like=str(tmp_path / "mine.csv"))
     assert (tmp_path / "mine.csv").read_text() == "mine"
     assert len(rows(export(unlabelled.run_dir, "mine.csv", force=True))) == SYNTHETIC.train_images

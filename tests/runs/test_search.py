@@ -251,7 +251,7 @@ BAD: dict[str, tuple[Callable[[SearchConfig], SearchConfig], str]] = {
     "empty query": (lambda o: nothing(o, "query"), "no image at any depth.*`query`"),
     "broken gallery": (lambda o: unreadable(o, "gallery"), "no readable image: there is no gall"),
     "broken query": (lambda o: unreadable(o, "query"), "no readable image: there is no query"),
-    "suffix": (lambda o: replace(o, out="x.txt"), r"`out`: got 'x.txt', expected a file that ends"),
+    "suffix": (lambda o: replace(o, out="x.txt"), r"`out`: got 'x.txt', expected a name that ends"),
     "file there": (lambda o: replace(o, out=f"{o.run}/last.pt.csv"), "is not a folder|exists"),
     "no run": (lambda o: replace(o, run="nowhere"), "nowhere does not exist"),
     "no index folder": (lambda o: replace(o, index="no/where.safetensors"), "could not write"),

@@ -213,8 +213,8 @@ def _describe(hits: Hits, sureness: SearchSureness, reporter: Reporter) -> list[
         return lines
     unknown = int(hits.unknown.sum())
     lines.append(
-        f"{unknown:,} of {len(hits.queries):,} queries are unknown: their best similarity is below "
-        f"{threshold.similarity:.3f}. {describe_rates(threshold)}"
+        f"{unknown:,} of {len(hits.queries):,} queries are unknown (best similarity below "
+        f"{threshold.similarity:.3f}). {describe_rates(threshold)}"
     )
     reporter.line(lines[-1])
     for query in np.flatnonzero(hits.unknown)[:_NAMED].tolist():

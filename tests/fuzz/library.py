@@ -1002,6 +1002,12 @@ _WITHOUT = {
     "checked by Closure": "answers.Answer answers.Verdict annotators.Replay",
     "the base of the two memories": "memory.FeatureMemory",
     "a person answers": "annotators.Terminal",
+    "a part of an export, which opens what it wrote and compares it": "exports.DeployedNet "
+    "exports.Reference exports.Runtime exports.SUFFIXES exports.check_file "
+    "exports.check_torchreid exports.check_tracker exports.describe exports.files_of "
+    "exports.find_fault exports.layout exports.open_file exports.require_packages "
+    "exports.write_form labels.Identities labels.LabelTable labels.identities_by_answers "
+    "labels.read_numbers labels.write_table",
     "called by refine": "active.strategies.load_strategy",
     "a part of a run, which the settings check": "annotators.AnnotatorContext "
     "annotators.load_annotator distributed.World distributed.SINGLE_PROCESS engine.Evaluator "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 
 def import_openvino() -> ModuleType:
@@ -25,3 +26,17 @@ def import_openvino() -> ModuleType:
         return importlib.import_module("openvino")
     finally:
         del sys.modules[statistics]
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """Return the one `openvino.Core` of this process.
+
+    OpenVINO gives the thread that compiles first a stack for signal handlers, and takes it away
+    with the last network of a core. After a second core the thread may be left with a stack that
+    was freed, and the next signal ends the process.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+    return import_openvino().Core()

@@ -22,7 +22,7 @@ from ..data.augment import normalize
 from ..errors import TrainingError, UserError, one_line
 from ..metrics.parity import Parity, compare_features
 from ..models import Domain, ReIdNet, Stage
-from ..optional import import_openvino
+from ..optional import import_openvino, openvino_core
 
 #: Images in a pass below which compiling costs more than it saves.
 FEWEST = 1000
@@ -164,7 +164,7 @@ class OpenVinoInference:
             # Several processes on one machine would be put on the same cores.
             "ENABLE_CPU_PINNING": False,
         }
-        compiled = openvino.Core().compile_model(self._converted, "CPU", settings)
+        compiled = openvino_core().compile_model(self._converted, "CPU", settings)
         self._queue = openvino.AsyncInferQueue(compiled, threads)
 
 

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..models import build_model
 from ..models.head import ReIdNet
 from ..models.osnet import FEATURES, OSNet
-from ..optional import import_openvino
+from ..optional import openvino_core
 from .packages import quiet
 from .tracker import load_by_name
 
@@ -102,10 +102,9 @@ def _size_of(shape: list[Any]) -> tuple[int, int] | None:
 
 
 def _open_openvino(path: Path) -> Runtime:
-    openvino = import_openvino()
     # By default OpenVINO computes in bfloat16 on processors that have it.
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(path, "CPU", exact)
+    compiled = openvino_core().compile_model(path, "CPU", exact)
     entry = compiled.inputs[0]
     shape = [d.get_length() if d.is_static else None for d in entry.get_partial_shape()]
     dtype = entry.get_element_type().to_dtype()

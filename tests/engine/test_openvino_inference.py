@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -210,3 +212,28 @@ def test_openvino_is_refused_for_a_compiled_or_bfloat16_network() -> None:
         "`engine.inference` openvino is for float32 on a CPU, without `engine.compile`: PyTorch "
         "extracts the features"
     ]
+
+
+SIGNALS = """
+import gc, os, signal
+import torch
+from tests.engine.test_openvino_inference import features, network, pixels
+caught = []
+signal.signal(signal.SIGINT, lambda *_: caught.append(1))
+made = [network() for _ in range(3)]
+for one in made:
+    features(one, pixels())
+del one
+while made:
+    # The first one first: each is gone before the one that was made after it.
+    del made[0]
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGINT)
+print(len(caught))
+"""
+
+
+def test_signals_reach_their_handler_after_networks_of_openvino_are_gone() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", SIGNALS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr[-2_000:]

@@ -243,12 +243,15 @@ def _one_each(rows: Tensor, identities: Tensor) -> Tensor:
 def _threshold(
     fitted: Searched, measured: Searched, size: int, growth: float, rate: float
 ) -> UnknownThreshold:
-    similarity = choose_threshold(fitted.impostor.double().numpy(), rate, growth)
+    # A gallery of few images may hold one identity only. Its own queries tell nothing then; those
+    # of the nine other identities or more do.
+    impostors, others = (s.impostor[s.impostor.isfinite()] for s in (fitted, measured))
+    similarity = choose_threshold(impostors.double().numpy(), rate, growth)
     known = measured.best[measured.matches > 0]
     return UnknownThreshold(
         similarity,
         rate,
-        measure_rate(int((measured.impostor >= similarity).sum()), len(measured.impostor)),
+        measure_rate(int((others >= similarity).sum()), len(others)),
         measure_rate(int((known < similarity).sum()), len(known)) if len(known) else None,
         size,
         growth,

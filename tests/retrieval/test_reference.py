@@ -117,6 +117,17 @@ def test_too_few_identities_give_no_threshold() -> None:
     assert alone.probability is None and alone.threshold is None
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_gallery_of_one_image_has_a_threshold(seed: int) -> None:
+    features = torch.nn.functional.normalize(torch.randn(20, 8, generator=torch.manual_seed(0)))
+    cameras = torch.full((20,), -1)
+    learnt = learn_sureness(features, torch.arange(20), cameras, 1, 0.01, seed=seed)
+    assert learnt.threshold is not None
+    assert np.isfinite(learnt.threshold.similarity)
+    # The query whose own image is the gallery searched no other image.
+    assert learnt.threshold.false_match.trials in (9, 10)
+
+
 def test_the_sample_has_few_images_of_each_identity_and_many_cameras() -> None:
     identities = torch.tensor([0] * 50 + [1] * 3 + [-1] * 9)
     cameras = torch.arange(62) % 7

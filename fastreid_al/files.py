@@ -170,15 +170,25 @@ def replacing(path: Path, *, private: bool = True, durable: bool = True) -> Iter
 
 
 def _refuse_special(path: Path) -> None:
-    """Refuse to replace a folder, a device, a pipe or a socket."""
+    """Refuse to replace a folder, a device, a pipe, a socket, or a link to one but a folder."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+    if _is_special(path):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a path leads to a device, a pipe, a socket, or an open file as /dev/stdout does."""
+    with contextlib.suppress(OSError):
+        if os.path.islink(path) and os.readlink(path).startswith("/proc/"):
+            return True
+        mode = os.stat(path).st_mode
+        return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    return False
 
 
 def _reason(error: BaseException, file: NewFile, folder: Path) -> OSError | None:
@@ -314,16 +324,21 @@ def write_file(path: Path, text: str, *, private: bool = True) -> None:
     write_atomically(path, lambda file: file.write(text.encode()), private=private)
 
 
-def refuse_existing(path: Path, force: bool) -> None:
+def refuse_existing(path: Path, force: bool, *, stream: bool = False) -> None:
     """Refuse a file or a folder with content, which a command of the user's would replace.
 
     Args:
         path: What is to be written.
         force: Whether the user allows to replace it.
+        stream: Whether it may be a pipe or a device, which is written to and not replaced.
 
     Raises:
         UserError: It exists and may not be replaced, or its folder does not exist.
     """
+    if _is_special(path):
+        if stream:
+            return
+        raise UserError(f"{path} is neither a file nor a folder; name a file")
     used = os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path))
     if used and not force:
         raise UserError(f"{path} exists: name another file, or replace it with `force`")

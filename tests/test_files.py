@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastreid_al import files
-from fastreid_al.errors import CheckpointError
+from fastreid_al.errors import CheckpointError, UserError
 from fastreid_al.locks import FileLock
 
 ROOT = Path(__file__).parent.parent
@@ -253,6 +253,19 @@ def test_an_output_is_replaced_as_a_whole_and_devices_are_written_to(tmp_path: P
     with files.open_output("/dev/null") as out:
         out.write("x")
     assert os.path.samestat(before, os.stat("/dev/null")) and os.listdir(tmp_path) == ["out.csv"]
+
+
+def test_links_to_devices_and_open_files_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for number, to in enumerate(["/dev/null", "/proc/self/fd/1", tmp_path / "pipe"]):
+        link = tmp_path / f"link{number}"
+        link.symlink_to(to)
+        with pytest.raises(UserError, match="neither a file nor a folder"):
+            files.refuse_existing(link, force=True)
+        with pytest.raises(CheckpointError, match="not a regular file"):
+            files.write_json(link, {})
+        assert link.is_symlink()
+    files.refuse_existing(tmp_path / "pipe", force=False, stream=True)
 
 
 def test_a_function_that_opens_its_file_itself_writes_a_private_one(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def check_rankings_file(path: Path, force: bool) -> None:
             f"`save_rankings`: got {printable(path.name)}, expected a name that ends in .csv or "
             ".parquet"
         )
-    refuse_existing(path, force)
+    refuse_existing(path, force, stream=path.suffix == ".csv")
     if path.suffix == ".parquet":
         _pyarrow()
 

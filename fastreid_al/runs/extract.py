@@ -16,7 +16,7 @@ from ..data.walk import passed_over_lines
 from ..distributed.launch import require_single_process
 from ..engine.console import Reporter
 from ..engine.network import Network
-from ..errors import DataError, SettingError
+from ..errors import DataError, SettingError, UserError, printable
 from ..files import refuse_existing
 from ..retrieval.feature_file import FeatureWriter, ImageEntry, new_feature_file
 from ..settings import validate
@@ -60,6 +60,8 @@ def extract_images(options: ExtractionConfig, reporter: Reporter | None = None) 
     if out.suffix.lower() != SUFFIX:
         raise SettingError("out", options.out, f"a file whose name ends in {SUFFIX}")
     refuse_existing(out, options.force)
+    if os.path.isdir(out):
+        raise UserError(f"{printable(out)} is a folder; name a file with `out`")
     listed = list_images(Path(options.images), "images", options.camera_pattern)
     for line in passed_over_lines(listed.passed_over, listed.root):
         reporter.line(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,9 @@ def search_gallery(options: SearchConfig, reporter: Reporter | None = None) -> H
     out = Path(options.out)
     if out.suffix.lower() not in _WRITERS:
         raise SettingError("out", options.out, f"a name that ends in {' or '.join(_WRITERS)}")
-    refuse_existing(out, options.force)
+    refuse_existing(out, options.force, stream=True)
+    if os.path.isdir(out):
+        raise UserError(f"{printable(out)} is a folder; name a file with `out`")
     run = find_run(Path(options.run), options.data_root)
     gallery = list_images(existing_folder(Path(options.gallery), "gallery"), "gallery")
     queries = list_images(Path(options.query), "query")

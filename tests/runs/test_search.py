@@ -23,7 +23,7 @@ from fastreid_al.models import build_model
 from fastreid_al.retrieval import reference
 from fastreid_al.retrieval.feature_file import read_table
 from fastreid_al.retrieval.probability import calibration_error
-from fastreid_al.runs import gallery_index, run_training, sureness, train
+from fastreid_al.runs import gallery_index, run_training, search, sureness, train
 from fastreid_al.runs.evaluate import evaluate_file
 from fastreid_al.runs.gallery_index import default_index
 from fastreid_al.runs.search import search_gallery
@@ -266,6 +266,15 @@ def test_what_cannot_be_searched_is_one_line(options: SearchConfig, what: str) -
         search_gallery(change(options))
     assert "\n" not in str(raised.value)
     assert not os.path.exists(options.out)
+
+
+def test_a_folder_as_output_is_refused_before_the_search(
+    options: SearchConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkdir(options.out)
+    monkeypatch.setattr(search, "load_trained", None)
+    with pytest.raises(UserError, match="is a folder; name a file with `out`"):
+        search_gallery(options)
 
 
 def test_a_run_without_a_checkpoint_is_refused(options: SearchConfig) -> None:

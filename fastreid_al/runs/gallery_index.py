@@ -129,7 +129,11 @@ def update_index(
         f"{count:,} gallery images in {path}: {len(compared.kept):,} unchanged, {added:,} new "
         f"or changed, {compared.removed:,} removed"
     )
-    return read_table(path)
+    table = _open(path, about)
+    # Another search may have replaced it since; two searches of one gallery write the same.
+    if table is None or _gallery(table) != about["gallery"]:
+        raise UserError(f"{path} was replaced by another search; name another file with `index`")
+    return table
 
 
 def _open(path: Path, about: Mapping[str, str]) -> FeatureTable | None:

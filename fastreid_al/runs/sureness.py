@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -170,16 +171,20 @@ class SurenessLearner:
     def _from_answers(self, images: ImageSet, gallery_size: int) -> SearchSureness:
         """Learn the probability from the pairs that people have judged."""
         records = {relative(r.path, images.root).as_posix(): r for r in images.train}
-        answers = [a for a in _answers(self.run) if a[0] in records and a[1] in records]
+        answers = [a for a in _answers(self.run) if {a.left.name, a.right.name} <= records.keys()]
         features = self._features_of(
-            {n: records[n] for left, right, _ in answers for n in (left, right)}
+            {image.name: records[image.name] for a in answers for image in (a.left, a.right)}
         )
-        pairs = [(a, b, same) for a, b, same in answers if a in features and b in features]
-        similarity = [float(features[a] @ features[b]) for a, b, _ in pairs]
+        similarity, same = [], []
+        for answer in answers:
+            sides = [_feature_of(image, features) for image in (answer.left, answer.right)]
+            if sides[0] is not None and sides[1] is not None:
+                similarity.append(float(sides[0] @ sides[1]))
+                same.append(answer.same)
         # How many matches an image has is not known: the odds change with the gallery's size alone.
         others = float(max(1, len(images.train)))
-        probability = fit_probability(similarity, [same for *_, same in pairs], 1.0, others)
-        source = f"{len(pairs):,} answers about training images"
+        probability = fit_probability(similarity, same, 1.0, others)
+        source = f"{len(same):,} answers about training images"
         if probability is not None:
             self.reporter.line(
                 f"probability of a match: from {source}; it holds if a query has as many matches "
@@ -188,30 +193,55 @@ class SurenessLearner:
         matches = min(1.0, gallery_size / others)
         return SearchSureness(probability, matches, float(gallery_size), None, source)
 
-    def _features_of(self, records: Mapping[str, Record]) -> dict[str, Tensor]:
-        """The features of the images that can be read, by name."""
+    def _features_of(self, records: Mapping[str, Record]) -> dict[str, tuple[str, Tensor]]:
+        """Digest and feature of each image that can be read, by name."""
         names = sorted(records)
         paths = [records[name].path for name in names]
         bad: list[BadImage] = []
-        features: dict[str, Tensor] = {}
+        features: dict[str, tuple[str, Tensor]] = {}
         with self.reporter.progress("extracting answered images", len(paths)) as update:
             args = (self.trained, self.network, paths, self.engine, bad, update)
             for part in stream_features(*args):
-                for row, feature in zip(part.rows, part.features, strict=True):
-                    features[names[row]] = feature
+                for row, *found in zip(part.rows, part.digests, part.features, strict=True):
+                    features[names[row]] = found[0], found[1]
         self.reporter.bad_images("answered", bad)
         return features
 
 
-def _answers(run: RunFiles) -> list[tuple[str, str, bool]]:
-    """The pairs of images, by name, that the run's ledger calls same or different."""
+class _Image(NamedTuple):
+    """An image of an answer: its path, and the digest of its content, empty where unknown."""
+
+    name: str
+    digest: str
+
+
+class _Answer(NamedTuple):
+    """An answer: two images, and whether they show the same identity."""
+
+    left: _Image
+    right: _Image
+    same: bool
+
+
+def _feature_of(image: _Image, features: Mapping[str, tuple[str, Tensor]]) -> Tensor | None:
+    """The feature of an image of an answer; None where its content is another or cannot be read."""
+    digest, feature = features.get(image.name, ("", None))
+    return None if image.digest not in ("", digest) else feature
+
+
+def _answers(run: RunFiles) -> list[_Answer]:
+    """The pairs of images that the run's ledger calls same or different."""
     url = run.config.questions.ledger or str(run.folder / LEDGER_FILE)
     if "://" not in url and not os.path.exists(url):
         return []
     verdicts = {Verdict.SAME.value: True, Verdict.DIFFERENT.value: False}
     with Ledger.open(url, write=False) as ledger:
         return [
-            (event.left, event.right, verdicts[event.verdict])
+            _Answer(
+                _Image(event.left, event.left_digest or ""),
+                _Image(event.right, event.right_digest or ""),
+                verdicts[event.verdict],
+            )
             for event in ledger.events()
             if event.undone_by is None
             and event.verdict in verdicts

@@ -18,6 +18,8 @@ import torch
 from fastreid_al.answers import ImageKeys, Ledger, Verdict
 from fastreid_al.config import EvaluationConfig, SearchConfig
 from fastreid_al.data import load
+from fastreid_al.data.pixels import file_digests
+from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import CheckpointError, DataError, SettingError, UserError, parse_printable
 from fastreid_al.models import build_model
 from fastreid_al.retrieval import reference
@@ -211,6 +213,27 @@ def test_the_index_of_another_network_is_refused(options: SearchConfig) -> None:
     search_gallery(replace(again, index=f"{options.run}/other.safetensors"))
 
 
+def test_an_index_that_another_search_has_replaced_is_refused(
+    options: SearchConfig, tmp_path: Path
+) -> None:
+    index = tmp_path / "index.safetensors"
+    put_noise(tmp_path / "elsewhere", "x.png", 1)
+    other = replace(options, gallery=str(tmp_path / "elsewhere"), index=str(index), force=True)
+    search_gallery(other)
+    content = index.read_bytes()
+    index.unlink()
+
+    class Late(Reporter):
+        """Lets another search write the index just after this one has."""
+
+        def line(self, text: str) -> None:
+            if "gallery images in" in text:
+                index.write_bytes(content)
+
+    with pytest.raises(UserError, match="was replaced by another search"):
+        search_gallery(replace(other, gallery=options.gallery), Late())
+
+
 def test_an_index_of_another_gallery_a_damaged_one_and_other_files_are_refused(
     options: SearchConfig, tmp_path: Path
 ) -> None:
@@ -363,6 +386,22 @@ def test_answers_of_the_ledger_give_the_probability(
     hits = search_gallery(options)
     assert hits.probability is not None and hits.unknown is None
     assert "from 80 answers about training images" in capsys.readouterr().out
+
+
+def test_answers_about_other_content_of_an_image_are_not_used(
+    options: SearchConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = as_unlabelled(Path(options.run), tmp_path / "crops")
+    digests = file_digests([tmp_path / "crops" / name for name in names], None)
+    keys = ImageKeys("folder", names, digests)
+    with Ledger.open(str(Path(options.run) / "answers.sqlite"), keys) as ledger:
+        for left in range(0, 40):
+            facts = {"annotator": "a", "asked_at": 0.0, "answered_at": 1.0, "epoch": 0}
+            verdict = Verdict.SAME if left % 2 else Verdict.DIFFERENT
+            ledger.append(left, left + 1, verdict, reason="merge", **facts)
+    put_noise(tmp_path / "crops", names[5], 5)
+    assert search_gallery(options).probability is not None
+    assert "from 38 answers about training images" in capsys.readouterr().out
 
 
 def test_images_of_the_run_that_are_gone_leave_the_probability_empty(

@@ -18,7 +18,7 @@ from .config import EngineConfig, TestFeatures
 from .data.cache import threads
 from .data.pixels import image_to_rgb, read_image, reason_of, resized
 from .engine.console import Reporter
-from .errors import DataError, printable
+from .errors import DataError, DivergedError, printable
 from .models import BackboneBuilder
 from .runs.checks import pick_device, working_on
 from .runs.trained import find_run, load_trained
@@ -101,6 +101,7 @@ class Embedder:
         self._batch = batch
         self._flip = flip
         self._stage = trained.stage
+        self._origin = trained.origin
         self.dim: int = trained.model.features
         self.height: int = trained.image.height
         self.width: int = trained.image.width
@@ -125,6 +126,7 @@ class Embedder:
         Raises:
             ValueError: An argument has another type, shape or dtype.
             DataError: An image file cannot be read.
+            DivergedError: Features are not finite.
         """
         if color not in get_args(Color):
             raise ValueError(f"color: got {color!r}, expected rgb or bgr")
@@ -174,7 +176,13 @@ class Embedder:
         """Features (B, D) of a batch of a call with `count` images."""
         with self._running, working_on(self._device), torch.inference_mode():
             compute = self._network.feature_pass(count, self._stage, flip=self._flip)
-            return compute(pixels.to(self._device)).cpu()
+            features = compute(pixels.to(self._device)).cpu()
+        if not bool(torch.isfinite(features).all()):
+            raise DivergedError(
+                f"features of {self._origin} are not finite: the network has diverged; name an "
+                "earlier checkpoint"
+            )
+        return features
 
 
 def _as_list(images: Any) -> Sequence[Any]:
@@ -194,14 +202,15 @@ def _as_array(image: Any, name: str, color: Color) -> np.ndarray:
     Raises:
         ValueError: It is something else.
     """
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().numpy()
-    if not isinstance(image, np.ndarray):
+    if not isinstance(image, np.ndarray | Tensor):
         raise ValueError(f"{name}: got {type(image).__name__}, expected {_EXPECTED}")
-    if image.dtype != np.uint8:
+    # NumPy has no bfloat16.
+    if str(image.dtype).removeprefix("torch.") != "uint8":
         raise ValueError(
             f"{name}: got dtype {image.dtype}, expected uint8 with values from 0 to 255"
         )
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().numpy()
     right = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
     if not right or 0 in image.shape:
         raise ValueError(f"{name}: got shape {image.shape}, expected (H, W, 3) or (H, W)")

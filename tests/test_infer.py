@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fastreid_al.config import ExtractionConfig
-from fastreid_al.errors import CheckpointError, DataError, SettingError, WeightsError
+from fastreid_al.errors import CheckpointError, DataError, DivergedError, SettingError, WeightsError
 from fastreid_al.infer import Embedder
 from fastreid_al.models import build_model
 from fastreid_al.retrieval.feature_file import read_table
@@ -118,6 +118,7 @@ def test_no_image_is_no_row(embedder: Embedder) -> None:
 
 BAD: list[tuple[Any, str]] = [
     (np.zeros((8, 8, 3), np.float32), "image 0: got dtype float32, expected uint8"),
+    (torch.zeros(8, 8, 3, dtype=torch.bfloat16), "image 0: got dtype torch.bfloat16, expected"),
     (np.zeros((8, 8), np.uint16), "image 0: got dtype uint16, expected uint8"),
     (np.zeros((3, 8, 8), np.uint8), r"image 0: got shape \(3, 8, 8\), expected \(H, W, 3\)"),
     (np.zeros((8, 8, 4), np.uint8), r"got shape \(8, 8, 4\)"),
@@ -137,6 +138,18 @@ def test_what_is_no_image_is_refused(embedder: Embedder, images: Any, message: s
     with pytest.raises(ValueError, match=message) as raised:
         embedder(images)
     assert "\n" not in str(raised.value)
+
+
+def test_features_that_are_not_finite_are_refused(
+    weights: str, paths: list[str], tmp_path: Path
+) -> None:
+    state = torch.load(weights)
+    name = next(name for name, value in state.items() if value.is_floating_point())
+    state[name].fill_(3e38)
+    torch.save(state, tmp_path / "diverged.pt")
+    diverged = Embedder(tmp_path / "diverged.pt", "cpu", model=MODEL, height=48, width=24)
+    with pytest.raises(DivergedError, match=r"diverged\.pt are not finite"):
+        diverged(paths[0])
 
 
 def test_an_unreadable_file_is_named(embedder: Embedder, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from .trained import RunFiles, Trained, images_of_run
 
 #: Features of the images of the run by which the sureness is learnt.
 REFERENCE_FILE = "reference.safetensors"
+#: Answers from which the probability is learnt, at most; their images are extracted every time.
+MOST_ANSWERS = 2000
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,10 @@ class SurenessLearner:
         return read_table(path)
 
     def _from_answers(self, images: ImageSet, gallery_size: int) -> SearchSureness:
-        """Learn the probability from the pairs that people have judged."""
+        """Learn the probability from the pairs that people have judged, 2,000 at most."""
         records = {relative(r.path, images.root).as_posix(): r for r in images.train}
         answers = [a for a in _answers(self.run) if {a.left.name, a.right.name} <= records.keys()]
+        answers = answers[:: -(-len(answers) // MOST_ANSWERS) or 1]
         features = self._features_of(
             {image.name: records[image.name] for a in answers for image in (a.left, a.right)}
         )

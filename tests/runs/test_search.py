@@ -370,7 +370,10 @@ def test_without_identities_and_answers_the_probability_is_empty(
 
 
 def test_answers_of_the_ledger_give_the_probability(
-    options: SearchConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: SearchConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = as_unlabelled(Path(options.run), tmp_path / "crops")
     keys = ImageKeys("folder", names, [""] * len(names))
@@ -386,6 +389,10 @@ def test_answers_of_the_ledger_give_the_probability(
     hits = search_gallery(options)
     assert hits.probability is not None and hits.unknown is None
     assert "from 80 answers about training images" in capsys.readouterr().out
+    # Of many answers some are taken, evenly spaced.
+    monkeypatch.setattr(sureness, "MOST_ANSWERS", 30)
+    assert search_gallery(replace(options, force=True)).probability is not None
+    assert "from 27 answers about training images" in capsys.readouterr().out
 
 
 def test_answers_about_other_content_of_an_image_are_not_used(

@@ -277,6 +277,18 @@ def new_feature_file(
         ) from error
 
 
+def _opened(path: Path) -> Any:
+    """The file as the package safetensors opens it, which takes a path as UTF-8 only."""
+    from safetensors import safe_open
+
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            return safe_open(f"/dev/fd/{file.fileno()}", "pt")
+    return safe_open(path, "pt")
+
+
 class TensorFile:
     """A .safetensors file whose header is read, and whose tensors are mapped when they are asked.
 
@@ -288,14 +300,14 @@ class TensorFile:
     """
 
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         self.path = path
         try:
             # Not a pipe or a device, which could be read for ever.
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise OSError(0, "it is no regular file")
-            self._file = safe_open(path, "pt")
+            self._file = _opened(path)
             self.about: dict[str, str] = dict(self._file.metadata() or {})
             self._names = frozenset(self._file.keys())
         except OSError as error:

@@ -40,6 +40,20 @@ def test_what_is_written_is_read(tmp_path: Path, count: int, dim: int) -> None:
     assert table.features.data_ptr() % 4 == table.cameras.data_ptr() % 8 == 0
 
 
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"byte\xff \n'")
+    folder.mkdir()
+    with new_feature_file(folder / "x.safetensors", {}) as writer:
+        writer.add(torch.ones(3, 4), entries(["a", "b", "c"]))
+        writer.end_split()
+    table = read_table(folder / "x.safetensors")
+    with new_feature_file(folder / "x.safetensors", {}) as writer:
+        writer.add(torch.zeros(3, 4), entries(["a", "b", "c"]))
+        writer.end_split()
+    assert torch.equal(table.features, torch.ones(3, 4))
+    assert torch.equal(read_table(folder / "x.safetensors").features, torch.zeros(3, 4))
+
+
 def test_names_behave_as_a_list_of_them() -> None:
     content = torch.frombuffer(bytearray(b"abcdef\0\0"), dtype=torch.uint8)
     names = Names(content, torch.tensor([0, 1, 1, 6]))

@@ -30,6 +30,8 @@ from .trained import Trained
 _COLUMNS = ("cameras", "sizes", "modified")
 #: Rows that are copied at a time: 34 MB for D = 2,048.
 _ROWS = 4096
+#: The latest time that an index holds, in nanoseconds.
+_LATEST = 2**63 - 1
 _ADVICE = "remove or rename it, or name another file with `index`"
 
 
@@ -165,7 +167,8 @@ def _state(path: Path) -> FileState:
     """The state of a file; unknown where it cannot be read."""
     with contextlib.suppress(OSError):
         status = os.stat(path)
-        return FileState(status.st_size, status.st_mtime_ns)
+        # 64 bits end in the year 2262, times of files do not.
+        return FileState(status.st_size, min(max(status.st_mtime_ns, -_LATEST), _LATEST))
     return FileState()
 
 

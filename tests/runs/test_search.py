@@ -173,6 +173,12 @@ def test_an_unchanged_gallery_is_not_extracted_and_its_index_not_written(
     assert np.array_equal(first.similarity, again.similarity)
 
 
+def test_an_image_of_the_far_future_is_in_the_index(options: SearchConfig) -> None:
+    os.utime(next(Path(options.gallery).rglob("*.png")), (10**10, 10**10))
+    search_gallery(options)
+    assert len(read_table(index_of(options))) == 12
+
+
 def test_removed_and_changed_images_leave_the_index(
     options: SearchConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import json
 import os
@@ -77,6 +78,8 @@ COMMANDS = {
 }
 #: Modules of commands that have another name.
 _MODULES = {"data": "data_check"}
+#: What a write onto a full disk raises.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DATA_COMMANDS = {
     "check": "Count images, identities, cameras, formats, sizes and copies, and what is left out.",
 }
@@ -653,6 +656,11 @@ def run_main(main: Callable[[], None]) -> None:
         if not _lost_its_reader(sys.stdout):
             raise
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in _FULL or not _is_full(sys.stdout):
+            raise
+        sys.stderr.write(f"error: could not write the output ({error.strerror})\n")
+        raise SystemExit(2) from None
     except UserError as error:
         text = f"error: {as_options(str(error))}"
         if not error.said:
@@ -695,6 +703,24 @@ def _lost_its_reader(stream: TextIO | None) -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     return True
+
+
+def _is_full(stream: TextIO | None) -> bool:
+    """Whether the disk of a stream is full; the rest of its output is dropped."""
+    if stream is None:
+        return False
+    try:
+        # What failed may have left the buffer, and then a flush alone succeeds.
+        stream.write("\n")
+        stream.flush()
+    except OSError as error:
+        if error.errno not in _FULL:
+            return False
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return True
+    except ValueError:  # it is closed
+        pass
+    return False
 
 
 def _report_to_torchrun(text: str) -> None:

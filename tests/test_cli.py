@@ -391,6 +391,18 @@ def test_a_closed_pipe_of_any_command_is_no_traceback() -> None:
     assert done.stderr == ""
 
 
+def test_a_full_disk_below_the_output_is_one_line() -> None:
+    code = (
+        "from fastreid_al.cli import run_main\n"
+        "from fastreid_al.engine.console import Reporter\n"
+        "run_main(lambda: Reporter().line('x' * 100_000))"
+    )
+    command = f"{sys.executable} -c {shlex.quote(code)} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.stderr == "error: could not write the output (No space left on device)\n"
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize(
     ("raised", "status", "printed"),
     [

@@ -197,6 +197,7 @@ def _compare(old: FeatureTable | None, listed: Listing, states: Sequence[FileSta
             fresh.append(row)
     changed = sum(listed.names[row] in row_of for row in fresh)
     removed = len(old) - len(kept) - changed
+    kept.sort(key=lambda rows: rows[1])
     return _Compared(kept, sorted(fresh), changed, removed, touched)
 
 

@@ -179,6 +179,14 @@ def test_an_image_of_the_far_future_is_in_the_index(options: SearchConfig) -> No
     assert len(read_table(index_of(options))) == 12
 
 
+def test_an_image_of_another_time_keeps_its_place_among_equal_hits(options: SearchConfig) -> None:
+    search_gallery(options)
+    names = list(read_table(index_of(options)).names)
+    os.utime(Path(options.gallery, names[0]), (1, 1))
+    search_gallery(replace(options, force=True))
+    assert list(read_table(index_of(options)).names) == names
+
+
 def test_removed_and_changed_images_leave_the_index(
     options: SearchConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

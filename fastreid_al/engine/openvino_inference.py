@@ -29,9 +29,9 @@ FEWEST = 1000
 #: Multiply-adds of convolutions for each output of a BatchNorm, below which OpenVINO pays: what it
 #: saves is the time of BatchNorm and ReLU. OSNet has 20 to 70, a ResNet 300 or more.
 _DENSEST = 150.0
-#: Images by which the first hand-over of weights is checked, and a later one.
-_FIRST_CHECK = 64
-_LATER_CHECK = 8
+#: Images by which a hand-over of weights is checked: as many at each, so that a resumed run, whose
+#: first hand-over is a later one of the run, decides as the run would have.
+_CHECK = 64
 #: Images that one request computes: their activations stay in the caches.
 _PART = 16
 #: Most characters of a library's reason in a message.
@@ -92,8 +92,7 @@ class OpenVinoInference:
                 self._convert(pixels.shape[2:])
         if first or fresh:
             self._compile()
-        # A batch may repeat its last images.
-        some = pixels[: _FIRST_CHECK if first else _LATER_CHECK]
+        some = pixels[:_CHECK]
         self.parity = compare_features(reference(some), self(some))
         return self.parity.holds
 
@@ -262,6 +261,7 @@ class InferenceChoice:
                 "PyTorch extracts the features"
             )
         self._pays: bool | None = None
+        self._warned = False
         self._forms: dict[tuple[Stage, Domain, bool], OpenVinoInference] = {}
 
     def for_pass(
@@ -283,8 +283,7 @@ class InferenceChoice:
 
         def compute(pixels: Tensor) -> Tensor:
             if not chosen:
-                use = self._use(images, pixels)
-                form = self._loaded(pixels, stage, domain, flip, reference) if use else None
+                form = self._loaded(images, pixels, stage, domain, flip, reference)
                 chosen.append(form or reference)
             return chosen[0](pixels)
 
@@ -302,20 +301,40 @@ class InferenceChoice:
         return self._pays
 
     def _loaded(
-        self, pixels: Tensor, stage: Stage, domain: Domain, flip: bool, reference: Compute
+        self,
+        images: int,
+        pixels: Tensor,
+        stage: Stage,
+        domain: Domain,
+        flip: bool,
+        reference: Compute,
     ) -> Compute | None:
-        """OpenVINO with the present weights; None, with a warning, where it cannot be used."""
+        """OpenVINO with the present weights; None where it does not pay or cannot be used.
+
+        A network that OpenVINO cannot run is not tried again. Features that differ depend on the
+        weights, so they decide about this pass alone: a resumed run decides alike.
+        """
         key = (stage, domain, flip)
         new = key not in self._forms
+        problem, lasting = "", False
         try:
-            form = self._forms.setdefault(key, OpenVinoInference(self._model, stage, domain, flip))
-            same = form.load(pixels, reference)
+            if not self._use(images, pixels):
+                return None
+            if new:
+                self._forms[key] = OpenVinoInference(self._model, stage, domain, flip)
+            form = self._forms[key]
+            if not form.load(pixels, reference):
+                problem = f"computes other features than PyTorch ({form.parity})"
         except Exception as error:  # a converter fails in many ways
             reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-            self._give_up(f"cannot run {self._model.name} ({reason[:_LONGEST_REASON]})")
-            return None
-        if not same:
-            self._give_up(f"computes other features than PyTorch ({form.parity})")
+            problem, lasting = f"cannot run {self._model.name} ({reason[:_LONGEST_REASON]})", True
+        if problem:
+            # The caller says that the network has diverged.
+            if bool(torch.isfinite(reference(pixels[:_CHECK])).all()):
+                if lasting:
+                    self._usable = False
+                    self._forms.clear()
+                self._complain(problem)
             return None
         if new:
             threads = torch.get_num_threads()
@@ -325,11 +344,11 @@ class InferenceChoice:
             )
         return form
 
-    def _give_up(self, problem: str) -> None:
-        """Use PyTorch from now on, with a warning; an error where OpenVINO was asked for."""
+    def _complain(self, problem: str) -> None:
+        """Say once that PyTorch is used in its place; an error where OpenVINO was asked for."""
         problem = one_line(f"OpenVINO {problem}")
-        self._usable = False
-        self._forms.clear()
         if self._asked:
             raise TrainingError(f"{problem}; set `engine.inference` to torch")
-        self._warn(f"{problem}: PyTorch extracts the features")
+        if not self._warned:
+            self._warn(f"{problem}: PyTorch extracts the features")
+        self._warned = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -182,6 +183,50 @@ def test_a_network_that_cannot_be_converted_is_run_by_pytorch() -> None:
     got = features(made, pixels())
     torch.testing.assert_close(got, by_pytorch(made, pixels()))
     assert made.lines[0].startswith(f"OpenVINO cannot run {MODEL} (")
+
+
+def test_a_network_that_cannot_be_copied_is_run_by_pytorch() -> None:
+    made = network("osnet_x0_25", setting="auto")
+    made.model.lock = threading.Lock()
+    got = features(made, pixels())
+    torch.testing.assert_close(got, by_pytorch(made, pixels()))
+    assert made.lines[0].startswith("OpenVINO cannot run osnet_x0_25 (")
+    features(made, pixels())
+    assert len(made.lines) == 1
+
+
+@pytest.mark.usefixtures("_always_pays")
+def test_a_later_pass_is_computed_as_by_a_run_that_resumes_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = OpenVinoInference.__call__
+    made, resumed = network(setting="auto"), network(setting="auto")
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenVinoInference, "__call__", lambda self, x: plain(self, x.flip(1)))
+        features(made, pixels())
+    for one in (made, resumed):
+        disturb(one.model, 2)
+    compared: list[int] = []
+
+    def noting(self: OpenVinoInference, images: Tensor) -> Tensor:
+        compared.append(len(images))
+        return plain(self, images)
+
+    monkeypatch.setattr(OpenVinoInference, "__call__", noting)
+    later = pixels(70, seed=3)
+    assert features(made, later).equal(features(resumed, later))
+    assert compared == [64, 70, 64, 70]
+
+
+def test_a_network_that_has_diverged_is_no_fault_of_openvino() -> None:
+    made = network()
+    features(made, pixels())
+    with torch.no_grad():
+        for parameter in made.model.backbone.parameters():
+            parameter.fill_(1e38)
+    lines = list(made.lines)
+    assert not features(made, pixels()).isfinite().all()
+    assert made.lines == lines
 
 
 class Untraceable(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import EvaluationConfig, ScoringConfig, SyntheticConfig
+from ..config import EvaluationConfig, RunConfig, ScoringConfig, SyntheticConfig
 from ..data import ImageSet, describe
 from ..data.listing import Listing
 from ..data.walk import relative
@@ -29,18 +29,24 @@ from ..files import refuse_existing, write_atomically
 from ..metrics import Ranking
 from ..models import BackboneBuilder
 from ..retrieval.feature_file import new_feature_file
-from ..settings import validate, with_values
-from ..settings_file import read_settings
+from ..settings import validate
 from .checks import pick_device, working_on
 from .data import read_set
 from .extract import SUFFIX, add_features
 from .feature_stream import describe_features
 from .rankings_file import RANKS, check_rankings_file, write_rankings
 from .summary import SCORES, report_skipped, score_row
-from .trained import Trained, extract_records, load_trained, refuse_folder
+from .trained import Trained, config_of_run, extract_records, load_trained, refuse_folder
 
-#: Settings by which an image set is read.
-_READ_BY = ("camera_pattern", "identity_pattern", "tracklet_frames")
+#: Settings by which an image set is read and scored.
+_READ_BY = (
+    *("data_root", "camera_pattern", "identity_pattern", "tracklet_frames"),
+    *("synthetic", "evaluation"),
+)
+_DEFAULTS = {
+    **{key: getattr(EvaluationConfig, key) for key in _READ_BY[:4]},
+    **{"synthetic": SyntheticConfig(), "evaluation": ScoringConfig()},
+}
 
 
 def evaluate_file(
@@ -145,34 +151,24 @@ def _with_set_of_run(options: EvaluationConfig) -> EvaluationConfig:
     if options.dataset is not None or not os.path.isfile(file):
         return options
     try:
-        run = read_settings(file)
-        synthetic = {
-            key.removeprefix("synthetic."): value
-            for key, value in run.items()
-            if key.startswith("synthetic.")
-        }
+        run = config_of_run(file)
         known = replace(
             options,
-            dataset=run["dataset"],
-            data_root=_of_run(options, run, "data_root"),
-            **{key: _of_run(options, run, key) for key in _READ_BY if key in run},
+            dataset=run.dataset,
+            **{key: _of_run(options, run, key) for key in _READ_BY},
         )
-        if options.synthetic == SyntheticConfig():
-            known = replace(known, synthetic=with_values(SyntheticConfig(), synthetic))
-        if options.evaluation == ScoringConfig() and "evaluation.same_camera" in run:
-            known = replace(known, evaluation=ScoringConfig(run["evaluation.same_camera"]))
         validate(known)
-    except (UserError, KeyError, TypeError) as error:
+    except UserError as error:
         raise UserError(
             f"{file} is not the configuration of a run; name the image set with `dataset`"
         ) from error
     return known
 
 
-def _of_run(options: EvaluationConfig, run: dict[str, Any], key: str) -> Any:
+def _of_run(options: EvaluationConfig, run: RunConfig, key: str) -> Any:
     """The value of a setting, or where it has its default, that of the run."""
     given = getattr(options, key)
-    return run[key] if given == getattr(EvaluationConfig, key) else given
+    return getattr(run, key) if given == _DEFAULTS[key] else given
 
 
 def _load(

@@ -167,6 +167,18 @@ def test_a_checkpoint_that_lies_about_its_network_is_refused(
         evaluate_file(EvaluationConfig(str(tmp_path / "x.pth"), dataset="synthetic"))
 
 
+def test_a_checkpoint_of_another_version_is_scored(
+    crops: EvaluationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(crops.data_root).rename(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, object] = {"dataset": "folder", "gone": 3, "synthetic": {"gone": 1}}
+    settings |= {"evaluation": {"same_camera": "include", "gone": True}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    ranking = evaluate_file(replace(crops, dataset=None, data_root="data"))
+    assert ranking is not None and ranking.queries == 3
+
+
 def test_a_checkpoint_is_scored_as_its_run_was(crops: EvaluationConfig, tmp_path: Path) -> None:
     settings = {"dataset": "folder", "data_root": crops.data_root}
     settings |= {"evaluation": {"same_camera": "include"}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +28,14 @@ from .find_labels import (
     load_saved,
     write_run_labels,
 )
-from .trained import RunFiles, extract_records, find_run, images_of_run, load_trained
+from .trained import (
+    RunFiles,
+    engine_of_run,
+    extract_records,
+    find_run,
+    images_of_run,
+    load_trained,
+)
 
 
 def export_labels(options: ExportConfig, reporter: Reporter) -> None:
@@ -100,9 +106,7 @@ def labels_of_run(
         test_features=label_stage(run.config),
         store_gib=options.store_gib,
     )
-    # Features of mirror images are another network's output, not another way to compute the same.
-    flip = options.engine.flip_features or run.config.engine.flip_features
-    engine = replace(options.engine, flip_features=flip)
+    engine = engine_of_run(options.engine, run.config)
     network = trained.on(pick_device(options.device), engine, reporter)
     found = extract_records(trained, network, images.train, "train", engine, reporter)
     labelled = Labelled(run.config, run.folder, images, *found, saved)

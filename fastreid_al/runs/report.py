@@ -32,6 +32,7 @@ from .trained import (
     RunFiles,
     Trained,
     config_of_run,
+    engine_of_run,
     extract_records,
     find_run,
     images_of_run,
@@ -131,6 +132,7 @@ def _gather(
             reporter,
         )
     trained = load_trained(run.checkpoint, reporter, store_gib=options.store_gib)
+    options = replace(options, engine=engine_of_run(options.engine, run.config))
     network = trained.on(device, options.engine, reporter)
     results = _with_clusters(results, run, trained, network, options, reporter)
     return _with_rankings(results, run, trained, network, options, reporter)

@@ -254,6 +254,18 @@ def _network_of(content: Any, origin: str) -> dict[str, Any]:
     return dict(saved)
 
 
+def engine_of_run(engine: EngineConfig, config: RunConfig) -> EngineConfig:
+    """Return how features of a run are extracted: with mirror images where the run did so.
+
+    They are another network's output, not another way to compute the same.
+
+    Args:
+        engine: What a command was asked for.
+        config: The configuration of the run.
+    """
+    return replace(engine, flip_features=engine.flip_features or config.engine.flip_features)
+
+
 def images_of_run(run: RunFiles, reporter: Reporter) -> ImageSet:
     """Read the image set of a run.
 

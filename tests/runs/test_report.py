@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -23,6 +24,7 @@ from fastreid_al.config import (
     ReportConfig,
     RunConfig,
 )
+from fastreid_al.engine.network import Network
 from fastreid_al.errors import CheckpointError, LedgerError, UserError
 from fastreid_al.report import main as report_main
 from fastreid_al.reports.results import RunResults
@@ -301,6 +303,26 @@ def test_a_question_about_a_file_outside_the_set_shows_no_picture(
     engine.dispose()
     page = made(replace(finished[0], run_dir=str(run)), tmp_path)
     assert f"{tmp_path / 'secret.jpg'}, cannot be read" in page.source
+
+
+def test_a_run_with_mirror_images_is_shown_by_them(
+    finished: tuple[RunConfig, RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(str(finished[0].run_dir), run)
+    saved = json.loads((run / "config.json").read_text())
+    saved["engine"]["flip_features"] = True
+    (run / "config.json").write_text(json.dumps(saved))
+    flips = []
+    plain = Network.feature_pass
+
+    def noting(self: Network, *args: Any, **more: Any) -> Any:
+        flips.append(args[3])
+        return plain(self, *args, **more)
+
+    monkeypatch.setattr(Network, "feature_pass", noting)
+    made(replace(finished[0], run_dir=str(run)), tmp_path)
+    assert flips == [True, True, True]
 
 
 def test_a_page_is_small_for_many_clusters_and_replaces_nothing_unasked(

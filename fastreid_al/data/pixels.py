@@ -257,11 +257,12 @@ def _silent(line: str) -> None:
 
 
 def _new_folder(parent: str | Path | None) -> Path:
+    place = "the folder for temporary files" if parent is None else str(parent)
     try:
         return new_folder(Path(parent or tempfile.gettempdir()), EXCHANGE)
     except OSError as error:
         raise DataError(
-            f"no room for decoded pixels in {parent or tempfile.gettempdir()} ({error.strerror}); "
+            f"no room for decoded pixels in {place} ({error.strerror}); "
             "choose another folder for temporary files (TMPDIR) or for the run (`run_dir`)"
         ) from error
 
@@ -359,9 +360,12 @@ def _allocate(n: int, settings: PixelSettings) -> Tensor:
     size = settings.bytes_of(n)
     if size <= settings.store_gib * 2**30 or n == 0:
         return torch.empty(shape, dtype=torch.uint8)
-    folder = Path(settings.store_dir or tempfile.gettempdir())
+    given = settings.store_dir
+    folder = "the folder for temporary files" if given is None else str(given)
     try:
-        with nameless_file(folder) as file:
+        # It is looked for here: where all is read-only there is none, and most need none.
+        folder = str(given or tempfile.gettempdir())
+        with nameless_file(Path(folder)) as file:
             reserve(file, size)
             mapped = np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:

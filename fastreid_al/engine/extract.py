@@ -90,7 +90,7 @@ class Evaluator:
     Args:
         images: The set; junk images are left out before they are decoded.
         config: Size of the images and budget of the pixel store.
-        store_dir: Folder of a memory-mapped store.
+        store_dir: Folder of a memory-mapped store; None for the system's temporary folder.
         reporter: Shows progress and names unreadable images.
         stage: Which features are ranked.
         settings: How the features are extracted.
@@ -104,7 +104,7 @@ class Evaluator:
         self,
         images: ImageSet,
         config: ImageConfig,
-        store_dir: Path,
+        store_dir: Path | None,
         reporter: Reporter,
         stage: Stage = "bn",
         settings: EngineConfig | None = None,
@@ -243,7 +243,7 @@ def decode_records(
     records: Sequence[Record],
     split: str,
     config: ImageConfig,
-    store_dir: Path,
+    store_dir: Path | None,
     reporter: Reporter,
     world: World = SINGLE_PROCESS,
     stop: StopSignal | None = None,
@@ -254,7 +254,7 @@ def decode_records(
         records: The images.
         split: Name of the split, for the lines that are printed.
         config: Size of the images, budget of the pixel store, cache.
-        store_dir: Folder of a memory-mapped store.
+        store_dir: Folder of a memory-mapped store; None for the system's temporary folder.
         reporter: Shows progress and names unreadable images.
         world: Processes of the run.
         stop: Signals that end the decoding.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,12 +96,11 @@ def _evaluated(
         _save_features(options, scored, network, images, reporter)
         if not images.query:
             return None
-    temporary = Path(tempfile.gettempdir())
     same_camera = options.evaluation.same_camera
     evaluator = Evaluator(
         images,
         scored.image,
-        temporary,
+        None,
         reporter,
         scored.stage,
         options.engine,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -114,9 +113,7 @@ def _sample_pixels(run: RunFiles, trained: Trained, reporter: Reporter) -> Tenso
     count = min(GATE_IMAGES, len(records))
     rows = torch.linspace(0, max(0, len(records) - 1), count).round().long().tolist()
     chosen = [records[row] for row in rows]
-    store, readable = decode_records(
-        chosen, "train", trained.image, Path(tempfile.gettempdir()), reporter
-    )
+    store, readable = decode_records(chosen, "train", trained.image, None, reporter)
     if len(readable) < 2:
         raise DataError(
             f"{len(readable)} of {count} training images can be read, but the comparison with the "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,7 +203,7 @@ def _rank(
     evaluator = Evaluator(
         images,
         trained.image,
-        Path(tempfile.gettempdir()),
+        None,
         reporter,
         trained.stage,
         options.engine,

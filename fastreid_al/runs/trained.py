@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -305,8 +304,7 @@ def extract_records(
         The features of the images that could be read: 267 MB at n = 32,621 and 8.2 GB at 1e6 for
         D = 2,048. Decoded pixels beyond `image.store_gib` lie in a temporary file meanwhile.
     """
-    temporary = Path(tempfile.gettempdir())
-    store, readable = decode_records(records, split, trained.image, temporary, reporter)
+    store, readable = decode_records(records, split, trained.image, None, reporter)
     loader = BatchLoader(store, network.device, "host")
     with reporter.progress(f"extracting {split}", len(store)) as update:
         features = extract_features(network, loader, engine, update, trained.stage)

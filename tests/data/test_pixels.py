@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,18 @@ def test_a_store_that_does_not_fit_on_the_disk_is_refused(
     with pytest.raises(DataError, match=r"no room for .* GiB .*`run_dir`"):
         pixels._allocate(10**9, PixelSettings(4096, 4096, 0, tmp_path))
     assert [p for p in tmp_path.iterdir() if p.name.startswith("pixels-")] == []
+
+
+def test_a_system_without_a_temporary_folder_is_one_line(
+    photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    with pytest.raises(DataError, match=r"no room for .* in the folder for temporary files \(No"):
+        decode_at(photos, 64, 32, store_gib=0)
+    assert len(decode_at(photos, 64, 32)) == 7
 
 
 def odd_images() -> dict[str, bytes]:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +166,17 @@ def test_a_checkpoint_that_lies_about_its_network_is_refused(
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(UserError, match="is not a checkpoint that a run wrote: network"):
         evaluate_file(EvaluationConfig(str(tmp_path / "x.pth"), dataset="synthetic"))
+
+
+def test_no_temporary_folder_is_needed_for_pixels_in_memory(
+    crops: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    crops = replace(crops, evaluation=ScoringConfig("include"))
+    assert evaluate_file(crops) is not None
 
 
 def test_a_checkpoint_of_another_version_is_scored(

@@ -126,6 +126,8 @@ class Evaluator:
         self._splits: dict[str, tuple[BatchLoader, Tensor, Tensor]] = {}
         #: The images that could be read, by split.
         self.records: dict[str, list[Record]] = {}
+        #: Digests of the contents of their files, by split.
+        self.digests: dict[str, Sequence[str]] = {}
 
     def __call__(self, network: Network) -> Ranking:
         """Extract the features, and rank the gallery by them.
@@ -219,6 +221,7 @@ class Evaluator:
         place: Place = "device" if self._config.place == "device" else "host"
         loader = BatchLoader(store, device, place)
         self._report_copies(split, store.digests)
+        self.digests[split] = store.digests
         identities, cameras = identities_and_cameras(records)
         if self._same_camera == "include" and split == "query":
             # An unknown camera equals no other.

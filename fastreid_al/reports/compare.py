@@ -53,14 +53,21 @@ class ChangedQuery:
 
 
 def common_queries(first: Ranked, second: Ranked) -> list[tuple[int, int]]:
-    """Return the rows, in each run, of the queries that have a match in both, by their path."""
+    """Return the rows, in each run, of the queries that have a match in both.
+
+    A query is the same by its path and its content: paths of two sets may be equal.
+    """
     ranked = second.scores.ranked.tolist()
-    rows = {second.name(row): row for row in range(len(second.queries)) if ranked[row]}
+    rows = {_key(second, row): row for row in range(len(second.queries)) if ranked[row]}
     return [
-        (row, rows[name])
+        (row, rows[key])
         for row, has_match in enumerate(first.scores.ranked.tolist())
-        if has_match and (name := first.name(row)) in rows
+        if has_match and (key := _key(first, row)) in rows
     ]
+
+
+def _key(ranked: Ranked, query: int) -> tuple[str, str]:
+    return ranked.name(query), ranked.digests[query]
 
 
 def score_differences(

@@ -64,6 +64,7 @@ class Ranked:
         gallery: The g gallery images.
         scores: Scores of the queries.
         lists: Their lists.
+        digests: Digest of the content of each query, by which those of two runs are compared.
     """
 
     root: Path
@@ -71,6 +72,7 @@ class Ranked:
     gallery: Sequence[Record]
     scores: QueryScores
     lists: RankLists
+    digests: Sequence[str]
 
     def name(self, query: int) -> str:
         """Path of a query relative to the folder of the set, as a page shows it."""

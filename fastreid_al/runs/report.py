@@ -211,7 +211,8 @@ def _rank(
     )
     ranking, _, lists = evaluator.with_lists(network, RANKS)
     query, gallery = evaluator.records["query"], evaluator.records["gallery"]
-    return Ranked(images.root, query, gallery, ranking.of_queries, lists)
+    digests = evaluator.digests["query"]
+    return Ranked(images.root, query, gallery, ranking.of_queries, lists, digests)
 
 
 def _read_history(file: Path) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ def ranked(root: Path, names: list[str], precision: list[float]) -> Ranked:
     )[1]
     queries = [Record(root / name, i, 0) for i, name in enumerate(names)]
     gallery = [Record(root / f"g{i}.jpg", i, 1) for i in range(3)]
-    return Ranked(root, queries, gallery, scores(precision), lists)
+    return Ranked(root, queries, gallery, scores(precision), lists, [f"of {n}" for n in names])
 
 
 def test_a_list_marks_right_wrong_and_ignored_images_by_sign_word_and_rank(tmp_path: Path) -> None:
@@ -70,10 +70,12 @@ def test_a_list_marks_right_wrong_and_ignored_images_by_sign_word_and_rank(tmp_p
     assert 'aria-label="rank 1, right: g0.jpg"' in shown.entries[1].crop
 
 
-def test_queries_of_two_runs_are_matched_by_path(tmp_path: Path) -> None:
+def test_queries_of_two_runs_are_matched_by_path_and_content(tmp_path: Path) -> None:
     first = ranked(tmp_path, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], [0.2, 0.4, 0.0, 0.9])
     second = ranked(tmp_path / "moved", ["d.jpg", "b.jpg", "a.jpg", "x.jpg"], [0.6, 0.4, 0.5, 1.0])
     common = common_queries(first, second)
+    other_set = replace(second, digests=["1", "2", "of a.jpg", "4"])
+    assert common_queries(first, other_set) == [(0, 2)]
     assert common == [(0, 2), (1, 1), (3, 0)]
     by_name = {found.name: found for found in score_differences(first, second, common)}
     assert by_name["mAP"].first == pytest.approx((0.2 + 0.4 + 0.9) / 3)

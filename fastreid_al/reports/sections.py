@@ -166,7 +166,7 @@ class RunSections:
 
     def _asked(self) -> list[tuple[str, str]]:
         """What the questions cost."""
-        asked = [r for r in self.results.history if "questions_total" in r]
+        asked = [r for r in self.results.history if r.get("questions_total") is not None]
         if not asked:
             return [("questions", "none")]
         last = asked[-1]

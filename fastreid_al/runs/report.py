@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -216,7 +217,10 @@ def _rank(
 
 
 def _read_history(file: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a line that a killed run left unfinished is passed over."""
+    """The records of metrics.jsonl, their numbers alone.
+
+    A line that a killed run left unfinished is passed over.
+    """
     history = []
     for line in _read(file).splitlines():
         try:
@@ -224,8 +228,17 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-            history.append(record)
+            shown = {key: value for key, value in record.items() if _can_be_shown(value)}
+            history += [shown] if "epoch" in shown else []
     return history
+
+
+def _can_be_shown(value: Any) -> bool:
+    """Whether a value of a record is a finite number, or None as for a score that is not there."""
+    try:
+        return value is None or (isinstance(value, int | float) and math.isfinite(value))
+    except OverflowError:
+        return False
 
 
 def _read_versions(file: Path) -> dict[str, str]:

@@ -325,6 +325,26 @@ def test_a_run_with_mirror_images_is_shown_by_them(
     assert flips == [True, True, True]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"epoch": 1, "questions_total": null}',
+        '{"epoch": 1, "questions": NaN, "mAP": "high", "rank1": [1]}',
+        f'{{"epoch": {10**400}, "loss": 1}}',
+    ],
+)
+def test_values_that_no_run_writes_are_left_out(
+    finished: tuple[RunConfig, RunConfig], tmp_path: Path, line: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(Path(str(finished[0].run_dir)) / "config.json", run)
+    (run / "metrics.jsonl").write_text(f'{line}\n{{"epoch": 2, "mAP": 0.25}}\n')
+    page = made(replace(finished[0], run_dir=str(run)), tmp_path)
+    assert_complete(page)
+    assert "last, epoch 2 25.0" in page.section("Summary")
+
+
 def test_a_page_is_small_for_many_clusters_and_replaces_nothing_unasked(
     finished: tuple[RunConfig, RunConfig], tmp_path: Path
 ) -> None:

@@ -203,12 +203,17 @@ def _known_keys() -> frozenset[str]:
 
 
 def with_dashes(arguments: Sequence[str]) -> list[str]:
-    """Accept --data_root for --data-root: underscores of an option's name become dashes."""
+    """Accept --data_root for --data-root: underscores of an option's name become dashes.
+
+    What follows the word -- are names, which stay.
+    """
+    arguments = list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
     words = []
-    for argument in arguments:
+    for argument in arguments[:end]:
         name, equals, value = argument.partition("=")
         words.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
-    return words
+    return words + arguments[end:]
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -279,7 +284,10 @@ class Parser(argparse.ArgumentParser):
     def parse(self, arguments: Sequence[str] | None) -> dict[str, str]:
         """The text of the options that were given, by key."""
         words = with_dashes(sys.argv[1:] if arguments is None else arguments)
-        found, rest = self.parse_known_args(words)
+        # Words may stand on both sides of an option, as in RUN --out FILE OTHER. That form of
+        # parsing does not know that -- ends the options.
+        parse = self.parse_known_args if "--" in words else self.parse_known_intermixed_args
+        found, rest = parse(words)
         if rest:
             self.error(self._unknown(rest))
         return vars(found)

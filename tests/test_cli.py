@@ -19,6 +19,7 @@ from fastreid_al import cli
 from fastreid_al.cli import (
     as_options,
     parse_evaluation,
+    parse_report,
     parse_simulation,
     parse_synthesis,
     parse_training,
@@ -31,6 +32,22 @@ from fastreid_al.errors import SettingError
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        (["one", "--out", "x.html", "two"], ("one", "two")),
+        (["--out", "x.html", "one", "two"], ("one", "two")),
+        (["one", "--out", "x.html"], ("one", None)),
+        (["--out", "x.html", "--", "-one", "--my_run"], ("-one", "--my_run")),
+    ],
+)
+def test_runs_are_words_on_both_sides_of_options(
+    arguments: list[str], runs: tuple[str, str | None]
+) -> None:
+    options = parse_report(arguments)
+    assert (options.run, options.other, options.out) == (*runs, "x.html")
 
 
 @pytest.mark.parametrize(

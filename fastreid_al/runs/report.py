@@ -123,7 +123,7 @@ def _gather(
     except UserError as error:
         if options.data_root is not None:
             raise
-        return _with_problem(results, f"The images cannot be read: {error}", reporter)
+        return _with_error(results, "The images cannot be read", error, options, reporter)
     results = replace(results, images=images)
     if not os.path.isfile(run.checkpoint):
         return _with_problem(
@@ -141,6 +141,15 @@ def _gather(
 def _with_problem(results: RunResults, line: str, reporter: Reporter) -> RunResults:
     """Say in the page and on the console what is missing."""
     reporter.warn(f"{results.name}: {line}")
+    return replace(results, problems=(*results.problems, line))
+
+
+def _with_error(
+    results: RunResults, what: str, error: UserError, options: ReportConfig, reporter: Reporter
+) -> RunResults:
+    """Say what is missing and why; a page without names gives no reason, which may name folders."""
+    reporter.warn(f"{results.name}: {what}: {error}")
+    line = f"{what}." if options.anonymise else f"{what}: {error}"
     return replace(results, problems=(*results.problems, line))
 
 
@@ -169,7 +178,7 @@ def _with_clusters(
     try:
         labels = labels_of_run(run, images, found, reporter)
     except UserError as error:
-        return _with_problem(results, f"The images cannot be clustered: {error}", reporter)
+        return _with_error(results, "The images cannot be clustered", error, options, reporter)
     return replace(results, labels=labels)
 
 
@@ -189,7 +198,7 @@ def _with_rankings(
     try:
         ranked = _rank(images, run, trained, network, options, reporter)
     except DataError as error:
-        return _with_problem(results, f"The gallery cannot be ranked: {error}", reporter)
+        return _with_error(results, "The gallery cannot be ranked", error, options, reporter)
     return replace(results, ranked=ranked)
 
 

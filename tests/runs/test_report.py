@@ -283,6 +283,10 @@ def test_images_that_are_gone_are_frames_and_a_line(unlabelled: RunConfig, tmp_p
     assert_complete(page)
     assert "The images cannot be read: " in page.section("Summary")
     assert "`data_root`" in page.section("Summary")
+    assert str(tmp_path) in page.section("Summary")
+    page = made(unlabelled, tmp_path, force=True, anonymise=True)
+    assert "The images cannot be read." in page.section("Summary")
+    assert str(tmp_path) not in page.source
     # A folder that the user names is not passed over.
     with pytest.raises(UserError, match="elsewhere"):
         made(unlabelled, tmp_path, force=True, data_root=str(tmp_path / "elsewhere"))

@@ -109,8 +109,8 @@ STEPS = (
     ("nnct_step", 40.0, "msmt17", ""),
     ("epoch", 120.0, "msmt17", ""),
 )
-#: Processes of a CPU, and a search, which on a GPU is that of bench_similarity_topk.
-ON_CPU = ("bench_search.py", "bench_sharded_labels.py")
+#: Processes and libraries of a CPU, and a search, which on a GPU is that of bench_similarity_topk.
+ON_CPU = ("bench_extraction.py", "bench_search.py", "bench_sharded_labels.py")
 #: Tools around the exercises of the extension, and seconds.
 EXERCISES = {"": 15.0, "memcheck": 40.0, "racecheck": 40.0}
 

@@ -27,8 +27,8 @@ from ..optional import import_openvino, openvino_core
 #: Images in a pass below which compiling costs more than it saves.
 FEWEST = 1000
 #: Multiply-adds of convolutions for each output of a BatchNorm, below which OpenVINO pays: what it
-#: saves is the time of BatchNorm and ReLU. OSNet has 20 to 70, a ResNet 300 or more.
-_DENSEST = 150.0
+#: saves is the time of BatchNorm and ReLU. OSNet has 40 to 120, ResNet-50 490, ResNet-18 1,060.
+_DENSEST = 600.0
 #: Images by which a hand-over of weights is checked: as many at each, so that a resumed run, whose
 #: first hand-over is a later one of the run, decides as the run would have.
 _CHECK = 64

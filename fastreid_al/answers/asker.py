@@ -304,7 +304,8 @@ class Asker:
             for answer in self._answers
             if answer.verdict is Verdict.SAME and _pair(answer.left, answer.right) in self._doubted
         ]
-        return Closure.replay(sorted([*self.closure.answers(), *opposite]), self.transitive)
+        answers = sorted([*self.closure.answers(), *opposite], key=lambda answer: answer.place)
+        return Closure.replay(answers, self.transitive)
 
     def deciding_answers(self) -> list[Answer]:
         """Return the answers so far that say "same" or "different" of two images of the set."""
@@ -616,7 +617,7 @@ class Asker:
             raise OutOfQuestions
         needs = {question.images: self._answers_needed(question) for question in questions}
         known = [self._ahead.pop(_pair(*question.images)) for question in ahead]
-        for answer in sorted(known):
+        for answer in sorted(known, key=lambda answer: answer.place):
             self._take_in(answer)
         if new:
             self._ask_new_sheet(new, needs, len(questions))

@@ -73,6 +73,8 @@ class Closure:
         #: Answers that count, by image: other image -> event.
         self._same: dict[int, dict[int, int]] = {}
         self._different: dict[int, dict[int, int]] = {}
+        #: Place of each answer of a queue, by its event.
+        self._places: dict[int, tuple[int, int, int]] = {}
         #: "same" answers by the merge that they belong to, and the events of those that count.
         self._votes: dict[int, list[Answer]] = {}
         self._counted: set[int] = set()
@@ -82,7 +84,7 @@ class Closure:
 
     @classmethod
     def replay(cls, answers: Iterable[Answer], transitive: bool = True) -> Closure:
-        """Return the closure of answers that are in the order of their events."""
+        """Return the closure of answers that are in the order of `Answer.place`."""
         if isinstance(answers, str | bytes) or not isinstance(answers, Iterable):
             raise ValueError(f"answers: got {described(answers)}, expected a list of answers")
         closure = cls(transitive)
@@ -99,7 +101,7 @@ class Closure:
         return closure
 
     def add(self, answer: Answer) -> Effect:
-        """Take in one answer; answers come in the order of their events.
+        """Take in one answer; answers come in the order of `Answer.place`.
 
         Raises:
             ValueError: It is no answer, or a field of it has the wrong type.
@@ -109,6 +111,8 @@ class Closure:
         if a < 0 or b < 0 or a == b:
             return Effect.UNUSABLE
         self._pairs.setdefault(_pair(a, b), []).append(answer)
+        if answer.order is not None:
+            self._places[answer.event] = answer.place
         if answer.verdict is Verdict.DIFFERENT:
             if answer.confirms is not None:
                 self._disputed.add(answer.confirms)
@@ -137,8 +141,9 @@ class Closure:
         return Verdict.DIFFERENT if root_b in self._cannot_links[root_a] else None
 
     def answers(self) -> list[Answer]:
-        """Return every usable answer, in the order of events."""
-        return sorted(answer for answers in self._pairs.values() for answer in answers)
+        """Return every usable answer, in the order of `Answer.place`."""
+        answers = [answer for answers in self._pairs.values() for answer in answers]
+        return sorted(answers, key=lambda answer: answer.place)
 
     def answered(self, a: int, b: int) -> bool:
         """Return whether the pair itself was answered, with any verdict."""
@@ -299,7 +304,8 @@ class Closure:
         """
         images = self._members.pop(self._root[a])
         links = sorted(
-            {(event, *_pair(x, y)) for x in images for y, event in self._same[x].items()}
+            {(event, *_pair(x, y)) for x in images for y, event in self._same[x].items()},
+            key=lambda link: (self._places.get(link[0], (link[0], 0, link[0])), link),
         )
         for other in self._cannot_links.pop(self._root[a]):
             self._cannot_links[other].discard(self._root[a])

@@ -1,4 +1,6 @@
-"""The database of a ledger: its tables, one connection, one writer, and errors of one line."""
+"""The database of a ledger: its tables, one connection, one writer of each kind, and errors of one
+line.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import socket
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -20,7 +23,11 @@ from ..errors import LedgerError, parse_printable, printable
 from ..files import create_file, make_folder
 from ..locks import FileLock
 
-FORMAT = 1
+#: 2 added questions, people, leases, skips and marks, and columns of images and events.
+FORMAT = 2
+#: Who writes: the trainer, which numbers images and publishes questions; the annotation server; or
+#: a command that only adds events. There is one trainer and one server at a time.
+Role = Literal["trainer", "server", "command"]
 #: How long a transaction waits for a transaction of another process.
 BUSY_SECONDS = 5.0
 #: What to do about a damaged ledger.
@@ -88,11 +95,90 @@ IMAGES = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("path", Name, nullable=False),
     sa.Column("digest", Name, nullable=False),
+    # When the image was erased on request: it is not shown any more.
+    sa.Column("erased_at", sa.Double),
+)
+PEOPLE = sa.Table(
+    "people",
+    _SCHEMA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", Name, nullable=False, unique=True),
+    # "annotate", "review" or "admin".
+    sa.Column("role", sa.Text, nullable=False),
+    # SHA-256 of the person's token in hexadecimal; NULL for a person at a terminal.
+    sa.Column("secret", sa.Text),
+    sa.Column("made_at", sa.Double, nullable=False),
+    sa.Column("seen_at", sa.Double),
+    sa.Column("disabled_at", sa.Double),
+    sqlite_autoincrement=True,
+)
+QUESTIONS = sa.Table(
+    "questions",
+    _SCHEMA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("run", Name, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    # The first question of its sheet, which all questions of a sheet name, the first one too; NULL
+    # for a question of its own.
+    sa.Column("sheet", sa.Integer),
+    sa.Column("left_id", sa.ForeignKey("images.id"), nullable=False),
+    sa.Column("right_id", sa.ForeignKey("images.id"), nullable=False),
+    # Images of each group, most central first, as a JSON list of numbers of `images`.
+    sa.Column("left_images", sa.Text, nullable=False),
+    sa.Column("right_images", sa.Text, nullable=False),
+    sa.Column("reason", Name, nullable=False),
+    sa.Column("score", sa.Double),
+    sa.Column("similarity", sa.Double),
+    sa.Column("probability", sa.Double),
+    # Pairs of a merge that must agree before a "same" counts, and the first answer of the merge.
+    sa.Column("need", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("confirms", sa.Integer),
+    # People who must agree.
+    sa.Column("votes", sa.Integer, nullable=False, server_default="1"),
+    # The verdict of a question whose answer is known, which measures people.
+    sa.Column("gold", sa.Text),
+    # Last event when it was published: answers are applied in the order of (known_event, id).
+    sa.Column("known_event", sa.Integer, nullable=False),
+    # "open", "answered", "withdrawn" or "review".
+    sa.Column("status", sa.Text, nullable=False),
+    # Event that made it "answered".
+    sa.Column("settled_event", sa.Integer),
+    sa.Column("made_at", sa.Double, nullable=False),
+    sa.Index("questions_status", "status"),
+    sqlite_autoincrement=True,
+)
+LEASES = sa.Table(
+    "leases",
+    _SCHEMA,
+    sa.Column("question", sa.ForeignKey("questions.id"), primary_key=True),
+    sa.Column("person", sa.ForeignKey("people.id"), primary_key=True),
+    sa.Column("since", sa.Double, nullable=False),
+    sa.Column("until", sa.Double, nullable=False),
+)
+SKIPS = sa.Table(
+    "skips",
+    _SCHEMA,
+    sa.Column("question", sa.ForeignKey("questions.id"), primary_key=True),
+    sa.Column("person", sa.ForeignKey("people.id"), primary_key=True),
+    sa.Column("at", sa.Double, nullable=False),
+)
+MARKS = sa.Table(
+    "marks",
+    _SCHEMA,
+    sa.Column("run", Name, primary_key=True),
+    sa.Column("epoch", sa.Integer, primary_key=True),
+    # Questions that were open at a time.
+    sa.Column("window", sa.Integer, nullable=False),
+    sa.Column("began_at", sa.Double, nullable=False),
+    # Last event that the labels of the epoch were made from; NULL until the round has ended.
+    sa.Column("event", sa.Integer),
+    sa.Column("ended_at", sa.Double),
 )
 EVENTS = sa.Table(
     "events",
     _SCHEMA,
     sa.Column("id", sa.Integer, primary_key=True),
+    # "answer", "undo", "gold" (an answer to a question whose answer is known) or "erase".
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("left_id", sa.ForeignKey("images.id")),
     sa.Column("right_id", sa.ForeignKey("images.id")),
@@ -109,8 +195,28 @@ EVENTS = sa.Table(
     sa.Column("undoes", sa.ForeignKey("events.id")),
     sa.Column("shown", sa.Text),
     sa.Column("run", Name),
+    # Format 2.
+    sa.Column("question", sa.Integer),
+    sa.Column("person", sa.Integer),
+    # Names a decision of a person: its events have it in common, and are taken back together.
+    sa.Column("gesture", sa.Text),
+    # Made by who answers, once for each decision: an answer that is sent twice is written once.
+    sa.Column("token", sa.Text),
+    # Seconds between `asked_at` and `answered_at` in which nobody was at the page.
+    sa.Column("idle", sa.Double),
+    sa.Column("comment", Name),
+    # What is wrong with the images, separated by commas: "bad crop", "mixed", "no object".
+    sa.Column("tags", sa.Text),
+    # "web", "terminal" or "import"; NULL where the trainer itself asked.
+    sa.Column("source", sa.Text),
     sqlite_autoincrement=True,
 )
+#: Tables of format 1, and columns that format 2 added to them.
+_FIRST_TABLES = {META.name, IMAGES.name, EVENTS.name}
+_ADDED = {
+    IMAGES: ("erased_at",),
+    EVENTS: ("question", "person", "gesture", "token", "idle", "comment", "tags", "source"),
+}
 
 
 class Store:
@@ -119,14 +225,18 @@ class Store:
 
     Args:
         url: Path of an SQLite file, or a URL.
-        write: Whether to open it as its only writer.
+        write: Whether to open it for writing.
+        role: Who writes. The trainer and the server hold a lock each, a command holds none.
 
     Raises:
-        LedgerError: It cannot be opened, or has another writer.
+        LedgerError: It cannot be opened, or has another writer with this role.
     """
 
-    def __init__(self, url: str, write: bool) -> None:
+    def __init__(self, url: str, write: bool, role: Role = "trainer") -> None:
         self.write = write
+        self.role = role
+        #: Format of the database, once `prepare` was called.
+        self.format = FORMAT
         location = _parse(url)
         if isinstance(location, Path):
             self.name = str(location)
@@ -142,7 +252,9 @@ class Store:
                 self._connection = engine.connect()
                 self._open.callback(self._disconnect)
                 if not self._sqlite and write:
-                    self._lock_server()
+                    self._name_connection()
+                    if role != "command":
+                        self._lock_server()
         except BaseException:
             self.close()
             raise
@@ -158,7 +270,6 @@ class Store:
 
     def prepare(self, dataset: str) -> None:
         """Check that this version can read the ledger, and create it in an empty database."""
-        ours = set(_SCHEMA.tables)
         with self.reading() as connection:
             if (
                 self._sqlite
@@ -167,10 +278,10 @@ class Store:
             ):
                 raise LedgerError(f"{self.name} is damaged; {ASK_CHECK}; restore a copy")
             tables = set(sa.inspect(connection).get_table_names())
-            meta = read_meta(connection) if ours <= tables else {}
+            meta = read_meta(connection) if tables >= _FIRST_TABLES else {}
         version = meta.get("format", "")
         # A server's database may hold other tables as well, a file may not.
-        if not (tables if self._sqlite else tables & ours):
+        if not (tables if self._sqlite else tables & _FIRST_TABLES):
             self._create(dataset)
         elif not version.isdecimal():
             raise LedgerError(
@@ -181,6 +292,10 @@ class Store:
                 f"{self.name} was written by a newer fastreid_al (format {version}); "
                 "update the package"
             )
+        else:
+            self.format = int(version)
+            if self.write and self.format < FORMAT:
+                self._upgrade()
         if self._sqlite and self.write:
             # This cannot be set within a transaction.
             with self._one_line():
@@ -201,6 +316,10 @@ class Store:
                 f"{self.name} was opened for reading; open it with write=True to add to it"
             )
         with self._transaction("BEGIN IMMEDIATE") as connection:
+            if not self._sqlite:
+                # Writers wait for each other, as in SQLite: events become visible in the order of
+                # their numbers. The transaction sees what was there when it got the lock.
+                connection.exec_driver_sql(f"LOCK TABLE {META.name} IN EXCLUSIVE MODE")
             yield connection
 
     @contextlib.contextmanager
@@ -227,12 +346,29 @@ class Store:
     def _create(self, dataset: str) -> None:
         if not self.write:
             raise LedgerError(f"{self.name} is empty: it holds no ledger")
-        with self.writing() as connection:
+        with self._transaction("BEGIN IMMEDIATE") as connection:
             _SCHEMA.create_all(connection)
             connection.execute(
                 META.insert(),
                 [{"key": "format", "value": str(FORMAT)}, {"key": "dataset", "value": dataset}],
             )
+
+    def _upgrade(self) -> None:
+        """Bring a database of format 1 to format 2: it gets columns and tables."""
+        with self.writing() as connection:
+            # Another process may have done it since.
+            if int(read_meta(connection)["format"]) < FORMAT:
+                for table, names in _ADDED.items():
+                    for name in names:
+                        kind = table.c[name].type.compile(connection.dialect)
+                        connection.exec_driver_sql(
+                            f"ALTER TABLE {table.name} ADD COLUMN {name} {kind}"
+                        )
+                _SCHEMA.create_all(connection)
+                connection.execute(
+                    META.update().where(META.c.key == "format"), {"value": str(FORMAT)}
+                )
+        self.format = FORMAT
 
     def _lock_file(self, path: Path) -> None:
         """Check that a file can be used, and lock it if it is to be written."""
@@ -246,12 +382,13 @@ class Store:
             make_folder(path.parent)
             # The same file must have the same lock under every name, such as a link.
             real = Path(os.path.realpath(path))
-            lock = FileLock(real.with_name(real.name + ".lock"))
+            if self.role != "command":
+                suffix = ".lock" if self.role == "trainer" else ".server.lock"
+                self._open.callback(FileLock(real.with_name(real.name + suffix)).free)
         except BlockingIOError as error:
             raise LedgerError(_in_use(self.name, f"process {error.strerror}")) from error
         except OSError as error:
             raise LedgerError(_not_writable(self.name, error.strerror)) from error
-        self._open.callback(lock.free)
         if not os.path.exists(path):
             self._create_file(path)
         elif not _writable(path):
@@ -265,6 +402,12 @@ class Store:
             reason = "it is a link to nothing" if path.is_symlink() else error.strerror
             raise LedgerError(_not_writable(self.name, reason)) from error
 
+    def _name_connection(self) -> None:
+        """Name the process to a database server."""
+        who = f"fastreid_al process {os.getpid()} on {socket.gethostname()}"
+        with self._connection.begin():
+            self._connection.execute(sa.select(sa.func.set_config("application_name", who, False)))
+
     def _lock_server(self) -> None:
         """Take the lock of the ledger in a server's database.
 
@@ -272,14 +415,12 @@ class Store:
         so a process that lost the lock cannot write either.
         """
         with self._connection.begin():
-            who = f"fastreid_al process {os.getpid()} on {socket.gethostname()}"
-            self._connection.execute(sa.select(sa.func.set_config("application_name", who, False)))
             database = self._connection.execute(
                 sa.select(sa.func.current_database(), sa.func.current_schema())
             ).one()
-            digest = hashlib.blake2b(
-                "/".join(map(str, (*database, EVENTS.name))).encode(), digest_size=8
-            ).digest()
+            # The trainer's lock is also that of versions which know no roles.
+            names = (*database, EVENTS.name, *(() if self.role == "trainer" else (self.role,)))
+            digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
             key = int.from_bytes(digest, "big", signed=True)
             if self._connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar():
                 return
@@ -378,8 +519,13 @@ def _engine(location: Path | URL, write: bool) -> Engine:
 
 def _connect(file: Path | None, write: bool) -> sqlite3.Connection:
     # `isolation_level=None`: the module begins no transactions; `Store` begins each with its kind.
+    # The threads of a server use one connection, one after the other.
     connection = sqlite3.connect(
-        _file_uri(file, write), uri=True, timeout=BUSY_SECONDS, isolation_level=None
+        _file_uri(file, write),
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
     )
     # A damaged text must not hide the rest of its row.
     connection.text_factory = lambda text: text.decode(errors="surrogateescape")

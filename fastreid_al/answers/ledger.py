@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..errors import LedgerError
-from .database import ASK_CHECK, EVENTS, IMAGES, META, Store, read_meta
+from .database import ASK_CHECK, EVENTS, IMAGES, META, QUESTIONS, Role, Store, read_meta
 from .question import Answer, Verdict
 
 _PAGE = 1000
@@ -29,12 +31,45 @@ _LARGEST = 1e300
 _NO_EVENT = 2**63
 _NUMBERS = (
     *("left_id", "right_id", "asked_at", "answered_at", "epoch", "score", "similarity", "need"),
-    *("confirms", "undoes"),
+    *("confirms", "undoes", "question", "person", "idle"),
 )
-_TEXTS = ("kind", "verdict", "annotator", "reason", "shown", "run")
+_TEXTS = (
+    *("kind", "verdict", "annotator", "reason", "shown", "run"),
+    *("gesture", "token", "comment", "tags", "source"),
+)
+#: Kinds of events.
+_KINDS = ("answer", "undo", "gold", "erase")
 _VERDICTS = {verdict.value: verdict for verdict in Verdict}
 #: Columns of an event that are fields of `Event` by the same name.
-_EVENT_COLUMNS = [column for column in EVENTS.c if column.name not in ("left_id", "right_id")]
+_EVENT_COLUMNS = [
+    column for column in EVENTS.c if column.name not in ("left_id", "right_id", "token")
+]
+#: Columns that a ledger of format 1 lacks.
+_LATER = ("question", "person", "gesture", "token", "idle", "comment", "tags", "source")
+
+
+class Origin(NamedTuple):
+    """How an answer came into the ledger.
+
+    Args:
+        source: "web", "terminal" or "import"; None where the trainer itself asked.
+        question: Number of the question in the queue.
+        person: Number of the person.
+        gesture: Name of the decision that the answer is part of.
+        token: Name that whoever answers gave the answer: it is written once.
+        idle: Seconds in which nobody was at the page.
+        comment: A remark of the person.
+        tags: What is wrong with the images, separated by commas.
+    """
+
+    source: str | None = None
+    question: int | None = None
+    person: int | None = None
+    gesture: str | None = None
+    token: str | None = None
+    idle: float | None = None
+    comment: str | None = None
+    tags: str | None = None
 
 
 class ImageKeys(NamedTuple):
@@ -55,9 +90,11 @@ class ImageKeys(NamedTuple):
 class Event:
     """A line of the ledger as it was written; an undo has neither images nor verdict.
 
+    The last seven fields are None in a ledger that an earlier version wrote.
+
     Args:
         id: Its number; a later event has a higher number.
-        kind: "answer" or "undo".
+        kind: "answer", "undo", "gold" (an answer to a question whose answer is known) or "erase".
         left: Path of one image when it was first asked about.
         right: Path of the other image.
         left_digest: Digest of the content of `left`, empty when unknown.
@@ -76,6 +113,13 @@ class Event:
         undone_by: Event that undid it.
         run: Name of the run that asked.
         shown: Paths of the images shown on each side.
+        question: Number of the question in the queue.
+        person: Number of the person.
+        gesture: Name of the decision that it is part of.
+        idle: Seconds in which nobody was at the page.
+        comment: A remark of the person.
+        tags: What is wrong with the images, separated by commas.
+        source: "web", "terminal" or "import"; None where the trainer itself asked.
     """
 
     id: int
@@ -98,10 +142,18 @@ class Event:
     undone_by: int | None
     run: str | None
     shown: tuple[list[str], list[str]]
+    question: int | None = None
+    person: int | None = None
+    gesture: str | None = None
+    idle: float | None = None
+    comment: str | None = None
+    tags: str | None = None
+    source: str | None = None
 
 
 class Ledger:
-    """An append-only log of answers with one writer and any number of readers.
+    """An append-only log of answers with one trainer, one annotation server and any number of
+    readers.
 
     An answer is about two images, each known by its path and the digest of its content. With the
     keys of a training set, `left` and `right` are rows of that set. An image is found by its path
@@ -127,20 +179,30 @@ class Ledger:
         self._dataset = ""
 
     @classmethod
-    def open(cls, url: str, keys: ImageKeys | None = None, *, write: bool = True) -> Ledger:
+    def open(
+        cls,
+        url: str,
+        keys: ImageKeys | None = None,
+        *,
+        write: bool = True,
+        role: Role = "trainer",
+    ) -> Ledger:
         """Open a ledger; if it does not exist and is opened for writing, create it.
 
         Args:
             url: Path of an SQLite file, or a URL: "postgresql://...", or "sqlite://" for one in
                 memory.
             keys: The training images that answers refer to.
-            write: Whether to open it as its only writer, until it is closed or the process ends.
+            write: Whether to open it for writing.
+            role: Who writes: the "trainer", which alone adds images and questions; the annotation
+                "server"; or a "command", which adds events. There is one trainer and one server at
+                a time, until it is closed or the process ends.
 
         Raises:
-            LedgerError: It cannot be opened, has another writer, is not a ledger, or holds another
-                image set.
+            LedgerError: It cannot be opened, has another writer with this role, is not a ledger, or
+                holds another image set.
         """
-        store = Store(url, write)
+        store = Store(url, write, role)
         try:
             ledger = cls(store, keys)
             store.prepare("" if keys is None else keys.dataset)
@@ -182,6 +244,7 @@ class Ledger:
         confirms: int | None = None,
         shown: tuple[Sequence[str], Sequence[str]] = ((), ()),
         run: str = "",
+        origin: Origin | None = None,
     ) -> int:
         """Write one answer and return its event. When this returns, the answer is on the disk.
 
@@ -200,19 +263,17 @@ class Ledger:
             confirms: Event of the first answer of the merge that it confirms.
             shown: Paths of the images shown on each side.
             run: Name of the run that asked.
+            origin: How the answer came; None where the trainer itself asked.
 
         Raises:
             IndexError: A row does not exist.
             LedgerError: The answer could not be written; every answer before it is kept.
         """
-        with self._store.writing() as connection:
-            fresh = self._new_images(left, right)
-            if fresh:
-                connection.execute(IMAGES.insert(), [i._asdict() for i in fresh.values()])
+        with self._store.writing() as connection, self.numbering(connection, left, right) as ids:
             values = {
                 "kind": "answer",
-                "left_id": fresh[left].id if left in fresh else self._ids[left],
-                "right_id": fresh[right].id if right in fresh else self._ids[right],
+                "left_id": ids[left],
+                "right_id": ids[right],
                 "verdict": Verdict(verdict).value,
                 "annotator": annotator,
                 "asked_at": asked_at,
@@ -225,11 +286,44 @@ class Ledger:
                 "confirms": confirms,
                 "shown": json.dumps([list(side) for side in shown]),
                 "run": run,
+                **({} if origin is None else origin._asdict()),
             }
-            event = _insert(connection, values)
+            return insert_event(connection, values)
+
+    @contextlib.contextmanager
+    def numbering(self, connection: Connection, *rows: int) -> Iterator[dict[int, int]]:
+        """Yield the number of each image in the ledger, by row; images that it lacks are added.
+
+        Args:
+            connection: A transaction that writes, in which this block lies.
+            rows: Rows of the images.
+
+        Raises:
+            IndexError: A row does not exist.
+            LedgerError: An image is new, and the ledger was not opened as its trainer.
+        """
+        if self._store.role != "trainer":
+            self._learn_images(connection)
+        fresh = self._new_images(*rows)
+        if fresh:
+            if self._store.role != "trainer":
+                raise LedgerError(f"{self.name}: only a trainer adds images to a ledger")
+            connection.execute(IMAGES.insert(), [i._asdict() for i in fresh.values()])
+        yield {row: fresh[row].id if row in fresh else self._ids[row] for row in rows}
         for row, image in fresh.items():
             self._know(image.id, row)
-        return event
+
+    @property
+    def store(self) -> Store:
+        """The database."""
+        return self._store
+
+    def row_of(self, image: int) -> int:
+        """Return the row of an image of the ledger, -1 where it is not in the set."""
+        if image not in self._rows:
+            with self._store.reading() as connection:
+                self._learn_images(connection)
+        return self._rows[image]
 
     def undo(self, event: int, annotator: str, at: float | None = None) -> int:
         """Undo an answer, and return the event that does so.
@@ -263,60 +357,73 @@ class Ledger:
                 "answered_at": at,
                 "undoes": event,
             }
-            return _insert(connection, values)
+            return insert_event(connection, values)
 
     def answers(self, as_of: int | None = None) -> list[Answer]:
-        """Return the answers that are not undone, in the order of their events.
+        """Return the answers that are not undone, in the order of `Answer.place`.
+
+        Several people's answers to one question are one answer, see `combined`.
 
         Args:
             as_of: Last event that counts, answer or undo; all when not given.
         """
-        found = _up_to(_is_answer, as_of)
-        undone = _up_to(_is_undo, as_of)
-        c = EVENTS.c
-        query = sa.select(
-            c.id,
-            c.left_id,
-            c.right_id,
-            c.verdict,
-            c.need,
-            c.confirms,
-            c.answered_at - c.asked_at,
-            c.run,
-        ).order_by(c.id)
         with self._store.reading() as connection:
             self._learn_images(connection)
-            undone_events = set(connection.execute(sa.select(c.undoes).where(undone)).scalars())
-            answers = []
+            undone = _up_to(_is_undo, as_of)
+            undone_events = set(
+                connection.execute(sa.select(EVENTS.c.undoes).where(undone)).scalars()
+            )
+            found = _up_to(_is_answer, as_of)
             try:
-                for event, left, right, verdict, *rest in connection.execute(query.where(found)):
-                    if event not in undone_events:
-                        answers.append(self._answer(event, left, right, verdict, *rest))
+                answers = [
+                    self._answer(row)
+                    for row in connection.execute(self._answer_query().where(found))
+                    if row.id not in undone_events
+                ]
             except (KeyError, TypeError) as error:
                 raise LedgerError(
                     f"{self.name} holds an answer with an unknown image or verdict ({error}); "
                     f"{ASK_CHECK}"
                 ) from error
-        return answers
+        return combined(answers)
 
-    def _answer(
-        self,
-        event: int,
-        left: int,
-        right: int,
-        verdict: str,
-        need: int,
-        confirms: int | None,
-        seconds: float,
-        run: str | None,
-    ) -> Answer:
+    def answers_to(self, question: int, until: int) -> list[Answer]:
+        """Return the answers to a question of the queue that are in force.
+
+        Args:
+            question: Its number.
+            until: Last event that counts.
+        """
+        wanted = _in_force & (EVENTS.c.question == question) & (EVENTS.c.id <= until)
+        with self._store.reading() as connection:
+            self._learn_images(connection)
+            rows = connection.execute(self._answer_query().where(wanted)).all()
+        return combined([self._answer(row) for row in rows])
+
+    def _answer_query(self) -> sa.Select[Any]:
+        """The columns that an answer is made from."""
+        c = EVENTS.c
+        columns = [c.id, c.left_id, c.right_id, c.verdict, c.need, c.confirms, c.run]
+        seconds = (c.answered_at - c.asked_at).label("seconds")
+        if self._store.format == 1:
+            none = [sa.null().label("question"), sa.null().label("known_event")]
+            return sa.select(*columns, seconds, *none).order_by(c.id)
+        joined = EVENTS.outerjoin(QUESTIONS, QUESTIONS.c.id == c.question)
+        queue = [c.question, QUESTIONS.c.known_event]
+        return sa.select(*columns, seconds, *queue).select_from(joined).order_by(c.id)
+
+    def _answer(self, row: Any) -> Answer:
         """Return the answer that a row of the database holds, about rows of the training set."""
-        images = self._rows[left], self._rows[right]
-        if not isinstance(need, int) or not isinstance(confirms, int | None):
-            raise TypeError(f"event {event}")
+        images = self._rows[row.left_id], self._rows[row.right_id]
+        if not isinstance(row.need, int) or not isinstance(row.confirms, int | None):
+            raise TypeError(f"event {row.id}")
         # Seconds are negative where an earlier version measured them by a clock that was set back.
-        seconds = max(0.0, float(seconds)) if _is_finite(seconds) else 0.0
-        return Answer(event, *images, _VERDICTS[verdict], need, confirms, seconds, run or "")
+        seconds = max(0.0, float(row.seconds)) if _is_finite(row.seconds) else 0.0
+        order = None if row.known_event is None else (row.known_event, row.question)
+        verdict = _VERDICTS[row.verdict]
+        return Answer(
+            row.id, *images, verdict, row.need, row.confirms, seconds, row.run or "", order
+        )
 
     def last_event(self) -> int:
         """Return the number of the newest event, 0 when there is none."""
@@ -346,7 +453,7 @@ class Ledger:
         paths = left.c.path.label("left"), right.c.path.label("right")
         digests = left.c.digest.label("left_digest"), right.c.digest.label("right_digest")
         query = (
-            sa.select(*_EVENT_COLUMNS, *paths, *digests)
+            sa.select(*self._known(_EVENT_COLUMNS), *paths, *digests)
             .outerjoin_from(EVENTS, left, left.c.id == EVENTS.c.left_id)
             .outerjoin(right, right.c.id == EVENTS.c.right_id)
             .order_by(EVENTS.c.id)
@@ -367,6 +474,15 @@ class Ledger:
                 )
             if len(page) < _PAGE:
                 return
+
+    def _known(self, columns: Sequence[sa.Column[Any]]) -> list[sa.ColumnElement[Any]]:
+        """The columns, with NULL for those that a ledger of format 1 lacks."""
+        return [
+            sa.null().label(column.name)
+            if self._store.format == 1 and column.name in _LATER
+            else column
+            for column in columns
+        ]
 
     def images(self) -> dict[int, str]:
         """Return the path of each image that was asked about, by its number in the ledger."""
@@ -409,7 +525,7 @@ class Ledger:
                 ).scalars()
             ]
             if self._store.is_sqlite:
-                found += _wrong_types(connection)
+                found += _wrong_types(connection, self._store.format)
             shown = connection.execute(sa.select(EVENTS.c.id, EVENTS.c.shown).order_by(EVENTS.c.id))
             found += [
                 f"event {event} has a damaged list of the images that were shown"
@@ -444,7 +560,7 @@ class Ledger:
         # A ledger without an image set may hold image numbers in any order.
         known = -1 if self._numbered else self._last_image
         for number, path, digest in connection.execute(
-            sa.select(IMAGES).where(IMAGES.c.id > known)
+            sa.select(IMAGES.c.id, IMAGES.c.path, IMAGES.c.digest).where(IMAGES.c.id > known)
         ):
             self._know(number, number if self._numbered else self._rows_of.row(path, digest))
 
@@ -478,6 +594,31 @@ class Ledger:
                     META.update().where(META.c.key == "dataset"), {"value": keys.dataset}
                 )
             self._dataset = keys.dataset
+
+
+def combined(answers: Sequence[Answer]) -> list[Answer]:
+    """Return answers in the order of `Answer.place`; those of several people to a question are one.
+
+    The verdict of most people counts; among verdicts that equally many gave, "unsure". The event is
+    that of the first answer, and the seconds are added up.
+    """
+    of_question: dict[Any, list[Answer]] = {}
+    for answer in answers:
+        pair = min(answer.left, answer.right), max(answer.left, answer.right)
+        # The question of an answer, and the pair: a person may also judge other images of it.
+        key = answer.event if answer.order is None else (*answer.order, *pair)
+        of_question.setdefault(key, []).append(answer)
+    found = []
+    for votes in of_question.values():
+        first = min(votes, key=lambda vote: vote.event)
+        if len(votes) > 1:
+            (verdict, most), *others = Counter(v.verdict for v in votes).most_common()
+            if others and others[0][1] == most:
+                verdict = Verdict.UNSURE
+            seconds = math.fsum(vote.seconds for vote in votes)
+            first = first._replace(verdict=verdict, seconds=seconds)
+        found.append(first)
+    return sorted(found, key=lambda answer: answer.place)
 
 
 class _Image(NamedTuple):
@@ -523,7 +664,8 @@ class _Rows:
         return self._keys.digests[row] if self._keys.digests else ""
 
 
-def _insert(connection: Connection, event: dict[str, Any]) -> int:
+def insert_event(connection: Connection, event: dict[str, Any]) -> int:
+    """Write an event, given by column, and return its number."""
     key = connection.execute(EVENTS.insert(), event).inserted_primary_key
     assert key is not None
     return key[0]
@@ -569,10 +711,12 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _wrong_types(connection: Connection) -> list[str]:
+def _wrong_types(connection: Connection, version: int) -> list[str]:
     """Return the columns of another type than the schema says, which SQLite does not enforce."""
     found = []
     for name in (*_NUMBERS, *_TEXTS):
+        if version == 1 and name in _LATER:
+            continue
         kinds = ("integer", "real", "null") if name in _NUMBERS else ("text", "null")
         column = EVENTS.c[name]
         large = sa.func.abs(column) > _LARGEST if name in _NUMBERS else sa.false()
@@ -593,7 +737,7 @@ def _wrong_events() -> dict[str, sa.ColumnElement[bool]]:
     images = sa.select(IMAGES.c.id)
     answers = sa.select(EVENTS.alias("a").c.id).where(sa.literal_column("a.kind") == "answer")
     return {
-        "is neither an answer nor an undo": c.kind.not_in(("answer", "undo")),
+        "is neither an answer nor an undo": c.kind.not_in(_KINDS),
         "is about an image that is not in the ledger": _is_answer
         & sa.or_(*(side.is_(None) | side.not_in(images) for side in (c.left_id, c.right_id))),
         "has an unknown verdict": _is_answer

@@ -87,7 +87,7 @@ def weigh_answers(
     Raises:
         ValueError: A rate outside [0, 1].
     """
-    answers = sorted(answers)
+    answers = sorted(answers, key=lambda answer: answer.place)
     names = {a.event: (annotator_of or {}).get(a.event, "") for a in answers}
     deciding = [a for a in answers if decides(a)]
     rates = dict.fromkeys(names.values(), UNKNOWN_RATE if rate is None else rate)

@@ -137,6 +137,8 @@ class Answer(NamedTuple):
             itself the first.
         seconds: Time that it took.
         run: The run that asked.
+        order: Where its question stands among the questions of a queue: the last event when it was
+            published, and its number. None for an answer that was given at once.
     """
 
     event: int
@@ -147,6 +149,16 @@ class Answer(NamedTuple):
     confirms: int | None = None
     seconds: float = 0.0
     run: str = ""
+    order: tuple[int, int] | None = None
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Key by which answers are ordered.
+
+        Answers of a queue are in the order of their questions, whoever was faster.
+        """
+        known_event, question = self.order or (self.event, 0)
+        return known_event, question, self.event
 
 
 class Annotator(Protocol):

@@ -66,9 +66,9 @@ def test_a_ledger_cut_short_is_refused(filled: str) -> None:
 
 def test_a_newer_format_is_refused(filled: str) -> None:
     with contextlib.closing(sqlite3.connect(filled)) as other:
-        other.execute("UPDATE meta SET value = '2' WHERE key = 'format'")
+        other.execute("UPDATE meta SET value = '3' WHERE key = 'format'")
         other.commit()
-    assert "newer fastreid_al (format 2)" in refused(filled)
+    assert "newer fastreid_al (format 3)" in refused(filled)
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:

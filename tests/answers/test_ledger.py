@@ -33,8 +33,8 @@ def test_an_answer_comes_back_as_it_was_given(place: str, file: str) -> None:
         second = put(ledger, 7, 1, DIFFERENT, confirms=first, reason="confirm", epoch=None)
         assert (first, second, ledger.last_answer(), ledger.last_event()) == (1, 2, 2, 2)
         assert ledger.answers() == [
-            (1, 3, 7, SAME, 2, None, 1.5, ""),
-            (2, 7, 1, DIFFERENT, 1, 1, 1.5, ""),
+            (1, 3, 7, SAME, 2, None, 1.5, "", None),
+            (2, 7, 1, DIFFERENT, 1, 1, 1.5, "", None),
         ]
         one, two = ledger.events()
         assert (one.left, one.right, one.right_digest) == (
@@ -258,7 +258,7 @@ def test_65_000_answers_are_read_and_replayed(tmp_path: Path) -> None:
     Ledger.open(file, images).close()
     pairs = [sorted(draw.sample(range(20_000), 2)) for _ in range(65_000)]
     with contextlib.closing(sqlite3.connect(file)) as raw, raw:
-        raw.executemany("INSERT INTO images VALUES (?, ?, '')", enumerate(names))
+        raw.executemany("INSERT INTO images (id, path, digest) VALUES (?, ?, '')", enumerate(names))
         raw.executemany(
             "INSERT INTO events "
             "(kind, left_id, right_id, verdict, annotator, asked_at, answered_at) "

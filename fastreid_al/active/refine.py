@@ -78,6 +78,7 @@ def refine(
         asker.current_labels = partial(_labels_after_answers, features, known, asker)
         try:
             ask(features, known, asker, config)
+            asker.settle()
         except OutOfQuestions:
             pass
         except RoundAgain:

@@ -167,8 +167,9 @@ MARKS = sa.Table(
     _SCHEMA,
     sa.Column("run", Name, primary_key=True),
     sa.Column("epoch", sa.Integer, primary_key=True),
-    # Questions that were open at a time.
+    # Questions that were open at a time, and the last event when the round began.
     sa.Column("window", sa.Integer, nullable=False),
+    sa.Column("first_event", sa.Integer, nullable=False),
     sa.Column("began_at", sa.Double, nullable=False),
     # Last event that the labels of the epoch were made from; NULL until the round has ended.
     sa.Column("event", sa.Integer),

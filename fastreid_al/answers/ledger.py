@@ -37,6 +37,8 @@ _TEXTS = (
     *("kind", "verdict", "annotator", "reason", "shown", "run"),
     *("gesture", "token", "comment", "tags", "source"),
 )
+#: Reason of an answer about another image of a group than the question was about.
+MEMBER = "member"
 #: Kinds of events.
 _KINDS = ("answer", "undo", "gold", "erase")
 _VERDICTS = {verdict.value: verdict for verdict in Verdict}
@@ -403,13 +405,13 @@ class Ledger:
     def _answer_query(self) -> sa.Select[Any]:
         """The columns that an answer is made from."""
         c = EVENTS.c
-        columns = [c.id, c.left_id, c.right_id, c.verdict, c.need, c.confirms, c.run]
+        columns = [c.id, c.left_id, c.right_id, c.verdict, c.need, c.confirms, c.run, c.reason]
         seconds = (c.answered_at - c.asked_at).label("seconds")
         if self._store.format == 1:
-            none = [sa.null().label("question"), sa.null().label("known_event")]
+            none = [sa.null().label(name) for name in ("gesture", "question", "known_event")]
             return sa.select(*columns, seconds, *none).order_by(c.id)
         joined = EVENTS.outerjoin(QUESTIONS, QUESTIONS.c.id == c.question)
-        queue = [c.question, QUESTIONS.c.known_event]
+        queue = [c.gesture, c.question, QUESTIONS.c.known_event]
         return sa.select(*columns, seconds, *queue).select_from(joined).order_by(c.id)
 
     def _answer(self, row: Any) -> Answer:
@@ -422,7 +424,16 @@ class Ledger:
         order = None if row.known_event is None else (row.known_event, row.question)
         verdict = _VERDICTS[row.verdict]
         return Answer(
-            row.id, *images, verdict, row.need, row.confirms, seconds, row.run or "", order
+            row.id,
+            *images,
+            verdict,
+            row.need,
+            row.confirms,
+            seconds,
+            row.run or "",
+            order,
+            row.gesture,
+            row.reason == MEMBER,
         )
 
     def last_event(self) -> int:

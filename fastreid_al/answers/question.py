@@ -139,6 +139,8 @@ class Answer(NamedTuple):
         run: The run that asked.
         order: Where its question stands among the questions of a queue: the last event when it was
             published, and its number. None for an answer that was given at once.
+        gesture: Name of the decision that it is part of.
+        is_member: Whether it judges another image of a group than the question was about.
     """
 
     event: int
@@ -150,6 +152,8 @@ class Answer(NamedTuple):
     seconds: float = 0.0
     run: str = ""
     order: tuple[int, int] | None = None
+    gesture: str | None = None
+    is_member: bool = False
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -188,6 +192,48 @@ class SheetAnnotator(Annotator, Protocol):
 
         Returns:
             A verdict for each question, in their order.
+        """
+
+
+class Judgement(NamedTuple):
+    """What an annotator says of a question and of what it sees beside the two images.
+
+    Args:
+        verdict: The verdict of the question.
+        members: Pairs of rows, each the image that a side shows large and another one of its group,
+            with what is said of them.
+    """
+
+    verdict: Verdict
+    members: Sequence[tuple[tuple[int, int], Verdict]]
+
+
+class MemberAnnotator(Annotator, Protocol):
+    """An annotator that also says which images of a group do not belong to it.
+
+    `judge` may raise what `answer` may raise.
+    """
+
+    def judge(self, question: Question) -> Judgement:
+        """Answer a question, and judge the images beside the two that it is about."""
+
+
+class QueueAnnotator(Protocol):
+    """Stands for people who answer published questions, in this process or in others.
+
+    `people` may say how many there are: two questions are open for each, at most 16.
+    """
+
+    name: str
+
+    def serve(self, ledger: Any) -> None:
+        """Let a person decide one published question, or wait for others for a moment.
+
+        Args:
+            ledger: The `answers.Ledger` with the questions, which its trainer has open.
+
+        Raises:
+            QuitAsking: Nobody will answer any more.
         """
 
 

@@ -16,6 +16,7 @@ This file follows the paper's sections and is meant to be read next to it.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from ..active.mpps import propose_merges
 from ..active.partition import Partition, Split
 from ..active.snps import propose_splits
 from ..answers.asker import Asker
-from ..answers.question import Verdict
+from ..answers.question import Question, Verdict
 from ..arguments import as_instance
 from ..clustering import check_backend
 from ..config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
@@ -213,20 +214,27 @@ def ask_snps_then_mpps(
     split_questions = propose_splits(features, labels, config.k_max_rule)
     splits = Split.of_clusters(split_questions)
     for question in split_questions:
-        verdict = asker.ask(question)
-        splits[question.cluster].answer(question, verdict, partition)
+        split = splits[question.cluster]
+        asker.offer(question, partial(split.answer, question, partition=partition))
+    asker.settle()
 
     # MPPS
     clusters = partition.current()
     merges_left = _most_merges(clusters, config.merge_share)
+
+    def merge(question: Question, verdict: Verdict) -> None:
+        nonlocal merges_left
+        first, second = (partition.label_of(image) for image in question.images)
+        if verdict is Verdict.SAME and first != second and merges_left > 0:
+            partition.merge(first, second)
+            merges_left -= 1
+
     for question in propose_merges(features, clusters, config.l_max, config.delta):
+        asker.make_room()
         if merges_left == 0:
-            return
-        if asker.ask(question) is Verdict.SAME:
-            first, second = (partition.label_of(image) for image in question.images)
-            if first != second:
-                partition.merge(first, second)
-                merges_left -= 1
+            break
+        asker.offer(question, partial(merge, question))
+    asker.settle()
 
 
 def _most_merges(clusters: Tensor, share: float) -> int:

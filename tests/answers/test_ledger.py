@@ -33,8 +33,8 @@ def test_an_answer_comes_back_as_it_was_given(place: str, file: str) -> None:
         second = put(ledger, 7, 1, DIFFERENT, confirms=first, reason="confirm", epoch=None)
         assert (first, second, ledger.last_answer(), ledger.last_event()) == (1, 2, 2, 2)
         assert ledger.answers() == [
-            (1, 3, 7, SAME, 2, None, 1.5, "", None),
-            (2, 7, 1, DIFFERENT, 1, 1, 1.5, "", None),
+            (1, 3, 7, SAME, 2, None, 1.5, "", None, None, False),
+            (2, 7, 1, DIFFERENT, 1, 1, 1.5, "", None, None, False),
         ]
         one, two = ledger.events()
         assert (one.left, one.right, one.right_digest) == (

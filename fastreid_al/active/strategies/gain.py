@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -109,8 +110,13 @@ def ask_by_expected_gain(
         OutOfQuestions: The budget is spent.
     """
     state = _Round(features, labels, asker, _AIMS[config.aim], config.sheet)
-    while state.ask_window():
-        pass
+    while True:
+        asker.make_room()
+        if not state.ask_window():
+            if not asker.is_waiting():
+                break
+            # The answer may make further questions possible.
+            asker.settle_first()
 
 
 class _Candidates(NamedTuple):
@@ -176,7 +182,7 @@ class _Round:
             calibration.fit()
 
     def ask_window(self) -> bool:
-        """Ask up to ten questions or sheets, best first; return whether there was one."""
+        """Offer up to ten questions or sheets, best first; return whether there was one."""
         window = _Window(self)
         merges = window.merges()
         splits = window.splits()
@@ -201,6 +207,7 @@ class _Round:
         Returns:
             Whether anything was asked.
         """
+        self.asker.make_room()
         if sheet.group in window.used:
             return False
         questions, inputs, others = [], [], []
@@ -220,15 +227,20 @@ class _Round:
         if not questions:
             return False
         window.used.update((sheet.group, *others))
-        verdicts = self._answers(questions, _MERGE, self.merging, inputs)
-        label = window.names[sheet.group]
-        for other, verdict in zip(others, verdicts, strict=True):
-            if verdict is Verdict.SAME:
-                label = self.partition.merge(label, window.names[other])
+
+        def merge(verdicts: list[Verdict]) -> None:
+            self._learn(verdicts, _MERGE, self.merging, inputs)
+            label = window.names[sheet.group]
+            for other, verdict in zip(others, verdicts, strict=True):
+                if verdict is Verdict.SAME:
+                    label = self.partition.merge(label, window.names[other])
+
+        self._offer(questions, merge)
         return True
 
     def _ask_split(self, window: _Window, splits: _Candidates, at: int) -> bool:
         """Ask whether two groups of a cluster are the same identity, unless it cannot be asked."""
+        self.asker.make_room()
         split = window.proposed[int(splits.items[at])]
         group = int(window.groups.labels[split.images[0]])
         if group in window.used:
@@ -240,10 +252,14 @@ class _Round:
         window.used.add(group)
         self.asked.add(split.images)
         inputs = [splits.inputs[at]]
-        (verdict,) = self._answers([question], _SPLIT, self.splitting, inputs)
-        if verdict is Verdict.DIFFERENT:
-            for part in parts_of(self.graph, window.sides[group], self.asker.closure)[1:]:
-                self.partition.move(part, self.partition.new_label())
+
+        def divide(verdicts: list[Verdict]) -> None:
+            self._learn(verdicts, _SPLIT, self.splitting, inputs)
+            if verdicts[0] is Verdict.DIFFERENT:
+                for part in parts_of(self.graph, window.sides[group], self.asker.closure)[1:]:
+                    self.partition.move(part, self.partition.new_label())
+
+        self._offer([question], divide)
         return True
 
     def splits(self, names: list[int], sides: list[list[int]]) -> list[Question]:
@@ -262,18 +278,21 @@ class _Round:
             self.known_splits[question.cluster][1].append(question)
         return [question for name in names for question in self.known_splits[name][1]]
 
-    def _answers(
+    def _offer(self, questions: list[Question], then: Callable[[list[Verdict]], None]) -> None:
+        """Ask a question, or several on a sheet."""
+        if len(questions) == 1:
+            self.asker.offer(questions[0], lambda verdict: then([verdict]))
+        else:
+            self.asker.offer_sheet(questions, then)
+
+    def _learn(
         self,
-        questions: list[Question],
+        verdicts: list[Verdict],
         name: str,
         calibration: Calibration,
         inputs: list[np.ndarray],
-    ) -> list[Verdict]:
-        """Ask, and learn from the answers for this round and for later ones."""
-        if len(questions) == 1:
-            verdicts = [self.asker.ask(questions[0])]
-        else:
-            verdicts = self.asker.ask_sheet(questions)
+    ) -> None:
+        """Learn from answers for this round and for later ones."""
         error = self.asker.expected_error or 0.0
         for verdict, of_question in zip(verdicts, inputs, strict=True):
             if verdict not in (Verdict.SAME, Verdict.DIFFERENT):
@@ -282,7 +301,6 @@ class _Round:
             calibration.learn_all(of_question[None], [answer])
             (standardised,) = calibration.standardised(of_question[None])
             self.asker.observe(name, standardised.tolist(), answer)
-        return verdicts
 
     def _question(
         self,
@@ -343,8 +361,12 @@ class _Window:
         self.parts = torch.full((state.graph.n,), -1)
         for number, images in enumerate(_groups_of(self.proposed)):
             self.parts[images] = number
-        #: Groups that were asked about.
-        self.used: set[int] = set()
+        #: Groups that were asked about, also those of open questions.
+        self.used: set[int] = {
+            int(self.groups.labels[image])
+            for question in state.asker.open_questions()
+            for image in question.images
+        }
 
     def _open_pairs(self, pairs: Pairs) -> Pairs:
         """The pairs of groups that may be asked about: not known to be different, nor asked."""

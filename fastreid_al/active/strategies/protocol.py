@@ -16,9 +16,11 @@ class Strategy(Protocol):
     """Ask the questions of one round.
 
     A strategy calls `asker.ask_pair(i, j)`, or `asker.ask(question)` for a question about two
-    groups of images, as often as it likes. Nothing more is needed: by default, the labels of the
-    round are the given labels, changed so that they agree with every answer. A strategy that splits
-    and merges clusters itself sets `asker.current_labels` to a function that returns its labels.
+    groups of images, as often as it likes. With `asker.offer_pair(i, j)` and `asker.offer(question,
+    then)` several questions are open at a time, so that several people can answer. Nothing more is
+    needed: by default, the labels of the round are the given labels, changed so that they agree
+    with every answer. A strategy that splits and merges clusters itself sets `asker.current_labels`
+    to a function that returns its labels.
 
     The asker raises `OutOfQuestions` when the budget is spent; a strategy lets it pass. A strategy
     asks the same questions when it is given the same features, labels and answers: only then can a

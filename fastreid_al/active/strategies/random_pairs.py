@@ -27,7 +27,7 @@ def ask_random_pairs(
     allowed = asker.questions_allowed()
     count = _UNLIMITED if allowed is None else allowed
     for i, j in random_pairs(len(features), count, 1_000_003 * asker.seed + asker.epoch):
-        asker.ask_pair(i, j)
+        asker.offer_pair(i, j)
 
 
 def random_pairs(n: int, count: int, seed: int) -> list[tuple[int, int]]:

@@ -28,7 +28,7 @@ def ask_farthest_and_nearest(
         config: Not used; this strategy has no constants.
     """
     for question in farthest_and_nearest_pairs(features, labels):
-        asker.ask(question)
+        asker.offer(question)
 
 
 def farthest_and_nearest_pairs(features: Tensor, labels: Tensor) -> list[Question]:

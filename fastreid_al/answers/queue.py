@@ -1,0 +1,277 @@
+"""The questions of a run that people answer when they like: published, answered and withdrawn."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from .database import EVENTS, LEASES, MARKS, META, QUESTIONS
+from .ledger import Ledger
+from .question import Answer, Question
+
+#: Key of the table `meta` under which the trainer tells people how far the round is.
+PROGRESS = "progress"
+_OPEN = "open"
+
+
+class Entry(NamedTuple):
+    """A question that is published.
+
+    Args:
+        question: The question; its images are the two that are shown.
+        need: Answers that must agree before a "same" counts.
+        confirms: Event of the first answer of the merge that it confirms.
+        votes: People who must agree.
+    """
+
+    question: Question
+    need: int = 1
+    confirms: int | None = None
+    votes: int = 1
+
+
+class Begun(NamedTuple):
+    """How a round began.
+
+    Args:
+        window: Questions that are open at a time.
+        first_event: Last event before the round.
+    """
+
+    window: int
+    first_event: int
+
+
+class QuestionQueue:
+    """The questions of a run in its ledger, as the trainer sees them.
+
+    People answer through `answers.service.AnswerService`, in any order. A round that is begun again
+    finds the questions that it published before, with their answers.
+
+    Args:
+        ledger: The ledger, opened for writing as its trainer.
+        run: Name of the run.
+
+    All questions of a round are kept by pair, about 150 bytes each. A row of the database takes 8
+    bytes for each image of the two groups, and about 200 more.
+    """
+
+    def __init__(self, ledger: Ledger, run: str) -> None:
+        self._ledger = ledger
+        self._store = ledger.store
+        self._run = run
+        self._epoch = 0
+        #: Questions of the round by pair of rows, and those that were not asked for again yet.
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._unclaimed: dict[tuple[int, int], int] = {}
+        #: Newest undo that was seen.
+        self._last_undo = 0
+
+    def begin(self, epoch: int, window: int) -> Begun:
+        """Begin a round, or begin it again.
+
+        Args:
+            epoch: Epoch of the run.
+            window: Questions that are open at a time. A round that is begun again keeps its own.
+        """
+        self._epoch = epoch
+        mark = (MARKS.c.run == self._run) & (MARKS.c.epoch == epoch)
+        with self._store.writing() as connection:
+            before = connection.execute(
+                sa.select(MARKS.c.window, MARKS.c.first_event).where(mark)
+            ).first()
+            if before is None:
+                last = connection.execute(sa.select(sa.func.max(EVENTS.c.id))).scalar() or 0
+                begun = Begun(window, last)
+                values = {"run": self._run, "epoch": epoch, "began_at": time.time()}
+                connection.execute(MARKS.insert(), values | begun._asdict())
+            else:
+                begun = Begun(*before)
+            rows = connection.execute(
+                sa.select(QUESTIONS.c.id, QUESTIONS.c.left_id, QUESTIONS.c.right_id)
+                .where(
+                    (QUESTIONS.c.run == self._run)
+                    & (QUESTIONS.c.epoch == epoch)
+                    & (QUESTIONS.c.status != "withdrawn")
+                )
+                .order_by(QUESTIONS.c.id)
+            ).all()
+            self._last_undo = _last_undo(connection)
+        row_of = self._ledger.row_of
+        self._numbers = {_pair(row_of(row.left_id), row_of(row.right_id)): row.id for row in rows}
+        self._unclaimed = dict(self._numbers)
+        return begun
+
+    def end(self, event: int) -> None:
+        """End the round.
+
+        Args:
+            event: Last event that its labels were made from.
+        """
+        mark = (MARKS.c.run == self._run) & (MARKS.c.epoch == self._epoch)
+        with self._store.writing() as connection:
+            connection.execute(
+                MARKS.update().where(mark), {"event": event, "ended_at": time.time()}
+            )
+
+    def knows(self, i: int, j: int) -> bool:
+        """Return whether a question about two images was published in this round."""
+        return _pair(i, j) in self._numbers
+
+    def leftover(self) -> list[int]:
+        """Return the questions that the round published before it was begun again, and did not ask
+        for since.
+        """
+        return sorted(self._unclaimed.values())
+
+    def forget(self) -> None:
+        """Treat no question as left over."""
+        self._unclaimed.clear()
+
+    def publish(self, entries: Sequence[Entry]) -> list[int]:
+        """Publish questions that are shown together, and return their numbers.
+
+        A question that this round published before is not published again.
+
+        Args:
+            entries: One question, or the questions of a sheet: they have one first image.
+        """
+        pairs = [_pair(*entry.question.images) for entry in entries]
+        fresh = [
+            entry for entry, pair in zip(entries, pairs, strict=True) if pair not in self._numbers
+        ]
+        if fresh:
+            self._insert(fresh, len(entries) > 1)
+        for pair in pairs:
+            self._unclaimed.pop(pair, None)
+        return [self._numbers[pair] for pair in pairs]
+
+    def _insert(self, entries: Sequence[Entry], is_sheet: bool) -> None:
+        rows = {row for e in entries for group in e.question.groups for row in group.tolist()}
+        rows |= {row for entry in entries for row in entry.question.images}
+        with (
+            self._store.writing() as connection,
+            self._ledger.numbering(connection, *sorted(rows)) as ids,
+        ):
+            known = connection.execute(sa.select(sa.func.max(EVENTS.c.id))).scalar() or 0
+            sheet = None
+            for entry in entries:
+                question = entry.question
+                left, right = (
+                    json.dumps([ids[row] for row in group.tolist()]) for group in question.groups
+                )
+                values = {
+                    "run": self._run,
+                    "epoch": self._epoch,
+                    "sheet": sheet,
+                    "left_id": ids[question.images[0]],
+                    "right_id": ids[question.images[1]],
+                    "left_images": left,
+                    "right_images": right,
+                    "reason": question.reason if entry.confirms is None else "confirm",
+                    "score": question.score,
+                    "similarity": question.similarity,
+                    "probability": question.probability,
+                    "need": entry.need,
+                    "confirms": entry.confirms,
+                    "votes": entry.votes,
+                    "known_event": known,
+                    "status": "open",
+                    "made_at": time.time(),
+                }
+                key = connection.execute(QUESTIONS.insert(), values).inserted_primary_key
+                assert key is not None
+                if is_sheet and sheet is None:
+                    sheet = key[0]
+                    connection.execute(
+                        QUESTIONS.update().where(QUESTIONS.c.id == sheet), {"sheet": sheet}
+                    )
+                self._numbers[_pair(*question.images)] = key[0]
+
+    def answers(self, numbers: Sequence[int]) -> list[list[Answer]] | None:
+        """Return the answers to each of some questions; None while one of them is open.
+
+        A question that was withdrawn, or that waits for a reviewer, has no answers.
+        """
+        wanted = sa.select(QUESTIONS.c.id, QUESTIONS.c.status, QUESTIONS.c.settled_event)
+        with self._store.reading() as connection:
+            found = connection.execute(wanted.where(QUESTIONS.c.id.in_(numbers))).all()
+        if any(row.status == _OPEN for row in found):
+            return None
+        settled = {row.id: row.settled_event for row in found if row.status == "answered"}
+        return [
+            self._ledger.answers_to(number, settled[number]) if number in settled else []
+            for number in numbers
+        ]
+
+    def undone(self) -> bool:
+        """Return whether an answer was taken back since the last call, or since the round began."""
+        with self._store.reading() as connection:
+            last = _last_undo(connection)
+        is_new = last > self._last_undo
+        self._last_undo = max(last, self._last_undo)
+        return is_new
+
+    def withdraw(self, keep: Collection[int] = (), *, only_waiting: bool = False) -> None:
+        """Withdraw the open questions of the run.
+
+        Args:
+            keep: Numbers of questions that stay open.
+            only_waiting: Whether a question that a person has before them stays open.
+        """
+        now = time.time()
+        wanted = (QUESTIONS.c.run == self._run) & (QUESTIONS.c.status == _OPEN)
+        if only_waiting:
+            held = sa.select(LEASES.c.question).where(
+                (LEASES.c.since <= now) & (LEASES.c.until > now)
+            )
+            # A sheet is held by its first question.
+            wanted &= QUESTIONS.c.id.not_in(held)
+            wanted &= sa.func.coalesce(QUESTIONS.c.sheet, 0).not_in(held)
+        with self._store.writing() as connection:
+            found = connection.execute(sa.select(QUESTIONS.c.id).where(wanted)).scalars().all()
+            withdrawn = [number for number in found if number not in keep]
+            if withdrawn:
+                connection.execute(
+                    QUESTIONS.update().where(QUESTIONS.c.id.in_(withdrawn)), {"status": "withdrawn"}
+                )
+        gone = set(withdrawn)
+        for numbers in (self._numbers, self._unclaimed):
+            for pair in [pair for pair, number in numbers.items() if number in gone]:
+                del numbers[pair]
+
+    def tell(self, progress: Mapping[str, Any]) -> None:
+        """Tell people how far the round is: numbers and texts by name."""
+        text = json.dumps({"run": self._run, "epoch": self._epoch, **progress})
+        with self._store.writing() as connection:
+            changed = connection.execute(
+                META.update().where(META.c.key == PROGRESS), {"value": text}
+            )
+            if not changed.rowcount:
+                connection.execute(META.insert(), {"key": PROGRESS, "value": text})
+
+
+def mark_of(ledger: Ledger, run: str, epoch: int) -> int | None:
+    """Return the last event that the labels of an epoch were made from; None where it has no mark.
+
+    Args:
+        ledger: The ledger.
+        run: Name of the run.
+        epoch: The epoch, as its answers say it: from 1.
+    """
+    wanted = (MARKS.c.run == run) & (MARKS.c.epoch == epoch)
+    with ledger.store.reading() as connection:
+        return connection.execute(sa.select(MARKS.c.event).where(wanted)).scalar()
+
+
+def _last_undo(connection: sa.Connection) -> int:
+    wanted = sa.select(sa.func.max(EVENTS.c.id)).where(EVENTS.c.kind == "undo")
+    return connection.execute(wanted).scalar() or 0
+
+
+def _pair(i: int, j: int) -> tuple[int, int]:
+    return (i, j) if i < j else (j, i)

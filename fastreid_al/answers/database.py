@@ -210,6 +210,10 @@ EVENTS = sa.Table(
     sa.Column("tags", sa.Text),
     # "web", "terminal" or "import"; NULL where the trainer itself asked.
     sa.Column("source", sa.Text),
+    sa.Index("events_question", "question"),
+    sa.Index("events_person", "person"),
+    sa.Index("events_token", "token"),
+    sa.Index("events_undoes", "undoes"),
     sqlite_autoincrement=True,
 )
 #: Tables of format 1, and columns that format 2 added to them.
@@ -264,6 +268,11 @@ class Store:
     def is_sqlite(self) -> bool:
         """Whether it is a file of SQLite, or in memory."""
         return self._sqlite
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection has ended, so that the ledger must be opened again."""
+        return bool(self._connection.invalidated or self._connection.closed)
 
     def close(self) -> None:
         """Close the connection, then release the lock."""
@@ -366,6 +375,8 @@ class Store:
                             f"ALTER TABLE {table.name} ADD COLUMN {name} {kind}"
                         )
                 _SCHEMA.create_all(connection)
+                for index in EVENTS.indexes:
+                    index.create(connection)
                 connection.execute(
                     META.update().where(META.c.key == "format"), {"value": str(FORMAT)}
                 )

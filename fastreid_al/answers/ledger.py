@@ -747,6 +747,9 @@ def _wrong_events() -> dict[str, sa.ColumnElement[bool]]:
     c = EVENTS.c
     images = sa.select(IMAGES.c.id)
     answers = sa.select(EVENTS.alias("a").c.id).where(sa.literal_column("a.kind") == "answer")
+    undoable = sa.select(EVENTS.alias("a").c.id).where(
+        sa.literal_column("a.kind").in_(("answer", "gold"))
+    )
     return {
         "is neither an answer nor an undo": c.kind.not_in(_KINDS),
         "is about an image that is not in the ledger": _is_answer
@@ -756,5 +759,5 @@ def _wrong_events() -> dict[str, sa.ColumnElement[bool]]:
         "confirms an answer that is not in the ledger": c.confirms.is_not(None)
         & c.confirms.not_in(answers),
         "undoes an answer that is not in the ledger": _is_undo
-        & (c.undoes.is_(None) | c.undoes.not_in(answers)),
+        & (c.undoes.is_(None) | c.undoes.not_in(undoable)),
     }

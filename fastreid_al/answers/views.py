@@ -1,0 +1,314 @@
+"""What the annotation service reads: figures of people, progress, earlier decisions, images."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from ..errors import LedgerError
+from . import gold
+from .agreement import ErrorEstimate
+from .database import EVENTS, IMAGES, PEOPLE, QUESTIONS, SKIPS, read_meta
+from .ledger import MEMBER
+from .quality import gold_answers
+from .question import Answer, Verdict
+from .tasks import Decision, ImageEntry, Person, PersonFigures, Progress, Step
+
+#: Keys of the table `meta` under which a trainer tells how far it is, as JSON.
+_TOLD = ("progress", "outlook")
+#: Questions that are expected to change less than this share are not worth asking.
+_LITTLE = 0.005
+_MOST_IDS = 500
+_TASK = sa.func.coalesce(QUESTIONS.c.sheet, QUESTIONS.c.id)
+#: Decisions of people, answers to questions whose answer is known among them.
+_DECISIONS = EVENTS.c.kind.in_(("answer", "gold"))
+
+
+def figures(connection: Connection, estimates: Mapping[int, ErrorEstimate]) -> list[PersonFigures]:
+    """Return what is known of each person's work, in the order of their numbers.
+
+    Args:
+        connection: A transaction.
+        estimates: Estimated errors by number of the person.
+    """
+    asked: Counter[int] = Counter()
+    right: Counter[int] = Counter()
+    for answer in gold_answers(connection):
+        asked[answer.person] += 1
+        right[answer.person] += answer.said == answer.truth
+    work = _work(connection)
+    agreement = _agreement(connection)
+    found = []
+    for row in connection.execute(sa.select(PEOPLE).order_by(PEOPLE.c.id)):
+        answers, gestures, seconds = work.get(row.id, (0, 0, 0.0))
+        estimate = estimates.get(row.id)
+        found.append(
+            PersonFigures(
+                row.name,
+                row.role,
+                answers,
+                gestures,
+                seconds,
+                3600 * gestures / seconds if seconds > 0 else None,
+                right[row.id],
+                asked[row.id],
+                agreement.get(row.id),
+                None if estimate is None else estimate.rate,
+                row.seen_at,
+                row.disabled_at is not None,
+            )
+        )
+    return found
+
+
+def _work(
+    connection: Connection, condition: sa.ColumnElement[bool] | None = None
+) -> dict[int, tuple[int, int, float]]:
+    """Answers, decisions and active seconds of each person."""
+    c = EVENTS.c
+    seconds = c.answered_at - c.asked_at
+    main = c.reason.is_(None) | (c.reason != MEMBER)
+    wanted = _DECISIONS & main & c.person.is_not(None) & gold.in_force()
+    if condition is not None:
+        wanted &= condition
+    query = (
+        sa.select(
+            c.person,
+            sa.func.count(c.id),
+            sa.func.count(sa.func.coalesce(c.gesture, sa.cast(c.id, sa.Text)).distinct()),
+            sa.func.sum(sa.case((seconds > 0, seconds), else_=0.0)),
+        )
+        .where(wanted)
+        .group_by(c.person)
+    )
+    return {person: (n, d, float(s or 0)) for person, n, d, s in connection.execute(query)}
+
+
+def _agreement(connection: Connection) -> dict[int, float]:
+    """Share of the other people's votes on the same questions that agree with each person's."""
+    mine, theirs = EVENTS.alias(), EVENTS.alias()
+    both = (mine.c.question == theirs.c.question) & (mine.c.person != theirs.c.person)
+    both &= (mine.c.left_id == theirs.c.left_id) & (mine.c.right_id == theirs.c.right_id)
+    for side in (mine, theirs):
+        both &= (side.c.kind == "answer") & (side.c.reason != MEMBER) & gold.in_force(side)
+    agreed = sa.func.sum(sa.case((mine.c.verdict == theirs.c.verdict, 1), else_=0))
+    query = sa.select(mine.c.person, agreed, sa.func.count()).where(both).group_by(mine.c.person)
+    return {person: float(same) / count for person, same, count in connection.execute(query)}
+
+
+def current_run(connection: Connection) -> str:
+    """Return the run of the newest question; empty without one."""
+    newest = sa.select(sa.func.max(QUESTIONS.c.id)).scalar_subquery()
+    found = connection.execute(sa.select(QUESTIONS.c.run).where(QUESTIONS.c.id == newest)).scalar()
+    return found or ""
+
+
+def count_decided(connection: Connection, person: int, run: str) -> int:
+    """Return how many decisions of a person in a run are in force."""
+    c = EVENTS.c
+    wanted = (c.person == person) & (c.run == run) & _DECISIONS & gold.in_force()
+    query = sa.select(sa.func.count(c.gesture.distinct())).where(wanted)
+    return connection.execute(query).scalar_one()
+
+
+def count_given(connection: Connection, person: int) -> int:
+    """Return how many tasks a person answered or skipped."""
+    c = EVENTS.c
+    answered = sa.select(sa.func.count(c.gesture.distinct())).where(
+        (c.person == person) & _DECISIONS
+    )
+    skipped = sa.select(sa.func.count()).where(SKIPS.c.person == person)
+    return connection.execute(answered).scalar_one() + connection.execute(skipped).scalar_one()
+
+
+def count_remaining(connection: Connection, run: str) -> int:
+    """Return how many tasks are left, as far as it is known."""
+    told = _told(connection, run)
+    budget, asked = told.get("budget"), told.get("asked")
+    if type(budget) is int and type(asked) is int:
+        return max(0, budget - asked)
+    wanted = (QUESTIONS.c.status == "open") & QUESTIONS.c.gold.is_(None)
+    return connection.execute(sa.select(sa.func.count(_TASK.distinct())).where(wanted)).scalar_one()
+
+
+def progress(connection: Connection, person: Person, here: Collection[int]) -> Progress:
+    """Return how far the run of the newest question is.
+
+    Args:
+        connection: A transaction.
+        person: Whose rate is wanted.
+        here: Numbers of the people who are here.
+    """
+    run = current_run(connection)
+    of_run = (QUESTIONS.c.run == run) & QUESTIONS.c.gold.is_(None)
+    status = QUESTIONS.c.status
+    query = sa.select(status, sa.func.count()).where(of_run).group_by(status)
+    counts = dict(connection.execute(query).tuples().all())
+    newest = sa.select(sa.func.max(QUESTIONS.c.epoch)).where(of_run)
+    work = _work(connection, EVENTS.c.run == run)
+    _, decided, seconds = work.get(person.id, (0, 0, 0.0))
+    rates = [3600 * work[p][0] / work[p][2] for p in here if p in work and work[p][2] > 0]
+    told = _told(connection, run)
+    budget = told.get("budget") if type(told.get("budget")) is int else None
+    remaining = counts.get("open", 0)
+    if budget is not None and type(told.get("asked")) is int:
+        remaining = max(0, budget - told["asked"])
+    outlook = told.get("outlook")
+    outlook = outlook if isinstance(outlook, dict) else None
+    return Progress(
+        run=run,
+        epoch=connection.execute(newest).scalar(),
+        answered=counts.get("answered", 0),
+        open=counts.get("open", 0),
+        review=counts.get("review", 0),
+        budget=budget,
+        decided=decided,
+        rate=3600 * decided / seconds if seconds > 0 else None,
+        rate_of_all=sum(rates) if rates else None,
+        eta_seconds=3600 * remaining / sum(rates) if rates else None,
+        outlook=outlook,
+        worth_stopping=_changes_little(outlook),
+        told=told,
+    )
+
+
+def _changes_little(outlook: Mapping[str, Any] | None) -> bool | None:
+    """Whether the next questions are expected to change little; None where unknown."""
+    changed, total = (outlook or {}).get("changed"), (outlook or {}).get("total")
+    if not isinstance(changed, int | float) or not isinstance(total, int | float):
+        return None
+    return bool(changed < _LITTLE * max(total, 1))
+
+
+def _told(connection: Connection, run: str) -> dict[str, Any]:
+    """What the trainer of a run says of it."""
+    meta = read_meta(connection)
+    found: dict[str, Any] = {}
+    for key in _TOLD:
+        try:
+            told = json.loads(meta.get(key, ""))
+        except ValueError:
+            continue
+        if isinstance(told, dict) and told.get("run", run) == run:
+            found |= {"outlook": told} if key == "outlook" else told
+    return found
+
+
+def skipped_at(person: int) -> sa.ScalarSelect[Any]:
+    """Return when a person skipped the task of a question."""
+    chosen = (SKIPS.c.question == _TASK) & (SKIPS.c.person == person)
+    return sa.select(SKIPS.c.at).where(chosen).correlate(QUESTIONS).scalar_subquery()
+
+
+def decisions(connection: Connection, person: Person, limit: int) -> list[Decision]:
+    """Return the last decisions of a person, the newest first.
+
+    Args:
+        connection: A transaction.
+        person: The person.
+        limit: How many.
+    """
+    c = EVENTS.c
+    own = (c.person == person.id) & _DECISIONS & c.gesture.is_not(None)
+    newest = sa.func.max(c.id)
+    chosen = sa.select(c.gesture).where(own).group_by(c.gesture).order_by(newest.desc())
+    gestures = list(connection.execute(chosen.limit(limit)).scalars())
+    undone = (~gold.in_force()).label("undone")
+    query = (
+        sa.select(EVENTS, QUESTIONS.c.sheet, undone)
+        .select_from(EVENTS.outerjoin(QUESTIONS, QUESTIONS.c.id == c.question))
+        .where(own & c.gesture.in_(gestures))
+        .order_by(c.id)
+    )
+    of_gesture: dict[str, list[Any]] = defaultdict(list)
+    for row in connection.execute(query):
+        of_gesture[row.gesture].append(row)
+    return [_decision(of_gesture[gesture]) for gesture in gestures]
+
+
+def _decision(rows: Sequence[Any]) -> Decision:
+    first = rows[0]
+    main = [row for row in rows if row.reason != MEMBER]
+    odd = [
+        row.right_id
+        for row in rows
+        if row.reason == MEMBER and row.verdict == Verdict.DIFFERENT.value
+    ]
+    return Decision(
+        first.gesture,
+        first.question if first.sheet is None else first.sheet,
+        tuple(row.id for row in rows),
+        first.answered_at,
+        first.left_id,
+        tuple((row.right_id, row.verdict) for row in main),
+        tuple(odd),
+        bool(first.undone),
+        first.comment,
+        tuple(first.tags.split(",")) if first.tags else (),
+        sum(max(0.0, row.answered_at - row.asked_at) for row in rows),
+    )
+
+
+def images(connection: Connection, numbers: Sequence[int]) -> list[ImageEntry]:
+    """Return images of the ledger, in the order of their numbers' list.
+
+    Raises:
+        LedgerError: The ledger has no such image.
+    """
+    found = {}
+    for part in _parts(numbers):
+        for row in connection.execute(sa.select(IMAGES).where(IMAGES.c.id.in_(part))):
+            is_erased = row.erased_at is not None
+            found[row.id] = ImageEntry(row.id, row.path, row.digest, is_erased)
+    for number in numbers:
+        if number not in found:
+            raise LedgerError(f"the ledger has no image {number}")
+    return [found[number] for number in numbers]
+
+
+def erased(connection: Connection, numbers: Sequence[int]) -> set[int]:
+    """Return those of some images that were erased."""
+    found: set[int] = set()
+    # There are few, if any.
+    if connection.execute(
+        sa.select(IMAGES.c.id).where(IMAGES.c.erased_at.is_not(None)).limit(1)
+    ).first():
+        for part in _parts(numbers):
+            gone = IMAGES.c.id.in_(part) & IMAGES.c.erased_at.is_not(None)
+            found |= set(connection.execute(sa.select(IMAGES.c.id).where(gone)).scalars())
+    return found
+
+
+def paths(connection: Connection, sides: tuple[Sequence[int], Sequence[int]]) -> list[list[str]]:
+    """Return the paths of the images of two sides."""
+    known = {entry.id: entry.path for entry in images(connection, [*sides[0], *sides[1]])}
+    return [[known[image] for image in side] for side in sides]
+
+
+def steps(connection: Connection, events: Sequence[int]) -> list[Step]:
+    """Return the answers of some events, in the order of their list."""
+    c = EVENTS.c
+    columns = (
+        *(c.id, c.left_id, c.right_id, c.verdict, c.annotator, c.answered_at, c.epoch),
+        *(c.run, c.reason),
+    )
+    found = {}
+    for part in _parts(events):
+        for row in connection.execute(sa.select(*columns).where(c.id.in_(part))):
+            found[row.id] = Step(*row)
+    return [found[event] for event in events]
+
+
+def imagined(left: int, right: int, verdict: Verdict) -> Answer:
+    """Return an answer that nobody gave."""
+    return Answer(2**62, left, right, verdict)
+
+
+def _parts(numbers: Sequence[int]) -> list[Sequence[int]]:
+    """Parts of a list that are short enough for one statement."""
+    return [numbers[i : i + _MOST_IDS] for i in range(0, len(numbers), _MOST_IDS)]

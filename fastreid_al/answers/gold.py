@@ -20,7 +20,8 @@ _WITNESSES = 2
 def in_force(events: Any = EVENTS) -> sa.ColumnElement[bool]:
     """Return the condition for events that were not undone."""
     undos = EVENTS.alias()
-    return ~sa.exists().where((undos.c.undoes == events.c.id) & (undos.c.kind == "undo"))
+    undone = sa.exists().where((undos.c.undoes == events.c.id) & (undos.c.kind == "undo"))
+    return ~undone.correlate(events)
 
 
 def is_due(person: int, count: int, share: float) -> bool:
@@ -52,7 +53,10 @@ def choose(connection: Connection, person: int, count: int) -> int | None:
     known = QUESTIONS.c.gold.is_not(None) & (QUESTIONS.c.status != "withdrawn")
     agreed = (QUESTIONS.c.status == "answered") & QUESTIONS.c.id.in_(_agreed())
     wanted = sa.select(QUESTIONS.c.id).where(
-        QUESTIONS.c.sheet.is_(None) & (known | agreed) & ~seen & ~erased
+        QUESTIONS.c.sheet.is_(None)
+        & (known | agreed)
+        & ~seen.correlate(QUESTIONS)
+        & ~erased.correlate(QUESTIONS)
     )
     found = connection.execute(wanted.order_by(QUESTIONS.c.id)).scalars().all()
     return found[int(_draw(person, -1 - count) * len(found))] if found else None

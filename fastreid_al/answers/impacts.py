@@ -74,14 +74,15 @@ class Impacts:
 
     def _replay(self, connection: Connection, until: int) -> None:
         """Build the closure again from the answers in force up to an event."""
-        self._forget()
-        self._last = until
         undos = EVENTS.alias()
         undone = sa.exists().where(
             (undos.c.undoes == EVENTS.c.id) & (undos.c.kind == "undo") & (undos.c.id <= until)
         )
-        wanted = (EVENTS.c.kind == "answer") & (EVENTS.c.id <= until) & ~undone
-        rows = connection.execute(sa.select(*_COLUMNS).where(wanted).order_by(EVENTS.c.id))
+        wanted = (EVENTS.c.kind == "answer") & (EVENTS.c.id <= until) & ~undone.correlate(EVENTS)
+        query = sa.select(*_COLUMNS).where(wanted).order_by(EVENTS.c.id)
+        rows = connection.execute(query).all()
+        self._forget()
+        self._last = until
         for row in rows:
             answer = _answer(row)
             if answer is not None:

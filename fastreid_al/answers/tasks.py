@@ -12,6 +12,8 @@ from .question import Verdict
 #: What a person may do: answer; also decide questions that people disagree about; also manage
 #: people, take back the answers of others, and erase images.
 PersonRole = Literal["annotate", "review", "admin"]
+#: What became of a submission.
+Status = Literal["recorded", "repeated", "late"]
 #: Images of a group that are shown below its large image at first, and on each page of `members`.
 THUMBNAILS = 10
 #: What may be wrong with the images of a question.
@@ -173,7 +175,7 @@ class Outcome(NamedTuple):
     """
 
     events: tuple[int, ...]
-    status: Literal["recorded", "repeated", "late"]
+    status: Status
     contradiction: tuple[int, ...] = ()
     effect: Impact | None = None
 

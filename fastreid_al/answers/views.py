@@ -148,7 +148,7 @@ def progress(connection: Connection, person: Person, here: Collection[int]) -> P
     of_run = (QUESTIONS.c.run == run) & QUESTIONS.c.gold.is_(None)
     status = QUESTIONS.c.status
     query = sa.select(status, sa.func.count()).where(of_run).group_by(status)
-    counts = dict(connection.execute(query).tuples().all())
+    counts: dict[str, int] = dict(connection.execute(query).tuples().all())
     newest = sa.select(sa.func.max(QUESTIONS.c.epoch)).where(of_run)
     work = _work(connection, EVENTS.c.run == run)
     _, decided, seconds = work.get(person.id, (0, 0, 0.0))

@@ -512,6 +512,36 @@ class QuestionConfig:
         resumable=True,
         only=when("ask", "gain"),
     )
+    window: int | None = setting(
+        None,
+        "Questions that are open at a time. Answers are applied in the order of the questions",
+        unset="2 for each person who answers on a page, 1 for others",
+        at_least=1,
+        at_most=1000,
+        resumable=True,
+    )
+    wait: float | Literal["all", "none"] = setting(
+        "all",
+        "How long a round waits for people: all waits for every answer, a number for so many "
+        "seconds without an answer, none not at all. The run then trains with the answers so far.",
+        at_least=0,
+        also=("all", "none"),
+        resumable=True,
+    )
+    thumbnails: bool = setting(
+        False,
+        "Let the oracle also judge the small images beside the two of a question, as people may "
+        "do on a page.",
+        resumable=True,
+        only=when("annotator", "oracle"),
+    )
+    second_vote: int | None = setting(
+        None,
+        "A merge of clusters of a and b images is decided by two people if a b is at least this",
+        unset="one person decides",
+        at_least=1,
+        resumable=True,
+    )
     k_max_rule: Literal["paper", "root"] = setting(
         "paper",
         "Most groups that a cluster S may be split into: sqrt(|S|/2)/2 (paper) or sqrt(|S|/2) "

@@ -61,7 +61,12 @@ class QuestionRounds:
             "remembered": spent.remembered,
             "contradictions": spent.contradictions,
             "doubted": spent.doubted,
+            "gestures": spent.gestures,
         }
+        if spent.members:
+            costs["judged_members"] = spent.members
+        if self.asker.queue is not None:
+            costs["last_event"] = self.asker.position
         outlook = self.asker.outlook
         if outlook is not None:
             changed = "next_changed" if outlook.counts == "pairs" else "next_merged"
@@ -72,13 +77,14 @@ class QuestionRounds:
             costs[f"answered_{verdict.name.lower()}"] = spent.verdicts[verdict.value]
         return refined, costs
 
-    def cannot_links(self, features: Tensor) -> list[tuple[int, int]]:
-        """Return the pairs of images that the answers so far set apart.
+    def cannot_links(self, epoch: int, features: Tensor) -> list[tuple[int, int]]:
+        """Return the pairs of images that the answers before the round of an epoch set apart.
 
         Args:
+            epoch: The epoch, from 0.
             features: (n, D) unit-norm, by which answers are weighed if they may be wrong.
         """
-        self.asker.begin(self.asker.epoch)
+        self.asker.begin(as_integer("epoch", epoch, 0) + 1, self.config.per_epoch)
         if self.asker.expected_error != 0:
             self.asker.weigh(similarity_prior(features, self.asker))
         return self.asker.constraints().cannot_linked_images()

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..answers.question import Question, Verdict
+from ..answers.question import Judgement, Question, Verdict
 from ..arguments import as_ids, as_instance, as_integer, as_number, check_row, described
 from ..errors import UserError
 from .context import AnnotatorContext
+
+#: Most small images of a side that are judged.
+_MEMBERS = 10
 
 
 class Oracle:
@@ -85,6 +88,22 @@ class Oracle:
         same = self._identities[a] == self._identities[b]
         wrong = number < self._wrong_below
         return Verdict.SAME if same != wrong else Verdict.DIFFERENT
+
+    def judge(self, question: Question) -> Judgement:
+        """Answer for the two images, and for the 10 most central other images of each group.
+
+        Each of these is compared with the image of its side, with errors at the same rates. One
+        that the oracle is unsure about is left out.
+        """
+        verdict = self.answer(question)
+        members = []
+        for image, group in zip(question.images, question.groups, strict=True):
+            others = [row for row in group[: _MEMBERS + 1].tolist() if row != image][:_MEMBERS]
+            for other in others:
+                said = self.answer(Question.about_images(image, other, "member", 0.0))
+                if said in (Verdict.SAME, Verdict.DIFFERENT):
+                    members.append(((image, other), said))
+        return Judgement(verdict, members)
 
     def answer_sheet(self, questions: Sequence[Question]) -> list[Verdict]:
         """Answer for each pair of images, as `answer` does."""

@@ -84,7 +84,7 @@ def identities_by_answers(
     asker = Asker(_NoOne(), ledger, closure=config.closure, expected_error=config.expected_error)
     cannot_links = None
     if links:
-        pairs = QuestionRounds(asker, _ask_nothing, config).cannot_links(features)
+        pairs = QuestionRounds(asker, _ask_nothing, config).cannot_links(0, features)
         cannot_links = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
     clusters, clustered = cluster(cannot_links)
     identities = refine(clustered, clusters, asker, _ask_nothing, config).labels

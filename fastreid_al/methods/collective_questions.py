@@ -60,7 +60,7 @@ class CollectiveQuestions:
 
         def pairs() -> list[tuple[int, int]]:
             assert self._questions is not None
-            return self._questions.cannot_links(features)
+            return self._questions.cannot_links(epoch, features)
 
         found = self._world.compute_on_first(pairs, self._watch)
         return torch.tensor(found, dtype=torch.int64).reshape(-1, 2)

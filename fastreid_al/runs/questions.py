@@ -127,9 +127,14 @@ def open_questions(
             run=_run_name(folder),
             seed=config.seed,
             cameras=target.cameras,
+            window=settings.window,
+            wait=settings.wait,
+            second_vote=settings.second_vote,
+            judge_members=settings.thumbnails,
         )
-        # Every answer is on disk when this is called, so a signal may end the round here.
+        # Every answer is on disk when these are called, so a signal may end the round here.
         asker.after_answer = lambda questions, current_labels: context.stop.check()
+        asker.while_waiting = context.stop.check
         yield QuestionRounds(asker, context.extensions.strategy or config.ask, settings)
 
 

@@ -63,6 +63,8 @@ class Point(NamedTuple):
             when it last looked, up to ten questions or sheets before; None if it does not say, if
             it counts clusters, at the first point and at the last.
         next_questions: Number of these questions, 50 where there are so many.
+        gestures: Decisions of a person: a sheet is one.
+        members: Small images that were judged beside the two of a question.
     """
 
     strategy: str
@@ -82,6 +84,8 @@ class Point(NamedTuple):
     changed: int
     next_changed: float | None
     next_questions: int | None
+    gestures: int = 0
+    members: int = 0
 
 
 def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -> list[Point]:
@@ -188,15 +192,19 @@ def simulate(
     def after_answer(questions: int, current: Callable[[], Tensor]) -> None:
         if questions % config.every == 0:
             seconds = asker.seconds + asker.spent.seconds
-            curve.add(questions, seconds, current(), asker.outlook)
+            spent = gestures + asker.spent.gestures, members + asker.spent.members
+            curve.add(questions, seconds, current(), asker.outlook, *spent)
 
     asker.after_answer = after_answer
+    gestures = members = 0
     for number in range(_ROUNDS):
         before = asker.asked
-        labels, _ = refine(features, labels, asker, strategy, config.questions, number)
+        labels, spent = refine(features, labels, asker, strategy, config.questions, number)
+        gestures += spent.gestures
+        members += spent.members
         if asker.asked == before or asker.asked >= config.budget:
             break
-    curve.add(asker.asked, asker.seconds, labels)
+    curve.add(asker.asked, asker.seconds, labels, None, gestures, members)
     asker.ledger.close()
     return list(curve.points.values())
 
@@ -221,7 +229,13 @@ class _Curve:
         self._before: Tensor | None = None
 
     def add(
-        self, questions: int, seconds: float, labels: Tensor, outlook: Outlook | None = None
+        self,
+        questions: int,
+        seconds: float,
+        labels: Tensor,
+        outlook: Outlook | None = None,
+        gestures: int = 0,
+        members: int = 0,
     ) -> None:
         """Add the point after a number of questions, or replace it if it is the newest.
 
@@ -230,6 +244,8 @@ class _Curve:
             seconds: Seconds of their answers.
             labels: (n,) int64 labels now.
             outlook: What the strategy expects of further questions.
+            gestures: Decisions so far.
+            members: Small images judged so far.
         """
         if questions not in self.points:
             self._before = self._newest
@@ -247,6 +263,8 @@ class _Curve:
             changed=changed_pairs(before, labels),
             next_changed=outlook.changed if outlook else None,
             next_questions=outlook.questions if outlook else None,
+            gestures=gestures,
+            members=members,
         )
         self._newest = labels.clone()
 
@@ -272,6 +290,8 @@ def _make_asker(
         budget=config.budget,
         minutes=config.questions.minutes,
         cameras=cameras,
+        window=config.questions.window,
+        judge_members=config.questions.thumbnails,
     )
 
 

@@ -57,7 +57,7 @@ def test_saved_features_are_simulated(
     assert lines[0] == (
         "strategy,questions,share,precision,recall,f1,bcubed_precision,bcubed_recall,bcubed_f1,"
         "class_purity,class_completeness,cross_camera_recall,identities_covered,"
-        "seconds,changed,next_changed,next_questions"
+        "seconds,changed,next_changed,next_questions,gestures,members"
     )
     assert all(0 <= float(score) <= 1 for line in lines[1:] for score in line.split(",")[3:13])
     assert {line.split(",")[0] for line in lines[1:]} == {"ucal", "gain", "spal", "random"}
@@ -101,7 +101,7 @@ def test_a_score_that_is_undefined_is_an_empty_cell_and_a_dash(
     assert point.class_purity is None and point.cross_camera_recall is None
     assert "class purity - %, completeness - %" in capsys.readouterr().out
     [_, row] = (tmp_path / "curves.csv").read_text().splitlines()
-    assert row.endswith(f",{point.bcubed_f1},,,,0.0,0.0,0,,")
+    assert row.endswith(f",{point.bcubed_f1},,,,0.0,0.0,0,,,0,0")
     assert Image.open(tmp_path / "curves.png").size
 
 

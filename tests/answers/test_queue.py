@@ -1,0 +1,356 @@
+"""Questions of a round that people answer in any order."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastreid_al.active import refine
+from fastreid_al.active.partition import apply_answers
+from fastreid_al.answers.asker import Asker
+from fastreid_al.answers.closure import Closure
+from fastreid_al.answers.ledger import ImageKeys, Ledger
+from fastreid_al.answers.question import Question, QuitAsking, Verdict
+from fastreid_al.answers.queue import mark_of
+from fastreid_al.answers.service import AnswerService, Person, Submission, Task
+from fastreid_al.config import QuestionConfig
+from tests.active.strategies.test_gain import crowded
+
+SAME, DIFFERENT = Verdict.SAME, Verdict.DIFFERENT
+
+
+class People:
+    """People who answer from true identities, each at their own pace.
+
+    Args:
+        identities: (n,) true identities.
+        names: Their names.
+        seed: Decides who is next.
+        most: Decisions after which all leave.
+        wrong: Decisions, counted from 0, that are wrong and are taken back by the next one.
+        lease_seconds: How long they hold a task.
+    """
+
+    name = "people"
+
+    def __init__(
+        self,
+        identities: Tensor,
+        names: tuple[str, ...] = ("anna", "ben"),
+        seed: int = 0,
+        most: int | None = None,
+        wrong: tuple[int, ...] = (),
+        lease_seconds: float = 90.0,
+    ) -> None:
+        self.people = len(names)
+        self.decided = 0
+        self.shown: list[tuple[str, int]] = []
+        self._identities = identities.tolist()
+        self._names = names
+        self._draw = random.Random(seed)
+        self._most = most
+        self._wrong = set(wrong)
+        self._lease_seconds = lease_seconds
+        self._service: AnswerService | None = None
+        self._held: dict[str, list[Task]] = {}
+
+    def serve(self, ledger: Ledger) -> None:
+        if self._most is not None and self.decided >= self._most:
+            raise QuitAsking("everybody leaves")
+        if self._service is None or self._service.name != ledger.name:
+            self._service = AnswerService(ledger, gold_share=0.0, lease_seconds=self._lease_seconds)
+            self._rows = ledger.row_of
+        name = self._draw.choice(self._names)
+        person = self._service.person_named(name)
+        held = self._held.setdefault(name, [])
+        task = self._service.next_task(person, ahead=len(held))
+        if task is not None:
+            held.append(task)
+            self.shown.append((name, task.id))
+        # Nobody answers in the order in which the tasks were given.
+        if held and (len(held) == 2 or task is None):
+            self._decide(person, held.pop(self._draw.randrange(len(held))))
+
+    def _decide(self, person: Person, task: Task) -> None:
+        assert self._service is not None
+        is_wrong = self.decided in self._wrong
+        left = self._identities[self._rows(task.left)]
+        verdicts = {}
+        for item in task.items:
+            same = left == self._identities[self._rows(item.right)]
+            verdicts[item.question] = SAME if same != is_wrong else DIFFERENT
+        self._service.submit(person, Submission(task.id, f"{task.id}-{self.decided}", verdicts))
+        self.decided += 1
+        if is_wrong:
+            again = self._service.undo(person)
+            assert again is not None and again.id == task.id
+            self._wrong.discard(self.decided - 1)
+            self._decide(person, again)
+
+
+@pytest.fixture
+def planted() -> tuple[Tensor, Tensor, Tensor]:
+    return crowded()
+
+
+def keys(n: int) -> ImageKeys:
+    return ImageKeys(
+        "planted", [f"train/{i}.jpg" for i in range(n)], [f"{i:032x}" for i in range(n)]
+    )
+
+
+def rounds(
+    file: str,
+    planted: tuple[Tensor, Tensor, Tensor],
+    people: People,
+    strategy: str = "gain",
+    count: int = 2,
+    sheet: int = 1,
+    state: dict[str, object] | None = None,
+    first: int = 0,
+    **settings: object,
+) -> Iterator[tuple[Tensor, Asker]]:
+    """Refine the clusters round after round, as a run does."""
+    features, _, labels = planted
+    config = QuestionConfig(per_epoch=40, sheet=sheet, k_max_rule="root")
+    with Ledger.open(file, keys(len(features))) as ledger:
+        asker = Asker(people, ledger, run="run", **settings)  # type: ignore[arg-type]
+        if state is not None:
+            asker.load_state_dict(state)
+        for epoch in range(first, count):
+            refined = refine(features, labels, asker, strategy, config, epoch + 1)
+            yield refined.labels, asker
+
+
+def last(found: Iterator[tuple[Tensor, Asker]]) -> Tensor:
+    *_, (labels, _) = found
+    return labels
+
+
+@pytest.mark.parametrize("strategy", ["gain", "ucal", "spal", "random"])
+@pytest.mark.parametrize("sheet", [1, 4])
+def test_labels_do_not_depend_on_who_was_faster(
+    strategy: str, sheet: int, planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    if sheet > 1 and strategy != "gain":
+        pytest.skip("only gain makes sheets")
+    found = []
+    answers = []
+    for seed in (0, 1, 2):
+        file = str(tmp_path / f"{seed}.sqlite")
+        names = ("anna", "ben", "cleo")[: 2 if seed else 3]
+        people = People(planted[1], names, seed)
+        found.append(last(rounds(file, planted, people, strategy, sheet=sheet, window=4)))
+        with Ledger.open(file, write=False) as ledger:
+            answers.append([(a.left, a.right, a.verdict) for a in ledger.answers()])
+            assert ledger.integrity() == []
+        # Nobody gets a question that somebody else has.
+        assert len({task for _, task in people.shown}) == len(people.shown)
+    assert len(answers[0]) >= 20
+    assert answers[0] == answers[1] == answers[2]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("strategy", ["gain", "ucal", "spal", "random"])
+def test_a_window_of_one_asks_what_an_annotator_who_answers_at_once_is_asked(
+    strategy: str, planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    from fastreid_al.annotators import Oracle
+
+    file = str(tmp_path / "people.sqlite")
+    labels = last(rounds(file, planted, People(planted[1]), strategy, window=1))
+    at_once = str(tmp_path / "oracle.sqlite")
+    expected = last(rounds(at_once, planted, Oracle(planted[1]), strategy))  # type: ignore[arg-type]
+    assert torch.equal(labels, expected)
+    asked = []
+    for url in (file, at_once):
+        with Ledger.open(url, keys(len(labels)), write=False) as ledger:
+            asked.append([(a.left, a.right, a.verdict) for a in ledger.answers()])
+    assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("most", [1, 23, 55])
+def test_a_round_that_was_left_goes_on_to_the_same_labels(
+    window: int, most: int, planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    whole = str(tmp_path / "whole.sqlite")
+    expected = [labels for labels, _ in rounds(whole, planted, People(planted[1]), window=window)]
+    file = str(tmp_path / "left.sqlite")
+    state: dict[str, object] | None = None
+    done: list[Tensor] = []
+    people = People(planted[1], most=most, lease_seconds=1.0)
+    with contextlib.suppress(QuitAsking):
+        for labels, asker in rounds(file, planted, people, window=window):
+            done.append(labels)
+            state = asker.state_dict()
+    assert len(done) < 2
+    # Another setting of the window does not change the round that was left.
+    again = People(planted[1], ("cleo", "ben"), seed=5)
+    for labels, _ in rounds(file, planted, again, window=window, state=state, first=len(done)):
+        done.append(labels)
+    assert [torch.equal(a, b) for a, b in zip(expected, done, strict=True)] == [True, True]
+    answers = []
+    for url in (whole, file):
+        with Ledger.open(url, keys(len(labels)), write=False) as ledger:
+            answers.append([(a.left, a.right, a.verdict) for a in ledger.answers()])
+    assert answers[0] == answers[1]
+
+
+def test_an_answer_that_is_taken_back_is_asked_again_and_leaves_no_trace(
+    planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    expected = last(rounds(str(tmp_path / "a.sqlite"), planted, People(planted[1]), window=4))
+    people = People(planted[1], wrong=(2, 9, 30))
+    file = str(tmp_path / "b.sqlite")
+    assert torch.equal(last(rounds(file, planted, people, window=4)), expected)
+    with Ledger.open(file, write=False) as ledger:
+        assert sum(event.kind == "undo" for event in ledger.events()) == 3
+
+
+def test_without_waiting_a_round_uses_the_answers_up_to_its_mark(
+    planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    features, identities, labels = planted
+    file = str(tmp_path / "answers.sqlite")
+    people = People(identities)
+    found = []
+    for refined, asker in rounds(file, planted, people, count=4, wait="none", window=12):
+        found.append(refined)
+        assert not asker.is_waiting()
+        # While the run trains, people decide some of what is published.
+        for _ in range(14):
+            people.serve(asker.ledger)
+    assert people.decided > 20
+    with Ledger.open(file, keys(len(features)), write=False) as ledger:
+        marks = [mark_of(ledger, "run", epoch) for epoch in (1, 2, 3, 4)]
+        assert marks == sorted(marks) and marks[0] == 0 and marks[-1] > 20
+        for event, refined in zip(marks, found, strict=True):
+            closure = Closure.replay(ledger.answers(as_of=event))
+            expected = apply_answers(features, labels, closure)
+            expected = apply_answers(features, expected, closure)
+            assert torch.equal(refined, expected)
+    assert not torch.equal(found[0], found[-1])
+
+
+def test_a_round_goes_on_when_nobody_answers_for_some_time(
+    planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    class Absent(People):
+        def serve(self, ledger: Ledger) -> None:
+            if self.decided < 5:
+                super().serve(ledger)
+            else:
+                time.sleep(0.01)
+
+    people = Absent(planted[1])
+    file = str(tmp_path / "answers.sqlite")
+    for _, asker in rounds(file, planted, people, wait=0.2, window=4):
+        assert asker.position == asker.ledger.last_event()
+    assert people.decided == 5
+    with Ledger.open(file, write=False) as ledger:
+        assert len(ledger.answers()) == 5
+
+
+def test_late_answers_count_in_the_next_round(
+    planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    people = People(planted[1])
+    file = str(tmp_path / "answers.sqlite")
+    spent = []
+    for _, asker in rounds(file, planted, people, count=3, wait="none", window=6):
+        spent.append(asker.spent.questions)
+        for _ in range(8):
+            people.serve(asker.ledger)
+    assert spent[0] == 0 and min(spent[1:]) > 0
+    assert asker.asked == sum(spent)
+
+
+def test_while_waiting_a_signal_is_seen(
+    planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    features, _, labels = planted
+
+    class Nobody:
+        name = "nobody"
+
+        def serve(self, ledger: Ledger) -> None:
+            raise AssertionError("the signal comes first")
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with Ledger.open(str(tmp_path / "a.sqlite"), keys(len(features))) as ledger:
+        asker = Asker(Nobody(), ledger, run="run")
+        asker.while_waiting = stop
+        with pytest.raises(KeyboardInterrupt):
+            refine(features, labels, asker, "gain", QuestionConfig(), 1)
+
+
+def test_members_that_are_judged_are_answers_of_the_same_decision(
+    planted: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    from fastreid_al.annotators import Oracle
+
+    features, identities, labels = planted
+    config = QuestionConfig(per_epoch=15)
+    asker = Asker(Oracle(identities), judge_members=True)
+    refined, spent = refine(features, labels, asker, "gain", config, 1)
+    assert spent.questions == 15 == spent.gestures
+    assert spent.members > 15
+    answers = asker.ledger.answers()
+    assert len(answers) == spent.questions + spent.members
+    closure = Closure.replay(answers)
+    for answer in answers:
+        same = identities[answer.left] == identities[answer.right]
+        assert answer.verdict is (SAME if same else DIFFERENT)
+        assert closure.verdict(answer.left, answer.right) is answer.verdict
+        together = refined[answer.left] == refined[answer.right] != -1
+        assert bool(together) == bool(same)
+
+
+def test_a_round_with_judged_members_that_was_left_goes_on_to_the_same_labels(
+    planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    from fastreid_al.annotators import Oracle
+
+    class Leaves(Oracle):
+        left = 9
+
+        def judge(self, question: Question) -> object:  # type: ignore[override]
+            self.left -= 1
+            if self.left < 0:
+                raise QuitAsking("leaves")
+            return super().judge(question)
+
+    identities = planted[1]
+    make = partial(rounds, planted=planted, count=1, judge_members=True)
+    expected = last(make(str(tmp_path / "a.sqlite"), people=Oracle(identities)))  # type: ignore[arg-type]
+    file = str(tmp_path / "b.sqlite")
+    with pytest.raises(QuitAsking):
+        last(make(file, people=Leaves(identities)))  # type: ignore[arg-type]
+    assert torch.equal(last(make(file, people=Oracle(identities))), expected)  # type: ignore[arg-type]
+
+
+def test_two_people_decide_a_large_merge(
+    planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    file = str(tmp_path / "answers.sqlite")
+    people = People(planted[1])
+    last(rounds(file, planted, people, window=4, second_vote=1))
+    with Ledger.open(file, write=False) as ledger:
+        by_pair: dict[tuple[object, object], set[int | None]] = {}
+        for event in ledger.events():
+            if event.reason == "merge":
+                by_pair.setdefault((event.left, event.right), set()).add(event.person)
+        # One person decides while the other has not come yet.
+        alone = [pair for pair, voters in by_pair.items() if len(voters) < 2]
+        assert len(by_pair) > 10 and len(alone) <= 4 and alone == list(by_pair)[: len(alone)]

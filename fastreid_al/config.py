@@ -496,6 +496,13 @@ class QuestionConfig:
         at_least=0,
         resumable=True,
     )
+    person: str | None = setting(
+        None,
+        "Name of the person at the terminal, which their answers are recorded with",
+        unset="the login name",
+        resumable=True,
+        only=when("annotator", "terminal"),
+    )
     aim: Literal["classes", "pairs"] = setting(
         "pairs",
         "What gain orders questions by: pairs corrects most pairs of images, with splits and "

@@ -101,7 +101,22 @@ def draw_sheet(
         _draw_side(sheet, letter, left, side, records)
     _save(sheet, path)
     first, second = (
-        [records[row].path.as_posix() for row in (side.image, *side.members)] for side in sides
+        [records[row].path.as_posix() for row in rows] for rows in shown_rows(question, records)
+    )
+    return first, second
+
+
+def shown_rows(question: Question, records: Sequence[Record]) -> tuple[list[int], list[int]]:
+    """Return the rows of the images that `draw_sheet` shows on each side: the large image, then the
+    small ones.
+
+    Args:
+        question: The question.
+        records: The images by row. Their identities are not used.
+    """
+    first, second = (
+        [side.image, *side.members]
+        for side in (_choose(question, side, records) for side in (0, 1))
     )
     return first, second
 

@@ -147,8 +147,8 @@ def progress(connection: Connection, person: Person, here: Collection[int]) -> P
     run = current_run(connection)
     of_run = (QUESTIONS.c.run == run) & QUESTIONS.c.gold.is_(None)
     status = QUESTIONS.c.status
-    query = sa.select(status, sa.func.count()).where(of_run).group_by(status)
-    counts: dict[str, int] = dict(connection.execute(query).tuples().all())
+    query = sa.select(status, sa.func.count().label("number")).where(of_run).group_by(status)
+    counts = {row.status: row.number for row in connection.execute(query)}
     newest = sa.select(sa.func.max(QUESTIONS.c.epoch)).where(of_run)
     work = _work(connection, EVENTS.c.run == run)
     _, decided, seconds = work.get(person.id, (0, 0, 0.0))

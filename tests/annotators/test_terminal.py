@@ -19,14 +19,19 @@ from pathlib import Path
 import pytest
 
 from fastreid_al.annotators import Terminal
+from fastreid_al.annotators.terminal import login_name
+from fastreid_al.answers.ledger import Ledger
 from fastreid_al.answers.question import (
     Annotator,
     QuitAsking,
     UndoLast,
     Verdict,
 )
+from fastreid_al.answers.service import AnswerService
 from fastreid_al.data.records import Record
 from tests.support.asking import question
+from tests.support.ledgers import keys
+from tests.support.queues import publish
 
 S, D, U, X = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE, Verdict.NOT_COMPARABLE
 ROOT = Path(__file__).parents[2]
@@ -321,3 +326,139 @@ def test_without_termios_the_terminal_is_read_by_lines(
     person, terminal, _ = at_terminal
     monkeypatch.setattr("fastreid_al.annotators.terminal._HAS_TERMIOS", False)
     assert press(person, terminal, b"different\n") is D
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    with Ledger.open("sqlite://", keys(12)) as opened:
+        yield opened
+
+
+def queue_terminal(records: list[Record], text: str) -> tuple[Terminal, io.StringIO]:
+    out = io.StringIO()
+    sheet = records[0].path.parent / "sheet.png"
+    return Terminal(records, sheet, name="anna", stdin=io.StringIO(text), stdout=out), out
+
+
+def titles(out: io.StringIO) -> list[str]:
+    lines = out.getvalue().splitlines()
+    return [line.split(":")[0] for line in lines if line.startswith("Question")]
+
+
+def test_a_queue_is_answered_one_question_after_the_other(
+    records: list[Record], ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1), (2, 3)], groups=([4, 5], []))
+    terminal, out = queue_terminal(records, "s\nd\n")
+    terminal.serve(ledger)
+    terminal.serve(AnswerService(ledger))
+    assert [(a.left, a.right, a.verdict) for a in ledger.answers()] == [(0, 1, S), (2, 3, D)]
+    first, second = ledger.events()
+    assert (first.annotator, first.source, first.shown[0]) == (
+        "anna",
+        "terminal",
+        ["train/0.jpg", "train/4.jpg", "train/5.jpg"],
+    )
+    assert second.question == 2
+    assert titles(out) == ["Question 1 of 2", "Question 2"]
+    assert "[space] skip" in out.getvalue()
+
+
+def test_undo_of_a_queue_brings_the_question_back_also_after_a_restart(
+    records: list[Record], ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1), (2, 3)])
+    queue_terminal(records, "s\n")[0].serve(ledger)
+    terminal, out = queue_terminal(records, "undo\nd\nd\n")
+    for _ in range(3):
+        terminal.serve(ledger)
+    assert [(a.left, a.verdict) for a in ledger.answers()] == [(0, D), (2, D)]
+    assert titles(out) == ["Question 2", "Question 1 of 2", "Question 2"]
+
+
+def test_undo_of_a_queue_without_answers_asks_again(records: list[Record], ledger: Ledger) -> None:
+    publish(ledger, [(0, 1)])
+    terminal, out = queue_terminal(records, "z\ns\n")
+    terminal.serve(ledger)
+    assert "There is no answer of this run to take back." in out.getvalue()
+    assert len(ledger.answers()) == 1
+
+
+def test_a_skipped_question_comes_back_after_the_others(
+    records: list[Record], ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1), (2, 3)])
+    terminal, _ = queue_terminal(records, "skip\nd\ns\n")
+    for _ in range(3):
+        terminal.serve(ledger)
+    assert [(e.left, e.verdict) for e in ledger.events()] == [
+        ("train/2.jpg", "different"),
+        ("train/0.jpg", "same"),
+    ]
+
+
+def test_the_pairs_of_a_sheet_are_one_decision(records: list[Record], ledger: Ledger) -> None:
+    publish(ledger, [(0, 1), (0, 2), (0, 3)], sheet=True)
+    terminal, out = queue_terminal(records, "s\ns\nz\nd\nu\nz\n")
+    terminal.serve(ledger)
+    assert [a.verdict for a in ledger.answers()] == [S, D, U]
+    assert len({event.gesture for event in ledger.events()}) == 1
+    assert titles(out)[:2] == ["Question 1, pair 1 of 3", "Question 1, pair 2 of 3"]
+
+
+def test_leaving_a_queue_gives_the_question_back(records: list[Record], ledger: Ledger) -> None:
+    publish(ledger, [(0, 1)])
+    with pytest.raises(QuitAsking):
+        queue_terminal(records, "q\n")[0].serve(ledger)
+    service = AnswerService(ledger)
+    assert service.next_task(service.person_named("bert")) is not None
+
+
+def test_a_question_about_an_image_that_is_gone_is_left_to_others(
+    records: list[Record], ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 50), (2, 3)])
+    terminal, _ = queue_terminal(records, "s\n")
+    terminal.serve(ledger)
+    terminal.serve(ledger)
+    assert [(answer.left, answer.right) for answer in ledger.answers()] == [(2, 3)]
+
+
+def test_contradictions_and_what_an_answer_joins_are_said(
+    records: list[Record], ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1), (1, 2), (0, 2)])
+    terminal, out = queue_terminal(records, "s\ns\nd\n")
+    for _ in range(3):
+        terminal.serve(ledger)
+    assert "This joins 2 and 1 images: 2 pairs." in out.getvalue()
+    assert "contradicts earlier ones (events 1, 2 of the ledger)" in out.getvalue()
+
+
+def test_keys_answer_a_queue_and_space_skips(
+    at_terminal: tuple[Pty, Terminal, int], ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1), (2, 3)])
+    person, terminal, _ = at_terminal
+    thread = threading.Thread(
+        target=lambda: [terminal.serve(ledger) for _ in range(2)], daemon=True
+    )
+    thread.start()
+    person.wait("[q]uit > ")
+    person.press(b" ")
+    person.wait("skip\r\n")
+    person.wait("[q]uit > ")
+    person.press(b"d")
+    thread.join(20)
+    assert [(e.left, e.verdict) for e in ledger.events()] == [("train/2.jpg", "different")]
+
+
+def test_who_has_no_login_name_is_called_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "anna")
+    assert login_name() == "anna"
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 7")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert login_name() == "terminal"

@@ -42,6 +42,11 @@ class Impacts:
         self._votes: dict[_Key, list[Verdict]] = {}
         self._first: dict[_Key, Answer] = {}
 
+    @property
+    def closure(self) -> Closure:
+        """The closure of what was taken in."""
+        return self._closure
+
     def catch_up(
         self, connection: Connection, wanted: Collection[int] = (), until: int | None = None
     ) -> dict[int, Impact]:

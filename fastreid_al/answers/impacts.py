@@ -1,8 +1,8 @@
-"""What each answer changes when it is given: the closure of a ledger, kept up to date."""
+"""What each answer changes when it is given, from the answers about the same images."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -10,108 +10,148 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from .closure import Closure, Effect
-from .database import EVENTS
+from .database import EVENTS, QUESTIONS
 from .question import Answer, Verdict
 from .tasks import Impact
 
 #: A question and a pair of images, or an event that is no answer of a queue.
-_Key = tuple[Any, ...]
-#: From so many new events on, the closure is built again: one that has to be corrected for each of
-#: many events would take a quadratic time.
-_MANY = 100
+_Key = tuple[int, ...]
 _VERDICTS = {verdict.value: verdict for verdict in Verdict}
-_COLUMNS = [
-    getattr(EVENTS.c, name)
-    for name in ("id", "kind", "left_id", "right_id", "verdict", "need", "confirms", "question")
-]
+_COLUMNS = (
+    *(EVENTS.c.id, EVENTS.c.kind, EVENTS.c.left_id, EVENTS.c.right_id, EVENTS.c.verdict),
+    *(EVENTS.c.need, EVENTS.c.confirms, EVENTS.c.undoes, EVENTS.c.question),
+    QUESTIONS.c.known_event,
+)
 
 
-class Impacts:
-    """The closure of a ledger's answers about its numbered images, in the order of their events.
+class AnswerGraph:
+    """The answers of a ledger by its numbered images, kept up to date.
 
-    A trainer applies answers in the order of their questions, so that its closure may differ where
-    answers contradict each other. An answer takes about 1 KB. An undo reads all answers again.
+    What an answer changes depends on few others: those about the images that "same" answers connect
+    with the pair. A closure is made of these alone, so that the time does not grow with the ledger.
+
+    An answer takes about 1 KB.
     """
 
     def __init__(self) -> None:
         self._last = 0
-        self._forget()
+        #: Answers in force by question and pair, several where several people answered.
+        self._votes: dict[_Key, dict[int, Answer]] = {}
+        self._keys: dict[int, _Key] = {}
+        self._of_image: dict[int, set[_Key]] = defaultdict(set)
+        #: Answers about a merge that further answers confirm.
+        self._of_merge: dict[int, set[_Key]] = defaultdict(set)
 
-    def _forget(self) -> None:
-        self._closure = Closure()
-        self._votes: dict[_Key, list[Verdict]] = {}
-        self._first: dict[_Key, Answer] = {}
-
-    @property
-    def closure(self) -> Closure:
-        """The closure of what was taken in."""
-        return self._closure
-
-    def catch_up(
-        self, connection: Connection, wanted: Collection[int] = (), until: int | None = None
-    ) -> dict[int, Impact]:
+    def catch_up(self, connection: Connection, wanted: Collection[int] = ()) -> dict[int, Impact]:
         """Take in the events since the last call.
 
         Args:
             connection: A transaction that reads.
             wanted: Events whose impact is returned.
-            until: Last event that is taken in; all when not given.
 
         Returns:
             The impact of the wanted ones among these events.
         """
+        kinds = EVENTS.c.kind.in_(("answer", "undo"))
+        joined = EVENTS.outerjoin(QUESTIONS, QUESTIONS.c.id == EVENTS.c.question)
+        query = sa.select(*_COLUMNS).select_from(joined).where(kinds & (EVENTS.c.id > self._last))
+        rows = connection.execute(query.order_by(EVENTS.c.id)).all()
         found: dict[int, Impact] = {}
-        first = min(wanted, default=None)
-        rows = connection.execute(_events(self._last, until)).all()
-        before = [row for row in rows if first is None or row.id < first]
-        if len(before) > _MANY:
-            self._replay(connection, before[-1].id)
-            rows = rows[len(before) :]
         for row in rows:
-            impact = None if row.kind == "undo" else self._add(row)
-            if impact is None:
-                self._replay(connection, row.id)
-                impact = Impact(Effect.OPEN)
-            if row.id in wanted:
-                found[row.id] = impact
+            if row.kind == "undo":
+                self._remove(row.undoes)
+            else:
+                answer = _answer(row)
+                if answer is not None:
+                    self._add(_key(row), answer)
+                if row.id in wanted:
+                    found[row.id] = self.impact(row.id)
             self._last = row.id
         return found
 
-    def _replay(self, connection: Connection, until: int) -> None:
-        """Build the closure again from the answers in force up to an event."""
-        undos = EVENTS.alias()
-        undone = sa.exists().where(
-            (undos.c.undoes == EVENTS.c.id) & (undos.c.kind == "undo") & (undos.c.id <= until)
-        )
-        wanted = (EVENTS.c.kind == "answer") & (EVENTS.c.id <= until) & ~undone.correlate(EVENTS)
-        query = sa.select(*_COLUMNS).where(wanted).order_by(EVENTS.c.id)
-        rows = connection.execute(query).all()
-        self._forget()
-        self._last = until
-        for row in rows:
-            answer = _answer(row)
-            if answer is not None:
-                key = _key(row)
-                self._votes.setdefault(key, []).append(answer.verdict)
-                self._first.setdefault(key, answer)
-        for key, first in self._first.items():
-            self._closure.add(first._replace(verdict=_most(self._votes[key])))
-
-    def _add(self, row: Any) -> Impact | None:
-        """Take in an answer; None where it changes an earlier one, whose closure must be built
-        again.
-        """
-        answer = _answer(row)
-        if answer is None:
+    def impact(self, event: int) -> Impact:
+        """Return what an answer in force changed, given the answers in force before it."""
+        key = self._keys.get(event)
+        if key is None:
             return Impact(Effect.UNUSABLE)
-        key = _key(row)
-        votes = self._votes.setdefault(key, [])
-        before = _most(votes) if votes else None
-        votes.append(answer.verdict)
-        if before is None:
-            self._first[key] = answer
-            return impact_of(self._closure, answer)
-        return Impact(Effect.KNOWN) if _most(votes) is before else None
+        votes = self._votes[key]
+        answer = votes[event]
+        before = [vote.verdict for number, vote in votes.items() if number < event]
+        if before:
+            # A further vote on a question adds nothing where people agree.
+            is_same = _most([*before, answer.verdict]) is _most(before)
+            return Impact(Effect.KNOWN if is_same else Effect.OPEN)
+        return impact_of(self.closure_of(answer.left, answer.right, before=event), answer)
+
+    def closure_of(
+        self, *images: int, before: int | None = None, by_place: bool = False
+    ) -> Closure:
+        """Return the closure of the answers that bear on some images.
+
+        Args:
+            images: The images.
+            before: Only answers with lower events count; all when not given.
+            by_place: Apply answers in the order of their questions, as a trainer does, and not in
+                the order in which they were given.
+        """
+        answers = []
+        for key in self._around(images):
+            answer = self._combined(key, before)
+            if answer is not None:
+                answers.append(answer if by_place else answer._replace(order=None))
+        return Closure.replay(sorted(answers, key=lambda answer: answer.place))
+
+    def _around(self, images: Collection[int]) -> set[_Key]:
+        """Keys of the answers that bear on some images."""
+        waiting = list(images)
+        seen = set(waiting)
+        found: set[_Key] = set()
+        while waiting:
+            for key in self._of_image.get(waiting.pop(), ()):
+                if key in found:
+                    continue
+                found.add(key)
+                reached = {i for linked in self._linked(key) for i in linked}
+                waiting += reached - seen
+                seen |= reached
+        return found
+
+    def _linked(self, key: _Key) -> Iterable[tuple[int, int]]:
+        """Pairs whose answers decide together whether their images are the same."""
+        for vote in self._votes[key].values():
+            if vote.verdict is Verdict.SAME:
+                yield vote.left, vote.right
+            if vote.verdict is Verdict.SAME or vote.confirms is not None:
+                for other in self._of_merge.get(_merge(vote), ()):
+                    for confirming in self._votes[other].values():
+                        yield confirming.left, confirming.right
+
+    def _combined(self, key: _Key, before: int | None) -> Answer | None:
+        """The answer of all people to a question, as `ledger.combined` makes it."""
+        votes = [v for e, v in self._votes[key].items() if before is None or e < before]
+        if not votes:
+            return None
+        return votes[0]._replace(verdict=_most([vote.verdict for vote in votes]))
+
+    def _add(self, key: _Key, answer: Answer) -> None:
+        self._votes.setdefault(key, {})[answer.event] = answer
+        self._keys[answer.event] = key
+        self._of_image[answer.left].add(key)
+        self._of_image[answer.right].add(key)
+        if answer.need > 1 or answer.confirms is not None:
+            self._of_merge[_merge(answer)].add(key)
+
+    def _remove(self, event: int) -> None:
+        key = self._keys.pop(event, None)
+        if key is None:
+            return
+        answer = self._votes[key].pop(event)
+        if self._votes[key]:
+            return
+        del self._votes[key]
+        for image in (answer.left, answer.right):
+            self._of_image[image].discard(key)
+        self._of_merge[_merge(answer)].discard(key)
 
 
 def impact_of(closure: Closure, answer: Answer) -> Impact:
@@ -157,13 +197,6 @@ def together(impacts: Iterable[Impact]) -> Impact | None:
     )
 
 
-def _events(after: int, until: int | None) -> sa.Select[Any]:
-    wanted = (EVENTS.c.id > after) & EVENTS.c.kind.in_(("answer", "undo"))
-    if until is not None:
-        wanted &= EVENTS.c.id <= until
-    return sa.select(*_COLUMNS).where(wanted).order_by(EVENTS.c.id)
-
-
 def _answer(row: Any) -> Answer | None:
     """Return the answer of an event; None where it is damaged."""
     verdict = _VERDICTS.get(row.verdict)
@@ -171,13 +204,20 @@ def _answer(row: Any) -> Answer | None:
         return None
     if not isinstance(row.confirms, int | None):
         return None
-    return Answer(row.id, row.left_id, row.right_id, verdict, max(1, row.need), row.confirms)
+    order = None if row.known_event is None else (row.known_event, row.question)
+    need = max(1, row.need)
+    return Answer(row.id, row.left_id, row.right_id, verdict, need, row.confirms, order=order)
 
 
 def _key(row: Any) -> _Key:
     if row.question is None:
         return (row.id,)
     return row.question, min(row.left_id, row.right_id), max(row.left_id, row.right_id)
+
+
+def _merge(answer: Answer) -> int:
+    """Return the first answer of the merge that an answer is about."""
+    return answer.event if answer.confirms is None else answer.confirms
 
 
 def _most(verdicts: list[Verdict]) -> Verdict:

@@ -12,11 +12,11 @@ from sqlalchemy.engine import Connection
 
 from ..arguments import as_callable, as_instance, as_integer, as_number
 from ..errors import LedgerError, printable
-from . import people, submissions, views
+from . import gold, people, submissions, views
 from .assignment import Assignment, as_number_of, images_of, shortened, task_of
-from .closure import Closure, Effect
+from .closure import Effect
 from .database import EVENTS, IMAGES, PEOPLE, QUESTIONS
-from .impacts import Impacts, impact_of, together
+from .impacts import AnswerGraph, impact_of, together
 from .leases import skip, unskip
 from .ledger import Ledger, insert_event
 from .question import Verdict
@@ -65,7 +65,7 @@ class AnswerService:
 
     It may be used by several threads: one lock stands around one connection. Everything that it
     acknowledges is in the ledger, so that another service may go on where this one was killed. It
-    keeps the closure of the answers in memory, about 1 KB an answer.
+    keeps the answers in memory, about 1 KB each.
 
     Each method raises `LedgerError`, one line, where the ledger cannot be used, an argument names
     something that does not exist, or the person may not do it. A service that opened its ledger
@@ -96,9 +96,9 @@ class AnswerService:
         self._lock = threading.RLock()
         self._url: str | None = None
         self._closed = False
-        self._impacts = Impacts()
+        self._graph = AnswerGraph()
         with self._reading() as connection:
-            self._impacts.catch_up(connection)
+            self._graph.catch_up(connection)
 
     @classmethod
     def open(
@@ -293,7 +293,7 @@ class AnswerService:
         """What a decision changed; None where the ledger cannot be read now."""
         # The answer is on the disk: an error from here on would make it look lost.
         with contextlib.suppress(LedgerError), self._reading() as connection:
-            found = self._impacts.catch_up(connection, events)
+            found = self._graph.catch_up(connection, events)
             return together(found[event] for event in events if event in found)
         return None
 
@@ -386,46 +386,38 @@ class AnswerService:
             return MemberPage(tuple(entries), page, pages, len(group))
 
     def effect(self, event: int) -> Impact:
-        """Return what an answer changed, given the answers before it that are in force.
-
-        Reads all answers before it.
-        """
+        """Return what an answer in force changed, given the answers in force before it."""
         event = as_number_of("event", event)
         with self._reading() as connection:
-            kind = connection.execute(sa.select(EVENTS.c.kind).where(EVENTS.c.id == event)).scalar()
-            if kind != "answer":
-                raise LedgerError(f"{self.name} has no answer {event}")
-            before = Impacts()
-            before.catch_up(connection, until=event - 1)
-            return before.catch_up(connection, [event], until=event)[event]
+            self._graph.catch_up(connection)
+            chosen = (EVENTS.c.id == event) & (EVENTS.c.kind == "answer") & gold.in_force()
+            if connection.execute(sa.select(EVENTS.c.id).where(chosen)).first() is None:
+                raise LedgerError(f"{self.name} has no answer {event} in force")
+            return self._graph.impact(event)
 
     def preview(self, left: int, right: int, verdict: Verdict | str) -> Impact:
         """Return what an answer about two images would change.
-
-        Reads all answers.
 
         Args:
             left: One image.
             right: The other image.
             verdict: The verdict.
         """
-        with self._lock:
-            closure = Closure.replay(self._numbered().answers())
-            answer = views.imagined(left, right, Verdict(verdict))
-            return impact_of(closure, answer)
+        left, right = as_number_of("image", left), as_number_of("image", right)
+        with self._reading() as connection:
+            self._graph.catch_up(connection)
+            closure = self._graph.closure_of(left, right)
+        return impact_of(closure, views.imagined(left, right, Verdict(verdict)))
 
     def proof(self, a: int, b: int) -> list[Step]:
         """Return the answers that prove what is known of two images, in the order of a path from a
         to b; empty where nothing is known.
-
-        Reads all answers.
         """
-        a, b = as_number_of("a", a), as_number_of("b", b)
-        with self._lock:
-            self._connect()
-            chain = Closure.replay(self._numbered().answers()).chain(a, b)
-            with self._reading() as connection:
-                return views.steps(connection, chain)
+        a, b = as_number_of("image", a), as_number_of("image", b)
+        with self._reading() as connection:
+            self._graph.catch_up(connection)
+            chain = self._graph.closure_of(a, b, by_place=True).chain(a, b)
+            return views.steps(connection, chain)
 
     def erase(self, image_id: int, person: Person, reason: str) -> int:
         """Show an image no more, and return the event that says so.
@@ -494,8 +486,3 @@ class AnswerService:
         if self._url is not None and self._ledger.store.is_lost:
             self._ledger.close()
             self._ledger = Ledger.open(self._url, role="server")
-
-    def _numbered(self) -> Ledger:
-        """The ledger, as one without a training set: images are numbers."""
-        self._connect()
-        return Ledger(self._ledger.store, None)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastreid_al.answers.closure import Closure, Effect
-from fastreid_al.answers.impacts import Impacts
+from fastreid_al.answers.impacts import AnswerGraph
 from fastreid_al.answers.ledger import Ledger, Origin
 from fastreid_al.answers.question import Verdict
 from tests.support.ledgers import put
@@ -28,52 +28,63 @@ def known(ledger: Ledger) -> dict[tuple[int, int], Verdict]:
     return {pair: verdict for pair, verdict in found.items() if verdict is not None}
 
 
-def verdicts(impacts: Impacts) -> dict[tuple[int, int], Verdict]:
-    """What the closure says that is kept up to date."""
-    found = {pair: impacts.closure.verdict(*pair) for pair in PAIRS}
+def verdicts(graph: AnswerGraph) -> dict[tuple[int, int], Verdict]:
+    """What the answers around each pair imply."""
+    found = {pair: graph.closure_of(*pair).verdict(*pair) for pair in PAIRS}
     return {pair: verdict for pair, verdict in found.items() if verdict is not None}
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(PAIRS),
-            st.sampled_from([Verdict.SAME, Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE]),
-            st.sampled_from(["answer", "answer", "answer", "vote", "undo"]),
-        ),
-        max_size=25,
-    )
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(PAIRS),
+        st.sampled_from([Verdict.SAME, Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE]),
+        st.sampled_from(["answer", "answer", "merge", "confirm", "vote", "undo"]),
+    ),
+    max_size=25,
 )
+
+
+@settings(max_examples=80, deadline=None)
+@given(STEPS)
 def test_impacts_are_the_difference_of_two_closures(
     steps: list[tuple[tuple[int, int], Verdict, str]],
 ) -> None:
     with Ledger.open("sqlite://") as ledger:
         publish(ledger, PAIRS)
         ledger.answers()
-        impacts = Impacts()
+        graph = AnswerGraph()
         answered: dict[int, list[int]] = defaultdict(list)
+        merge = None
         for person, (pair, verdict, kind) in enumerate(steps):
             question = PAIRS.index(pair) + 1
             if kind == "undo":
                 for event in answered.pop(question, [])[-1:]:
                     ledger.undo(event, "anna")
                 continue
-            if (kind == "vote") != (question in answered):
+            is_first = question not in answered
+            if (kind != "vote") != is_first:
                 continue
             before = known(ledger)
-            event = put(ledger, *pair, verdict, origin=Origin(question=question, person=person))
-            is_first = question not in answered
+            event = put(
+                ledger,
+                *pair,
+                verdict,
+                need=2 if kind == "merge" else 1,
+                confirms=merge if kind == "confirm" else None,
+                origin=Origin(question=question, person=person),
+            )
+            merge = event if kind == "merge" else merge
             answered[question].append(event)
             after = known(ledger)
             with ledger.store.reading() as connection:
-                impact = impacts.catch_up(connection, [event])[event]
-            assert verdicts(impacts) == after
-            if not is_first:
+                impact = graph.catch_up(connection, [event])[event]
+            assert verdicts(graph) == after
+            assert graph.impact(event) == impact
+            if not is_first or kind == "confirm":
                 continue
             new = {p for p in after if p not in before}
             if impact.effect is Effect.NEW and verdict is Verdict.SAME:
-                assert sum(after[p] is Verdict.SAME for p in new) == impact.pairs
+                assert sum(after[p] is Verdict.SAME for p in new) >= impact.pairs > 0
                 assert impact.joined[0] * impact.joined[1] == impact.pairs
             elif impact.effect is Effect.NEW:
                 assert len(new) == impact.apart
@@ -81,3 +92,16 @@ def test_impacts_are_the_difference_of_two_closures(
                 assert before[pair] is not verdict and impact.against
             else:
                 assert before == after
+
+
+def test_a_merge_that_further_answers_confirm_counts_when_they_are_there() -> None:
+    with Ledger.open("sqlite://") as ledger:
+        publish(ledger, [(0, 1), (2, 3)])
+        ledger.answers()
+        first = put(ledger, 0, 1, need=2, origin=Origin(question=1))
+        second = put(ledger, 2, 3, confirms=first, origin=Origin(question=2))
+        graph = AnswerGraph()
+        with ledger.store.reading() as connection:
+            found = graph.catch_up(connection, [first, second])
+        assert [found[event].effect for event in (first, second)] == [Effect.PENDING, Effect.NEW]
+        assert graph.closure_of(0).verdict(0, 1) is Verdict.SAME

@@ -146,7 +146,8 @@ class Model:
 
     def drain(self) -> None:
         """One person is left, and answers everything."""
-        self.clock.now += 10_000
+        # Later than every clock that gave a lease.
+        self.clock.now = 1e6
         who = self.people[0]
         for _ in range(3 * len(self.questions)):
             task = self.service.next_task(who)

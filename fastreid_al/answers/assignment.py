@@ -16,6 +16,8 @@ from .database import EVENTS, LEASES, PEOPLE, QUESTIONS
 from .leases import Lease, Leases
 from .ledger import MEMBER
 from .quality import Quality
+from .question import Verdict
+from .tally import Tally, Work
 from .tasks import Item, Person, Task
 from .votes import Standing, Vote, standing
 
@@ -43,6 +45,7 @@ class Assignment:
         self.name = name
         self.leases = Leases(lease_seconds)
         self.quality = Quality()
+        self.tally = Tally()
         self._gold_share = gold_share
 
     def questions(self, connection: Connection, numbers: Collection[int]) -> list[Any]:
@@ -97,7 +100,8 @@ class Assignment:
         found = {}
         for row in rows:
             merges = row.reason in _MERGES
-            erring = self.quality.erring(connection) if merges and votes[row.id] else ()
+            says_same = any(vote.verdict == Verdict.SAME.value for vote in votes[row.id])
+            erring = self.quality.erring(connection) if merges and says_same else ()
             got = standing(votes[row.id], row.votes, here, merges=merges, erring=erring)
             found[row.id] = got, votes[row.id]
         return found
@@ -210,7 +214,8 @@ class Assignment:
                 break
         if not chosen or not self._gold_share:
             return chosen
-        count = held + views.count_given(connection, who.id)
+        self.tally.catch_up(connection)
+        count = held + views.count_given(connection, who.id, self.tally)
         if gold.is_due(who.id, count, self._gold_share):
             number = gold.choose(connection, who.id, count)
             if number is not None:
@@ -277,7 +282,8 @@ class Assignment:
             for text in (first.left_images, *(row.right_images for row in rows))
         )
         run = views.current_run(connection)
-        decided = views.count_decided(connection, who.id, run)
+        self.tally.catch_up(connection)
+        decided = self.tally.of_run(run).get(who.id, Work()).gestures
         number = decided + ahead + 1
         return Task(
             id=lease.task,

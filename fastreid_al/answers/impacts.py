@@ -162,6 +162,7 @@ def impact_of(closure: Closure, answer: Answer) -> Impact:
         root = closure.root(image)
         sizes.append(1 if root is None else len(members[root]))
     contradictions = len(closure.contradictions)
+    same_pairs = _same_pairs(closure)
     effect = closure.add(answer)
     joined, pairs, apart, cuts = (0, 0), 0, 0, 0
     against: tuple[int, ...] = ()
@@ -173,10 +174,16 @@ def impact_of(closure: Closure, answer: Answer) -> Impact:
         against = closure.contradictions[-1].against
     elif effect is Effect.NEW and answer.verdict is Verdict.SAME:
         joined = sizes[0], sizes[1]
-        pairs = sizes[0] * sizes[1]
+        # The answers of a merge that wait for each other begin to count together.
+        pairs = _same_pairs(closure) - same_pairs
     elif effect is Effect.NEW:
         apart = sizes[0] * sizes[1]
     return Impact(effect, joined, pairs, apart, cuts, against)
+
+
+def _same_pairs(closure: Closure) -> int:
+    """Pairs of images in one component."""
+    return sum(len(m) * (len(m) - 1) // 2 for m in closure.components().values())
 
 
 def together(impacts: Iterable[Impact]) -> Impact | None:

@@ -20,6 +20,7 @@ from .impacts import AnswerGraph, impact_of, together
 from .leases import skip, unskip
 from .ledger import Ledger, insert_event
 from .question import Verdict
+from .tally import Tally
 from .tasks import (
     TAGS,
     THUMBNAILS,
@@ -193,7 +194,9 @@ class AnswerService:
     def people(self) -> list[PersonFigures]:
         """Return what is known of each person's work, in the order of their numbers."""
         with self._reading() as connection:
-            return views.figures(connection, self._assignment.quality.estimates(connection))
+            self._assignment.tally.catch_up(connection)
+            estimates = self._assignment.quality.estimates(connection)
+            return views.figures(connection, self._assignment.tally, estimates)
 
     # Work.
 
@@ -345,7 +348,9 @@ class AnswerService:
         with self._reading() as connection:
             now = self._clock()
             here = people.present(connection, now)
-            return views.progress(connection, as_instance("person", person, Person), here)
+            tally = self._assignment.tally
+            tally.catch_up(connection)
+            return views.progress(connection, tally, as_instance("person", person, Person), here)
 
     def mine(self, person: Person, limit: int = 50) -> list[Decision]:
         """Return the last decisions of a person, the newest first.
@@ -476,8 +481,13 @@ class AnswerService:
     def _writing(self) -> Iterator[Connection]:
         with self._lock:
             self._connect()
-            with self._ledger.store.writing() as connection:
-                yield connection
+            try:
+                with self._ledger.store.writing() as connection:
+                    yield connection
+            except BaseException:
+                # It may have counted events that were not written.
+                self._assignment.tally = Tally()
+                raise
 
     def _connect(self) -> None:
         """Open the ledger again, if the connection to its server was lost."""

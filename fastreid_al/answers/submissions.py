@@ -18,6 +18,7 @@ from .database import EVENTS
 from .leases import Lease, unskip
 from .ledger import MEMBER, insert_event
 from .question import Verdict
+from .tally import DECISIONS
 from .tasks import TAGS, THUMBNAILS, Person, Submission
 
 _LONGEST_TOKEN = 200
@@ -25,8 +26,6 @@ _LONGEST_COMMENT = 10_000
 #: Seconds that a decision may take, or be idle.
 _MOST_SECONDS = 1e6
 _SOURCES = ("web", "terminal", "import")
-#: Decisions of people, answers to questions whose answer is known among them.
-DECISIONS = ("answer", "gold")
 
 
 class Written(NamedTuple):

@@ -17,6 +17,7 @@ from .database import EVENTS, IMAGES, PEOPLE, QUESTIONS, SKIPS, read_meta
 from .ledger import MEMBER
 from .quality import gold_answers
 from .question import Answer, Verdict
+from .tally import DECISIONS, Tally, Work
 from .tasks import Decision, ImageEntry, Person, PersonFigures, Progress, Step
 
 #: Keys of the table `meta` under which a trainer tells how far it is, as JSON.
@@ -25,15 +26,16 @@ _TOLD = ("progress", "outlook")
 _LITTLE = 0.005
 _MOST_IDS = 500
 _TASK = sa.func.coalesce(QUESTIONS.c.sheet, QUESTIONS.c.id)
-#: Decisions of people, answers to questions whose answer is known among them.
-_DECISIONS = EVENTS.c.kind.in_(("answer", "gold"))
 
 
-def figures(connection: Connection, estimates: Mapping[int, ErrorEstimate]) -> list[PersonFigures]:
+def figures(
+    connection: Connection, tally: Tally, estimates: Mapping[int, ErrorEstimate]
+) -> list[PersonFigures]:
     """Return what is known of each person's work, in the order of their numbers.
 
     Args:
         connection: A transaction.
+        tally: How much each person answered.
         estimates: Estimated errors by number of the person.
     """
     asked: Counter[int] = Counter()
@@ -41,20 +43,20 @@ def figures(connection: Connection, estimates: Mapping[int, ErrorEstimate]) -> l
     for answer in gold_answers(connection):
         asked[answer.person] += 1
         right[answer.person] += answer.said == answer.truth
-    work = _work(connection)
+    work = tally.of_people()
     agreement = _agreement(connection)
     found = []
     for row in connection.execute(sa.select(PEOPLE).order_by(PEOPLE.c.id)):
-        answers, gestures, seconds = work.get(row.id, (0, 0, 0.0))
+        done = work.get(row.id, Work())
         estimate = estimates.get(row.id)
         found.append(
             PersonFigures(
                 row.name,
                 row.role,
-                answers,
-                gestures,
-                seconds,
-                3600 * gestures / seconds if seconds > 0 else None,
+                done.answers,
+                done.gestures,
+                done.seconds,
+                3600 * done.gestures / done.seconds if done.seconds > 0 else None,
                 right[row.id],
                 asked[row.id],
                 agreement.get(row.id),
@@ -64,29 +66,6 @@ def figures(connection: Connection, estimates: Mapping[int, ErrorEstimate]) -> l
             )
         )
     return found
-
-
-def _work(
-    connection: Connection, condition: sa.ColumnElement[bool] | None = None
-) -> dict[int, tuple[int, int, float]]:
-    """Answers, decisions and active seconds of each person."""
-    c = EVENTS.c
-    seconds = c.answered_at - c.asked_at
-    main = c.reason.is_(None) | (c.reason != MEMBER)
-    wanted = _DECISIONS & main & c.person.is_not(None) & gold.in_force()
-    if condition is not None:
-        wanted &= condition
-    query = (
-        sa.select(
-            c.person,
-            sa.func.count(c.id),
-            sa.func.count(sa.func.coalesce(c.gesture, sa.cast(c.id, sa.Text)).distinct()),
-            sa.func.sum(sa.case((seconds > 0, seconds), else_=0.0)),
-        )
-        .where(wanted)
-        .group_by(c.person)
-    )
-    return {person: (n, d, float(s or 0)) for person, n, d, s in connection.execute(query)}
 
 
 def _agreement(connection: Connection) -> dict[int, float]:
@@ -108,22 +87,10 @@ def current_run(connection: Connection) -> str:
     return found or ""
 
 
-def count_decided(connection: Connection, person: int, run: str) -> int:
-    """Return how many decisions of a person in a run are in force."""
-    c = EVENTS.c
-    wanted = (c.person == person) & (c.run == run) & _DECISIONS & gold.in_force()
-    query = sa.select(sa.func.count(c.gesture.distinct())).where(wanted)
-    return connection.execute(query).scalar_one()
-
-
-def count_given(connection: Connection, person: int) -> int:
+def count_given(connection: Connection, person: int, tally: Tally) -> int:
     """Return how many tasks a person answered or skipped."""
-    c = EVENTS.c
-    answered = sa.select(sa.func.count(c.gesture.distinct())).where(
-        (c.person == person) & _DECISIONS
-    )
     skipped = sa.select(sa.func.count()).where(SKIPS.c.person == person)
-    return connection.execute(answered).scalar_one() + connection.execute(skipped).scalar_one()
+    return tally.given(person) + connection.execute(skipped).scalar_one()
 
 
 def count_remaining(connection: Connection, run: str) -> int:
@@ -136,11 +103,14 @@ def count_remaining(connection: Connection, run: str) -> int:
     return connection.execute(sa.select(sa.func.count(_TASK.distinct())).where(wanted)).scalar_one()
 
 
-def progress(connection: Connection, person: Person, here: Collection[int]) -> Progress:
+def progress(
+    connection: Connection, tally: Tally, person: Person, here: Collection[int]
+) -> Progress:
     """Return how far the run of the newest question is.
 
     Args:
         connection: A transaction.
+        tally: How much each person answered.
         person: Whose rate is wanted.
         here: Numbers of the people who are here.
     """
@@ -150,9 +120,10 @@ def progress(connection: Connection, person: Person, here: Collection[int]) -> P
     query = sa.select(status, sa.func.count().label("number")).where(of_run).group_by(status)
     counts = {row.status: row.number for row in connection.execute(query)}
     newest = sa.select(sa.func.max(QUESTIONS.c.epoch)).where(of_run)
-    work = _work(connection, EVENTS.c.run == run)
-    _, decided, seconds = work.get(person.id, (0, 0, 0.0))
-    rates = [3600 * work[p][0] / work[p][2] for p in here if p in work and work[p][2] > 0]
+    work = tally.of_run(run)
+    own = work.get(person.id, Work())
+    others = [work[number] for number in here if number in work]
+    rates = [3600 * done.answers / done.seconds for done in others if done.seconds > 0]
     told = _told(connection, run)
     budget = told.get("budget") if type(told.get("budget")) is int else None
     remaining = counts.get("open", 0)
@@ -167,8 +138,8 @@ def progress(connection: Connection, person: Person, here: Collection[int]) -> P
         open=counts.get("open", 0),
         review=counts.get("review", 0),
         budget=budget,
-        decided=decided,
-        rate=3600 * decided / seconds if seconds > 0 else None,
+        decided=own.gestures,
+        rate=3600 * own.gestures / own.seconds if own.seconds > 0 else None,
         rate_of_all=sum(rates) if rates else None,
         eta_seconds=3600 * remaining / sum(rates) if rates else None,
         outlook=outlook,
@@ -214,7 +185,7 @@ def decisions(connection: Connection, person: Person, limit: int) -> list[Decisi
         limit: How many.
     """
     c = EVENTS.c
-    own = (c.person == person.id) & _DECISIONS & c.gesture.is_not(None)
+    own = (c.person == person.id) & EVENTS.c.kind.in_(DECISIONS) & c.gesture.is_not(None)
     newest = sa.func.max(c.id)
     chosen = sa.select(c.gesture).where(own).group_by(c.gesture).order_by(newest.desc())
     gestures = list(connection.execute(chosen.limit(limit)).scalars())

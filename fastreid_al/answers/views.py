@@ -22,8 +22,11 @@ from .tasks import Decision, ImageEntry, Person, PersonFigures, Progress, Step
 
 #: Keys of the table `meta` under which a trainer tells how far it is, as JSON.
 _TOLD = ("progress", "outlook")
-#: Questions that are expected to change less than this share are not worth asking.
+#: Questions that are expected to change less than this share of the pairs are not worth asking, nor
+#: are those that are expected to merge fewer clusters, as a share of the questions. The line of an
+#: epoch (`engine.loop`) says so by the same numbers.
 _LITTLE = 0.005
+_FEW_MERGES = 0.02
 _MOST_IDS = 500
 _TASK = sa.func.coalesce(QUESTIONS.c.sheet, QUESTIONS.c.id)
 
@@ -150,9 +153,12 @@ def progress(
 
 def _changes_little(outlook: Mapping[str, Any] | None) -> bool | None:
     """Whether the next questions are expected to change little; None where unknown."""
-    changed, total = (outlook or {}).get("changed"), (outlook or {}).get("total")
-    if not isinstance(changed, int | float) or not isinstance(total, int | float):
+    numbers: list[Any] = [(outlook or {}).get(name) for name in ("questions", "changed", "total")]
+    if not outlook or not all(isinstance(number, int | float) for number in numbers):
         return None
+    questions, changed, total = numbers
+    if outlook.get("counts") == "clusters":
+        return bool(changed < _FEW_MERGES * questions or not questions)
     return bool(changed < _LITTLE * max(total, 1))
 
 

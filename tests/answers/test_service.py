@@ -626,6 +626,31 @@ def test_progress_counts_the_run_of_the_newest_question(
     assert service.progress(anna).budget is None
 
 
+@pytest.mark.parametrize(
+    ("counts", "changed", "expected"),
+    [
+        ("pairs", 4.9, True),
+        ("pairs", 5.0, False),
+        ("clusters", 0.9, True),
+        ("clusters", 1.0, False),
+        ("pairs", None, None),
+        ("pairs", "many", None),
+    ],
+)
+def test_stopping_is_worth_it_where_little_is_expected(
+    counts: str, changed: object, expected: bool | None, service: AnswerService, ledger: Ledger
+) -> None:
+    outlook = {"questions": 50, "changed": changed, "total": 1000, "counts": counts}
+    with ledger.store.writing() as connection:
+        told = json.dumps({"outlook": outlook})
+        connection.execute(META.insert(), {"key": "progress", "value": told})
+    anna = service.person_named("anna")
+    assert service.progress(anna).worth_stopping is expected
+    with ledger.store.writing() as connection:
+        connection.execute(META.update().where(META.c.key == "progress"), {"value": "{"})
+    assert service.progress(anna).worth_stopping is None
+
+
 def test_own_decisions_are_listed_the_newest_first(service: AnswerService, ledger: Ledger) -> None:
     publish(ledger, [(0, 1), (2, 3)], groups=([10], []))
     anna, bert = service.person_named("anna"), service.person_named("bert")

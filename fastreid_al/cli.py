@@ -86,6 +86,7 @@ _DATA_COMMANDS = {
 _LEDGER_COMMANDS = {
     "show": "Count the answers, and what follows from them.",
     "export": "Write the answers, or what follows from them, as CSV or JSON lines.",
+    "conflicts": "Print each contradiction, and which answers of it are likely wrong.",
     "undo": "Take an answer back; it stays in the ledger and counts no more.",
     "check": "Look for damage; exits with status 1 when there is some.",
 }
@@ -570,7 +571,7 @@ def parse_ledger(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the options of `ledger`.
 
     Returns:
-        `command` (show, export, undo or check), `file`, and the options of the command.
+        `command` (a key of `_LEDGER_COMMANDS`), `file`, and the options of the command.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = _command("fastreid-al ledger", COMMANDS["ledger"], _LEDGER_COMMANDS, words)

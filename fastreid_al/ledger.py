@@ -1,4 +1,4 @@
-"""`fastreid-al ledger`: read a ledger of answers, export it, take an answer back, check it."""
+"""`fastreid-al ledger`: read a ledger of answers, export, import, repair and check it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             as_of=options.as_of,
             pair=options.pair,
         )
+    elif options.command == "conflicts":
+        _print(report.conflicts(options.file))
     elif options.command == "undo":
         _print([report.undo(options.file, options.event, options.annotator)])
     elif problems := report.check(options.file):

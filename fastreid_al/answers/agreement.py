@@ -9,8 +9,10 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+import sqlalchemy as sa
 
-from .ledger import Event
+from .database import QUESTIONS
+from .ledger import Event, Ledger
 from .question import Verdict
 
 #: What is believed of a person before the first answer: so many errors in so many answers. The
@@ -162,6 +164,15 @@ def votes_of(
         elif event.kind == "gold" and truth in deciding:
             gold.append((event.annotator, pair, said, truth == Verdict.SAME.value))
     return votes, gold
+
+
+def known_verdicts(ledger: Ledger) -> dict[int, str]:
+    """Return the verdict of each question of a ledger whose answer is known, by its number."""
+    if ledger.store.format == 1:
+        return {}
+    known = sa.select(QUESTIONS.c.id, QUESTIONS.c.gold).where(QUESTIONS.c.gold.is_not(None))
+    with ledger.store.reading() as connection:
+        return {line.id: line.gold for line in connection.execute(known)}
 
 
 def _votes_by_item(votes: Sequence[Vote]) -> dict[Hashable, dict[str, bool]]:

@@ -1,4 +1,4 @@
-"""Prints, exports, undoes and checks the answers of a ledger."""
+"""Prints, exports, undoes and checks the answers of a ledger, and what contradicts what."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
 from itertools import chain, combinations, product
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import LedgerError, one_line, parse_printable, printable
 from ..files import open_output
@@ -21,6 +22,9 @@ from .closure import Closure, Contradiction
 from .ledger import Event, Ledger
 from .posterior import decides, log_odds_of, weigh_answers
 from .question import Answer, Verdict
+
+if TYPE_CHECKING:
+    from .repair import Conflict, Link
 
 #: A row of an export, by column.
 Row = dict[str, Any]
@@ -124,9 +128,26 @@ def undo(url: str, event: int, annotator: str) -> str:
     # Opened for reading first: opening for writing would create a ledger that does not exist.
     with Ledger.open(url, write=False) as ledger:
         answer = next((e for e in ledger.events() if e.id == event), None)
-    with Ledger.open(url) as ledger:
+    # A run may have it open as its trainer.
+    with Ledger.open(url, role="command") as ledger:
         by = ledger.undo(event, annotator)
     return f"event {by} undoes {_describe(event, answer)}"
+
+
+def conflicts(url: str) -> list[str]:
+    """Return lines that describe each contradiction, and which questions to ask again.
+
+    Raises:
+        LedgerError: The ledger cannot be read.
+    """
+    # SciPy takes half a second to load, and the other commands do not need it.
+    from .repair import conflicts as find_conflicts
+
+    with Ledger.open(url, write=False) as ledger:
+        found = find_conflicts(ledger)
+    if not found:
+        return ["no contradictions"]
+    return [line for conflict in found for line in _conflict(conflict)]
 
 
 def check(url: str) -> list[str]:
@@ -264,6 +285,30 @@ def _contradiction(found: Contradiction, events: dict[int, Event]) -> str:
     line = f"  {_describe(found.event, events.get(found.event))}, against {_numbers(found.against)}"
     aside = _numbers(found.set_aside)
     return line + (f"; set aside: {aside}" if aside else "")
+
+
+def _conflict(found: Conflict) -> list[str]:
+    wrong = ", ".join(f"event {s.event} ({s.probability:.0%} wrong)" for s in found.suspects)
+    lines = [_link(found.answer), *(f"  against {_link(link)}" for link in found.against)]
+    if found.set_aside:
+        lines.append(f"  set aside: {_numbers(found.set_aside)}")
+    return [*lines, f"  ask again: {wrong}"]
+
+
+def _link(link: Link) -> str:
+    left, right = map(printable, link.names)
+    who = ", ".join(map(printable, link.people))
+    epoch = "" if link.epoch is None else f", epoch {link.epoch}"
+    when = time_text(link.answered_at)
+    return f"event {link.event} ({left}, {right}: {link.verdict}) by {who}, {when}{epoch}"
+
+
+def time_text(seconds: float) -> str:
+    """Return unix seconds as a date and time in UTC; "an unknown time" for no such time."""
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return "an unknown time"
 
 
 def _describe(number: int, event: Event | None) -> str:

@@ -72,7 +72,7 @@ COMMANDS = {
     "report": "Write a page that shows a run, or compares two: curves, clusters, questions.",
     "simulate": "Ask an oracle with each strategy, on fixed features, and plot cluster quality.",
     "data": "Report what would be read of a folder of images, or of a manifest.",
-    "ledger": "Read a ledger of answers, export it, take an answer back, or check it.",
+    "ledger": "Read a ledger of answers, export, import or check it, or take an answer back.",
     "synthesize": "Write the synthetic set into a folder, in MSMT17's layout.",
     "doctor": "Report what is installed, what runs, and what to do about the rest.",
 }
@@ -86,6 +86,7 @@ _DATA_COMMANDS = {
 _LEDGER_COMMANDS = {
     "show": "Count the answers, and what follows from them.",
     "export": "Write the answers, or what follows from them, as CSV or JSON lines.",
+    "import": "Add answers of a CSV file or of Label Studio, all of them or none.",
     "conflicts": "Print each contradiction, and which answers of it are likely wrong.",
     "undo": "Take an answer back; it stays in the ledger and counts no more.",
     "check": "Look for damage; exits with status 1 when there is some.",
@@ -153,6 +154,28 @@ _EXPORT = (
     Setting("File to write; - is standard output.", "-", key="out", type=str, path=True),
     Setting("Last event that counts.", None, key="as_of", type=int | None),
 )
+_IMPORT = (
+    Setting("File of the answers.", key="from", type=str, path=True),
+    Setting(
+        "A table with the columns left, right, verdict, or a JSON export of Label Studio.",
+        "csv",
+        key="form",
+        type=Literal["csv", "label-studio"],
+    ),
+    Setting(
+        "Folder of the image set, to find images by content and to add new ones.",
+        None,
+        key="data_root",
+        type=str,
+        path=True,
+    ),
+    Setting(
+        "Who gave the answers of which the file does not say it.",
+        "import",
+        key="annotator",
+        type=str,
+    ),
+)
 TRAINING_OPTIONS = (_RECIPE, _RESUME, _DRY_RUN, _CONFIG, _PRINT_CONFIG, _MANIFEST)
 _FLAGS = (_RESUME, _DRY_RUN, _PRINT_CONFIG, _JSON, _HELP, _HELP_ALL)
 
@@ -197,7 +220,7 @@ def _known_keys() -> frozenset[str]:
         *(RunConfig, EvaluationConfig, SimulationConfig, SyntheticConfig),
         *(ExportConfig, ExtractionConfig, SearchConfig, ReportConfig),
     )
-    keys = {s.key for s in (*TRAINING_OPTIONS, *_EXPORT, _OUT, _SIZE, _EVENT)} | {"pair"}
+    keys = {s.key for s in (*TRAINING_OPTIONS, *_EXPORT, *_IMPORT, _OUT, _SIZE, _EVENT)} | {"pair"}
     for cls in classes:
         keys |= {*settings_of(cls), *groups_of(cls), *removed_settings(cls)}
     return frozenset(keys)
@@ -578,7 +601,8 @@ def parse_ledger(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(f"ledger {name}", _LEDGER_COMMANDS[name])
     parser.usage = f"fastreid-al ledger {name} FILE [--OPTION VALUE]..."
     parser.add_argument("file", nargs="?", help="SQLite file or PostgreSQL URL of the ledger.")
-    settings = {"export": _EXPORT, "undo": (_EVENT, _ANNOTATOR)}.get(name, ())
+    options = {"export": _EXPORT, "import": _IMPORT, "undo": (_EVENT, _ANNOTATOR)}
+    settings = options.get(name, ())
     for setting in (*settings, _HELP):
         parser.add_setting(setting)
     if name == "export":

@@ -24,6 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             as_of=options.as_of,
             pair=options.pair,
         )
+    elif options.command == "import":
+        from .answers.imports import import_answers
+
+        given = vars(options)
+        lines = import_answers(
+            options.file,
+            given["from"],
+            options.form,
+            data_root=options.data_root,
+            annotator=options.annotator,
+        )
+        _print(lines)
     elif options.command == "conflicts":
         _print(report.conflicts(options.file))
     elif options.command == "undo":

@@ -38,7 +38,7 @@ HELP = (
     ["evaluate", "--help"],
     *([name, "--help"] for name in ("export", "extract", "search", "report", "simulate")),
     ["synthesize", "--help"],
-    *(["ledger", name, "--help"] for name in ("show", "export", "undo", "check")),
+    *(["ledger", name, "--help"] for name in ("show", "export", "import", "undo", "check")),
 )
 #: Options of other programs: torchrun, pip, pytest, mkdocs, git, the scripts of bench/, Slurm.
 FOREIGN = {

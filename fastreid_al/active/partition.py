@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..answers.closure import Closure
 from ..answers.question import Question, Verdict
@@ -15,6 +16,14 @@ from .group_graph import parts_of
 
 #: Images that are compared with the answered images of a cluster at a time.
 _ROWS = 1024
+#: A cluster is compact if this share of its images is nearest to its own mean.
+_COMPACT = 0.95
+#: Share of the images of a cluster that are too far from its mean to represent it.
+_LEAST_CENTRAL = 0.25
+#: Clusters that the images of a cluster are compared with: those with the most similar means.
+_NEAR = 10
+#: Cosine similarities that differ by rounding alone.
+_ROUNDING = 1e-6
 
 
 class Partition:
@@ -177,9 +186,17 @@ def apply_answers(
     First, clusters that hold images known to be different are split. With a graph, average linkage
     divides them (`group_graph.parts_of`). Without one, their images with cannot-links inside the
     cluster are divided into conflict-free groups, and every other member joins the group of its
-    most similar image among these. Then, clusters that hold images known to be the same are
-    merged, unless the merged cluster would hold images known to be different; in that case only the
-    images themselves are moved.
+    most similar image among these.
+
+    Then the images of each must-link component are brought together. An answer is about images and
+    may be older than the clusters that they lie in today, so these images move and the rest of
+    their clusters stays. A cluster follows as a whole only if the images represent it: at least 95
+    % of its images are nearer to its mean than to that of another cluster, and the images are not
+    among the quarter of least central ones. Two clusters that the images represent are merged,
+    unless the merged cluster would hold images known to be different. Of the clusters that hold
+    images of a component, one that they represent takes the component, then the one with most of
+    them, then the one whose other images are most similar to them. A cluster that is left with one
+    image is no cluster any more.
 
     Args:
         features: (n, D) unit-norm.
@@ -189,8 +206,11 @@ def apply_answers(
 
     Returns:
         (n,) int64 labels as `Partition.labels` numbers them. The time is linear in the answered
-        images and in the members of the clusters that are split. The features of one cluster at a
-        time are copied.
+        images, in the members of the clusters that are split, and in those of clusters that share a
+        component with another cluster. If there are any of these, the mean of each cluster is
+        computed as well, and compared with those of the others: 8 bytes times 1,024 times the
+        number of clusters, and 4 D bytes a cluster. The features of one cluster at a time are
+        copied.
     """
     partition = Partition(labels)
     check_images(closure, len(labels))
@@ -200,7 +220,7 @@ def apply_answers(
         else:
             for part in parts_of(graph, sorted(partition.members(label)), closure)[1:]:
                 partition.move(part, partition.new_label())
-    _join_by_answers(partition, closure)
+    _join_by_answers(features, partition, closure)
     return partition.labels()
 
 
@@ -285,22 +305,131 @@ def _nearest_anchors(features: Tensor, rows: list[int], anchors: list[int]) -> l
     return [anchors[index] for index in nearest]
 
 
-def _join_by_answers(partition: Partition, closure: Closure) -> None:
+def _join_by_answers(features: Tensor, partition: Partition, closure: Closure) -> None:
     """Bring the images of each component together, the largest component first."""
     components_in: dict[int, set[int]] = defaultdict(set)
+    spread: list[tuple[int, list[int]]] = []
     for root, images in closure.components().items():
+        labels = {partition.label_of(image) for image in images}
+        for label in labels:
+            components_in[label].add(root)
+        if len(labels) > 1:
+            spread.append((root, sorted(images)))
+    spread.sort(key=lambda component: (-len(component[1]), component[1]))
+    standing = _Standing(features, partition, [image for _, images in spread for image in images])
+    for root, images in spread:
+        held: dict[int, list[int]] = defaultdict(list)
         for image in images:
-            components_in[partition.label_of(image)].add(root)
-    largest_first = sorted(closure.components().items(), key=lambda item: (-len(item[1]), item[0]))
-    for _, images in largest_first:
-        counts = Counter(partition.label_of(image) for image in images)
-        # The cluster with most images of the component takes the others.
-        (target, _), *others = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        for label, _ in others:
-            if any(closure.cannot_links(r) & components_in[target] for r in components_in[label]):
-                moved = [image for image in images if partition.label_of(image) == label]
-                partition.move(moved, target)
-            else:
+            held[partition.label_of(image)].append(image)
+        whole = {label for label, own in held.items() if standing.represents(own)}
+        target, *others = _by_claim(features, partition, images, held, whole)
+        for label in others:
+            conflict = any(
+                closure.cannot_links(r) & components_in[target] for r in components_in[label]
+            )
+            if {target, label} <= whole and not conflict:
                 both = components_in.pop(target) | components_in.pop(label)
                 target = partition.merge(target, label)
                 components_in[target] = both
+                whole.add(target)
+            else:
+                partition.move(held[label], target)
+                components_in[label].discard(root)
+
+
+def _by_claim(
+    features: Tensor,
+    partition: Partition,
+    images: list[int],
+    held: Mapping[int, list[int]],
+    whole: set[int],
+) -> list[int]:
+    """Order the clusters that hold images of a component; the first one takes the component.
+
+    First come those that its images represent, then those with more of its images, then those whose
+    other images are more similar to it, then those with the lowest image.
+
+    Args:
+        features: (n, D) unit-norm.
+        partition: The clusters.
+        images: Images of the component.
+        held: Images of the component in each cluster, by its label.
+        whole: Labels of the clusters that the images of the component represent.
+    """
+    first = {label: (label not in whole, -len(own)) for label, own in held.items()}
+    ties = Counter(first.values())
+    of_component = set(images)
+
+    def similarity(label: int) -> float:
+        others = [row for row in partition.members(label) if row not in of_component]
+        if ties[first[label]] == 1 or not others:
+            # A cluster without other images is taken in by one that has some.
+            return -math.inf
+        return float(_mean(features, others) @ _mean(features, images))
+
+    claims = {label: (*first[label], -similarity(label), min(held[label])) for label in held}
+    return sorted(held, key=claims.__getitem__)
+
+
+def _mean(features: Tensor, rows: list[int]) -> Tensor:
+    """Unit-norm mean of some rows of the features, (D,)."""
+    return nn.functional.normalize(features[rows].float().mean(0), dim=0)
+
+
+class _Standing:
+    """How well images represent the clusters that they lie in.
+
+    An image represents its cluster if nearly all images of the cluster are nearer to the mean of
+    the cluster than to that of any other cluster, and the image is not among the least central
+    ones. "Same" of two such images then speaks for their clusters.
+
+    Args:
+        features: (n, D) unit-norm.
+        partition: The clusters.
+        images: Images that are asked about; only their clusters are looked at.
+    """
+
+    def __init__(self, features: Tensor, partition: Partition, images: list[int]) -> None:
+        #: How much more central an image is than the least central ones, in cosine similarity; only
+        #: of images in compact clusters.
+        self._margin: dict[int, float] = {}
+        if not images:
+            return
+        labels, sizes = partition.current().unique(return_counts=True)
+        groups = [
+            sorted(partition.members(label))
+            for label in labels[(labels >= 0) & (sizes > 1)].tolist()
+        ]
+        means = torch.stack([_mean(features, rows) for rows in groups] or [features[0].float()])
+        number = {row: at for at, rows in enumerate(groups) for row in rows}
+        wanted = {number[image] for image in images if image in number}
+        near = self._nearest(means, sorted(wanted))
+        for at, others in near.items():
+            rows = groups[at]
+            of_rows = features[rows].float()  # (m, D)
+            own = of_rows @ means[at]  # (m,)
+            nearest = (of_rows @ means[others].T).amax(1) if others else own - 1  # (m,)
+            if float((own >= nearest).float().mean()) >= _COMPACT:
+                margins = own - own.quantile(_LEAST_CENTRAL)
+                self._margin.update(zip(rows, margins.tolist(), strict=True))
+
+    def represents(self, images: list[int]) -> bool:
+        """Return whether images of one cluster represent it, on the average."""
+        margins = [self._margin.get(image, -math.inf) for image in images]
+        return sum(margins) / len(margins) >= -_ROUNDING
+
+    @staticmethod
+    def _nearest(means: Tensor, wanted: list[int]) -> dict[int, list[int]]:
+        """The clusters with the most similar means, for some clusters."""
+        count = min(_NEAR, len(means) - 1)
+        near: dict[int, list[int]] = {}
+        for block in torch.tensor(wanted, dtype=torch.int64).split(_ROWS):
+            if count < 1 or not len(block):
+                near.update((at, []) for at in block.tolist())
+                continue
+            at_block = block.to(means.device)
+            similarity = means[at_block] @ means.T  # (b, G)
+            similarity[torch.arange(len(block)), at_block] = -torch.inf
+            found = similarity.topk(count).indices.tolist()
+            near.update(zip(block.tolist(), found, strict=True))
+        return near

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,9 @@ from fastreid_al.answers import (
     Verdict,
 )
 from fastreid_al.answers.question import Answer
+from fastreid_al.metrics import pair_scores
+from fastreid_al.synthetic.features import planted_partition
+from tests.support.answered_labels import labels_by_answers
 from tests.support.features import clustered_features
 
 SAME, DIFFERENT, UNSURE = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE
@@ -59,6 +63,92 @@ def test_an_image_that_would_bring_enemies_together_moves_alone() -> None:
         [0, 0, 0, 1, 0, 1],
         [0, 1, 0, 1, 1, 1],
     )
+
+
+def random_answers(seed: int, identities: Tensor, count: int) -> list[Answer]:
+    """True answers about random pairs, half of them "same" where there are enough."""
+    random = np.random.default_rng(seed)
+    answers = []
+    for event in range(1, count + 1):
+        a, b = random.choice(len(identities), 2, replace=False).tolist()
+        if random.random() < 0.5:
+            others = (identities == identities[a]).nonzero()[:, 0].tolist()
+            b = int(random.choice(others))
+        if a != b:
+            verdict = SAME if identities[a] == identities[b] else DIFFERENT
+            answers.append(Answer(event, a, b, verdict))
+    return answers
+
+
+@pytest.mark.parametrize("count", [5, 30, 120])
+@pytest.mark.parametrize("seed", range(8))
+def test_labels_are_those_of_a_slow_form(seed: int, count: int) -> None:
+    features, identities, _ = planted_partition(90, 16, sizes=(3, 12), spread=1.0, seed=seed)
+    random = np.random.default_rng(seed)
+    # Clusters that mix and divide identities.
+    labels = identities // 2 + 40 * torch.from_numpy(random.integers(2, size=90))
+    labels[torch.from_numpy(random.random(90) < 0.1)] = -1
+    closure = Closure.replay(random_answers(seed, identities, count))
+
+    def known(a: int, b: int) -> bool | None:
+        verdict = closure.verdict(a, b)
+        return None if verdict is None else verdict is SAME
+
+    after = apply_answers(features, labels, closure)
+    found = [set((after == c).nonzero()[:, 0].tolist()) for c in range(int(after.max()) + 1)]
+    expected = labels_by_answers(features.numpy(), labels.numpy(), known)
+    assert found == expected
+
+
+def test_an_old_same_moves_its_images_and_leaves_the_rest_of_a_mixed_cluster() -> None:
+    # Two directions, and two clusters that hold images of both.
+    directions = torch.eye(4)[[0, 0, 0, 1, 1, 1, 0, 0, 1, 1]]
+    features = torch.nn.functional.normalize(directions + 0.01 * torch.eye(10, 4), dim=1)
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 1])
+    closure = Closure.replay([Answer(1, 0, 6, SAME), Answer(2, 1, 6, SAME)])
+    after = apply_answers(features, labels, closure)
+    assert after.tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]
+
+
+def test_an_old_same_of_central_images_merges_compact_clusters() -> None:
+    features = torch.eye(4)[[0, 0, 0, 1, 1, 1, 2, 2, 2]]
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    after = apply_answers(features, labels, Closure.replay([Answer(1, 2, 4, SAME)]))
+    assert after.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1]
+
+
+def test_an_image_outside_every_cluster_joins_the_cluster_of_its_partner() -> None:
+    labels = torch.tensor([0, 0, 0, -1, -1])
+    after = apply_answers(torch.eye(5), labels, Closure.replay([Answer(1, 3, 1, SAME)]))
+    assert after.tolist() == [0, 0, 0, 0, -1]
+
+
+def test_the_order_of_same_answers_does_not_matter() -> None:
+    features, identities, _ = planted_partition(120, 16, sizes=(3, 12), spread=1.2, seed=2)
+    labels = (identities + torch.arange(120) // 40) // 2
+    answers = [a for a in random_answers(3, identities, 90) if a.verdict is SAME]
+    expected = apply_answers(features, labels, Closure.replay(answers))
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(len(answers)).tolist()
+        closure = Closure.replay([answers[at] for at in order])
+        assert torch.equal(apply_answers(features, labels, closure), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 80), st.sampled_from([0.3, 0.6, 0.9]))
+def test_true_links_hardly_lower_the_precision_of_any_clustering(
+    seed: int, count: int, mixed: float
+) -> None:
+    features, identities, _ = planted_partition(200, 24, sizes=(4, 16), spread=1.2, seed=seed)
+    random = np.random.default_rng(seed)
+    labels = identities.clone()
+    moved = torch.from_numpy(random.random(200) < mixed)
+    labels[moved] = torch.from_numpy(random.integers(20, size=200))[moved]
+    links = [a for a in random_answers(seed, identities, 2 * count) if a.verdict is SAME]
+    before = pair_scores(labels, identities)
+    after = pair_scores(apply_answers(features, labels, Closure.replay(links)), identities)
+    assert after.precision >= 0.97 * before.precision
+    assert after.f1 >= 0.97 * before.f1
 
 
 @pytest.mark.parametrize(

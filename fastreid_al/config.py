@@ -278,6 +278,12 @@ class ClusterConfig:
         "epoch (drop, Cluster Contrast).",
         resumable=True,
     )
+    tracks: Literal["must_link", "none"] = setting(
+        "must_link",
+        "Images of one track under one camera are the same identity (must_link), or tracks are "
+        "only shown with the images (none). Tracks are those of MARS, and a column of a manifest.",
+        resumable=True,
+    )
     source: Literal["memory", "extract"] = setting(
         "memory",
         "Cluster the feature memory (memory, SpCL), or features extracted anew in each epoch "
@@ -583,6 +589,13 @@ class QuestionConfig:
         "transitive",
         "transitive lets the answers answer what follows from them; none is the paper's label "
         "memory.",
+        resumable=True,
+    )
+    must_links: Literal["after", "before"] = setting(
+        "after",
+        "Images that were answered same are brought together when the images have been clustered "
+        "(after), or begin as one cluster of average linkage (before), which is more precise and "
+        "less complete.",
         resumable=True,
     )
     confirm_merges: int = setting(

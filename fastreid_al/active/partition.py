@@ -224,6 +224,35 @@ def apply_answers(
     return partition.labels()
 
 
+def join_images(features: Tensor, labels: Tensor, groups: Tensor) -> Tensor:
+    """Bring images that are known to be the same together, and move no other image.
+
+    The cluster with most images of a group takes all of them; among several, the one whose other
+    images are most similar to them. Large groups come first. A cluster that is left with one image
+    is no cluster any more.
+
+    Args:
+        features: (n, D) unit-norm.
+        labels: (n,) int64, -1 for an image outside every cluster.
+        groups: (n,) int64, images of one number are the same; -1 for any other image.
+
+    Returns:
+        (n,) int64 labels as `Partition.labels` numbers them.
+    """
+    partition = Partition(labels)
+    members: dict[int, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups.tolist()):
+        if group >= 0:
+            members[group].append(row)
+    for images in sorted(members.values(), key=lambda images: (-len(images), images)):
+        held: dict[int, list[int]] = defaultdict(list)
+        for image in images:
+            held[partition.label_of(image)].append(image)
+        if len(held) > 1:
+            partition.move(images, _by_claim(features, partition, images, held, set())[0])
+    return partition.labels()
+
+
 def check_images(closure: Closure, n: int) -> None:
     """Refuse answers about images outside [0, n)."""
     last = max((max(images) for images in closure.components().values()), default=-1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..answers.asker import Asker
+from ..answers.closure import Closure
 from ..answers.question import Verdict
 from ..arguments import as_features, as_instance, as_integer, as_labels
 from ..config import QuestionConfig
@@ -84,10 +86,43 @@ class QuestionRounds:
             epoch: The epoch, from 0.
             features: (n, D) unit-norm, by which answers are weighed if they may be wrong.
         """
+        return self._constraints(epoch, features).cannot_linked_images()
+
+    def must_links(self, epoch: int, features: Tensor) -> Tensor | None:
+        """Return the images that are one identity before the images are clustered.
+
+        Args:
+            epoch: The epoch, from 0.
+            features: (n, D) unit-norm, by which answers are weighed if they may be wrong.
+
+        Returns:
+            (n,) int64, images of one number are the same, -1 for any other image: those of a track,
+            and with `questions.must_links` before those of a component of answers. Images that the
+            answers set apart have different numbers. None where there are none.
+        """
+        tracks = self.asker.tracks
+        before = self.config.must_links == "before"
+        if tracks is None and not before:
+            return None
+        numbers: dict[object, int] = {}
+        groups = torch.full((len(features),), -1)
+        if tracks is not None and len(tracks) != len(features):
+            raise ValueError(f"tracks: got {len(tracks)}, expected {len(features)}, one per image")
+        tracks_of = groups.tolist() if tracks is None else tracks.tolist()
+        for root, images in self._constraints(epoch, features).components().items():
+            for image in images:
+                track = tracks_of[image]
+                if before or track >= 0:
+                    key = root if before else (root, track)
+                    groups[image] = numbers.setdefault(key, len(numbers))
+        return groups
+
+    def _constraints(self, epoch: int, features: Tensor) -> Closure:
+        """What the answers before the round of an epoch say of the images."""
         self.asker.begin(as_integer("epoch", epoch, 0) + 1, self.config.per_epoch)
         if self.asker.expected_error != 0:
             self.asker.weigh(similarity_prior(features, self.asker))
-        return self.asker.constraints().cannot_linked_images()
+        return self.asker.constraints()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the ledger, and the costs so far."""

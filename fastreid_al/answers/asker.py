@@ -239,6 +239,9 @@ class Asker:
             and the run trains with the answers so far.
         second_vote: A merge of clusters with sizes a and b needs two people's answers if a b is at
             least this; None asks one person.
+        tracks: (n,) int64: images of one number are the same, such as those of one track; -1 for an
+            image of none. They are never asked about, and yield to answers that contradict them.
+            None where there are no tracks.
     """
 
     def __init__(
@@ -258,6 +261,7 @@ class Asker:
         wait: Wait = "all",
         second_vote: int | None = None,
         judge_members: bool = False,
+        tracks: Tensor | None = None,
     ) -> None:
         answers = any(callable(getattr(annotator, name, None)) for name in ("answer", "serve"))
         if not answers or not hasattr(annotator, "name"):
@@ -285,12 +289,16 @@ class Asker:
             None if second_vote is None else as_integer("second_vote", second_vote, 0)
         )
         self.judge_members = as_flag("judge_members", judge_members)
+        self.tracks = None if tracks is None else as_ids("tracks", tracks, low=-1, per="image")
+        self._links = [] if self.tracks is None else _links_of(self.tracks)
         self.ledger = ledger or Ledger.open("sqlite://")
         #: Where questions are published, if people answer when they like.
         self.queue = QuestionQueue(self.ledger, self.run) if self._serves else None
         self.window = 1
         #: Event of the ledger up to which the answers of this run belong to rounds that ended.
         self.position = 0
+        #: Last event before the round, where people answer when they like.
+        self._first_event = 0
         #: Questions and seconds of the rounds that ended.
         self.asked = 0
         self.seconds = 0.0
@@ -355,7 +363,9 @@ class Asker:
             self._catch_up()
             self.position = self.ledger.last_event()
         elif self._begun:
-            if self.wait != "none":
+            if self.wait == "none":
+                self.position = self._first_event
+            else:
                 self.position = self.ledger.last_event()
                 self._take_in_unapplied(self.position)
                 self.queue.withdraw(only_waiting=self.wait != "all")
@@ -409,7 +419,7 @@ class Asker:
         weighed = weigh_answers(self._answers, prior, self.expected_error, names)
         self._doubted = {_pair(answer.left, answer.right) for answer in weighed.doubted}
         self._rates = weighed.rates
-        self.closure = Closure.replay(weighed.believed, self.transitive)
+        self.closure = self._closure_of(weighed.believed, self.transitive)
         self.spent.doubted = len(weighed.doubted)
 
     def likely(self) -> Closure:
@@ -423,7 +433,14 @@ class Asker:
             if answer.verdict is Verdict.SAME and _pair(answer.left, answer.right) in self._doubted
         ]
         answers = sorted([*self.closure.answers(), *opposite], key=lambda answer: answer.place)
-        return Closure.replay(answers, self.transitive)
+        return self._closure_of(answers, self.transitive)
+
+    def _closure_of(self, answers: Sequence[Answer], transitive: bool) -> Closure:
+        """The closure of answers and, as far as they do not contradict the answers, of tracks."""
+        closure = Closure.replay(answers, transitive)
+        for a, b in self._links:
+            closure.link(a, b)
+        return closure
 
     def deciding_answers(self) -> list[Answer]:
         """Return the answers so far that say "same" or "different" of two images of the set."""
@@ -508,7 +525,7 @@ class Asker:
         if self.transitive:
             # A transitive closure of all answers exists already.
             return self.closure
-        return Closure.replay(self.closure.answers())
+        return self._closure_of(self.closure.answers(), True)
 
     def ask_pair(self, i: int, j: int) -> Verdict:
         """Ask whether two images show the same identity.
@@ -736,21 +753,20 @@ class Asker:
         """Begin from answers, in the order of `Answer.place`."""
         self._answers = answers
         self._applied = {answer.event for answer in answers}
-        self.closure = Closure.replay(answers, self.transitive)
+        self.closure = self._closure_of(answers, self.transitive)
 
     def _begin_queue(self) -> None:
         """Begin the round in the queue, or begin it again with the answers that it began with."""
         assert self.queue is not None
-        self.window, first_event = self.queue.begin(self.epoch, self.window)
+        self.window, self._first_event = self.queue.begin(self.epoch, self.window)
         self._begun = True
-        known = self.ledger.answers(as_of=first_event)
+        known = self.ledger.answers(as_of=self._first_event)
         self._know(known)
         # Answers that came after the last round had ended count for this one.
         late = [a for a in known if a.run == self.run and a.event > self.position]
         for answer in late:
             self._count(answer)
         if self.wait == "none":
-            self.position = first_event
             self.queue.withdraw(only_waiting=True)
             self.queue.forget()
 
@@ -1253,6 +1269,18 @@ def _check_sheet(questions: Sequence[Question]) -> None:
         raise ValueError("questions: got several first images, expected one")
     if len({question.images for question in questions}) < len(questions):
         raise ValueError("questions: got a pair of images twice, expected each once")
+
+
+def _links_of(tracks: Tensor) -> list[tuple[int, int]]:
+    """Each image of a track with the next one."""
+    links = []
+    last: dict[int, int] = {}
+    for row, track in enumerate(tracks.tolist()):
+        if track >= 0:
+            if track in last:
+                links.append((last[track], row))
+            last[track] = row
+    return links
 
 
 def _observation(row: Sequence[float]) -> Observation:

@@ -126,6 +126,28 @@ class Closure:
             return Effect.NEW
         return [self._join(v.left, v.right, v.event) for v in votes][-1]
 
+    def link(self, a: int, b: int) -> Effect:
+        """Add that two images are the same for another reason than an answer, such as a track.
+
+        In chains and contradictions, event 0 stands for it. It yields to the answers so far: across
+        a cannot-link nothing is added. Without `transitive` nothing is added either.
+
+        Args:
+            a: Row of one image.
+            b: Row of another image.
+
+        Returns:
+            NEW or KNOWN, CONTRADICTION if it was not added, or OPEN without `transitive`.
+        """
+        a, b = as_integer("a", a, 0), as_integer("b", b, 0)
+        if a == b:
+            raise ValueError(f"link: got image {a} twice, expected two different images")
+        if not self.transitive:
+            return Effect.OPEN
+        if self.verdict(a, b) is Verdict.DIFFERENT:
+            return Effect.CONTRADICTION
+        return self._join(a, b, 0)
+
     def verdict(self, a: int, b: int) -> Verdict | None:
         """Return what the answers imply about two images: SAME, DIFFERENT or None."""
         a, b = _rows(a, b)

@@ -64,7 +64,8 @@ def read_manifest(root: Path, options: ReadOptions) -> ImageSet:
     Columns that are not known are not read. Values are separated by commas, semicolons or tabs. A
     relative path begins at the folder of the file. Without a split, or without a value in it, an
     image is for training. An empty identity is unknown, as is an empty camera. Identities and
-    cameras are texts; where all cameras are numbers, the numbers are kept.
+    cameras are texts; where all cameras are numbers, the numbers are kept. Images
+    with one track and one camera show the same identity.
 
     Args:
         root: The CSV file.
@@ -139,7 +140,9 @@ def _records(file: Path, lines: Sequence[_Line]) -> list[Record]:
     identities = number_names([line.values.get("identity", "") for line in lines])
     cameras = number_cameras([line.values.get("camera") for line in lines])
     captions = [_caption(line.values) for line in lines]
-    return [Record(*of_line) for of_line in zip(paths, identities, cameras, captions, strict=True)]
+    tracks = number_names([line.values.get("track", "") for line in lines])
+    columns = paths, identities, cameras, captions, tracks
+    return [Record(*of_line) for of_line in zip(*columns, strict=True)]
 
 
 def _check_splits(file: Path, images: ImageSet) -> None:

@@ -85,11 +85,11 @@ class _Tracklets:
         """Images of the tracklets at some rows, `frames` of each at equal distances."""
         table = self.table if rows is None else self.table[rows]
         records = []
-        for first, last, identity, camera in table.tolist():
+        for track, (first, last, identity, camera) in enumerate(table.tolist()):
             for index in _spread(first, last, frames):
                 caption = f"frames {first} to {last} of the set, this is {index}"
                 path = self._path(self._names[index - 1])
-                records.append(Record(path, max(identity, UNKNOWN), camera, caption))
+                records.append(Record(path, max(identity, UNKNOWN), camera, caption, track))
         return records
 
     def _path(self, name: str) -> Path:

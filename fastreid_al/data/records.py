@@ -22,12 +22,15 @@ class Record(NamedTuple):
         identity: -1 for junk or when unknown.
         camera: -1 when unknown.
         caption: Shown with the image in a question, such as its time and track.
+        track: Number of its track, -1 when unknown. Images of one track and one camera show the
+            same identity.
     """
 
     path: Path
     identity: int
     camera: int
     caption: str = ""
+    track: int = UNKNOWN
 
 
 class SplitCounts(NamedTuple):
@@ -77,6 +80,24 @@ def count(records: Sequence[Record]) -> SplitCounts:
     identities = {r.identity for r in records} - {UNKNOWN}
     cameras = {r.camera for r in records} - {UNKNOWN}
     return SplitCounts(len(records), len(identities), len(cameras))
+
+
+def track_numbers(records: Sequence[Record]) -> list[int] | None:
+    """Number the tracks of images 0, 1, ... in the order of their first images.
+
+    A track lies within one camera: the same number under two cameras means two tracks. An image
+    without a known camera has none, because programs number the tracks of each camera anew.
+
+    Returns:
+        The number of each image's track, -1 for an image without one; None where no track has two
+        images.
+    """
+    keys = [(r.camera, r.track) for r in records]
+    known = [key for key in keys if UNKNOWN not in key]
+    number = {key: at for at, key in enumerate(dict.fromkeys(known))}
+    if len(number) == len(known):
+        return None
+    return [number.get(key, UNKNOWN) for key in keys]
 
 
 def renumber(records: Sequence[Record]) -> list[Record]:

@@ -13,9 +13,10 @@ from ..answers import Answer, Asker, Closure, Ledger, Question, Verdict
 from ..answers.posterior import UNKNOWN_RATE
 from ..config import QuestionConfig
 
-#: Clusters features (n, D): takes cannot-links (m, 2) int64 or None, and returns the clusters
-#: (n,) int64, -1 outside every cluster, and the features (n, D) that were clustered.
-Cluster = Callable[[Tensor | None], tuple[Tensor, Tensor]]
+#: Clusters features (n, D): takes cannot-links (m, 2) int64 or None, and must-links (n,) int64 as
+#: `QuestionRounds.must_links` returns them or None. Returns the clusters (n,) int64, -1 outside
+#: every cluster, and the features (n, D) that were clustered.
+Cluster = Callable[[Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class Identities(NamedTuple):
@@ -55,6 +56,7 @@ def identities_by_answers(
     ledger: Ledger | None,
     config: QuestionConfig,
     links: bool = False,
+    tracks: Tensor | None = None,
 ) -> Identities:
     """Cluster images, and change the clusters so that they agree with every answer of a ledger.
 
@@ -69,6 +71,8 @@ def identities_by_answers(
         ledger: The answers, about rows of the features; None where there are none.
         config: How answers are taken.
         links: Whether the clustering takes cannot-links.
+        tracks: (n,) int64 track of each image, whose images are the same, -1 for none; None where
+            there are no tracks.
 
     Returns:
         The identities. In addition to the clustering, time and memory are those of `active.refine`:
@@ -79,14 +83,21 @@ def identities_by_answers(
         ValueError: The features cannot be clustered.
     """
     if ledger is None or not ledger.answers():
-        clusters, clustered = cluster(None)
+        clusters, clustered = cluster(None, tracks)
         return Identities(clusters, clusters, clustered, Closure(), [], 0.0)
-    asker = Asker(_NoOne(), ledger, closure=config.closure, expected_error=config.expected_error)
+    asker = Asker(
+        _NoOne(),
+        ledger,
+        closure=config.closure,
+        expected_error=config.expected_error,
+        tracks=tracks,
+    )
+    rounds = QuestionRounds(asker, _ask_nothing, config)
     cannot_links = None
     if links:
-        pairs = QuestionRounds(asker, _ask_nothing, config).cannot_links(0, features)
+        pairs = rounds.cannot_links(0, features)
         cannot_links = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
-    clusters, clustered = cluster(cannot_links)
+    clusters, clustered = cluster(cannot_links, rounds.must_links(0, features))
     identities = refine(clustered, clusters, asker, _ask_nothing, config).labels
     believed = {answer.event for answer in asker.closure.answers()}
     doubted = [a for a in asker.deciding_answers() if a.event not in believed]

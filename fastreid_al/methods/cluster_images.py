@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
+from ..active.partition import join_images
 from ..clustering import (
     average_linkage,
     dbscan,
@@ -48,6 +50,7 @@ def cluster_images(
     threshold: float | None = None,
     cannot_links: Tensor | None = None,
     world: World = SINGLE_PROCESS,
+    must_links: Tensor | None = None,
 ) -> Clustered:
     """Cluster images by their features (Sec. 3.1).
 
@@ -63,6 +66,10 @@ def cluster_images(
             for the first clustering.
         cannot_links: (m, 2) int64 pairs of images that average linkage never joins.
         world: The ranks that the features are sharded over.
+        must_links: (n,) int64: images of one number are the same, -1 for any other image. Average
+            linkage begins with them as one cluster. After DBSCAN they are brought together
+            (`active.partition.join_images`): at distance 0 they would join all images that are
+            near to one of them. The same on all ranks, and no cannot-link joins two of them.
 
     Returns:
         The clusters, and the features that they were made of.
@@ -75,15 +82,17 @@ def cluster_images(
         features = standardise_by_camera(features, cameras, scale, world)
     for _ in range(config.whiten):
         graph, _ = _graph(features, config, world)
-        draft = _draft(graph, config, cannot_links, world)
+        draft = _draft(graph, config, cannot_links, must_links, world)
         features = whiten_within_clusters(features, draft, world=world)
     graph, recall = _graph(features, config, world)
     if config.algorithm == "linkage":
-        labels = _linked(graph, config, cannot_links, world)
+        labels = _linked(graph, config, cannot_links, must_links, world)
     else:
         labels, threshold = self_paced_labels(
             graph, config.eps, config.eps_gap, config.min_samples, threshold, config.dbscan, world
         )
+        if must_links is not None:
+            labels = _joined(features, labels, must_links, world)
     return Clustered(labels.cpu(), features, threshold, recall)
 
 
@@ -103,17 +112,32 @@ def _graph(features: Tensor, config: ClusterConfig, world: World) -> tuple[Graph
 
 
 def _linked(
-    graph: Graph, config: ClusterConfig, cannot_links: Tensor | None, world: World
+    graph: Graph,
+    config: ClusterConfig,
+    cannot_links: Tensor | None,
+    must_links: Tensor | None,
+    world: World,
 ) -> Tensor:
     """Clusters of average linkage, (n,) int64."""
-    return average_linkage(graph, config.join, cannot_links=cannot_links, world=world).labels
+    return average_linkage(graph, config.join, must_links, cannot_links, world).labels
+
+
+def _joined(features: Tensor, labels: Tensor, must_links: Tensor, world: World) -> Tensor:
+    """Labels (n,) int64 on the CPU whose must-linked images are together; the first rank joins."""
+    features = world.gather_rows_to_first(features)
+    joined = world.compute_on_first(lambda: join_images(features, labels.cpu(), must_links.cpu()))
+    return torch.as_tensor(joined)
 
 
 def _draft(
-    graph: Graph, config: ClusterConfig, cannot_links: Tensor | None, world: World
+    graph: Graph,
+    config: ClusterConfig,
+    cannot_links: Tensor | None,
+    must_links: Tensor | None,
+    world: World,
 ) -> Tensor:
     """Clusters to whiten by, (n,) int64 on the CPU: without a selection of images."""
     if config.algorithm == "linkage":
-        return _linked(graph, config, cannot_links, world).cpu()
+        return _linked(graph, config, cannot_links, must_links, world).cpu()
     (labels,) = dbscan(graph, (config.eps,), config.min_samples, config.dbscan, world)
     return labels.cpu()

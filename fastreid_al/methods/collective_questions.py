@@ -65,6 +65,33 @@ class CollectiveQuestions:
         found = self._world.compute_on_first(pairs, self._watch)
         return torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
 
+    def must_links(self, epoch: int, features: Tensor, tracks: Tensor | None) -> Tensor | None:
+        """Return the images that are one identity before they are clustered, on all ranks.
+
+        Args:
+            epoch: Number of completed epochs.
+            features: This rank's rows of (n, D).
+            tracks: (n,) int64 track of each image, -1 for none; None on all ranks where there are
+                no tracks. The questions have the same.
+
+        Returns:
+            (n,) int64 as `QuestionRounds.must_links` returns it; the tracks in an epoch without
+            questions.
+        """
+        if not self.asks_in(epoch):
+            return tracks
+        questions = self._questions
+        before = questions is not None and questions.config.must_links == "before"
+        if tracks is None and not self._world.any_true(before):
+            return None
+        features = self._world.gather_rows_to_first(features)
+
+        def groups() -> Tensor | None:
+            assert questions is not None
+            return questions.must_links(epoch, features)
+
+        return self._world.compute_on_first(groups, self._watch)
+
     def refine(
         self, epoch: int, features: Tensor, labels: Tensor
     ) -> tuple[Tensor, dict[str, float]]:

@@ -27,7 +27,7 @@ from ..active.partition import Partition, Split
 from ..active.snps import propose_splits
 from ..answers.asker import Asker
 from ..answers.question import Question, Verdict
-from ..arguments import as_instance
+from ..arguments import as_ids, as_instance
 from ..clustering import check_backend
 from ..config import BatchConfig, ClusterConfig, MemoryConfig, QuestionConfig
 from ..distributed.world import SINGLE_PROCESS, World
@@ -51,6 +51,8 @@ class UCAL(ContrastiveMethod):
             first epoch on.
         source: The labelled source to train with in addition; only the target is clustered.
         world: The processes that train together.
+        tracks: (n,) int64: training images of one number are the same, -1 for an image without
+            track; None where there are no tracks. The asker of the questions has the same.
 
     Raises:
         SettingError: The clustering reads the memory, but a cluster memory holds no vector per
@@ -68,6 +70,7 @@ class UCAL(ContrastiveMethod):
         questions: CollectiveQuestions | None = None,
         source: Source | None = None,
         world: World = SINGLE_PROCESS,
+        tracks: Tensor | None = None,
     ) -> None:
         super().__init__(cameras, batch, memory, seed, source, world)
         as_instance("cluster", cluster, ClusterConfig)
@@ -81,6 +84,9 @@ class UCAL(ContrastiveMethod):
                 "a cluster memory has no vector per image to cluster",
             )
         check_backend(cluster.dbscan, len(self.cameras), "`cluster.dbscan`")
+        self.tracks = None
+        if tracks is not None:
+            self.tracks = as_ids("tracks", tracks, len(self.cameras), low=-1, per="image").cpu()
         self.cluster = cluster
         self.questions = questions or CollectiveQuestions(None)
         #: Threshold of the self-paced selection, fixed at the first clustering.
@@ -117,9 +123,16 @@ class UCAL(ContrastiveMethod):
         cannot_links = None
         if self.cluster.algorithm == "linkage":
             cannot_links = self.questions.cannot_links(epoch, features)
+        must_links = self.questions.must_links(epoch, features, self.tracks)
         try:
             clustered = cluster_images(
-                features, self.cameras, self.cluster, self.threshold, cannot_links, self.world
+                features,
+                self.cameras,
+                self.cluster,
+                self.threshold,
+                cannot_links,
+                self.world,
+                must_links,
             )
         except ValueError as error:
             if self.cluster.neighbours == "exact":

@@ -144,6 +144,7 @@ def build_method(
             CollectiveQuestions(questions, context.world, context.stop.check),
             labels,
             context.world,
+            target.tracks(config.cluster),
         )
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from ..config import EvaluationConfig, RunConfig
+from ..config import ClusterConfig, EvaluationConfig, RunConfig
 from ..data import ImageSet, describe, load
 from ..data.fingerprint import data_fingerprint
 from ..data.pixels import PixelStore, cache_folder, file_digests
 from ..data.reader import SOURCE_KEYS
-from ..data.records import UNKNOWN, Record, join_sources
+from ..data.records import UNKNOWN, Record, join_sources, track_numbers
 from ..engine.console import Reporter
 from ..engine.extract import decode_records, identities_and_cameras
 from ..errors import DataError, SettingError, UserError
@@ -47,6 +48,13 @@ class Dataset:
     def known_identities(self) -> Tensor | None:
         """(n,) int64 identities; None when any is unknown."""
         return self.identities if (self.identities != UNKNOWN).all() else None
+
+    def tracks(self, config: ClusterConfig) -> Tensor | None:
+        """(n,) int64 track of each image, -1 for none; None where `cluster.tracks` or the set has
+        no tracks.
+        """
+        numbers = track_numbers(self.records) if config.tracks == "must_link" else None
+        return None if numbers is None else torch.tensor(numbers)
 
     def fingerprint(self, test_digests: Mapping[Path, str] | None = None) -> dict[str, str]:
         """Describe the content of every image, by path.

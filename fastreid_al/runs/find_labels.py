@@ -18,7 +18,7 @@ from ..answers import Closure, ImageKeys, Ledger
 from ..clustering import check_backend
 from ..config import RunConfig, TestFeatures
 from ..data import ImageSet
-from ..data.records import UNKNOWN, Record
+from ..data.records import UNKNOWN, Record, track_numbers
 from ..data.walk import relative
 from ..engine.checkpoint import load_checkpoint
 from ..engine.checkpoint_content import is_count
@@ -261,14 +261,26 @@ def _clustered(found: Labelled, cameras: Tensor, reporter: Reporter) -> Identiti
     config = found.config
     n = len(found.records)
 
-    def cluster(cannot_links: Tensor | None) -> tuple[Tensor, Tensor]:
+    tracks = None
+    if config.cluster.tracks == "must_link":
+        numbers = track_numbers(found.records)
+        tracks = None if numbers is None else torch.tensor(numbers)
+
+    def cluster(cannot_links: Tensor | None, must_links: Tensor | None) -> tuple[Tensor, Tensor]:
         if _are_equal(found.features):
             if n > 1:
                 reporter.warn(f"all {n:,} images have the same feature: there are no clusters")
             return torch.full((n,), -1), found.features
         check_backend(config.cluster.dbscan, n, "`cluster.dbscan`")
         threshold = found.saved.threshold if config.method == "ucal" else None
-        clusters = cluster_images(found.features, cameras, config.cluster, threshold, cannot_links)
+        clusters = cluster_images(
+            found.features,
+            cameras,
+            config.cluster,
+            threshold,
+            cannot_links,
+            must_links=must_links,
+        )
         return clusters.labels, clusters.features
 
     if config.method == "nnct":
@@ -278,7 +290,9 @@ def _clustered(found: Labelled, cameras: Tensor, reporter: Reporter) -> Identiti
     links = config.cluster.algorithm == "linkage"
     try:
         with _ledger(found) as ledger:
-            return identities_by_answers(found.features, cluster, ledger, config.questions, links)
+            return identities_by_answers(
+                found.features, cluster, ledger, config.questions, links, tracks
+            )
     except ValueError as error:
         raise UserError(f"the features cannot be clustered: {error}") from error
 

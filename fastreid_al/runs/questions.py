@@ -131,6 +131,7 @@ def open_questions(
             wait=settings.wait,
             second_vote=settings.second_vote,
             judge_members=settings.thumbnails,
+            tracks=target.tracks(config.cluster),
         )
         # Every answer is on disk when these are called, so a signal may end the round here.
         asker.after_answer = lambda questions, current_labels: context.stop.check()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastreid_al.active.partition import Partition, apply_answers, join_groups
+from fastreid_al.active.partition import Partition, apply_answers, join_groups, join_images
 from fastreid_al.answers import (
     Closure,
     Verdict,
@@ -147,6 +147,40 @@ def test_true_links_hardly_lower_the_precision_of_any_clustering(
     links = [a for a in random_answers(seed, identities, 2 * count) if a.verdict is SAME]
     before = pair_scores(labels, identities)
     after = pair_scores(apply_answers(features, labels, Closure.replay(links)), identities)
+    assert after.precision >= 0.97 * before.precision
+    assert after.f1 >= 0.97 * before.f1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_groups_are_joined_as_in_a_slow_form_and_move_no_other_image(seed: int) -> None:
+    features, identities, cameras = planted_partition(90, 16, sizes=(3, 12), spread=1.0, seed=seed)
+    random = np.random.default_rng(seed)
+    labels = torch.from_numpy(random.integers(-1, 25, size=90))
+    groups = identities * int(cameras.max() + 1) + cameras
+    groups[torch.from_numpy(random.random(90) < 0.3)] = -1
+
+    def known(a: int, b: int) -> bool | None:
+        return True if groups[a] == groups[b] >= 0 else None
+
+    after = join_images(features, labels, groups)
+    found = [set((after == c).nonzero()[:, 0].tolist()) for c in range(int(after.max()) + 1)]
+    assert found == labels_by_answers(features.numpy(), labels.numpy(), known, follow=False)
+    before = Partition(labels).labels()
+    rest = ((groups < 0) & (after >= 0)).nonzero()[:, 0].tolist()
+    assert all((after[a] == after[b]) == (before[a] == before[b]) for a in rest for b in rest)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.3, 0.6, 0.9]))
+def test_true_tracks_hardly_lower_the_precision_of_any_clustering(seed: int, mixed: float) -> None:
+    features, identities, cameras = planted_partition(200, 24, sizes=(4, 16), seed=seed)
+    random = np.random.default_rng(seed)
+    labels = identities.clone()
+    moved = torch.from_numpy(random.random(200) < mixed)
+    labels[moved] = torch.from_numpy(random.integers(20, size=200))[moved]
+    tracks = identities * int(cameras.max() + 1) + cameras
+    before = pair_scores(labels, identities)
+    after = pair_scores(join_images(features, labels, tracks), identities)
     assert after.precision >= 0.97 * before.precision
     assert after.f1 >= 0.97 * before.f1
 

@@ -231,3 +231,15 @@ def test_over_many_rounds_no_answer_contradicts_the_labels(strategy: str) -> Non
             assert bool(refined[answer.left] == refined[answer.right] >= 0) == (
                 answer.verdict is SAME
             )
+
+
+@pytest.mark.parametrize("strategy", ["ucal", "gain"])
+def test_what_a_round_merged_stays_merged_at_its_end(strategy: str) -> None:
+    features, identities, labels = crowded()
+    asker = Asker(Oracle(identities))
+    config = QuestionConfig(per_epoch=60, k_max_rule="root", merge_share=1.0)
+    for epoch in range(3):
+        refined = refine(features, labels, asker, strategy, config, epoch).labels
+        merged = asker.current_labels()
+        assert int(merged.max()) < int(labels.max())
+        assert torch.equal(refined, merged)

@@ -22,6 +22,7 @@ from fastreid_al.answers.asker import OutOfQuestions
 from fastreid_al.config import QuestionConfig
 from fastreid_al.metrics import pair_scores
 from tests.support.asking import Counting, crowded
+from tests.support.ledgers import put
 
 SAME, DIFFERENT, UNSURE = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE
 
@@ -357,3 +358,27 @@ def test_an_annotator_without_answers_is_taken_to_err_once_in_fifty() -> None:
     question = Question((0, 3), (torch.arange(3), torch.arange(3, 6)), "merge", 0.9, 1.0)
     assert asker.ask(question) is SAME
     assert len(annotator.asked) == 2
+
+
+@pytest.mark.parametrize("closure", ["transitive", "none"])
+def test_images_of_a_track_stay_together_and_yield_to_answers(closure: str) -> None:
+    features, identities, labels = crowded()
+    tracks = torch.full_like(identities, -1)
+    tracks[:6] = torch.tensor([0, 0, 0, 1, 1, -1])
+    ledger = Ledger.open("sqlite://")
+    asker = Asker(Oracle(identities), ledger, closure=closure, tracks=tracks)
+    refined = refine(features, labels, asker, "random", QuestionConfig(per_epoch=0)).labels
+    assert len(set(refined[:3].tolist())) == len(set(refined[3:5].tolist())) == 1
+    put(ledger, 0, 1, DIFFERENT)
+    refined = refine(features, labels, asker, "random", QuestionConfig(per_epoch=0)).labels
+    assert refined[0] != refined[1] == refined[2]
+
+
+def test_nobody_is_asked_about_two_images_of_a_track() -> None:
+    features, identities, labels = crowded()
+    annotator = Counting(identities)
+    tracks = torch.where(torch.arange(len(labels)) % 2 == 0, identities, -1)
+    asker = Asker(annotator, tracks=tracks)
+    refine(features, labels, asker, "gain", QuestionConfig(per_epoch=60))
+    assert annotator.asked
+    assert not any(tracks[a] == tracks[b] >= 0 for a, b in annotator.asked)

@@ -388,3 +388,23 @@ def test_images_known_to_be_different_are_listed_with_what_follows() -> None:
     closure = Closure.replay(answers)
     assert closure.cannot_linked_images() == [(0, 2), (0, 3), (0, 9), (1, 2), (1, 3), (1, 9)]
     assert Closure().cannot_linked_images() == []
+
+
+def test_a_link_yields_to_answers_and_is_event_zero_in_a_chain() -> None:
+    closure = Closure.replay([Answer(1, 0, 2, DIFFERENT)])
+    assert closure.link(0, 1) is Effect.NEW
+    assert closure.link(1, 0) is Effect.KNOWN
+    assert closure.link(1, 2) is Effect.CONTRADICTION
+    assert closure.verdict(1, 2) is DIFFERENT
+    assert closure.chain(1, 2) == [0, 1]
+    assert not closure.contradictions and not closure.answered(0, 1)
+    assert closure.add(Answer(2, 0, 1, DIFFERENT)) is Effect.CONTRADICTION
+    assert closure.verdict(0, 1) is DIFFERENT
+
+
+def test_a_closure_of_answered_pairs_takes_no_link() -> None:
+    closure = Closure(transitive=False)
+    assert closure.link(0, 1) is Effect.OPEN
+    assert closure.verdict(0, 1) is None
+    with pytest.raises(ValueError, match="link: got image 3 twice"):
+        closure.link(3, 3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastreid_al.data import load
-from fastreid_al.data.records import ImageSet
+from fastreid_al.data.records import ImageSet, track_numbers
 from fastreid_al.errors import DataError
 from tests.support.image_sets import fails, labels, put
 
@@ -37,6 +37,12 @@ def test_all_columns(tmp_path: Path) -> None:
     assert images.train[1].caption == ""
     assert {r: len(p) for r, p in images.passed_over.items()} == {"images with split none": 1}
     assert images.root == tmp_path
+
+
+def test_a_track_lies_within_a_camera(tmp_path: Path) -> None:
+    rows = "a.jpg,north,t1\nb.jpg,south,t1\nc.jpg,north,t1\nd.jpg,north,\ne.jpg,,t1\nf.jpg,,t1\n"
+    images = read(tmp_path, "path,camera,tracklet\n" + rows)
+    assert track_numbers(images.train) == [0, 1, 0, -1, -1, -1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from scipy.io import savemat
 
 from fastreid_al.data import load
 from fastreid_al.data.mars import _spread
+from fastreid_al.data.records import track_numbers
 from tests.support.image_sets import fails, labels, put
 
 
@@ -43,6 +44,7 @@ def test_tracklets_are_sampled(root: Path) -> None:
     assert images.query[0].path.stem == "0002C1T0001F002"
     assert labels(images.gallery) == [(4, 4)] * 3 + [(-1, 2)]
     assert images.train[0].caption == "frames 1 to 8 of the set, this is 2"
+    assert track_numbers(images.train) == [0, 0, 0, 1, 1]
 
 
 def test_frames_of_a_tracklet() -> None:

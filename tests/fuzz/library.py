@@ -818,6 +818,7 @@ SCHEMAS: dict[str, Schema] = {
             **{"features": "rows", "labels": "ids", "identities": "ids", "i": "count"},
             **{"j": "count", "budget": "?count", "confirm_merges": "count", "seed": "count"},
             **{"closure": "choice", "minutes": "?number", "cameras": "?ids"},
+            "tracks": "?ids",
         },
         pair_arguments,
         words=("image", "images", "ask_pair", "oracle", "question", "similarity"),
@@ -889,7 +890,7 @@ SCHEMAS: dict[str, Schema] = {
         ucal_batches,
         {
             **{"cameras": "ids", "cluster": "object", "batch": "object", "memory": "object"},
-            **{"seed": "count", "questions": "?object", **WORLD},
+            **{"seed": "count", "questions": "?object", "tracks": "?ids", **WORLD},
         },
         lambda random: method_arguments(random) | {"cluster": ClusterConfig()},
     ),

@@ -45,8 +45,10 @@ def found(
     settings = ClusterConfig(k1=8, k2=2, eps=0.5, join=0.2)
     settings = replace(settings, algorithm=algorithm)  # type: ignore[arg-type]
 
-    def cluster(cannot_links: Tensor | None) -> tuple[Tensor, Tensor]:
-        result = cluster_images(features, cameras, settings, None, cannot_links)
+    def cluster(cannot_links: Tensor | None, must_links: Tensor | None) -> tuple[Tensor, Tensor]:
+        result = cluster_images(
+            features, cameras, settings, None, cannot_links, must_links=must_links
+        )
         return result.labels, result.features
 
     with Ledger.open("sqlite://") as ledger:
@@ -122,7 +124,7 @@ def test_nothing_is_asked_or_written(tmp_path: Path) -> None:
             features = torch.eye(4)
             clusters = torch.tensor([0, 0, 1, 1])
             result = identities_by_answers(
-                features, lambda _: (clusters, features), reader, QuestionConfig(budget=9)
+                features, lambda *_: (clusters, features), reader, QuestionConfig(budget=9)
             )
         assert ledger.last_event() == 1
     assert result.identities.tolist() == [0, 0, 1, 1]
@@ -136,7 +138,7 @@ def test_sources_follow_from_the_answers() -> None:
         put(ledger, 7, 8, Verdict.UNSURE)
         features = torch.eye(9)
         result = identities_by_answers(
-            features, lambda _: (clusters, features), ledger, QuestionConfig()
+            features, lambda *_: (clusters, features), ledger, QuestionConfig()
         )
     assert result.identities.tolist() == [0, 0, 0, 0, 0, -1, -1, -1, -1]
     answered = answered_images(result.closure, 9)

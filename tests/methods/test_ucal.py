@@ -27,6 +27,7 @@ from fastreid_al.methods.collective_questions import CollectiveQuestions
 from fastreid_al.methods.ucal import singleton_classes
 from tests.support.features import clustered_features
 from tests.support.graphs import scikit_learn_labels
+from tests.support.ledgers import put
 
 N = 200
 FEATURES = torch.from_numpy(clustered_features(N, 15, spread=1.2)).float()
@@ -88,6 +89,54 @@ def test_answers_are_cuts_in_the_clustering_of_later_epochs() -> None:
     assert drafted is not None
     for answer in different:
         assert drafted[answer.left] != drafted[answer.right] or drafted[answer.left] < 0
+
+
+@pytest.mark.parametrize("algorithm", ["dbscan", "linkage"])
+@pytest.mark.parametrize("asks", [False, True])
+def test_images_of_a_track_have_one_label_in_every_epoch(asks: bool, algorithm: str) -> None:
+    identities = torch.arange(N) % 5
+    tracks = torch.where(torch.arange(N) < 60, identities, -1)
+    questions = None
+    if asks:
+        asker = Asker(Oracle(identities), tracks=tracks)
+        questions = QuestionRounds(asker, "gain", QuestionConfig(start=1, per_epoch=20))
+    settings = ClusterConfig(k1=15, algorithm=algorithm, join=0.2)  # type: ignore[arg-type]
+    collective = CollectiveQuestions(questions)
+    method = UCAL(CAMERAS, settings, BATCH, MemoryConfig(), 0, collective, tracks=tracks)
+    for epoch in range(3):
+        method.label_images(epoch, lambda: FEATURES)
+        for track in range(5):
+            assert len(method.labels[tracks == track].unique()) == 1
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_answers_of_same_enter_before_the_clustering_if_set(before: bool) -> None:
+    identities = torch.arange(N) % 5
+    asker = Asker(Oracle(identities))
+    config = QuestionConfig(start=0, per_epoch=40, must_links="before" if before else "after")
+    method = ucal(QuestionRounds(asker, "gain", config), algorithm="linkage", join=0.2)
+    method.label_images(0, lambda: FEATURES)
+    same = [a for a in asker.ledger.answers() if a.verdict is Verdict.SAME]
+    assert same
+    method.label_images(1, lambda: FEATURES)
+    drafted = method.labels_before_questions
+    assert drafted is not None
+    together = [bool(drafted[a.left] == drafted[a.right] >= 0) for a in same]
+    assert all(together) == before
+
+
+def test_a_track_that_answers_divide_does_not_enter_the_clustering_as_one() -> None:
+    tracks = torch.full((N,), -1)
+    tracks[:4] = 0
+    asker = Asker(Oracle(torch.arange(N)), tracks=tracks)
+    rounds = QuestionRounds(asker, "gain", QuestionConfig(start=0))
+    groups = rounds.must_links(0, FEATURES)
+    assert groups is not None and groups[:5].tolist() == [0, 0, 0, 0, -1]
+    put(asker.ledger, 1, 3, Verdict.DIFFERENT)
+    groups = rounds.must_links(0, FEATURES)
+    assert groups is not None and groups[0] == groups[1] == groups[2] != groups[3]
+    with pytest.raises(ValueError, match="tracks: got 200, expected 100, one per image"):
+        rounds.must_links(0, FEATURES[:100])
 
 
 def test_too_few_clusters_of_linkage_are_explained_by_its_own_setting() -> None:

@@ -12,13 +12,16 @@ import numpy as np
 Known = Callable[[int, int], bool | None]
 
 
-def labels_by_answers(features: np.ndarray, labels: np.ndarray, known: Known) -> list[set[int]]:
+def labels_by_answers(
+    features: np.ndarray, labels: np.ndarray, known: Known, follow: bool = True
+) -> list[set[int]]:
     """Return the clusters of two or more images after the answers.
 
     Args:
         features: (n, D) unit-norm.
         labels: (n,) cluster of each image, -1 outside every cluster.
         known: What follows from the answers.
+        follow: Whether clusters that the images of an answer represent follow as a whole.
     """
     n = len(labels)
     x = features.astype(np.float64)
@@ -31,7 +34,7 @@ def labels_by_answers(features: np.ndarray, labels: np.ndarray, known: Known) ->
     components = _components(n, known)
     parts = {i: next(c for c in clusters if i in c) for c in components for i in c}
     spread = [c for c in components if len({id(parts[i]) for i in c}) > 1]
-    margins = _margins(x, clusters)
+    margins = _margins(x, clusters) if follow else {}
     for component in sorted(spread, key=lambda c: (-len(c), sorted(c))):
         _gather(x, clusters, component, margins, known)
     return sorted((c for c in clusters if len(c) > 1), key=min)

@@ -593,9 +593,9 @@ class QuestionConfig:
     )
     must_links: Literal["after", "before"] = setting(
         "after",
-        "Images that were answered same are brought together when the images have been clustered "
-        "(after), or begin as one cluster of average linkage (before), which is more precise and "
-        "less complete.",
+        "Images that were answered same are brought together after the clustering, with the whole "
+        "of clusters that they represent (after), or enter the clustering as one image (before), "
+        "which finds fewer pairs and makes fewer mistakes.",
         resumable=True,
     )
     confirm_merges: int = setting(

@@ -125,6 +125,13 @@ def build_method(
     labels = None if source is None else make_source(source.identities, source.cameras)
     if config.method == "nnct":
         return build_nnct(context, len(target), labels, features)
+    tracks = target.tracks(config.cluster) if config.method == "ucal" else None
+    if tracks is not None:
+        count = int((tracks[tracks >= 0].bincount() > 1).sum())
+        context.reporter.line(
+            f"{count:,} tracks of two or more images: the images of each are taken to be the same "
+            "identity (`cluster.tracks`)"
+        )
     try:
         if config.method == "supervised":
             return Supervised(
@@ -144,7 +151,7 @@ def build_method(
             CollectiveQuestions(questions, context.world, context.stop.check),
             labels,
             context.world,
-            target.tracks(config.cluster),
+            tracks,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

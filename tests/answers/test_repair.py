@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 
+from fastreid_al.answers.agreement import known_verdicts
 from fastreid_al.answers.closure import Closure
-from fastreid_al.answers.database import PEOPLE, QUESTIONS
+from fastreid_al.answers.database import EVENTS, PEOPLE, QUESTIONS
 from fastreid_al.answers.ledger import Ledger, Origin
 from fastreid_al.answers.posterior import answer_weight
 from fastreid_al.answers.question import Answer, Verdict
@@ -18,6 +21,7 @@ from fastreid_al.ledger import main
 from tests.support.ledgers import keys, put
 
 SAME, DIFFERENT, UNSURE = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE
+WRITTEN = Path(__file__).parent / "data" / "ledger_0_1.sqlite"
 
 
 def small(seed: int) -> tuple[list[Answer], dict[int, float], tuple[int, int]]:
@@ -232,6 +236,31 @@ def test_votes_and_errors_of_people_weigh(file: str) -> None:
     assert links[1].weight == pytest.approx(2 * usual, rel=0.1)
     assert links[3].weight < 0.8 * usual
     assert found.suspects[0].event == 3
+
+
+def test_known_answers_weigh(file: str) -> None:
+    """Whoever errs where the answer is known is suspected first."""
+    with Ledger.open(file, keys()) as ledger:
+        put(ledger, 0, 1)
+        put(ledger, 1, 2, annotator="dora")
+        put(ledger, 0, 2, DIFFERENT)
+        for right in range(3, 9):
+            question = queued(ledger, 9, right, gold="different")
+            event = put(ledger, 9, right, annotator="dora", origin=Origin(question=question))
+            with ledger.store.writing() as connection:
+                connection.execute(EVENTS.update().where(EVENTS.c.id == event), {"kind": "gold"})
+        (found,) = conflicts(ledger)
+    assert found.suspects[0].event == 2
+    assert found.suspects[0].probability > 0.7
+
+
+def test_a_ledger_of_version_0_1_has_conflicts(file: str) -> None:
+    shutil.copy(WRITTEN, file)
+    with Ledger.open(file, write=False) as ledger:
+        assert known_verdicts(ledger) == {}
+        (found,) = conflicts(ledger)
+    assert found.answer.event == 12
+    assert {s.event for s in found.suspects} == {1, 2, 12}
 
 
 def test_the_command_prints_conflicts(filled: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,8 +98,11 @@ class AnswerService:
         self._url: str | None = None
         self._closed = False
         self._graph = AnswerGraph()
+        # What takes long at first is done before anybody waits for it.
         with self._reading() as connection:
             self._graph.catch_up(connection)
+            self._assignment.tally.catch_up(connection)
+            self._assignment.quality.estimates(connection)
 
     @classmethod
     def open(

@@ -329,6 +329,20 @@ def test_a_late_vote_that_is_taken_back_leaves_the_question_settled(
     assert statuses(ledger) == [("open", None)]
 
 
+def test_a_late_vote_does_not_open_what_was_settled_while_few_were_there(
+    service: AnswerService, ledger: Ledger, clock: Clock
+) -> None:
+    publish(ledger, [(0, 1)], votes=2)
+    anna, bert = service.person_named("anna"), service.person_named("bert")
+    task = task_for(service, bert)
+    clock.now += 700
+    answer_next(service, anna)
+    assert statuses(ledger) == [("answered", 1)]
+    assert service.submit(bert, decision(task, token="late")).status == "late"
+    assert service.undo(bert) is not None
+    assert statuses(ledger) == [("answered", 1)]
+
+
 def test_an_answer_to_a_withdrawn_question_is_kept(service: AnswerService, ledger: Ledger) -> None:
     publish(ledger, [(0, 1)])
     anna = service.person_named("anna")

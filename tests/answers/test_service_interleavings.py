@@ -186,7 +186,7 @@ def test_no_question_is_lost_or_given_twice(
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(st.lists(ACTIONS, max_size=60), st.sampled_from([1, 2]), st.booleans())
 def test_no_question_is_lost_or_given_twice_in_long_interleavings(
     actions: list[tuple[Any, ...]], votes: int, sheets: bool

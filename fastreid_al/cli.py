@@ -27,6 +27,7 @@ from typing import Any, Literal, NoReturn, TextIO, TypeVar, cast
 from . import __version__
 from .config import (
     MSMT17_SIZE,
+    AnnotationConfig,
     EvaluationConfig,
     ExportConfig,
     ExtractionConfig,
@@ -60,12 +61,14 @@ Config = TypeVar(
     ExtractionConfig,
     SearchConfig,
     ReportConfig,
+    AnnotationConfig,
 )
 
 #: The subcommands, each a module of this package, in the order of a first visit.
 COMMANDS = {
     "train": "Train a re-identification model on unlabelled images.",
     "evaluate": "Score a checkpoint or a bare weights file on an image set.",
+    "annotate": "Serve the page on which people answer the questions of a run in a browser.",
     "export": "Write the identities that a run found, or its network, for other programs.",
     "extract": "Write the features of images into a file.",
     "search": "Find the gallery images that are most similar to a query.",
@@ -218,7 +221,7 @@ def _as_option(found: re.Match[str]) -> str:
 def _known_keys() -> frozenset[str]:
     classes = (
         *(RunConfig, EvaluationConfig, SimulationConfig, SyntheticConfig),
-        *(ExportConfig, ExtractionConfig, SearchConfig, ReportConfig),
+        *(ExportConfig, ExtractionConfig, SearchConfig, ReportConfig, AnnotationConfig),
     )
     keys = {s.key for s in (*TRAINING_OPTIONS, *_EXPORT, *_IMPORT, _OUT, _SIZE, _EVENT)} | {"pair"}
     for cls in classes:
@@ -474,6 +477,11 @@ def parse_search(arguments: Sequence[str] | None = None) -> SearchConfig:
 def parse_report(arguments: Sequence[str] | None = None) -> ReportConfig:
     """Parse the options of `report`."""
     return _parse_class("report", ReportConfig, arguments, words=("run", "other"))
+
+
+def parse_annotation(arguments: Sequence[str] | None = None) -> AnnotationConfig:
+    """Parse the options of `annotate`."""
+    return _parse_class("annotate", AnnotationConfig, arguments, words=("run",))
 
 
 def parse_simulation(arguments: Sequence[str] | None = None) -> SimulationConfig:

@@ -1067,6 +1067,53 @@ class ReportConfig:
     engine: EngineConfig = group(EngineConfig, "How the work is done.")
 
 
+@documented
+@dataclass(frozen=True)
+class AnnotationConfig:
+    """One annotation server."""
+
+    run: str = required(
+        "Folder of a run, or its ledger: an SQLite file or a PostgreSQL URL.", path=True
+    )
+    data_root: str | None = setting(
+        None,
+        "Folder of the images. A ledger without its run needs it",
+        unset="that of the run",
+        path=True,
+    )
+    host: str = setting(
+        "127.0.0.1", "Address to listen on. Other machines reach the page only by another address."
+    )
+    port: int = setting(8765, "Port to listen on.", at_least=0, at_most=65_535)
+    people: str | None = setting(
+        None,
+        "People who get a personal link, with commas between, such as anna,ben:admin. Roles are "
+        "annotate, review and admin",
+        unset="whoever has an account on this machine, without a link,",
+    )
+    renew_links: bool = setting(
+        False, "Make new links for `people` who have one; their old links end."
+    )
+    public_url: str | None = setting(
+        None,
+        "Address under which people reach the page through a proxy, such as "
+        "https://labels.example.org",
+        unset="none",
+    )
+    gold: str | None = setting(
+        None,
+        "CSV file of pairs whose answer is known (columns left, right, verdict), which are mixed "
+        "among the questions to measure how often people err",
+        unset="none",
+        path=True,
+    )
+    noun: str = setting("person", "What an image shows, such as person, vehicle or animal.")
+    show_similarity: bool = setting(
+        False, "Show similarity and kind of each question, which may sway the answers."
+    )
+    open: bool = setting(False, "Open the page in a browser.")
+
+
 def recipe(
     dataset: str = "synthetic", name: Recipe = "auto", method: MethodName = "ucal"
 ) -> RunConfig:

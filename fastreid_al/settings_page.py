@@ -7,6 +7,7 @@ from typing import Any
 
 from .cli import SECTIONS, TRAINING_OPTIONS, as_options, option, written
 from .config import (
+    AnnotationConfig,
     EvaluationConfig,
     ExportConfig,
     ExtractionConfig,
@@ -59,6 +60,7 @@ def page() -> str:
     }
     for command, cls in commands.items():
         parts += [f"## Options of {command}\n", _short_table(settings_of(cls), ("engine",))]
+    parts += ["## Options of annotate\n", _short_table(settings_of(AnnotationConfig), ())]
     simulation = settings_of(SimulationConfig)
     parts.append("## Options of simulate\n")
     parts.append(_short_table(simulation, ("cluster", "questions", "oracle")))

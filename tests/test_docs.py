@@ -37,6 +37,7 @@ HELP = (
     ["train", "--help-all"],
     ["evaluate", "--help"],
     *([name, "--help"] for name in ("export", "extract", "search", "report", "simulate")),
+    ["annotate", "--help"],
     ["synthesize", "--help"],
     *(["ledger", name, "--help"] for name in ("show", "export", "import", "undo", "check")),
 )

@@ -34,7 +34,7 @@ LAYERS = (
     ("data", "models", "clustering", "memory", "synthetic"),
     ("metrics", "answers", "retrieval"),
     ("active", "engine", "exports"),
-    ("annotators", "methods", "labels", "reports"),
+    ("annotators", "methods", "labels", "reports", "server"),
     ("runs",),
 )
 EVERYWHERE = {

@@ -1,0 +1,218 @@
+"""Serves the annotation page of a run or of a ledger."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+from ..annotators.terminal import login_name
+from ..answers import Ledger
+from ..answers.people import check_name
+from ..answers.service import AnswerService
+from ..answers.tasks import Person
+from ..config import AnnotationConfig, RunConfig
+from ..data.locate import existing_folder
+from ..data.records import Record
+from ..engine.console import Reporter
+from ..errors import LedgerError, SettingError, UserError, printable
+from ..settings import validate
+from .data import read_set
+from .trained import config_of_run
+
+if TYPE_CHECKING:
+    from ..server.pictures import Pictures
+
+_ROLES = ("annotate", "review", "admin")
+_LEDGER_FILE = "answers.sqlite"
+
+
+class Source(NamedTuple):
+    """What people annotate.
+
+    Args:
+        ledger: Path of an SQLite file, or a URL.
+        config: Configuration of the run, where it is known.
+    """
+
+    ledger: str
+    config: RunConfig | None
+
+
+def serve_annotation(options: AnnotationConfig, reporter: Reporter | None = None) -> None:
+    """Serve the annotation page of a run until Ctrl-C.
+
+    Args:
+        options: The run, the address, and the people.
+        reporter: Prints lines and progress.
+
+    Raises:
+        UserError: The run, the ledger or the images cannot be used, the port is taken, or a package
+            is missing.
+    """
+    reporter = reporter or Reporter()
+    validate(options)
+    try:
+        from ..server.serve import Address, serve
+    except ImportError as error:
+        raise UserError(
+            f"the annotation page needs {error.name}: pip install 'fastreid_al[web]'"
+        ) from error
+    from ..server.app import PageOptions, make_app
+    from ..server.guards import is_loopback
+    from ..server.roster import add_known_answers, have_links, make_admin
+
+    wanted = _parse_people(options.people)
+    _check_url(options.public_url)
+    source = find_source(options)
+    address = Address(options.host, options.port)
+    with address:
+        pictures = _pictures(source, options, reporter)
+        with AnswerService.open(source.ledger) as service:
+            links = _make_people(service, source.ledger, wanted, options.renew_links, reporter)
+            linked = have_links(source.ledger)
+            local = None
+            if not linked and is_loopback(options.host) and not options.public_url:
+                name = service.person_named(login_name(), "admin").name
+                make_admin(source.ledger, name)
+                local = service.person_named(name)
+            if local is None and not linked:
+                raise SettingError(
+                    "people", options.people, "names", "other machines need personal links"
+                )
+            if options.gold is not None:
+                added = add_known_answers(source.ledger, Path(options.gold))
+                reporter.line(f"{added:,} questions with known answers were added")
+            page = PageOptions(
+                noun=options.noun.strip() or "person",
+                show_similarity=options.show_similarity,
+                host=options.host,
+                port=address.port,
+                public_url=options.public_url,
+                local=local,
+            )
+            url = (options.public_url or address.url).rstrip("/")
+            for line in _greeting(url, links, local, address.port, is_loopback(options.host)):
+                reporter.line(line)
+
+            def read_ledger() -> Ledger:
+                return Ledger.open(source.ledger, write=False)
+
+            serve(
+                lambda closing: make_app(service, pictures, page, read_ledger, closing),
+                address,
+                url if options.open else None,
+            )
+    reporter.line("the page was closed; every answer is kept")
+
+
+def find_source(options: AnnotationConfig) -> Source:
+    """Find the ledger that is annotated, and the configuration of its run.
+
+    Args:
+        options: Names a run or a ledger.
+
+    Raises:
+        UserError: There is none.
+    """
+    if "://" in options.run:
+        return Source(options.run, None)
+    path = Path(options.run)
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise UserError(f"{path} does not exist; name the folder of a run, or its ledger")
+        beside = path.parent / "config.json"
+        is_of_run = path.name == _LEDGER_FILE and os.path.isfile(beside)
+        return Source(str(path), config_of_run(beside) if is_of_run else None)
+    saved = path / "config.json"
+    if not os.path.isfile(saved):
+        raise UserError(
+            f"{path} is not the folder of a run: it has no config.json; name the folder that a "
+            "training wrote into, or a ledger"
+        )
+    config = config_of_run(saved)
+    ledger = config.questions.ledger or str(path / _LEDGER_FILE)
+    if "://" not in ledger and not os.path.exists(ledger):
+        raise LedgerError(f"there is no ledger {ledger}: the run has not asked a question yet")
+    return Source(ledger, config)
+
+
+def _pictures(source: Source, options: AnnotationConfig, reporter: Reporter) -> Pictures:
+    """The images of the run, or those below the folder that is named."""
+    from ..server.pictures import Pictures, records_by_name
+
+    if source.config is None:
+        if options.data_root is None:
+            raise UserError(
+                f"{source.ledger} is a ledger without its run: name the folder of the images with "
+                "`data_root`"
+            )
+        return Pictures(existing_folder(Path(options.data_root)))
+    config = source.config
+    if options.data_root is not None:
+        config = replace(config, data_root=options.data_root)
+    images = read_set(config, config.dataset, reporter)
+    records: dict[str, Record] = records_by_name(images.root, images.train)
+    return Pictures(images.root, records)
+
+
+def _parse_people(text: str | None) -> dict[str, str]:
+    """Role of each person by name."""
+    found = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        name, _, role = part.strip().partition(":")
+        if role not in ("", *_ROLES):
+            raise SettingError("people", text, f"NAME or NAME:ROLE, a role of {', '.join(_ROLES)}")
+        found[check_name(name.strip())] = role or "annotate"
+    return found
+
+
+def _check_url(url: str | None) -> None:
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.path in ("", "/")
+    except ValueError:
+        fits = False
+    if not fits:
+        raise SettingError("public_url", url, "an address such as https://labels.example.org")
+
+
+def _make_people(
+    service: AnswerService, ledger: str, wanted: dict[str, str], renew: bool, reporter: Reporter
+) -> dict[str, str]:
+    """Add the people that are new, and return the tokens that were made, by name."""
+    from ..server.roster import renew_link
+
+    known = {figures.name for figures in service.people()}
+    tokens = {}
+    for name, role in wanted.items():
+        if name not in known:
+            tokens[name] = service.add_person(name, role)[1]
+        elif renew:
+            tokens[name] = renew_link(ledger, name)
+        else:
+            reporter.line(f"{printable(name)} has a link already; `renew_links` makes a new one")
+    return tokens
+
+
+def _greeting(
+    url: str, tokens: dict[str, str], local: Person | None, port: int, loopback: bool
+) -> list[str]:
+    lines = []
+    if local is not None:
+        lines.append(f"questions for {printable(local.name)}: {url}")
+        lines.append("everybody with an account on this machine can open this page; see `people`")
+    for name, token in tokens.items():
+        lines.append(f"questions for {printable(name)}: {url}/link/{token}")
+    if local is None and not tokens:
+        lines.append(f"people use the links that they have, at {url}")
+    if loopback:
+        lines.append(f"from another machine: ssh -L {port}:localhost:{port} THIS_MACHINE")
+    lines.append("Ctrl-C ends the server")
+    return lines

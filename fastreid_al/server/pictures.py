@@ -1,0 +1,182 @@
+"""The images of a ledger as pictures for a browser, decoded and encoded again."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from PIL import Image
+
+from ..answers.ledger import ImageKeys
+from ..data.cache import digest_of
+from ..data.pixels import to_rgb
+from ..data.records import UNKNOWN, Record
+from ..errors import printable
+
+#: Heights that pictures are made in; a request gets the next larger one.
+HEIGHTS = (96, 192, 384, 768, 1536)
+#: Encoded pictures that are kept, in bytes.
+_KEPT = 64 * 2**20
+_QUALITY = 92
+
+
+class Picture(NamedTuple):
+    """An encoded image.
+
+    Args:
+        content: Its bytes.
+        media_type: Their type.
+    """
+
+    content: bytes
+    media_type: str
+
+
+class UnshownError(Exception):
+    """An image that cannot be shown; the message says why."""
+
+
+class Pictures:
+    """Finds the images of a ledger on the disk, and encodes them for a browser.
+
+    Only images that the ledger names can be shown, and only files below the folder of the set. A
+    picture is made from the pixels alone: the metadata of the file, such as where it was taken,
+    stays here. Encoded pictures take up to 64 MiB.
+
+    Args:
+        root: Folder of the image set.
+        records: Images of the set by path relative to the folder, with forward slashes. With None,
+            any path in the ledger is read below the folder.
+        keys: Names and digests, where a run has them: an image that was renamed is found by its
+            content.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        records: Mapping[str, Record] | None = None,
+        keys: ImageKeys | None = None,
+    ) -> None:
+        self._root = root
+        self._records = records
+        self._by_digest = {} if keys is None else _by_digest(keys)
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[Path, int], Picture] = OrderedDict()
+        self._bytes = 0
+
+    def caption(self, path: str) -> str:
+        """Return camera, time and track of an image as far as they are known.
+
+        The name of the file is not part of it, because it may say who is shown.
+
+        Args:
+            path: Path of the image in the ledger.
+        """
+        record = (self._records or {}).get(path)
+        if record is None:
+            return ""
+        camera = "" if record.camera == UNKNOWN else f"camera {record.camera}"
+        return ", ".join(part for part in (camera, printable(record.caption)) if part)
+
+    def picture(self, path: str, digest: str, height: int | None) -> Picture:
+        """Return an image, no higher than asked, and never enlarged.
+
+        Args:
+            path: Path of the image in the ledger.
+            digest: Digest of its content, empty when unknown.
+            height: Height in pixels; None for its own.
+
+        Raises:
+            UnshownError: There is no such file, it has other content, or it is damaged.
+        """
+        height = next((h for h in HEIGHTS if height is not None and h >= height), 0)
+        file = self._file(path, digest)
+        key = file, height
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        picture = _encode(_read(file, digest), height)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = picture
+                self._bytes += len(picture.content)
+            while self._bytes > _KEPT and len(self._kept) > 1:
+                self._bytes -= len(self._kept.popitem(last=False)[1].content)
+        return picture
+
+    def forget(self, path: str, digest: str) -> None:
+        """Remove an image that was erased from the pictures that are kept."""
+        try:
+            file = self._file(path, digest)
+        except UnshownError:
+            return
+        with self._lock:
+            for key in [key for key in self._kept if key[0] == file]:
+                self._bytes -= len(self._kept.pop(key).content)
+
+    def _file(self, path: str, digest: str) -> Path:
+        """The file of an image."""
+        if self._records is not None:
+            record = self._records.get(path) or self._records.get(self._by_digest.get(digest, ""))
+            if record is None:
+                raise UnshownError("the image is not in the set any more")
+            return record.path
+        parts = PurePosixPath(path).parts
+        # A ledger that somebody else wrote must not show other files of this machine.
+        if "\0" in path or not parts or ".." in parts or path.startswith("/"):
+            raise UnshownError("the path of the image leads out of the folder of the set")
+        root = os.path.realpath(self._root)
+        file = os.path.realpath(self._root / path)
+        if os.path.commonpath([root, file]) != root:
+            raise UnshownError("the path of the image leads out of the folder of the set")
+        return Path(file)
+
+
+def records_by_name(root: Path, records: Sequence[Record]) -> dict[str, Record]:
+    """Return records by the path that a ledger has for them.
+
+    Args:
+        root: Folder of the image set.
+        records: Its images.
+    """
+    return {record.path.relative_to(root).as_posix(): record for record in records}
+
+
+def _by_digest(keys: ImageKeys) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, digest in zip(keys.names, keys.digests, strict=False):
+        if digest:
+            found.setdefault(digest, name)
+    return found
+
+
+def _read(file: Path, digest: str) -> bytes:
+    try:
+        content = file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise UnshownError("the file of the image cannot be read") from error
+    if digest and digest_of(content) != digest:
+        raise UnshownError("the file of the image has other content than when it was asked about")
+    return content
+
+
+def _encode(content: bytes, height: int) -> Picture:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns about unusual files.
+            image = to_rgb(content)
+        if height and image.height > height:
+            width = max(1, round(image.width * height / image.height))
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, format="JPEG", quality=_QUALITY, subsampling=0)
+    except Exception as error:  # Pillow raises a wide range of types on damaged files.
+        raise UnshownError("the file of the image is damaged") from error
+    return Picture(file.getvalue(), "image/jpeg")

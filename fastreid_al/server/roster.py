@@ -1,0 +1,133 @@
+"""Changes of a ledger before its page is served: links, the local person, and known answers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from ..answers.database import IMAGES, PEOPLE, QUESTIONS
+from ..answers.ledger import Ledger
+from ..answers.people import digest_of, new_token
+from ..answers.question import Verdict
+from ..errors import UserError, printable
+
+_COLUMNS = ("left", "right", "verdict")
+_KNOWN = (Verdict.SAME.value, Verdict.DIFFERENT.value)
+
+
+def have_links(ledger: str) -> bool:
+    """Return whether anybody who may answer has a personal link.
+
+    Args:
+        ledger: Path or URL of the ledger.
+    """
+    wanted = PEOPLE.c.secret.is_not(None) & PEOPLE.c.disabled_at.is_(None)
+    with (
+        Ledger.open(ledger, role="command") as opened,
+        opened.store.reading() as connection,
+    ):
+        return connection.execute(sa.select(PEOPLE.c.id).where(wanted)).first() is not None
+
+
+def renew_link(ledger: str, name: str) -> str:
+    """Give a person another token, and return it; the old one is not valid any more.
+
+    Args:
+        ledger: Path or URL of the ledger.
+        name: Name of the person.
+    """
+    token = new_token()
+    with (
+        Ledger.open(ledger, role="command") as opened,
+        opened.store.writing() as connection,
+    ):
+        chosen = PEOPLE.update().where(PEOPLE.c.name == name)
+        connection.execute(chosen, {"secret": digest_of(token)})
+    return token
+
+
+def make_admin(ledger: str, name: str) -> None:
+    """Let a person do everything: whoever can write the ledger can do so anyhow.
+
+    Args:
+        ledger: Path or URL of the ledger.
+        name: Name of the person.
+    """
+    with (
+        Ledger.open(ledger, role="command") as opened,
+        opened.store.writing() as connection,
+    ):
+        connection.execute(PEOPLE.update().where(PEOPLE.c.name == name), {"role": "admin"})
+
+
+def add_known_answers(ledger: str, file: Path) -> int:
+    """Add questions whose answers a file knows, and return how many are new.
+
+    They are mixed among the others, and measure how often a person errs. Their images must be known
+    to the ledger.
+
+    Args:
+        ledger: Path or URL of the ledger.
+        file: CSV file with the columns left, right and verdict: two paths as in the ledger, and
+            "same" or "different".
+
+    Raises:
+        UserError: The file cannot be read, or a line of it is wrong.
+    """
+    rows = _read(file)
+    with (
+        Ledger.open(ledger, role="command") as opened,
+        opened.store.writing() as connection,
+    ):
+        numbers = {path: i for i, path in connection.execute(sa.select(IMAGES.c.id, IMAGES.c.path))}
+        columns = QUESTIONS.c.left_id, QUESTIONS.c.right_id
+        chosen = sa.select(*columns).where(QUESTIONS.c.gold.is_not(None))
+        known = {frozenset(pair) for pair in connection.execute(chosen)}
+        added = 0
+        for line, left, right, verdict in rows:
+            for path in (left, right):
+                if path not in numbers:
+                    raise UserError(
+                        f"{file}, line {line}: the ledger has no image {printable(path)}; name "
+                        "images that were asked about"
+                    )
+            pair = numbers[left], numbers[right]
+            if frozenset(pair) in known:
+                continue
+            known.add(frozenset(pair))
+            added += 1
+            values = {
+                **{"run": "", "epoch": 0, "left_id": pair[0], "right_id": pair[1]},
+                "left_images": json.dumps([pair[0]]),
+                "right_images": json.dumps([pair[1]]),
+                **{"reason": "gold", "gold": verdict, "known_event": 0, "status": "open"},
+                "made_at": time.time(),
+            }
+            connection.execute(QUESTIONS.insert(), values)
+    return added
+
+
+def _read(file: Path) -> list[tuple[int, str, str, str]]:
+    """Line, paths and verdict of each pair."""
+    found = []
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines)
+            if not set(_COLUMNS) <= set(reader.fieldnames or ()):
+                raise UserError(f"{file}: expected the columns {', '.join(_COLUMNS)}")
+            for row in reader:
+                left, right, verdict = (row[name] or "" for name in _COLUMNS)
+                if verdict not in _KNOWN or left == right:
+                    raise UserError(
+                        f"{file}, line {reader.line_num}: expected two different images, and same "
+                        f"or different, got {printable(verdict)!r}"
+                    )
+                found.append((reader.line_num, left, right, verdict))
+    except (OSError, UnicodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{file} cannot be read ({reason}); name another file") from error
+    return found

@@ -1,0 +1,733 @@
+// The page that asks: one task at a time, the next one loaded beforehand.
+
+import { ActiveClock } from "./clock.js";
+import { Keys } from "./keys.js";
+import { Away, Locked, get, imageUrl, post, send, token } from "./net.js";
+import { Outbox } from "./outbox.js";
+import { keep, load } from "./store.js";
+import { Zoom } from "./zoom.js";
+
+const { noun, person } = document.body.dataset;
+const LARGE = 768;
+const SMALL = 192;
+const PER_PAGE = 9;
+const HEARTBEAT = 20000;
+const find = (selector) => document.querySelector(selector);
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** The task on the screen, and what was said of it so far. */
+let current = null;
+/** Tasks that were loaded beforehand. */
+let ahead = [];
+/** Tasks whose answers have not arrived, by token: an answer that is taken back shows its task. */
+const unsent = new Map();
+let looking = null;
+let failure = null;
+let locked = false;
+
+const clock = new ActiveClock();
+const sides = new Map();
+for (const element of document.querySelectorAll(".side")) {
+  const zoom = new Zoom(element.querySelector(".frame"), element.querySelector(".zoom"));
+  sides.set(element.dataset.side, { element, zoom, picture: element.querySelector(".frame img") });
+}
+
+const outbox = new Outbox(person, {
+  sent(item, reply) {
+    unsent.delete(item.body.token);
+    if (item.path === "/api/answers") say(describe(reply), reply.contradiction.length > 0);
+    fill();
+  },
+  refused(item, error) {
+    unsent.delete(item.body.token);
+    if (item.path === "/api/answers") say(`The answer was refused: ${error.message}.`, true);
+    fill();
+  },
+  changed(error) {
+    failure = error;
+    showConnection();
+  },
+});
+
+// ---- what is on the screen
+
+function showConnection() {
+  const waiting = outbox.items.filter((item) => item.path === "/api/answers").length;
+  const kept =
+    waiting === 0 ? "" : waiting === 1 ? " 1 answer is kept in this browser." : ` ${waiting} answers are kept in this browser.`;
+  const place = find("#away");
+  if (failure instanceof Locked || locked) {
+    place.textContent = `Your personal link is not valid any more: ask for a new one and open it.${kept}`;
+  } else if (failure) {
+    const later = waiting ? " They are sent when it is back." : "";
+    place.textContent = `Not connected: ${failure.message}.${kept}${later}`;
+  }
+  place.hidden = !(failure || locked);
+}
+
+function say(text, important = false) {
+  const place = find("#said");
+  place.replaceChildren(text);
+  place.classList.toggle("important", important);
+  if (important && text.includes("contradicts")) {
+    const link = document.createElement("a");
+    link.href = "/contradictions";
+    link.textContent = "Look at it";
+    place.append(" ", link);
+  }
+}
+
+const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
+
+/** What an answer changed. */
+function describe(reply) {
+  const parts = [];
+  if (reply.status === "late") parts.push("Kept as a second opinion: the question was closed meanwhile.");
+  const effect = reply.effect;
+  if (effect) {
+    const [a, b] = effect.joined;
+    if (a && b) parts.push(`Joined ${a} + ${count(b, "image")}: ${count(effect.pairs, "pair")} the same.`);
+    if (effect.apart) parts.push(`${count(effect.apart, "pair")} known to be different.`);
+    if (effect.cuts) parts.push(`${count(effect.cuts, "earlier answer")} set aside.`);
+  }
+  if (reply.contradiction.length) {
+    const events = reply.contradiction.slice(0, 5).join(", ");
+    parts.push(`This contradicts ${reply.contradiction.length === 1 ? "answer" : "answers"} ${events}.`);
+  }
+  if (!parts.length) parts.push("Recorded.");
+  return parts.join(" ");
+}
+
+function show(task) {
+
+  current = task;
+  find("#waiting").hidden = task !== null;
+  find("#pair").hidden = task === null || task.sheet;
+  find("#sheet").hidden = task === null || !task.sheet;
+  document.body.dataset.kind = task === null ? "none" : task.sheet ? "sheet" : "pair";
+  for (const button of document.querySelectorAll(".verdicts button, .more button[data-only]")) {
+    const only = button.dataset.only;
+    button.hidden = Boolean(only) && task !== null && only !== document.body.dataset.kind;
+    button.disabled = task === null;
+  }
+  if (task === null) {
+    find("#count").textContent = "";
+    return;
+  }
+  task.odd ??= new Set();
+  task.seen ??= new Set();
+  task.confirmed ??= false;
+  task.pages ??= {};
+  task.digits ??= "left";
+  task.tags ??= [];
+  task.comment ??= "";
+  task.loading = new Set();
+  task.broken = new Set();
+  if (task.sheet) {
+    task.verdicts ??= new Map(task.items.map((item) => [item.question, "different"]));
+    task.sheetPage ??= 0;
+    showSide("sheet", task.left);
+    showCandidates();
+  } else {
+    showSide("left", task.left);
+    showSide("right", task.items[0]);
+  }
+  const { number, total } = task;
+  const details = [];
+  if (typeof task.similarity === "number") details.push(`similarity ${task.similarity.toFixed(3)}`);
+  if (typeof task.probability === "number") details.push(`probability ${task.probability.toFixed(2)}`);
+  if (task.reason) details.push(task.reason);
+  find("#count").textContent = [`Question ${number} of ${total}`, ...details].join(" · ");
+  find("#title").textContent = task.sheet ? `Which are the same ${noun}?` : `Same ${noun}?`;
+  showNotes();
+  clock.restart();
+}
+
+/** Remember when a picture is on the screen: nobody answers without having seen it. */
+function watch(picture, name) {
+  const task = current;
+  const done = (broken) => {
+    task.loading.delete(name);
+    if (broken) task.broken.add(name);
+    picture.classList.toggle("broken", broken);
+  };
+  if (picture.complete) {
+    done(picture.naturalWidth === 0);
+    return;
+  }
+  task.loading.add(name);
+  picture.onload = () => done(false);
+  picture.onerror = () => done(true);
+}
+
+function setPicture(picture, number, height, text) {
+  picture.onload = null;
+  picture.onerror = null;
+  picture.classList.remove("broken");
+  const url = imageUrl(number, current.images[number], height);
+  if (picture.getAttribute("src") !== url) picture.src = url;
+  picture.alt = text;
+}
+
+const caption = (number) => current.images[number]?.caption ?? "";
+
+function showSide(name, side) {
+  const { element, zoom, picture } = sides.get(name);
+  zoom.reset();
+  const letter = { left: "A", right: "B", sheet: "the image to compare with" }[name];
+  setPicture(picture, side.image, LARGE, `Large image of ${letter}. ${caption(side.image)}`.trim());
+  watch(picture, name);
+  element.querySelector(".caption").textContent = caption(side.image);
+  element.querySelector(".members-count").textContent = side.members.length
+    ? `${count(side.members.length, "more image")} of the same group`
+    : "No other images of this group";
+  showMembers(name);
+}
+
+const sideOf = (name) => (name === "right" ? current.items[0] : current.left);
+
+function showMembers(name) {
+  const { element } = sides.get(name);
+  const { members } = sideOf(name);
+  const pages = Math.max(1, Math.ceil(members.length / PER_PAGE));
+  const page = Math.min(current.pages[name] ?? 0, pages - 1);
+  current.pages[name] = page;
+  const visible = members.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
+  const digits = !current.sheet && current.digits === name;
+  const list = element.querySelector(".thumbs");
+  list.classList.toggle("active", digits);
+  list.replaceChildren(
+    ...visible.map((number, place) => {
+      current.seen.add(number);
+      const item = document.createElement("li");
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "thumb";
+      button.dataset.image = number;
+      const picture = document.createElement("img");
+      picture.decoding = "async";
+      const mark = document.createElement("span");
+      mark.className = "mark";
+      const key = document.createElement("span");
+      key.className = "key";
+      key.setAttribute("aria-hidden", "true");
+      key.textContent = place + 1;
+      button.append(picture, mark, key);
+      const under = document.createElement("span");
+      under.className = "thumb-caption";
+      under.textContent = caption(number);
+      item.append(button, under);
+      setPicture(picture, number, SMALL, "");
+      picture.onerror = () => picture.classList.add("broken");
+      button.addEventListener("click", () => toggleOdd(name, number));
+      return item;
+    }),
+  );
+  const pager = element.querySelector(".pager");
+  pager.hidden = pages === 1;
+  pager.querySelector(".page").textContent = `${page + 1} of ${pages}`;
+  const choose = element.querySelector(".digits");
+  if (choose) {
+    choose.hidden = !members.length || !keys.on;
+    choose.setAttribute("aria-pressed", String(digits));
+  }
+  showMarks(name);
+}
+
+function showMarks(name) {
+  const { element } = sides.get(name);
+  const letter = { left: "A", right: "B", sheet: "the large one" }[name];
+  for (const button of element.querySelectorAll(".thumb")) {
+    const number = Number(button.dataset.image);
+    const odd = current.odd.has(number);
+    button.setAttribute("aria-pressed", String(odd));
+    const about = [`Image of the group of ${letter}`, caption(number)].filter(Boolean).join(", ");
+    button.setAttribute("aria-label", `${about}: does not belong`);
+    button.classList.toggle("odd", odd);
+    button.classList.toggle("confirmed", current.confirmed && !odd);
+    button.querySelector(".mark").textContent = odd ? "✕" : current.confirmed ? "✓" : "";
+  }
+  const confirm = find('[data-action="confirm"]');
+  confirm.setAttribute("aria-pressed", String(current.confirmed));
+}
+
+function showNotes() {
+  const parts = [];
+  if (current?.odd.size) parts.push(`${count(current.odd.size, "image")} marked as not belonging`);
+  if (current?.confirmed) parts.push("all others that you saw belong");
+  if (current?.tags.length) parts.push(current.tags.join(", "));
+  if (current?.comment) parts.push(`comment: ${current.comment}`);
+  find("#noted").textContent = parts.join(" · ");
+}
+
+function toggleOdd(name, number) {
+  if (current.odd.has(number)) current.odd.delete(number);
+  else current.odd.add(number);
+  showMarks(name);
+  showNotes();
+}
+
+// ---- sheets
+
+const sheetPages = () => Math.max(1, Math.ceil(current.items.length / PER_PAGE));
+
+function showCandidates() {
+  const page = current.sheetPage;
+  const visible = current.items.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
+  find("#candidates").replaceChildren(
+    ...visible.map((item, place) => {
+      current.seen.add(item.image);
+      const box = document.createElement("li");
+      box.className = "candidate";
+      box.dataset.question = item.question;
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "choice";
+      const picture = document.createElement("img");
+      picture.decoding = "sync";
+      const mark = document.createElement("span");
+      mark.className = "mark";
+      const key = document.createElement("span");
+      key.className = "key";
+      key.setAttribute("aria-hidden", "true");
+      key.textContent = place + 1;
+      button.append(picture, key, mark);
+      button.addEventListener("click", () => choose(item, "same"));
+      const unsure = document.createElement("button");
+      unsure.type = "button";
+      unsure.className = "unsure";
+      unsure.textContent = "Unsure";
+      unsure.addEventListener("click", () => choose(item, "unsure"));
+      const under = document.createElement("p");
+      under.className = "caption";
+      under.textContent = [caption(item.image), item.members.length ? count(1 + item.members.length, "image") : ""]
+        .filter(Boolean)
+        .join(" · ");
+      const few = document.createElement("div");
+      few.className = "few";
+      for (const number of item.members.slice(0, 3)) {
+        const small = document.createElement("img");
+        setPicture(small, number, SMALL, "");
+        few.append(small);
+      }
+      box.append(button, few, under, unsure);
+      setPicture(picture, item.image, LARGE / 2, "");
+      watch(picture, `candidate ${item.question}`);
+      return box;
+    }),
+  );
+  const pager = find("#sheet-pager");
+  pager.hidden = sheetPages() === 1;
+  pager.querySelector(".page").textContent = `${page + 1} of ${sheetPages()}`;
+  showChoices();
+}
+
+const CHOICES = { same: ["same", "✓ same"], unsure: ["unsure", "? unsure"], different: ["different", "different"] };
+
+function showChoices() {
+  for (const box of document.querySelectorAll(".candidate")) {
+    const question = Number(box.dataset.question);
+    const place = current.items.findIndex((item) => item.question === question);
+    const verdict = current.verdicts.get(question);
+    for (const name of Object.keys(CHOICES)) box.classList.toggle(name, name === verdict);
+    box.querySelector(".mark").textContent = CHOICES[verdict][1];
+    const choice = box.querySelector(".choice");
+    choice.setAttribute("aria-pressed", String(verdict === "same"));
+    const about = [`Candidate ${place + 1}`, caption(current.items[place].image)].filter(Boolean);
+    choice.setAttribute("aria-label", `${about.join(", ")}: same`);
+    const unsure = box.querySelector(".unsure");
+    unsure.setAttribute("aria-pressed", String(verdict === "unsure"));
+    unsure.setAttribute("aria-label", `${about.join(", ")}: unsure`);
+  }
+  const all = [...current.verdicts.values()];
+  const same = all.filter((verdict) => verdict === "same").length;
+  const unsure = all.filter((verdict) => verdict === "unsure").length;
+  const words = [`${same} same`, `${all.length - same - unsure} different`];
+  if (unsure) words.push(`${unsure} unsure`);
+  const more = current.sheetPage < sheetPages() - 1;
+  find("#submit").firstChild.textContent = more ? "Next page " : `Submit: ${words.join(", ")} `;
+}
+
+function choose(item, verdict) {
+  const now = current.verdicts.get(item.question);
+  current.verdicts.set(item.question, now === verdict ? "different" : verdict);
+  showChoices();
+}
+
+function turnSheet(by) {
+  current.sheetPage = Math.min(Math.max(current.sheetPage + by, 0), sheetPages() - 1);
+  showCandidates();
+}
+
+// ---- answers
+
+function isReady() {
+  if (!current) return false;
+  if (current.loading.size === 0) return true;
+  say("Wait until the images are here.");
+  return false;
+}
+
+function answer(verdicts) {
+  const task = current;
+  const body = {
+    task: task.id,
+    token: token(),
+    verdicts,
+    odd: [...task.odd],
+    all_confirmed: task.confirmed,
+    comment: task.comment,
+    tags: task.tags,
+    shown: [...task.seen].slice(0, 1000),
+    ...clock.seconds(),
+  };
+  unsent.set(body.token, task);
+  say("");
+  advance();
+  outbox.add("/api/answers", body);
+}
+
+function verdict(name) {
+  if (!current || current.sheet || !isReady()) return;
+  answer({ [current.items[0].question]: name });
+}
+
+function submit() {
+  if (!current?.sheet || !isReady()) return;
+  if (current.sheetPage < sheetPages() - 1) turnSheet(1);
+  else answer(Object.fromEntries(current.verdicts));
+}
+
+function skip() {
+  if (!current) return;
+  const task = current;
+  say("Skipped: it comes back after all others.");
+  advance();
+  outbox.add("/api/skip", { task: task.id });
+}
+
+function advance() {
+  stopLooking();
+  show(ahead.shift() ?? null);
+  find("#main").scrollTop = 0;
+}
+
+async function undo() {
+  const taken = outbox.takeBack();
+  if (taken) {
+    const task = unsent.get(taken.body.token);
+    unsent.delete(taken.body.token);
+    if (task) {
+      bringBack(task);
+      say("Your last answer was taken back before it was sent.");
+      return;
+    }
+  }
+  stopLooking();
+  if (outbox.items.length && failure) {
+    say("The last answer is on its way: it can be taken back when the server answers again.");
+    return;
+  }
+  await outbox.idle;
+  try {
+    const reply = await post("/api/undo", {});
+    if (reply.task) {
+      bringBack(reply.task);
+      say("Your last answer was taken back.");
+    } else {
+      say(reply.undone ? "Your last answer was taken back." : "There is nothing to take back.");
+    }
+  } catch (error) {
+    say(`Nothing was taken back: ${error.message}.`);
+  }
+  fill();
+}
+
+function bringBack(task) {
+  stopLooking();
+  ahead = ahead.filter((other) => other.id !== task.id);
+  if (current && current.id !== task.id) ahead.unshift(current);
+  show(task);
+  fill();
+}
+
+// ---- loading
+
+function stopLooking() {
+  looking?.abort();
+  looking = null;
+}
+
+/** Load images before they are shown. They are kept with their task, so that they stay decoded. */
+function preload(task) {
+  const numbers = [task.left.image, ...task.items.slice(0, PER_PAGE).map((item) => item.image)];
+  const load = (number, height) => {
+    const picture = new Image();
+    picture.src = imageUrl(number, task.images[number], height);
+    picture.decode().catch(() => {});
+    return picture;
+  };
+  const groups = task.sheet ? [task.left] : [task.left, task.items[0]];
+  task.preloaded = [
+    ...numbers.map((number, place) => load(number, task.sheet && place ? LARGE / 2 : LARGE)),
+    ...groups.flatMap((side) => side.members.slice(0, PER_PAGE)).map((number) => load(number, SMALL)),
+  ];
+}
+
+/** Ask for tasks until one is on the screen and one is loaded beforehand. */
+async function fill() {
+  if (looking || document.hidden) return;
+  const own = new AbortController();
+  looking = own;
+  try {
+    while (!own.signal.aborted && (current === null || ahead.length === 0)) {
+      // The server counts a task as held until its answer has arrived.
+      if (!failure) await outbox.idle;
+      const held = (current ? 1 : 0) + ahead.length + outbox.items.length;
+      let task = null;
+      try {
+        ({ task } = await get(`/api/next?ahead=${held}`, own.signal));
+        if (own.signal.aborted) return;
+        locked = false;
+        if (!outbox.items.length) failure = null;
+      } catch (error) {
+        if (own.signal.aborted) return;
+        failure = error;
+        locked = error instanceof Locked;
+        showConnection();
+        await pause(error instanceof Away ? 1500 : 5000);
+        continue;
+      }
+      showConnection();
+      const known = [current, ...ahead, ...unsent.values()].some((other) => other?.id === task?.id);
+      if (task === null) {
+        find("#waiting").textContent = "No question is open. New ones appear here by themselves.";
+      } else if (known) {
+        await pause(300);
+      } else {
+        preload(task);
+        if (current === null) show(task);
+        else ahead.push(task);
+      }
+    }
+  } finally {
+    if (looking === own) looking = null;
+  }
+}
+
+async function heartbeat() {
+  const tasks = [current, ...ahead].filter(Boolean).map((task) => task.id);
+  if (document.hidden || !tasks.length) return;
+  try {
+    const { lost } = await post("/api/heartbeat", { tasks });
+    // Somebody else has them, or they were answered or withdrawn.
+    ahead = ahead.filter((task) => !lost.includes(task.id));
+    if (current && lost.includes(current.id)) {
+      say("This question is not open any more: here is the next one.");
+      advance();
+    }
+    fill();
+  } catch {
+    // The next request that matters says so.
+  }
+}
+
+// ---- progress
+
+let stream = null;
+
+function follow() {
+  stream?.close();
+  stream = null;
+  // A browser opens six connections to a server: hidden pages must not hold them.
+  if (document.hidden) return;
+  stream = new EventSource("/api/progress");
+  stream.onmessage = (event) => showProgress(JSON.parse(event.data));
+}
+
+function duration(seconds) {
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 1) return "less than a minute";
+  if (minutes < 90) return count(minutes, "minute");
+  return `${(minutes / 60).toFixed(1)} hours`;
+}
+
+function showProgress(found) {
+  const total = found.budget ?? found.answered + found.open;
+  const bar = find("#bar");
+  bar.max = Math.max(total, 1);
+  bar.value = Math.min(found.answered, bar.max);
+  const parts = [`${found.answered.toLocaleString("en")} of ${total.toLocaleString("en")} answered`];
+  if (found.rate) parts.push(`you: ${Math.round(found.rate).toLocaleString("en")} an hour`);
+  if (found.eta_seconds !== null) parts.push(`${duration(found.eta_seconds)} left`);
+  if (found.review) parts.push(`${found.review} to review`);
+  const outlook = found.outlook;
+  if (outlook && typeof outlook.changed === "number") {
+    const next = outlook.questions ?? 50;
+    parts.push(`next ${next}: about ${count(Math.round(outlook.changed), "pair")}`);
+  }
+  find("#figures").textContent = parts.join(" · ");
+  const stop = find("#stop");
+  stop.hidden = !found.worth_stopping;
+  stop.textContent = "The next questions are expected to change little: this is a good place to stop.";
+}
+
+// ---- dialogs and keys
+
+function openComment() {
+  if (!current) return;
+  const dialog = find("#comment-dialog");
+  const task = current;
+  find("#comment-text").value = task.comment;
+  for (const box of dialog.querySelectorAll("[name=tag]")) box.checked = task.tags.includes(box.value);
+  dialog.showModal();
+  dialog.onclose = () => {
+    task.comment = find("#comment-text").value.trim();
+    task.tags = [...dialog.querySelectorAll("[name=tag]:checked")].map((box) => box.value);
+    showNotes();
+  };
+}
+
+function openErase() {
+  if (!current) return;
+  const dialog = find("#erase-dialog");
+  const numbers = [current.left.image, ...current.left.members, ...current.items.flatMap((i) => [i.image, ...i.members])];
+  const visible = numbers.filter((number) => current.seen.has(number) || numbers[0] === number || current.items.some((i) => i.image === number));
+  find("#erase-images").replaceChildren(
+    ...[...new Set(visible)].map((number) => {
+      const item = document.createElement("li");
+      const label = document.createElement("label");
+      const box = document.createElement("input");
+      box.type = "radio";
+      box.name = "erase";
+      box.value = number;
+      const picture = document.createElement("img");
+      setPicture(picture, number, SMALL, `Image ${number}`);
+      label.append(box, picture);
+      item.append(label);
+      return item;
+    }),
+  );
+  dialog.showModal();
+  dialog.onclose = async () => {
+    const chosen = dialog.querySelector("[name=erase]:checked");
+    if (dialog.returnValue !== "erase" || !chosen) return;
+    try {
+      await post("/api/erase", { image: Number(chosen.value), reason: find("#erase-reason").value });
+      say("The image was erased.");
+      stopLooking();
+      ahead = [];
+      show(null);
+      fill();
+    } catch (error) {
+      say(`Nothing was erased: ${error.message}.`, true);
+    }
+  };
+}
+
+let pixels = load("fastreid_al.pixels", false);
+
+function setPixels(on) {
+  pixels = on;
+  keep("fastreid_al.pixels", on);
+  document.body.classList.toggle("pixels", on);
+  find('[data-action="pixels"]').setAttribute("aria-pressed", String(on));
+}
+
+function chooseSide(name) {
+  if (!current || current.sheet) return;
+  current.digits = name;
+  showMembers("left");
+  showMembers("right");
+}
+
+function onDigit(digit, how) {
+  if (!current) return;
+  if (current.sheet) {
+    const item = current.items[current.sheetPage * PER_PAGE + digit - 1];
+    if (item) choose(item, how);
+    return;
+  }
+  const name = current.digits;
+  const number = sideOf(name).members[current.pages[name] * PER_PAGE + digit - 1];
+  if (number !== undefined) toggleOdd(name, number);
+}
+
+const ACTIONS = {
+  same: () => verdict("same"),
+  different: () => verdict("different"),
+  unsure: () => verdict("unsure"),
+  not_comparable: () => verdict("not comparable"),
+  submit,
+  skip,
+  undo,
+  comment: openComment,
+  confirm() {
+    if (!current || current.sheet) return;
+    current.confirmed = !current.confirmed;
+    showMarks("left");
+    showMarks("right");
+    showNotes();
+  },
+  pixels: () => setPixels(!pixels),
+  left: () => chooseSide("left"),
+  right: () => chooseSide("right"),
+  help() {
+    keys.fillHelp(find("#help-keys"));
+    find("#help-dialog").showModal();
+  },
+  digit: (digit) => onDigit(digit, "same"),
+  unsure_digit: (digit) => onDigit(digit, "unsure"),
+};
+
+const keys = new Keys((action, digit) => ACTIONS[action](digit));
+
+for (const button of document.querySelectorAll("[data-action]")) {
+  button.addEventListener("click", (event) => {
+    ACTIONS[button.dataset.action]();
+    // After a click, Space is the key of an action again, not of the button.
+    if (event.detail > 0) button.blur();
+  });
+}
+for (const [name, { element }] of sides) {
+  element.querySelector(".digits")?.addEventListener("click", () => chooseSide(name));
+  for (const button of element.querySelectorAll("[data-page]")) {
+    button.addEventListener("click", () => {
+      const pages = Math.ceil(sideOf(name).members.length / PER_PAGE);
+      const page = (current.pages[name] ?? 0) + Number(button.dataset.page);
+      current.pages[name] = Math.min(Math.max(page, 0), pages - 1);
+      showMembers(name);
+    });
+  }
+}
+for (const button of document.querySelectorAll("[data-sheet-page]")) {
+  button.addEventListener("click", () => turnSheet(Number(button.dataset.sheetPage)));
+}
+find("#open-keys").addEventListener("click", () => keys.openDialog(find("#keys-dialog")));
+find("#open-erase")?.addEventListener("click", openErase);
+find("#keys-dialog").addEventListener("close", () => current && !current.sheet && chooseSide(current.digits));
+
+document.addEventListener("visibilitychange", () => {
+  follow();
+  if (document.hidden) return;
+  heartbeat();
+  fill();
+});
+addEventListener("online", () => outbox.hurry());
+addEventListener("pagehide", () => {
+  stopLooking();
+  stream?.close();
+  const tasks = [current, ...ahead].filter(Boolean).map((task) => task.id);
+  if (tasks.length) send("/api/release", { tasks });
+});
+addEventListener("pageshow", (event) => {
+  // The page comes from the browser's memory, and its tasks were given back.
+  if (event.persisted) location.reload();
+});
+setInterval(heartbeat, HEARTBEAT);
+
+setPixels(pixels);
+show(null);
+showConnection();
+follow();
+fill();

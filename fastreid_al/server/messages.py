@@ -97,6 +97,7 @@ def parse_submission(values: Mapping[str, Any]) -> Submission:
     verdicts = values.get("verdicts")
     if not isinstance(verdicts, dict) or not 0 < len(verdicts) <= _MOST_ITEMS:
         raise ProblemError(400, "verdicts: expected a verdict by the number of each question")
+    said = {parse_number("verdicts", key): _verdict(value) for key, value in verdicts.items()}
     confirmed = values.get("all_confirmed", False)
     if not isinstance(confirmed, bool):
         raise ProblemError(400, "all_confirmed: expected true or false")
@@ -106,7 +107,7 @@ def parse_submission(values: Mapping[str, Any]) -> Submission:
     return Submission(
         task_id=number_in(values, "task"),
         token=token,
-        verdicts={parse_number("verdicts", key): _verdict(v) for key, v in verdicts.items()},
+        verdicts=said,
         odd=numbers_in(values, "odd") if "odd" in values else [],
         all_confirmed=confirmed,
         comment=text_in(values, "comment") or None,

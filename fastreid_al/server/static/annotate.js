@@ -580,8 +580,8 @@ function openComment() {
   const task = current;
   find("#comment-text").value = task.comment;
   for (const box of dialog.querySelectorAll("[name=tag]")) box.checked = task.tags.includes(box.value);
-  dialog.showModal();
-  dialog.onclose = () => {
+  // At each change: the event `close` comes later than a key that is pressed at once.
+  dialog.oninput = () => {
     task.comment = find("#comment-text").value.trim();
     task.tags = [...dialog.querySelectorAll("[name=tag]:checked")].map((box) => box.value);
     showNotes();

@@ -1,0 +1,303 @@
+"""The routes: what the page asks and sends."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from fastreid_al.answers.ledger import Ledger
+from fastreid_al.errors import LedgerError
+from tests.support.labelling import Site
+
+
+def next_task(client: TestClient, ahead: int = 0) -> Any:
+    return client.get(f"/api/next?wait=0&ahead={ahead}").json()["task"]
+
+
+def send(client: TestClient, task: Any, verdict: str = "same", token: str = "", **more: Any) -> Any:
+    verdicts = {str(item["question"]): verdict for item in task["items"]}
+    token = token or f"token-{task['id']:04d}"
+    body = {"task": task["id"], "token": token, "verdicts": verdicts, **more}
+    return client.post("/api/answers", json=body)
+
+
+def test_answers_reach_the_ledger_under_the_name_of_the_person(open_site: Site) -> None:
+    client = open_site.client()
+    task = next_task(client)
+    reply = send(client, task, active_seconds=2.5, comment="dark", tags=["mixed"])
+    assert reply.status_code == 200
+    assert reply.json()["status"] == "recorded"
+    (event,) = open_site.events()
+    assert (event.annotator, event.verdict, event.source) == ("anna", "same", "web")
+    assert (event.comment, event.tags) == ("dark", "mixed")
+    assert event.answered_at - event.asked_at == pytest.approx(2.5)
+
+
+def test_the_same_token_is_written_once(open_site: Site) -> None:
+    client = open_site.client()
+    task = next_task(client)
+    first, second = (send(client, task).json() for _ in range(2))
+    assert (first["status"], second["status"]) == ("recorded", "repeated")
+    assert first["events"] == second["events"]
+    assert len(open_site.events()) == 1
+
+
+def test_two_people_never_get_the_same_question(site: Site) -> None:
+    clients = [site.client(site.person(name)[1]) for name in ("anna", "ben")]
+    seen: list[int] = []
+    for _ in range(2):
+        tasks = [next_task(client) for client in clients]
+        seen += [task["id"] for task in tasks]
+        for client, task in zip(clients, tasks, strict=True):
+            assert send(client, task).status_code == 200
+    assert len(seen) == len(set(seen)) == 4
+    assert next_task(clients[0]) is None
+
+
+def test_a_task_is_loaded_beforehand_and_a_reload_shows_the_first_again(open_site: Site) -> None:
+    client = open_site.client()
+    first, second = next_task(client), next_task(client, ahead=1)
+    assert first["id"] != second["id"]
+    assert next_task(client)["id"] == first["id"]
+
+
+def test_a_sheet_is_one_decision_and_undo_takes_all_of_it_back(open_site: Site) -> None:
+    client = open_site.client()
+    for _ in range(2):
+        send(client, next_task(client))
+    sheet = next_task(client)
+    assert sheet["sheet"] is True
+    assert [item["members"] for item in sheet["items"]] == [[], [8], []]
+    verdicts = dict(
+        zip(
+            (str(i["question"]) for i in sheet["items"]),
+            ("same", "different", "unsure"),
+            strict=True,
+        )
+    )
+    body = {"task": sheet["id"], "token": "token-sheet", "verdicts": verdicts}
+    assert len(client.post("/api/answers", json=body).json()["events"]) == 3
+    undone = client.post("/api/undo", json={}).json()
+    assert undone["task"]["id"] == sheet["id"]
+    assert [event.kind for event in open_site.events()] == ["answer"] * 5 + ["undo"] * 3
+
+
+def test_odd_thumbnails_and_confirmed_ones_are_answers_too(open_site: Site) -> None:
+    client = open_site.client()
+    for _ in range(3):
+        send(client, next_task(client))
+    task = next_task(client)
+    assert (task["left"]["members"], task["items"][0]["members"]) == ([11, 12], [14])
+    send(client, task, odd=[11], all_confirmed=True, shown=[11, 12])
+    *_, pair, odd, confirmed = open_site.events()
+    assert (pair.reason, odd.reason, odd.verdict) == ("merge", "member", "different")
+    # 14 was not on the screen, so that nothing is said of it.
+    assert (confirmed.reason, confirmed.verdict) == ("member", "same")
+
+
+def test_skip_puts_a_task_behind_the_others_and_release_gives_it_to_others(site: Site) -> None:
+    anna, ben = (site.client(site.person(name)[1]) for name in ("anna", "ben"))
+    first = next_task(anna)
+    assert anna.post("/api/skip", json={"task": first["id"]}).status_code == 200
+    second = next_task(anna)
+    assert second["id"] != first["id"]
+    assert anna.post("/api/release", json={"tasks": [second["id"]]}).status_code == 200
+    assert {next_task(ben)["id"], next_task(ben, 1)["id"]} == {first["id"], second["id"]}
+    assert anna.post("/api/heartbeat", json={"tasks": [first["id"]]}).json() == {
+        "lost": [first["id"]]
+    }
+
+
+def test_similarity_and_kind_are_hidden_unless_asked_for(tmp_path: Any) -> None:
+    for name, options, shown in (
+        ("blind", {}, False),
+        ("open", {"show_similarity": True}, True),
+    ):
+        site = Site(tmp_path / name, [[([0], [1])]], local="anna", **options)
+        task = next_task(site.client())
+        assert all((key in task) is shown for key in ("similarity", "probability", "reason"))
+        assert "gold" not in json.dumps(task)
+        site.close()
+
+
+def test_captions_say_camera_and_time_but_never_the_name_of_the_file(open_site: Site) -> None:
+    task = next_task(open_site.client())
+    assert task["images"]["1"]["caption"] == "camera 1, 12:01, track 0"
+    assert ".jpg" not in json.dumps(task)
+
+
+def test_an_image_is_encoded_again_without_its_metadata(open_site: Site) -> None:
+    client = open_site.client()
+    with Image.open(open_site.records[0].path) as image:
+        exif = image.getexif()
+        exif[0x010E] = "a secret place"
+    version = next_task(client)["images"]["0"]["version"]
+    reply = client.get(f"/image/0?h=96&v={version}")
+    assert reply.headers["content-type"] == "image/jpeg"
+    assert "immutable" in reply.headers["cache-control"]
+    with Image.open(io.BytesIO(reply.content)) as shown:
+        assert shown.size == (48, 96)
+        assert not shown.getexif()
+    assert "immutable" not in client.get("/image/0?h=96&v=other").headers["cache-control"]
+    # Never enlarged.
+    with Image.open(io.BytesIO(client.get("/image/0?h=1500").content)) as large:
+        assert large.size == (64, 128)
+
+
+def test_an_image_whose_file_has_changed_is_not_shown(open_site: Site) -> None:
+    open_site.records[0].path.write_bytes(open_site.records[1].path.read_bytes())
+    reply = open_site.client().get("/image/0")
+    assert reply.status_code == 404
+    assert "other content" in reply.json()["error"]
+
+
+def test_an_erased_image_is_gone_and_only_an_admin_erases(site: Site) -> None:
+    anna = site.client(site.person("anna")[1])
+    boss = site.client(site.person("boss", "admin")[1])
+    assert anna.post("/api/erase", json={"image": 1, "reason": "asked"}).status_code == 403
+    assert anna.get("/image/1").status_code == 200
+    reply = boss.post("/api/erase", json={"image": 1, "reason": "asked"})
+    assert reply.status_code == 200
+    assert reply.headers["clear-site-data"] == '"cache"'
+    assert anna.get("/image/1").status_code == 410
+    assert all("1" not in task["images"] for task in (next_task(anna), next_task(anna, 1)))
+
+
+def test_figures_of_others_are_for_admins(site: Site) -> None:
+    anna = site.client(site.person("anna")[1])
+    boss = site.client(site.person("boss", "admin")[1])
+    send(anna, next_task(anna))
+    assert [p["name"] for p in anna.get("/api/people").json()["people"]] == ["anna"]
+    assert [p["name"] for p in boss.get("/api/people").json()["people"]] == ["anna", "boss"]
+
+
+def contradict(site: Site) -> TestClient:
+    """Answer 0 = 1, 1 = 2, and 0 different from 2."""
+    client = site.client()
+    for verdict in ("same", "same", "different"):
+        reply = send(client, next_task(client), verdict)
+    assert reply.json()["contradiction"] == [1, 2]
+    return client
+
+
+def test_a_contradiction_is_told_at_once_and_listed_with_suspects(tmp_path: Any) -> None:
+    site = Site(tmp_path, [[([0], [1])], [([1], [2])], [([0], [2])]], local="anna")
+    client = contradict(site)
+    (found,) = client.get("/api/contradictions").json()["contradictions"]
+    assert found["answer"]["event"] == 3
+    assert [step["event"] for step in found["against"]] == [1, 2]
+    assert found["answer"]["people"] == ["anna"]
+    assert {s["event"] for s in found["suspects"]} == {1, 2, 3}
+    proof = client.get("/api/proof?a=0&b=2").json()["events"]
+    assert [step["event"] for step in proof] == [3]
+    # Taken back in place, the question is asked again.
+    assert client.post("/api/undo", json={"event": 3}).json()["undone"] is True
+    assert client.get("/api/contradictions").json()["contradictions"] == []
+    assert next_task(client)["items"][0]["image"] == 2
+    assert [d["undone"] for d in client.get("/api/mine").json()["decisions"]] == [
+        True,
+        False,
+        False,
+    ]
+    site.close()
+
+
+def test_nobody_takes_back_the_answers_of_others_but_an_admin(site: Site) -> None:
+    anna, ben = (site.client(site.person(name)[1]) for name in ("anna", "ben"))
+    boss = site.client(site.person("boss", "admin")[1])
+    send(anna, next_task(anna))
+    assert ben.post("/api/undo", json={"event": 1}).status_code == 409
+    assert ben.post("/api/undo", json={}).json() == {"task": None, "undone": False}
+    assert boss.post("/api/undo", json={"event": 1}).status_code == 200
+
+
+def test_progress_counts_what_is_answered(open_site: Site) -> None:
+    client = open_site.client()
+    send(client, next_task(client))
+    found = client.get("/api/progress?once=1").json()
+    assert (found["answered"], found["open"], found["decided"]) == (1, 5, 1)
+
+
+def test_every_page_is_served_and_names_no_other_server(open_site: Site) -> None:
+    client = open_site.client()
+    for path in ("/", "/mine", "/contradictions", "/people"):
+        reply = client.get(path)
+        assert reply.status_code == 200
+        assert "<script>" not in reply.text and "style=" not in reply.text
+        assert "http" not in reply.text
+    for name in ("annotate.js", "style.css", "icon.svg"):
+        assert client.get(f"/static/{name}").status_code == 200
+    assert client.get("/static/../app.py").status_code == 404
+    assert client.get("/static/%2e%2e/app.py").status_code == 404
+
+
+def test_healthz_needs_no_person(site: Site) -> None:
+    assert site.client().get("/healthz").json() == {"status": "ok"}
+
+
+def test_the_words_of_the_page_are_those_of_the_noun(tmp_path: Any) -> None:
+    site = Site(tmp_path, [], local="anna", noun="<b>cow</b>")
+    assert "Same &lt;b&gt;cow&lt;/b&gt;?" in site.client().get("/").text
+    site.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ({}, "token"),
+        ({"token": "short"}, "token"),
+        ({"token": "12345678"}, "verdicts"),
+        ({"token": "12345678", "verdicts": {"1": "maybe"}}, "verdicts"),
+        ({"token": "12345678", "verdicts": {"x": "same"}}, "verdicts"),
+        ({"token": "12345678", "verdicts": {"1": "same"}}, "task"),
+        ({"token": "12345678", "verdicts": {"1": "same"}, "task": -1}, "task"),
+        ({"token": "12345678", "verdicts": {"1": "same"}, "task": True}, "task"),
+        ({"token": "12345678", "verdicts": {"1": "same"}, "task": 1, "tags": ["ugly"]}, "tags"),
+        ({"token": "12345678", "verdicts": {"1": "same"}, "task": 1, "odd": "1"}, "odd"),
+        ({"token": "12345678", "verdicts": {"1": "same"}, "task": 1, "comment": 5}, "comment"),
+        ({"token": "12345678", "verdicts": {"1": "same"}, "task": 1, "active_seconds": "1"}, "act"),
+        ([], "object"),
+    ],
+)
+def test_a_wrong_submission_is_one_line(open_site: Site, body: Any, error: str) -> None:
+    reply = open_site.client().post("/api/answers", json=body)
+    assert reply.status_code == 400
+    assert error in reply.json()["error"]
+    assert "\n" not in reply.json()["error"]
+
+
+def test_what_was_not_given_out_is_refused(open_site: Site) -> None:
+    client = open_site.client()
+    for task in (1, 999, 2**53 - 1):
+        body = {"task": task, "token": "12345678", "verdicts": {"1": "same"}}
+        assert client.post("/api/answers", json=body).status_code == 409
+    assert open_site.events() == []
+
+
+def test_an_error_says_whether_the_ledger_is_away(
+    open_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = open_site.client()
+    task = next_task(client)
+
+    def lost(*_: object) -> None:
+        raise LedgerError("the connection was lost")
+
+    for name in ("submit", "people", "next_task"):
+        monkeypatch.setattr(open_site.service, name, lost)
+    assert send(client, task).status_code == 503
+    assert client.get("/api/next?wait=0").status_code == 503
+    monkeypatch.undo()
+    assert send(client, task).json()["status"] == "recorded"
+
+
+def test_a_ledger_of_another_role_may_be_open_meanwhile(open_site: Site) -> None:
+    with Ledger.open(open_site.url) as trainer:
+        client = open_site.client()
+        send(client, next_task(client))
+        assert len(trainer.answers()) == 1

@@ -1,0 +1,131 @@
+"""Security: host, origin, size, headers, links."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastreid_al.server.guards import LARGEST_BODY, is_loopback
+from tests.support.labelling import Site
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8765", 200),
+        ("localhost:9000", 200),
+        ("127.0.0.1:8765", 200),
+        ("[::1]:8765", 200),
+        ("evil.example:8765", 421),
+        ("192.168.0.7:8765", 421),
+        ("localhost.evil.example", 421),
+        ("", 421),
+        ("[", 421),
+    ],
+)
+def test_a_name_that_was_made_to_lead_here_is_refused(
+    open_site: Site, host: str, status: int
+) -> None:
+    assert open_site.client().get("/", headers={"host": host}).status_code == status
+
+
+def test_a_server_for_other_machines_is_known_by_its_addresses(tmp_path: Path) -> None:
+    site = Site(tmp_path, [], host="0.0.0.0", public_url="https://labels.example.org")
+    client = site.client()
+    for host, status in (
+        ("192.168.0.7:8765", 200),
+        ("labels.example.org", 200),
+        ("evil.example", 421),
+    ):
+        assert client.get("/healthz", headers={"host": host}).status_code == status
+    site.close()
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:8765", 200),
+        ("http://evil.example", 403),
+        ("http://localhost:8000", 403),
+        ("null", 403),
+        ("http://[", 403),
+    ],
+)
+def test_a_page_of_another_site_cannot_change_anything(
+    open_site: Site, origin: str, status: int
+) -> None:
+    reply = open_site.client().post("/api/undo", json={}, headers={"origin": origin})
+    assert reply.status_code == status
+
+
+def test_what_a_form_can_send_is_refused(open_site: Site) -> None:
+    client = open_site.client()
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        reply = client.post("/api/undo", content=b"{}", headers={"content-type": kind})
+        assert reply.status_code == 415
+
+
+def test_large_bodies_are_refused_whatever_they_say(open_site: Site) -> None:
+    client = open_site.client()
+    large = b'{"x": "' + b"a" * LARGEST_BODY + b'"}'
+    assert client.post("/api/undo", content=large, headers=JSON).status_code == 413
+    # Sent in parts, without a length.
+    parts = (large[i : i + 4096] for i in range(0, len(large), 4096))
+    assert client.post("/api/undo", content=parts, headers=JSON).status_code == 413
+    wrong = {**JSON, "content-length": "-5"}
+    assert client.post("/api/undo", content=b"{}", headers=wrong).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/", "/api/people", "/image/0", "/static/annotate.js", "/no"])
+def test_every_answer_has_the_headers(open_site: Site, path: str) -> None:
+    headers = open_site.client().get(path).headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/next", "/api/mine", "/api/people", "/api/progress", "/image/0"]
+)
+def test_without_a_link_nothing_is_shown(site: Site, path: str) -> None:
+    reply = site.client().get(path)
+    assert reply.status_code == 401
+    assert "personal link" in reply.json()["error"]
+
+
+def test_a_link_sets_a_cookie_that_scripts_and_other_sites_cannot_use(site: Site) -> None:
+    client = site.client()
+    assert client.get("/").status_code == 401
+    reply = client.get(f"/link/{site.person('anna')[1]}")
+    cookie = reply.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=strict" in cookie and "path=/" in cookie
+    assert client.get("/").status_code == 200
+    assert "anna" in client.get("/").text
+
+
+def test_wrong_links_are_limited_but_known_people_go_on(site: Site) -> None:
+    known = site.client(site.person("anna")[1])
+    other = site.client()
+    statuses = [other.get(f"/link/wrong{i}").status_code for i in range(25)]
+    assert statuses[:20] == [404] * 20
+    assert statuses[20:] == [429] * 5
+    assert known.get("/api/people").status_code == 200
+
+
+def test_a_disabled_person_is_refused(site: Site) -> None:
+    person, token = site.person("anna")
+    site.service.disable(person)
+    assert site.client().get(f"/link/{token}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [("localhost", True), ("127.8.0.1", True), ("::1", True), ("0.0.0.0", False), ("a.b", False)],
+)
+def test_loopback_addresses(host: str, own: bool) -> None:
+    assert is_loopback(host) is own

@@ -633,6 +633,33 @@ class QuestionConfig:
 
 @documented
 @dataclass(frozen=True)
+class WebConfig:
+    """The page on which people answer while a run trains."""
+
+    host: str = setting(
+        "127.0.0.1",
+        "Address to listen on. Other machines reach the page only by another address.",
+        resumable=True,
+    )
+    port: int = setting(8765, "Port to listen on.", at_least=0, at_most=65_535, resumable=True)
+    people: str | None = setting(
+        None,
+        "People who get a personal link, with commas between, such as anna,ben:admin",
+        unset="whoever has an account on this machine, without a link",
+        resumable=True,
+    )
+    noun: str = setting(
+        "person", "What an image shows, such as person, vehicle or animal.", resumable=True
+    )
+    show_similarity: bool = setting(
+        False,
+        "Show similarity and kind of each question, which may sway the answers.",
+        resumable=True,
+    )
+
+
+@documented
+@dataclass(frozen=True)
 class OracleConfig:
     """The annotator that knows the true identities."""
 
@@ -764,8 +791,8 @@ class RunConfig:
     )
     annotator: str = setting(
         "oracle",
-        "Who answers: an oracle that knows the true identities, a person at the terminal, or "
-        "another run's ledger (replay).",
+        "Who answers: an oracle that knows the true identities, people on a page (web), a person "
+        "at the terminal, or another run's ledger (replay).",
         names=ANNOTATORS,
         resumable=True,
         only=_ASKING,
@@ -817,6 +844,9 @@ class RunConfig:
     optimizer: OptimizerConfig = group(OptimizerConfig, "Optimizer and schedule.")
     questions: QuestionConfig = group(QuestionConfig, "Questions.", only=_ASKING)
     oracle: OracleConfig = group(OracleConfig, "The oracle.", only=when("annotator", "oracle"))
+    web: WebConfig = group(
+        WebConfig, "The page on which people answer.", only=when("annotator", "web")
+    )
     evaluation: ScoringConfig = group(ScoringConfig, "Scores of the test images.")
     engine: EngineConfig = group(EngineConfig, "How the work is done.")
     tensorboard: bool = setting(

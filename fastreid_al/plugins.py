@@ -30,6 +30,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     ANNOTATORS: {
         "oracle": "fastreid_al.annotators.oracle:make_oracle",
         "terminal": "fastreid_al.annotators.terminal:make_terminal",
+        "web": "fastreid_al.annotators.web:make_web",
         "replay": "fastreid_al.annotators.replay:make_replay",
     },
     DATASETS: {

@@ -348,6 +348,9 @@ class Asker:
         self.epoch = as_integer("epoch", epoch, 0)
         self._limit = None if limit is None else as_integer("limit", limit, 0)
         self._open_round()
+        start = getattr(self.annotator, "start", None)
+        if self.queue is not None and callable(start):
+            start(self.ledger)
         self.window = self._window_setting or self._usual_window()
         if self.queue is not None:
             self._begin_queue()

@@ -136,7 +136,12 @@ def open_questions(
         # Every answer is on disk when these are called, so a signal may end the round here.
         asker.after_answer = lambda questions, current_labels: context.stop.check()
         asker.while_waiting = context.stop.check
-        yield QuestionRounds(asker, context.extensions.strategy or config.ask, settings)
+        try:
+            yield QuestionRounds(asker, context.extensions.strategy or config.ask, settings)
+        finally:
+            close = getattr(annotator, "close", None)
+            if callable(close):
+                close()
 
 
 def asks(context: RunContext) -> bool:
@@ -172,7 +177,7 @@ def check_questions(context: RunContext, labelled: bool) -> None:
             "annotator",
             "oracle",
             "an annotator that needs no true identities, which this image set lacks",
-            "terminal asks a person",
+            "web asks people on a page, terminal asks one person",
         )
     if config.annotator == "replay" and not config.questions.replay:
         raise UserError(

@@ -1,0 +1,119 @@
+"""The web annotator: people who answer on a page that a process of its own serves."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from ..answers.database import PEOPLE
+from ..answers.ledger import Ledger
+from ..config import WebConfig
+from ..errors import LedgerError, UserError
+from .context import AnnotatorContext
+
+#: Seconds between two looks at the ledger while a round waits.
+_PAUSE = 0.02
+#: How long ago people who count as present were last seen, in seconds.
+_PRESENT = 120.0
+_STOP_SECONDS = 10.0
+
+
+class Web:
+    """People who answer on the page of `fastreid-al annotate`, which is a process of its own.
+
+    The page goes on while the run trains, and after a run was killed. A page that is served already
+    is used as it is.
+
+    Args:
+        target: The run folder, or the URL of the ledger: what the page is about.
+        settings: Its address and its people.
+    """
+
+    name = "web"
+
+    def __init__(self, target: str, settings: WebConfig) -> None:
+        self._command = [sys.executable, "-m", "fastreid_al.annotate", *_options(target, settings)]
+        self._server: subprocess.Popen[bytes] | None = None
+        self._is_elsewhere = False
+        self._people = 1
+
+    @property
+    def people(self) -> int:
+        """How many people were on the page when it was last looked at; at least one."""
+        return self._people
+
+    def start(self, ledger: Ledger) -> None:
+        """Serve the page, unless it is served already.
+
+        Args:
+            ledger: The ledger, which its trainer has open.
+        """
+        if self._server is None and not self._is_elsewhere:
+            try:
+                Ledger.open(ledger.name, role="server").close()
+            except LedgerError as error:
+                if "in use" not in str(error):
+                    raise
+                self._is_elsewhere = True
+                return
+            # Ctrl-C is for the run, which ends the page itself.
+            self._server = subprocess.Popen(self._command, start_new_session=True)
+        self._people = max(1, _present(ledger))
+
+    def serve(self, ledger: Ledger) -> None:
+        """Wait for a moment, in which people may answer.
+
+        Args:
+            ledger: The ledger, which its trainer has open.
+
+        Raises:
+            UserError: The process of the page has ended.
+        """
+        self.start(ledger)
+        if self._server is not None and self._server.poll() is not None:
+            status = self._server.returncode
+            self._server = None
+            raise UserError(
+                f"the annotation page ended with status {status}, see above; every answer is kept. "
+                "Resume the run with `resume`"
+            )
+        time.sleep(_PAUSE)
+
+    def close(self) -> None:
+        """End the page, if this object serves it."""
+        if self._server is not None:
+            self._server.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._server.wait(_STOP_SECONDS)
+            self._server.kill()
+            self._server.wait()
+            self._server = None
+
+
+def make_web(context: AnnotatorContext) -> Web:
+    """Return the web annotator of a run."""
+    return Web(str(context.folder), context.config.web)
+
+
+def _options(target: str, settings: WebConfig) -> Sequence[str]:
+    options = [
+        target,
+        f"--host={settings.host}",
+        f"--port={settings.port}",
+        f"--noun={settings.noun}",
+        f"--show-similarity={str(settings.show_similarity).lower()}",
+    ]
+    if settings.people:
+        options.append(f"--people={settings.people}")
+    return options
+
+
+def _present(ledger: Ledger) -> int:
+    """How many people were seen lately."""
+    now = time.time()
+    with ledger.store.reading() as connection:
+        seen = connection.execute(PEOPLE.select().with_only_columns(PEOPLE.c.seen_at)).scalars()
+        return sum(at is not None and now - _PRESENT < at <= now for at in seen)

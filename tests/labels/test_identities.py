@@ -150,3 +150,33 @@ def test_sources_follow_from_the_answers() -> None:
 
 def test_a_component_without_answers_has_one_image() -> None:
     assert component_sizes(Closure(), 3).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("algorithm", ["dbscan", "linkage"])
+@pytest.mark.parametrize("answers", [0, 60])
+def test_images_of_a_track_have_one_identity_unless_answers_divide_it(
+    answers: int, algorithm: str
+) -> None:
+    features, identities, cameras = planted_partition(N, 16, sizes=(3, 12), spread=1.0, seed=WHOLE)
+    tracks = identities * 10 + cameras
+    settings = replace(ClusterConfig(k1=8, k2=2, eps=0.5, join=0.2), algorithm=algorithm)  # type: ignore[arg-type]
+
+    def cluster(cannot_links: Tensor | None, must_links: Tensor | None) -> tuple[Tensor, Tensor]:
+        result = cluster_images(
+            features, cameras, settings, None, cannot_links, must_links=must_links
+        )
+        return result.labels, result.features
+
+    with Ledger.open("sqlite://") as ledger:
+        fill(ledger, WHOLE, answers, 0.0, identities)
+        a, b = (tracks == tracks.mode().values).nonzero()[:2, 0].tolist()
+        if answers:
+            put(ledger, a, b, Verdict.DIFFERENT)
+        links = algorithm == "linkage"
+        result = identities_by_answers(features, cluster, ledger, QuestionConfig(), links, tracks)
+    check(result)
+    divided = int(tracks[a]) if answers else None
+    for track in tracks.unique().tolist():
+        if track != divided:
+            assert len(result.identities[tracks == track].unique()) == 1
+    assert bool(result.identities[a] == result.identities[b] >= 0) == (not answers)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -13,6 +15,7 @@ from fastreid_al.config import (
     AdaptationConfig,
     RunConfig,
 )
+from fastreid_al.data import Record, load
 from fastreid_al.engine import TrainingLoop
 from fastreid_al.errors import DataError, SettingError, UserError
 from fastreid_al.runs import dry_run, run_training
@@ -151,3 +154,30 @@ def test_a_set_without_training_images_says_what_is_missing(
     config = replace(config, dataset="folder", data_root=str(tmp_path))
     with pytest.raises(DataError, match="has query and gallery images, but no images to train on"):
         run_training(config)
+
+
+@pytest.mark.parametrize("tracks", ["must_link", "none"])
+def test_tracks_of_a_manifest_are_must_links(
+    config: RunConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    tracks: Literal["must_link", "none"],
+) -> None:
+    images = read_synthetic_records()
+    lines = [f"{r.path},{r.identity},{r.camera},t{r.identity}" for r in images]
+    file = tmp_path / "images.csv"
+    file.write_text("\n".join(["path,identity,camera,track", *lines]))
+    cluster = replace(config.cluster, tracks=tracks)
+    run_training(
+        replace(config, dataset="manifest", data_root=str(file), epochs=1, cluster=cluster)
+    )
+    several = Counter((r.identity, r.camera) for r in images)
+    count = sum(number > 1 for number in several.values())
+    assert count > 0
+    line = f"{count} tracks of two or more images"
+    assert (line in capsys.readouterr().out) == (tracks == "must_link")
+
+
+def read_synthetic_records() -> list[Record]:
+    """The training images of the tiny synthetic set."""
+    return load("synthetic", "", synthetic=SYNTHETIC, verbose=False).train

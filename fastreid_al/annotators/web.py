@@ -19,13 +19,15 @@ _PAUSE = 0.02
 #: How long ago people who count as present were last seen, in seconds.
 _PRESENT = 120.0
 _STOP_SECONDS = 10.0
+#: Seconds between two looks whether a page that another process served is still there.
+_LOOK_EVERY = 3.0
 
 
 class Web:
     """People who answer on the page of `fastreid-al annotate`, which is a process of its own.
 
     The page goes on while the run trains, and after a run was killed. A page that is served already
-    is used as it is.
+    is used as it is. A page whose process was killed is served again.
 
     Args:
         target: The run folder, or the URL of the ledger: what the page is about.
@@ -37,7 +39,8 @@ class Web:
     def __init__(self, target: str, settings: WebConfig) -> None:
         self._command = [sys.executable, "-m", "fastreid_al.annotate", *_options(target, settings)]
         self._server: subprocess.Popen[bytes] | None = None
-        self._is_elsewhere = False
+        #: When another process was last seen to serve the page.
+        self._elsewhere_at: float | None = None
         self._people = 1
 
     @property
@@ -51,16 +54,16 @@ class Web:
         Args:
             ledger: The ledger, which its trainer has open.
         """
-        if self._server is None and not self._is_elsewhere:
+        if self._server is None and not self._is_elsewhere():
             try:
                 Ledger.open(ledger.name, role="server").close()
             except LedgerError as error:
                 if "in use" not in str(error):
                     raise
-                self._is_elsewhere = True
-                return
-            # Ctrl-C is for the run, which ends the page itself.
-            self._server = subprocess.Popen(self._command, start_new_session=True)
+                self._elsewhere_at = time.monotonic()
+            else:
+                # Ctrl-C is for the run, which ends the page itself.
+                self._server = subprocess.Popen(self._command, start_new_session=True)
         self._people = max(1, _present(ledger))
 
     def serve(self, ledger: Ledger) -> None:
@@ -73,14 +76,21 @@ class Web:
             UserError: The process of the page has ended.
         """
         self.start(ledger)
-        if self._server is not None and self._server.poll() is not None:
-            status = self._server.returncode
+        status = None if self._server is None else self._server.poll()
+        if status is not None:
             self._server = None
-            raise UserError(
-                f"the annotation page ended with status {status}, see above; every answer is kept. "
-                "Resume the run with `resume`"
-            )
+            # A negative status is a signal: the page is served again.
+            if status >= 0:
+                raise UserError(
+                    f"the annotation page ended with status {status}, see above; every answer is "
+                    "kept. Resume the run with `resume`"
+                )
         time.sleep(_PAUSE)
+
+    def _is_elsewhere(self) -> bool:
+        """Whether another process serves the page, by the last look."""
+        at = self._elsewhere_at
+        return at is not None and time.monotonic() - at < _LOOK_EVERY
 
     def close(self) -> None:
         """End the page, if this object serves it."""

@@ -11,6 +11,8 @@ import weakref
 from pathlib import Path
 from typing import ClassVar
 
+import filelock
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -23,6 +25,9 @@ _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_
 
 class FileLock:
     """An exclusive lock on a file; the system releases it when the process ends.
+
+    On Windows, which has no `fcntl`, a second file with the suffix `.held` carries the lock, so
+    that the number of the process stays readable.
 
     Args:
         path: The file, which is made where it does not exist, and then holds the number of the
@@ -42,6 +47,9 @@ class FileLock:
         #: Whether this process made the file.
         self.made = False
         self._handle: int | None = self._open()
+        self._portable: filelock.BaseFileLock | None = None
+        if fcntl is None:
+            self._portable = filelock.FileLock(f"{path}.held", timeout=0, is_singleton=False)
         try:
             self._take()
         except BaseException:
@@ -62,10 +70,13 @@ class FileLock:
         assert self._handle is not None
         while True:
             try:
-                lock(self._handle)
-            except BlockingIOError as error:
-                holder = os.pread(self._handle, 32, 0).decode(errors="replace").strip()
-                raise BlockingIOError(error.errno, holder or "unknown") from error
+                if self._portable is None:
+                    lock(self._handle)
+                else:
+                    self._portable.acquire()
+            except (BlockingIOError, filelock.Timeout) as error:
+                holder = _content(self._handle).decode(errors="replace").strip()
+                raise BlockingIOError(errno.EAGAIN, holder or "unknown") from error
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._handle), os.lstat(self._path)):
                     break
@@ -73,7 +84,8 @@ class FileLock:
             self._close()
             self._handle = self._open()
         os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
+        os.lseek(self._handle, 0, os.SEEK_SET)
+        os.write(self._handle, f"{os.getpid()}\n".encode())
 
     def free(self, remove: bool = False) -> None:
         """Release the lock, even if a forked child has not closed its copy yet.
@@ -89,6 +101,8 @@ class FileLock:
                 with contextlib.suppress(OSError):
                     fcntl.flock(self._handle, fcntl.LOCK_UN)
             self._close()
+            if self._portable is not None:
+                self._portable.release()
 
     def _close(self) -> None:
         if self._handle is not None:
@@ -120,12 +134,18 @@ def open_lock(path: Path, flags: int = 0) -> int:
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, f"{path.name} is not a regular file")
-        if not _CONTENT.fullmatch(os.pread(handle, 64, 0)):
+        if not _CONTENT.fullmatch(_content(handle)):
             raise OSError(errno.EEXIST, f"{path.name} is not a lock file of fastreid_al")
     except BaseException:
         os.close(handle)
         raise
     return handle
+
+
+def _content(handle: int) -> bytes:
+    """The beginning of an open file; Windows has no `os.pread`."""
+    os.lseek(handle, 0, os.SEEK_SET)
+    return os.read(handle, 64)
 
 
 def lock(descriptor: int) -> None:

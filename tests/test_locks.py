@@ -67,3 +67,16 @@ def test_a_file_of_something_else_is_not_taken_for_a_lock(tmp_path: Path, conten
     with pytest.raises(OSError, match="is not a lock file"):
         FileLock(tmp_path / "x.lock")
     assert (tmp_path / "x.lock").read_text() == content
+
+
+def test_without_fcntl_a_second_file_carries_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastreid_al.locks.fcntl", None)
+    path = tmp_path / "answers.sqlite.lock"
+    first = FileLock(path)
+    with pytest.raises(BlockingIOError) as caught:
+        FileLock(path)
+    assert caught.value.strerror == str(os.getpid())
+    first.free()
+    FileLock(path).free()

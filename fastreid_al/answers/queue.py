@@ -255,17 +255,37 @@ class QuestionQueue:
                 connection.execute(META.insert(), {"key": PROGRESS, "value": text})
 
 
-def mark_of(ledger: Ledger, run: str, epoch: int) -> int | None:
-    """Return the last event that the labels of an epoch were made from; None where it has no mark.
+class Mark(NamedTuple):
+    """A round of questions that people answered when they liked.
 
     Args:
-        ledger: The ledger.
         run: Name of the run.
-        epoch: The epoch, as its answers say it: from 1.
+        epoch: Its epoch, from 1.
+        window: Questions that were open at a time.
+        first_event: Last event before the round.
+        event: Last event that the labels of the epoch were made from; None in a round that has not
+            ended.
     """
-    wanted = (MARKS.c.run == run) & (MARKS.c.epoch == epoch)
+
+    run: str
+    epoch: int
+    window: int
+    first_event: int
+    event: int | None
+
+
+def marks_of(ledger: Ledger) -> list[Mark]:
+    """Return the rounds of a ledger, by run and epoch.
+
+    In a round that did not wait (`wait` none), the labels of an epoch are the clusters of that
+    epoch after `active.partition.apply_answers` with the answers up to its event.
+    """
+    if ledger.store.format == 1:
+        return []
+    columns = [MARKS.c[name] for name in Mark._fields]
     with ledger.store.reading() as connection:
-        return connection.execute(sa.select(MARKS.c.event).where(wanted)).scalar()
+        rows = connection.execute(sa.select(*columns).order_by(MARKS.c.run, MARKS.c.epoch)).all()
+    return [Mark(*row) for row in rows]
 
 
 def _last_undo(connection: sa.Connection) -> int:

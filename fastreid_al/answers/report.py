@@ -22,6 +22,7 @@ from .closure import Closure, Contradiction
 from .ledger import Event, Ledger
 from .posterior import decides, log_odds_of, weigh_answers
 from .question import Answer, Verdict
+from .queue import Mark, marks_of
 
 if TYPE_CHECKING:
     from .repair import Conflict, Link
@@ -59,6 +60,7 @@ def show(url: str) -> list[str]:
             _line("annotators", _counts(e.annotator for e in in_force)),
             _line("reasons", _counts(e.reason for e in in_force)),
             _line("epochs", _counts((e.epoch for e in in_force), by_number=True)),
+            *_marks(marks_of(ledger)),
             _line("pending", _pending(answers, closure)),
             *_components(closure),
             _line("time", f"{ledger.seconds():,.1f} s of answering"),
@@ -268,6 +270,18 @@ def _find_pair(names: dict[int, str], pair: Sequence[str]) -> tuple[int, int]:
 def _pending(answers: Sequence[Answer], closure: Closure) -> str:
     count = sum(a.verdict is Verdict.SAME and not closure.counted(a.event) for a in answers)
     return f'{count:,} "same" that need further answers to agree' if count else "0"
+
+
+def _marks(marks: Sequence[Mark]) -> list[str]:
+    """The event that the labels of each epoch were made from, the last ten epochs of a run."""
+    of_run: dict[str, list[str]] = {}
+    for mark in marks:
+        event = "open" if mark.event is None else f"event {mark.event}"
+        of_run.setdefault(mark.run, []).append(f"epoch {mark.epoch}: {event}")
+    return [
+        _line("labels from", f"run {printable(run)[:8]}, {', '.join(texts[-10:])}")
+        for run, texts in of_run.items()
+    ]
 
 
 def _components(closure: Closure) -> list[str]:

@@ -19,7 +19,7 @@ from fastreid_al.answers.asker import Asker
 from fastreid_al.answers.closure import Closure
 from fastreid_al.answers.ledger import ImageKeys, Ledger
 from fastreid_al.answers.question import Question, QuitAsking, Verdict
-from fastreid_al.answers.queue import mark_of
+from fastreid_al.answers.queue import marks_of
 from fastreid_al.answers.service import AnswerService, Person, Submission, Task
 from fastreid_al.config import QuestionConfig
 from tests.active.strategies.test_gain import crowded
@@ -231,7 +231,11 @@ def test_without_waiting_a_round_uses_the_answers_up_to_its_mark(
             people.serve(asker.ledger)
     assert people.decided > 20
     with Ledger.open(file, keys(len(features)), write=False) as ledger:
-        marks = [mark_of(ledger, "run", epoch) for epoch in (1, 2, 3, 4)]
+        found_marks = marks_of(ledger)
+        assert [(m.run, m.epoch, m.window) for m in found_marks] == [
+            ("run", epoch, 12) for epoch in (1, 2, 3, 4)
+        ]
+        marks = [mark.event or 0 for mark in found_marks]
         assert marks == sorted(marks) and marks[0] == 0 and marks[-1] > 20
         for event, refined in zip(marks, found, strict=True):
             closure = Closure.replay(ledger.answers(as_of=event))

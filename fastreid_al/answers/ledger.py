@@ -330,6 +330,8 @@ class Ledger:
     def undo(self, event: int, annotator: str, at: float | None = None) -> int:
         """Undo an answer, and return the event that does so.
 
+        A question of the queue that has no other answer is open again.
+
         Raises:
             LedgerError: The event does not exist, is not an answer, or was undone before.
         """
@@ -359,7 +361,16 @@ class Ledger:
                 "answered_at": at,
                 "undoes": event,
             }
-            return insert_event(connection, values)
+            number = insert_event(connection, values)
+            answered = sa.select(EVENTS.c.question).where(EVENTS.c.id == event)
+            question = connection.execute(answered).scalar()
+            if question is not None:
+                others = sa.select(EVENTS.c.id).where(_in_force & (EVENTS.c.question == question))
+                if connection.execute(others.limit(1)).first() is None:
+                    is_settled = (QUESTIONS.c.id == question) & (QUESTIONS.c.status == "answered")
+                    again = {"status": "open", "settled_event": None}
+                    connection.execute(QUESTIONS.update().where(is_settled), again)
+            return number
 
     def answers(self, as_of: int | None = None) -> list[Answer]:
         """Return the answers that are not undone, in the order of `Answer.place`.

@@ -19,7 +19,7 @@ from fastreid_al.answers.asker import Asker
 from fastreid_al.answers.closure import Closure
 from fastreid_al.answers.ledger import ImageKeys, Ledger
 from fastreid_al.answers.question import Question, QuitAsking, Verdict
-from fastreid_al.answers.queue import marks_of
+from fastreid_al.answers.queue import Entry, QuestionQueue, marks_of
 from fastreid_al.answers.service import AnswerService, Person, Submission, Task
 from fastreid_al.config import QuestionConfig
 from tests.active.strategies.test_gain import crowded
@@ -358,3 +358,27 @@ def test_two_people_decide_a_large_merge(
         # One person decides while the other has not come yet.
         alone = [pair for pair, voters in by_pair.items() if len(voters) < 2]
         assert len(by_pair) > 10 and len(alone) <= 4 and alone == list(by_pair)[: len(alone)]
+
+
+def test_a_question_whose_answer_is_undone_from_outside_is_open_again(tmp_path: Path) -> None:
+    file = str(tmp_path / "answers.sqlite")
+    with Ledger.open(file, keys(6)) as ledger:
+        queue = QuestionQueue(ledger, "run")
+        queue.begin(1, 2)
+        (number,) = queue.publish([Entry(Question.about_images(1, 4, "merge", 0.5))])
+        assert queue.answers([number]) is None
+        service = AnswerService(ledger, gold_share=0.0)
+        anna = service.person_named("anna")
+        task = service.next_task(anna)
+        assert task is not None
+        service.submit(anna, Submission(task.id, "token-of-1", {number: SAME}))
+        [[answer]] = queue.answers([number]) or []
+        assert (answer.left, answer.right, answer.verdict) == (1, 4, SAME)
+        assert not queue.undone()
+        with Ledger.open(file, role="command") as command:
+            command.undo(answer.event, "ben")
+        assert queue.undone() and not queue.undone()
+        assert queue.answers([number]) is None
+        assert [task.id for task in [service.next_task(anna)] if task] == [number]
+        queue.withdraw()
+        assert queue.answers([number]) == [[]]

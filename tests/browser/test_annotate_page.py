@@ -309,7 +309,7 @@ def check_axe(window: Window) -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(make: Any, width: int) -> None:
-    site, _, open_window = make(local="anna")
+    _, running, open_window = make(local="anna")
     window = open_window(viewport={"width": width, "height": 844}, has_touch=width < 400)
 
     def check() -> None:
@@ -340,9 +340,7 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(make: Any, width
     check()
     window.press("Escape")
     for path in ("/mine", "/people", "/contradictions"):
-        window.page.goto(
-            window.page.url.split("/", 3)[0] + "//" + window.page.url.split("/")[2] + path
-        )
+        window.page.goto(running.url + path)
         expect(window.page.locator("#said")).not_to_have_text("Loading…")
         check()
     assert window.said == []

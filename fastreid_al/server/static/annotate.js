@@ -586,6 +586,7 @@ function openComment() {
     task.tags = [...dialog.querySelectorAll("[name=tag]:checked")].map((box) => box.value);
     showNotes();
   };
+  dialog.showModal();
 }
 
 function openErase() {

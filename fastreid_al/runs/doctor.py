@@ -42,6 +42,8 @@ OPTIONAL = {
     "onnx": (("onnx",), "`what` onnx of an export: pip install onnx onnxscript onnxruntime"),
     "onnxruntime": (("onnxruntime",), "checking a file of `what` onnx: pip install onnxruntime"),
     "pyarrow": (("pyarrow",), "rankings as .parquet: pip install pyarrow"),
+    "starlette": (("starlette",), "the page of annotate: pip install starlette uvicorn"),
+    "uvicorn": (("uvicorn",), "the page of annotate: pip install starlette uvicorn"),
     "pybind11": (("pybind11",), "building the extension in place: pip install pybind11"),
 }
 #: Units for bfloat16, by the flag of /proc/cpuinfo.

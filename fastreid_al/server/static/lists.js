@@ -120,7 +120,7 @@ async function contradictions() {
               .join(" · "),
           }),
           suspect
-            ? make("p", {}, make("b", {}, "Suspect"), `: wrong with ${Math.round(100 * suspect.probability)} %`)
+            ? make("p", {}, make("b", {}, "Suspect"), `: ${Math.round(100 * suspect.probability)} % likely to be wrong`)
             : null,
           may ? button("Take back and ask again", () => takeBack(step.event)) : null,
         );
@@ -131,7 +131,7 @@ async function contradictions() {
         make("h2", { textContent: `Contradiction ${place + 1}` }),
         make("p", {
           className: "small",
-          textContent: "These answers cannot all be right: one who looks the same as a second, and so on, is different from the first.",
+          textContent: "Answers of “same” connect two images that another answer calls different: at least one of these is wrong.",
         }),
         make("ul", { className: "steps" }, ...steps),
       );

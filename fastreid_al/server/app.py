@@ -45,13 +45,13 @@ _Handler = Callable[[Request, Person], Awaitable[Response]]
 
 #: Longest time that a request waits for a question, and between two looks, in seconds.
 LONGEST_WAIT = 20.0
-_LOOK_EVERY = 0.4
+_LOOK_EVERY = 1.0
 #: Seconds between two messages about the progress.
 _PROGRESS_EVERY = 2.0
 #: Decisions that a person's list shows.
 _MINE = 50
 #: Tasks that one person may hold at a time.
-_MOST_AHEAD = 3
+_MOST_AHEAD = 8
 _YEAR = 365 * 24 * 3600
 _STATIC = Path(__file__).parent / "static"
 _log = logging.getLogger(__name__)

@@ -87,6 +87,9 @@ def add_known_answers(ledger: str, file: Path) -> int:
         columns = QUESTIONS.c.left_id, QUESTIONS.c.right_id
         chosen = sa.select(*columns).where(QUESTIONS.c.gold.is_not(None))
         known = {frozenset(pair) for pair in connection.execute(chosen)}
+        # The run of the newest question is the one whose progress is shown.
+        newest = sa.select(QUESTIONS.c.run, QUESTIONS.c.epoch).order_by(QUESTIONS.c.id.desc())
+        run, epoch = connection.execute(newest.limit(1)).first() or ("", 0)
         added = 0
         for line, left, right, verdict in rows:
             for path in (left, right):
@@ -101,7 +104,7 @@ def add_known_answers(ledger: str, file: Path) -> int:
             known.add(frozenset(pair))
             added += 1
             values = {
-                **{"run": "", "epoch": 0, "left_id": pair[0], "right_id": pair[1]},
+                **{"run": run, "epoch": epoch, "left_id": pair[0], "right_id": pair[1]},
                 "left_images": json.dumps([pair[0]]),
                 "right_images": json.dumps([pair[1]]),
                 **{"reason": "gold", "gold": verdict, "known_event": 0, "status": "open"},

@@ -14,6 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from fastreid_al.answers.ledger import Ledger
+from fastreid_al.answers.service import AnswerService
+from fastreid_al.answers.tasks import Submission
 from fastreid_al.config import AnnotationConfig
 from fastreid_al.errors import UserError
 from fastreid_al.runs.annotate import find_source, serve_annotation
@@ -85,6 +88,25 @@ def test_the_command_serves_its_links_and_ends_at_ctrl_c(options: AnnotationConf
         process.kill()
 
 
+def test_what_was_acknowledged_outlasts_a_server_that_is_killed(options: AnnotationConfig) -> None:
+    acknowledged = []
+    for _ in range(2):
+        process, lines = start(options)
+        try:
+            url = lines[0].rpartition(" ")[2]
+            wait_for(f"{url}/healthz")
+            task = httpx.get(f"{url}/api/next?wait=0").json()["task"]
+            verdicts = {str(task["items"][0]["question"]): "same"}
+            body = {"task": task["id"], "token": f"token-{task['id']:04d}", "verdicts": verdicts}
+            reply = httpx.post(f"{url}/api/answers", json=body)
+            acknowledged += reply.json()["events"]
+        finally:
+            process.kill()
+            process.wait()
+    with Ledger.open(options.run, write=False) as ledger:
+        assert [answer.event for answer in ledger.answers()] == acknowledged == [1, 2]
+
+
 def test_without_people_whoever_is_here_answers(options: AnnotationConfig) -> None:
     process, lines = start(options)
     try:
@@ -143,6 +165,18 @@ def test_known_answers_are_added_once(options: AnnotationConfig, tmp_path: Path)
     file.write_text("left,right,verdict\n000.jpg,001.jpg,same\n002.jpg,003.jpg,different\n")
     assert add_known_answers(options.run, file) == 2
     assert add_known_answers(options.run, file) == 0
+    with AnswerService.open(options.run, gold_share=1.0) as service:
+        anna = service.person_named("anna")
+        # They belong to the run that is asked about, but do not count as its questions.
+        assert (service.progress(anna).run, service.progress(anna).open) == ("run", 3)
+        task = service.next_task(anna)
+        assert task is not None
+        verdict = {0: "same", 2: "different"}[task.left]
+        service.submit(anna, Submission(task.id, "token", {task.items[0].question: verdict}))
+        (figures,) = service.people()
+        assert (figures.gold_right, figures.gold_asked) == (1, 1)
+    with Ledger.open(options.run, write=False) as ledger:
+        assert ledger.answers() == []
     for text, error in (
         ("left,right\n", "columns"),
         ("left,right,verdict\n000.jpg,001.jpg,maybe\n", "line 2"),
@@ -156,8 +190,6 @@ def test_known_answers_are_added_once(options: AnnotationConfig, tmp_path: Path)
 
 
 def test_a_new_link_ends_the_old_one(options: AnnotationConfig) -> None:
-    from fastreid_al.answers.service import AnswerService
-
     assert not have_links(options.run)
     with AnswerService.open(options.run) as service:
         _, old = service.add_person("anna")

@@ -11,16 +11,23 @@ const PATIENCE = 30000;
 
 async function ask(path, options) {
   const { signal, ...rest } = options;
-  const limit = AbortSignal.timeout(PATIENCE);
+  const own = new AbortController();
+  const stop = () => own.abort();
+  const timer = setTimeout(stop, PATIENCE);
+  signal?.addEventListener("abort", stop);
   let response;
+  let found;
   try {
-    const signals = signal ? [signal, limit] : [limit];
-    response = await fetch(path, { ...rest, signal: AbortSignal.any(signals), cache: "no-store" });
+    response = await fetch(path, { ...rest, signal: own.signal, cache: "no-store" });
+    found = await response.json().catch(() => null);
   } catch (error) {
     if (signal?.aborted) throw error;
     throw new Away("the server does not answer");
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", stop);
   }
-  const found = await response.json().catch(() => null);
+  if (signal?.aborted) throw new DOMException("stopped", "AbortError");
   if (response.ok && found !== null) return found;
   const text = found?.error ?? `the server answers with status ${response.status}`;
   if (response.status === 401) throw new Locked(text);

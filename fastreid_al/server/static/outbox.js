@@ -94,6 +94,6 @@ export class Outbox {
       other.path === item.path && JSON.stringify(other.body) === JSON.stringify(item.body);
     const items = this.items;
     const place = items.findIndex(same);
-    if (place >= 0) keep(this.name, items.toSpliced(place, 1));
+    if (place >= 0) keep(this.name, [...items.slice(0, place), ...items.slice(place + 1)]);
   }
 }

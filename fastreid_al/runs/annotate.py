@@ -62,26 +62,17 @@ def serve_annotation(options: AnnotationConfig, reporter: Reporter | None = None
         ) from error
     from ..server.app import PageOptions, make_app
     from ..server.guards import is_loopback
-    from ..server.roster import add_known_answers, have_links, make_admin
+    from ..server.roster import add_known_answers
 
     wanted = _parse_people(options.people)
     _check_url(options.public_url)
     source = find_source(options)
     address = Address(options.host, options.port)
     with address:
-        pictures = _pictures(source, options, reporter)
+        pictures = open_pictures(source, options, reporter)
         with AnswerService.open(source.ledger) as service:
             links = _make_people(service, source.ledger, wanted, options.renew_links, reporter)
-            linked = have_links(source.ledger)
-            local = None
-            if not linked and is_loopback(options.host) and not options.public_url:
-                name = service.person_named(login_name(), "admin").name
-                make_admin(source.ledger, name)
-                local = service.person_named(name)
-            if local is None and not linked:
-                raise SettingError(
-                    "people", options.people, "names", "other machines need personal links"
-                )
+            local = _local_person(service, source.ledger, options)
             if options.gold is not None:
                 added = add_known_answers(source.ledger, Path(options.gold))
                 reporter.line(f"{added:,} questions with known answers were added")
@@ -139,8 +130,17 @@ def find_source(options: AnnotationConfig) -> Source:
     return Source(ledger, config)
 
 
-def _pictures(source: Source, options: AnnotationConfig, reporter: Reporter) -> Pictures:
-    """The images of the run, or those below the folder that is named."""
+def open_pictures(source: Source, options: AnnotationConfig, reporter: Reporter) -> Pictures:
+    """Return the images of a run, or those below the folder that is named.
+
+    Args:
+        source: The ledger, and the configuration of the run where it is known.
+        options: May name another folder of the images.
+        reporter: Shows progress.
+
+    Raises:
+        UserError: The images cannot be found.
+    """
     from ..server.pictures import Pictures, records_by_name
 
     if source.config is None:
@@ -199,6 +199,24 @@ def _make_people(
         else:
             reporter.line(f"{printable(name)} has a link already; `renew_links` makes a new one")
     return tokens
+
+
+def _local_person(service: AnswerService, ledger: str, options: AnnotationConfig) -> Person | None:
+    """Who answers without a link: whoever is logged in; None where people have links.
+
+    Raises:
+        SettingError: Other machines reach the page, and nobody has a link.
+    """
+    from ..server.guards import is_loopback
+    from ..server.roster import have_links, make_admin
+
+    if have_links(ledger):
+        return None
+    if options.public_url or not is_loopback(options.host):
+        raise SettingError("people", options.people, "names", "other machines need personal links")
+    name = service.person_named(login_name(), "admin").name
+    make_admin(ledger, name)
+    return service.person_named(name)
 
 
 def _greeting(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import anyio
 from anyio import to_thread
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -363,8 +364,10 @@ class _Routes:
         try:
             return await to_thread.run_sync(lambda: function(*arguments))
         except LedgerError as error:
-            # The page keeps what was not written, and sends it again, only if the ledger is away.
-            away = not await to_thread.run_sync(self._wording.is_reachable)
+            # The page sends again what the database failed to write, but not what was refused. The
+            # service connects again by itself, so that the database may be back by now.
+            failed = isinstance(error.__cause__, SQLAlchemyError)
+            away = failed or not await to_thread.run_sync(self._wording.is_reachable)
             raise ProblemError(503 if away else 409, str(error)) from error
         except UserError as error:
             raise ProblemError(409, str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -18,8 +19,10 @@ from fastreid_al.answers.ledger import Ledger
 from fastreid_al.answers.service import AnswerService
 from fastreid_al.answers.tasks import Submission
 from fastreid_al.config import AnnotationConfig
+from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import UserError
-from fastreid_al.runs.annotate import find_source, serve_annotation
+from fastreid_al.runs.annotate import find_source, open_pictures, serve_annotation
+from fastreid_al.server.pictures import UnshownError
 from fastreid_al.server.roster import add_known_answers, have_links, renew_link
 from tests.support.labelling import draw_images, fill_ledger, pairs
 
@@ -150,6 +153,23 @@ def test_the_ledger_of_a_run_is_found_by_its_folder(tmp_path: Path) -> None:
         source = find_source(AnnotationConfig(str(run)))
         assert source.ledger == str(tmp_path / "answers.sqlite")
         assert source.config is not None and source.config.dataset == "synthetic"
+
+
+def test_the_images_of_a_run_are_found_by_its_configuration(tmp_path: Path) -> None:
+    draw_images(tmp_path / "images" / "c1", 4)
+    config = {
+        "dataset": "folder",
+        "data_root": str(tmp_path / "gone"),
+        "camera_pattern": "c([0-9])",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = AnnotationConfig(str(tmp_path), data_root=str(tmp_path / "images"))
+    (tmp_path / "answers.sqlite").touch()
+    pictures = open_pictures(find_source(options), options, Reporter())
+    assert pictures.caption("c1/000.jpg") == "camera 1"
+    assert pictures.picture("c1/000.jpg", "", None).media_type == "image/jpeg"
+    with pytest.raises(UnshownError, match="not in the set"):
+        pictures.picture("c1/none.jpg", "", None)
 
 
 def test_a_missing_package_is_one_line(

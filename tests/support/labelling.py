@@ -89,6 +89,7 @@ class Site:
         tasks: The tasks, see `fill_ledger`.
         images: Number of images.
         records: Images to use in place of drawn ones, below `root`.
+        url: The ledger; a file in the folder when not given.
         options: Fields of `PageOptions`; `local` may be the name of a person.
     """
 
@@ -99,11 +100,12 @@ class Site:
         images: int = 40,
         records: Sequence[Record] | None = None,
         root: Path | None = None,
+        url: str | None = None,
         **options: Any,
     ) -> None:
         root = root or folder / "images"
         self.records = draw_images(root, images) if records is None else list(records)
-        self.url = str(folder / "answers.sqlite")
+        self.url = url or str(folder / "answers.sqlite")
         fill_ledger(self.url, self.records, root, tasks)
         # Tests that count answers must not meet questions whose answers are known.
         self.service = AnswerService.open(self.url, gold_share=0.0)

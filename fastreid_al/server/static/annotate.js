@@ -413,15 +413,13 @@ function advance() {
 }
 
 async function undo() {
-  const taken = outbox.takeBack();
+  const taken = outbox.takeBack((name) => unsent.has(name));
   if (taken) {
     const task = unsent.get(taken.body.token);
     unsent.delete(taken.body.token);
-    if (task) {
-      bringBack(task);
-      say("Your last answer was taken back before it was sent.");
-      return;
-    }
+    bringBack(task);
+    say("Your last answer was taken back before it was sent.");
+    return;
   }
   stopLooking();
   if (outbox.items.length && failure) {
@@ -543,6 +541,11 @@ function follow() {
   if (document.hidden) return;
   stream = new EventSource("/api/progress");
   stream.onmessage = (event) => showProgress(JSON.parse(event.data));
+  const own = stream;
+  stream.onerror = () => {
+    // The browser connects again by itself, except after an answer that is an error.
+    if (own.readyState === EventSource.CLOSED) setTimeout(() => own === stream && follow(), 5000);
+  };
 }
 
 function duration(seconds) {

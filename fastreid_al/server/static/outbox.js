@@ -33,11 +33,16 @@ export class Outbox {
     this.start();
   }
 
-  /** Take back what was added last, unless it may have arrived already. */
-  takeBack() {
+  /**
+   * Take back what was added last, unless it may have arrived already.
+   * @param {(token: string) => boolean} isOwn Whether this page added it: the pages of a person
+   *     share what waits.
+   */
+  takeBack(isOwn) {
     const items = this.items;
     const last = items.at(-1);
-    if (!last || last.body.token === undefined || last.body.token === this.sending) return null;
+    const name = last?.body.token;
+    if (name === undefined || name === this.sending || !isOwn(name)) return null;
     keep(this.name, items.slice(0, -1));
     this.on.changed(this.failed);
     return last;

@@ -105,7 +105,10 @@ def test_runs_are_words_on_both_sides_of_options(
         ),
         (["--method", "ucl"], "--method: got 'ucl', expected one of ucal, nnct, supervised; did"),
         (["--ask", "gian"], "--ask: got 'gian', expected one of none, ucal, gain, spal, random"),
-        (["--annotator", "me"], "--annotator: got 'me', expected one of oracle, terminal, replay"),
+        (
+            ["--annotator", "me"],
+            "--annotator: got 'me', expected one of oracle, terminal, web, replay",
+        ),
         (["--resume"], "--resume needs --run-dir"),
         (["--run-dir"], "expected one argument"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml cannot be read"),

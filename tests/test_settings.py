@@ -124,7 +124,7 @@ RESUMABLE = (
     *("optimizer.lr", "optimizer.backbone_lr"),
     *("optimizer.momentum", "optimizer.weight_decay", "optimizer.step", "optimizer.gamma"),
 )
-RESUMABLE_GROUPS = ("engine.", "evaluation.", "cluster.", "questions.", "oracle.")
+RESUMABLE_GROUPS = ("engine.", "evaluation.", "cluster.", "questions.", "oracle.", "web.")
 
 
 def test_settings_that_the_saved_state_depends_on_may_not_change_on_resume() -> None:

@@ -109,16 +109,9 @@ def make_web(context: AnnotatorContext) -> Web:
 
 
 def _options(target: str, settings: WebConfig) -> Sequence[str]:
-    options = [
-        target,
-        f"--host={settings.host}",
-        f"--port={settings.port}",
-        f"--noun={settings.noun}",
-        f"--show-similarity={str(settings.show_similarity).lower()}",
-    ]
-    if settings.people:
-        options.append(f"--people={settings.people}")
-    return options
+    """The words of the command that serves the page."""
+    values = {name: value for name, value in vars(settings).items() if value is not None}
+    return [target, *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
 
 
 def _present(ledger: Ledger) -> int:

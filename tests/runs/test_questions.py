@@ -288,7 +288,7 @@ def test_questions_that_cannot_work_are_refused_in_one_line(
 def test_an_oracle_for_unlabelled_images_is_refused(asking: RunConfig, tmp_path: Path) -> None:
     for i in range(20):
         Image.fromarray(np.full((40, 20, 3), 12 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    with pytest.raises(UserError, match="terminal asks a person"):
+    with pytest.raises(UserError, match="terminal asks one person"):
         run_training(replace(asking, dataset="folder", data_root=str(tmp_path)))
 
 

@@ -16,6 +16,8 @@ from .question import Answer, Question
 #: Key of the table `meta` under which the trainer tells people how far the round is.
 PROGRESS = "progress"
 _OPEN = "open"
+#: A question whose answer is known measures people, and was not published by a trainer.
+_IS_OURS = QUESTIONS.c.gold.is_(None)
 
 
 class Entry(NamedTuple):
@@ -97,6 +99,7 @@ class QuestionQueue:
                     (QUESTIONS.c.run == self._run)
                     & (QUESTIONS.c.epoch == epoch)
                     & (QUESTIONS.c.status != "withdrawn")
+                    & _IS_OURS
                 )
                 .order_by(QUESTIONS.c.id)
             ).all()
@@ -224,7 +227,7 @@ class QuestionQueue:
             only_waiting: Whether a question that a person has before them stays open.
         """
         now = time.time()
-        wanted = (QUESTIONS.c.run == self._run) & (QUESTIONS.c.status == _OPEN)
+        wanted = (QUESTIONS.c.run == self._run) & (QUESTIONS.c.status == _OPEN) & _IS_OURS
         if only_waiting:
             held = sa.select(LEASES.c.question).where(
                 (LEASES.c.since <= now) & (LEASES.c.until > now)

@@ -4,6 +4,7 @@ closure.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -639,11 +640,15 @@ class Asker:
 
         A merge that needs confirmation is asked about again, after what was offered since.
         """
+        self._go_on_or_settle(self._first_answered())
+
+    def _first_answered(self) -> _Open:
+        """Wait for the answer to what was offered first, apply it, and return what was offered."""
         item, request = self._open[0]
         self._answer(request)
         self._open.popleft()
         self._open_pairs -= {_pair(*question.images) for question in request.questions}
-        self._go_on(item)
+        return item
 
     def settle(self) -> None:
         """Wait until everything that was offered is decided; see `make_room`."""
@@ -814,11 +819,20 @@ class Asker:
         self.make_room()
         while any(_pair(*q.images) in self._open_pairs for q in item.questions):
             self.settle_first()
+        self._go_on_or_settle(item)
+
+    def _go_on_or_settle(self, item: _Open) -> None:
+        """Take the next step; if the budget is spent, first decide what was offered before.
+
+        Which answers the round has would otherwise depend on how fast people are.
+        """
         try:
             self._go_on(item)
         except OutOfQuestions:
-            if self.wait != "none":
-                self.settle()
+            while self._open and self.wait != "none":
+                other = self._first_answered()
+                with contextlib.suppress(OutOfQuestions):
+                    self._go_on(other)
             raise
 
     def _go_on(self, item: _Open) -> None:

@@ -382,3 +382,19 @@ def test_a_question_whose_answer_is_undone_from_outside_is_open_again(tmp_path: 
         assert [task.id for task in [service.next_task(anna)] if task] == [number]
         queue.withdraw()
         assert queue.answers([number]) == [[]]
+def test_a_budget_that_ends_within_a_merge_leaves_no_open_question_behind(
+    planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    features, identities, labels = planted
+    config = QuestionConfig(per_epoch=17, k_max_rule="root")
+    found = []
+    answers = []
+    for seed in range(3):
+        people = People(identities, ("anna", "ben", "cleo", "dora")[: 2 + seed], seed)
+        with Ledger.open(str(tmp_path / f"{seed}.sqlite"), keys(len(features))) as ledger:
+            asker = Asker(people, ledger, run="run", window=6, confirm_merges=2)
+            found.append(refine(features, labels, asker, "gain", config, 1).labels)
+            answers.append([(a.left, a.right, a.verdict) for a in ledger.answers()])
+            assert asker.asked == 17
+    assert answers[0] == answers[1] == answers[2]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

@@ -300,6 +300,8 @@ class Asker:
         self.position = 0
         #: Last event before the round, where people answer when they like.
         self._first_event = 0
+        #: Questions of earlier rounds that were answered after their round, and count for this one.
+        self._late = 0
         #: Questions and seconds of the rounds that ended.
         self.asked = 0
         self.seconds = 0.0
@@ -458,7 +460,7 @@ class Asker:
         if self._limit is not None:
             limits.append(self._limit)
         if self.budget is not None:
-            limits.append(self.budget - self.asked)
+            limits.append(self.budget - self.asked - self._late)
         return max(0, min(limits)) if limits else None
 
     def questions_left(self) -> int | None:
@@ -467,7 +469,8 @@ class Asker:
         if allowed is None:
             return None
         waiting = sum(len(request.questions) for _, request in self._open)
-        return max(0, allowed - self.spent.questions - waiting - len(self._ahead))
+        asked = self.spent.questions - self._late
+        return max(0, allowed - asked - waiting - len(self._ahead))
 
     def _out_of_time(self) -> bool:
         """Whether the answers so far took the minutes that all may take."""
@@ -737,6 +740,7 @@ class Asker:
         self.spent = Spent()
         self.outlook = None
         self._begun = False
+        self._late = 0
         self._close_all()
         self._passed.clear()
         self._remembered.clear()
@@ -771,9 +775,9 @@ class Asker:
         known = self.ledger.answers(as_of=self._first_event)
         self._know(known)
         # Answers that came after the last round had ended count for this one.
-        late = [a for a in known if a.run == self.run and a.event > self.position]
-        for answer in late:
-            self._count(answer)
+        self._count_all([a for a in known if a.run == self.run and a.event > self.position])
+        # They are no questions of this round, whose limit is not for them.
+        self._late = self.spent.questions
         if self.wait == "none":
             self.queue.withdraw(only_waiting=True)
             self.queue.forget()
@@ -1142,6 +1146,15 @@ class Asker:
         self.spent.questions += 1
         self.spent.verdicts[answer.verdict.value] += 1
 
+    def _count_all(self, answers: Sequence[Answer]) -> None:
+        """Add answers that the closure holds, but that no question waited for, to the cost."""
+        for answer in answers:
+            self._count(answer)
+        decisions = {a.gesture or str(a.event) for a in answers if not a.is_member}
+        self.spent.gestures += len(decisions)
+        events = {answer.event for answer in answers}
+        self.spent.contradictions += sum(c.event in events for c in self.closure.contradictions)
+
     def _catch_up(self) -> None:
         """Take in every answer that lies ahead, in the order in which they were given."""
         if self.queue is not None:
@@ -1165,12 +1178,10 @@ class Asker:
         The closure is made anew, because such an answer may stand before others.
         """
         answers = self.ledger.answers(as_of=event)
-        for answer in answers:
-            if answer.event not in self._applied and answer.run == self.run:
-                self._count(answer)
-        known = len(self._answers)
-        if {answer.event for answer in answers} != self._applied or len(answers) != known:
+        applied = self._applied
+        if {answer.event for answer in answers} != applied or len(answers) != len(self._answers):
             self._know(answers)
+        self._count_all([a for a in answers if a.run == self.run and a.event not in applied])
 
     def _new_answer(self, question: Question, need: int, confirms: int | None) -> None:
         """Ask the annotator, and write the answer to the ledger before it is applied."""

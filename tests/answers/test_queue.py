@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from fastreid_al.active import refine
 from fastreid_al.active.partition import apply_answers
 from fastreid_al.answers.asker import Asker
 from fastreid_al.answers.closure import Closure
+from fastreid_al.answers.database import QUESTIONS
 from fastreid_al.answers.ledger import ImageKeys, Ledger
 from fastreid_al.answers.question import Question, QuitAsking, Verdict
 from fastreid_al.answers.queue import Entry, QuestionQueue, marks_of
@@ -398,3 +400,26 @@ def test_a_budget_that_ends_within_a_merge_leaves_no_open_question_behind(
             assert asker.asked == 17
     assert answers[0] == answers[1] == answers[2]
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_answers_to_earlier_rounds_do_not_use_up_the_limit_of_a_round(
+    planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    features, identities, labels = planted
+    people = People(identities)
+    config = QuestionConfig(per_epoch=6, k_max_rule="root")
+    with Ledger.open(str(tmp_path / "answers.sqlite"), keys(len(features))) as ledger:
+        asker = Asker(people, ledger, run="run", wait="none", budget=21)
+        published = 0
+        for epoch in (1, 2, 3, 4, 5):
+            spent = refine(features, labels, asker, "gain", config, epoch).spent
+            # Everything that was published before was answered.
+            assert spent.questions == spent.gestures == published
+            with ledger.store.reading() as connection:
+                is_open = QUESTIONS.c.status == "open"
+                count = sa.select(sa.func.count()).where(is_open)
+                published = connection.execute(count).scalar_one()
+            assert published == min(6, 21 - asker.asked)
+            for _ in range(20):
+                people.serve(ledger)
+        assert asker.asked == 21

@@ -300,6 +300,8 @@ class Asker:
         self.position = 0
         #: Last event before the round, where people answer when they like.
         self._first_event = 0
+        #: Last event of the round, if it had ended before it was begun again.
+        self._last_event: int | None = None
         #: Questions of earlier rounds that were answered after their round, and count for this one.
         self._late = 0
         #: Questions and seconds of the rounds that ended.
@@ -372,7 +374,7 @@ class Asker:
             if self.wait == "none":
                 self.position = self._first_event
             else:
-                self.position = self.ledger.last_event()
+                self.position = self._end_of_round()
                 self._take_in_unapplied(self.position)
                 self.queue.withdraw(only_waiting=self.wait != "all")
             self.queue.end(self.position)
@@ -387,6 +389,18 @@ class Asker:
             self.observations[name] = observations[-_MOST_OBSERVATIONS:]
         self._observed.clear()
         return self.spent
+
+    def _end_of_round(self) -> int:
+        """The last event that the labels of this round are made from.
+
+        A round that had ended already, and is repeated from an older checkpoint, ends where it
+        ended: the answers after it belong to the rounds after it.
+        """
+        assert self.queue is not None
+        before = self._last_event
+        if before is None or max(self._applied, default=0) > before:
+            return self.ledger.last_event()
+        return self.ledger.last_event() if self.queue.undone_since(before) else before
 
     def observe(self, name: str, inputs: Sequence[float], answer: float) -> None:
         """Keep an answer for the strategies of later rounds, from which they learn.
@@ -770,7 +784,8 @@ class Asker:
     def _begin_queue(self) -> None:
         """Begin the round in the queue, or begin it again with the answers that it began with."""
         assert self.queue is not None
-        self.window, self._first_event = self.queue.begin(self.epoch, self.window)
+        begun = self.queue.begin(self.epoch, self.window, self.position)
+        self.window, self._first_event, self._last_event = begun
         self._begun = True
         known = self.ledger.answers(as_of=self._first_event)
         self._know(known)
@@ -781,6 +796,7 @@ class Asker:
         if self.wait == "none":
             self.queue.withdraw(only_waiting=True)
             self.queue.forget()
+            self._last_event = None
 
     @property
     def _serves(self) -> bool:
@@ -966,7 +982,13 @@ class Asker:
         """
         if self.queue is None:
             return len(self._ahead) > count
-        return not all(self.queue.knows(*pair) for pair in pairs) and bool(self.queue.leftover())
+        if all(self.queue.knows(*pair) for pair in pairs):
+            return False
+        if self.queue.leftover():
+            return True
+        # Later rounds may have asked about these pairs, if this one had ended before.
+        is_spent = self.questions_left() == 0 or self._out_of_time()
+        return self._last_event is not None and not is_spent
 
     def _publish(self, request: _Request) -> None:
         """Show people what is asked, if they answer when they like."""
@@ -1158,12 +1180,16 @@ class Asker:
     def _catch_up(self) -> None:
         """Take in every answer that lies ahead, in the order in which they were given."""
         if self.queue is not None:
-            for number in self.queue.leftover():
-                for answers in self.queue.answers([number]) or []:
-                    for answer in answers:
-                        take_in = self._take_in_member if answer.is_member else self._take_in
-                        take_in(answer)
+            self._last_event = None
+            waiting = {number for _, request in self._open for number in request.numbers}
+            waiting |= self.queue.open_numbers()
             self.queue.forget()
+            for answer in self.ledger.answers():
+                number = None if answer.order is None else answer.order[1]
+                is_ahead = answer.run == self.run and answer.event not in self._applied
+                if is_ahead and number not in waiting:
+                    take_in = self._take_in_member if answer.is_member else self._take_in
+                    take_in(answer)
             return
         ahead = list(self._ahead.values())
         self._ahead.clear()

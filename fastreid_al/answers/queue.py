@@ -42,10 +42,13 @@ class Begun(NamedTuple):
     Args:
         window: Questions that are open at a time.
         first_event: Last event before the round.
+        last_event: Last event that its labels were made from, if it had ended before it was begun
+            again.
     """
 
     window: int
     first_event: int
+    last_event: int | None = None
 
 
 class QuestionQueue:
@@ -73,24 +76,28 @@ class QuestionQueue:
         #: Newest undo that was seen.
         self._last_undo = 0
 
-    def begin(self, epoch: int, window: int) -> Begun:
+    def begin(self, epoch: int, window: int, position: int = 0) -> Begun:
         """Begin a round, or begin it again.
 
         Args:
             epoch: Epoch of the run.
             window: Questions that are open at a time. A round that is begun again keeps its own.
+            position: Last event that the labels of the round before were made from. A round that
+                began before this event is another one, and is not begun again.
         """
         self._epoch = epoch
         mark = (MARKS.c.run == self._run) & (MARKS.c.epoch == epoch)
+        columns = MARKS.c.window, MARKS.c.first_event, MARKS.c.event
         with self._store.writing() as connection:
-            before = connection.execute(
-                sa.select(MARKS.c.window, MARKS.c.first_event).where(mark)
-            ).first()
-            if before is None:
+            before = connection.execute(sa.select(*columns).where(mark)).first()
+            is_another = before is not None and before.first_event < position
+            if before is None or is_another:
                 last = connection.execute(sa.select(sa.func.max(EVENTS.c.id))).scalar() or 0
                 begun = Begun(window, last)
+                connection.execute(MARKS.delete().where(mark))
                 values = {"run": self._run, "epoch": epoch, "began_at": time.time()}
-                connection.execute(MARKS.insert(), values | begun._asdict())
+                values |= {"window": window, "first_event": last}
+                connection.execute(MARKS.insert(), values)
             else:
                 begun = Begun(*before)
             rows = connection.execute(
@@ -106,7 +113,7 @@ class QuestionQueue:
             self._last_undo = _last_undo(connection)
         row_of = self._ledger.row_of
         self._numbers = {_pair(row_of(row.left_id), row_of(row.right_id)): row.id for row in rows}
-        self._unclaimed = dict(self._numbers)
+        self._unclaimed = {} if is_another else dict(self._numbers)
         return begun
 
     def end(self, event: int) -> None:
@@ -130,6 +137,12 @@ class QuestionQueue:
         for since.
         """
         return sorted(self._unclaimed.values())
+
+    def open_numbers(self) -> set[int]:
+        """Return the questions of the run that wait for an answer."""
+        wanted = (QUESTIONS.c.run == self._run) & (QUESTIONS.c.status == _OPEN)
+        with self._store.reading() as connection:
+            return set(connection.execute(sa.select(QUESTIONS.c.id).where(wanted)).scalars())
 
     def forget(self) -> None:
         """Treat no question as left over."""
@@ -218,6 +231,14 @@ class QuestionQueue:
         is_new = last > self._last_undo
         self._last_undo = max(last, self._last_undo)
         return is_new
+
+    def undone_since(self, event: int) -> bool:
+        """Return whether an event up to a given one was taken back after that one."""
+        late = (EVENTS.c.kind == "undo") & (EVENTS.c.id > event) & (EVENTS.c.undoes <= event)
+        with self._store.reading() as connection:
+            return (
+                connection.execute(sa.select(EVENTS.c.id).where(late).limit(1)).first() is not None
+            )
 
     def withdraw(self, keep: Collection[int] = (), *, only_waiting: bool = False) -> None:
         """Withdraw the open questions of the run.

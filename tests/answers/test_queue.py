@@ -423,3 +423,38 @@ def test_answers_to_earlier_rounds_do_not_use_up_the_limit_of_a_round(
             for _ in range(20):
                 people.serve(ledger)
         assert asker.asked == 21
+
+
+@pytest.mark.parametrize("wait", ["all", 5.0])
+@pytest.mark.parametrize("first", [0, 1])
+def test_rounds_that_are_repeated_from_an_older_checkpoint_are_the_same_rounds(
+    wait: str | float, first: int, planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    file = str(tmp_path / "answers.sqlite")
+    expected = []
+    states: list[dict[str, object] | None] = [None]
+    for labels, asker in rounds(file, planted, People(planted[1]), count=3, window=4, wait=wait):
+        expected.append(labels)
+        states.append(asker.state_dict())
+    people = People(planted[1], seed=3)
+    made = rounds(
+        file, planted, people, count=3, window=4, wait=wait, first=first, state=states[first]
+    )
+    for epoch, (labels, asker) in enumerate(made, first):
+        assert torch.equal(labels, expected[epoch])
+        assert asker.state_dict() == states[epoch + 1]
+    assert people.decided == 0
+
+
+def test_a_round_that_is_repeated_differently_asks_nothing_that_later_rounds_asked(
+    planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    file = str(tmp_path / "answers.sqlite")
+    last(rounds(file, planted, People(planted[1]), count=3, window=4))
+    people = People(planted[1], seed=3)
+    *_, (_, asker) = rounds(file, planted, people, "random", count=3, window=4, budget=200, seed=1)
+    with Ledger.open(file, keys(len(planted[0])), write=False) as ledger:
+        answers = ledger.answers()
+        assert len({(a.left, a.right) for a in answers}) == len(answers)
+        # Each is counted once.
+        assert asker.asked == len(answers)

@@ -107,16 +107,22 @@ class Assignment:
         return found
 
     def update(self, connection: Connection, rows: Sequence[Any], now: float) -> int:
-        """Write where questions stand, and return how many are not open any more."""
+        """Write where questions stand, and return how many are not open any more.
+
+        A question about an image that was erased is withdrawn where it would be open again.
+        """
         settled = 0
         standings = self._standings(connection, rows, now)
+        erased = views.erased(connection, [i for row in rows for i in (row.left_id, row.right_id)])
         for row in rows:
             stands, _ = standings[row.id]
-            values = {"status": stands.status, "settled_event": stands.event}
-            if (row.status, row.settled_event) != (stands.status, stands.event):
+            is_gone = stands.status != "answered" and {row.left_id, row.right_id} & erased
+            status = "withdrawn" if is_gone else stands.status
+            if (row.status, row.settled_event) != (status, stands.event):
+                values = {"status": status, "settled_event": stands.event}
                 chosen = QUESTIONS.c.id == row.id
                 connection.execute(QUESTIONS.update().where(chosen), values)
-            settled += stands.status != "open"
+            settled += status != "open"
         return settled
 
     def settle(self, connection: Connection, now: float) -> int:

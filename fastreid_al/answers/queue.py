@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from .database import EVENTS, LEASES, MARKS, META, QUESTIONS
+from .database import EVENTS, IMAGES, LEASES, MARKS, META, QUESTIONS
 from .ledger import Ledger
 from .question import Answer, Question
 
@@ -151,7 +151,8 @@ class QuestionQueue:
     def publish(self, entries: Sequence[Entry]) -> list[int]:
         """Publish questions that are shown together, and return their numbers.
 
-        A question that this round published before is not published again.
+        A question that this round published before is not published again. One about an image that
+        was erased is withdrawn at once.
 
         Args:
             entries: One question, or the questions of a sheet: they have one first image.
@@ -174,12 +175,15 @@ class QuestionQueue:
             self._ledger.numbering(connection, *sorted(rows)) as ids,
         ):
             known = connection.execute(sa.select(sa.func.max(EVENTS.c.id))).scalar() or 0
+            gone = sa.select(IMAGES.c.id).where(IMAGES.c.erased_at.is_not(None))
+            erased = set(connection.execute(gone).scalars())
             sheet = None
             for entry in entries:
                 question = entry.question
                 left, right = (
                     json.dumps([ids[row] for row in group.tolist()]) for group in question.groups
                 )
+                shown = {ids[row] for row in question.images}
                 values = {
                     "run": self._run,
                     "epoch": self._epoch,
@@ -196,7 +200,8 @@ class QuestionQueue:
                     "confirms": entry.confirms,
                     "votes": entry.votes,
                     "known_event": known,
-                    "status": "open",
+                    # Nobody can be asked about an image that was erased.
+                    "status": "withdrawn" if shown & erased else "open",
                     "made_at": time.time(),
                 }
                 key = connection.execute(QUESTIONS.insert(), values).inserted_primary_key

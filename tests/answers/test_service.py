@@ -11,7 +11,8 @@ import pytest
 from fastreid_al.answers.closure import Effect
 from fastreid_al.answers.database import META, PEOPLE, QUESTIONS
 from fastreid_al.answers.ledger import Ledger, insert_event
-from fastreid_al.answers.question import Verdict
+from fastreid_al.answers.question import Question, Verdict
+from fastreid_al.answers.queue import Entry, QuestionQueue
 from fastreid_al.answers.service import (
     AnswerService,
     Impact,
@@ -564,6 +565,30 @@ def test_an_erased_image_is_shown_no_more(service: AnswerService, ledger: Ledger
     with pytest.raises(LedgerError, match="has no image 999"):
         service.image(999)
     assert ledger.integrity() == []
+
+
+def test_nobody_is_asked_again_about_an_erased_image(
+    service: AnswerService, ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1), (2, 3)])
+    anna = service.person_named("anna", "admin")
+    service.submit(anna, decision(task_for(service, anna)))
+    service.erase(0, anna, "asked to")
+    # Neither when the answer is taken back, nor by the questions of a later round.
+    assert service.undo(anna) is None
+    assert ledger.answers() == []
+    queue = QuestionQueue(ledger, "run")
+    queue.begin(2, window=3)
+    numbers = [
+        queue.publish([Entry(Question.about_images(i, j, "merge", 0.5))])
+        for i, j in ((0, 4), (5, 6), (0, 7))
+    ]
+    assert numbers == [[3], [4], [5]]
+    assert queue.answers([3]) == [[]]
+    assert [status for status, _ in statuses(ledger)] == [
+        *("withdrawn", "open", "withdrawn", "open", "withdrawn")
+    ]
+    assert task_for(service, anna).id == 2
 
 
 def test_members_are_paged(service: AnswerService, ledger: Ledger) -> None:

@@ -1064,9 +1064,10 @@ class Asker:
         while True:
             if self.wait == "none":
                 raise OutOfQuestions
+            found = self.queue.answers(request.numbers)
+            # Afterwards: an answer may be taken back while it is read.
             if self.queue.undone():
                 raise RoundAgain
-            found = self.queue.answers(request.numbers)
             if found is not None:
                 return found
             newest = self.ledger.last_event()

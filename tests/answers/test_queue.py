@@ -16,12 +16,14 @@ from torch import Tensor
 
 from fastreid_al.active import refine
 from fastreid_al.active.partition import apply_answers
-from fastreid_al.answers.asker import Asker
+from fastreid_al.answers.asker import Asker, RoundAgain
 from fastreid_al.answers.closure import Closure
 from fastreid_al.answers.database import QUESTIONS
 from fastreid_al.answers.ledger import ImageKeys, Ledger
 from fastreid_al.answers.question import Question, QuitAsking, Verdict
 from fastreid_al.answers.queue import Entry, QuestionQueue, marks_of
+from fastreid_al.answers.question import Answer, Question, QuitAsking, Verdict
+from fastreid_al.answers.queue import mark_of
 from fastreid_al.answers.service import AnswerService, Person, Submission, Task
 from fastreid_al.config import QuestionConfig
 from tests.active.strategies.test_gain import crowded
@@ -458,3 +460,25 @@ def test_a_round_that_is_repeated_differently_asks_nothing_that_later_rounds_ask
         assert len({(a.left, a.right) for a in answers}) == len(answers)
         # Each is counted once.
         assert asker.asked == len(answers)
+
+
+def test_an_answer_that_is_taken_back_while_it_is_read_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    people = People(torch.tensor([0, 0]), ("anna",))
+    asker = Asker(people, run="run")
+    asker.begin(1)
+    read = asker.ledger.answers_to
+
+    def read_late(question: int, until: int) -> list[Answer]:
+        monkeypatch.undo()
+        with AnswerService(asker.ledger) as service:
+            service.undo(service.person_named("anna"))
+        return read(question, until)
+
+    monkeypatch.setattr(asker.ledger, "answers_to", read_late)
+    question = Question.about_images(0, 1, "split", 0.5)
+    with pytest.raises(RoundAgain):
+        asker.ask(question)
+    asker.begin(1)
+    assert asker.ask(question) is SAME

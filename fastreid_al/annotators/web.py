@@ -56,7 +56,7 @@ class Web:
         """
         if self._server is None and not self._is_elsewhere():
             try:
-                Ledger.open(ledger.name, role="server").close()
+                Ledger.open(ledger.store.url, role="server").close()
             except LedgerError as error:
                 if "in use" not in str(error):
                     raise

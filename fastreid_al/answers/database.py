@@ -238,6 +238,8 @@ class Store:
     """
 
     def __init__(self, url: str, write: bool, role: Role = "trainer") -> None:
+        #: Path or URL as it was given, with its password: `name` is what may be shown.
+        self.url = url
         self.write = write
         self.role = role
         #: Format of the database, once `prepare` was called.

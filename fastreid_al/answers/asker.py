@@ -484,6 +484,9 @@ class Asker:
             return None
         waiting = sum(len(request.questions) for _, request in self._open)
         asked = self.spent.questions - self._late
+        if self.queue is not None and self.wait == "none":
+            # People may still answer them.
+            waiting += self.queue.count_earlier()
         return max(0, allowed - asked - waiting - len(self._ahead))
 
     def _out_of_time(self) -> bool:

@@ -73,6 +73,9 @@ class QuestionQueue:
         #: Questions of the round by pair of rows, and those that were not asked for again yet.
         self._numbers: dict[tuple[int, int], int] = {}
         self._unclaimed: dict[tuple[int, int], int] = {}
+        #: Questions of earlier rounds that were open when the round began, and were not asked for
+        #: again: number, need, and the merge that they confirm.
+        self._earlier: dict[tuple[int, int], tuple[int, int, int | None]] = {}
         #: Newest undo that was seen.
         self._last_undo = 0
 
@@ -100,20 +103,23 @@ class QuestionQueue:
                 connection.execute(MARKS.insert(), values)
             else:
                 begun = Begun(*before)
-            rows = connection.execute(
-                sa.select(QUESTIONS.c.id, QUESTIONS.c.left_id, QUESTIONS.c.right_id)
-                .where(
-                    (QUESTIONS.c.run == self._run)
-                    & (QUESTIONS.c.epoch == epoch)
-                    & (QUESTIONS.c.status != "withdrawn")
-                    & _IS_OURS
-                )
-                .order_by(QUESTIONS.c.id)
-            ).all()
+            c = QUESTIONS.c
+            published = (c.epoch == epoch) & (c.status != "withdrawn")
+            # A question of an earlier round stays open while a person has it before them.
+            late = (c.status == _OPEN) | (c.settled_event > begun.first_event)
+            wanted = (c.run == self._run) & _IS_OURS & (published | ((c.epoch < epoch) & late))
+            asked = c.id, c.left_id, c.right_id, c.epoch, c.need, c.confirms
+            rows = connection.execute(sa.select(*asked).where(wanted).order_by(c.id)).all()
             self._last_undo = _last_undo(connection)
         row_of = self._ledger.row_of
-        self._numbers = {_pair(row_of(row.left_id), row_of(row.right_id)): row.id for row in rows}
-        self._unclaimed = {} if is_another else dict(self._numbers)
+        self._numbers, self._earlier = {}, {}
+        for row in rows:
+            pair = _pair(row_of(row.left_id), row_of(row.right_id))
+            if row.epoch == epoch:
+                self._numbers[pair] = row.id
+            else:
+                self._earlier[pair] = row.id, row.need, row.confirms
+        self._unclaimed = {} if is_another else self._numbers.copy()
         return begun
 
     def end(self, event: int) -> None:
@@ -138,9 +144,16 @@ class QuestionQueue:
         """
         return sorted(self._unclaimed.values())
 
+    def count_earlier(self) -> int:
+        """Return how many questions of earlier rounds people had before them when the round began.
+
+        Those that this round asks for are not counted.
+        """
+        return len(self._earlier)
+
     def open_numbers(self) -> set[int]:
         """Return the questions of the run that wait for an answer."""
-        wanted = (QUESTIONS.c.run == self._run) & (QUESTIONS.c.status == _OPEN)
+        wanted = (QUESTIONS.c.run == self._run) & (QUESTIONS.c.status == _OPEN) & _IS_OURS
         with self._store.reading() as connection:
             return set(connection.execute(sa.select(QUESTIONS.c.id).where(wanted)).scalars())
 
@@ -151,13 +164,19 @@ class QuestionQueue:
     def publish(self, entries: Sequence[Entry]) -> list[int]:
         """Publish questions that are shown together, and return their numbers.
 
-        A question that this round published before is not published again. One about an image that
+        A question that this round published before is not published again, nor is one of an earlier
+        round that a person has before them. One about an image that
         was erased is withdrawn at once.
 
         Args:
             entries: One question, or the questions of a sheet: they have one first image.
         """
         pairs = [_pair(*entry.question.images) for entry in entries]
+        for entry, pair in zip(entries, pairs, strict=True):
+            number, *asked = self._earlier.get(pair, (0,))
+            if asked == [entry.need, entry.confirms]:
+                self._numbers.setdefault(pair, number)
+                del self._earlier[pair]
         fresh = [
             entry for entry, pair in zip(entries, pairs, strict=True) if pair not in self._numbers
         ]
@@ -272,6 +291,8 @@ class QuestionQueue:
         for numbers in (self._numbers, self._unclaimed):
             for pair in [pair for pair, number in numbers.items() if number in gone]:
                 del numbers[pair]
+        for pair in [pair for pair, asked in self._earlier.items() if asked[0] in gone]:
+            del self._earlier[pair]
 
     def tell(self, progress: Mapping[str, Any]) -> None:
         """Tell people how far the round is: numbers and texts by name."""

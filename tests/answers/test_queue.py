@@ -20,10 +20,8 @@ from fastreid_al.answers.asker import Asker, RoundAgain
 from fastreid_al.answers.closure import Closure
 from fastreid_al.answers.database import QUESTIONS
 from fastreid_al.answers.ledger import ImageKeys, Ledger
-from fastreid_al.answers.question import Question, QuitAsking, Verdict
-from fastreid_al.answers.queue import Entry, QuestionQueue, marks_of
 from fastreid_al.answers.question import Answer, Question, QuitAsking, Verdict
-from fastreid_al.answers.queue import mark_of
+from fastreid_al.answers.queue import Entry, QuestionQueue, marks_of
 from fastreid_al.answers.service import AnswerService, Person, Submission, Task
 from fastreid_al.config import QuestionConfig
 from tests.active.strategies.test_gain import crowded
@@ -386,6 +384,8 @@ def test_a_question_whose_answer_is_undone_from_outside_is_open_again(tmp_path: 
         assert [task.id for task in [service.next_task(anna)] if task] == [number]
         queue.withdraw()
         assert queue.answers([number]) == [[]]
+
+
 def test_a_budget_that_ends_within_a_merge_leaves_no_open_question_behind(
     planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
 ) -> None:
@@ -482,3 +482,19 @@ def test_an_answer_that_is_taken_back_while_it_is_read_is_asked_again(
         asker.ask(question)
     asker.begin(1)
     assert asker.ask(question) is SAME
+
+
+def test_a_question_that_a_person_has_before_them_is_not_asked_of_another(
+    planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+) -> None:
+    features, identities, labels = planted
+    people = People(identities)
+    config = QuestionConfig(per_epoch=12, k_max_rule="root")
+    with Ledger.open(str(tmp_path / "answers.sqlite"), keys(len(features))) as ledger:
+        asker = Asker(people, ledger, run="run", wait="none", budget=30, window=8)
+        for epoch in range(1, 9):
+            refine(features, labels, asker, "gain", config, epoch)
+            for _ in range(14):
+                people.serve(ledger)
+        pairs = [(a.left, a.right) for a in ledger.answers()]
+        assert len(set(pairs)) == len(pairs) == 30

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..active import refine
+from ..active.partition import apply_answers
 from ..active.strategies import load_strategy
 from ..annotators import Oracle
 from ..answers import Asker
@@ -193,7 +194,12 @@ def simulate(
         if questions % config.every == 0:
             seconds = asker.seconds + asker.spent.seconds
             spent = gestures + asker.spent.gestures, members + asker.spent.members
-            curve.add(questions, seconds, current(), asker.outlook, *spent)
+            now = current()
+            if config.questions.thumbnails:
+                # A strategy follows the answers about the images that it asked about. Those about
+                # thumbnails change the labels when its round ends, which may be much later.
+                now = apply_answers(features, now, asker.constraints())
+            curve.add(questions, seconds, now, asker.outlook, *spent)
 
     asker.after_answer = after_answer
     gestures = members = 0

@@ -20,6 +20,7 @@ from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import UserError
 from fastreid_al.evaluate import main as evaluate_main
 from fastreid_al.runs import run_simulation, run_training
+from fastreid_al.runs.simulate import simulate
 from fastreid_al.simulate import main as simulate_main
 from tests.support.asking import crowded
 from tests.support.tiny import SYNTHETIC
@@ -85,6 +86,17 @@ def test_sheets_are_simulated_and_their_seconds_counted(tmp_path: Path) -> None:
     assert all((point.next_changed or 0) > 0 for point in of_gain[1:-1])
     # Between all answers on sheets of five, and all about pairs.
     assert 60 / 5 * 6 < last.seconds < 60 * 4
+
+
+@pytest.mark.parametrize("strategy", ["gain", "ucal"])
+def test_judged_thumbnails_change_a_curve_before_their_round_ends(strategy: str) -> None:
+    features, identities, labels = crowded()
+    questions = QuestionConfig(thumbnails=True, k_max_rule="root")
+    config = SimulationConfig("", budget=60, every=59, questions=questions)
+    *_, before, end = simulate(features, labels, identities, strategy, config)
+    assert (before.questions, end.questions) == (59, 60) and before.members > 300
+    # One question changes little; the thumbnails of all questions change hundreds of pairs.
+    assert end.changed < 50
 
 
 def test_a_score_that_is_undefined_is_an_empty_cell_and_a_dash(

@@ -134,6 +134,9 @@ class People:
         #: Seconds in which the run waited, and when each round began.
         self.waited = 0.0
         self.rounds: list[float] = []
+        #: When `serve` returned last, and the last event of the ledger then.
+        self._served = 0.0
+        self._event = -1
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--clients", str(folder)], stdin=subprocess.DEVNULL
         )
@@ -151,14 +154,19 @@ class People:
             self._ends_at = now + self._length
             write_file(self._folder / "ends_at", str(self._ends_at))
         self.rounds.append(now)
+        self._event = -1
         self._leave_after_the_hour()
 
     def serve(self, ledger: Ledger) -> None:
         """Wait for a moment."""
         self._leave_after_the_hour()
-        began = time.monotonic()
+        # Between two calls the run looks for answers. If there is a new one, it also worked.
+        now = time.monotonic()
+        event = ledger.last_event()
+        began = self._served if event == self._event else now
         time.sleep(_PAUSE)
-        self.waited += time.monotonic() - began
+        self._served, self._event = time.monotonic(), event
+        self.waited += self._served - began
 
     def finish(self) -> list[Work]:
         """Wait until the people have left, and return what each did."""
@@ -233,6 +241,8 @@ def measure(
         hour: Seconds of people until the run stops.
     """
     folder = options.out / f"{list(MODES).index(mode)}-{seed}"
+    # The files of an earlier run would begin the hour of this one.
+    folder.mkdir(parents=True)
     config = configuration(options.scale, mode, seed, speed, folder / "run")
     truth = {}
     images = load(config.dataset, config.data_root, synthetic=config.synthetic, verbose=False)

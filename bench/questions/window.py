@@ -54,6 +54,7 @@ class Setting(NamedTuple):
         thumbnails: Whether thumbnails are judged.
         error: Share of wrong answers.
         expected_error: Share that the run expects.
+        seed: Seed of the wrong answers; -1 for the mean over seeds.
     """
 
     features: str
@@ -62,6 +63,7 @@ class Setting(NamedTuple):
     thumbnails: bool
     error: float
     expected_error: float
+    seed: int = 0
 
 
 class Place(NamedTuple):
@@ -77,8 +79,8 @@ class Place(NamedTuple):
     """
 
     questions: int
-    gestures: int
-    members: int
+    gestures: float
+    members: float
     seconds: float
     f1: float
     bcubed_f1: float
@@ -113,13 +115,16 @@ def main() -> None:
             for strategy in options.strategies.split(","):
                 for thumbnails in (False, True):
                     for window in windows:
-                        setting = Setting(
-                            name, strategy, window, thumbnails, error, options.expected_error
-                        )
-                        curve = measure(setting, features, labels, identities, cameras, options)
-                        curves.append(curve)
-                        print(setting, curve.places[-1], flush=True)
-                        _write(options, sets, curves)
+                        # Without errors every seed gives the same answers.
+                        for seed in range(options.seeds if error else 1):
+                            setting = Setting(
+                                *(name, strategy, window, thumbnails, error),
+                                *(options.expected_error if error else 0.0, seed),
+                            )
+                            curve = measure(setting, features, labels, identities, cameras, options)
+                            curves.append(curve)
+                            print(setting, curve.places[-1], flush=True)
+        _write(options, sets, curves)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--windows", default=",".join(map(str, WINDOWS)))
     parser.add_argument("--errors", default=",".join(map(str, ERRORS)))
     parser.add_argument("--expected-error", type=float, default=0.0)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the wrong answers")
     parser.add_argument("--budget", type=int, default=600, help="questions of each curve")
     parser.add_argument("--every", type=int, default=50, help="questions between two places")
     parser.add_argument("--json", type=Path, required=True, metavar="OUT.json")
@@ -190,7 +196,12 @@ def measure(
             k_max_rule="root",
             expected_error=setting.expected_error,
         ),
-        oracle=OracleConfig(error=setting.error, seconds=SECONDS, seconds_more=SECONDS_MORE),
+        oracle=OracleConfig(
+            error=setting.error,
+            seed=setting.seed,
+            seconds=SECONDS,
+            seconds_more=SECONDS_MORE,
+        ),
     )
     points = simulate(features, labels, identities, setting.strategy, config, cameras)
     return Curve(setting, [_place(point) for point in points])
@@ -225,7 +236,27 @@ def _write(options: argparse.Namespace, sets: Sequence[Any], curves: Sequence[Cu
 
 def tables(curves: Sequence[Curve]) -> str:
     """What a window costs, and what thumbnails bring, as two Markdown tables."""
+    curves = over_seeds(curves)
     return f"{window_table(curves)}\n{thumbnail_table(curves)}"
+
+
+def over_seeds(curves: Sequence[Curve]) -> list[Curve]:
+    """Return the mean of the curves that differ in their seed alone, as far as all of them go."""
+    groups: dict[Setting, list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault(curve.setting._replace(seed=-1), []).append(curve)
+    means = []
+    for setting, group in groups.items():
+        end = min(curve.places[-1].questions for curve in group)
+        places = [place.questions for place in group[0].places if place.questions < end]
+        means.append(Curve(setting, [_mean_place(group, at) for at in [*places, end]]))
+    return means
+
+
+def _mean_place(curves: Sequence[Curve], at: float) -> Place:
+    """The mean of curves at a number of questions."""
+    means = [sum(value_at(c, at, name) for c in curves) / len(curves) for name in Place._fields]
+    return Place(round(means[0]), *means[1:])
 
 
 def window_table(curves: Sequence[Curve]) -> str:

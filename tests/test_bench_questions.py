@@ -63,8 +63,17 @@ def test_a_judged_decision_that_replaces_two_pairs_is_worth_two() -> None:
     assert row["break-even s/thumbnail"] == "0.80"
 
 
+def test_curves_of_several_seeds_are_averaged_as_far_as_all_go() -> None:
+    long = curve([0.0, 0.2, 0.4, 0.6], 0, thumbnails=False)
+    short = curve([0.0, 0.4, 0.8], 0, thumbnails=False)
+    short = short._replace(setting=short.setting._replace(seed=1))
+    (mean,) = window.over_seeds([long, short])
+    assert [place.questions for place in mean.places] == [0, 10, 20]
+    assert [place.f1 for place in mean.places] == pytest.approx([0.0, 0.3, 0.6])
+
+
 def test_windows_are_compared_at_toy_size(tmp_path: Path) -> None:
-    figures, table = run("window.py", tmp_path, "--budget=20", "--every=10", "--windows=1,4")
+    figures, table = run("window.py", tmp_path, "--budget=20", "--windows=1,4", "--seeds=1")
     curves = figures["curves"]
     assert isinstance(curves, list) and len(curves) == 2 * 2 * 2 * 2
     assert all(c["places"][-1][0] <= 20 for c in curves)

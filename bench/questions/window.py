@@ -226,7 +226,10 @@ def _write(options: argparse.Namespace, sets: Sequence[Any], curves: Sequence[Cu
         "sets": sets,
         "places": Place._fields,
         "curves": [
-            {**curve.setting._asdict(), "places": [list(place) for place in curve.places]}
+            {
+                **curve.setting._asdict(),
+                "places": [[round(value, 4) for value in place] for place in curve.places],
+            }
             for curve in curves
         ],
     }

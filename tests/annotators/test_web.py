@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -99,13 +100,35 @@ def train(config: RunConfig, threads: int) -> None:
     run_training(config, resume=True)
 
 
+def acknowledged(found: list[WebPerson]) -> int:
+    return sum(len(person.acknowledged) for person in found)
+
+
+def wait_for_kill(process: BaseProcess, found: list[WebPerson], draw: random.Random) -> None:
+    """Wait until some answers more are acknowledged; in one case of five for a random time."""
+    if draw.random() < 0.2:
+        process.join(draw.uniform(0.0, 3.0))
+        return
+    enough = acknowledged(found) + draw.randint(1, 8)
+    while process.is_alive() and acknowledged(found) < enough:
+        process.join(0.02)
+    process.join(draw.uniform(0.0, 0.05))
+
+
 @pytest.mark.slow
 def test_nothing_is_lost_when_the_page_and_the_run_are_killed(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    oracle = config_with(tmp_path / "oracle", "oracle", per_epoch=60)
+    # Two epochs ask questions, about 15 for each kill.
+    per_epoch = 15 * KILLS
+    oracle = config_with(tmp_path / "oracle", "oracle", per_epoch=per_epoch)
+    # The default set has 64 images, which a few hundred answers know.
+    more = 1 + KILLS // 8
+    synthetic = replace(oracle.synthetic, train_identities=8 * more, train_images=64 * more)
+    oracle = replace(oracle, synthetic=synthetic)
     run_training(oracle)
     port = free_port()
-    config = config_with(tmp_path / "people", "web", port, per_epoch=60)
+    config = config_with(tmp_path / "people", "web", port, per_epoch=per_epoch)
+    config = replace(config, synthetic=synthetic)
     ledger = Path(config.run_dir) / "answers.sqlite"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fastreid_al.runs.train", "tests.support.tiny", __name__])
@@ -116,10 +139,13 @@ def test_nothing_is_lost_when_the_page_and_the_run_are_killed(tmp_path: Path) ->
             process = context.Process(target=train, args=(config, threads))
             process.start()
             while process.is_alive():
-                process.join(draw.uniform(0.3, 2.0))
-                victim = draw.choice(["run", "page"])
-                if not process.is_alive() or kills[victim] >= KILLS:
+                wait_for_kill(process, found, draw)
+                left = [victim for victim, count in kills.items() if count < KILLS]
+                if not left:
+                    process.join()
+                if not process.is_alive():
                     continue
+                victim = draw.choice(left)
                 page = server_process(ledger)
                 if victim == "run":
                     process.kill()
@@ -133,5 +159,6 @@ def test_nothing_is_lost_when_the_page_and_the_run_are_killed(tmp_path: Path) ->
                 break
             assert process.exitcode == -signal.SIGKILL
             time.sleep(0.05)
-    assert sum(kills.values()) >= KILLS, kills
+    print(f"kills {kills}, acknowledged answers {acknowledged(found)}")
+    assert min(kills.values()) >= KILLS // 2, kills
     check(config, tmp_path / "oracle", found)

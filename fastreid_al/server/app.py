@@ -44,9 +44,14 @@ from .wording import Wording
 T = TypeVar("T")
 _Handler = Callable[[Request, Person], Awaitable[Response]]
 
-#: Longest time that a request waits for a question, and between two looks, in seconds.
+#: Longest time that a request waits for a question, in seconds.
 LONGEST_WAIT = 20.0
-_LOOK_EVERY = 1.0
+#: Shortest and longest pause between two looks for a task, in seconds. The first is that after an
+#: answer, from which the trainer makes the next question within some ten milliseconds.
+_SHORTEST_LOOK = 0.03
+_LONGEST_LOOK = 1.0
+#: A pause is this share of the time for which the page waits already.
+_LOOK_SHARE = 0.25
 #: Seconds between two messages about the progress.
 _PROGRESS_EVERY = 2.0
 #: Decisions that a person's list shows.
@@ -231,15 +236,17 @@ class _Routes:
         """Return the next task; wait for one while there is none."""
         ahead = parse_number("ahead", request.query_params.get("ahead", "0"))
         wait = parse_number("wait", request.query_params.get("wait", str(int(LONGEST_WAIT))))
-        until = time.monotonic() + min(wait, LONGEST_WAIT)
+        since = time.monotonic()
+        until = since + min(wait, LONGEST_WAIT)
         while True:
             task = await self._call(self._service.next_task, person, min(ahead, _MOST_AHEAD))
             if task is not None:
                 return JSONResponse({"task": await self._call(self._wording.task, task)})
-            left = until - time.monotonic()
-            if left <= 0 or self._closing.closed or await request.is_disconnected():
+            now = time.monotonic()
+            if now >= until or self._closing.closed or await request.is_disconnected():
                 return JSONResponse({"task": None})
-            await anyio.sleep(min(_LOOK_EVERY, left))
+            pause = min(max(_LOOK_SHARE * (now - since), _SHORTEST_LOOK), _LONGEST_LOOK)
+            await anyio.sleep(min(pause, until - now))
 
     async def answer(self, request: Request, person: Person) -> Response:
         """Write the answer to a task; the same token is written once."""

@@ -12,11 +12,12 @@ from starlette.testclient import TestClient
 
 from fastreid_al.answers.ledger import Ledger
 from fastreid_al.errors import LedgerError
+from fastreid_al.server import app
 from tests.support.labelling import Site
 
 
-def next_task(client: TestClient, ahead: int = 0) -> Any:
-    return client.get(f"/api/next?wait=0&ahead={ahead}").json()["task"]
+def next_task(client: TestClient, ahead: int = 0, wait: int = 0) -> Any:
+    return client.get(f"/api/next?wait={wait}&ahead={ahead}").json()["task"]
 
 
 def send(client: TestClient, task: Any, verdict: str = "same", token: str = "", **more: Any) -> Any:
@@ -57,6 +58,32 @@ def test_two_people_never_get_the_same_question(site: Site) -> None:
             assert send(client, task).status_code == 200
     assert len(seen) == len(set(seen)) == 4
     assert next_task(clients[0]) is None
+
+
+def test_a_page_that_waits_looks_often_at_first_and_seldom_later(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(tmp_path, [], local="anna")
+    client = site.client()
+    now = 0.0
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        pauses.append(seconds)
+
+    monkeypatch.setattr(app.time, "monotonic", lambda: now)
+    monkeypatch.setattr(app.anyio, "sleep", sleep)
+    assert next_task(client, wait=20) is None
+    monkeypatch.undo()
+    # After an answer, the trainer makes the next question at once.
+    assert pauses[0] < 0.05
+    # Each look is a transaction.
+    assert len(pauses) < 50
+    assert max(pauses) == 1.0
+    assert sum(pauses) == pytest.approx(20)
+    site.close()
 
 
 def test_a_task_is_loaded_beforehand_and_a_reload_shows_the_first_again(open_site: Site) -> None:

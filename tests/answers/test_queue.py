@@ -498,3 +498,32 @@ def test_a_question_that_a_person_has_before_them_is_not_asked_of_another(
                 people.serve(ledger)
         pairs = [(a.left, a.right) for a in ledger.answers()]
         assert len(set(pairs)) == len(pairs) == 30
+
+
+def test_a_pair_that_a_person_has_before_them_is_not_given_to_another_one() -> None:
+    ledger = Ledger.open("sqlite://")
+    asker = Asker(People(torch.arange(4)), ledger, wait="none", window=4)  # type: ignore[arg-type]
+    service = AnswerService(ledger, gold_share=0)
+    anna, ben = service.person_named("anna"), service.person_named("ben")
+
+    def begin(epoch: int) -> None:
+        asker.begin(epoch)
+        for pair in ((0, 1), (2, 3)):
+            if asker.can_ask(*pair):
+                asker.offer(Question.about_images(*pair, "merge", 0.5))
+
+    begin(1)
+    held = service.next_task(anna)
+    assert held is not None
+    asker.end()
+    begin(2)
+    other = service.next_task(ben)
+    assert other is not None and {other.left, other.items[0].right}.isdisjoint(
+        {held.left, held.items[0].right}
+    )
+    assert service.next_task(service.person_named("cleo")) is None
+    assert service.heartbeat(anna, held.id)
+    service.submit(anna, Submission(held.id, "anna", {held.id: SAME}))
+    asker.end()
+    begin(3)
+    assert asker.closure.verdict(held.left, held.items[0].right) is SAME

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from ..errors import LedgerError, printable
 from . import gold, views
 from .assignment import Assignment, all_images, as_number_of, images_of, shortened, task_of
-from .database import EVENTS
+from .database import EVENTS, QUESTIONS
 from .leases import Lease, unskip
 from .ledger import MEMBER, insert_event
 from .question import Verdict
@@ -173,6 +173,8 @@ def _write(
     # The seconds of a sheet are divided among its questions; its thumbnails take none.
     each = sent.active_seconds / len(rows)
     gesture = uuid.uuid4().hex
+    # A question whose answer is known may be of another run, or of none.
+    run = views.current_run(connection) if "gold" in kinds.values() else ""
     first = {
         "token": sent.token,
         "idle": float(sent.idle_seconds),
@@ -186,7 +188,7 @@ def _write(
             "annotator": who.name,
             "answered_at": now,
             "epoch": row.epoch,
-            "run": row.run,
+            "run": run if kinds[row.id] == "gold" else row.run,
             "question": row.id,
             "person": who.id,
             "gesture": gesture,
@@ -306,7 +308,11 @@ def decision_of(connection: Connection, name: str, who: Person, event: int | Non
     columns = c.id, c.person, c.gesture, c.question, c.run, c.kind
     decisions = c.kind.in_(DECISIONS) & gold.in_force() & c.question.is_not(None)
     if event is None:
-        own = (c.person == who.id) & (c.run == views.current_run(connection))
+        run = views.current_run(connection)
+        began = sa.select(sa.func.min(QUESTIONS.c.known_event)).where(QUESTIONS.c.run == run)
+        # Since this run began, the person may have answered a question that another one left.
+        here = (c.run == run) | (c.id > began.scalar_subquery())
+        own = (c.person == who.id) & here
         wanted = sa.select(*columns).where(own & decisions).order_by(c.id.desc()).limit(1)
     else:
         wanted = sa.select(*columns).where((c.id == as_number_of("event", event)) & decisions)

@@ -84,8 +84,9 @@ def _agreement(connection: Connection) -> dict[int, float]:
 
 
 def current_run(connection: Connection) -> str:
-    """Return the run of the newest question; empty without one."""
-    newest = sa.select(sa.func.max(QUESTIONS.c.id)).scalar_subquery()
+    """Return the run of the newest question that a run asked; empty without one."""
+    # Questions that were imported, or whose answer was given, are of no run.
+    newest = sa.select(sa.func.max(QUESTIONS.c.id)).where(QUESTIONS.c.run != "").scalar_subquery()
     found = connection.execute(sa.select(QUESTIONS.c.run).where(QUESTIONS.c.id == newest)).scalar()
     return found or ""
 

@@ -591,6 +591,42 @@ def test_nobody_is_asked_again_about_an_erased_image(
     assert task_for(service, anna).id == 2
 
 
+def test_undo_takes_back_the_last_decision_also_where_its_answer_is_known(
+    service: AnswerService, ledger: Ledger
+) -> None:
+    anna = service.person_named("anna")
+    publish(ledger, [(0, 1), (2, 3)])
+    first = answer_next(service, anna)
+    publish(ledger, [(4, 5)], run="", gold="same", reason="gold")
+    assert service.progress(anna).run == "run"
+    with AnswerService(ledger, gold_share=1) as mixing:
+        known = task_for(mixing, anna)
+        # It looks like any other question.
+        assert (known.id, known.number) == (3, first.number + 1)
+        mixing.submit(anna, decision(known))
+        again = mixing.undo(anna)
+        assert again is not None and again.id == known.id
+        mixing.submit(anna, decision(again, DIFFERENT, "again"))
+        assert task_for(mixing, anna).number == first.number + 2
+        assert [answer.left for answer in ledger.answers()] == [0]
+
+
+def test_undo_takes_back_an_answer_to_what_another_run_left(
+    service: AnswerService, ledger: Ledger
+) -> None:
+    anna = service.person_named("anna")
+    publish(ledger, [(0, 1), (2, 3)])
+    answer_next(service, anna)
+    publish(ledger, [(4, 5)], run="other", known_event=1)
+    # The answer to the earlier run, from before this one, is not taken back.
+    assert service.undo(anna) is None
+    left = answer_next(service, anna)
+    assert left.id == 2
+    again = service.undo(anna)
+    assert again is not None and again.id == 2
+    assert [answer.left for answer in ledger.answers()] == [0]
+
+
 def test_members_are_paged(service: AnswerService, ledger: Ledger) -> None:
     publish(ledger, [(0, 1)], groups=([], list(range(100, 124))))
     pages = [service.members(1, 1, page) for page in range(4)]

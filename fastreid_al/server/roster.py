@@ -107,7 +107,7 @@ def add_known_answers(ledger: str, file: Path) -> int:
                 **{"run": run, "epoch": epoch, "left_id": pair[0], "right_id": pair[1]},
                 "left_images": json.dumps([pair[0]]),
                 "right_images": json.dumps([pair[1]]),
-                **{"reason": "gold", "gold": verdict, "known_event": 0, "status": "open"},
+                **{"reason": "merge", "gold": verdict, "known_event": 0, "status": "open"},
                 "made_at": time.time(),
             }
             connection.execute(QUESTIONS.insert(), values)

@@ -398,7 +398,7 @@ class Ledger:
                     f"{self.name} holds an answer with an unknown image or verdict ({error}); "
                     f"{ASK_CHECK}"
                 ) from error
-        return combined(answers)
+            return self._with_heads(connection, combined(answers), as_of)
 
     def answers_to(self, question: int, until: int) -> list[Answer]:
         """Return the answers to a question of the queue that are in force.
@@ -411,7 +411,48 @@ class Ledger:
         with self._store.reading() as connection:
             self._learn_images(connection)
             rows = connection.execute(self._answer_query().where(wanted)).all()
-        return combined([self._answer(row) for row in rows])
+            return self._with_heads(connection, combined([self._answer(row) for row in rows]))
+
+    def _with_heads(
+        self, connection: Connection, answers: list[Answer], as_of: int | None = None
+    ) -> list[Answer]:
+        """Return answers, whose merges begin with answers that are in force.
+
+        Where the first answer of a merge was undone and its pair was answered again in the run, the
+        new answer takes its place: what confirmed the merge goes on to do so.
+        """
+        known = {answer.event for answer in answers}
+        heads: dict[int, int] = {}
+        for head in {answer.confirms for answer in answers} - known - {None}:
+            heads[head] = self._head(connection, head, as_of)  # type: ignore[index, arg-type]
+        return [
+            answer
+            if answer.confirms is None or answer.confirms in known
+            else answer._replace(confirms=heads[answer.confirms])
+            for answer in answers
+        ]
+
+    def _head(self, connection: Connection, event: int, as_of: int | None) -> int:
+        """Return the event that stands for the first answer of a merge."""
+        first, c = EVENTS.alias(), EVENTS.c
+        undone = sa.select(c.undoes).where(_up_to(_is_undo, as_of))
+        same = (c.left_id == first.c.left_id) & (c.right_id == first.c.right_id)
+        swapped = (c.left_id == first.c.right_id) & (c.right_id == first.c.left_id)
+        # Events of old versions may have no run.
+        same_run = sa.func.coalesce(c.run, "") == sa.func.coalesce(first.c.run, "")
+        main = c.reason.is_(None) | (c.reason != MEMBER)
+        query = (
+            sa.select(c.id, c.confirms)
+            .join(first, (same | swapped) & same_run)
+            .where((first.c.id == event) & main & c.id.not_in(undone))
+            .where(_up_to(_is_answer, as_of))
+            .order_by(sa.case((c.id == event, 0), else_=1), c.id)
+            .limit(1)
+        )
+        found = connection.execute(query).first()
+        if found is None or found.id == event:
+            return event
+        return found.id if found.confirms is None else found.confirms
 
     def _answer_query(self) -> sa.Select[Any]:
         """The columns that an answer is made from."""

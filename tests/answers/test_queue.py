@@ -527,3 +527,24 @@ def test_a_pair_that_a_person_has_before_them_is_not_given_to_another_one() -> N
     asker.end()
     begin(3)
     assert asker.closure.verdict(held.left, held.items[0].right) is SAME
+def test_a_merge_stays_confirmed_when_its_first_answer_is_given_again() -> None:
+    class Wavers(People):
+        def _decide(self, person: Person, task: Task) -> None:
+            super()._decide(person, task)
+            if self.decided == 2:
+                assert self._service is not None
+                self._service.undo(person, 1)
+
+    people = Wavers(torch.zeros(3, dtype=torch.int64), ("anna",))
+    asker = Asker(people, run="run", confirm_merges=1)
+    groups = torch.tensor([0, 1]), torch.tensor([2])
+    question = Question((0, 2), groups, "merge", 0.5, 1.0)
+    asker.begin(1)
+    with pytest.raises(RoundAgain):
+        asker.ask(question)
+    asker.begin(1)
+    assert asker.ask(question) is SAME
+    assert asker.end().questions == 2
+    for as_of, verdict in ((None, SAME), (4, SAME), (3, None), (2, SAME)):
+        closure = Closure.replay(asker.ledger.answers(as_of))
+        assert closure.verdict(0, 2) is verdict, as_of

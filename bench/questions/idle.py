@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import json
 import random
+import statistics
 import subprocess
 import sys
 import threading
@@ -297,16 +298,27 @@ def figures(
         "answers": sum(person.answers for person in work),
         "late": sum(person.late for person in work),
         "used": records[-1].get("questions_total", 0) if records else 0,
+        # Everything of an epoch but its questions, in minutes of people.
+        "epoch_minutes": statistics.median(map(_training_seconds, records)) * speed / 60
+        if records
+        else 0.0,
         "mAP": {record["epoch"]: record["mAP"] for record in records},
         "pair_f1": {r["epoch"]: r["pair_f1"] for r in records if "pair_f1" in r},
     }
+
+
+def _training_seconds(record: Mapping[str, Any]) -> float:
+    """Seconds of an epoch without its questions."""
+    seconds = record["seconds"]
+    phases = sum(seconds.get(name, 0.0) for name in ("labels", "training", "evaluation"))
+    return float(phases - seconds.get("questions", 0.0))
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
     """The figures as a Markdown table; all runs reached the epoch of the last column."""
     common = min(run["epochs"] for run in found)
     titles = ["`questions.wait`", "run waits", "people wait", "answers", "late", "used by the run"]
-    titles += ["epochs", "mAP at the end", f"mAP after {common} epochs"]
+    titles += ["minutes of an epoch", "epochs", "mAP at the end", f"mAP after {common} epochs"]
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for run in found:
         scores = {int(epoch): score for epoch, score in run["mAP"].items()}
@@ -318,6 +330,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             str(run["answers"]),
             str(run["late"]),
             f"{run['used']:.0f}",
+            f"{run['epoch_minutes']:.1f}",
             str(run["epochs"]),
             f"{100 * scores[last]:.1f}" if scores else "-",
             f"{100 * scores[common]:.1f}" if common in scores else "-",

@@ -105,7 +105,9 @@ class Access:
             if person is not None and 0 <= now - since < _KNOWN:
                 return person
         address = request.client.host if request.client else ""
-        self._check_rate(address, now)
+        # Wrong links from an address do not shut out people who were known before.
+        if person is None:
+            self._check_rate(address, now)
         found = None
         if token.isascii() and 0 < len(token) <= _LONGEST_TOKEN:
             found = self._service.person_of_token(token)

@@ -68,9 +68,10 @@ def test_what_a_form_can_send_is_refused(open_site: Site) -> None:
         assert reply.status_code == 415
 
 
-def test_large_bodies_are_refused_whatever_they_say(open_site: Site) -> None:
+@pytest.mark.parametrize("size", [LARGEST_BODY, 10_000_000])
+def test_large_bodies_are_refused_whatever_they_say(open_site: Site, size: int) -> None:
     client = open_site.client()
-    large = b'{"x": "' + b"a" * LARGEST_BODY + b'"}'
+    large = b'{"x": "' + b"a" * size + b'"}'
     assert client.post("/api/undo", content=large, headers=JSON).status_code == 413
     # Sent in parts, without a length.
     parts = (large[i : i + 4096] for i in range(0, len(large), 4096))
@@ -115,6 +116,21 @@ def test_wrong_links_are_limited_but_known_people_go_on(site: Site) -> None:
     assert statuses[:20] == [404] * 20
     assert statuses[20:] == [429] * 5
     assert known.get("/api/people").status_code == 200
+
+
+def test_a_thousand_wrong_links_shut_out_nobody_who_is_known(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = site.client(site.person("anna")[1])
+    statuses = [client.get(f"/link/{'wrong' * 8}{i}").status_code for i in range(1000)]
+    assert (statuses.count(404), statuses.count(429)) == (20, 980)
+    # Also after the time for which the ledger is not asked again.
+    monkeypatch.setattr("fastreid_al.server.access._KNOWN", 0.0)
+    assert client.get("/api/people").status_code == 200
+    assert client.get("/link/wrong").status_code == 429
+    # After a minute, a wrong link is told to be wrong again.
+    monkeypatch.setattr("fastreid_al.server.access._WINDOW", 0.0)
+    assert client.get("/link/wrong").status_code == 404
 
 
 def test_a_disabled_person_is_refused(site: Site) -> None:

@@ -71,6 +71,7 @@ def serve_annotation(options: AnnotationConfig, reporter: Reporter | None = None
     with address:
         pictures = open_pictures(source, options, reporter)
         with AnswerService.open(source.ledger) as service:
+            _check_images(source.ledger, pictures)
             links = _make_people(service, source.ledger, wanted, options.renew_links, reporter)
             local = _local_person(service, source.ledger, options)
             if options.gold is not None:
@@ -156,6 +157,22 @@ def open_pictures(source: Source, options: AnnotationConfig, reporter: Reporter)
     images = read_set(config, config.dataset, reporter)
     records: dict[str, Record] = records_by_name(images.root, images.train)
     return Pictures(images.root, records)
+
+
+def _check_images(name: str, pictures: Pictures) -> None:
+    """Refuse a ledger of other images.
+
+    Raises:
+        LedgerError: The ledger has images, and none of them is there.
+    """
+    with Ledger.open(name, write=False) as ledger:
+        paths = ledger.images().values()
+        if paths and not any(map(pictures.has, paths)):
+            raise LedgerError(
+                f"none of the {len(paths):,} images of {ledger.name} was found, such as "
+                f"{printable(next(iter(paths)))}; name the folder of the images with `data_root`, "
+                "or another ledger"
+            )
 
 
 def _parse_people(text: str | None) -> dict[str, str]:

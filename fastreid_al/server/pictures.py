@@ -84,6 +84,17 @@ class Pictures:
         camera = "" if record.camera == UNKNOWN else f"camera {record.camera}"
         return ", ".join(part for part in (camera, printable(record.caption)) if part)
 
+    def has(self, path: str) -> bool:
+        """Return whether there is a file for an image; its content is not read.
+
+        Args:
+            path: Path of the image in the ledger.
+        """
+        try:
+            return self._file(path, "").is_file()
+        except (UnshownError, OSError, ValueError):
+            return False
+
     def picture(self, path: str, digest: str, height: int | None) -> Picture:
         """Return an image, no higher than asked, and never enlarged.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from tests.support.ledgers import keys, put
 
 SAME, DIFFERENT, UNSURE = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE
 NOBODY = 65534
+_FAST = ("-E", "UTF8", "--no-sync")
 
 
 def server_programs() -> Path | None:
@@ -44,9 +46,52 @@ def filled(file: str) -> str:
     return file
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """URL of a database on a server of its own, which listens on a socket in its folder only."""
+class PostgreSQL:
+    """A server of its own, which listens on a socket in its folder only.
+
+    Args:
+        programs: Folder of PostgreSQL's programs.
+        folder: An empty folder.
+    """
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self.url = f"postgresql://anna@/postgres?host={folder}"
+        self._programs = programs
+        self._folder = folder
+        self._demote: dict[str, int] = {}
+        if os.getuid() == 0:
+            # PostgreSQL refuses to run as root.
+            os.chown(folder, NOBODY, NOBODY)
+            self._demote = {"user": NOBODY, "group": NOBODY}
+        self._data = str(folder / "data")
+        self._call("initdb", "-D", self._data, "-U", "anna", "-A", "trust", *_FAST)
+
+    def start(self) -> None:
+        options = f"-k {self._folder} -c listen_addresses=''"
+        words = ("-D", self._data, "-w", "-l", str(self._folder / "log"), "-o", options)
+        self._call("pg_ctl", *words, "start")
+
+    def stop(self) -> None:
+        """Stop it as a crash does."""
+        self._call("pg_ctl", "-D", self._data, "-m", "immediate", "stop")
+
+    def _call(self, program: str, *words: str) -> None:
+        done = subprocess.run(
+            [str(self._programs / program), *words],
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            **self._demote,
+        )
+        if done.returncode:
+            output = (done.stderr or done.stdout).strip()[-300:]
+            pytest.skip(f"PostgreSQL's {program} does not run here: {output}")
+
+
+@contextlib.contextmanager
+def running_postgres() -> Iterator[PostgreSQL]:
+    """Start a server; without PostgreSQL the test is skipped."""
     pytest.importorskip(
         "psycopg",
         reason="the driver of PostgreSQL is not installed: pip install 'fastreid_al[postgres]'",
@@ -55,43 +100,22 @@ def server() -> Iterator[str]:
     if programs is None:
         pytest.skip("PostgreSQL's server is not installed (no initdb and pg_ctl)")
     folder = Path(tempfile.mkdtemp(prefix="pg"))
-    demote: dict[str, int] = {}
-    if os.getuid() == 0:
-        # PostgreSQL refuses to run as root.
-        os.chown(folder, NOBODY, NOBODY)
-        demote = {"user": NOBODY, "group": NOBODY}
-
-    def call(program: str, *words: str) -> None:
-        done = subprocess.run(
-            [str(programs / program), *words],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            **demote,
-        )
-        if done.returncode:
-            output = (done.stderr or done.stdout).strip()[-300:]
-            pytest.skip(f"PostgreSQL's {program} does not run here: {output}")
-
-    data = str(folder / "data")
-    call("initdb", "-D", data, "-U", "anna", "-A", "trust", "-E", "UTF8", "--no-sync")
-    call(
-        "pg_ctl",
-        "-D",
-        data,
-        "-w",
-        "-l",
-        str(folder / "log"),
-        "-o",
-        f"-k {folder} -c listen_addresses=''",
-        "start",
-    )
     try:
-        yield f"postgresql://anna@/postgres?host={folder}"
+        made = PostgreSQL(programs, folder)
+        made.start()
+        try:
+            yield made
+        finally:
+            made.stop()
     finally:
-        call("pg_ctl", "-D", data, "-m", "immediate", "stop")
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """URL of a database on a server of its own."""
+    with running_postgres() as made:
+        yield made.url
 
 
 @pytest.fixture

@@ -143,6 +143,18 @@ def test_what_cannot_be_served_is_one_line(options: AnnotationConfig, tmp_path: 
     assert "`public_url`" in refused(replace(options, public_url="labels"))
 
 
+def test_a_ledger_of_other_images_is_refused(options: AnnotationConfig, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    draw_images(other / "deeper", 2)
+    line = refused(replace(options, data_root=str(other)))
+    assert "none of the 8 images" in line and "such as 000.jpg" in line and "`data_root`" in line
+
+
+def test_a_second_server_of_one_ledger_is_one_line(options: AnnotationConfig) -> None:
+    with AnswerService.open(options.run):
+        assert "is in use by process" in refused(options)
+
+
 def test_the_ledger_of_a_run_is_found_by_its_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"dataset": "synthetic"}')
     options = AnnotationConfig(str(tmp_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -304,6 +305,38 @@ def test_what_was_not_given_out_is_refused(open_site: Site) -> None:
         body = {"task": task, "token": "12345678", "verdicts": {"1": "same"}}
         assert client.post("/api/answers", json=body).status_code == 409
     assert open_site.events() == []
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.jpg", "/etc/passwd", "000.jpg", "..%2f..%2fsecret.jpg"]
+)
+def test_a_path_in_place_of_a_number_is_refused(open_site: Site, path: str) -> None:
+    (open_site.pictures._root / "../secret.jpg").write_bytes(open_site.records[0].path.read_bytes())
+    client = open_site.client()
+    for quoted in (path, quote(path, safe=""), quote(quote(path, safe=""), safe="")):
+        reply = client.get(f"/image/{quoted}")
+        assert reply.status_code in (400, 404)
+        assert reply.headers["content-type"] == "application/json"
+    assert client.get("/api/proof", params={"a": path, "b": 1}).status_code == 400
+    for name in ("skip", "release", "heartbeat", "erase", "answers"):
+        body = {"task": path, "tasks": [path], "image": path, "reason": "x", "token": "12345678"}
+        reply = client.post(f"/api/{name}", json={**body, "verdicts": {"1": "same"}})
+        assert reply.status_code == 400
+        assert "\n" not in reply.json()["error"]
+    assert open_site.events() == []
+
+
+def test_an_image_that_is_gone_is_one_line_and_its_question_can_be_answered(
+    open_site: Site,
+) -> None:
+    client = open_site.client()
+    task = next_task(client)
+    open_site.records[0].path.unlink()
+    reply = client.get("/image/0?h=96")
+    assert reply.status_code == 404
+    assert reply.json()["error"] == "image 0: the file of the image cannot be read"
+    assert client.get("/image/1?h=96").status_code == 200
+    assert send(client, task, "not comparable").json()["status"] == "recorded"
 
 
 def test_an_error_says_whether_the_ledger_is_away(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +12,16 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, expect
 
+from fastreid_al.answers.database import LEASES, QUESTIONS
+from fastreid_al.answers.ledger import Ledger
+from tests.answers.conftest import running_postgres
 from tests.support.browser import RULES, chromium
 from tests.support.labelling import Running, Site, pairs, serving
 
 pytestmark = pytest.mark.slow
+
+#: Seconds for which a database is away.
+OUTAGE = float(os.environ.get("FASTREID_AL_OUTAGE", "8"))
 
 #: A question about groups of images, a sheet of three, and ten questions about pairs.
 TASKS = [
@@ -101,6 +108,12 @@ def make(
 
 def answers(site: Site) -> list[Any]:
     return [event for event in site.events() if event.kind == "answer"]
+
+
+def leases(site: Site) -> int:
+    """Questions that somebody has on the screen, or loaded beforehand."""
+    with site.read_ledger() as ledger, ledger.store.reading() as connection:
+        return len(connection.execute(LEASES.select()).all())
 
 
 def test_two_people_answer_everything_by_keys_and_nothing_twice(make: Any) -> None:
@@ -223,6 +236,102 @@ def test_answers_wait_in_the_page_while_the_server_is_away(make: Any) -> None:
     assert [event.verdict for event in answers(site)] == ["same", "different"]
     expect(window.page.locator("#away")).to_be_hidden(timeout=15_000)
     window.task()
+
+
+def test_answers_that_a_closed_page_kept_are_sent_by_the_next_one(make: Any) -> None:
+    site, running, open_window = make(pairs(6), local="anna")
+    window = open_window()
+    window.task()
+    window.page.wait_for_timeout(500)
+    running.stop()
+    window.press("s")
+    expect(window.page.locator("#away")).to_contain_text("1 answer is kept", timeout=15_000)
+    context = window.page.context
+    window.page.close()
+    running.start()
+    assert answers(site) == []
+    window = Window(context, running.url)
+    window.wait_for(lambda: len(answers(site)) == 1)
+    assert [event.verdict for event in answers(site)] == ["same"]
+    window.task()
+    window.press("d")
+    window.wait_for(lambda: len(answers(site)) == 2)
+    assert len({event.question for event in answers(site)}) == 2
+
+
+def test_a_closed_browser_gives_its_questions_to_others(make: Any) -> None:
+    site, _, open_window = make(pairs(2))
+    first, second = (open_window(f"/link/{site.person(name)[1]}") for name in ("anna", "ben"))
+    # Anna has one question on the screen, and the other one is loaded beforehand.
+    first.task()
+    expect(second.page.locator("#waiting")).to_be_visible()
+    first.wait_for(lambda: leases(site) == 2)
+    first.page.close(run_before_unload=True)
+    for number in range(2):
+        second.task()
+        second.press("s")
+        second.wait_for(lambda n=number: len(answers(site)) == n + 1)
+    assert {event.annotator for event in answers(site)} == {"ben"}
+
+
+def test_a_question_whose_image_is_gone_can_be_answered_or_skipped(make: Any) -> None:
+    site, _, open_window = make(pairs(2), local="anna")
+    site.records[0].path.unlink()
+    window = open_window()
+    broken = window.page.locator('[data-side="left"] .frame img.broken')
+    expect(broken).to_be_attached()
+    window.press("Space")
+    assert "/image/2" in window.task()
+    window.press("s")
+    expect(broken).to_be_attached()
+    window.press("x")
+    window.wait_for(lambda: len(answers(site)) == 2)
+    assert [event.verdict for event in answers(site)] == ["same", "not comparable"]
+
+
+def test_an_answer_to_a_question_that_was_withdrawn_is_kept_as_a_late_one(make: Any) -> None:
+    site, _, open_window = make(pairs(2), local="anna")
+    window = open_window()
+    window.task()
+    with Ledger.open(site.url) as trainer, trainer.store.writing() as connection:
+        first = QUESTIONS.c.id == 1
+        connection.execute(QUESTIONS.update().where(first), {"status": "withdrawn"})
+    window.press("s")
+    expect(window.page.locator("#said")).to_contain_text("Kept as a second opinion")
+    window.task()
+    window.press("d")
+    window.wait_for(lambda: len(answers(site)) == 2)
+    assert [(event.question, event.verdict) for event in answers(site)] == [
+        (1, "same"),
+        (2, "different"),
+    ]
+
+
+def test_answers_wait_in_the_page_while_postgresql_is_away(make: Any) -> None:
+    with running_postgres() as postgres:
+        site, _, open_window = make(pairs(8), local="anna", url=postgres.url)
+        window = open_window()
+        window.task()
+        # The next question is loaded beforehand.
+        window.page.wait_for_timeout(500)
+        postgres.stop()
+        window.press("s")
+        window.task()
+        window.press("d")
+        expect(window.page.locator("#away")).to_contain_text("2 answers are kept", timeout=15_000)
+        window.page.wait_for_timeout(1000 * OUTAGE)
+        assert "2 answers are kept" in window.text("#away")
+        postgres.start()
+        window.wait_for(lambda: len(answers(site)) == 2, 60)
+        expect(window.page.locator("#away")).to_be_hidden(timeout=15_000)
+        for number in range(2, 8):
+            window.task()
+            window.press("u")
+            window.wait_for(lambda n=number: len(answers(site)) == n + 1)
+        given = answers(site)
+        assert [event.verdict for event in given] == ["same", "different"] + ["unsure"] * 6
+        assert len({event.question for event in given}) == 8
+        site.close()
 
 
 def test_an_answer_that_was_not_sent_can_be_taken_back(make: Any) -> None:

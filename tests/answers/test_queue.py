@@ -527,6 +527,8 @@ def test_a_pair_that_a_person_has_before_them_is_not_given_to_another_one() -> N
     asker.end()
     begin(3)
     assert asker.closure.verdict(held.left, held.items[0].right) is SAME
+
+
 def test_a_merge_stays_confirmed_when_its_first_answer_is_given_again() -> None:
     class Wavers(People):
         def _decide(self, person: Person, task: Task) -> None:

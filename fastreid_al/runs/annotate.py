@@ -55,7 +55,7 @@ def serve_annotation(options: AnnotationConfig, reporter: Reporter | None = None
     reporter = reporter or Reporter()
     validate(options)
     try:
-        from ..server.serve import Address, serve
+        from ..server.serve import Address, serve, settling
     except ImportError as error:
         raise UserError(
             f"the annotation page needs {error.name}: pip install 'fastreid_al[web]'"
@@ -92,11 +92,12 @@ def serve_annotation(options: AnnotationConfig, reporter: Reporter | None = None
             def read_ledger() -> Ledger:
                 return Ledger.open(source.ledger, write=False)
 
-            serve(
-                lambda closing: make_app(service, pictures, page, read_ledger, closing),
-                address,
-                url if options.open else None,
-            )
+            with settling(service):
+                serve(
+                    lambda closing: make_app(service, pictures, page, read_ledger, closing),
+                    address,
+                    url if options.open else None,
+                )
     reporter.line("the page was closed; every answer is kept")
 
 

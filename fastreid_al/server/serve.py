@@ -8,18 +8,20 @@ import logging
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 
-from ..errors import SettingError
+from ..answers.service import AnswerService
+from ..errors import LedgerError, SettingError
 from .app import Closing
 
 #: Seconds that requests have to end after Ctrl-C.
 _PATIENCE = 3
 _BACKLOG = 128
+_SETTLE_SECONDS = 30.0
 
 
 class Address:
@@ -85,6 +87,33 @@ class _Server(uvicorn.Server):
         """Remember that a signal came."""
         self._closing.closed = True
         super().handle_exit(sig, frame)
+
+
+@contextlib.contextmanager
+def settling(service: AnswerService, every: float = _SETTLE_SECONDS) -> Iterator[None]:
+    """Settle questions whose people have left, again and again, until the block ends.
+
+    A request does the same, but if everybody has left, there is none, and the run would wait.
+
+    Args:
+        service: The service.
+        every: Seconds between two times.
+    """
+    done = threading.Event()
+
+    def settle() -> None:
+        while not done.wait(every):
+            # If the ledger is away, whoever answers is told.
+            with contextlib.suppress(LedgerError):
+                service.settle()
+
+    thread = threading.Thread(target=settle, name="settling", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def serve(

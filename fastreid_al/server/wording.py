@@ -61,6 +61,7 @@ class Wording:
                 "question": item.question,
                 "image": item.right,
                 "members": _others(item.right, item.right_images),
+                "pairs": len(task.left_images) * len(item.right_images),
             }
             for item in task.items
         ]

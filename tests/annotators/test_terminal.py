@@ -31,7 +31,7 @@ from fastreid_al.answers.service import AnswerService
 from fastreid_al.data.records import Record
 from tests.support.asking import question
 from tests.support.ledgers import keys
-from tests.support.queues import publish
+from tests.support.queues import decision, publish
 
 S, D, U, X = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE, Verdict.NOT_COMPARABLE
 ROOT = Path(__file__).parents[2]
@@ -362,6 +362,34 @@ def test_a_queue_is_answered_one_question_after_the_other(
     assert second.question == 2
     assert titles(out) == ["Question 1 of 2", "Question 2"]
     assert "[space] skip" in out.getvalue()
+
+
+def test_the_terminal_and_the_page_answer_one_queue(records: list[Record], tmp_path: Path) -> None:
+    file = str(tmp_path / "answers.sqlite")
+    with Ledger.open(file, keys(12)) as trainer, AnswerService.open(file, gold_share=0) as page:
+        publish(trainer, [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)])
+        ben = page.person_named("ben")
+        terminal, _ = queue_terminal(records, "s\nd\nz\nu\n")
+        for _ in range(2):
+            # One of the page is open while the terminal asks.
+            task = page.next_task(ben)
+            assert task is not None
+            terminal.serve(trainer)
+            assert page.submit(ben, decision(task, D)).status == "recorded"
+        # The terminal takes its own answer back, not the later one of the page.
+        terminal.serve(trainer)
+        # The person at the terminal has the reopened question, and the one that was shown.
+        assert page.next_task(ben) is None
+        terminal.serve(trainer)
+        given = [(e.question, e.annotator, e.source, e.verdict) for e in trainer.events()]
+    assert given == [
+        (2, "anna", "terminal", "same"),
+        (1, "ben", "web", "different"),
+        (4, "anna", "terminal", "different"),
+        (3, "ben", "web", "different"),
+        (4, "anna", None, None),
+        (4, "anna", "terminal", "unsure"),
+    ]
 
 
 def test_undo_of_a_queue_brings_the_question_back_also_after_a_restart(

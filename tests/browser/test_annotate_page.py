@@ -140,6 +140,7 @@ def test_marks_confirmations_and_comments_are_sent_with_the_answer(make: Any) ->
     window = open_window()
     window.task()
     assert window.page.locator('.side[data-side="left"] .thumb').count() == 9
+    assert "about 39 pairs of images" in window.text("#count")
     window.press("2")
     window.press("ArrowRight")
     window.press("1")
@@ -157,6 +158,42 @@ def test_marks_confirmations_and_comments_are_sent_with_the_answer(make: Any) ->
     assert odd == {"021.jpg", "032.jpg"}
     # Nine thumbnails of the left side were on the screen, and both of the right one.
     assert len(members) == 9 + 2
+    assert window.said == []
+
+
+def test_both_sides_are_next_to_each_other_at_the_same_size(make: Any) -> None:
+    _, _, open_window = make(TASKS[:1], local="anna")
+    window = open_window()
+    window.task()
+    left, right = (
+        window.page.locator(f'[data-side="{side}"] .frame').bounding_box()
+        for side in ("left", "right")
+    )
+    assert left is not None and right is not None
+    assert left["x"] + left["width"] <= right["x"]
+    assert (left["y"], left["width"], left["height"]) == (
+        right["y"],
+        right["width"],
+        right["height"],
+    )
+
+
+def test_the_page_asks_no_other_server(make: Any) -> None:
+    site, running, open_window = make(local="anna")
+    window = open_window("/mine")
+    asked: list[str] = []
+    window.page.on("request", lambda request: asked.append(request.url))
+    # As on a machine without a network: whatever is not this machine fails.
+    window.page.context.route(
+        lambda url: not url.startswith((running.url, "data:")), lambda route: route.abort()
+    )
+    for path in ("/mine", "/people", "/contradictions", "/"):
+        window.page.goto(running.url + path)
+    window.task()
+    window.press("s")
+    window.wait_for(lambda: len(answers(site)) == 1)
+    assert len(asked) > 20
+    assert [url for url in asked if not url.startswith((f"{running.url}/", "data:"))] == []
     assert window.said == []
 
 
@@ -402,6 +439,13 @@ def test_a_contradiction_is_told_and_resolved_in_place(make: Any) -> None:
     expect(window.page.locator("#said")).to_contain_text("contradicts answers 1, 2")
     window.page.get_by_role("link", name="Look at it").click()
     expect(window.page.locator(".step")).to_have_count(3)
+    for step in window.page.locator(".step").all():
+        assert "anna" in step.inner_text() and "epoch 3" in step.inner_text()
+        pictures = step.locator("img").evaluate_all(
+            "async (all) => { await Promise.all(all.map((img) => img.decode()));"
+            " return all.map((img) => img.naturalWidth); }"
+        )
+        assert len(pictures) == 2 and all(pictures)
     expect(window.page.locator(".suspect").first).to_be_visible()
     check_axe(window)
     window.page.get_by_role("button", name="Take back and ask again").last.click()

@@ -134,6 +134,8 @@ function show(task) {
   }
   const { number, total } = task;
   const details = [];
+  const pairs = task.sheet ? 1 : task.items[0].pairs;
+  if (pairs > 1) details.push(`the answer is about ${count(pairs, "pair")} of images`);
   if (typeof task.similarity === "number") details.push(`similarity ${task.similarity.toFixed(3)}`);
   if (typeof task.probability === "number") details.push(`probability ${task.probability.toFixed(2)}`);
   if (task.reason) details.push(task.reason);

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+FEATURES = DOCS / "annotation_features.md"
 EXECUTED = [
     ROOT / "README.md",
     *(DOCS / f"{page}.md" for page in ("python", "kernels", "extending")),
@@ -29,6 +30,8 @@ FENCE = re.compile(
 LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?:#[^)]*)?\)")
 #: A source file or folder in backquotes: `engine/loop.py`, `bench/results/`.
 FILE = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|h|cpp|cu)|(?:[a-z_.]+/)+)`")
+#: A test in backquotes, by its file below tests/: `answers/test_x.py::test_y`.
+TEST = re.compile(r"`((?:\w+/)*test_\w+\.py)::(test_\w+)`")
 #: Placeholders, and files of the reader's own.
 EXAMPLE_FILE = re.compile(r"\bX\b|_X\.|\bX_|_NAME\.|^my_|tensorboard/|last-N/|camstyle/")
 OPTION = re.compile(r"(?<![\w-])--(?P<name>[a-z][\w-]*(?:\.[a-z][\w-]*)*)(?P<group>\.\*)?")
@@ -111,6 +114,23 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 def test_the_files_that_a_page_names_exist(page: Path) -> None:
     named = [name for name in FILE.findall(page.read_text()) if not EXAMPLE_FILE.search(name)]
     assert [name for name in named if not exists(name)] == []
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    missing = []
+    for name, test in TEST.findall(page.read_text()):
+        file = ROOT / "tests" / name
+        found = file.is_file() and re.search(rf"^ *def {test}\(", file.read_text(), re.MULTILINE)
+        if not found:
+            missing.append(f"{name}::{test}")
+    assert missing == []
+
+
+def test_every_feature_of_annotation_names_its_test() -> None:
+    rows = re.findall(r"^\| (\d+) \|(.*)$", FEATURES.read_text(), re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 31))
+    assert [number for number, row in rows if not TEST.search(row)] == []
 
 
 def exists(name: str) -> bool:

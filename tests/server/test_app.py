@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from PIL import Image
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastreid_al.answers.ledger import Ledger
@@ -31,12 +34,12 @@ def send(client: TestClient, task: Any, verdict: str = "same", token: str = "", 
 def test_answers_reach_the_ledger_under_the_name_of_the_person(open_site: Site) -> None:
     client = open_site.client()
     task = next_task(client)
-    reply = send(client, task, active_seconds=2.5, comment="dark", tags=["mixed"])
+    reply = send(client, task, active_seconds=2.5, comment="dark", tags=["bad crop", "mixed"])
     assert reply.status_code == 200
     assert reply.json()["status"] == "recorded"
     (event,) = open_site.events()
     assert (event.annotator, event.verdict, event.source) == ("anna", "same", "web")
-    assert (event.comment, event.tags) == ("dark", "mixed")
+    assert (event.comment, event.tags) == ("dark", "bad crop,mixed")
     assert event.answered_at - event.asked_at == pytest.approx(2.5)
 
 
@@ -262,6 +265,21 @@ def test_every_page_is_served_and_names_no_other_server(open_site: Site) -> None
         assert client.get(f"/static/{name}").status_code == 200
     assert client.get("/static/../app.py").status_code == 404
     assert client.get("/static/%2e%2e/app.py").status_code == 404
+
+
+def test_the_page_about_requests_lists_every_route(site: Site) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "annotate.md").read_text()
+    listed = {
+        (method, re.sub(r"/image/\d+", "/image/{id}", path))
+        for method, path in re.findall(r"`(GET|POST) (/[\w/]+)", text)
+    }
+    routes = {
+        (method, route.path)
+        for route in site.app().routes
+        if isinstance(route, Route) and route.path.startswith(("/api/", "/image/", "/healthz"))
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert listed == routes
 
 
 def test_healthz_needs_no_person(site: Site) -> None:

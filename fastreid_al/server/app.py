@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -381,7 +381,12 @@ class _Routes:
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    return parse_object(await request.body())
+    try:
+        body = await request.body()
+    except ClientDisconnect as error:
+        # A browser that is closed meanwhile is no error of the server.
+        raise ProblemError(400, "the request was broken off") from error
+    return parse_object(body)
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:

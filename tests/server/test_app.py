@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
@@ -355,6 +356,26 @@ def test_an_image_that_is_gone_is_one_line_and_its_question_can_be_answered(
     assert reply.json()["error"] == "image 0: the file of the image cannot be read"
     assert client.get("/image/1?h=96").status_code == 200
     assert send(client, task, "not comparable").json()["status"] == "recorded"
+
+
+def test_a_request_that_is_broken_off_is_no_error_of_the_server(open_site: Site) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send_back(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        **{"type": "http", "http_version": "1.1", "method": "POST", "scheme": "http"},
+        **{"path": "/api/undo", "raw_path": b"/api/undo", "query_string": b"", "root_path": ""},
+        "headers": [(b"host", b"localhost:8765"), (b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8765),
+    }
+    asyncio.run(open_site.app()(scope, receive, send_back))
+    assert sent[0]["status"] == 400
 
 
 def test_an_error_says_whether_the_ledger_is_away(

@@ -220,7 +220,8 @@ class Progress:
         answered: Questions that are settled.
         open: Questions that wait for an answer.
         review: Questions that people disagree about.
-        budget: Questions that the run may ask; None where unknown.
+        total: Questions that the run may ask; without a budget, those up to the end of this round;
+            None where unknown.
         decided: Decisions of the person in this run.
         rate: Decisions of the person in an active hour; None without any.
         rate_of_all: Questions that all people who are here answer in an hour; None without any.
@@ -236,7 +237,7 @@ class Progress:
     answered: int
     open: int
     review: int
-    budget: int | None
+    total: int | None
     decided: int
     rate: float | None
     rate_of_all: float | None

@@ -100,9 +100,9 @@ def count_given(connection: Connection, person: int, tally: Tally) -> int:
 def count_remaining(connection: Connection, run: str) -> int:
     """Return how many tasks are left, as far as it is known."""
     told = _told(connection, run)
-    budget, asked = told.get("budget"), told.get("asked")
-    if type(budget) is int and type(asked) is int:
-        return max(0, budget - asked)
+    total, asked = _total(told), told.get("asked")
+    if total is not None and type(asked) is int:
+        return max(0, total - asked)
     wanted = (QUESTIONS.c.status == "open") & QUESTIONS.c.gold.is_(None)
     return connection.execute(sa.select(sa.func.count(_TASK.distinct())).where(wanted)).scalar_one()
 
@@ -129,10 +129,10 @@ def progress(
     others = [work[number] for number in here if number in work]
     rates = [3600 * done.answers / done.seconds for done in others if done.seconds > 0]
     told = _told(connection, run)
-    budget = told.get("budget") if type(told.get("budget")) is int else None
+    total = _total(told)
     remaining = counts.get("open", 0)
-    if budget is not None and type(told.get("asked")) is int:
-        remaining = max(0, budget - told["asked"])
+    if total is not None and type(told.get("asked")) is int:
+        remaining = max(0, total - told["asked"])
     outlook = told.get("outlook")
     outlook = outlook if isinstance(outlook, dict) else None
     return Progress(
@@ -141,7 +141,7 @@ def progress(
         answered=counts.get("answered", 0),
         open=counts.get("open", 0),
         review=counts.get("review", 0),
-        budget=budget,
+        total=total,
         decided=own.gestures,
         rate=3600 * own.gestures / own.seconds if own.seconds > 0 else None,
         rate_of_all=sum(rates) if rates else None,
@@ -161,6 +161,18 @@ def _changes_little(outlook: Mapping[str, Any] | None) -> bool | None:
     if outlook.get("counts") == "clusters":
         return bool(changed < _FEW_MERGES * questions or not questions)
     return bool(changed < _LITTLE * max(total, 1))
+
+
+def _total(told: Mapping[str, Any]) -> int | None:
+    """How many questions a run asks: its budget, else those up to the end of this round."""
+    names = ("budget", "asked", "asked_in_round", "allowed_in_round")
+    numbers = [told.get(name) for name in names]
+    budget, asked, in_round, allowed = (n if type(n) is int else None for n in numbers)
+    if budget is not None:
+        return budget
+    if asked is None or in_round is None or allowed is None:
+        return None
+    return asked - in_round + allowed
 
 
 def _told(connection: Connection, run: str) -> dict[str, Any]:

@@ -217,7 +217,7 @@ class Wording:
             "answered": progress.answered,
             "open": progress.open,
             "review": progress.review,
-            "budget": progress.budget,
+            "total": progress.total,
             "decided": progress.decided,
             "rate": _finite(progress.rate),
             "rate_of_all": _finite(progress.rate_of_all),

@@ -684,13 +684,13 @@ def test_progress_counts_the_run_of_the_newest_question(
     assert (progress.run, progress.epoch, progress.answered, progress.open) == ("run", 3, 2, 8)
     assert (progress.decided, progress.rate, progress.rate_of_all) == (1, 360.0, 480.0)
     assert progress.eta_seconds == 60.0
-    assert (progress.budget, progress.outlook, progress.worth_stopping) == (None, None, None)
+    assert (progress.total, progress.outlook, progress.worth_stopping) == (None, None, None)
     outlook = {"questions": 50, "changed": 3.0, "total": 1000, "counts": "pairs"}
     told = {"run": "run", "budget": 100, "asked": 2, "outlook": outlook}
     with ledger.store.writing() as connection:
         connection.execute(META.insert(), {"key": "progress", "value": json.dumps(told)})
     progress = service.progress(anna)
-    assert (progress.budget, progress.outlook, progress.worth_stopping) == (100, outlook, True)
+    assert (progress.total, progress.outlook, progress.worth_stopping) == (100, outlook, True)
     assert progress.eta_seconds == 98 / 480 * 3600
     task = task_for(service, anna)
     assert (task.number, task.total) == (2, 99)
@@ -698,7 +698,7 @@ def test_progress_counts_the_run_of_the_newest_question(
         told = {"run": "other", "budget": 1}
         chosen = META.c.key == "progress"
         connection.execute(META.update().where(chosen), {"value": json.dumps(told)})
-    assert service.progress(anna).budget is None
+    assert service.progress(anna).total is None
 
 
 @pytest.mark.parametrize(
@@ -724,6 +724,20 @@ def test_stopping_is_worth_it_where_little_is_expected(
     with ledger.store.writing() as connection:
         connection.execute(META.update().where(META.c.key == "progress"), {"value": "{"})
     assert service.progress(anna).worth_stopping is None
+
+
+def test_without_a_budget_the_end_of_the_round_is_the_goal(
+    service: AnswerService, ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1), (2, 3)])
+    anna = service.person_named("anna")
+    told = {"run": "run", "budget": None, "asked": 61, "asked_in_round": 1, "allowed_in_round": 60}
+    with ledger.store.writing() as connection:
+        connection.execute(META.insert(), {"key": "progress", "value": json.dumps(told)})
+    answer_next(service, anna, active_seconds=36.0)
+    progress = service.progress(anna)
+    assert (progress.total, progress.eta_seconds) == (120, 59 / 100 * 3600)
+    assert task_for(service, anna).total == 1 + 59
 
 
 def test_own_decisions_are_listed_the_newest_first(service: AnswerService, ledger: Ledger) -> None:

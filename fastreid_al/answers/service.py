@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -215,6 +216,11 @@ class AnswerService:
                 task while one is shown.
         """
         ahead = as_integer("ahead", ahead, 0, _MOST_AHEAD)
+        task = self._give(person, ahead)
+        return None if task is None else self._without_odd_ones(task)
+
+    def _give(self, person: Person, ahead: int) -> Task | None:
+        """Give a task to a person, after those that they have already."""
         assignment = self._assignment
         with self._writing() as connection:
             now = self._clock()
@@ -230,6 +236,23 @@ class AnswerService:
                 return None
             lease = assignment.leases.give(connection, task_of(rows[0]), who.id, now)
             return assignment.task(connection, who, lease, rows, len(held))
+
+    def _without_odd_ones(self, task: Task) -> Task:
+        """Leave out the small images that are known not to show what their large image shows.
+
+        A group keeps them until its round ends. Somebody would mark them again, or confirm them
+        unseen.
+        """
+        with self._reading() as connection:
+            self._graph.catch_up(connection)
+
+        def belonging(large: int, images: tuple[int, ...]) -> tuple[int, ...]:
+            closure = self._graph.closure_of(large, *images)
+            return tuple(i for i in images if closure.verdict(large, i) is not Verdict.DIFFERENT)
+
+        items = (i._replace(right_images=belonging(i.right, i.right_images)) for i in task.items)
+        left_images = belonging(task.left, task.left_images)
+        return dataclasses.replace(task, items=tuple(items), left_images=left_images)
 
     def heartbeat(self, person: Person, task_id: int) -> bool:
         """Let the person keep a task; return whether they still have it.
@@ -315,6 +338,11 @@ class AnswerService:
             The task. None if there is nothing to take back, or if it cannot be answered again: it
             was withdrawn, or it is somebody else's.
         """
+        task = self._take_back(person, event)
+        return None if task is None else self._without_odd_ones(task)
+
+    def _take_back(self, person: Person, event: int | None) -> Task | None:
+        """Take back a decision, and return its task."""
         assignment = self._assignment
         with self._writing() as connection:
             now = self._clock()

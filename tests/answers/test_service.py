@@ -740,6 +740,21 @@ def test_without_a_budget_the_end_of_the_round_is_the_goal(
     assert task_for(service, anna).total == 1 + 59
 
 
+def test_images_that_were_marked_as_odd_are_not_shown_again(
+    service: AnswerService, ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1), (0, 2)], groups=([10, 11, 12], []))
+    publish(ledger, [(10, 11)], status="withdrawn")
+    anna = service.person_named("anna")
+    answer_next(service, anna, DIFFERENT, odd=[10])
+    task = task_for(service, anna)
+    assert task.left_images == (0, 11, 12)
+    assert [item.right_images for item in task.items] == [(2,)]
+    # They return with the answer that is taken back.
+    again = service.undo(anna)
+    assert again is not None and again.left_images == (0, 10, 11, 12)
+
+
 def test_own_decisions_are_listed_the_newest_first(service: AnswerService, ledger: Ledger) -> None:
     publish(ledger, [(0, 1), (2, 3)], groups=([10], []))
     anna, bert = service.person_named("anna"), service.person_named("bert")

@@ -387,7 +387,9 @@ class Store:
     def _lock_file(self, path: Path) -> None:
         """Check that a file can be used, and lock it if it is to be written."""
         if os.path.isdir(path):
-            raise LedgerError(f"{path} is a folder; name a file in it")
+            raise LedgerError(
+                f"{path} is a folder; name a file in it, such as {path / 'answers.sqlite'} of a run"
+            )
         if not self.write:
             if not os.path.exists(path):
                 raise LedgerError(f"there is no ledger {path} (working directory: {Path.cwd()})")

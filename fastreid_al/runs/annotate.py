@@ -250,5 +250,5 @@ def _greeting(
         lines.append(f"people use the links that they have, at {url}")
     if loopback:
         lines.append(f"from another machine: ssh -L {port}:localhost:{port} THIS_MACHINE")
-    lines.append("Ctrl-C ends the server")
+    lines.append("Ctrl-C ends the page, and the run if it opened the page; every answer is kept")
     return lines

@@ -112,6 +112,10 @@ def open_questions(
                 f"no question will be asked: `questions.start` {settings.start} is past the last "
                 f"of {config.epochs} epochs"
             )
+        elif config.annotator == "web" and saved is None:
+            context.reporter.line(
+                f"the page opens with the first questions, in epoch {settings.start + 1}"
+            )
         annotator = context.extensions.annotator
         if annotator is None:
             make_annotator = load_annotator(config.annotator)

@@ -526,6 +526,82 @@ def test_space_presses_the_button_that_the_keyboard_chose_and_else_skips(make: A
     assert len(answers(site)) == 1
 
 
+@pytest.mark.parametrize(
+    "selector", ['[data-side="left"] .thumb', '[data-side="left"] [data-zoom="in"]', "#open-keys"]
+)
+def test_space_skips_after_a_click_of_the_mouse(make: Any, selector: str) -> None:
+    site, _, open_window = make([TASKS[0], *pairs(2, 6)], local="anna")
+    window = open_window()
+    first = window.task()
+    window.page.locator(selector).first.click()
+    window.press("Escape")
+    window.press("Space")
+    window.wait_for(lambda: window.task() != first)
+    assert answers(site) == []
+
+
+def test_enter_submits_a_sheet_after_a_click_of_the_mouse(make: Any) -> None:
+    site, _, open_window = make(TASKS[1:2], local="anna")
+    window = open_window()
+    window.task()
+    window.page.locator(".choice").nth(1).click()
+    window.press("Enter")
+    window.wait_for(lambda: len(answers(site)) == 3)
+    assert [event.verdict for event in answers(site)] == ["different", "same", "different"]
+
+
+def test_undo_brings_back_marks_and_comment(make: Any) -> None:
+    site, _, open_window = make(TASKS[:2], local="anna")
+    window = open_window()
+    window.task()
+    window.press("2")
+    window.press("Shift+Enter")
+    window.press("c")
+    window.page.locator("#comment-text").fill("hat")
+    window.page.get_by_role("button", name="Keep").click()
+    window.press("s")
+    window.wait_for(lambda: len(answers(site)) > 0)
+    window.task()
+    window.press("z")
+    expect(window.page.locator("#noted")).to_contain_text("1 image marked")
+    expect(window.page.locator("#noted")).to_contain_text("comment: hat")
+    window.press("d")
+    window.wait_for(lambda: answers(site)[-1].verdict != "same" or len(answers(site)) > 12)
+    window.task()
+    window.press("1")
+    window.press("Shift+3")
+    window.press("Enter")
+    window.wait_for(lambda: len(answers(site)) == 2 * 12 + 3)
+    window.press("z")
+    expect(window.page.locator("#submit")).to_contain_text("1 same, 1 different, 1 unsure")
+    assert window.said == []
+
+
+def test_marked_images_do_not_return_with_their_group(make: Any) -> None:
+    group = [0, 20, 21]
+    site, _, open_window = make([[(group, [1])], [(group, [2])]], local="anna")
+    window = open_window()
+    window.task()
+    window.press("1")
+    window.press("d")
+    window.wait_for(lambda: len(answers(site)) == 2)
+    # The next question was loaded before the answer.
+    window.page.reload()
+    window.task()
+    shown = window.page.locator('[data-side="left"] .thumb')
+    expect(shown).to_have_count(1)
+
+
+def test_on_a_phone_confirmed_images_come_into_view(make: Any) -> None:
+    _, _, open_window = make(TASKS[:1], local="anna")
+    window = open_window(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    window.task()
+    last = window.page.locator('[data-side="left"] .thumb').nth(8)
+    expect(last).not_to_be_in_viewport()
+    window.page.get_by_role("button", name="All of these too").tap()
+    expect(last).to_be_in_viewport(ratio=0.9)
+
+
 def test_zoom_by_wheel_and_buttons(make: Any) -> None:
     _, _, open_window = make(local="anna")
     window = open_window()

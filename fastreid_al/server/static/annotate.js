@@ -17,10 +17,15 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** The task on the screen, and what was said of it so far. */
 let current = null;
+/** Whether the last task was a pair or a sheet. */
+let lastKind = "pair";
 /** Tasks that were loaded beforehand. */
 let ahead = [];
 /** Tasks whose answers have not arrived, by token: an answer that is taken back shows its task. */
 const unsent = new Map();
+/** Marks and comments of the last answers, by task: an answer that is taken back shows them. */
+const marks = new Map();
+const MOST_MARKS = 20;
 let looking = null;
 let failure = null;
 let locked = false;
@@ -59,7 +64,7 @@ function showConnection() {
   if (failure instanceof Locked || locked) {
     place.textContent = `Your personal link is not valid any more: ask for a new one and open it.${kept}`;
   } else if (failure) {
-    const later = waiting ? " They are sent when it is back." : "";
+    const later = waiting ? ` ${waiting === 1 ? "It is" : "They are"} sent when it is back.` : "";
     place.textContent = `Not connected: ${failure.message}.${kept}${later}`;
   }
   place.hidden = !(failure || locked);
@@ -86,7 +91,9 @@ function describe(reply) {
   const effect = reply.effect;
   if (effect) {
     const [a, b] = effect.joined;
-    if (a && b) parts.push(`Joined ${a} + ${count(b, "image")}: ${count(effect.pairs, "pair")} the same.`);
+    // With marks, several groups were joined: then their pairs alone are said.
+    if (a && b && a * b === effect.pairs) parts.push(`Joined ${a} + ${count(b, "image")}: ${count(effect.pairs, "pair")} the same.`);
+    else if (effect.pairs) parts.push(`${count(effect.pairs, "pair")} known to be the same.`);
     if (effect.apart) parts.push(`${count(effect.apart, "pair")} known to be different.`);
     if (effect.cuts) parts.push(`${count(effect.cuts, "earlier answer")} set aside.`);
   }
@@ -99,15 +106,16 @@ function describe(reply) {
 }
 
 function show(task) {
-
   current = task;
   find("#waiting").hidden = task !== null;
   find("#pair").hidden = task === null || task.sheet;
   find("#sheet").hidden = task === null || !task.sheet;
   document.body.dataset.kind = task === null ? "none" : task.sheet ? "sheet" : "pair";
+  // Between two questions the buttons of the last one stay, so that nothing jumps.
+  if (task !== null) lastKind = document.body.dataset.kind;
   for (const button of document.querySelectorAll(".verdicts button, .more button[data-only]")) {
     const only = button.dataset.only;
-    button.hidden = Boolean(only) && task !== null && only !== document.body.dataset.kind;
+    button.hidden = Boolean(only) && only !== lastKind;
     button.disabled = task === null;
   }
   if (task === null) {
@@ -384,6 +392,10 @@ function answer(verdicts) {
     ...clock.seconds(),
   };
   unsent.set(body.token, task);
+  const { odd, confirmed, comment, tags, verdicts: choices } = task;
+  marks.delete(task.id);
+  marks.set(task.id, { odd, confirmed, comment, tags, ...(task.sheet && { verdicts: choices }) });
+  if (marks.size > MOST_MARKS) marks.delete(marks.keys().next().value);
   say("");
   advance();
   outbox.add("/api/answers", body);
@@ -403,7 +415,7 @@ function submit() {
 function skip() {
   if (!current) return;
   const task = current;
-  say("Skipped: it comes back after all others.");
+  say("Skipped: it comes back after the other open questions.");
   advance();
   outbox.add("/api/skip", { task: task.id });
 }
@@ -432,7 +444,7 @@ async function undo() {
   try {
     const reply = await post("/api/undo", {});
     if (reply.task) {
-      bringBack(reply.task);
+      bringBack(Object.assign(reply.task, marks.get(reply.task.id)));
       say("Your last answer was taken back.");
     } else {
       say(reply.undone ? "Your last answer was taken back." : "There is nothing to take back.");
@@ -671,6 +683,8 @@ const ACTIONS = {
   confirm() {
     if (!current || current.sheet) return;
     current.confirmed = !current.confirmed;
+    // On a small screen they may be below: nobody confirms what they did not see.
+    if (current.confirmed) find("#pair .thumbs").scrollIntoView({ block: "end" });
     showMarks("left");
     showMarks("right");
     showNotes();
@@ -689,12 +703,17 @@ const ACTIONS = {
 const keys = new Keys((action, digit) => ACTIONS[action](digit));
 
 for (const button of document.querySelectorAll("[data-action]")) {
-  button.addEventListener("click", (event) => {
-    ACTIONS[button.dataset.action]();
-    // After a click, Space is the key of an action again, not of the button.
-    if (event.detail > 0) button.blur();
-  });
+  button.addEventListener("click", () => ACTIONS[button.dataset.action]());
 }
+// After a click, Space and Enter are keys of actions again, not of the button. A click by the
+// keyboard has the detail 0. It is caught early: a dialog gives the focus back to where it was.
+document.addEventListener(
+  "click",
+  (event) => {
+    if (event.detail > 0 && !event.target.closest("dialog")) event.target.closest("button")?.blur();
+  },
+  true,
+);
 for (const [name, { element }] of sides) {
   element.querySelector(".digits")?.addEventListener("click", () => chooseSide(name));
   for (const button of element.querySelectorAll("[data-page]")) {

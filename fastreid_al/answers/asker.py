@@ -479,15 +479,19 @@ class Asker:
 
     def questions_left(self) -> int | None:
         """Return how many questions may still be asked in this round; None is no limit."""
-        allowed = self.questions_allowed()
-        if allowed is None:
-            return None
-        waiting = sum(len(request.questions) for _, request in self._open)
-        asked = self.spent.questions - self._late
-        if self.queue is not None and self.wait == "none":
-            # People may still answer them.
-            waiting += self.queue.count_earlier()
-        return max(0, allowed - asked - waiting - len(self._ahead))
+        waiting = sum(len(request.questions) for _, request in self._open) + len(self._ahead)
+        asked = self.spent.questions + waiting
+        limits = []
+        if self._limit is not None:
+            # Late answers are to questions that earlier rounds asked.
+            limits.append(self._limit - (asked - self._late))
+        if self.budget is not None:
+            # People may still answer questions of earlier rounds.
+            earlier = 0
+            if self.queue is not None and self.wait == "none":
+                earlier = self.queue.count_earlier()
+            limits.append(self.budget - self.asked - asked - earlier)
+        return max(0, min(limits)) if limits else None
 
     def _out_of_time(self) -> bool:
         """Whether the answers so far took the minutes that all may take."""

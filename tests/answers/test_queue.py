@@ -280,6 +280,26 @@ def test_late_answers_count_in_the_next_round(
     assert asker.asked == sum(spent)
 
 
+def test_each_round_publishes_as_many_questions_as_it_may_ask() -> None:
+    ledger = Ledger.open("sqlite://")
+    asker = Asker(People(torch.arange(40)), ledger, wait="none", budget=14)  # type: ignore[arg-type]
+    service = AnswerService(ledger, gold_share=0)
+    anna = service.person_named("anna")
+    pairs = iter([(2 * at, 2 * at + 1) for at in range(20)])
+    published = []
+    for epoch in (1, 2, 3):
+        asker.begin(epoch, limit=6)
+        while asker.questions_left():
+            asker.offer(Question.about_images(*next(pairs), "merge", 0.5))
+        published.append(len(asker.open_questions()))
+        asker.end()
+        while (task := service.next_task(anna)) is not None:
+            sent = Submission(task.id, str(task.id), {task.id: DIFFERENT})
+            service.submit(anna, sent)
+    # The answers to all questions of a round come late; only the budget counts them for the next.
+    assert published == [6, 6, 2] and asker.asked == 12
+
+
 def test_while_waiting_a_signal_is_seen(
     planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
 ) -> None:

@@ -319,7 +319,7 @@ class _Routes:
 
     async def progress(self, request: Request, person: Person) -> Response:
         """Stream the progress as server-sent events, until the page is closed."""
-        if request.query_params.get("once"):
+        if "once" in request.query_params:
             return JSONResponse(await self._progress(person))
 
         async def stream() -> AsyncIterator[str]:

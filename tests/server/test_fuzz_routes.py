@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
@@ -50,6 +50,7 @@ def check(reply: Any) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@example(path="/api/progress?once={}", words=["", ""])
 @given(path=st.sampled_from(GET), words=st.lists(NUMBERS.map(str) | TEXTS, min_size=2, max_size=2))
 def test_no_address_is_an_error_of_the_server(
     client: TestClient, path: str, words: list[str]

@@ -836,7 +836,7 @@ class Asker:
             missing = _SURE - limited(prior)
             rate = self.expected_error
             if rate is None:
-                rate = self._rates.get(self.annotator.name, UNKNOWN_RATE)
+                rate = self._rate()
             weight = answer_weight(rate)
             needed = max(needed, min(math.ceil(missing / weight), _MOST_ANSWERS))
         return min(needed, pairs)
@@ -904,6 +904,14 @@ class Asker:
             verdict = yield from self._confirmed_verdict(question)
             verdicts.append(verdict)
         return verdicts
+
+    def _rate(self) -> float:
+        """Share of wrong answers of whoever answers next, as it was estimated."""
+        if self.queue is None:
+            return self._rates.get(self.annotator.name, UNKNOWN_RATE)
+        # Nobody knows who of the people will answer.
+        rates = self._rates.values()
+        return math.fsum(rates) / len(rates) if rates else UNKNOWN_RATE
 
     def _confirmed_verdict(self, question: Question) -> Generator[_Request, None, Verdict]:
         """The verdict of a question that was asked, after confirmations if it needs any."""

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -375,7 +375,8 @@ class Ledger:
     def answers(self, as_of: int | None = None) -> list[Answer]:
         """Return the answers that are not undone, in the order of `Answer.place`.
 
-        Several people's answers to one question are one answer, see `combined`.
+        Several people's answers to one question are one answer, see `combined`. A question that
+        still needs a person has none.
 
         Args:
             as_of: Last event that counts, answer or undo; all when not given.
@@ -387,18 +388,21 @@ class Ledger:
                 connection.execute(sa.select(EVENTS.c.undoes).where(undone)).scalars()
             )
             found = _up_to(_is_answer, as_of)
+            rows = [
+                row
+                for row in connection.execute(self._answer_query().where(found))
+                if row.id not in undone_events
+            ]
+            undecided = _undecided(rows, as_of)
+            rows = [row for row in rows if row.reason == MEMBER or row.question not in undecided]
             try:
-                answers = [
-                    self._answer(row)
-                    for row in connection.execute(self._answer_query().where(found))
-                    if row.id not in undone_events
-                ]
+                answers = [self._answer(row) for row in rows]
             except (KeyError, TypeError) as error:
                 raise LedgerError(
                     f"{self.name} holds an answer with an unknown image or verdict ({error}); "
                     f"{ASK_CHECK}"
                 ) from error
-            return self._with_heads(connection, combined(answers), as_of)
+            return self._with_heads(connection, combined(answers, _settling(rows)), as_of)
 
     def answers_to(self, question: int, until: int) -> list[Answer]:
         """Return the answers to a question of the queue that are in force.
@@ -411,7 +415,8 @@ class Ledger:
         with self._store.reading() as connection:
             self._learn_images(connection)
             rows = connection.execute(self._answer_query().where(wanted)).all()
-            return self._with_heads(connection, combined([self._answer(row) for row in rows]))
+            answers = [self._answer(row) for row in rows]
+            return self._with_heads(connection, combined(answers, _settling(rows)))
 
     def _with_heads(
         self, connection: Connection, answers: list[Answer], as_of: int | None = None
@@ -460,10 +465,12 @@ class Ledger:
         columns = [c.id, c.left_id, c.right_id, c.verdict, c.need, c.confirms, c.run, c.reason]
         seconds = (c.answered_at - c.asked_at).label("seconds")
         if self._store.format == 1:
-            none = [sa.null().label(name) for name in ("gesture", "question", "known_event")]
+            names = ("gesture", "question", "known_event", "status", "votes", "settled_event")
+            none = [sa.null().label(name) for name in names]
             return sa.select(*columns, seconds, *none).order_by(c.id)
         joined = EVENTS.outerjoin(QUESTIONS, QUESTIONS.c.id == c.question)
-        queue = [c.gesture, c.question, QUESTIONS.c.known_event]
+        q = QUESTIONS.c
+        queue = [c.gesture, c.question, q.known_event, q.status, q.votes, q.settled_event]
         return sa.select(*columns, seconds, *queue).select_from(joined).order_by(c.id)
 
     def _answer(self, row: Any) -> Answer:
@@ -659,11 +666,16 @@ class Ledger:
             self._dataset = keys.dataset
 
 
-def combined(answers: Sequence[Answer]) -> list[Answer]:
+def combined(answers: Sequence[Answer], settling: Mapping[int, int] | None = None) -> list[Answer]:
     """Return answers in the order of `Answer.place`; those of several people to a question are one.
 
-    The verdict of most people counts; among verdicts that equally many gave, "unsure". The event is
-    that of the first answer, and the seconds are added up.
+    The verdict of most people counts. Among verdicts that equally many gave, it is that of the
+    answer which settled the question, unless a later answer disputes it; then it is "unsure". The
+    event is that of the first answer, and the seconds are added up.
+
+    Args:
+        answers: The answers.
+        settling: Event that settled a question, by its number.
     """
     of_question: dict[Any, list[Answer]] = {}
     for answer in answers:
@@ -677,11 +689,33 @@ def combined(answers: Sequence[Answer]) -> list[Answer]:
         if len(votes) > 1:
             (verdict, most), *others = Counter(v.verdict for v in votes).most_common()
             if others and others[0][1] == most:
-                verdict = Verdict.UNSURE
+                last = max(votes, key=lambda vote: vote.event)
+                settled = (settling or {}).get(first.order[1]) if first.order else None
+                is_disputed = settled is None or last.event > settled or last.is_member
+                verdict = Verdict.UNSURE if is_disputed else last.verdict
             seconds = math.fsum(vote.seconds for vote in votes)
             first = first._replace(verdict=verdict, seconds=seconds)
         found.append(first)
     return sorted(found, key=lambda answer: answer.place)
+
+
+def _settling(rows: Sequence[Any]) -> dict[int, int]:
+    """The event that settled each question of some answers."""
+    return {row.question: row.settled_event for row in rows if row.settled_event is not None}
+
+
+def _undecided(rows: Sequence[Any], as_of: int | None) -> set[int]:
+    """The questions of some answers that still needed a person at an event, by their numbers."""
+    votes = Counter(row.question for row in rows if row.reason != MEMBER)
+    found = set()
+    for row in rows:
+        if row.status is None:
+            continue
+        settled_later = as_of is not None and (row.settled_event or 0) > as_of
+        gave_up = row.status == "withdrawn" and votes[row.question] < row.votes
+        if row.status == "open" or settled_later or gave_up:
+            found.add(row.question)
+    return found
 
 
 class _Image(NamedTuple):

@@ -41,7 +41,7 @@ from fastreid_al.answers.service import AnswerService, Person, Submission, Task
 from fastreid_al.config import RunConfig, recipe
 from fastreid_al.data.load import load
 from fastreid_al.engine.stop_signal import Interrupted
-from fastreid_al.files import write_file
+from fastreid_al.files import make_folder, write_file
 from fastreid_al.runs.train import run_training
 from fastreid_al.settings import with_values
 
@@ -242,8 +242,10 @@ def measure(
         hour: Seconds of people until the run stops.
     """
     folder = options.out / f"{list(MODES).index(mode)}-{seed}"
-    # The files of an earlier run would begin the hour of this one.
-    folder.mkdir(parents=True)
+    if folder.exists():
+        # The files of an earlier run would begin the hour of this one.
+        raise FileExistsError(f"{folder} exists; name another folder with --out")
+    make_folder(folder, private=False)
     config = configuration(options.scale, mode, seed, speed, folder / "run")
     truth = {}
     images = load(config.dataset, config.data_root, synthetic=config.synthetic, verbose=False)

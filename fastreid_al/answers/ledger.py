@@ -709,12 +709,11 @@ def _undecided(rows: Sequence[Any], as_of: int | None) -> set[int]:
     votes = Counter(row.question for row in rows if row.reason != MEMBER)
     found = set()
     for row in rows:
-        if row.status is None:
-            continue
-        settled_later = as_of is not None and (row.settled_event or 0) > as_of
-        gave_up = row.status == "withdrawn" and votes[row.question] < row.votes
-        if row.status == "open" or settled_later or gave_up:
-            found.add(row.question)
+        if row.status is not None and votes[row.question] < row.votes:
+            # One that nobody else could decide is settled by fewer.
+            settled = row.settled_event
+            if settled is None or (as_of is not None and settled > as_of):
+                found.add(row.question)
     return found
 
 

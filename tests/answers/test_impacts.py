@@ -80,12 +80,14 @@ def test_impacts_are_the_difference_of_two_closures(
                 impact = graph.catch_up(connection, [event])[event]
             assert verdicts(graph) == after
             assert graph.impact(event) == impact
-            if not is_first:
+            # With a confirmation, the first answer of its merge begins to count as well, so that
+            # more may change than the answer itself does.
+            if not is_first or kind == "confirm":
                 continue
             new = {p for p in after if p not in before}
             if impact.effect is Effect.NEW and verdict is Verdict.SAME:
                 assert sum(after[p] is Verdict.SAME for p in new) == impact.pairs
-                assert kind == "confirm" or impact.pairs == impact.joined[0] * impact.joined[1]
+                assert impact.pairs == impact.joined[0] * impact.joined[1]
             elif impact.effect is Effect.NEW:
                 assert len(new) == impact.apart
             elif impact.effect is Effect.CONTRADICTION:

@@ -356,12 +356,13 @@ def pair_arguments(random: Random) -> Arguments:
         "closure": chosen(random, "transitive", "none"),
         "minutes": 1.5,
         "cameras": ids(random, n, 3),
+        "tracks": ids(random, n, n),
     }
 
 
 def asked_pair(**a: Any) -> Any:
     oracle = annotators.Oracle(a["identities"])
-    names = "budget", "confirm_merges", "seed", "closure", "minutes", "cameras"
+    names = "budget", "confirm_merges", "seed", "closure", "minutes", "cameras", "tracks"
     settings = {name: a[name] for name in names}
     asker = Asker(oracle, **settings)
     verdicts = []

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..answers.asker import Asker, OutOfQuestions, RoundAgain, Spent
+from ..answers.asker import Asker
+from ..answers.rounds import OutOfQuestions, RoundAgain, Spent
 from ..arguments import as_features, as_instance, as_integer, as_labels
 from ..config import QuestionConfig
 from .group_graph import graph_of_images

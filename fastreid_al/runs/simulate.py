@@ -16,7 +16,7 @@ from ..active.partition import apply_answers
 from ..active.strategies import load_strategy
 from ..annotators import Oracle
 from ..answers import Asker
-from ..answers.asker import Outlook
+from ..answers.rounds import Outlook
 from ..clustering import check_backend
 from ..config import ClusterConfig, SimulationConfig
 from ..engine.console import Reporter, percent

@@ -95,7 +95,7 @@ def test_the_seconds_of_a_sheet_are_divided_over_its_answers() -> None:
 
 def test_measured_seconds_are_divided_too(monkeypatch: pytest.MonkeyPatch) -> None:
     instants = iter([100.0, 106.0])
-    monkeypatch.setattr("fastreid_al.answers.asker.time.monotonic", lambda: next(instants))
+    monkeypatch.setattr("fastreid_al.answers.at_once.time.monotonic", lambda: next(instants))
     asker = Asker(SheetOracle(IDENTITIES))
     asker.begin(1)
     asker.ask_sheet(about(0, [1, 2, 3]))

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...answers.asker import Asker, Outlook
+from ...answers.asker import Asker
 from ...answers.question import Question, Verdict
+from ...answers.rounds import Outlook
 from ...config import QuestionConfig
 from ..calibration import Calibration, probability
 from ..group_graph import (

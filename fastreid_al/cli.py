@@ -212,6 +212,19 @@ def as_options(text: str) -> str:
     return re.sub(r"`([a-z0-9_.]+)(\.\*)?`", _as_option, text)
 
 
+def as_options_of_run(text: str) -> str:
+    """Replace the keys of a page's settings by the options of the run that opened the page.
+
+    `people` is --web.people there. Settings that a run does not pass on keep their own option.
+    """
+
+    def of_run(found: re.Match[str]) -> str:
+        key = f"web.{found[1]}"
+        return option(key) if key in _known_keys() else found[0]
+
+    return as_options(re.sub(r"`([a-z0-9_]+)`", of_run, text))
+
+
 def _as_option(found: re.Match[str]) -> str:
     key, star = found.groups(default="")
     return option(key) + star if key in _known_keys() else found[0]

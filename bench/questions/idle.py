@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -259,7 +259,7 @@ def measure(
     people = People(folder, speed, hour)
     try:
         with contextlib.suppress(Interrupted):
-            run_training(config, annotator=cast(Any, people))
+            run_training(config, annotator=people)
         work = people.finish()
     finally:
         people.stop()

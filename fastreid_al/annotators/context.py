@@ -9,7 +9,7 @@ from typing import Protocol
 
 from .. import plugins
 from ..answers.ledger import ImageKeys
-from ..answers.question import Annotator
+from ..answers.question import AnyAnnotator
 from ..config import RunConfig
 from ..data.records import Record
 
@@ -34,7 +34,7 @@ class AnnotatorContext:
 class AnnotatorFactory(Protocol):
     """Makes an annotator for a run; a class whose constructor takes the context is one."""
 
-    def __call__(self, context: AnnotatorContext, /) -> Annotator:
+    def __call__(self, context: AnnotatorContext, /) -> AnyAnnotator:
         """Return the annotator of a run."""
 
 

@@ -251,7 +251,10 @@ class Terminal:
             self._say(f"This answer contradicts earlier ones (events {events} of the ledger).")
         elif effect is not None and effect.pairs > 1:
             first, second = effect.joined
-            self._say(f"This joins {first:,} and {second:,} images: {effect.pairs:,} pairs.")
+            if first * second == effect.pairs:
+                self._say(f"This joins {first:,} and {second:,} images: {effect.pairs:,} pairs.")
+            else:
+                self._say(f"With this, {effect.pairs:,} pairs are known to be the same.")
 
     def _say(self, text: str) -> None:
         with _quit_without_input():

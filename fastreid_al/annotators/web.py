@@ -19,6 +19,8 @@ _PAUSE = 0.02
 #: How long ago people who count as present were last seen, in seconds.
 _PRESENT = 120.0
 _STOP_SECONDS = 10.0
+#: Serves the page, whose lines name the options of the run and not those of the page's own command.
+_SERVE = "from fastreid_al.annotate import main_of_run; main_of_run()"
 #: Seconds between two looks whether a page that another process served is still there.
 _LOOK_EVERY = 3.0
 
@@ -37,7 +39,7 @@ class Web:
     name = "web"
 
     def __init__(self, target: str, settings: WebConfig) -> None:
-        self._command = [sys.executable, "-m", "fastreid_al.annotate", *_options(target, settings)]
+        self._command = [sys.executable, "-c", _SERVE, *_options(target, settings)]
         self._server: subprocess.Popen[bytes] | None = None
         #: When another process was last seen to serve the page.
         self._elsewhere_at: float | None = None

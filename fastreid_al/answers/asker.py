@@ -29,7 +29,7 @@ from .closure import Closure
 from .ledger import Ledger
 from .posterior import Prior
 from .published import Published
-from .question import Annotator, Answer, Question, Verdict
+from .question import Answer, AnyAnnotator, Question, Verdict
 from .queue import QuestionQueue
 from .record import RoundRecord, pair_of
 from .rounds import (
@@ -123,7 +123,7 @@ class Asker:
 
     def __init__(
         self,
-        annotator: Annotator,
+        annotator: AnyAnnotator,
         ledger: Ledger | None = None,
         *,
         closure: ClosureName = "transitive",
@@ -201,7 +201,7 @@ class Asker:
         self._open_round()
 
     def _make_source(
-        self, annotator: Annotator, judge_members: bool, second_vote: int | None
+        self, annotator: AnyAnnotator, judge_members: bool, second_vote: int | None
     ) -> AtOnce | Published:
         """Where the answers come from."""
         if callable(getattr(annotator, "serve", None)):
@@ -217,13 +217,13 @@ class Asker:
         return AtOnce(annotator, self.ledger, self.run, self._record, judge_members)
 
     @property
-    def annotator(self) -> Annotator:
+    def annotator(self) -> AnyAnnotator:
         """Who answers the questions."""
-        annotator: Annotator = self._source.annotator
+        annotator: AnyAnnotator = self._source.annotator
         return annotator
 
     @annotator.setter
-    def annotator(self, annotator: Annotator) -> None:
+    def annotator(self, annotator: AnyAnnotator) -> None:
         self._source.annotator = annotator
 
     @property

@@ -103,6 +103,11 @@ class Closure:
     def add(self, answer: Answer) -> Effect:
         """Take in one answer; answers come in the order of `Answer.place`.
 
+        Returns:
+            What it changed. A "same" that confirms a merge may let earlier answers count as well:
+            then CONTRADICTION if one of them contradicts the answers before it, else NEW if one of
+            them joins two components.
+
         Raises:
             ValueError: It is no answer, or a field of it has the wrong type.
         """
@@ -124,7 +129,8 @@ class Closure:
             return Effect.PENDING
         if not self.transitive:
             return Effect.NEW
-        return [self._join(v.left, v.right, v.event) for v in votes][-1]
+        effects = {self._join(v.left, v.right, v.event) for v in votes}
+        return next(e for e in (Effect.CONTRADICTION, Effect.NEW, Effect.KNOWN) if e in effects)
 
     def link(self, a: int, b: int) -> Effect:
         """Add that two images are the same for another reason than an answer, such as a track.

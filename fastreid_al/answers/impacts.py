@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 
 from .closure import Closure, Effect
 from .database import EVENTS, QUESTIONS
+from .ledger import MEMBER
 from .question import Answer, Verdict
 from .tasks import Impact
 
@@ -19,7 +20,8 @@ _Key = tuple[int, ...]
 _VERDICTS = {verdict.value: verdict for verdict in Verdict}
 _COLUMNS = (
     *(EVENTS.c.id, EVENTS.c.kind, EVENTS.c.left_id, EVENTS.c.right_id, EVENTS.c.verdict),
-    *(EVENTS.c.need, EVENTS.c.confirms, EVENTS.c.undoes, EVENTS.c.question),
+    *(EVENTS.c.need, EVENTS.c.confirms, EVENTS.c.undoes, EVENTS.c.question, EVENTS.c.run),
+    EVENTS.c.reason,
     QUESTIONS.c.known_event,
 )
 
@@ -29,6 +31,9 @@ class AnswerGraph:
 
     What an answer changes depends on few others: those about the images that "same" answers connect
     with the pair. A closure is made of these alone, so that the time does not grow with the ledger.
+
+    As in `Ledger.answers`, what confirmed a merge goes on to do so where the first answer of the
+    merge was undone and its pair was answered again in the run.
 
     An answer takes about 1 KB.
     """
@@ -41,6 +46,8 @@ class AnswerGraph:
         self._of_image: dict[int, set[_Key]] = defaultdict(set)
         #: Answers about a merge that further answers confirm.
         self._of_merge: dict[int, set[_Key]] = defaultdict(set)
+        #: First answers of merges that were undone, by event.
+        self._gone: dict[int, Answer] = {}
 
     def catch_up(self, connection: Connection, wanted: Collection[int] = ()) -> dict[int, Impact]:
         """Take in the events since the last call.
@@ -122,16 +129,43 @@ class AnswerGraph:
             if vote.verdict is Verdict.SAME:
                 yield vote.left, vote.right
             if vote.verdict is Verdict.SAME or vote.confirms is not None:
-                for other in self._of_merge.get(_merge(vote), ()):
-                    for confirming in self._votes[other].values():
-                        yield confirming.left, confirming.right
+                for merge in self._names_of(self._merge_of(vote)):
+                    for other in self._of_merge.get(merge, ()):
+                        for confirming in self._votes[other].values():
+                            yield confirming.left, confirming.right
+
+    def _merge_of(self, answer: Answer) -> int:
+        """The event that stands for the first answer of the merge that an answer is about."""
+        merge = _merge(answer)
+        first = self._gone.get(merge)
+        if first is None:
+            return merge
+        found = min(self._again(first), key=lambda vote: vote.event, default=None)
+        return merge if found is None else _merge(found)
+
+    def _again(self, first: Answer) -> Iterator[Answer]:
+        """The answers in force about the pair of an answer that was undone, of the same run."""
+        pair = {first.left, first.right}
+        for key in self._of_image[first.left] & self._of_image[first.right]:
+            for vote in self._votes[key].values():
+                is_same = {vote.left, vote.right} == pair and vote.run == first.run
+                if is_same and not vote.is_member:
+                    yield vote
+
+    def _names_of(self, merge: int) -> set[int]:
+        """The events by which answers name a merge: its first answer, and those it replaced."""
+        gone = {event for event, first in self._gone.items() if self._merge_of(first) == merge}
+        return {merge} | gone
 
     def _combined(self, key: _Key, before: int | None) -> Answer | None:
         """The answer of all people to a question, as `ledger.combined` makes it."""
         votes = [v for e, v in self._votes[key].items() if before is None or e < before]
         if not votes:
             return None
-        return votes[0]._replace(verdict=_most([vote.verdict for vote in votes]))
+        first = votes[0]
+        confirms = None if first.confirms is None else self._merge_of(first)
+        verdict = _most([vote.verdict for vote in votes])
+        return first._replace(verdict=verdict, confirms=confirms)
 
     def _add(self, key: _Key, answer: Answer) -> None:
         self._votes.setdefault(key, {})[answer.event] = answer
@@ -146,6 +180,8 @@ class AnswerGraph:
         if key is None:
             return
         answer = self._votes[key].pop(event)
+        if answer.need > 1 and answer.confirms is None:
+            self._gone[event] = answer
         if self._votes[key]:
             return
         del self._votes[key]
@@ -155,27 +191,26 @@ class AnswerGraph:
 
 
 def impact_of(closure: Closure, answer: Answer) -> Impact:
-    """Add an answer to a closure, and return what it changed."""
+    """Add an answer to a closure, and return what it changed.
+
+    Answers of its merge that begin to count with it are part of the change.
+    """
     members = closure.components()
-    sizes = []
-    for image in (answer.left, answer.right):
-        root = closure.root(image)
-        sizes.append(1 if root is None else len(members[root]))
+    roots = closure.root(answer.left), closure.root(answer.right)
+    sizes = [1 if root is None else len(members[root]) for root in roots]
     contradictions = len(closure.contradictions)
     same_pairs = _same_pairs(closure)
     effect = closure.add(answer)
+    fresh = closure.contradictions[contradictions:]
+    against = tuple(dict.fromkeys(event for found in fresh for event in found.against))
     joined, pairs, apart, cuts = (0, 0), 0, 0, 0
-    against: tuple[int, ...] = ()
-    if effect is Effect.CONTRADICTION:
-        last = closure.contradictions[-1]
-        against = last.against
-        cuts = len([event for event in last.set_aside if event != answer.event])
-    elif len(closure.contradictions) > contradictions:
-        against = closure.contradictions[-1].against
-    elif effect is Effect.NEW and answer.verdict is Verdict.SAME:
-        joined = sizes[0], sizes[1]
-        # The answers of a merge that wait for each other begin to count together.
+    if answer.verdict is Verdict.SAME:
         pairs = _same_pairs(closure) - same_pairs
+        were_apart = roots[0] is None or roots[0] != roots[1]
+        if pairs and were_apart and closure.root(answer.left) == closure.root(answer.right):
+            joined = sizes[0], sizes[1]
+    elif effect is Effect.CONTRADICTION:
+        cuts = sum(len(found.set_aside) for found in fresh)
     elif effect is Effect.NEW:
         apart = sizes[0] * sizes[1]
     return Impact(effect, joined, pairs, apart, cuts, against)
@@ -213,7 +248,17 @@ def _answer(row: Any) -> Answer | None:
         return None
     order = None if row.known_event is None else (row.known_event, row.question)
     need = max(1, row.need)
-    return Answer(row.id, row.left_id, row.right_id, verdict, need, row.confirms, order=order)
+    return Answer(
+        row.id,
+        row.left_id,
+        row.right_id,
+        verdict,
+        need,
+        row.confirms,
+        run=row.run or "",
+        order=order,
+        is_member=row.reason == MEMBER,
+    )
 
 
 def _key(row: Any) -> _Key:

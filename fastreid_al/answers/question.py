@@ -238,6 +238,10 @@ class QueueAnnotator(Protocol):
         """
 
 
+#: Whoever a run may ask: somebody who answers at once, or people who answer published questions.
+AnyAnnotator = Annotator | QueueAnnotator
+
+
 class QuitAsking(Exception):  # noqa: N818
     """The annotator leaves; every answer so far is kept, and the question that was open will be
     asked again.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from .closure import Closure, Effect
+from .closure import Closure
 from .posterior import Prior, decides, weigh_answers
 from .question import Answer, Verdict
 from .rounds import Spent
@@ -73,8 +73,10 @@ class RoundRecord:
         """Add an answer to the closure and to the cost of the round."""
         self.answers.append(answer)
         self.applied.add(answer.event)
-        if self.closure.add(answer) is Effect.CONTRADICTION:
-            self.spent.contradictions += 1
+        before = len(self.closure.contradictions)
+        self.closure.add(answer)
+        # A confirmation lets several answers count, of which each may contradict others.
+        self.spent.contradictions += len(self.closure.contradictions) - before
         self._count(answer)
         # An answer about a further image of a group is no question of its own.
         if not answer.is_member:

@@ -11,6 +11,11 @@ from torch import Tensor
 
 from .question import Answer, Question
 
+#: Share of the pairs that further questions should change, to be worth asking.
+_WORTH_ASKING = 0.005
+#: Merges per question that they should bring.
+_MERGES_WORTH_ASKING = 0.02
+
 #: Returns the labels (n,) that the answers so far lead to.
 CurrentLabels = Callable[[], Tensor]
 #: Whether a round waits for people: until all answered, for so many seconds without an answer, or
@@ -116,6 +121,15 @@ class Outlook(NamedTuple):
     def share(self) -> float:
         """What is expected to change, over the total."""
         return self.changed / max(self.total, 1)
+
+    @property
+    def is_worth_asking(self) -> bool:
+        """Whether the questions are expected to change enough: 0.5 % of the pairs, or one merge in
+        50 questions.
+        """
+        if self.counts == "clusters":
+            return self.changed >= _MERGES_WORTH_ASKING * self.questions > 0
+        return self.share >= _WORTH_ASKING
 
 
 class Limits(Protocol):

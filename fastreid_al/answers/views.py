@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -17,16 +17,12 @@ from .database import EVENTS, IMAGES, PEOPLE, QUESTIONS, SKIPS, read_meta
 from .ledger import MEMBER
 from .quality import gold_answers
 from .question import Answer, Verdict
+from .rounds import Outlook
 from .tally import DECISIONS, Tally, Work
 from .tasks import Decision, ImageEntry, Person, PersonFigures, Progress, Step
 
 #: Keys of the table `meta` under which a trainer tells how far it is, as JSON.
 _TOLD = ("progress", "outlook")
-#: Questions that are expected to change less than this share of the pairs are not worth asking, nor
-#: are those that are expected to merge fewer clusters, as a share of the questions. The line of an
-#: epoch (`engine.loop`) says so by the same numbers.
-_LITTLE = 0.005
-_FEW_MERGES = 0.02
 _MOST_IDS = 500
 _TASK = sa.func.coalesce(QUESTIONS.c.sheet, QUESTIONS.c.id)
 
@@ -157,10 +153,11 @@ def _changes_little(outlook: Mapping[str, Any] | None) -> bool | None:
     numbers: list[Any] = [(outlook or {}).get(name) for name in ("questions", "changed", "total")]
     if not outlook or not all(isinstance(number, int | float) for number in numbers):
         return None
+    counts: Literal["pairs", "clusters"] = (
+        "clusters" if outlook.get("counts") == "clusters" else "pairs"
+    )
     questions, changed, total = numbers
-    if outlook.get("counts") == "clusters":
-        return bool(changed < _FEW_MERGES * questions or not questions)
-    return bool(changed < _LITTLE * max(total, 1))
+    return not Outlook(questions, changed, total, counts).is_worth_asking
 
 
 def _total(told: Mapping[str, Any]) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..answers.rounds import Outlook
 from ..config import RunConfig
 from ..data.loader import BatchLoader, prefetch, to_device_async
 from ..distributed.world import World
@@ -30,11 +31,6 @@ from .resume import after_divergence
 from .run_folder import RunFolder
 from .stop_signal import Interrupted, StopSignal
 from .training import Training
-
-#: Share of the pairs that the next questions should change, to be worth asking.
-_WORTH_ASKING = 0.005
-#: Merges per question that they should bring.
-_MERGES_WORTH_ASKING = 0.02
 
 
 class Batch(NamedTuple):
@@ -368,10 +364,11 @@ def _evaluates(config: RunConfig, epoch: int) -> bool:
 
 def _worth_asking(record: dict[str, Any]) -> bool:
     """Whether further questions are expected to change enough."""
+    questions = record["next_questions"]
     if "next_merged" in record:
-        worth: bool = record["next_merged"] >= _MERGES_WORTH_ASKING * record["next_questions"] > 0
-        return worth
-    return bool(record["next_share"] >= _WORTH_ASKING)
+        return Outlook(questions, record["next_merged"], 0, "clusters").is_worth_asking
+    # The record has the share in place of the total.
+    return Outlook(questions, record["next_share"], 1).is_worth_asking
 
 
 def describe_epoch(record: dict[str, Any]) -> str:

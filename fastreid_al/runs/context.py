@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ..active.strategies import Strategy
-from ..answers import Annotator
+from ..answers.question import AnyAnnotator
 from ..config import RunConfig
 from ..data import ImageSet
 from ..distributed.world import SINGLE_PROCESS, World
@@ -35,7 +35,7 @@ class Extensions:
     """
 
     strategy: Strategy | None = None
-    annotator: Annotator | None = None
+    annotator: AnyAnnotator | None = None
     dataset: ImageSet | None = None
     model: BackboneBuilder | None = None
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..active.strategies import Strategy
-from ..answers import Annotator, QuitAsking
+from ..answers.question import AnyAnnotator, QuitAsking
 from ..config import RunConfig
 from ..data import ImageSet
 from ..data.loader import BatchLoader
@@ -69,7 +69,7 @@ def run_training(
     reporter: Reporter | None = None,
     world: World | None = None,
     strategy: Strategy | None = None,
-    annotator: Annotator | None = None,
+    annotator: AnyAnnotator | None = None,
     dataset: ImageSet | None = None,
     model: BackboneBuilder | None = None,
 ) -> Finished:
@@ -81,7 +81,8 @@ def run_training(
         reporter: Prints lines and progress.
         world: The processes of the run. When not given, those that torchrun started, or this one.
         strategy: Which pairs to ask about, in place of `config.ask`.
-        annotator: Who answers, in place of `config.annotator`.
+        annotator: Who answers, in place of `config.annotator`: at once, or people who answer
+            published questions (`QueueAnnotator`).
         dataset: The image set, in place of `config.dataset`.
         model: Builds the backbone, in place of `config.model`.
 

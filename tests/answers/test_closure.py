@@ -408,3 +408,19 @@ def test_a_closure_of_answered_pairs_takes_no_link() -> None:
     assert closure.verdict(0, 1) is None
     with pytest.raises(ValueError, match="link: got image 3 twice"):
         closure.link(3, 3)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_answer_that_lets_others_count_returns_the_whole_effect(is_first: bool) -> None:
+    closure = Closure.replay([Answer(1, 0, 4, SAME), Answer(2, 4, 1, DIFFERENT)])
+    # The pair (0, 1) contradicts the answers before, and (2, 3) is new.
+    first, second = ((0, 1), (2, 3)) if is_first else ((2, 3), (0, 1))
+    assert closure.add(Answer(3, *first, SAME, 2)) is Effect.PENDING
+    assert closure.add(Answer(4, *second, SAME, 2, confirms=3)) is Effect.CONTRADICTION
+    assert closure.verdict(2, 3) is SAME and len(closure.contradictions) == 1
+
+
+def test_a_confirmation_that_was_known_itself_returns_what_its_merge_joins() -> None:
+    closure = Closure.replay([Answer(1, 2, 3, SAME)])
+    closure.add(Answer(2, 0, 1, SAME, 2))
+    assert closure.add(Answer(3, 2, 3, SAME, 2, confirms=2)) is Effect.NEW

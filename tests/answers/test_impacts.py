@@ -107,3 +107,37 @@ def test_a_merge_that_further_answers_confirm_counts_when_they_are_there() -> No
             found = graph.catch_up(connection, [first, second])
         assert [found[event].effect for event in (first, second)] == [Effect.PENDING, Effect.NEW]
         assert graph.closure_of(0).verdict(0, 1) is Verdict.SAME
+
+
+def test_what_confirmed_a_merge_goes_on_to_do_so_when_its_first_answer_is_given_again() -> None:
+    with Ledger.open("sqlite://") as ledger:
+        publish(ledger, [(0, 1), (2, 3)])
+        ledger.answers()
+        first = put(ledger, 0, 1, need=2, origin=Origin(question=1))
+        put(ledger, 2, 3, need=2, confirms=first, origin=Origin(question=2))
+        ledger.undo(first, "anna")
+        graph = AnswerGraph()
+        with ledger.store.reading() as connection:
+            graph.catch_up(connection)
+        assert graph.closure_of(2).verdict(2, 3) is None
+        again = put(ledger, 0, 1, need=2, origin=Origin(question=1))
+        with ledger.store.reading() as connection:
+            impact = graph.catch_up(connection, [again])[again]
+        assert (impact.effect, impact.joined, impact.pairs) == (Effect.NEW, (1, 1), 2)
+        assert verdicts(graph) == known(ledger)
+        assert known(ledger) == {(0, 1): Verdict.SAME, (2, 3): Verdict.SAME}
+
+
+def test_a_merge_of_which_one_answer_contradicts_others_tells_both() -> None:
+    with Ledger.open("sqlite://") as ledger:
+        publish(ledger, [(0, 1), (2, 3)])
+        ledger.answers()
+        same, different = put(ledger, 0, 4), put(ledger, 4, 1, Verdict.DIFFERENT)
+        first = put(ledger, 0, 1, need=2, origin=Origin(question=1))
+        last = put(ledger, 2, 3, need=2, confirms=first, origin=Origin(question=2))
+        graph = AnswerGraph()
+        with ledger.store.reading() as connection:
+            impact = graph.catch_up(connection, [last])[last]
+        assert impact.effect is Effect.CONTRADICTION
+        assert (impact.joined, impact.pairs, impact.cuts) == ((1, 1), 1, 0)
+        assert impact.against == (same, different)

@@ -180,6 +180,11 @@ class Asker:
         self.after_answer: Callable[[int, CurrentLabels], None] | None = None
         #: Called again and again while a round waits for people; it may raise.
         self.while_waiting: Callable[[], None] | None = None
+        #: Is given a line where an epoch is repeated whose questions were asked before.
+        self.notice: Callable[[str], None] | None = None
+        #: Last epoch of the run, if it is known: a round of it that does not wait publishes no
+        #: questions, because no epoch would use the answers.
+        self.last_epoch: int | None = None
         self.current_labels: CurrentLabels = lambda: torch.zeros(0, dtype=torch.int64)
         #: Unit-norm features (n, D) and clusters (n,) of the round, which `ask_pair` needs.
         self.features: Tensor | None = None
@@ -213,6 +218,7 @@ class Asker:
                 self.wait,
                 second_vote,
                 self._is_waiting,
+                self._say,
             )
         return AtOnce(annotator, self.ledger, self.run, self._record, judge_members)
 
@@ -251,6 +257,11 @@ class Asker:
         if self.while_waiting is not None:
             self.while_waiting()
 
+    def _say(self, line: str) -> None:
+        """Say a line to whoever runs the program."""
+        if self.notice is not None:
+            self.notice(line)
+
     def begin(self, epoch: int, limit: int | None = None) -> None:
         """Begin a round of at most `limit` questions; None is no limit."""
         self.epoch = as_integer("epoch", epoch, 0)
@@ -265,7 +276,11 @@ class Asker:
         if callable(start):
             start(self.ledger)
         window = self._window_setting or self._usual_window()
-        self.window = source.begin(self.epoch, window, self.position)
+        self.window = source.begin(self.epoch, window, self.position, self._is_last())
+
+    def _is_last(self) -> bool:
+        """Whether the round is that of the last epoch."""
+        return self.last_epoch is not None and self.epoch >= self.last_epoch
 
     def end(self) -> Spent:
         """End the round: take in every answer of the ledger, add up the costs, and return those of
@@ -350,6 +365,8 @@ class Asker:
 
     def questions_left(self) -> int | None:
         """Return how many questions may still be asked in this round; None is no limit."""
+        if self.queue is not None and self.wait == "none" and self._is_last():
+            return 0
         waiting = sum(len(request.questions) for _, request in self._open)
         asked = self.spent.questions + waiting + self._source.count_ahead()
         limits = []

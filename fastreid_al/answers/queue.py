@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
-from .database import EVENTS, IMAGES, LEASES, MARKS, META, QUESTIONS
+from .database import EVENTS, IMAGES, LEASES, MARKS, META, QUESTIONS, stored_name
 from .ledger import Ledger
 from .question import Answer, Question
 
@@ -44,11 +45,15 @@ class Begun(NamedTuple):
         first_event: Last event before the round.
         last_event: Last event that its labels were made from, if it had ended before it was begun
             again.
+        unanswered: Number of the question that it waited for in vain when it ended.
+        is_changed: Whether it had ended, and an answer that it used was taken back since.
     """
 
     window: int
     first_event: int
     last_event: int | None = None
+    unanswered: int | None = None
+    is_changed: bool = False
 
 
 class QuestionQueue:
@@ -78,8 +83,10 @@ class QuestionQueue:
         self._earlier: dict[tuple[int, int], tuple[int, int, int | None]] = {}
         #: Newest undo that was seen.
         self._last_undo = 0
+        #: Whether the round had ended, and asks the same questions again.
+        self._repeats = False
 
-    def begin(self, epoch: int, window: int, position: int = 0) -> Begun:
+    def begin(self, epoch: int, window: int, position: int = 0, *, repeats: bool = True) -> Begun:
         """Begin a round, or begin it again.
 
         Args:
@@ -87,9 +94,11 @@ class QuestionQueue:
             window: Questions that are open at a time. A round that is begun again keeps its own.
             position: Last event that the labels of the round before were made from. A round that
                 began before this event is another one, and is not begun again.
+            repeats: Whether a round that had ended asks the same questions again, also those that
+                were withdrawn at its end.
         """
         self._epoch = epoch
-        mark = (MARKS.c.run == self._run) & (MARKS.c.epoch == epoch)
+        mark = self._mark()
         columns = MARKS.c.window, MARKS.c.first_event, MARKS.c.event
         with self._store.writing() as connection:
             before = connection.execute(sa.select(*columns).where(mark)).first()
@@ -98,51 +107,113 @@ class QuestionQueue:
                 last = connection.execute(sa.select(sa.func.max(EVENTS.c.id))).scalar() or 0
                 begun = Begun(window, last)
                 connection.execute(MARKS.delete().where(mark))
+                self._set_unanswered(connection, None)
                 values = {"run": self._run, "epoch": epoch, "began_at": time.time()}
                 values |= {"window": window, "first_event": last}
                 connection.execute(MARKS.insert(), values)
             else:
-                begun = Begun(*before)
-            c = QUESTIONS.c
-            published = (c.epoch == epoch) & (c.status != "withdrawn")
-            # A question of an earlier round stays open while a person has it before them.
-            late = (c.status == _OPEN) | (c.settled_event > begun.first_event)
-            wanted = (c.run == self._run) & _IS_OURS & (published | ((c.epoch < epoch) & late))
-            asked = c.id, c.left_id, c.right_id, c.epoch, c.need, c.confirms
-            rows = connection.execute(sa.select(*asked).where(wanted).order_by(c.id)).all()
+                begun = self._begin_again(connection, Begun(*before), repeats)
+            self._repeats = repeats and begun.last_event is not None
+            rows = self._published(connection, begun.first_event)
             self._last_undo = _last_undo(connection)
         row_of = self._ledger.row_of
-        self._numbers, self._earlier = {}, {}
+        self._numbers, self._earlier, self._unclaimed = {}, {}, {}
         for row in rows:
             pair = _pair(row_of(row.left_id), row_of(row.right_id))
-            if row.epoch == epoch:
-                self._numbers[pair] = row.id
-            else:
+            if row.epoch != epoch:
                 self._earlier[pair] = row.id, row.need, row.confirms
-        self._unclaimed = {} if is_another else self._numbers.copy()
+                continue
+            self._numbers[pair] = row.id
+            # Questions from before the round began anew have answers that it began with.
+            if row.known_event >= begun.first_event and not is_another:
+                self._unclaimed[pair] = row.id
         return begun
 
-    def end(self, event: int) -> None:
+    def _mark(self) -> sa.ColumnElement[bool]:
+        """The condition for the mark of the round."""
+        return (MARKS.c.run == self._run) & (MARKS.c.epoch == self._epoch)
+
+    def _begin_again(self, connection: Connection, begun: Begun, repeats: bool) -> Begun:
+        """Begin a round that began before."""
+        if begun.last_event is None:
+            return begun
+        if repeats and _undone_since(connection, begun.last_event):
+            connection.execute(MARKS.update().where(self._mark()), {"event": None})
+            self._set_unanswered(connection, None)
+            return begun._replace(last_event=None, is_changed=True)
+        found = sa.select(META.c.value).where(META.c.key == self._unanswered_key())
+        number = connection.execute(found).scalar()
+        return begun._replace(unanswered=None if number is None else int(number))
+
+    def _unanswered_key(self) -> str:
+        """Key of the table `meta` for the question that the round waited for in vain."""
+        return f"unanswered/{self._epoch}/{stored_name(self._run)}"
+
+    def _set_unanswered(self, connection: Connection, number: int | None) -> None:
+        key = self._unanswered_key()
+        connection.execute(META.delete().where(META.c.key == key))
+        if number is not None:
+            connection.execute(META.insert(), {"key": key, "value": str(number)})
+
+    def _published(self, connection: Connection, first_event: int) -> list[Any]:
+        """The questions that the round may find again, those that are withdrawn first."""
+        c = QUESTIONS.c
+        is_withdrawn = c.status == "withdrawn"
+        own = (c.epoch == self._epoch) & ~is_withdrawn
+        # A question of an earlier round stays open while a person has it before them.
+        late = (c.epoch < self._epoch) & ((c.status == _OPEN) | (c.settled_event > first_event))
+        wanted = own | late
+        if self._repeats:
+            wanted |= is_withdrawn & (c.epoch <= self._epoch)
+        asked = c.id, c.left_id, c.right_id, c.epoch, c.need, c.confirms, c.known_event
+        query = sa.select(*asked).where((c.run == self._run) & _IS_OURS & wanted)
+        ordered = query.order_by(sa.case((is_withdrawn, 0), else_=1), c.id)
+        return list(connection.execute(ordered))
+
+    def end(self, event: int, unanswered: int | None = None) -> None:
         """End the round.
 
         Args:
             event: Last event that its labels were made from.
+            unanswered: Number of the question that it waited for in vain.
         """
-        mark = (MARKS.c.run == self._run) & (MARKS.c.epoch == self._epoch)
         with self._store.writing() as connection:
-            connection.execute(
-                MARKS.update().where(mark), {"event": event, "ended_at": time.time()}
-            )
+            values = {"event": event, "ended_at": time.time()}
+            connection.execute(MARKS.update().where(self._mark()), values)
+            self._set_unanswered(connection, unanswered)
+
+    def begin_anew(self) -> None:
+        """Let the round begin with all answers that there are, when it is begun again.
+
+        Its questions that nobody has before them are withdrawn.
+        """
+        self.withdraw(only_waiting=True)
+        with self._store.writing() as connection:
+            last = connection.execute(sa.select(sa.func.max(EVENTS.c.id))).scalar() or 0
+            values = {"first_event": last, "event": None, "ended_at": None}
+            connection.execute(MARKS.update().where(self._mark()), values)
+            self._set_unanswered(connection, None)
 
     def knows(self, i: int, j: int) -> bool:
-        """Return whether a question about two images was published in this round."""
-        return _pair(i, j) in self._numbers
-
-    def leftover(self) -> list[int]:
-        """Return the questions that the round published before it was begun again, and did not ask
-        for since.
+        """Return whether the round has a question about two images: one that it published, or one
+        of an earlier round that a person had before them when it began.
         """
-        return sorted(self._unclaimed.values())
+        return _pair(i, j) in self._numbers or _pair(i, j) in self._earlier
+
+    def numbers(self) -> set[int]:
+        """Return the questions that the round published."""
+        return set(self._numbers.values())
+
+    def is_ahead(self) -> bool:
+        """Return whether there are answers to questions that the round published before it was
+        begun again, and did not ask for since.
+        """
+        if not self._unclaimed:
+            return False
+        chosen = QUESTIONS.c.id.in_(self._unclaimed.values())
+        wanted = sa.select(QUESTIONS.c.id).where(chosen & (QUESTIONS.c.status == "answered"))
+        with self._store.reading() as connection:
+            return connection.execute(wanted.limit(1)).first() is not None
 
     def count_earlier(self) -> int:
         """Return how many questions of earlier rounds people had before them when the round began.
@@ -165,18 +236,19 @@ class QuestionQueue:
         """Publish questions that are shown together, and return their numbers.
 
         A question that this round published before is not published again, nor is one of an earlier
-        round that a person has before them. One about an image that
-        was erased is withdrawn at once.
+        round that a person has before them, on a sheet or alone. One about an image that was erased
+        is withdrawn at once.
 
         Args:
             entries: One question, or the questions of a sheet: they have one first image.
         """
         pairs = [_pair(*entry.question.images) for entry in entries]
         for entry, pair in zip(entries, pairs, strict=True):
-            number, *asked = self._earlier.get(pair, (0,))
-            if asked == [entry.need, entry.confirms]:
-                self._numbers.setdefault(pair, number)
-                del self._earlier[pair]
+            if pair in self._earlier and pair not in self._numbers:
+                number, *asked = self._earlier.pop(pair)
+                self._numbers[pair] = number
+                if asked != [entry.need, entry.confirms] and not self._repeats:
+                    self._ask_otherwise(number, entry)
         fresh = [
             entry for entry, pair in zip(entries, pairs, strict=True) if pair not in self._numbers
         ]
@@ -185,6 +257,20 @@ class QuestionQueue:
         for pair in pairs:
             self._unclaimed.pop(pair, None)
         return [self._numbers[pair] for pair in pairs]
+
+    def _ask_otherwise(self, number: int, entry: Entry) -> None:
+        """Let a question of an earlier round, which a person has before them, count as it is asked
+        now. One that a person answered already stays as it was asked.
+        """
+        answered = sa.exists().where((EVENTS.c.question == number) & (EVENTS.c.kind == "answer"))
+        chosen = (QUESTIONS.c.id == number) & (QUESTIONS.c.status == _OPEN) & ~answered
+        values = {
+            "need": entry.need,
+            "confirms": entry.confirms,
+            "reason": _reason(entry),
+        }
+        with self._store.writing() as connection:
+            connection.execute(QUESTIONS.update().where(chosen), values)
 
     def _insert(self, entries: Sequence[Entry], is_sheet: bool) -> None:
         rows = {row for e in entries for group in e.question.groups for row in group.tolist()}
@@ -211,7 +297,7 @@ class QuestionQueue:
                     "right_id": ids[question.images[1]],
                     "left_images": left,
                     "right_images": right,
-                    "reason": question.reason if entry.confirms is None else "confirm",
+                    "reason": _reason(entry),
                     "score": question.score,
                     "similarity": question.similarity,
                     "probability": question.probability,
@@ -248,6 +334,18 @@ class QuestionQueue:
             for number in numbers
         ]
 
+    def answers_by(self, numbers: Sequence[int], event: int) -> list[list[Answer]]:
+        """Return the answers to each of some questions that were settled by an event."""
+        wanted = sa.select(QUESTIONS.c.id, QUESTIONS.c.settled_event)
+        by_then = QUESTIONS.c.id.in_(numbers) & (QUESTIONS.c.settled_event <= event)
+        with self._store.reading() as connection:
+            rows = connection.execute(wanted.where(by_then)).all()
+        settled = {row.id: row.settled_event for row in rows}
+        return [
+            self._ledger.answers_to(number, settled[number]) if number in settled else []
+            for number in numbers
+        ]
+
     def undone(self) -> bool:
         """Return whether an answer was taken back since the last call, or since the round began."""
         with self._store.reading() as connection:
@@ -256,23 +354,21 @@ class QuestionQueue:
         self._last_undo = max(last, self._last_undo)
         return is_new
 
-    def undone_since(self, event: int) -> bool:
-        """Return whether an event up to a given one was taken back after that one."""
-        late = (EVENTS.c.kind == "undo") & (EVENTS.c.id > event) & (EVENTS.c.undoes <= event)
-        with self._store.reading() as connection:
-            return (
-                connection.execute(sa.select(EVENTS.c.id).where(late).limit(1)).first() is not None
-            )
-
-    def withdraw(self, keep: Collection[int] = (), *, only_waiting: bool = False) -> None:
+    def withdraw(
+        self, keep: Collection[int] = (), *, only_waiting: bool = False, later: bool = True
+    ) -> None:
         """Withdraw the open questions of the run.
 
         Args:
             keep: Numbers of questions that stay open.
             only_waiting: Whether a question that a person has before them stays open.
+            later: Whether those of later rounds are withdrawn too. There are some where the round
+                is repeated from an older checkpoint.
         """
         now = time.time()
         wanted = (QUESTIONS.c.run == self._run) & (QUESTIONS.c.status == _OPEN) & _IS_OURS
+        if not later:
+            wanted &= QUESTIONS.c.epoch <= self._epoch
         if only_waiting:
             held = sa.select(LEASES.c.question).where(
                 (LEASES.c.since <= now) & (LEASES.c.until > now)
@@ -338,7 +434,17 @@ def marks_of(ledger: Ledger) -> list[Mark]:
     return [Mark(*row) for row in rows]
 
 
-def _last_undo(connection: sa.Connection) -> int:
+def _undone_since(connection: Connection, event: int) -> bool:
+    """Whether an event up to a given one was taken back after that one."""
+    late = (EVENTS.c.kind == "undo") & (EVENTS.c.id > event) & (EVENTS.c.undoes <= event)
+    return connection.execute(sa.select(EVENTS.c.id).where(late).limit(1)).first() is not None
+
+
+def _reason(entry: Entry) -> str:
+    return entry.question.reason if entry.confirms is None else "confirm"
+
+
+def _last_undo(connection: Connection) -> int:
     wanted = sa.select(sa.func.max(EVENTS.c.id)).where(EVENTS.c.kind == "undo")
     return connection.execute(wanted).scalar() or 0
 

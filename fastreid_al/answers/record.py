@@ -43,6 +43,8 @@ class RoundRecord:
         self.answers: list[Answer] = []
         #: Events that were applied, or that were known when the round began.
         self.applied: set[int] = set()
+        #: Events whose cost is that of this round.
+        self._counted: set[int] = set()
         #: Pairs of this round that the annotator passed on.
         self.passed: set[tuple[int, int]] = set()
         #: Pairs of this round that the closure answered.
@@ -57,6 +59,7 @@ class RoundRecord:
     def open(self) -> None:
         """Begin a round that has cost nothing."""
         self.spent = Spent()
+        self._counted.clear()
         self.passed.clear()
         self.remembered.clear()
         self.doubted.clear()
@@ -84,6 +87,7 @@ class RoundRecord:
 
     def _count(self, answer: Answer) -> None:
         """Add an answer to the cost of the round."""
+        self._counted.add(answer.event)
         self.spent.seconds += answer.seconds
         if answer.is_member:
             self.spent.members += 1
@@ -109,10 +113,23 @@ class RoundRecord:
             answers: The answers that count at the end of the round.
             run: Name of the run, whose answers cost something.
         """
-        applied = self.applied
-        if {answer.event for answer in answers} != applied or len(answers) != len(self.answers):
+        before = {answer.event: answer for answer in self.answers}
+        now = {answer.event: answer for answer in answers}
+        if now != before or len(answers) != len(self.answers):
             self.know(answers)
-        self.count_all([a for a in answers if a.run == run and a.event not in applied])
+        self.count_all([a for a in answers if a.run == run and a.event not in before])
+        # A vote that came after its question was applied may have changed the verdict.
+        for event, answer in now.items():
+            if answer.run == run and event in before:
+                self._count_changed(before[event], answer)
+
+    def _count_changed(self, before: Answer, now: Answer) -> None:
+        """Correct the cost where a further vote changed an answer."""
+        self.spent.seconds += now.seconds - before.seconds
+        is_counted = now.event in self._counted and not now.is_member
+        if is_counted and now.verdict is not before.verdict:
+            self.spent.verdicts[before.verdict.value] -= 1
+            self.spent.verdicts[now.verdict.value] += 1
 
     def weigh(self, prior: Prior, names: dict[int, str]) -> None:
         """Weigh the answers so far against each other and the features; believe the likely ones.

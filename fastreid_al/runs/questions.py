@@ -140,6 +140,8 @@ def open_questions(
         # Every answer is on disk when these are called, so a signal may end the round here.
         asker.after_answer = lambda questions, current_labels: context.stop.check()
         asker.while_waiting = context.stop.check
+        asker.notice = context.reporter.line
+        asker.last_epoch = config.epochs
         try:
             yield QuestionRounds(asker, context.extensions.strategy or config.ask, settings)
         finally:

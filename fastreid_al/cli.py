@@ -143,10 +143,11 @@ _EVENT = Setting("Event of the answer.", key="event", type=int)
 _ANNOTATOR = Setting("Who takes it back.", "command line", key="annotator", type=str)
 _EXPORT = (
     Setting(
-        "Every event as it was written, or every pair of images that the answers decide.",
+        "Every event as it was written, every pair of images that the answers decide, or the "
+        "labels of an epoch: these of the folder of a run in place of FILE.",
         "answers",
         key="what",
-        type=Literal["answers", "closure"],
+        type=Literal["answers", "closure", "labels"],
     ),
     Setting(
         "Comma-separated, or one JSON object a line.",
@@ -156,6 +157,12 @@ _EXPORT = (
     ),
     Setting("File to write; - is standard output.", "-", key="out", type=str, path=True),
     Setting("Last event that counts.", None, key="as_of", type=int | None),
+    Setting(
+        "Epoch of the labels, from 1; the last one with questions when not given.",
+        None,
+        key="epoch",
+        type=int | None,
+    ),
 )
 _IMPORT = (
     Setting("File of the answers.", key="from", type=str, path=True),
@@ -636,8 +643,23 @@ def parse_ledger(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if "file" not in given:
             raise UserError("name the SQLite file or the PostgreSQL URL of the ledger")
         values = {s.key: parser.value(given, s) for s in settings}
+        if name == "export":
+            _check_export(values, given.get("pair"))
     pair = {"pair": given.get("pair")} if name == "export" else {}
     return argparse.Namespace(command=name, file=given["file"], **values, **pair)
+
+
+def _check_export(values: Mapping[str, Any], pair: Sequence[str] | None) -> None:
+    """Refuse options of another export.
+
+    Raises:
+        UserError: One of them does not apply.
+    """
+    is_labels = values["what"] == "labels"
+    if is_labels and (values["as_of"] is not None or pair is not None):
+        raise UserError("`as_of` and `pair` select answers; `what` labels takes `epoch`")
+    if not is_labels and values["epoch"] is not None:
+        raise UserError("`epoch` selects labels; set `what` to labels")
 
 
 def parse_data(arguments: Sequence[str] | None = None) -> argparse.Namespace:

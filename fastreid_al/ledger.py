@@ -15,6 +15,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     if options.command == "show":
         _print(report.show(options.file))
+    elif options.command == "export" and options.what == "labels":
+        from .runs.epoch_labels import export_epoch_labels
+
+        export_epoch_labels(options.file, options.epoch, options.format, options.out)
     elif options.command == "export":
         report.export(
             options.file,

@@ -18,6 +18,7 @@ import yaml
 from fastreid_al import cli
 from fastreid_al.cli import (
     as_options,
+    as_options_of_run,
     parse_evaluation,
     parse_report,
     parse_simulation,
@@ -275,6 +276,13 @@ def test_keys_in_backquotes_become_options() -> None:
         "--batch.size: got 1; see --run-dir, --nnct.*, --dry-run, --save-features and `nothing`"
     )
     assert as_options("`adaptation.synthetic.seed`") == "--adaptation.synthetic.seed"
+
+
+def test_a_page_that_a_run_opened_names_the_options_of_the_run() -> None:
+    text = "see `people`; `port`: got 1; `renew_links`; `nothing`"
+    assert (
+        as_options_of_run(text) == "see --web.people; --web.port: got 1; --renew-links; `nothing`"
+    )
 
 
 def test_errors_of_a_run_name_options_and_python_sees_keys(

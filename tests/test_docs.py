@@ -33,7 +33,9 @@ FILE = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|h|cpp|cu)|(?:[a-z_.]+/)+)`")
 #: A test in backquotes, by its file below tests/: `answers/test_x.py::test_y`.
 TEST = re.compile(r"`((?:\w+/)*test_\w+\.py)::(test_\w+)`")
 #: Placeholders, and files of the reader's own.
-EXAMPLE_FILE = re.compile(r"\bX\b|_X\.|\bX_|_NAME\.|^my_|tensorboard/|last-N/|camstyle/")
+EXAMPLE_FILE = re.compile(
+    r"\bX\b|_X\.|\bX_|_NAME\.|^my_|tensorboard/|epoch_labels/|last-N/|camstyle/"
+)
 OPTION = re.compile(r"(?<![\w-])--(?P<name>[a-z][\w-]*(?:\.[a-z][\w-]*)*)(?P<group>\.\*)?")
 #: Command lines that print every option.
 HELP = (

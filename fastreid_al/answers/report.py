@@ -106,19 +106,35 @@ def export(
         # existing file unchanged.
         first = next(rows, None)
         rows = iter(()) if first is None else chain([first], rows)
-        if out == "-":
-            if isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.reconfigure(encoding="utf-8")
-            write_rows(rows, columns, form, sys.stdout)
-            return
-        _keep_ledger(url, out)
-        try:
-            with open_output(out) as file:
-                write_rows(rows, columns, form, file)
-        except OSError as error:
-            raise LedgerError(
-                f"could not write {out} ({error.strerror}); name another file with `out`"
-            ) from error
+        if out != "-":
+            _keep_ledger(url, out)
+        write_output(rows, columns, form, out)
+
+
+def write_output(rows: Iterator[Row], columns: Sequence[str], form: str, out: str) -> None:
+    """Write rows into a file that the user named.
+
+    Args:
+        rows: The rows.
+        columns: Names of the columns.
+        form: "csv" or "jsonl".
+        out: File to write, "-" for standard output.
+
+    Raises:
+        LedgerError: The file cannot be written.
+    """
+    if out == "-":
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+        write_rows(rows, columns, form, sys.stdout)
+        return
+    try:
+        with open_output(out) as file:
+            write_rows(rows, columns, form, file)
+    except OSError as error:
+        raise LedgerError(
+            f"could not write {out} ({error.strerror}); name another file with `out`"
+        ) from error
 
 
 def undo(url: str, event: int, annotator: str) -> str:

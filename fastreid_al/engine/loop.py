@@ -65,6 +65,8 @@ class TrainingLoop:
         source: Pixels of the source's training images, where the method trains with a source.
         cameras: (n,) int64 cameras, -1 where unknown, which are used only for metrics; None where
             no camera is known.
+        asked: Called with an epoch, from 1, when questions were asked in it and its images are
+            labelled.
     """
 
     state: Training
@@ -77,6 +79,7 @@ class TrainingLoop:
     identities: Tensor | None = None
     source: BatchLoader | None = None
     cameras: Tensor | None = None
+    asked: Callable[[int], None] | None = None
     clock: Clock = field(init=False)
     profile: Profile = field(init=False)
 
@@ -148,6 +151,8 @@ class TrainingLoop:
         state = self.state
         state.metrics = {**state.method.label_images(state.epoch, self._extract)}
         before = state.method.labels_before_questions
+        if before is not None and self.asked is not None:
+            self.asked(state.epoch + 1)
         if before is not None and self.identities is not None:
             for key, value in scores_by_key(before, self.identities, self.cameras).items():
                 state.metrics[f"drafted_{key}"] = value

@@ -21,6 +21,7 @@ from ..distributed.launch import device_of_rank, joined, may_restart, restarted
 from ..distributed.world import World
 from ..engine.console import Reporter
 from ..engine.curves import draw_curves
+from ..engine.epoch_labels import EpochLabelsFolder
 from ..engine.extract import Evaluator, extract_features, without_match
 from ..engine.loop import TrainingLoop
 from ..engine.network import Network, choose_algorithms
@@ -44,7 +45,7 @@ from .find_labels import (
     label_stage,
     write_run_labels,
 )
-from .questions import check_ledger, check_questions, open_questions
+from .questions import asks, check_ledger, check_questions, open_questions
 from .summary import summarise
 
 
@@ -264,6 +265,7 @@ def _train(context: RunContext, state: Training, target: Dataset, source: Datase
         target.known_identities,
         None if source is None else _loader(context, source),
         target.cameras,
+        _keep_labels(context, state, target),
     )
     try:
         loop.run()
@@ -274,6 +276,30 @@ def _train(context: RunContext, state: Training, target: Dataset, source: Datase
     except QuitAsking as left:
         context.reporter.line(_stopped_asking(context, state, left))
         raise Interrupted(0) from left
+
+
+def _keep_labels(
+    context: RunContext, state: Training, target: Dataset
+) -> Callable[[int], None] | None:
+    """Return what keeps the labels of an epoch with questions; None in a run without any."""
+    method = state.method
+    if not (asks(context) and context.world.is_first and isinstance(method, UCAL)):
+        return None
+    kept = EpochLabelsFolder(context.folder.path)
+    names: list[str] = []
+
+    def write(epoch: int) -> None:
+        if not names:
+            root = target.images.root
+            names.extend(record.path.relative_to(root).as_posix() for record in target.records)
+            kept.write_names(names)
+        questions = method.questions.state_dict() or {}
+        kept.write(epoch, method.labels, int(questions.get("position", 0)))
+
+    def keep(epoch: int) -> None:
+        context.reporter.attempt(f"the labels of epoch {epoch}", lambda: write(epoch))
+
+    return keep
 
 
 def _loader(context: RunContext, dataset: Dataset) -> BatchLoader:

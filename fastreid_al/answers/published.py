@@ -124,7 +124,7 @@ class Published:
         else:
             self._notice(
                 f"epoch {epoch} was labelled before: it uses the same answers again, those up to "
-                f"event {begun.last_event}"
+                f"event {begun.last_event if self._last_event is not None else begun.first_event}"
             )
 
     def end(self) -> int:

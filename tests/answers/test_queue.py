@@ -343,8 +343,9 @@ def test_members_that_are_judged_are_answers_of_the_same_decision(
         assert bool(together) == bool(same)
 
 
+@pytest.mark.parametrize("window", [1, 4])
 def test_a_round_with_judged_members_that_was_left_goes_on_to_the_same_labels(
-    planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
+    window: int, planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
 ) -> None:
     from fastreid_al.annotators import Oracle
 
@@ -358,7 +359,7 @@ def test_a_round_with_judged_members_that_was_left_goes_on_to_the_same_labels(
             return super().judge(question)
 
     identities = planted[1]
-    make = partial(rounds, planted=planted, count=1, judge_members=True)
+    make = partial(rounds, planted=planted, count=1, judge_members=True, window=window)
     expected = last(make(str(tmp_path / "a.sqlite"), people=Oracle(identities)))  # type: ignore[arg-type]
     file = str(tmp_path / "b.sqlite")
     with pytest.raises(QuitAsking):

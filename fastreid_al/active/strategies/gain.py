@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -96,6 +96,10 @@ def ask_by_expected_gain(
     the two clusters, their sizes, the similarity of their centroids, alone and compared with their
     neighbourhoods, cameras, and the place of each among the other's neighbours; and by another one
     for splits, from the mean Jaccard similarity, the sizes, and the similarity of the medoids.
+
+    A cluster that was asked about is divided as soon as answers contradict it, also those about the
+    small images beside the two of a question. A merge joins only the parts that belong to the two
+    images.
 
     With `config.sheet` above 1, and an annotator that takes sheets, a cluster is compared with
     several others at a time: with those whose expected gains are the greatest in relation to the
@@ -231,10 +235,13 @@ class _Round:
 
         def merge(verdicts: list[Verdict]) -> None:
             self._learn(verdicts, _MERGE, self.merging, inputs)
-            label = window.names[sheet.group]
-            for other, verdict in zip(others, verdicts, strict=True):
+            # Images that were marked as odd leave their group before it is merged.
+            self._divide(window.names[group] for group in (sheet.group, *others))
+            for question, verdict in zip(questions, verdicts, strict=True):
                 if verdict is Verdict.SAME:
-                    label = self.partition.merge(label, window.names[other])
+                    self.partition.merge(*map(self.partition.label_of, question.images))
+            # What is known of one group may contradict what is known of another.
+            self._divide([self.partition.label_of(questions[0].images[0])])
 
         self._offer(questions, merge)
         return True
@@ -256,12 +263,23 @@ class _Round:
 
         def divide(verdicts: list[Verdict]) -> None:
             self._learn(verdicts, _SPLIT, self.splitting, inputs)
-            if verdicts[0] is Verdict.DIFFERENT:
-                for part in parts_of(self.graph, window.sides[group], self.asker.closure)[1:]:
-                    self.partition.move(part, self.partition.new_label())
+            self._divide([window.names[group]])
 
         self._offer([question], divide)
         return True
+
+    def _divide(self, labels: Iterable[int]) -> None:
+        """Divide those clusters that hold images known to be different.
+
+        The largest part of a cluster keeps its label.
+        """
+        closure = self.asker.closure
+        for label in labels:
+            images = sorted(self.partition.members(label))
+            roots = {root for root in map(closure.root, images) if root is not None}
+            if any(closure.cannot_links(root) & roots for root in roots):
+                for part in parts_of(self.graph, images, closure)[1:]:
+                    self.partition.move(part, self.partition.new_label())
 
     def splits(self, names: list[int], sides: list[list[int]]) -> list[Question]:
         """Return the splits of all clusters that SNPS proposes; only changed ones are looked at.

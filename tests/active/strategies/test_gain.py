@@ -285,3 +285,90 @@ def test_pairs_that_were_asked_about_do_not_fill_the_list_of_candidates(
         # Nothing is left to ask.
         assert asker.outlook is not None and asker.outlook.questions <= 5
     assert asked[1] > 0.8 * asked[0] > 40
+
+
+class Judging(Oracle):
+    """An oracle that judges thumbnails, takes sheets, and checks the groups that it is asked about.
+
+    No group may hold images that are known to be different, by the answers before the question.
+    """
+
+    def __init__(self, identities: Tensor, error: float = 0.0) -> None:
+        super().__init__(identities, error=error)
+        self.asked: list[Question] = []
+        self.asker: Asker | None = None
+
+    def answer(self, question: Question) -> Verdict:
+        if question.reason != "member":
+            self.check(question)
+        return super().answer(question)
+
+    def check(self, question: Question) -> None:
+        assert self.asker is not None
+        self.asked.append(question)
+        closure = self.asker.closure
+        for group in question.groups:
+            roots = {closure.root(row) for row in group.tolist()} - {None}
+            for root in roots:
+                assert root is not None
+                assert not closure.cannot_links(root) & roots
+
+
+def judged(
+    features: Tensor, labels: Tensor, annotator: Judging, window: int = 1, **settings: Any
+) -> Tensor:
+    """Labels after a round with judged thumbnails."""
+    annotator.asker = Asker(annotator, judge_members=True, window=window)
+    return refine(features, labels, annotator.asker, "gain", QuestionConfig(**settings)).labels
+
+
+def test_a_merge_leaves_the_images_that_were_marked_as_odd() -> None:
+    # Two groups of one person; the first holds one image of somebody else, whose group is near.
+    angles = [0, 2, 4, 6, 14, 8, 10, 12, 20, 22, 24]
+    radians = torch.tensor(angles, dtype=torch.float32).deg2rad()
+    features = torch.stack([radians.cos(), radians.sin()], dim=1)
+    identities = torch.tensor([0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1])
+    labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+    annotator = Judging(identities)
+    refined = judged(features, labels, annotator)
+    first, *later = annotator.asked
+    assert set(first.groups[0].tolist()) == {0, 1, 2, 3, 4}
+    assert set(first.groups[1].tolist()) == {5, 6, 7}
+    # The odd image is asked about on its own, and joins the group that it belongs to.
+    sides = [set(group.tolist()) for question in later for group in question.groups]
+    assert {4} in sides
+    assert all(4 not in side or side <= {4, 8, 9, 10} for side in sides)
+    assert refined.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("sheet", [1, 5])
+@pytest.mark.parametrize("error", [0.0, 0.05])
+def test_no_group_that_is_asked_about_holds_images_known_to_be_different(
+    window: int, sheet: int, error: float
+) -> None:
+    # Every seventh image lies in the cluster of somebody else.
+    features, identities, labels = crowded(seed=3)
+    annotator = Judging(identities, error=error)
+    settings = {"sheet": sheet, "per_epoch": 60}
+    refined = judged(features, labels, annotator, window, **settings)
+    assert len(annotator.asked) == 60
+    assert annotator.asker is not None
+    pairs = annotator.asker.closure.cannot_linked_images()
+    marked = [(a, b) for a, b in pairs if labels[a] == labels[b] >= 0]
+    assert marked
+    assert all(refined[a] != refined[b] or refined[a] < 0 for a, b in marked)
+
+
+def test_marks_are_used_whatever_the_question_itself_was_answered() -> None:
+    # Two people, with an image of the second one in the group of the first.
+    angles = [0, 2, 4, 12, 14, 16, 18]
+    radians = torch.tensor(angles, dtype=torch.float32).deg2rad()
+    features = torch.stack([radians.cos(), radians.sin()], dim=1)
+    identities = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    annotator = Judging(identities)
+    refined = judged(features, torch.tensor([0, 0, 0, 0, 1, 1, 1]), annotator)
+    first, second = annotator.asked[:2]
+    assert set(first.groups[0].tolist()) == {0, 1, 2, 3}
+    assert {3} in [set(group.tolist()) for group in second.groups]
+    assert refined.tolist() == [0, 0, 0, 1, 1, 1, 1]

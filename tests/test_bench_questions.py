@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench" / "questions"))
 
+import marks  # noqa: E402
 import window  # noqa: E402
 
 
@@ -83,9 +86,47 @@ def test_windows_are_compared_at_toy_size(tmp_path: Path) -> None:
     assert "W = 4" in table
 
 
+def marked_curve(arm: str, f1: list[float], members: int) -> marks.Curve:
+    """A curve with a place every hundred decisions, and so many small images in each."""
+    setting = marks.Setting("set", "now", arm, "pairs", 1, 0.0, 0.0, 0)
+    rows = []
+    for at, value in enumerate(f1):
+        judged = 100 * at * members
+        seconds = 100 * at * marks.SECONDS + judged * marks.SECONDS_MORE
+        rows.append([100 * at, 100 * at, judged, seconds, value, value, value, 1.0])
+    return marks.Curve(setting, np.array(rows))
+
+
+def test_marks_that_save_a_pair_are_worth_its_seconds() -> None:
+    plain = marked_curve("pairs", [0.0, 0.1, 0.2, 0.3, 0.4], 0)
+    judged = marked_curve("pairs, marked", [0.0, 0.2, 0.4], 8)
+    assert marks.value_at([judged], "f1", 400.0, "seconds", 0.0) == pytest.approx(0.2)
+    # A small image takes as long as half a pair: a decision takes 20 seconds.
+    assert marks.value_at([judged], "f1", 2000.0, "seconds", 2.0) == pytest.approx(0.2)
+    assert marks.value_at([judged], "f1", 5000.0, "seconds", 2.0) is None
+    line = marks.worth_table(marks.over_seeds([plain, judged])).splitlines()[2]
+    # Four seconds for eight small images.
+    assert [cell.strip() for cell in line.split("|")[8:10]] == ["8.0", "0.50"]
+
+
+def test_marks_are_measured_at_toy_size_and_go_on_from_a_file(tmp_path: Path) -> None:
+    options = ("--budget=0.03", "--windows=1", "--errors=0", "--arms=pairs;pairs, marked")
+    figures, table = run("marks.py", tmp_path, *options)
+    curves = figures["curves"]
+    assert isinstance(curves, list) and len(curves) == 2
+    plain, judged = (dict(zip(marks.PLACES, c["places"][-1], strict=True)) for c in curves)
+    assert plain["members"] == 0 < judged["members"]
+    assert plain["seconds"] == plain["gestures"] * marks.SECONDS
+    assert "small images in each" in table
+    shutil.copy(tmp_path / "figures.json", tmp_path / "earlier.json")
+    again, _ = run("marks.py", tmp_path, *options, "--from", str(tmp_path / "earlier.json"))
+    assert again["curves"] == curves
+
+
 @pytest.mark.slow
 def test_people_answer_while_a_toy_run_trains(tmp_path: Path) -> None:
-    figures, table = run("idle.py", tmp_path, "--out", str(tmp_path / "out"), "--modes=all;none")
+    options = ("--out", str(tmp_path / "out"), "--modes=all;none", "--epoch-minutes=0.5")
+    figures, table = run("idle.py", tmp_path, *options)
     runs = figures["runs"]
     assert isinstance(runs, list)
     of_mode = {found["mode"]: found for found in runs}

@@ -103,11 +103,20 @@ class QuestionSteps:
         for pair in _further_pairs(question):
             if tries == 0 or not record.awaits_confirmation(*question.images):
                 break
+            if self._is_odd(question, pair):
+                continue
             if record.can_ask(*pair) and pair_of(*pair) not in self._open_pairs:
                 yield from self._pair(question, pair, first.need, merge_of(first))
                 tries -= 1
         if record.awaits_confirmation(*question.images):
             record.passed.add(pair_of(*question.images))
+
+    def _is_odd(self, question: Question, pair: tuple[int, int]) -> bool:
+        """Whether an image is known not to show the identity of its side of a question."""
+        return any(
+            image != shown and self._record.closure.verdict(image, shown) is Verdict.DIFFERENT
+            for image, shown in zip(pair, question.images, strict=True)
+        )
 
     def _pair(
         self,

@@ -100,6 +100,18 @@ def test_a_merge_that_other_images_speak_against_does_not_count_and_is_not_asked
     assert asker.closure.verdict(1, 4) is DIFFERENT
 
 
+def test_a_merge_is_not_confirmed_by_an_image_that_was_marked_as_odd() -> None:
+    # Image 1 is somebody else, and the person says so when they see it beside image 0.
+    identities = torch.tensor([0, 1, 0, 0, 0, 0])
+    question = Question((0, 3), (torch.arange(3), torch.arange(3, 6)), "merge", 0.9, 1.0)
+    asker = Asker(Oracle(identities), confirm_merges=1, judge_members=True)
+    asker.begin(0)
+    assert asker.ask(question) is SAME
+    shown = [(a.left, a.right) for a in asker.ledger.answers() if not a.is_member]
+    assert shown == [(0, 3), (2, 5)]
+    assert asker.closure.verdict(0, 1) is DIFFERENT
+
+
 def test_a_merge_of_single_images_needs_no_more_pairs_than_there_are() -> None:
     asker = Asker(Counting(torch.zeros(3, dtype=torch.int64)), confirm_merges=5)
     asker.begin(0)

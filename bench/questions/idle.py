@@ -28,7 +28,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -396,7 +396,7 @@ def measure(
         mock.patch("fastreid_al.answers.queue.time", SimpleNamespace(time=clock)),
         contextlib.suppress(Interrupted),
     ):
-        run_training(config, annotator=cast(Any, people))
+        run_training(config, annotator=people)
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     return figures(mode, seed, minutes, people, [json.loads(line) for line in lines], hour)
 

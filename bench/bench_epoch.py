@@ -668,7 +668,7 @@ def test_epoch(
         if peak is None
         else "allocated on the device, less what is planted",
         pixels_on=ours.loader.place,
-        precision="bf16" if ours.network.bf16 else "float32",
+        precision=ours.network.precision.training,
         compiled=ours.network.compiled and not ours.warnings,
         warm_up_s=round(warm_s, 2),
         # Mostly the checkpoints.

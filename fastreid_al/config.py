@@ -386,7 +386,8 @@ class EngineConfig:
     precision: Literal["auto", "float32", "bf16"] = setting(
         "auto",
         "Precision of the network's products: bfloat16 (bf16), float32, or by the device (auto: "
-        "bf16 on a GPU). Losses, memories and weights are float32.",
+        "bf16 on a GPU, and on a CPU that has units for it). On a CPU it is that of training "
+        "steps, and features are float32. Losses, memories and weights always are.",
         resumable=True,
     )
     compile: Literal["auto", "none", "default", "graphs"] = setting(

@@ -54,7 +54,8 @@ class Embedder:
         test_features: Which features, "bn" or "pool5"; those of the checkpoint when not given.
         height: Height of the network's images; that of the checkpoint when not given, else 256.
         width: Width of the network's images; that of the checkpoint when not given, else 128.
-        precision: "float32", "bf16", or "auto": bf16 on a GPU, as in `engine.precision`.
+        precision: "float32", "bf16", or "auto": bf16 on a GPU, as in `engine.precision`. On a CPU
+            features are float32.
         inference: What runs the network on a CPU, as in `engine.inference`: "auto", "torch" or
             "openvino".
 

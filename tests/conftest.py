@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fastreid_al import plugins
+from fastreid_al.engine import precision
 from tests.support.process_pool import Pool
 from tests.support.tiny import MODEL
 
@@ -31,6 +32,17 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cpu_units() -> Iterator[None]:
+    """FASTREID_AL_TEST_BF16_UNITS 0 or 1 sets whether the CPU has units for bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        forced = os.environ.get("FASTREID_AL_TEST_BF16_UNITS")
+        if forced is not None:
+            flags = {"avx512_bf16"} if int(forced) else set()
+            patch.setattr(precision, "_flags", lambda: flags)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -174,6 +174,11 @@ _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "pending": (lambda value: value is None or _is_trained_record(value), "a record or None"),
 }
 
+#: Keys that checkpoints of earlier versions lack.
+_LATER_KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "precision": (lambda value: value in ("float32", "bf16"), "float32 or bf16"),
+}
+
 
 def check_content(state: Mapping[str, Any], path: Path) -> None:
     """Refuse the checkpoint of a training run whose content is not what a run writes.
@@ -189,6 +194,9 @@ def check_content(state: Mapping[str, Any], path: Path) -> None:
         if key not in state:
             _refuse(path, f"{key} is missing")
         if not fits(state[key]):
+            _refuse(path, f"{key}: got {_shown(state[key])}, expected {expected}")
+    for key, (fits, expected) in _LATER_KEYS.items():
+        if key in state and not fits(state[key]):
             _refuse(path, f"{key}: got {_shown(state[key])}, expected {expected}")
     _check_progress(state, path)
 

@@ -17,6 +17,7 @@ from ..distributed.world import SINGLE_PROCESS, World
 from ..errors import TrainingError
 from ..models import Domain, ReIdNet, Stage, join_world
 from .openvino_inference import InferenceChoice
+from .precision import Precision, choose_precision
 
 #: Modes of torch.compile, by the setting `engine.compile`.
 _MODES = {"default": "default", "graphs": "reduce-overhead"}
@@ -31,6 +32,7 @@ class Network:
         device: Where the network is.
         warn: Called with one line when the network cannot be compiled or run as asked.
         report: Called with one line that says what extracts features, where it is not PyTorch.
+        precision: What the processes of a run have agreed on; that of `settings` when not given.
     """
 
     def __init__(
@@ -40,10 +42,11 @@ class Network:
         device: torch.device,
         warn: Callable[[str], None] = lambda _: None,
         report: Callable[[str], None] = lambda _: None,
+        precision: Precision | None = None,
     ) -> None:
         self.model = model
         self.device = device
-        self.bf16 = precision_of(settings, device) == "bf16"
+        self.precision = precision or choose_precision(settings, device)
         mode = compile_of(settings, device)
         self.compiled = mode != "none"
         self.graphs = mode == "graphs"
@@ -54,8 +57,8 @@ class Network:
             self._forward = _CompiledForward(model.forward, _MODES[mode], warn)
             model.forward = self._forward  # type: ignore[method-assign]
         self._train: nn.Module = model
-        on_cpu = device.type == "cpu" and not self.bf16 and not self.compiled
-        self._inference = InferenceChoice(model, settings.inference, on_cpu, report, warn)
+        usable = device.type == "cpu" and not self.compiled
+        self._inference = InferenceChoice(model, settings.inference, usable, report, warn)
 
     def join(self, world: World) -> Network:
         """Wrap the network in DDP and synchronise its BatchNorms, for several processes.
@@ -171,7 +174,8 @@ class Network:
         Returns:
             (B, D) float32, not normalised.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        low = self.precision.training == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             out = self._train(images, "raw", domain)
         return cast(Tensor, out).float()
 
@@ -212,20 +216,14 @@ class Network:
         Returns:
             (B, D) float32.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        low = self.precision.features == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             out = self.model(images, stage, domain).float()
             if flip:
                 # A CUDA graph writes its next result over this one.
                 out = out.clone() if self.graphs else out
                 out = out + self.model(images.flip(-1), stage, domain).float()
-        return torch.nn.functional.normalize(out) if self.bf16 or flip else cast(Tensor, out)
-
-
-def precision_of(settings: EngineConfig, device: torch.device) -> str:
-    """Return "float32" or "bf16"; the setting auto is decided by the device."""
-    if settings.precision != "auto":
-        return settings.precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        return torch.nn.functional.normalize(out) if low or flip else cast(Tensor, out)
 
 
 def compile_of(settings: EngineConfig, device: torch.device) -> str:

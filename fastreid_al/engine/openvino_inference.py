@@ -233,7 +233,7 @@ class InferenceChoice:
     Args:
         model: The network.
         setting: The setting `engine.inference`.
-        usable: Whether the network runs on a CPU, in float32 and uncompiled.
+        usable: Whether the network runs on a CPU, uncompiled.
         report: Prints a line.
         warn: Prints a warning.
     """
@@ -257,8 +257,8 @@ class InferenceChoice:
             self._usable = find_spec("openvino") is not None
         elif self._asked:
             warn(
-                "`engine.inference` openvino is for float32 on a CPU, without `engine.compile`: "
-                "PyTorch extracts the features"
+                "`engine.inference` openvino is for a CPU, without `engine.compile`: PyTorch "
+                "extracts the features"
             )
         self._pays: bool | None = None
         self._warned = False

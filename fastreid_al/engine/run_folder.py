@@ -27,6 +27,7 @@ from ..files import (
     write_json,
 )
 from ..locks import FileLock
+from .precision import Precision
 from .versions import versions
 
 #: Held by the trainer of a run while it runs.
@@ -141,12 +142,17 @@ class RunFolder:
             return "fastreid_al" in json.loads(self.versions.read_text())
         return False
 
-    def describe(self, config: RunConfig) -> None:
-        """Write the resolved configuration, and the versions of the software."""
+    def describe(self, config: RunConfig, precision: Precision) -> None:
+        """Write the resolved configuration, and the versions of the software with the precision.
+
+        Args:
+            config: The configuration.
+            precision: In which precision the run computes.
+        """
         if not self.writes:
             return
         write_json(self.config, dataclasses.asdict(config))
-        write_json(self.versions, versions())
+        write_json(self.versions, {**versions(), "precision": precision.describe()})
 
     def rewrite_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write metrics.jsonl from a checkpoint's history: a killed run may have left half a line.

@@ -18,6 +18,7 @@ from ..models import ReIdNet, without_source
 from .checkpoint import save_checkpoint
 from .method import Method
 from .optimizer import apply_settings, check_optimizer
+from .precision import Kind
 from .run_folder import RunFolder
 from .shard_folders import drop_shards
 
@@ -42,6 +43,7 @@ class Training:
         augment: The augmentation, for its random state.
         data: Fingerprint of the image set.
         world: The processes of the run.
+        precision: That of its training steps.
         epoch: Epochs completed.
         step: Batches done in the current epoch.
         loss: Sum () of the losses of the current epoch.
@@ -58,6 +60,7 @@ class Training:
     augment: Augment
     data: dict[str, str]
     world: World = SINGLE_PROCESS
+    precision: Kind = "float32"
     epoch: int = 0
     step: int = 0
     loss: Tensor = field(default_factory=_zero)
@@ -74,6 +77,7 @@ class Training:
             "scheduler": self.scheduler.state_dict(),
             "method": self.method.state_dict(),
             "config": dataclasses.asdict(self.config),
+            "precision": self.precision,
             "random": {
                 "augment": self.augment.generator.get_state(),
                 "torch": torch.get_rng_state(),

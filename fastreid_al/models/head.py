@@ -21,7 +21,9 @@ class GeM(nn.Module):
         self.p = nn.Parameter(torch.tensor(3.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 1, 1)."""
+        """(B, C, H, W) -> (B, C, 1, 1), at least float32."""
+        # Autocast raises to a power in float32 on a GPU, but not on a CPU.
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.adaptive_avg_pool2d(x.clamp(min=1e-6).pow(self.p), 1).pow(1 / self.p)
 
 

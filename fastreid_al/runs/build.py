@@ -192,6 +192,7 @@ def build_training(
         Augment(config.image, config.seed, style),
         _fingerprint(context, target, source, style),
         context.world,
+        context.precision.training,
     )
 
 

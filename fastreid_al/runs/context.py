@@ -15,6 +15,7 @@ from ..config import RunConfig
 from ..data import ImageSet
 from ..distributed.world import SINGLE_PROCESS, World
 from ..engine.console import Reporter
+from ..engine.precision import Precision, choose_precision
 from ..engine.run_folder import RunFolder
 from ..engine.stop_signal import StopSignal
 from ..models import BackboneBuilder
@@ -62,6 +63,7 @@ class RunContext:
         reporter: Prints lines and progress; silent on all processes but the first.
         folder: The folder of the run, into which only the first process writes.
         stop: Signals that ask the run to stop.
+        precision: In which precision all processes compute.
         extensions: Objects that replace names in the configuration.
     """
 
@@ -71,6 +73,7 @@ class RunContext:
     reporter: Reporter
     folder: RunFolder
     stop: StopSignal
+    precision: Precision
     extensions: Extensions = field(default_factory=Extensions)
 
 
@@ -101,6 +104,7 @@ def make_context(
         reporter or Reporter(),
         RunFolder(path, world.is_first, config.tensorboard),
         StopSignal(ends_phases=world.size == 1),
+        choose_precision(config.engine, device, world),
         extensions or Extensions(),
     )
 

@@ -67,6 +67,7 @@ def _describe_training(context: RunContext, images: ImageSet, network: ReIdNet) 
     return [
         f"{config.method} with {network.name}, {parameters / 1e6:.2f} M parameters, "
         f"{network.features} features, {context.device}",
+        context.precision.describe(),
         f"{config.epochs} epochs of {iterations} batches of {config.batch.size} images at "
         f"{image.height} x {image.width}",
         f"training pixels {gib:.2f} GiB in {where}, "

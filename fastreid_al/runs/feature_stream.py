@@ -98,6 +98,6 @@ def describe_features(trained: Trained, network: Network, engine: EngineConfig) 
         "width": str(trained.image.width),
         "stage": trained.stage,
         "flip": str(flip).lower(),
-        "precision": "bf16" if network.bf16 else "float32",
+        "precision": network.precision.features,
         "version": __version__,
     }

@@ -220,7 +220,26 @@ def _restore(context: RunContext, state: Training, saved: dict[str, Any] | None)
         context.reporter.line(
             f"resuming {context.folder.path} after epoch {state.epoch}, batch {state.step}"
         )
-    context.folder.describe(context.config)
+    _report_precision(context, saved)
+    context.folder.describe(context.config, context.precision)
+
+
+def _report_precision(context: RunContext, saved: dict[str, Any] | None) -> None:
+    """Print in which precision the run computes, and warn where that has changed.
+
+    Args:
+        context: The run.
+        saved: The state of the checkpoint; None for a run that starts from the beginning.
+    """
+    precision = context.precision
+    context.reporter.line(precision.describe())
+    # Checkpoints of earlier versions do not say it.
+    before = None if saved is None else saved.get("precision")
+    if before is not None and before != precision.training:
+        context.reporter.warn(
+            f"the run was trained in {before} until here; set `engine.precision` {before} to go on "
+            "as before"
+        )
 
 
 def _train(context: RunContext, state: Training, target: Dataset, source: Dataset | None) -> None:
@@ -243,6 +262,7 @@ def _train(context: RunContext, state: Training, target: Dataset, source: Datase
         context.device,
         context.reporter.warn,
         context.reporter.line,
+        context.precision,
     )
     network.prove(
         config.batch.size // context.world.size,

@@ -69,6 +69,10 @@ class Trained:
 
     def on(self, device: torch.device, engine: EngineConfig, reporter: Reporter) -> Network:
         """Move the network to a device, and return it as the engine runs it."""
+        if engine.precision == "bf16" and device.type == "cpu":
+            reporter.warn(
+                "`engine.precision` bf16 is of training steps on a CPU: features are float32"
+            )
         self.model.to(device).to(memory_format=torch.channels_last)
         return Network(self.model, engine, device, reporter.warn, reporter.line)
 

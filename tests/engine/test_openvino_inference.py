@@ -249,13 +249,13 @@ def test_openvino_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPa
     assert made.lines == []
 
 
-def test_openvino_is_refused_for_a_compiled_or_bfloat16_network() -> None:
+def test_openvino_is_refused_for_a_compiled_network() -> None:
     lines: list[str] = []
-    engine = EngineConfig(inference="openvino", precision="bf16")
+    engine = EngineConfig(inference="openvino", compile="default")
     Network(build_model("resnet18", "none"), engine, CPU, lines.append)
     assert lines == [
-        "`engine.inference` openvino is for float32 on a CPU, without `engine.compile`: PyTorch "
-        "extracts the features"
+        "`engine.inference` openvino is for a CPU, without `engine.compile`: PyTorch extracts "
+        "the features"
     ]
 
 

@@ -17,6 +17,7 @@ from fastreid_al import plugins
 from fastreid_al.config import (
     BatchConfig,
     ClusterConfig,
+    EngineConfig,
     ImageConfig,
     NetworkConfig,
     OptimizerConfig,
@@ -80,6 +81,8 @@ def tiny_config(run_dir: Path) -> RunConfig:
         batch=BatchConfig(size=16, iterations=4),
         cluster=ClusterConfig(k1=8, k2=2, eps=0.5),
         optimizer=OptimizerConfig(lr=1e-3, step=2),
+        # The same on every CPU.
+        engine=EngineConfig(precision="float32"),
     )
 
 

@@ -156,6 +156,10 @@ def _is_loss(value: object) -> bool:
     return is_tensor(value) and value.ndim == 0 and value.dtype == torch.float64  # type: ignore
 
 
+def _is_precision(value: object) -> bool:
+    return isinstance(value, str) and value in ("float32", "bf16")
+
+
 #: What each key of a training run's checkpoint holds, and that in words.
 _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "model": (is_tensors, "tensors by name"),
@@ -176,7 +180,7 @@ _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
 
 #: Keys that checkpoints of earlier versions lack.
 _LATER_KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    "precision": (lambda value: value in ("float32", "bf16"), "float32 or bf16"),
+    "precision": (_is_precision, "float32 or bf16"),
 }
 
 

@@ -173,6 +173,17 @@ def test_a_key_of_another_type_is_refused_before_anything_slow(trained: Path, ke
         check_content(state, path)
 
 
+def test_a_precision_may_be_absent_but_not_unknown(trained: Path) -> None:
+    path = trained / "last.pt"
+    state = load_checkpoint(path)
+    assert state["precision"] == "float32"
+    for value in ("float16", [1.5], torch.zeros(2, 2), {1: 2}, None):
+        with pytest.raises(CheckpointError, match=r"precision: got .*, expected float32 or bf16"):
+            check_content({**state, "precision": value}, path)
+    del state["precision"]
+    check_content(state, path)
+
+
 def test_an_untouched_checkpoint_of_format_2_without_a_digest_is_read(run: RunConfig) -> None:
     path = Path(str(run.run_dir)) / "last.pt"
     state = load_checkpoint(path)

@@ -17,6 +17,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from ..errors import WeightsError
 from .backbone import BackboneOptions
 from .head import GeM
+from .narrow_conv import narrow_convolutions
 
 #: Block and number of blocks of each stage.
 _STAGES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
@@ -46,6 +47,7 @@ class ResNet(torchvision.models.ResNet):
         for module in self.layer4[0].modules():
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
+        narrow_convolutions(self)
         if pool == "gem":
             self.avgpool = GeM()
 

@@ -64,7 +64,7 @@ def figure_of(benchmark: Any, passed: bool) -> dict[str, Any]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A benchmark that asks for `size` runs at each of its module's SIZES of the scale, one that
-    asks for `dtype` in each.
+    asks for `dtype` or `precision` in each.
     """
     if "size" in metafunc.fixturenames:
         scale = metafunc.config.getoption("--scale")
@@ -77,6 +77,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "dtype" in metafunc.fixturenames:
         on_cuda = metafunc.config.getoption("--device") == "cuda"
         metafunc.parametrize("dtype", ["float32", "bfloat16"] if on_cuda else ["float32"])
+    if "precision" in metafunc.fixturenames:
+        on_cpu = metafunc.config.getoption("--device") == "cpu"
+        metafunc.parametrize("precision", ["float32", "bf16"] if on_cpu else ["float32"])
 
 
 @pytest.fixture

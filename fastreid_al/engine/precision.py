@@ -77,8 +77,8 @@ def choose_precision(
 def bf16_units() -> tuple[str, ...]:
     """Return the names of this CPU's units with which training in bfloat16 is faster.
 
-    On Arm there are none: of oneDNN's convolutions for bfloat16, those of the backward pass are
-    plain loops there.
+    On Arm there are none: steps were not measured there, and oneDNN had no fast convolution for
+    bfloat16 backward (its list of 2023).
     """
     if not torch.backends.mkldnn.is_available():
         return ()

@@ -46,13 +46,6 @@ OPTIONAL = {
     "uvicorn": (("uvicorn",), "the page of annotate: pip install starlette uvicorn"),
     "pybind11": (("pybind11",), "building the extension in place: pip install pybind11"),
 }
-#: Units for bfloat16, by the flag of /proc/cpuinfo.
-BF16_UNITS = {
-    "amx_bf16": "AMX",
-    "avx512_bf16": "AVX-512",
-    "avx_ne_convert": "AVX-NE-CONVERT",
-    "bf16": "Arm",
-}
 #: Seconds that the test of one device may take; the first one on a GPU compiles kernels.
 PATIENCE = 300
 _REQUIREMENT = re.compile(
@@ -258,16 +251,13 @@ def _threads(threads: int) -> Line:
 
 
 def _bf16() -> Line:
-    """Return whether the CPU has units for bfloat16."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        flags = set()
-    units = [name for flag, name in BF16_UNITS.items() if flag in flags]
-    text = "no units on this CPU: float32 is faster here"
-    if units:
-        text = f"{', '.join(units)} on this CPU"
-    return Line("bfloat16", text)
+    """Return in which precision this CPU trains."""
+    from ..engine.precision import bf16_units
+
+    units = bf16_units()
+    if not units:
+        return Line("bfloat16", "no units for it on this CPU: training steps are in float32")
+    return Line("bfloat16", f"{', '.join(units)} on this CPU: training steps are in bfloat16")
 
 
 def _in_python(function: str, *arguments: str) -> subprocess.CompletedProcess[str]:

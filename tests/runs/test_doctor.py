@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fastreid_al import doctor, native
+from fastreid_al.engine import precision
 from fastreid_al.runs import doctor as diagnosis
 from fastreid_al.runs.doctor import Line
 
@@ -144,3 +145,17 @@ def test_requirement_that_is_old_or_missing_is_a_fault(
     own, torch_line = diagnosis._requirements()
     assert own.topic == "fastreid_al" and torch_line.broken == broken
     assert ("pip install 'torch>=2.8'" in torch_line.text) == broken
+
+
+@pytest.mark.parametrize(
+    ("units", "text"),
+    [
+        (("AVX-512",), "AVX-512 on this CPU: training steps are in bfloat16"),
+        ((), "no units for it on this CPU: training steps are in float32"),
+    ],
+)
+def test_the_precision_of_training_is_named(
+    monkeypatch: pytest.MonkeyPatch, units: tuple[str, ...], text: str
+) -> None:
+    monkeypatch.setattr(precision, "bf16_units", lambda: units)
+    assert diagnosis._bf16() == Line("bfloat16", text)

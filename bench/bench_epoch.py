@@ -315,6 +315,7 @@ class Ours:
                 schedule,
                 augment,
                 data={},
+                precision=self.network.precision.training,
                 epoch=first,
             )
             identities = self.planted.identities.cpu()

@@ -93,6 +93,7 @@ _LEDGER_COMMANDS = {
     "conflicts": "Print each contradiction, and which answers of it are likely wrong.",
     "undo": "Take an answer back; it stays in the ledger and counts no more.",
     "check": "Look for damage; exits with status 1 when there is some.",
+    "digest": "Print the SHA-256 of all events, by which a later change of them is found.",
 }
 
 #: Options of commands that are not fields of a configuration class.
@@ -141,6 +142,7 @@ _SIZE = Setting(
 )
 _EVENT = Setting("Event of the answer.", key="event", type=int)
 _ANNOTATOR = Setting("Who takes it back.", "command line", key="annotator", type=str)
+_AS_OF = Setting("Last event that counts.", None, key="as_of", type=int | None)
 _EXPORT = (
     Setting(
         "Every event as it was written, every pair of images that the answers decide, or the "
@@ -156,7 +158,7 @@ _EXPORT = (
         type=Literal["csv", "jsonl"],
     ),
     Setting("File to write; - is standard output.", "-", key="out", type=str, path=True),
-    Setting("Last event that counts.", None, key="as_of", type=int | None),
+    _AS_OF,
     Setting(
         "Epoch of the labels, from 1; the last one with questions when not given.",
         None,
@@ -630,6 +632,7 @@ def parse_ledger(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.usage = f"fastreid-al ledger {name} FILE [--OPTION VALUE]..."
     parser.add_argument("file", nargs="?", help="SQLite file or PostgreSQL URL of the ledger.")
     options = {"export": _EXPORT, "import": _IMPORT, "undo": (_EVENT, _ANNOTATOR)}
+    options["digest"] = (_AS_OF,)
     settings = options.get(name, ())
     for setting in (*settings, _HELP):
         parser.add_setting(setting)

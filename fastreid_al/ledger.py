@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _print(report.conflicts(options.file))
     elif options.command == "undo":
         _print([report.undo(options.file, options.event, options.annotator)])
+    elif options.command == "digest":
+        _print([report.digest(options.file, options.as_of)])
     elif problems := report.check(options.file):
         _print(problems)
         raise SystemExit(1)

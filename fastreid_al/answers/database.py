@@ -16,12 +16,19 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    NoSuchModuleError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from sqlalchemy.pool import NullPool
 
 from ..errors import LedgerError, parse_printable, printable
 from ..files import create_file, make_folder
 from ..locks import FileLock
+from . import history
 
 #: 2 added questions, people, leases, skips and marks, and columns of images and events.
 FORMAT = 2
@@ -308,6 +315,8 @@ class Store:
             self.format = int(version)
             if self.write and self.format < FORMAT:
                 self._upgrade()
+            elif self.write:
+                self._protect()
         if self._sqlite and self.write:
             # This cannot be set within a transaction.
             with self._one_line():
@@ -364,6 +373,21 @@ class Store:
                 META.insert(),
                 [{"key": "format", "value": str(FORMAT)}, {"key": "dataset", "value": dataset}],
             )
+            history.protect(connection)
+
+    def _protect(self) -> None:
+        """Add the triggers of history to a ledger that was made without them."""
+        with self.reading() as connection:
+            if not history.unprotected(connection):
+                return
+        try:
+            with self.writing() as connection:
+                history.protect(connection)
+        except LedgerError as error:
+            # On a server, only the owner of a table may add triggers; `ledger check` says that they
+            # are missing.
+            if self._sqlite or not isinstance(error.__cause__, ProgrammingError):
+                raise
 
     def _upgrade(self) -> None:
         """Bring a database of format 1 to format 2: it gets columns and tables."""
@@ -382,6 +406,7 @@ class Store:
                 connection.execute(
                     META.update().where(META.c.key == "format"), {"value": str(FORMAT)}
                 )
+            history.protect(connection)
         self.format = FORMAT
 
     def _lock_file(self, path: Path) -> None:
@@ -465,6 +490,8 @@ class Store:
     def _explain(self, error: DBAPIError) -> str:
         text = _first_line(error.orig)
         said = text.lower()
+        if history.APPEND_ONLY in said:
+            return f"{self.name}: {text}"
         if not self._sqlite:
             lost = "the connection was lost" if error.connection_invalidated else "the server says"
             return f"{self.name}: {lost} ({text}); {_KEPT}"

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..errors import LedgerError
+from . import history
 from .database import ASK_CHECK, EVENTS, IMAGES, META, QUESTIONS, Role, Store, read_meta
 from .question import Answer, Verdict
 
@@ -594,6 +595,9 @@ class Ledger:
                     sa.select(EVENTS.c.id).where(wrong).order_by(EVENTS.c.id)
                 ).scalars()
             ]
+            missing = history.unprotected(connection) if self._store.format > 1 else []
+            if missing:
+                found.append(history.missing_line(missing))
             if self._store.is_sqlite:
                 found += _wrong_types(connection, self._store.format)
             shown = connection.execute(sa.select(EVENTS.c.id, EVENTS.c.shown).order_by(EVENTS.c.id))

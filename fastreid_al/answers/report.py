@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 ANSWER_COLUMNS = [*(field.name for field in dataclasses.fields(Event)), "undone"]
+#: Columns that stay as they are when an event is undone.
+_DIGESTED = [name for name in ANSWER_COLUMNS if name not in ("undone", "undone_by")]
 CLOSURE_COLUMNS = ["left", "right", "verdict", "chain", "evidence"]
 _WIDTH = 16
 #: Weights of evidence are limited to plus and minus this.
@@ -176,6 +179,30 @@ def check(url: str) -> list[str]:
     """
     with Ledger.open(url, write=False) as ledger:
         return ledger.integrity()
+
+
+def digest(url: str, as_of: int | None = None) -> str:
+    """Return a line with the SHA-256 of all events up to one, in hexadecimal.
+
+    Whoever noted it can tell later whether one of these events, or the path or the digest of an
+    image in them, was changed. What is appended later, and the kind of database, do not matter.
+
+    Args:
+        url: Path or URL of the ledger.
+        as_of: Last event that counts; all when not given.
+
+    Raises:
+        LedgerError: The ledger cannot be read.
+    """
+    summed = hashlib.sha256()
+    last = count = 0
+    with Ledger.open(url, write=False) as ledger:
+        for row in answer_rows(ledger, as_of):
+            # Whether an event was undone since is said by a later one.
+            kept = {name: row[name] for name in _DIGESTED}
+            summed.update(f"{json.dumps(kept, sort_keys=True)}\n".encode())
+            last, count = row["id"], count + 1
+    return f"{count:,} events up to {last}: {summed.hexdigest()}"
 
 
 def answer_rows(ledger: Ledger, as_of: int | None = None) -> Iterator[Row]:

@@ -18,7 +18,7 @@ from fastreid_al.answers.question import Verdict
 from fastreid_al.errors import LedgerError
 from fastreid_al.ledger import main
 from tests.support.children import forked, kill
-from tests.support.ledgers import keys, put
+from tests.support.ledgers import keys, put, without_triggers
 
 SAME, DIFFERENT, UNSURE = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE
 
@@ -309,9 +309,8 @@ def test_65_000_answers_are_read_and_replayed(tmp_path: Path) -> None:
 def test_integrity_names_the_event_that_is_wrong(
     filled: str, damage: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with contextlib.closing(sqlite3.connect(filled)) as other:
+    with without_triggers(filled) as other:
         other.execute(damage)
-        other.commit()
     with Ledger.open(filled, write=False) as ledger:
         assert ledger.integrity() == [message]
     with pytest.raises(SystemExit) as exit_:
@@ -321,9 +320,8 @@ def test_integrity_names_the_event_that_is_wrong(
 
 
 def test_answers_that_cannot_be_understood_are_refused(filled: str) -> None:
-    with contextlib.closing(sqlite3.connect(filled)) as other:
+    with without_triggers(filled) as other:
         other.execute("UPDATE events SET verdict = 'perhaps' WHERE id = 2")
-        other.commit()
     with (
         Ledger.open(filled, write=False) as ledger,
         pytest.raises(LedgerError, match=r"unknown image or verdict \('perhaps'\)"),

@@ -20,6 +20,7 @@ from fastreid_al.answers.database import Name, stored_name
 from fastreid_al.answers.report import ANSWER_COLUMNS, parse_cell, write_rows
 from fastreid_al.errors import LedgerError, one_line
 from fastreid_al.ledger import main
+from tests.support.ledgers import without_triggers
 
 NAMES = (
     "plain_c1.jpg",
@@ -148,7 +149,7 @@ def test_what_is_printed_is_safe_for_a_terminal(
 
 
 def damage(file: str, column: str, value: object, event: int = 2) -> None:
-    with sqlite3.connect(file) as connection:
+    with without_triggers(file) as connection:
         connection.execute(f"UPDATE events SET {column} = ? WHERE id = ?", (value, event))
 
 
@@ -252,7 +253,7 @@ def test_a_ledger_of_a_path_of_any_bytes_is_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("column", ["path", "digest"])
 def test_a_damaged_image_is_said_and_the_rest_is_read(file: str, column: str) -> None:
-    with sqlite3.connect(file) as connection:
+    with without_triggers(file) as connection:
         connection.execute(f"UPDATE images SET {column} = ? WHERE id = 1", (b"\xff\xfe",))
     assert f"image 1 has a damaged {column}" in report.check(file)
     assert len(report.show(file)) > 5

@@ -12,8 +12,8 @@ import pytest
 
 from fastreid_al.answers.agreement import known_verdicts
 from fastreid_al.answers.closure import Closure
-from fastreid_al.answers.database import EVENTS, PEOPLE, QUESTIONS
-from fastreid_al.answers.ledger import Ledger, Origin
+from fastreid_al.answers.database import PEOPLE, QUESTIONS
+from fastreid_al.answers.ledger import Ledger, Origin, insert_event
 from fastreid_al.answers.posterior import answer_weight
 from fastreid_al.answers.question import Answer, Verdict
 from fastreid_al.answers.repair import _Core, _Graph, conflicts, find_suspects
@@ -246,9 +246,13 @@ def test_known_answers_weigh(file: str) -> None:
         put(ledger, 0, 2, DIFFERENT)
         for right in range(3, 9):
             question = queued(ledger, 9, right, gold="different")
-            event = put(ledger, 9, right, annotator="dora", origin=Origin(question=question))
-            with ledger.store.writing() as connection:
-                connection.execute(EVENTS.update().where(EVENTS.c.id == event), {"kind": "gold"})
+            known = {"kind": "gold", "verdict": "same", "annotator": "dora", "question": question}
+            with (
+                ledger.store.writing() as connection,
+                ledger.numbering(connection, 9, right) as ids,
+            ):
+                images = {"left_id": ids[9], "right_id": ids[right]}
+                insert_event(connection, {**known, **images, "asked_at": 0.0, "answered_at": 1.0})
         (found,) = conflicts(ledger)
     assert found.suspects[0].event == 2
     assert found.suspects[0].probability > 0.7

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+
 import pytest
 
 from fastreid_al.answers.ledger import ImageKeys, Ledger
@@ -33,3 +37,17 @@ def refused(url: str, *, images: ImageKeys | None = None, write: bool = True) ->
     line = str(caught.value)
     assert "\n" not in line
     return line
+
+
+@contextlib.contextmanager
+def without_triggers(file: str) -> Iterator[sqlite3.Connection]:
+    """Yield a connection that may damage an SQLite ledger: its triggers are away meanwhile."""
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        wanted = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+        triggers = connection.execute(wanted).fetchall()
+        for name, _ in triggers:
+            connection.execute(f"DROP TRIGGER {name}")
+        yield connection
+        for _, statement in triggers:
+            connection.execute(statement)
+        connection.commit()

@@ -1138,6 +1138,29 @@ class AnnotationConfig:
         unset="none",
         path=True,
     )
+    gold_share: float = setting(
+        0.05, "Share of a person's tasks whose answer is known.", at_least=0, at_most=1
+    )
+    gold_share_unsure: float = setting(
+        0.2,
+        "The same share while it is not known whether more than a tenth of the person's answers is "
+        "wrong, as of a new person.",
+        at_least=0,
+        at_most=1,
+    )
+    second_votes: float = setting(
+        0.05,
+        "Share of a person's answers that a second person gives too, where one is on the page.",
+        at_least=0,
+        at_most=1,
+    )
+    second_votes_unsure: float = setting(
+        0.3,
+        "The same share while it is not known whether more than a tenth of the person's answers is "
+        "wrong. 0 gives none to anybody.",
+        at_least=0,
+        at_most=1,
+    )
     noun: str = setting("person", "What an image shows, such as person, vehicle or animal.")
     show_similarity: bool = setting(
         False, "Show similarity and kind of each question, which may sway the answers."

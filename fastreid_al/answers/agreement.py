@@ -22,6 +22,8 @@ _PRIOR_ERRORS = 0.5
 _PRIOR_ANSWERS = 25.0
 #: A person who errs more often than this would answer the opposite of what is seen.
 _MOST_RATE = 0.5
+#: A person who errs more often than this is one who errs often.
+OFTEN = 0.1
 #: Rates for which the profile likelihood is computed.
 _GRID = 96
 _TAIL = 0.05
@@ -45,6 +47,7 @@ class ErrorEstimate(NamedTuple):
         high: Upper end.
         compared: Those of the votes that somebody else's vote or a known answer checks. The others
             do not change the estimate.
+        often: Probability that more than one in ten of the person's answers is wrong.
     """
 
     votes: int
@@ -52,6 +55,7 @@ class ErrorEstimate(NamedTuple):
     low: float
     high: float
     compared: int = 0
+    often: float = 0.0
 
 
 class _Counted(NamedTuple):
@@ -110,10 +114,10 @@ def estimate_errors(votes: Sequence[Vote], gold: Sequence[Gold] = ()) -> dict[st
     checked = (counted.same + counted.different) @ counted.items + counted.wrong + counted.right
     found = {}
     for number, name in enumerate(people):
-        low, high = _interval(counted, number)
+        low, high, often = _interval(counted, number)
         # The most likely rate may lie outside where few answers were compared.
         rate = min(max(float(rates[number]), low), high)
-        found[name] = ErrorEstimate(given[name], rate, low, high, int(checked[number]))
+        found[name] = ErrorEstimate(given[name], rate, low, high, int(checked[number]), often)
     return found
 
 
@@ -256,8 +260,10 @@ def _log_density(counted: _Counted, rates: np.ndarray) -> np.ndarray:
     return likelihood + of_rates
 
 
-def _interval(counted: _Counted, person: int) -> tuple[float, float]:
-    """Return the ends of the 90 % interval of a person's rate."""
+def _interval(counted: _Counted, person: int) -> tuple[float, float, float]:
+    """Return the ends of the 90 % interval of a person's rate, and the probability of more than
+    `OFTEN`.
+    """
     # Rates are the closer the smaller they are: rate = u^2 / 2 at the middles of equal steps of u.
     steps = np.linspace(0, 1, _GRID + 1)
     middles = (steps[1:] + steps[:-1]) / 2
@@ -265,4 +271,5 @@ def _interval(counted: _Counted, person: int) -> tuple[float, float]:
     mass = np.exp(density - density.max()) * middles
     below = np.concatenate([[0.0], np.cumsum(mass)]) / mass.sum()
     low, high = np.interp([_TAIL, 1 - _TAIL], below, steps)
-    return _MOST_RATE * math.pow(low, 2), _MOST_RATE * math.pow(high, 2)
+    often = 1 - np.interp(math.sqrt(OFTEN / _MOST_RATE), steps, below)
+    return _MOST_RATE * math.pow(low, 2), _MOST_RATE * math.pow(high, 2), float(often)

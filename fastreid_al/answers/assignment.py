@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from ..errors import LedgerError, printable
 from . import gold, people, views
+from .checks import Checks
 from .database import EVENTS, LEASES, PEOPLE, QUESTIONS
 from .leases import Lease, Leases
 from .ledger import MEMBER
@@ -38,15 +39,15 @@ class Assignment:
     Args:
         name: Name of the ledger, for messages.
         lease_seconds: How long a task stays with a person without a heartbeat.
-        gold_share: Share of the tasks whose answer is known.
+        checks: Shares of the answers that are checked.
     """
 
-    def __init__(self, name: str, lease_seconds: float, gold_share: float) -> None:
+    def __init__(self, name: str, lease_seconds: float, checks: Checks) -> None:
         self.name = name
         self.leases = Leases(lease_seconds)
         self.quality = Quality()
         self.tally = Tally()
-        self._gold_share = gold_share
+        self._checks = checks
 
     def questions(self, connection: Connection, numbers: Collection[int]) -> list[Any]:
         """Return the rows of questions, in the order of their numbers."""
@@ -102,9 +103,24 @@ class Assignment:
             merges = row.reason in _MERGES
             says_same = any(vote.verdict == Verdict.SAME.value for vote in votes[row.id])
             erring = self.quality.erring(connection) if merges and says_same else ()
-            got = standing(votes[row.id], row.votes, here, merges=merges, erring=erring)
+            checked = self._checked(connection, row, votes[row.id])
+            got = standing(
+                votes[row.id], row.votes, here, merges=merges, erring=erring, checked=checked
+            )
             found[row.id] = got, votes[row.id]
         return found
+
+    def _checked(self, connection: Connection, row: Any, votes: Sequence[Vote]) -> set[int]:
+        """Those who answered a question and whose answer a second person gives too."""
+        voters = {vote.person for vote in votes}
+        if not voters or not self._checks.again_unsure:
+            return set()
+        if len(voters) > 1 and row.settled_event is None:
+            # It was drawn before. People who turned out to be careful since do not end it.
+            return voters
+        known = self.quality.estimates(connection)
+        task = task_of(row)
+        return {p for p in voters if self._checks.asks_again(p, task, known.get(p))}
 
     def update(self, connection: Connection, rows: Sequence[Any], now: float) -> int:
         """Write where questions stand, and return how many are not open any more.
@@ -218,11 +234,12 @@ class Assignment:
             chosen = self._first_free(connection, who, waiting[start : start + _CHUNK], now)
             if chosen:
                 break
-        if not chosen or not self._gold_share:
+        if not chosen or not (self._checks.known or self._checks.known_unsure):
             return chosen
         self.tally.catch_up(connection)
         count = held + views.count_given(connection, who.id, self.tally)
-        if gold.is_due(who.id, count, self._gold_share):
+        share = self._checks.share_known(self.quality.estimates(connection).get(who.id))
+        if gold.is_due(who.id, count, share):
             number = gold.choose(connection, who.id, count)
             if number is not None:
                 return self.questions(connection, [number])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from .checks import draw
 from .database import EVENTS, IMAGES, QUESTIONS
 from .ledger import MEMBER
 from .question import Verdict
@@ -17,6 +18,7 @@ from .question import Verdict
 _WITNESSES = 2
 
 
+@lru_cache(maxsize=8)
 def in_force(events: Any = EVENTS) -> sa.ColumnElement[bool]:
     """Return the condition for events that were not undone."""
     undos = EVENTS.alias()
@@ -32,7 +34,7 @@ def is_due(person: int, count: int, share: float) -> bool:
         count: Tasks that the person was given before.
         share: Share of such tasks.
     """
-    return _draw(person, count) < share
+    return draw(person, count) < share
 
 
 def choose(connection: Connection, person: int, count: int) -> int | None:
@@ -59,7 +61,7 @@ def choose(connection: Connection, person: int, count: int) -> int | None:
         & ~erased.correlate(QUESTIONS)
     )
     found = connection.execute(wanted.order_by(QUESTIONS.c.id)).scalars().all()
-    return found[int(_draw(person, -1 - count) * len(found))] if found else None
+    return found[int(draw(person, -1 - count) * len(found))] if found else None
 
 
 def known_verdict(gold: str | None, verdicts: Sequence[tuple[int, str]]) -> str | None:
@@ -85,9 +87,3 @@ def _agreed() -> sa.Select[Any]:
     decided = sa.func.min(c.verdict).in_((Verdict.SAME.value, Verdict.DIFFERENT.value))
     wanted = (c.kind == "answer") & c.question.is_not(None) & (c.reason != MEMBER) & in_force()
     return sa.select(c.question).where(wanted).group_by(c.question).having(counts & alike & decided)
-
-
-def _draw(person: int, count: int) -> float:
-    """A number in [0, 1) that depends on its arguments only."""
-    digest = hashlib.blake2b(f"{person}/{count}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

@@ -16,6 +16,8 @@ from .question import Verdict
 #: Events after which the estimates are made again: so many, or this share of all.
 _FRESH = 20
 _FRESH_SHARE = 0.05
+#: Most events after which they are made again: a person who is new to a large ledger is known soon.
+_LATEST = 100
 #: Answers that something else checks, below which nothing is said of a person.
 _ENOUGH = 10
 #: A person errs often if the estimate says with 95 % that more than this share is wrong.
@@ -49,7 +51,7 @@ class Quality:
     def estimates(self, connection: Connection) -> dict[int, ErrorEstimate]:
         """Return the estimate of each person with enough answers, by number."""
         last = connection.execute(sa.select(sa.func.max(EVENTS.c.id))).scalar() or 0
-        if last >= self._event + max(_FRESH, _FRESH_SHARE * self._event):
+        if last >= self._event + max(_FRESH, min(_FRESH_SHARE * self._event, _LATEST)):
             found = estimate_errors(*votes_and_gold(connection))
             enough = {p: e for p, e in found.items() if e.compared >= _ENOUGH}
             self._estimates = {int(person): estimate for person, estimate in enough.items()}

@@ -15,6 +15,7 @@ from ..arguments import as_callable, as_instance, as_integer, as_number
 from ..errors import LedgerError, printable
 from . import gold, people, submissions, views
 from .assignment import Assignment, as_number_of, images_of, shortened, task_of
+from .checks import Checks
 from .closure import Effect
 from .database import EVENTS, IMAGES, PEOPLE, QUESTIONS
 from .impacts import AnswerGraph, impact_of, together
@@ -77,6 +78,8 @@ class AnswerService:
         ledger: A ledger that is open for writing.
         lease_seconds: How long a task stays with a person without a heartbeat.
         gold_share: Share of the tasks whose answer is known.
+        checks: Shares of the answers that are checked, in place of `gold_share`. Without it, no
+            answer is given again to check a person.
         clock: Returns the time in unix seconds.
     """
 
@@ -86,6 +89,7 @@ class AnswerService:
         *,
         lease_seconds: float = 90.0,
         gold_share: float = 0.05,
+        checks: Checks | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ledger = as_instance("ledger", ledger, Ledger)
@@ -93,7 +97,7 @@ class AnswerService:
         self._assignment = Assignment(
             ledger.name,
             float(as_number("lease_seconds", lease_seconds, 1e-3)),
-            float(as_number("gold_share", gold_share, 0, 1)),
+            _checks_of(gold_share, checks),
         )
         self._lock = threading.RLock()
         self._url: str | None = None
@@ -112,6 +116,7 @@ class AnswerService:
         *,
         lease_seconds: float = 90.0,
         gold_share: float = 0.05,
+        checks: Checks | None = None,
         clock: Callable[[], float] = time.time,
     ) -> AnswerService:
         """Open a ledger as its annotation server, and return its service.
@@ -127,7 +132,13 @@ class AnswerService:
         """
         ledger = Ledger.open(url, role="server")
         try:
-            service = cls(ledger, lease_seconds=lease_seconds, gold_share=gold_share, clock=clock)
+            service = cls(
+                ledger,
+                lease_seconds=lease_seconds,
+                gold_share=gold_share,
+                checks=checks,
+                clock=clock,
+            )
         except BaseException:
             ledger.close()
             raise
@@ -527,3 +538,11 @@ class AnswerService:
         if self._url is not None and self._ledger.store.is_lost:
             self._ledger.close()
             self._ledger = Ledger.open(self._url, role="server")
+
+
+def _checks_of(gold_share: float, checks: Checks | None) -> Checks:
+    """The shares that a service was given."""
+    if checks is not None:
+        return as_instance("checks", checks, Checks).checked()
+    share = float(as_number("gold_share", gold_share, 0, 1))
+    return Checks(known=share, known_unsure=share, again=0.0, again_unsure=0.0)

@@ -50,6 +50,9 @@ class PersonFigures(NamedTuple):
         estimated_error: Estimated share of wrong answers; None where too little is known.
         seen_at: When the person was here last, in unix seconds.
         disabled: Whether the person may not answer any more.
+        often_wrong: Probability that more than one in ten of the answers is wrong; None where too
+            little is known.
+        errs_often: Whether this is so likely that the person is pointed out.
     """
 
     name: str
@@ -64,6 +67,8 @@ class PersonFigures(NamedTuple):
     estimated_error: float | None
     seen_at: float | None
     disabled: bool = False
+    often_wrong: float | None = None
+    errs_often: bool = False
 
 
 class Item(NamedTuple):

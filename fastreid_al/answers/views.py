@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from ..errors import LedgerError
 from . import gold
 from .agreement import ErrorEstimate
+from .checks import errs_often
 from .database import EVENTS, IMAGES, PEOPLE, QUESTIONS, SKIPS, read_meta
 from .ledger import MEMBER
 from .quality import gold_answers
@@ -24,6 +25,7 @@ from .tasks import Decision, ImageEntry, Person, PersonFigures, Progress, Step
 #: Keys of the table `meta` under which a trainer tells how far it is, as JSON.
 _TOLD = ("progress", "outlook")
 _MOST_IDS = 500
+_MINE, _THEIRS = EVENTS.alias(), EVENTS.alias()
 _TASK = sa.func.coalesce(QUESTIONS.c.sheet, QUESTIONS.c.id)
 
 
@@ -62,6 +64,8 @@ def figures(
                 None if estimate is None else estimate.rate,
                 row.seen_at,
                 row.disabled_at is not None,
+                None if estimate is None else estimate.often,
+                errs_often(estimate),
             )
         )
     return found
@@ -69,7 +73,7 @@ def figures(
 
 def _agreement(connection: Connection) -> dict[int, float]:
     """Share of the other people's votes on the same questions that agree with each person's."""
-    mine, theirs = EVENTS.alias(), EVENTS.alias()
+    mine, theirs = _MINE, _THEIRS
     both = (mine.c.question == theirs.c.question) & (mine.c.person != theirs.c.person)
     both &= (mine.c.left_id == theirs.c.left_id) & (mine.c.right_id == theirs.c.right_id)
     for side in (mine, theirs):

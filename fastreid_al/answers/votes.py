@@ -12,6 +12,7 @@ from .question import Verdict
 
 #: From so many people who disagree on, a reviewer decides.
 _MOST_VOTERS = 3
+_DECIDING = (Verdict.SAME.value, Verdict.DIFFERENT.value)
 
 
 class Vote(NamedTuple):
@@ -51,6 +52,7 @@ def standing(
     *,
     merges: bool = False,
     erring: Collection[int] = (),
+    checked: Collection[int] = (),
 ) -> Standing:
     """Return where a question stands.
 
@@ -64,6 +66,7 @@ def standing(
         merges: Whether a "same" joins two clusters. One more person must then agree with a "same"
             of a person who errs often.
         erring: People who err often.
+        checked: People whose "same" or "different" to this question a second person gives too.
     """
     now = Standing("open", wanted=max(1, min(people, len(present))))
     for count in range(1, len(votes) + 1):
@@ -73,7 +76,7 @@ def standing(
             if last.reviews:
                 return Standing("answered", last.event)
             continue
-        now = _standing(votes[:count], people, present, merges, erring)
+        now = _standing(votes[:count], people, present, merges, erring, checked)
         if now.status == "answered":
             return now
     return now
@@ -85,6 +88,7 @@ def _standing(
     present: Collection[int],
     merges: bool,
     erring: Collection[int],
+    checked: Collection[int],
 ) -> Standing:
     (verdict, most), *others = Counter(vote.verdict for vote in votes).most_common()
     voters = {vote.person for vote in votes}
@@ -97,6 +101,8 @@ def _standing(
         return Standing("open", wanted=1)
     if merges and verdict == Verdict.SAME.value and voters & set(erring):
         people += 1
+    elif verdict in _DECIDING and voters & set(checked):
+        people = max(people, 2)
     if most >= people or not others_here:
         return Standing("answered", votes[-1].event)
     return Standing("open", wanted=min(people - most, len(others_here)))

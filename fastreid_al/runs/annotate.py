@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ..annotators.terminal import login_name
 from ..answers import Ledger
+from ..answers.checks import Checks
 from ..answers.people import check_name
 from ..answers.service import AnswerService
 from ..answers.tasks import Person
@@ -70,7 +71,13 @@ def serve_annotation(options: AnnotationConfig, reporter: Reporter | None = None
     address = Address(options.host, options.port)
     with address:
         pictures = open_pictures(source, options, reporter)
-        with AnswerService.open(source.ledger) as service:
+        checks = Checks(
+            options.gold_share,
+            options.gold_share_unsure,
+            options.second_votes,
+            options.second_votes_unsure,
+        )
+        with AnswerService.open(source.ledger, checks=checks) as service:
             _check_images(source.ledger, pictures)
             links = _make_people(service, source.ledger, wanted, options.renew_links, reporter)
             local = _local_person(service, source.ledger, options)

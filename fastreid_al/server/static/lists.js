@@ -154,6 +154,7 @@ async function people() {
     "Known answers right": (p) => (p.gold_asked ? `${p.gold_right} of ${p.gold_asked}` : ""),
     "Agreement with others": (p) => share(p.agreement),
     "Estimated error": (p) => share(p.estimated_error),
+    "More than 10 % wrong": (p) => share(p.often_wrong) + (p.errs_often ? " (look at this)" : ""),
     "Last seen": (p) => when(p.seen_at),
   };
   const row = (figures) =>

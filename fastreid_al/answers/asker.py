@@ -101,7 +101,8 @@ class Asker:
         confirm_merges: Further questions about other images of the two clusters that must agree
             before a merge counts.
         budget: Questions of all rounds together; None is no limit.
-        minutes: Minutes that the answers of all rounds may take together; None is no limit.
+        minutes: Minutes that the answers of all rounds may take together, counted as
+            `Spent.seconds`; None is no limit.
         run: Name of the run in the ledger; a resumed run has its old name. A new name when not
             given.
         seed: Seed of strategies that draw random numbers.
@@ -296,6 +297,9 @@ class Asker:
             self.position = self._source.end()
         self.features = None
         self.labels = None
+        if self.queue is not None:
+            # Also the time of answers that settled nothing: people gave it.
+            self.spent.seconds = max(0.0, self.queue.seconds(self.position) - self.seconds)
         self.asked += self.spent.questions
         self.seconds += self.spent.seconds
         self.spent.remembered = len(self._record.remembered)
@@ -386,7 +390,13 @@ class Asker:
 
     def out_of_time(self) -> bool:
         """Return whether the answers so far took the minutes that all may take."""
-        return self.minutes is not None and self.seconds + self.spent.seconds >= 60 * self.minutes
+        if self.minutes is None:
+            return False
+        seconds = self.seconds + self.spent.seconds
+        if self.queue is not None:
+            # Up to the answers that were applied: a round that is begun again ends at the same one.
+            seconds = self.queue.seconds(max(self._record.applied, default=0))
+        return seconds >= 60 * self.minutes
 
     def can_ask(self, i: int, j: int) -> bool:
         """Return whether a question about two images would reach the annotator.

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from .database import EVENTS, IMAGES, LEASES, MARKS, META, QUESTIONS, stored_name
 from .ledger import Ledger
 from .question import Answer, Question
+from .tally import DECISIONS
 
 #: Key of the table `meta` under which the trainer tells people how far the round is.
 PROGRESS = "progress"
@@ -85,6 +86,9 @@ class QuestionQueue:
         self._last_undo = 0
         #: Whether the round had ended, and asks the same questions again.
         self._repeats = False
+        #: Seconds of people, and the event up to which they were added up.
+        self._seconds = 0.0
+        self._added_up = 0
 
     def begin(self, epoch: int, window: int, position: int = 0, *, repeats: bool = True) -> Begun:
         """Begin a round, or begin it again.
@@ -345,6 +349,26 @@ class QuestionQueue:
             self._ledger.answers_to(number, settled[number]) if number in settled else []
             for number in numbers
         ]
+
+    def seconds(self, until: int) -> float:
+        """Return the active seconds that people spent on the run.
+
+        Every answer counts: also one that came late, that was taken back, or whose question has a
+        known answer.
+
+        Args:
+            until: Last event that counts.
+        """
+        if until < self._added_up:
+            self._seconds, self._added_up = 0.0, 0
+        took = EVENTS.c.answered_at - EVENTS.c.asked_at
+        total = sa.func.sum(sa.case((took > 0, took), else_=0.0))
+        new = (EVENTS.c.id > self._added_up) & (EVENTS.c.id <= until)
+        wanted = new & (EVENTS.c.run == self._run) & EVENTS.c.kind.in_(DECISIONS)
+        with self._store.reading() as connection:
+            self._seconds += float(connection.execute(sa.select(total).where(wanted)).scalar() or 0)
+        self._added_up = until
+        return self._seconds
 
     def undone(self) -> bool:
         """Return whether an answer was taken back since the last call, or since the round began."""

@@ -39,7 +39,8 @@ class Spent:
 
     Args:
         questions: Questions that were answered.
-        seconds: Time that the answers took.
+        seconds: Time that the answers took; where people answer when they like, also answers that
+            came late, that were taken back, or whose question has a known answer.
         remembered: Pairs that the strategy asked about and that earlier answers decided or
             contained.
         contradictions: Answers that contradict earlier ones.

@@ -6,6 +6,7 @@ import json
 import math
 import uuid
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -128,6 +129,7 @@ def record(
             )
     judged = [row for row in rows if row.id in verdicts]
     kinds = {row.id: _kind(connection, assignment, who, row, lease) for row in judged}
+    sent = _bounded(connection, who, sent, lease, now)
     events = _write(connection, who, sent, now, judged, verdicts, kinds)
     assignment.leases.end(connection, sent.task_id, who.id)
     unskip(connection, sent.task_id, who.id)
@@ -137,6 +139,29 @@ def record(
     assignment.update(connection, waiting, now)
     is_gold = "gold" in kinds.values()
     return Written(events, not waiting and not is_gold, is_gold)
+
+
+def _bounded(
+    connection: Connection, who: Person, sent: Submission, lease: Lease, now: float
+) -> Submission:
+    """Limit the seconds of a decision by the clock of the server.
+
+    A decision cannot take longer than the person had the task, without the time that other
+    decisions of the person took meanwhile. So the active seconds of a person are never more than
+    the time that passed. Tasks are given out ahead, and answers may wait in a browser until the
+    server is back: the order in which they come says nothing.
+    """
+    c = EVENTS.c
+    had = max(0.0, now - lease.since)
+    began = sa.case((c.asked_at > lease.since, c.asked_at), else_=lease.since)
+    meanwhile = (c.answered_at > lease.since) & (c.answered_at >= c.asked_at)
+    own = (c.person == who.id) & c.kind.in_(DECISIONS)
+    spent = sa.select(sa.func.sum(c.answered_at - began)).where(own & meanwhile)
+    active = had - float(connection.execute(spent).scalar() or 0.0)
+    active = min(sent.active_seconds, max(0.0, active))
+    return replace(
+        sent, active_seconds=active, idle_seconds=min(sent.idle_seconds, max(0.0, had - active))
+    )
 
 
 def _kind(

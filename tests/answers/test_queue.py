@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastreid_al.active import refine
 from fastreid_al.active.partition import apply_answers
-from fastreid_al.answers.asker import Asker, RoundAgain
+from fastreid_al.answers.asker import Asker, OutOfQuestions, RoundAgain
 from fastreid_al.answers.closure import Closure
 from fastreid_al.answers.database import QUESTIONS
 from fastreid_al.answers.ledger import ImageKeys, Ledger
@@ -571,3 +571,55 @@ def test_a_merge_stays_confirmed_when_its_first_answer_is_given_again() -> None:
     for as_of, verdict in ((None, SAME), (4, SAME), (3, None), (2, SAME)):
         closure = Closure.replay(asker.ledger.answers(as_of))
         assert closure.verdict(0, 2) is verdict, as_of
+
+
+def test_time_of_people_counts_whatever_became_of_their_answers() -> None:
+    """Answers that came late, were taken back, or are known before use up the minutes too."""
+    now = [1000.0]
+    with Ledger.open("sqlite://", keys(12)) as ledger:
+
+        class Slow:
+            """One person answers at 20 seconds a question; `odd` says what comes in between."""
+
+            name = "slow"
+            people = 1
+            asked = 0
+
+            def serve(self, ledger: Ledger) -> None:
+                service = AnswerService(ledger, gold_share=0, clock=lambda: now[0])
+                anna, ben = service.person_named("anna"), service.person_named("ben")
+                if self.asked == 0:
+                    # Ben takes the question and answers too late.
+                    late = service.next_task(ben)
+                    now[0] += 100
+                    self._answer(service, anna)
+                    assert late is not None
+                    sent = Submission(late.id, "late", {late.id: SAME}, active_seconds=30.0)
+                    assert service.submit(ben, sent).status == "late"
+                elif self.asked == 1:
+                    self._answer(service, anna)
+                    assert service.undo(anna) is not None
+                    self._answer(service, anna)
+                else:
+                    self._answer(service, anna)
+
+            def _answer(self, service: AnswerService, person: Person) -> None:
+                task = service.next_task(person)
+                assert task is not None
+                now[0] += 20
+                token = f"t{self.asked}-{now[0]}"
+                sent = Submission(task.id, token, {task.id: DIFFERENT}, active_seconds=20.0)
+                service.submit(person, sent)
+                self.asked += 1
+
+        asker = Asker(Slow(), ledger, run="run", minutes=2.0, window=1)
+        asker.begin(1)
+        asked = 0
+        with contextlib.suppress(OutOfQuestions):
+            for j in range(1, 12):
+                asker.ask(Question.about_images(0, j, "merge", 0.5))
+                asked += 1
+        spent = asker.end()
+        # 20 and 30 late, 20 taken back and 20 again, 20, 20: that is 130 seconds for four answers.
+        assert (asked, spent.questions) == (4, 4)
+        assert spent.seconds == asker.seconds == 130.0

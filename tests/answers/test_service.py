@@ -74,6 +74,56 @@ def test_questions_are_given_in_their_order_and_answered(
     assert service.next_task(anna) is None
 
 
+def seconds_of(ledger: Ledger) -> list[float]:
+    """Active seconds of each event."""
+    return [event.answered_at - event.asked_at for event in ledger.events()]
+
+
+def test_forged_seconds_are_bounded_by_the_clock_of_the_server(
+    service: AnswerService, ledger: Ledger, clock: Clock
+) -> None:
+    publish(ledger, [(i, 50 + i) for i in range(6)])
+    anna, bert = service.person_named("anna"), service.person_named("bert")
+    ahead = [service.next_task(anna, ahead) for ahead in range(3)]
+    clock.now += 5
+    other = task_for(service, bert)
+    clock.now += 5
+    for number, task in enumerate(ahead):
+        assert task is not None
+        sent = decision(task, token=f"a{number}", active_seconds=1e6, idle_seconds=1e6)
+        service.submit(anna, sent)
+    # All of the ten seconds are of the first decision: the others were given at the same time.
+    assert seconds_of(ledger) == [10.0, 0.0, 0.0]
+    assert [event.idle for event in ledger.events()] == [0.0, 10.0, 10.0]
+    # Nobody else loses time by it.
+    service.submit(bert, decision(other, active_seconds=4.0, idle_seconds=3.0))
+    assert (seconds_of(ledger)[3], list(ledger.events())[3].idle) == (4.0, 1.0)
+    # What was taken back took its time all the same.
+    service.undo(anna)
+    again = task_for(service, anna)
+    clock.now += 3
+    service.submit(anna, decision(again, token="again", active_seconds=60.0))
+    assert seconds_of(ledger)[-1] == 3.0
+    # A clock that was set back gives no negative seconds.
+    last = task_for(service, anna)
+    clock.now -= 500
+    service.submit(anna, decision(last, token="back", active_seconds=60.0))
+    assert seconds_of(ledger)[-1] == 0.0
+
+
+def test_answers_that_waited_in_a_browser_keep_their_seconds(
+    service: AnswerService, ledger: Ledger, clock: Clock
+) -> None:
+    publish(ledger, [(0, 1), (2, 3), (4, 5)])
+    anna = service.person_named("anna")
+    tasks = [service.next_task(anna, ahead) for ahead in range(3)]
+    clock.now += 60
+    for task, seconds in zip(tasks, (12.0, 3.0, 30.0), strict=True):
+        assert task is not None
+        service.submit(anna, decision(task, active_seconds=seconds))
+    assert seconds_of(ledger) == [12.0, 3.0, 30.0]
+
+
 def test_two_people_get_different_questions_until_a_lease_ends(
     service: AnswerService, ledger: Ledger, clock: Clock
 ) -> None:
@@ -377,7 +427,7 @@ def test_only_admins_take_back_what_others_said(service: AnswerService, ledger: 
     assert task_for(service, bert).id == 1
 
 
-def test_a_sheet_is_one_decision(service: AnswerService, ledger: Ledger) -> None:
+def test_a_sheet_is_one_decision(service: AnswerService, ledger: Ledger, clock: Clock) -> None:
     publish(ledger, [(0, 1), (0, 2), (0, 3)], sheet=True, groups=([10], [20]))
     anna = service.person_named("anna")
     task = task_for(service, anna)
@@ -388,6 +438,7 @@ def test_a_sheet_is_one_decision(service: AnswerService, ledger: Ledger) -> None
         (3, 3, (3, 20)),
     ]
     verdicts = {1: SAME, 2: DIFFERENT, 3: UNSURE}
+    clock.now += 8
     sent = Submission(1, "t", verdicts, all_confirmed=True, active_seconds=6.0)
     service.submit(anna, sent)
     events = list(ledger.events())
@@ -679,6 +730,8 @@ def test_progress_counts_the_run_of_the_newest_question(
     publish(ledger, [(0, 1)], run="old", status="answered")
     publish(ledger, [(i, 50 + i) for i in range(10)])
     for who, seconds in ((anna, 10.0), (bert, 30.0)):
+        assert service.next_task(who) is not None
+        clock.now += seconds
         answer_next(service, who, active_seconds=seconds)
     progress = service.progress(anna)
     assert (progress.run, progress.epoch, progress.answered, progress.open) == ("run", 3, 2, 8)
@@ -727,13 +780,15 @@ def test_stopping_is_worth_it_where_little_is_expected(
 
 
 def test_without_a_budget_the_end_of_the_round_is_the_goal(
-    service: AnswerService, ledger: Ledger
+    service: AnswerService, ledger: Ledger, clock: Clock
 ) -> None:
     publish(ledger, [(0, 1), (2, 3)])
     anna = service.person_named("anna")
     told = {"run": "run", "budget": None, "asked": 61, "asked_in_round": 1, "allowed_in_round": 60}
     with ledger.store.writing() as connection:
         connection.execute(META.insert(), {"key": "progress", "value": json.dumps(told)})
+    assert service.next_task(anna) is not None
+    clock.now += 36
     answer_next(service, anna, active_seconds=36.0)
     progress = service.progress(anna)
     assert (progress.total, progress.eta_seconds) == (120, 59 / 100 * 3600)
@@ -755,10 +810,14 @@ def test_images_that_were_marked_as_odd_are_not_shown_again(
     assert again is not None and again.left_images == (0, 10, 11, 12)
 
 
-def test_own_decisions_are_listed_the_newest_first(service: AnswerService, ledger: Ledger) -> None:
+def test_own_decisions_are_listed_the_newest_first(
+    service: AnswerService, ledger: Ledger, clock: Clock
+) -> None:
     publish(ledger, [(0, 1), (2, 3)], groups=([10], []))
     anna, bert = service.person_named("anna"), service.person_named("bert")
     answer_next(service, anna, odd=[10], comment="dark", tags=["bad crop", "mixed"])
+    assert service.next_task(anna) is not None
+    clock.now += 2
     answer_next(service, anna, UNSURE, active_seconds=2.0)
     service.undo(anna)
     newest, oldest = service.mine(anna)

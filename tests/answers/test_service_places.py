@@ -151,6 +151,7 @@ def test_every_method_works_in_every_database(place: str, trainer: Ledger, clock
         assert service.person_of_token(token) == bert
         tasks = {who: service.next_task(who) for who in (anna, bert)}
         outcomes: list[Outcome] = []
+        clock.now += 5
         for who, task in tasks.items():
             assert task is not None and task.id == 1
             said = decision(task, SAME, who.name, odd=[11], active_seconds=4, comment="né\0e\ud800")

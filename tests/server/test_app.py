@@ -35,6 +35,7 @@ def send(client: TestClient, task: Any, verdict: str = "same", token: str = "", 
 def test_answers_reach_the_ledger_under_the_name_of_the_person(open_site: Site) -> None:
     client = open_site.client()
     task = next_task(client)
+    open_site.ahead = 10.0
     reply = send(client, task, active_seconds=2.5, comment="dark", tags=["bad crop", "mixed"])
     assert reply.status_code == 200
     assert reply.json()["status"] == "recorded"
@@ -42,6 +43,13 @@ def test_answers_reach_the_ledger_under_the_name_of_the_person(open_site: Site) 
     assert (event.annotator, event.verdict, event.source) == ("anna", "same", "web")
     assert (event.comment, event.tags) == ("dark", "bad crop,mixed")
     assert event.answered_at - event.asked_at == pytest.approx(2.5)
+
+
+def test_seconds_that_no_time_passed_for_are_not_counted(open_site: Site) -> None:
+    client = open_site.client()
+    for seconds in (80_000, -5, 1e300):
+        assert send(client, next_task(client), active_seconds=seconds).status_code == 200
+    assert all(event.answered_at - event.asked_at < 60 for event in open_site.events())
 
 
 def test_the_same_token_is_written_once(open_site: Site) -> None:

@@ -107,13 +107,18 @@ class Site:
         self.records = draw_images(root, images) if records is None else list(records)
         self.url = url or str(folder / "answers.sqlite")
         fill_ledger(self.url, self.records, root, tasks)
+        #: Seconds by which the clock of the server is ahead.
+        self.ahead = 0.0
         # Tests that count answers must not meet questions whose answers are known.
-        self.service = AnswerService.open(self.url, gold_share=0.0)
+        self.service = AnswerService.open(self.url, gold_share=0.0, clock=self._now)
         self.pictures = Pictures(root, records_by_name(root, self.records))
         if isinstance(options.get("local"), str):
             options["local"] = self.service.person_named(options["local"], "admin")
         self.options = PageOptions(**options)
         self.closing = Closing()
+
+    def _now(self) -> float:
+        return time.time() + self.ahead
 
     def person(self, name: str, role: str = "annotate") -> tuple[Person, str]:
         return self.service.add_person(name, role)

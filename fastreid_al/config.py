@@ -1133,8 +1133,8 @@ class AnnotationConfig:
     )
     gold: str | None = setting(
         None,
-        "CSV file of pairs whose answer is known (columns left, right, verdict), which are mixed "
-        "among the questions to measure how often people err",
+        "CSV file of pairs whose answer is known (columns left, right, verdict, and sheet for "
+        "those of a sheet), which are mixed among the questions to measure how often people err",
         unset="none",
         path=True,
     )

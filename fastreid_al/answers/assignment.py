@@ -240,9 +240,11 @@ class Assignment:
         count = held + views.count_given(connection, who.id, self.tally)
         share = self._checks.share_known(self.quality.estimates(connection).get(who.id))
         if gold.is_due(who.id, count, share):
-            number = gold.choose(connection, who.id, count)
+            # It looks like the task that it stands before.
+            is_sheet = chosen[0].sheet is not None
+            number = gold.choose(connection, who.id, count, is_sheet)
             if number is not None:
-                return self.questions(connection, [number])
+                return self.rows(connection, number)
         return chosen
 
     def _waiting(self, connection: Connection, who: Person, now: float) -> list[int]:

@@ -37,30 +37,45 @@ def is_due(person: int, count: int, share: float) -> bool:
     return draw(person, count) < share
 
 
-def choose(connection: Connection, person: int, count: int) -> int | None:
-    """Return a question whose answer is known and that a person has not seen; None without one.
+def choose(connection: Connection, person: int, count: int, sheet: bool = False) -> int | None:
+    """Return a task whose answer is known and that a person has not seen; None without one.
+
+    A sheet is known if all of its questions are settled, and the answers of half of them or more
+    are known. Its other answers measure nobody.
 
     Args:
         connection: A transaction.
         person: Number of the person.
         count: Tasks that the person was given before.
+        sheet: Whether it is a sheet, as the task that it stands before.
     """
+    c = QUESTIONS.c
     seen = sa.exists().where(
-        (EVENTS.c.question == QUESTIONS.c.id)
+        (EVENTS.c.question == c.id)
         & (EVENTS.c.person == person)
         & EVENTS.c.kind.in_(("answer", "gold"))
     )
-    images = QUESTIONS.c.left_id, QUESTIONS.c.right_id
+    images = c.left_id, c.right_id
     erased = sa.exists().where(IMAGES.c.id.in_(images) & IMAGES.c.erased_at.is_not(None))
-    known = QUESTIONS.c.gold.is_not(None) & (QUESTIONS.c.status != "withdrawn")
-    agreed = (QUESTIONS.c.status == "answered") & QUESTIONS.c.id.in_(_agreed())
-    wanted = sa.select(QUESTIONS.c.id).where(
-        QUESTIONS.c.sheet.is_(None)
-        & (known | agreed)
-        & ~seen.correlate(QUESTIONS)
-        & ~erased.correlate(QUESTIONS)
-    )
-    found = connection.execute(wanted.order_by(QUESTIONS.c.id)).scalars().all()
+    is_given = c.gold.is_not(None) & (c.status != "withdrawn")
+    agreed = (c.status == "answered") & c.id.in_(_agreed())
+    excluded = seen.correlate(QUESTIONS) | erased.correlate(QUESTIONS)
+    if sheet:
+        of_question = sa.select(
+            c.sheet,
+            sa.case((is_given | agreed, 1), else_=0).label("known"),
+            sa.case((is_given | (c.status == "answered"), 1), else_=0).label("settled"),
+            sa.case((excluded, 1), else_=0).label("excluded"),
+        )
+        each = of_question.where(c.sheet.is_not(None)).subquery().c
+        total = sa.func.count()
+        fits = (sa.func.sum(each.settled) == total) & (2 * sa.func.sum(each.known) >= total)
+        wanted = sa.select(each.sheet).group_by(each.sheet).order_by(each.sheet)
+        wanted = wanted.having(fits & (sa.func.sum(each.excluded) == 0))
+    else:
+        wanted = sa.select(c.id).where(c.sheet.is_(None) & (is_given | agreed) & ~excluded)
+        wanted = wanted.order_by(c.id)
+    found = connection.execute(wanted).scalars().all()
     return found[int(draw(person, -1 - count) * len(found))] if found else None
 
 

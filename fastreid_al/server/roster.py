@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -73,7 +75,8 @@ def add_known_answers(ledger: str, file: Path) -> int:
     Args:
         ledger: Path or URL of the ledger.
         file: CSV file with the columns left, right and verdict: two paths as in the ledger, and
-            "same" or "different".
+            "same" or "different". A column sheet may name the sheet of a line: two lines or more
+            with the same left image. Lines without a name are pairs.
 
     Raises:
         UserError: The file cannot be read, or a line of it is wrong.
@@ -84,38 +87,54 @@ def add_known_answers(ledger: str, file: Path) -> int:
         opened.store.writing() as connection,
     ):
         numbers = {path: i for i, path in connection.execute(sa.select(IMAGES.c.id, IMAGES.c.path))}
-        columns = QUESTIONS.c.left_id, QUESTIONS.c.right_id
+        columns = QUESTIONS.c.left_id, QUESTIONS.c.right_id, QUESTIONS.c.sheet.is_not(None)
         chosen = sa.select(*columns).where(QUESTIONS.c.gold.is_not(None))
-        known = {frozenset(pair) for pair in connection.execute(chosen)}
+        known = {(frozenset(pair), is_sheet) for *pair, is_sheet in connection.execute(chosen)}
         # The run of the newest question is the one whose progress is shown.
         newest = sa.select(QUESTIONS.c.run, QUESTIONS.c.epoch).order_by(QUESTIONS.c.id.desc())
         run, epoch = connection.execute(newest.limit(1)).first() or ("", 0)
+        sheets: dict[str, int] = {}
         added = 0
-        for line, left, right, verdict in rows:
-            for path in (left, right):
+        for row in rows:
+            for path in (row.left, row.right):
                 if path not in numbers:
                     raise UserError(
-                        f"{file}, line {line}: the ledger has no image {printable(path)}; name "
+                        f"{file}, line {row.line}: the ledger has no image {printable(path)}; name "
                         "images that were asked about"
                     )
-            pair = numbers[left], numbers[right]
-            if frozenset(pair) in known:
+            pair = numbers[row.left], numbers[row.right]
+            if (frozenset(pair), bool(row.sheet)) in known:
                 continue
-            known.add(frozenset(pair))
+            known.add((frozenset(pair), bool(row.sheet)))
             added += 1
             values = {
                 **{"run": run, "epoch": epoch, "left_id": pair[0], "right_id": pair[1]},
                 "left_images": json.dumps([pair[0]]),
                 "right_images": json.dumps([pair[1]]),
-                **{"reason": "merge", "gold": verdict, "known_event": 0, "status": "open"},
-                "made_at": time.time(),
+                **{"reason": "merge", "gold": row.verdict, "known_event": 0, "status": "open"},
+                **{"made_at": time.time(), "sheet": sheets.get(row.sheet)},
             }
-            connection.execute(QUESTIONS.insert(), values)
+            key = connection.execute(QUESTIONS.insert(), values).inserted_primary_key
+            assert key is not None
+            if row.sheet and row.sheet not in sheets:
+                sheets[row.sheet] = key[0]
+                first = QUESTIONS.c.id == key[0]
+                connection.execute(QUESTIONS.update().where(first), {"sheet": key[0]})
     return added
 
 
-def _read(file: Path) -> list[tuple[int, str, str, str]]:
-    """Line, paths and verdict of each pair."""
+class _Known(NamedTuple):
+    """A line of a file of known answers."""
+
+    line: int
+    left: str
+    right: str
+    verdict: str
+    sheet: str
+
+
+def _read(file: Path) -> list[_Known]:
+    """The lines of a file of known answers."""
     found = []
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
@@ -129,8 +148,31 @@ def _read(file: Path) -> list[tuple[int, str, str, str]]:
                         f"{file}, line {reader.line_num}: expected two different images, and same "
                         f"or different, got {printable(verdict)!r}"
                     )
-                found.append((reader.line_num, left, right, verdict))
+                sheet = (row.get("sheet") or "").strip()
+                found.append(_Known(reader.line_num, left, right, verdict, sheet))
     except (OSError, UnicodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{file} cannot be read ({reason}); name another file") from error
+    _check_sheets(file, found)
     return found
+
+
+def _check_sheets(file: Path, rows: Sequence[_Known]) -> None:
+    """Refuse sheets that cannot be shown."""
+    of_sheet: dict[str, list[_Known]] = {}
+    for row in rows:
+        if row.sheet:
+            of_sheet.setdefault(row.sheet, []).append(row)
+    for name, lines in of_sheet.items():
+        first, *others = lines
+        if not others or len({row.right for row in lines}) < len(lines):
+            raise UserError(
+                f"{file}, line {first.line}: expected two different right images or more of sheet "
+                f"{printable(name)}"
+            )
+        for row in others:
+            if row.left != first.left:
+                raise UserError(
+                    f"{file}, line {row.line}: got left image {printable(row.left)} in sheet "
+                    f"{printable(name)}, expected {printable(first.left)} as in line {first.line}"
+                )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from fastreid_al.answers.ledger import Ledger
 from fastreid_al.answers.service import AnswerService
+from fastreid_al.errors import UserError
 from fastreid_al.server.roster import add_known_answers
 from tests.support.ledgers import keys
 from tests.support.queues import answer_next, publish
@@ -23,3 +26,50 @@ def test_nothing_that_is_shown_tells_a_question_with_a_known_answer(tmp_path: Pa
             task = answer_next(service, anna)
             assert (task.id, task.reason, task.number) == (3, "merge", 1)
         assert ledger.answers() == []
+
+
+SHEETS = """left,right,verdict,sheet
+train/0.jpg,train/1.jpg,same,a
+train/0.jpg,train/2.jpg,different,a
+train/4.jpg,train/5.jpg,same,
+"""
+
+
+def test_lines_with_the_name_of_a_sheet_are_one_task(tmp_path: Path) -> None:
+    file = str(tmp_path / "answers.sqlite")
+    known = tmp_path / "gold.csv"
+    known.write_text(SHEETS)
+    with Ledger.open(file, keys()) as ledger:
+        publish(ledger, [(i, i + 1) for i in range(6)], status="withdrawn")
+        publish(ledger, [(0, 7), (0, 8)], sheet=True)
+        assert add_known_answers(file, known) == 3
+        assert add_known_answers(file, known) == 0
+        with AnswerService(ledger, gold_share=1) as service:
+            anna = service.person_named("anna")
+            task = answer_next(service, anna)
+            assert task.sheet and [item.right for item in task.items] == [1, 2]
+            figures = service.people()[0]
+            assert (figures.gold_right, figures.gold_asked) == (1, 2)
+        assert ledger.integrity() == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("0,1,same,a\n", "line 2: expected two different right images or more of sheet a"),
+        ("0,1,same,a\n0,1,same,a\n", "line 2: expected two different right images or more"),
+        (
+            "0,1,same,a\n2,3,same,a\n",
+            "line 3: got left image 2 in sheet a, expected 0 as in line 2",
+        ),
+    ],
+)
+def test_a_sheet_that_cannot_be_shown_is_one_line(tmp_path: Path, lines: str, message: str) -> None:
+    file = str(tmp_path / "answers.sqlite")
+    known = tmp_path / "gold.csv"
+    known.write_text("left,right,verdict,sheet\n" + lines)
+    with Ledger.open(file) as ledger:
+        publish(ledger, [(0, 1), (2, 3)])
+        with pytest.raises(UserError) as caught:
+            add_known_answers(file, known)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

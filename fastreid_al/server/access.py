@@ -1,4 +1,6 @@
-"""Who sends a request: the person of a personal link, or whoever uses this machine."""
+"""Who sends a request: the person of a personal link or of a bearer token, or whoever uses this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ _LONGEST_TOKEN = 200
 
 
 class Access:
-    """Finds the person of a request by the cookie that the personal link has set.
+    """Finds the person of a request by the cookie that the personal link has set, or by the token
+    of the link in the header `Authorization`.
 
     Args:
         service: Knows the people.
@@ -62,6 +65,13 @@ class Access:
         Raises:
             ProblemError: There is none (401), or too many wrong tokens came from the address (429).
         """
+        bearer = bearer_of(request.headers.get("authorization"))
+        if bearer is not None:
+            # A wrong token is nobody, whatever cookie comes with it.
+            found = self._of_token(bearer, request)
+            if found is None:
+                raise ProblemError(401, "the bearer token is not valid; it is the end of a link")
+            return found
         token = request.cookies.get(self._cookie)
         if token is None:
             if self._local is None:
@@ -132,3 +142,13 @@ class Access:
                 self._wrong.pop(address, None)
         if len(recent) >= _WRONG:
             raise ProblemError(429, "too many wrong personal links; wait a minute")
+
+
+def bearer_of(header: str | None) -> str | None:
+    """Return the token of a header `Authorization: Bearer TOKEN`.
+
+    None where the header is missing or of another kind: a proxy in front may ask for a password of
+    its own, which browsers then send on.
+    """
+    scheme, _, token = (header or "").strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None

@@ -58,6 +58,8 @@ _PROGRESS_EVERY = 2.0
 _MINE = 50
 #: Tasks that one person may hold at a time.
 _MOST_AHEAD = 8
+#: Version of the requests below `/api/v1`, which docs/annotate.md states.
+VERSION = 1
 _YEAR = 365 * 24 * 3600
 _STATIC = Path(__file__).parent / "static"
 _log = logging.getLogger(__name__)
@@ -156,7 +158,10 @@ class _Routes:
         )
 
     def table(self) -> list[Route | Mount]:
-        """Return every route."""
+        """Return every route.
+
+        What the page asks is also there for programs, below the version of the requests.
+        """
         get: dict[str, _Handler] = {
             "/api/next": self.next,
             "/api/mine": self.mine,
@@ -176,10 +181,13 @@ class _Routes:
         }
         pages = {"/": "annotate", "/mine": "mine", "/people": "people"}
         pages["/contradictions"] = "contradictions"
+        asked = [(path, f, "GET") for path, f in get.items()]
+        asked += [(path, f, "POST") for path, f in post.items()]
         return [
             *(Route(path, self._page(name), methods=["GET"]) for path, name in pages.items()),
-            *(Route(path, self._known(f), methods=["GET"]) for path, f in get.items()),
-            *(Route(path, self._known(f), methods=["POST"]) for path, f in post.items()),
+            *(Route(path, self._known(f), methods=[method]) for path, f, method in asked),
+            *(Route(_stated(path), self._known(f), methods=[m]) for path, f, m in asked),
+            Route("/api/v{version:int}/{rest:path}", self.unknown, methods=["GET", "POST"]),
             Route("/link/{token}", self.link, methods=["GET"]),
             Route("/healthz", self.health, methods=["GET"]),
             Mount("/static", _Files(directory=_STATIC)),
@@ -216,6 +224,17 @@ class _Routes:
         response = HTMLResponse(self._render("link"))
         self._access.remember(response, token)
         return response
+
+    async def unknown(self, request: Request) -> Response:
+        """Say which version of the requests this server knows."""
+        version, rest = request.path_params["version"], request.path_params["rest"]
+        if version == VERSION:
+            raise ProblemError(404, f"version {VERSION} has no {request.method} /{rest[:200]}")
+        raise ProblemError(
+            404,
+            f"got version {version} of the requests, this server knows version {VERSION}: "
+            f"/api/v{VERSION}/...",
+        )
 
     async def health(self, request: Request) -> Response:
         """Say that the server is up."""
@@ -380,6 +399,11 @@ class _Routes:
             raise ProblemError(409, str(error)) from error
 
 
+def _stated(path: str) -> str:
+    """The address of a request for programs, which names the version."""
+    return f"/api/v{VERSION}/{path.removeprefix('/api/').removeprefix('/')}"
+
+
 async def _body(request: Request) -> dict[str, Any]:
     try:
         body = await request.body()
@@ -391,7 +415,8 @@ async def _body(request: Request) -> dict[str, Any]:
 
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
-    return JSONResponse({"error": error.error}, error.status)
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    return JSONResponse({"error": error.error}, error.status, headers)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .access import bearer_of
+
 #: Most bytes of the body of a request.
 LARGEST_BODY = 64 * 1024
 #: Nothing is loaded from another server, and no script or style stands in a page itself.
@@ -52,7 +54,9 @@ class Guards:
     - The header `Host` must name this server. A page of another site whose name was made to lead
       here (DNS rebinding) has its own name there.
     - A request that changes something must come from a page of this server, by `Origin`, and its
-      body must be JSON, which a form of another site cannot send.
+      body must be JSON, which a form of another site cannot send. A program with a bearer token may
+      send any `Origin`: a browser adds no such token by itself. What only browsers send,
+      `Sec-Fetch-Site`, is believed in any case.
     - The body has at most `LARGEST_BODY` bytes.
 
     Args:
@@ -111,9 +115,7 @@ class Guards:
             )
         if scope["method"] in ("GET", "HEAD"):
             return None
-        origin = headers.get("origin", "").lower()
-        here = urlsplit(f"//{headers.get('host', '').lower()}").netloc
-        if origin and origin != self._public and _netloc(origin) != here:
+        if self._is_of_another_site(headers):
             return 403, "this request comes from a page of another server"
         if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             return 415, "the body of a request is JSON: set Content-Type to application/json"
@@ -121,6 +123,16 @@ class Guards:
         if not (length.isascii() and length.isdecimal()):
             return 400, "the header Content-Length is not a number"
         return _TOO_LARGE if len(length) > 9 or int(length) > LARGEST_BODY else None
+
+    def _is_of_another_site(self, headers: Headers) -> bool:
+        """Whether a page of another server sends a request."""
+        if headers.get("sec-fetch-site", "").lower() in ("cross-site", "same-site"):
+            return True
+        if bearer_of(headers.get("authorization")) is not None:
+            return False
+        origin = headers.get("origin", "").lower()
+        here = urlsplit(f"//{headers.get('host', '').lower()}").netloc
+        return bool(origin) and origin != self._public and _netloc(origin) != here
 
     def _knows(self, host: str) -> bool:
         """Whether the header `Host` names this server."""

@@ -285,10 +285,62 @@ def test_the_page_about_requests_lists_every_route(site: Site) -> None:
     routes = {
         (method, route.path)
         for route in site.app().routes
-        if isinstance(route, Route) and route.path.startswith(("/api/", "/image/", "/healthz"))
+        if isinstance(route, Route) and route.path.startswith(("/api/v1/", "/healthz"))
         for method in (route.methods or set()) - {"HEAD"}
     }
     assert listed == routes
+
+
+#: Fields of version 1. Fields may be added. One that is gone, or means something else, needs
+#: version 2.
+TASK = {"id", "sheet", "number", "total", "left", "items", "images"}
+FIELDS = {
+    "people": {"people"},
+    "mine": {"decisions"},
+    "contradictions": {"contradictions"},
+    "proof?a=0&b=1": {"events"},
+    "progress?once=1": {"epoch", "answered", "open", "total", "rate", "eta_seconds", "outlook"},
+}
+
+
+def test_version_1_has_the_fields_that_are_stated(site: Site) -> None:
+    client = site.client()
+    token = site.person("anna", "admin")[1]
+    # A program needs no cookie, and may come from anywhere.
+    client.headers["authorization"] = f"Bearer {token}"
+    client.headers["origin"] = "http://program.example"
+    task = client.get("/api/v1/next?wait=0").json()["task"]
+    assert set(task) >= TASK
+    assert set(task["left"]) >= {"image", "members"}
+    assert set(task["items"][0]) >= {"question", "image", "members", "pairs"}
+    assert set(task["images"][str(task["left"]["image"])]) >= {"version", "caption"}
+    assert client.get(f"/api/v1/image/{task['left']['image']}?h=96").status_code == 200
+    assert client.post("/api/v1/heartbeat", json={"tasks": [task["id"]]}).json() == {"lost": []}
+    verdicts = {str(item["question"]): "same" for item in task["items"]}
+    body = {"task": task["id"], "token": "a1b2c3d4", "verdicts": verdicts}
+    reply = client.post("/api/v1/answers", json=body).json()
+    assert set(reply) >= {"events", "status", "contradiction", "effect"}
+    assert set(reply["effect"]) >= {"joined", "pairs", "apart", "cuts"}
+    for path, fields in FIELDS.items():
+        assert set(client.get(f"/api/v1/{path}").json()) >= fields
+    undone = client.post("/api/v1/undo", json={"event": reply["events"][0]}).json()
+    assert undone["undone"] is True
+    following = client.get("/api/v1/next?wait=0").json()["task"]["id"]
+    assert client.post("/api/v1/skip", json={"task": following}).json() == {}
+    assert client.post("/api/v1/release", json={"tasks": []}).json() == {}
+    assert client.post("/api/v1/erase", json={"image": 3, "reason": "asked"}).json() == {}
+    assert [event.annotator for event in site.events()] == ["anna"] * 3
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_another_version_is_refused_and_the_known_one_named(site: Site, method: str) -> None:
+    client = site.client()
+    for path, error in (
+        ("/api/v2/next", "got version 2 of the requests, this server knows version 1: /api/v1/..."),
+        ("/api/v1/nothing", f"version 1 has no {method} /nothing"),
+    ):
+        reply = client.request(method, path, json={})
+        assert (reply.status_code, reply.json()) == (404, {"error": error})
 
 
 def test_healthz_needs_no_person(site: Site) -> None:

@@ -20,7 +20,9 @@ GET = [
     *("/api/contradictions", "/api/next?wait=0&ahead={}", "/api/proof?a={}&b={}", "/image/{}"),
     *("/image/1?h={}", "/image/1?v={}", "/link/{}", "/static/{}", "/api/progress?once={}", "/{}"),
 ]
+GET += ["/api/v1/{}", "/api/v{}/next", "/api/v1/image/{}", "/api/v1/proof?a={}&b={}"]
 POST = [f"/api/{name}" for name in ("answers", "heartbeat", "skip", "release", "undo", "erase")]
+POST += ["/api/v1/answers", "/api/v2/answers"]
 FIELDS = ("task", "tasks", "token", "verdicts", "odd", "all_confirmed", "comment", "tags")
 MORE = ("active_seconds", "idle_seconds", "shown", "event", "image", "reason")
 NUMBERS = st.integers(-2, 20) | st.integers() | st.floats()

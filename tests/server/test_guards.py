@@ -61,6 +61,69 @@ def test_a_page_of_another_site_cannot_change_anything(
     assert reply.status_code == status
 
 
+def bearer(token: str, **more: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}", **more}
+
+
+def test_a_program_names_its_person_by_a_bearer_token(site: Site) -> None:
+    client = site.client()
+    token = site.person("anna")[1]
+    for scheme in ("Bearer", "bearer", "BEARER "):
+        reply = client.get("/api/v1/people", headers={"authorization": f"{scheme} {token}"})
+        assert [person["name"] for person in reply.json()["people"]] == ["anna"]
+    # It may send any origin.
+    for origin in ("http://evil.example", "null"):
+        headers = bearer(token, origin=origin)
+        assert client.post("/api/v1/undo", json={}, headers=headers).status_code == 200
+    assert "set-cookie" not in reply.headers
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "x" * 5000, "a b", "\xe9"])
+def test_a_wrong_bearer_token_is_nobody(open_site: Site, token: str) -> None:
+    """Also where whoever uses the machine needs no link, and where a right cookie comes with it."""
+    known = open_site.client(open_site.person("ben")[1])
+    for client in (open_site.client(), known):
+        headers = {"authorization": f"Bearer {token}".encode("latin-1")}
+        reply = client.get("/api/v1/people", headers=headers)
+        assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
+        assert client.post("/api/v1/undo", json={}, headers=headers).status_code == 401
+
+
+def test_wrong_bearer_tokens_are_limited(site: Site) -> None:
+    client = site.client()
+    statuses = [
+        client.get("/api/v1/people", headers=bearer(f"wrong{i}")).status_code for i in range(25)
+    ]
+    assert statuses == [401] * 20 + [429] * 5
+
+
+@pytest.mark.parametrize("of", ["cross-site", "same-site"])
+def test_a_browser_on_another_page_is_refused_whatever_token_it_has(site: Site, of: str) -> None:
+    client = site.client()
+    token = site.person("anna")[1]
+    headers = bearer(token, origin="http://evil.example", **{"sec-fetch-site": of})
+    assert client.post("/api/v1/undo", json={}, headers=headers).status_code == 403
+    # A browser asks first whether it may send such a header, and is not told so.
+    asking = {
+        "origin": "http://evil.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization",
+    }
+    reply = client.options("/api/v1/undo", headers=asking)
+    assert reply.status_code >= 400
+    assert not any(name.startswith("access-control") for name in reply.headers)
+
+
+def test_a_cookie_does_not_replace_the_origin(site: Site) -> None:
+    client = site.client(site.person("anna")[1])
+    origin = {"origin": "http://evil.example"}
+    for headers in (origin, {**origin, "authorization": "Basic YTpi"}):
+        assert client.post("/api/v1/undo", json={}, headers=headers).status_code == 403
+    # The password of a proxy is not a token of this server.
+    reply = client.get("/api/v1/people", headers={"authorization": "Basic YTpi"})
+    assert reply.status_code == 200
+
+
 def test_what_a_form_can_send_is_refused(open_site: Site) -> None:
     client = open_site.client()
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
+import sqlalchemy as sa
+
 from ..annotators.terminal import login_name
 from ..answers import Ledger
 from ..answers.checks import Checks
+from ..answers.database import IMAGES
 from ..answers.people import check_name
 from ..answers.service import AnswerService
 from ..answers.tasks import Person
 from ..config import AnnotationConfig, RunConfig
 from ..data.locate import existing_folder
+from ..data.pixels import cache_folder
 from ..data.records import Record
 from ..engine.console import Reporter
 from ..errors import LedgerError, SettingError, UserError, printable
@@ -78,7 +82,7 @@ def serve_annotation(options: AnnotationConfig, reporter: Reporter | None = None
             options.second_votes_unsure,
         )
         with AnswerService.open(source.ledger, checks=checks) as service:
-            _check_images(source.ledger, pictures)
+            _check_images(source.ledger, pictures, reporter)
             links = _make_people(service, source.ledger, wanted, options.renew_links, reporter)
             local = _local_person(service, source.ledger, options)
             if options.gold is not None:
@@ -164,23 +168,37 @@ def open_pictures(source: Source, options: AnnotationConfig, reporter: Reporter)
         config = replace(config, data_root=options.data_root)
     images = read_set(config, config.dataset, reporter)
     records: dict[str, Record] = records_by_name(images.root, images.train)
-    return Pictures(images.root, records)
+    return Pictures(images.root, records, cache_folder(config.image.cache))
 
 
-def _check_images(name: str, pictures: Pictures) -> None:
-    """Refuse a ledger of other images.
+def _check_images(name: str, pictures: Pictures, reporter: Reporter) -> None:
+    """Say which images were moved or are missing, and refuse a ledger of other images.
 
     Raises:
         LedgerError: The ledger has images, and none of them is there.
     """
-    with Ledger.open(name, write=False) as ledger:
-        paths = ledger.images().values()
-        if paths and not any(map(pictures.has, paths)):
-            raise LedgerError(
-                f"none of the {len(paths):,} images of {ledger.name} was found, such as "
-                f"{printable(next(iter(paths)))}; name the folder of the images with `data_root`, "
-                "or another ledger"
-            )
+    with Ledger.open(name, write=False) as ledger, ledger.store.reading() as connection:
+        rows = connection.execute(sa.select(IMAGES).order_by(IMAGES.c.id)).all()
+    missing = [row for row in rows if row.erased_at is None and not pictures.has(row.path)]
+    if not missing:
+        return
+    with reporter.progress("looking for images that were moved", len(missing)) as update:
+        found = pictures.find_moved({row.digest for row in missing}, update)
+    gone = [row.path for row in missing if row.digest not in found]
+    if len(gone) == len(rows):
+        raise LedgerError(
+            f"none of the {len(rows):,} images of {printable(name)} was found, such as "
+            f"{printable(gone[0])}; name the folder of the images with `data_root`, or another "
+            "ledger"
+        )
+    if len(missing) > len(gone):
+        count = len(missing) - len(gone)
+        reporter.line(f"{count:,} of {len(rows):,} images have another name now, found by content")
+    if gone:
+        reporter.line(
+            f"{len(gone):,} of {len(rows):,} images are missing, such as {printable(gone[0])}; "
+            "questions about them show an empty frame"
+        )
 
 
 def _parse_people(text: str | None) -> dict[str, str]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import io
 import os
 import threading
+import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from PIL import Image
 
-from ..answers.ledger import ImageKeys
 from ..data.cache import digest_of
-from ..data.pixels import to_rgb
+from ..data.pixels import file_digests, to_rgb
 from ..data.records import UNKNOWN, Record
+from ..data.walk import find_images
 from ..errors import printable
 
 #: Heights that pictures are made in; a request gets the next larger one.
@@ -24,6 +25,8 @@ HEIGHTS = (96, 192, 384, 768, 1536)
 #: Encoded pictures that are kept, in bytes.
 _KEPT = 64 * 2**20
 _QUALITY = 92
+#: Seconds after which all files may be read again for an image that is missing.
+_LOOK_AGAIN = 600.0
 
 
 class Picture(NamedTuple):
@@ -42,6 +45,10 @@ class UnshownError(Exception):
     """An image that cannot be shown; the message says why."""
 
 
+class _NotThereError(UnshownError):
+    """There is no file by the name of an image, or it has another content."""
+
+
 class Pictures:
     """Finds the images of a ledger on the disk, and encodes them for a browser.
 
@@ -49,25 +56,34 @@ class Pictures:
     picture is made from the pixels alone: the metadata of the file, such as where it was taken,
     stays here. Encoded pictures take up to 64 MiB.
 
+    An image that was renamed or moved is found by its content. When the first one is missing, all
+    files of the set are read once, and again after 10 minutes at the earliest.
+
     Args:
         root: Folder of the image set.
         records: Images of the set by path relative to the folder, with forward slashes. With None,
             any path in the ledger is read below the folder.
-        keys: Names and digests, where a run has them: an image that was renamed is found by its
-            content.
+        cache: Folder of decoded pixels, which may know digests of files; None without one.
+        clock: Seconds that never go back.
     """
 
     def __init__(
         self,
         root: Path,
         records: Mapping[str, Record] | None = None,
-        keys: ImageKeys | None = None,
+        cache: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root = root
         self._records = records
-        self._by_digest = {} if keys is None else _by_digest(keys)
+        self._cache = cache
+        self._clock = clock
+        #: Files by the digest of their content, once an image was missing, and when they were read.
+        self._by_digest: dict[str, Path] = {}
+        self._looked_at: float | None = None
+        self._looking = threading.Lock()
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Path, int], Picture] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, int], Picture] = OrderedDict()
         self._bytes = 0
 
     def caption(self, path: str) -> str:
@@ -91,7 +107,7 @@ class Pictures:
             path: Path of the image in the ledger.
         """
         try:
-            return self._file(path, "").is_file()
+            return self._file(path).is_file()
         except (UnshownError, OSError, ValueError):
             return False
 
@@ -107,13 +123,12 @@ class Pictures:
             UnshownError: There is no such file, it has other content, or it is damaged.
         """
         height = next((h for h in HEIGHTS if height is not None and h >= height), 0)
-        file = self._file(path, digest)
-        key = file, height
+        key = path, digest, height
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        picture = _encode(_read(file, digest), height)
+        picture = _encode(self._content(path, digest), height)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = picture
@@ -124,20 +139,66 @@ class Pictures:
 
     def forget(self, path: str, digest: str) -> None:
         """Remove an image that was erased from the pictures that are kept."""
-        try:
-            file = self._file(path, digest)
-        except UnshownError:
-            return
         with self._lock:
-            for key in [key for key in self._kept if key[0] == file]:
+            for key in [key for key in self._kept if key[:2] == (path, digest)]:
                 self._bytes -= len(self._kept.pop(key).content)
 
-    def _file(self, path: str, digest: str) -> Path:
-        """The file of an image."""
+    def find_moved(
+        self, digests: Collection[str], on_progress: Callable[[int, int], None] | None = None
+    ) -> set[str]:
+        """Return those of some digests that a file of the set has.
+
+        All files are read, unless they were a short time ago.
+
+        Args:
+            digests: Digests of contents.
+            on_progress: Called with (files done, files in all).
+        """
+        wanted = set(digests) - {""}
+        return {digest for digest in wanted if self._moved(digest, on_progress) is not None}
+
+    def _content(self, path: str, digest: str) -> bytes:
+        """The content of an image, by its name, else by its digest."""
+        try:
+            return _read(self._file(path), digest)
+        except _NotThereError as error:
+            file = self._moved(digest) if digest else None
+            if file is None:
+                also = ", and no other file has its content" if digest else ""
+                raise UnshownError(f"{error}{also}") from error
+        return _read(file, digest)
+
+    def _moved(
+        self, digest: str, on_progress: Callable[[int, int], None] | None = None
+    ) -> Path | None:
+        """The file with a content; None without one."""
+        # One request looks, and others wait for what it finds.
+        with self._looking:
+            file = self._by_digest.get(digest)
+            if file is not None and file.is_file():
+                return file
+            now = self._clock()
+            if self._looked_at is None or now - self._looked_at >= _LOOK_AGAIN:
+                files = self._files()
+                found = file_digests(files, self._cache, on_progress)
+                self._by_digest = {d: f for d, f in zip(found, files, strict=True) if d}
+                self._looked_at = now
+            return self._by_digest.get(digest)
+
+    def _files(self) -> list[Path]:
+        """The files that may be shown."""
         if self._records is not None:
-            record = self._records.get(path) or self._records.get(self._by_digest.get(digest, ""))
+            return [record.path for record in self._records.values()]
+        root = os.path.realpath(self._root)
+        found = find_images(self._root).images
+        return [f for f in found if os.path.commonpath([root, os.path.realpath(f)]) == root]
+
+    def _file(self, path: str) -> Path:
+        """The file of an image by its name."""
+        if self._records is not None:
+            record = self._records.get(path)
             if record is None:
-                raise UnshownError("the image is not in the set any more")
+                raise _NotThereError("the image is not in the set any more")
             return record.path
         parts = PurePosixPath(path).parts
         # A ledger that somebody else wrote must not show other files of this machine.
@@ -160,21 +221,13 @@ def records_by_name(root: Path, records: Sequence[Record]) -> dict[str, Record]:
     return {record.path.relative_to(root).as_posix(): record for record in records}
 
 
-def _by_digest(keys: ImageKeys) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, digest in zip(keys.names, keys.digests, strict=False):
-        if digest:
-            found.setdefault(digest, name)
-    return found
-
-
 def _read(file: Path, digest: str) -> bytes:
     try:
         content = file.read_bytes()
     except (OSError, ValueError) as error:
-        raise UnshownError("the file of the image cannot be read") from error
+        raise _NotThereError("the file of the image cannot be read") from error
     if digest and digest_of(content) != digest:
-        raise UnshownError("the file of the image has other content than when it was asked about")
+        raise _NotThereError("the file of the image has other content than when it was asked about")
     return content
 
 

@@ -21,8 +21,9 @@ from fastreid_al.answers.tasks import Submission
 from fastreid_al.config import AnnotationConfig
 from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import UserError
+from fastreid_al.runs import annotate
 from fastreid_al.runs.annotate import find_source, open_pictures, serve_annotation
-from fastreid_al.server.pictures import UnshownError
+from fastreid_al.server.pictures import Pictures, UnshownError
 from fastreid_al.server.roster import add_known_answers, have_links, renew_link
 from tests.support.labelling import draw_images, fill_ledger, pairs
 
@@ -148,6 +149,20 @@ def test_a_ledger_of_other_images_is_refused(options: AnnotationConfig, tmp_path
     draw_images(other / "deeper", 2)
     line = refused(replace(options, data_root=str(other)))
     assert "none of the 8 images" in line and "such as 000.jpg" in line and "`data_root`" in line
+
+
+def test_images_that_were_moved_or_are_missing_are_said(
+    options: AnnotationConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(str(options.data_root))
+    (root / "deeper").mkdir()
+    for name in ("000.jpg", "001.jpg"):
+        (root / name).rename(root / "deeper" / name)
+    (root / "002.jpg").unlink()
+    annotate._check_images(options.run, Pictures(root), Reporter())
+    said = capsys.readouterr().out
+    assert "2 of 8 images have another name now, found by content" in said
+    assert "1 of 8 images are missing, such as 002.jpg" in said
 
 
 def test_a_second_server_of_one_ledger_is_one_line(options: AnnotationConfig) -> None:

@@ -107,6 +107,7 @@ class Terminal:
         self._introduced = False
         self._service: AnswerService | None = None
         self._served: object = None
+        self._acted_at = time.monotonic()
 
     #: Questions that are open at a time: the person sees one after the other.
     window = 1
@@ -147,13 +148,15 @@ class Terminal:
         service = self._service_of(served)
         # Whoever runs the trainer can change its ledger in any way.
         person = service.person_named(self.name, role="admin")
-        task = service.next_task(person)
+        # Who looks at a terminal that waits is here only for some minutes after the last key.
+        task = service.next_task(person, idle=time.monotonic() - self._acted_at)
         if task is None:
             time.sleep(_PAUSE)
             return
         try:
             with _heartbeats(service, person, task):
                 self._decide(service, person, task)
+            self._acted_at = time.monotonic()
         except QuitAsking:
             with contextlib.suppress(LedgerError):
                 service.release(person, task.id)
@@ -361,13 +364,14 @@ def _label(task: Task, asked: int) -> str:
 def _heartbeats(service: AnswerService, person: Person, task: Task) -> Iterator[None]:
     """Keep a task while a person looks at it."""
     done = threading.Event()
+    began = time.monotonic()
     seconds = min(_BEAT, service.lease_seconds / 3)
 
     def beat() -> None:
         while not done.wait(seconds):
             # If the ledger is away, the answer will say so.
             with contextlib.suppress(LedgerError):
-                service.heartbeat(person, task.id)
+                service.heartbeat(person, task.id, idle=time.monotonic() - began)
 
     thread = threading.Thread(target=beat, name="heartbeats", daemon=True)
     thread.start()

@@ -16,8 +16,8 @@ from .context import AnnotatorContext
 
 #: Seconds between two looks at the ledger while a round waits.
 _PAUSE = 0.02
-#: How long ago people who count as present were last seen, in seconds.
-_PRESENT = 120.0
+#: How long ago people who count as present did something last, in seconds.
+_PRESENT = 180.0
 _STOP_SECONDS = 10.0
 #: Serves the page, whose lines name the options of the run and not those of the page's own command.
 _SERVE = "from fastreid_al.annotate import main_of_run; main_of_run()"
@@ -47,7 +47,7 @@ class Web:
 
     @property
     def people(self) -> int:
-        """How many people were on the page when it was last looked at; at least one."""
+        """How many people used the page when it was last looked at; at least one."""
         return self._people
 
     def start(self, ledger: Ledger) -> None:
@@ -117,7 +117,7 @@ def _options(target: str, settings: WebConfig) -> Sequence[str]:
 
 
 def _present(ledger: Ledger) -> int:
-    """How many people were seen lately."""
+    """How many people did something lately."""
     now = time.time()
     with ledger.store.reading() as connection:
         seen = connection.execute(PEOPLE.select().with_only_columns(PEOPLE.c.seen_at)).scalars()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from itertools import combinations
 from typing import Any
 
 import sqlalchemy as sa
@@ -84,11 +85,82 @@ class AnswerGraph:
         votes = self._votes[key]
         answer = votes[event]
         before = [vote.verdict for number, vote in votes.items() if number < event]
-        if before:
-            # A further vote on a question adds nothing where people agree.
-            is_same = _most([*before, answer.verdict]) is _most(before)
-            return Impact(Effect.KNOWN if is_same else Effect.OPEN)
-        return impact_of(self.closure_of(answer.left, answer.right, before=event), answer)
+        earlier = self.closure_of(answer.left, answer.right, before=event)
+        if not before:
+            return impact_of(earlier, answer)
+        verdict = _most([*before, answer.verdict])
+        if verdict is _most(before):
+            # A further vote on a question adds nothing where the verdict of most people stays.
+            return Impact(Effect.KNOWN)
+        later = self.closure_of(answer.left, answer.right, before=event + 1)
+        return _change(earlier, later, answer._replace(verdict=verdict), votes)
+
+    def imagined(self, connection: Connection, events: Collection[int]) -> Impact | None:
+        """Return what a decision would change if nothing were known of its pair.
+
+        A question whose answer is known is answered like any other. What the answers to it, and
+        those that imply its answer, brought is left out, as if they had not been given.
+
+        Args:
+            connection: A transaction that reads.
+            events: Events of the decision, that of the pair first.
+        """
+        joined = EVENTS.outerjoin(QUESTIONS, QUESTIONS.c.id == EVENTS.c.question)
+        query = sa.select(*_COLUMNS).select_from(joined).where(EVENTS.c.id.in_(events))
+        rows = connection.execute(query.order_by(EVENTS.c.id)).all()
+        answers = [answer for answer in map(_answer, rows) if answer is not None]
+        if not answers:
+            return None
+        first = answers[0]
+        others = {image for answer in answers for image in (answer.left, answer.right)}
+        closure = self.undecided(first.left, first.right, rows[0].question, *others)
+        return together(impact_of(closure, answer._replace(order=None)) for answer in answers)
+
+    def undecided(self, left: int, right: int, question: int, *others: int) -> Closure:
+        """Return the closure of some images without the answers that decide about a pair.
+
+        Those to the question itself are left out, and the youngest of each chain that still
+        decides, so that the rest is what an earlier person could have known.
+
+        Args:
+            left: One image of the pair.
+            right: The other image of the pair.
+            question: The question about the pair.
+            others: Further images that matter.
+        """
+        around = self._around({left, right, *others})
+        used = {key for key in around if not _is_of(key, question)}
+        while True:
+            closure = self._replay(used)
+            chain = closure.chain(left, right)
+            if not chain:
+                return closure
+            used.discard(self._keys[max(chain)])
+
+    def without(self, left: int, right: int, question: int) -> Closure:
+        """Return the closure of two images without the answers to one question.
+
+        Args:
+            left: One image.
+            right: The other image.
+            question: The question.
+        """
+        around = self._around((left, right))
+        return self._replay(key for key in around if not _is_of(key, question))
+
+    def voters(self, event: int) -> tuple[Verdict, list[int]] | None:
+        """Return the verdict of most people on the question of an answer in force, with the events
+        that say it; None where there is no such answer.
+
+        Args:
+            event: Event of one of the votes.
+        """
+        key = self._keys.get(event)
+        if key is None:
+            return None
+        votes = self._votes[key]
+        verdict = _most([vote.verdict for vote in votes.values()])
+        return verdict, [number for number, vote in votes.items() if vote.verdict is verdict]
 
     def closure_of(
         self, *images: int, before: int | None = None, by_place: bool = False
@@ -101,8 +173,14 @@ class AnswerGraph:
             by_place: Apply answers in the order of their questions, as a trainer does, and not in
                 the order in which they were given.
         """
+        return self._replay(self._around(images), before, by_place)
+
+    def _replay(
+        self, keys: Iterable[_Key], before: int | None = None, by_place: bool = False
+    ) -> Closure:
+        """The closure of the answers of some keys."""
         answers = []
-        for key in self._around(images):
+        for key in keys:
             answer = self._combined(key, before)
             if answer is not None:
                 answers.append(answer if by_place else answer._replace(order=None))
@@ -221,6 +299,69 @@ def _same_pairs(closure: Closure) -> int:
     return sum(len(m) * (len(m) - 1) // 2 for m in closure.components().values())
 
 
+def _change(before: Closure, after: Closure, answer: Answer, votes: Collection[int]) -> Impact:
+    """Return what changes where a further person changes the verdict of most people.
+
+    Args:
+        before: Closure with the verdict of those who answered before.
+        after: Closure with the verdict of all.
+        answer: The pair, and the verdict of all.
+        votes: Events of the votes on the question.
+    """
+    left, right = answer.left, answer.right
+    # Images that both closures have in one component behave alike.
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for image in _component(before, left, right) | _component(after, left, right):
+        # An image that a closure does not know is a component of its own.
+        places = (before.root(image), after.root(image))
+        first, second = (-1 - image if place is None else place for place in places)
+        alike[first, second].append(image)
+    pairs = apart = lost = 0
+    for some, others in combinations(alike.values(), 2):
+        was, now = (closure.verdict(some[0], others[0]) for closure in (before, after))
+        if was is now:
+            continue
+        number = len(some) * len(others)
+        pairs += number * (now is Verdict.SAME)
+        apart += number * (now is Verdict.DIFFERENT)
+        lost += number * (now is None)
+    known = set(before.contradictions)
+    fresh = [found for found in after.contradictions if found not in known]
+    against = dict.fromkeys(e for found in fresh for e in (*found.against, found.event))
+    set_aside = [{e for c in k.contradictions for e in c.set_aside} for k in (before, after)]
+    joined = (0, 0)
+    if pairs and after.verdict(left, right) is Verdict.SAME:
+        joined = len(_component(before, left)), len(_component(before, right))
+    if fresh:
+        effect = Effect.CONTRADICTION
+    elif pairs or apart:
+        effect = Effect.NEW
+    elif answer.verdict not in (Verdict.SAME, Verdict.DIFFERENT):
+        effect = Effect.OPEN
+    else:
+        pending = after.verdict(left, right) is None
+        effect = Effect.PENDING if pending else Effect.KNOWN
+    return Impact(
+        effect,
+        joined,
+        pairs,
+        apart,
+        len(set_aside[1] - set_aside[0] - set(votes)),
+        tuple(event for event in against if event not in votes),
+        lost,
+    )
+
+
+def _component(closure: Closure, *images: int) -> set[int]:
+    """The images that are known to be the same as one of some images, with these."""
+    found = set(images)
+    for image in images:
+        root = closure.root(image)
+        if root is not None:
+            found.update(closure.components()[root])
+    return found
+
+
 def together(impacts: Iterable[Impact]) -> Impact | None:
     """Return the impact of a decision from those of its events, the pair's verdict first."""
     every = list(impacts)
@@ -236,6 +377,7 @@ def together(impacts: Iterable[Impact]) -> Impact | None:
         sum(impact.apart for impact in every),
         sum(impact.cuts for impact in every),
         tuple(against),
+        sum(impact.lost for impact in every),
     )
 
 
@@ -265,6 +407,11 @@ def _key(row: Any) -> _Key:
     if row.question is None:
         return (row.id,)
     return row.question, min(row.left_id, row.right_id), max(row.left_id, row.right_id)
+
+
+def _is_of(key: _Key, question: int) -> bool:
+    """Whether a key is that of an answer to a question."""
+    return len(key) > 1 and key[0] == question
 
 
 def _merge(answer: Answer) -> int:

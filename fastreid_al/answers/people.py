@@ -14,8 +14,10 @@ from ..errors import LedgerError, printable
 from .database import PEOPLE
 from .tasks import Person, PersonRole
 
-#: A person who was not seen for so long is not here.
+#: A person who did nothing for so long is not here.
 HERE_SECONDS = 600.0
+#: What a person did is written at most every so many seconds: a page that waits asks every second.
+_WRITE_EVERY = 15.0
 #: Roles that decide where people disagree.
 REVIEWERS = ("review", "admin")
 _LONGEST_NAME = 100
@@ -75,20 +77,31 @@ def find_person(connection: Connection, name: str) -> Person | None:
     return None if row is None else Person(*row)
 
 
-def admit(connection: Connection, person: Person, now: float) -> Person:
-    """Return a person as the ledger knows them now, and note that they are here.
+def admit(connection: Connection, person: Person, now: float, idle: float = 0.0) -> Person:
+    """Return a person as the ledger knows them now, and note when they did something last.
+
+    Args:
+        connection: A transaction that writes.
+        person: The person.
+        now: The time in unix seconds.
+        idle: Seconds since the person did something, such as pressing a key. An open page that
+            nobody uses asks for questions too, and makes nobody present.
 
     Raises:
         LedgerError: There is no such person, or they may not answer any more.
     """
-    columns = PEOPLE.c.id, PEOPLE.c.name, PEOPLE.c.role, PEOPLE.c.disabled_at
+    c = PEOPLE.c
+    columns = c.id, c.name, c.role, c.disabled_at, c.seen_at
     number = person.id if isinstance(person, Person) and type(person.id) is int else -1
     row = connection.execute(sa.select(*columns).where(PEOPLE.c.id == number)).first()
     if row is None:
         raise LedgerError(f"there is no person {number}; ask for a new link")
     if row.disabled_at is not None:
         raise LedgerError(f"{printable(row.name)} may not answer any more; ask who manages people")
-    connection.execute(PEOPLE.update().where(PEOPLE.c.id == row.id), {"seen_at": now})
+    acted = now - idle
+    # A time after now was written by a clock that was set back since.
+    if row.seen_at is None or acted >= row.seen_at + _WRITE_EVERY or row.seen_at > now:
+        connection.execute(PEOPLE.update().where(c.id == row.id), {"seen_at": acted})
     return Person(row.id, row.name, row.role)
 
 

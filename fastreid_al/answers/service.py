@@ -16,7 +16,6 @@ from ..errors import LedgerError, printable
 from . import gold, people, submissions, views
 from .assignment import Assignment, as_number_of, images_of, shortened, task_of
 from .checks import Checks
-from .closure import Effect
 from .database import EVENTS, IMAGES, PEOPLE, QUESTIONS
 from .impacts import AnswerGraph, impact_of, together
 from .leases import skip, unskip
@@ -215,7 +214,7 @@ class AnswerService:
 
     # Work.
 
-    def next_task(self, person: Person, ahead: int = 0) -> Task | None:
+    def next_task(self, person: Person, ahead: int = 0, idle: float = 0.0) -> Task | None:
         """Return a task and give it to the person for some time; None if there is none for them.
 
         A task that the person holds already is returned again: after a page was loaded anew, the
@@ -225,17 +224,19 @@ class AnswerService:
             person: The person.
             ahead: Tasks that the client has already and does not ask for again: 1 to load the next
                 task while one is shown.
+            idle: Seconds since the person did something, such as pressing a key. Who did nothing
+                for some minutes is not waited for.
         """
         ahead = as_integer("ahead", ahead, 0, _MOST_AHEAD)
-        task = self._give(person, ahead)
+        task = self._give(person, ahead, float(as_number("idle", idle, 0)))
         return None if task is None else self._without_odd_ones(task)
 
-    def _give(self, person: Person, ahead: int) -> Task | None:
+    def _give(self, person: Person, ahead: int, idle: float) -> Task | None:
         """Give a task to a person, after those that they have already."""
         assignment = self._assignment
         with self._writing() as connection:
             now = self._clock()
-            who = people.admit(connection, person, now)
+            who = people.admit(connection, person, now, idle)
             assignment.settle(connection, now)
             held = assignment.held(connection, who, now)
             if len(held) > ahead:
@@ -265,16 +266,22 @@ class AnswerService:
         left_images = belonging(task.left, task.left_images)
         return dataclasses.replace(task, items=tuple(items), left_images=left_images)
 
-    def heartbeat(self, person: Person, task_id: int) -> bool:
+    def heartbeat(self, person: Person, task_id: int, idle: float = 0.0) -> bool:
         """Let the person keep a task; return whether they still have it.
 
         They do not if the lease has ended and somebody else has the task, or if it was answered or
         withdrawn. An answer to it is then kept as a late one.
+
+        Args:
+            person: The person.
+            task_id: The task.
+            idle: Seconds since the person did something.
         """
+        idle = float(as_number("idle", idle, 0))
         assignment = self._assignment
         with self._writing() as connection:
             now = self._clock()
-            who = people.admit(connection, person, now)
+            who = people.admit(connection, person, now, idle)
             assignment.settle(connection, now)
             rows = assignment.rows(connection, task_id)
             lease = assignment.leases.find(connection, task_id, who.id)
@@ -321,19 +328,21 @@ class AnswerService:
                 if events:
                     return Outcome(tuple(events), "repeated")
                 written = submissions.record(connection, assignment, who, sent, now)
-            impact = self._impact_of(written.events)
-        if written.is_gold:
-            # It looks like any other answer.
-            impact = Impact(Effect.KNOWN)
+            # What an answer that is known would have changed: it looks like any other.
+            impact = self._impact_of(written.events, written.is_gold)
         against = () if impact is None else impact.against
         status: Status = "late" if written.is_late else "recorded"
         return Outcome(tuple(written.events), status, against, impact)
 
-    def _impact_of(self, events: Sequence[int]) -> Impact | None:
-        """What a decision changed; None where the ledger cannot be read now."""
+    def _impact_of(self, events: Sequence[int], is_gold: bool) -> Impact | None:
+        """What a decision changed, or would have changed if its answer were not known; None where
+        the ledger cannot be read now.
+        """
         # The answer is on the disk: an error from here on would make it look lost.
         with contextlib.suppress(LedgerError), self._reading() as connection:
             found = self._graph.catch_up(connection, events)
+            if is_gold:
+                return self._graph.imagined(connection, events)
             return together(found[event] for event in events if event in found)
         return None
 
@@ -456,6 +465,31 @@ class AnswerService:
             closure = self._graph.closure_of(left, right)
         return impact_of(closure, views.imagined(left, right, Verdict(verdict)))
 
+    def prospects(self, question_id: int, *, exact: bool = False) -> dict[Verdict, Impact]:
+        """Return what "same" and "different" as the answer to a question would change.
+
+        Args:
+            question_id: The question.
+            exact: Whether a contradiction with earlier answers is told. It tells what they imply,
+                which sways whoever answers. Otherwise the answers that decide about the pair are
+                left out.
+        """
+        with self._reading() as connection:
+            number = as_number_of("question", question_id)
+            rows = self._assignment.questions(connection, [number])
+            if not rows:
+                raise LedgerError(f"{self.name} has no question {number}")
+            self._graph.catch_up(connection)
+        (row,) = rows
+        closure_of = self._graph.without if exact else self._graph.undecided
+        found = {}
+        for verdict in (Verdict.SAME, Verdict.DIFFERENT):
+            answer = views.imagined(row.left_id, row.right_id, verdict)
+            answer = answer._replace(need=row.need, confirms=row.confirms)
+            closure = closure_of(row.left_id, row.right_id, number)
+            found[verdict] = impact_of(closure, answer)
+        return found
+
     def proof(self, a: int, b: int) -> list[Step]:
         """Return the answers that prove what is known of two images, in the order of a path from a
         to b; empty where nothing is known.
@@ -464,7 +498,19 @@ class AnswerService:
         with self._reading() as connection:
             self._graph.catch_up(connection)
             chain = self._graph.closure_of(a, b, by_place=True).chain(a, b)
-            return views.steps(connection, chain)
+            votes = {event: self._graph.voters(event) for event in chain}
+            return views.steps(connection, votes)
+
+    def image_at(self, path: str) -> ImageEntry:
+        """Return the image of a path in the ledger.
+
+        Args:
+            path: Path relative to the folder of the set, with forward slashes.
+        """
+        if not isinstance(path, str):
+            raise LedgerError(f"got path {shortened(path)}, expected text")
+        with self._reading() as connection:
+            return views.image_at(connection, path)
 
     def erase(self, image_id: int, person: Person, reason: str) -> int:
         """Show an image no more, and return the event that says so.

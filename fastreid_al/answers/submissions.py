@@ -73,14 +73,14 @@ def check_submission(sent: Submission) -> None:
         raise LedgerError(f"got source {shortened(sent.source)}, expected {', '.join(_SOURCES)}")
     if not isinstance(sent.verdicts, Mapping):
         raise LedgerError(f"got verdicts {shortened(sent.verdicts)}, expected them by question")
-    for name in ("tags", "odd", "shown"):
+    for name in ("tags", "odd", "other_side", "shown"):
         value = getattr(sent, name)
         if not isinstance(value, list | tuple | set | frozenset | None):
             raise LedgerError(f"got {name} {shortened(value)}, expected a list")
     for tag in sent.tags:
         if tag not in TAGS:
             raise LedgerError(f"got tag {shortened(tag)}, expected {', '.join(TAGS)}")
-    for image in (*sent.odd, *(sent.shown or ())):
+    for image in (*sent.odd, *sent.other_side, *(sent.shown or ())):
         as_number_of("image", image)
 
 
@@ -288,33 +288,52 @@ def _judged_members(
 ) -> dict[int, list[tuple[int, int, str]]]:
     """The thumbnails that were judged, by question: large image, thumbnail, verdict.
 
-    Those of the first image belong to the first question of a sheet.
+    Those of the first image belong to the first question of a sheet. One that shows what the other
+    side shows is judged twice: it differs from its own large image, and is the same as the other.
     """
-    odd = set(sent.odd)
+    odd, moved = set(sent.odd), set(sent.other_side)
+    if moved:
+        _check_other_side(sent, rows)
     known: set[int] = set()
     found: dict[int, list[tuple[int, int, str]]] = {}
     for index, row in enumerate(rows):
         left, right = _shown(sent, row, erased)
-        sides = [(row.right_id, row.right_images, right)]
+        sides = [(row.right_id, row.left_id, row.right_images, right)]
         if index == 0:
-            sides.insert(0, (row.left_id, row.left_images, left))
+            sides.insert(0, (row.left_id, row.right_id, row.left_images, left))
         found[row.id] = []
-        for large, text, shown in sides:
+        for large, opposite, text, shown in sides:
             others = [i for i in dict.fromkeys(images_of(text)) if i != large]
             known.update(others)
             for image in others:
                 if image in erased:
                     continue
-                if image in odd:
+                if image in moved and image != opposite:
+                    found[row.id].append((large, image, Verdict.DIFFERENT.value))
+                    found[row.id].append((opposite, image, Verdict.SAME.value))
+                elif image in odd:
                     found[row.id].append((large, image, Verdict.DIFFERENT.value))
                 elif sent.all_confirmed and image in shown:
                     found[row.id].append((large, image, Verdict.SAME.value))
-    if not odd <= known:
+    if not odd | moved <= known:
         raise LedgerError(
-            f"image {min(odd - known)} is not a thumbnail of task {sent.task_id}, so that it "
-            "cannot be marked as odd"
+            f"image {min((odd | moved) - known)} is not a thumbnail of task {sent.task_id}, so "
+            "that it cannot be marked as odd"
         )
     return found
+
+
+def _check_other_side(sent: Submission, rows: Sequence[Any]) -> None:
+    """Refuse images of the other side where there are not two sides that differ."""
+    if rows[0].sheet is not None:
+        raise LedgerError(
+            f"task {sent.task_id} is a sheet, whose images have no other side; mark them as odd"
+        )
+    if any(Verdict(verdict) is Verdict.SAME for verdict in sent.verdicts.values()):
+        raise LedgerError(
+            "an image was marked as that of the other side, and both sides as the same; answer "
+            "different, or take the mark back"
+        )
 
 
 def decision_of(connection: Connection, name: str, who: Person, event: int | None) -> list[Any]:

@@ -48,7 +48,7 @@ class PersonFigures(NamedTuple):
         gold_asked: Answers to such questions.
         agreement: Share of the votes of others on the same questions that agree; None without any.
         estimated_error: Estimated share of wrong answers; None where too little is known.
-        seen_at: When the person was here last, in unix seconds.
+        seen_at: When the person did something last, to 15 seconds, in unix seconds.
         disabled: Whether the person may not answer any more.
         often_wrong: Probability that more than one in ten of the answers is wrong; None where too
             little is known.
@@ -126,6 +126,8 @@ class Submission:
             once.
         verdicts: The verdict of each question of the task, by its number.
         odd: Images of the groups that do not belong to the large image of their side.
+        other_side: Images of the groups of a pair that show what the large image of the other side
+            shows, and not what that of their own side shows.
         all_confirmed: Whether all other thumbnails that were shown do belong to it.
         comment: A remark.
         tags: What is wrong with the images, of `TAGS`.
@@ -139,6 +141,7 @@ class Submission:
     token: str
     verdicts: Mapping[int, Verdict | str]
     odd: Sequence[int] = ()
+    other_side: Sequence[int] = ()
     all_confirmed: bool = False
     comment: str | None = None
     tags: Sequence[str] = ()
@@ -158,6 +161,8 @@ class Impact(NamedTuple):
         apart: Pairs of images that are known to be different because of it.
         cuts: Earlier "same" answers that do not count any more because of it.
         against: Events of earlier answers that imply the opposite.
+        lost: Pairs of images about which nothing is known any more because of it: a further person
+            disagrees with those who answered before.
     """
 
     effect: Effect
@@ -166,6 +171,7 @@ class Impact(NamedTuple):
     apart: int = 0
     cuts: int = 0
     against: tuple[int, ...] = ()
+    lost: int = 0
 
 
 class Outcome(NamedTuple):
@@ -200,6 +206,7 @@ class Decision(NamedTuple):
         comment: The remark.
         tags: What is wrong with the images.
         seconds: Active seconds.
+        other_side: Images that were marked as those of the other side, which are in `odd` too.
     """
 
     gesture: str
@@ -213,6 +220,7 @@ class Decision(NamedTuple):
     comment: str | None
     tags: tuple[str, ...]
     seconds: float
+    other_side: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -291,12 +299,13 @@ class Step(NamedTuple):
         event: Number in the ledger.
         left: One image.
         right: The other image.
-        verdict: What was said.
-        annotator: Who said it.
+        verdict: What most people said.
+        annotator: Who answered first.
         answered_at: When, in unix seconds.
         epoch: Epoch of the run.
         run: The run.
         reason: Kind of the question.
+        people: Who said so, where several people answered.
     """
 
     event: int
@@ -308,3 +317,4 @@ class Step(NamedTuple):
     epoch: int | None
     run: str | None
     reason: str | None
+    people: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ..errors import LedgerError
+from ..errors import LedgerError, printable
 from . import gold
 from .agreement import ErrorEstimate
 from .checks import errs_often
@@ -230,6 +230,9 @@ def _decision(rows: Sequence[Any]) -> Decision:
         for row in rows
         if row.reason == MEMBER and row.verdict == Verdict.DIFFERENT.value
     ]
+    same = {
+        row.right_id for row in rows if row.reason == MEMBER and row.verdict == Verdict.SAME.value
+    }
     return Decision(
         first.gesture,
         first.question if first.sheet is None else first.sheet,
@@ -242,6 +245,7 @@ def _decision(rows: Sequence[Any]) -> Decision:
         first.comment,
         tuple(first.tags.split(",")) if first.tags else (),
         sum(max(0.0, row.answered_at - row.asked_at) for row in rows),
+        tuple(image for image in odd if image in same),
     )
 
 
@@ -260,6 +264,18 @@ def images(connection: Connection, numbers: Sequence[int]) -> list[ImageEntry]:
         if number not in found:
             raise LedgerError(f"the ledger has no image {number}")
     return [found[number] for number in numbers]
+
+
+def image_at(connection: Connection, path: str) -> ImageEntry:
+    """Return the image of a path.
+
+    Raises:
+        LedgerError: The ledger has no such image.
+    """
+    row = connection.execute(sa.select(IMAGES).where(IMAGES.c.path == path)).first()
+    if row is None:
+        raise LedgerError(f"the ledger has no image {printable(path)}")
+    return ImageEntry(row.id, row.path, row.digest, row.erased_at is not None)
 
 
 def erased(connection: Connection, numbers: Sequence[int]) -> set[int]:
@@ -281,18 +297,32 @@ def paths(connection: Connection, sides: tuple[Sequence[int], Sequence[int]]) ->
     return [[known[image] for image in side] for side in sides]
 
 
-def steps(connection: Connection, events: Sequence[int]) -> list[Step]:
-    """Return the answers of some events, in the order of their list."""
+def steps(
+    connection: Connection, votes: Mapping[int, tuple[Verdict, Sequence[int]] | None]
+) -> list[Step]:
+    """Return the answers of some events, in their order.
+
+    Args:
+        connection: A transaction.
+        votes: By event the verdict of most people on its question, with the events that say it.
+    """
     c = EVENTS.c
     columns = (
         *(c.id, c.left_id, c.right_id, c.verdict, c.annotator, c.answered_at, c.epoch),
         *(c.run, c.reason),
     )
+    wanted = {*votes, *(event for vote in votes.values() if vote for event in vote[1])}
     found = {}
-    for part in _parts(events):
+    for part in _parts(sorted(wanted)):
         for row in connection.execute(sa.select(*columns).where(c.id.in_(part))):
             found[row.id] = Step(*row)
-    return [found[event] for event in events]
+    chain = []
+    for event, vote in votes.items():
+        step = found[event]
+        verdict, said = (step.verdict, [event]) if vote is None else (vote[0].value, vote[1])
+        people = dict.fromkeys(found[number].annotator for number in said)
+        chain.append(step._replace(verdict=verdict, people=tuple(people)))
+    return chain
 
 
 def imagined(left: int, right: int, verdict: Verdict) -> Answer:

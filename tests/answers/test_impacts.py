@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import combinations
 
 from hypothesis import given, settings
@@ -12,11 +12,14 @@ from fastreid_al.answers.closure import Closure, Effect
 from fastreid_al.answers.impacts import AnswerGraph
 from fastreid_al.answers.ledger import Ledger, Origin
 from fastreid_al.answers.question import Verdict
+from fastreid_al.answers.tasks import Impact
 from tests.support.ledgers import put
 from tests.support.queues import publish
 
 IMAGES = 6
 PAIRS = list(combinations(range(IMAGES), 2))
+#: What is known of pairs of images.
+Known = dict[tuple[int, int], Verdict]
 
 
 def known(ledger: Ledger) -> dict[tuple[int, int], Verdict]:
@@ -80,6 +83,8 @@ def test_impacts_are_the_difference_of_two_closures(
                 impact = graph.catch_up(connection, [event])[event]
             assert verdicts(graph) == after
             assert graph.impact(event) == impact
+            if kind == "vote":
+                check_vote(impact, before, after, pair)
             # With a confirmation, the first answer of its merge begins to count as well, so that
             # more may change than the answer itself does.
             if not is_first or kind == "confirm":
@@ -94,6 +99,83 @@ def test_impacts_are_the_difference_of_two_closures(
                 assert before[pair] is not verdict and impact.against
             else:
                 assert before == after
+
+
+def check_vote(impact: Impact, before: Known, after: Known, pair: tuple[int, int]) -> None:
+    """Check the impact of a further vote against what all answers imply before and after it."""
+
+    def reached(found: Known) -> set[int]:
+        return {i for p, v in found.items() if v is Verdict.SAME and {*p} & {*pair} for i in p}
+
+    # Pairs of other images may change too, and are not counted.
+    near = reached(before) | reached(after) | {*pair}
+    changes = Counter(
+        after.get(p) for p in PAIRS if {*p} <= near and before.get(p) is not after.get(p)
+    )
+    got = impact.pairs, impact.apart, impact.lost
+    assert got == (changes[Verdict.SAME], changes[Verdict.DIFFERENT], changes[None])
+
+
+def vote(ledger: Ledger, person: int, verdict: Verdict, question: int = 1) -> int:
+    left, right = PAIRS[question - 1]
+    return put(ledger, left, right, verdict, origin=Origin(question=question, person=person))
+
+
+def test_a_vote_that_changes_the_majority_says_what_it_joins_and_what_is_open_again() -> None:
+    with Ledger.open("sqlite://") as ledger:
+        publish(ledger, PAIRS, votes=2)
+        ledger.answers()
+        # 0 = 1 and 2 = 3; about 1 and 2 three people disagree.
+        for question in (1, 1 + PAIRS.index((2, 3))):
+            vote(ledger, 1, Verdict.SAME, question)
+        middle = 1 + PAIRS.index((1, 2))
+        events = [
+            vote(ledger, person, verdict, middle)
+            for person, verdict in enumerate((Verdict.SAME, Verdict.DIFFERENT, Verdict.DIFFERENT))
+        ]
+        graph = AnswerGraph()
+        with ledger.store.reading() as connection:
+            found = graph.catch_up(connection, events)
+        first, second, third = (found[event] for event in events)
+        assert (first.effect, first.joined, first.pairs) == (Effect.NEW, (2, 2), 4)
+        assert (second.effect, second.lost, second.pairs) == (Effect.OPEN, 4, 0)
+        assert (third.effect, third.apart, third.lost) == (Effect.NEW, 4, 0)
+        assert graph.voters(events[0]) == (Verdict.DIFFERENT, events[1:])
+
+
+def test_a_vote_that_changes_the_majority_says_what_it_contradicts() -> None:
+    with Ledger.open("sqlite://") as ledger:
+        publish(ledger, PAIRS, votes=2)
+        ledger.answers()
+        first = vote(ledger, 1, Verdict.UNSURE, 1 + PAIRS.index((0, 2)))
+        chain = [vote(ledger, 1, Verdict.SAME, 1 + PAIRS.index(p)) for p in ((0, 1), (1, 2))]
+        events = [
+            vote(ledger, person, Verdict.DIFFERENT, 1 + PAIRS.index((0, 2))) for person in (2, 3)
+        ]
+        graph = AnswerGraph()
+        with ledger.store.reading() as connection:
+            found = graph.catch_up(connection, [first, *events])
+        # One of two votes is no majority.
+        assert found[events[0]].effect is Effect.KNOWN
+        assert found[events[1]].effect is Effect.CONTRADICTION
+        assert set(found[events[1]].against) == set(chain)
+
+
+def test_a_pair_is_undecided_without_the_youngest_answers_that_imply_it() -> None:
+    with Ledger.open("sqlite://") as ledger:
+        publish(ledger, PAIRS)
+        ledger.answers()
+        for pair in ((0, 1), (1, 2), (0, 2), (2, 3)):
+            vote(ledger, 1, Verdict.SAME, 1 + PAIRS.index(pair))
+        graph = AnswerGraph()
+        with ledger.store.reading() as connection:
+            graph.catch_up(connection)
+        closure = graph.undecided(0, 2, 1 + PAIRS.index((0, 2)))
+        assert closure.verdict(0, 2) is None
+        # The elder link of the other chain stays.
+        assert closure.verdict(0, 1) is Verdict.SAME
+        assert closure.verdict(2, 3) is Verdict.SAME
+        assert graph.without(0, 2, 1 + PAIRS.index((0, 2))).verdict(0, 2) is Verdict.SAME
 
 
 def test_a_merge_that_further_answers_confirm_counts_when_they_are_there() -> None:

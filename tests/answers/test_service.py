@@ -360,6 +360,137 @@ def test_a_pair_that_two_people_answered_alike_measures_a_third(
     assert ledger.integrity() == []
 
 
+def test_an_answer_that_is_known_has_the_effect_of_one_that_is_new(
+    ledger: Ledger, clock: Clock
+) -> None:
+    plain = AnswerService(ledger, gold_share=0, clock=clock)
+    # Two people agree that 0 = 1 and 1 = 2, and answer the same about 0 and 2 anew.
+    publish(ledger, [(0, 1), (2, 3), (1, 2)], votes=2)
+    people = [plain.person_named(name) for name in ("anna", "bert", "carl")]
+    plain.heartbeat(people[1], 1)
+    for who in people[:2]:
+        for _ in range(3):
+            answer_next(plain, who)
+    publish(ledger, [(4, 5)])
+    service = AnswerService(ledger, gold_share=1, clock=clock)
+    seen = {}
+    for number in range(3):
+        task = task_for(service, people[2])
+        prospects = service.prospects(task.items[0].question)
+        outcome = service.submit(people[2], decision(task, SAME, f"gold{number}"))
+        effect = outcome.effect
+        assert effect is not None and outcome.contradiction == ()
+        assert effect == prospects[SAME]
+        seen[task.id] = effect.effect, effect.joined, effect.pairs
+    new = Effect.NEW
+    assert seen == {1: (new, (1, 3), 3), 2: (new, (3, 1), 3), 3: (new, (2, 2), 4)}
+    assert [event.kind for event in ledger.events()][-3:] == ["gold"] * 3
+
+
+def test_before_the_answer_only_who_wants_it_learns_what_earlier_answers_imply(
+    service: AnswerService, ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1), (1, 2), (0, 2)])
+    anna = service.person_named("anna")
+    for _ in range(2):
+        answer_next(service, anna)
+    blind = service.prospects(3)
+    assert {impact.effect for impact in blind.values()} == {Effect.NEW}
+    assert blind[SAME].joined == (2, 1) and blind[DIFFERENT].apart == 2
+    told = service.prospects(3, exact=True)
+    assert told[SAME].effect is Effect.KNOWN
+    assert (told[DIFFERENT].effect, told[DIFFERENT].against) == (Effect.CONTRADICTION, (1, 2))
+    # Asking changes nothing.
+    assert service.prospects(3) == blind
+    with pytest.raises(LedgerError, match="no question 99"):
+        service.prospects(99)
+
+
+def test_the_first_answer_to_a_merge_is_expected_to_wait_for_another(
+    service: AnswerService, ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1)], reason="merge", need=2)
+    assert service.prospects(1)[SAME].effect is Effect.PENDING
+
+
+def test_who_does_nothing_is_not_present_and_a_page_that_waits_writes_seldom(
+    service: AnswerService, ledger: Ledger, clock: Clock
+) -> None:
+    publish(ledger, [(0, 1)], votes=2)
+    anna, bert = service.person_named("anna"), service.person_named("bert")
+
+    def seen() -> list[float | None]:
+        return [figures.seen_at for figures in service.people()]
+
+    service.next_task(bert)
+    began = clock.now
+    assert seen() == [None, began]
+    # The page of bert stays open, and nobody uses it.
+    for second in range(1, 700, 20):
+        clock.now = began + second
+        assert service.heartbeat(bert, 1, idle=float(second))
+        assert seen() == [None, began]
+    service.release(bert, 1)
+    assert seen()[1] != began
+    clock.now += 700
+    assert answer_next(service, anna).id == 1
+    assert statuses(ledger) == [("answered", 1)]
+    times = []
+    for second in (0, 1, 14, 16, 17):
+        clock.now = began + 2000 + second
+        service.next_task(bert)
+        times.append((seen()[1] or 0.0) - began - 2000)
+    assert times == [0, 0, 0, 16, 16]
+
+
+def test_an_image_of_the_other_side_is_two_answers_that_are_taken_back_together(
+    service: AnswerService, ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1)], groups=([10, 11], [20]))
+    anna = service.person_named("anna")
+    task = task_for(service, anna)
+    with pytest.raises(LedgerError, match="answer different, or take the mark back"):
+        service.submit(anna, decision(task, SAME, "both", other_side=[10]))
+    with pytest.raises(LedgerError, match="image 99 is not a thumbnail"):
+        service.submit(anna, decision(task, DIFFERENT, "none", other_side=[99]))
+    given = decision(task, DIFFERENT, "one", other_side=[10], all_confirmed=True)
+    assert len(service.submit(anna, given).events) == 5
+    number = {path: key for key, path in ledger.images().items()}
+    said = {(number[e.left], number[e.right]): e.verdict for e in ledger.events()}
+    assert said == {
+        **{(0, 1): "different", (0, 10): "different", (1, 10): "same"},
+        **{(0, 11): "same", (1, 20): "same"},
+    }
+    (done,) = service.mine(anna)
+    assert (done.odd, done.other_side) == ((10,), (10,))
+    assert service.undo(anna) is not None
+    assert ledger.answers() == [] and ledger.integrity() == []
+
+
+def test_images_of_a_sheet_have_no_other_side(service: AnswerService, ledger: Ledger) -> None:
+    publish(ledger, [(0, 1), (0, 2)], sheet=True, groups=([10], []))
+    anna = service.person_named("anna")
+    task = task_for(service, anna)
+    with pytest.raises(LedgerError, match="is a sheet"):
+        service.submit(anna, decision(task, DIFFERENT, other_side=[10]))
+
+
+def test_the_chain_of_a_pair_names_everybody_who_said_so(
+    service: AnswerService, ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1)], votes=2)
+    people = [service.person_named(name) for name in ("anna", "bert", "carl")]
+    for who in people:
+        service.heartbeat(who, 1)
+    for who, verdict in zip(people, (DIFFERENT, SAME, SAME), strict=True):
+        answer_next(service, who, verdict)
+    (step,) = service.proof(0, 1)
+    assert (step.verdict, step.people, step.epoch) == ("same", ("bert", "carl"), 3)
+    assert service.image_at("train/1.jpg").id == 1
+    with pytest.raises(LedgerError, match=r"has no image train/7\.jpg"):
+        service.image_at("train/7.jpg")
+
+
 def test_a_late_vote_that_is_taken_back_leaves_the_question_settled(
     service: AnswerService, ledger: Ledger, clock: Clock
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from .messages import (
     parse_number,
     parse_object,
     parse_submission,
+    seconds_in,
     text_in,
 )
 from .pictures import Pictures, UnshownError
@@ -60,7 +62,10 @@ _MINE = 50
 _MOST_AHEAD = 8
 #: Version of the requests below `/api/v1`, which docs/annotate.md states.
 VERSION = 1
-_YEAR = 365 * 24 * 3600
+#: Seconds without an act that are counted at most.
+_MOST_IDLE = 24 * 3600.0
+#: Pages whose tasks are remembered.
+_MOST_PAGES = 10_000
 _STATIC = Path(__file__).parent / "static"
 _log = logging.getLogger(__name__)
 
@@ -91,6 +96,24 @@ class Closing:
 
     def __init__(self) -> None:
         self.closed = False
+
+
+class _Holders:
+    """Which page of a person has a task: the one that got it last."""
+
+    def __init__(self) -> None:
+        self._pages: OrderedDict[tuple[int, int], str] = OrderedDict()
+
+    def give(self, person: Person, task: int, page: str) -> None:
+        """Note that a page has a task."""
+        self._pages[person.id, task] = page
+        self._pages.move_to_end((person.id, task))
+        if len(self._pages) > _MOST_PAGES:
+            self._pages.popitem(last=False)
+
+    def is_with(self, person: Person, task: int, page: str) -> bool:
+        """Return whether a page has a task, as far as it is known."""
+        return not page or self._pages.get((person.id, task), page) == page
 
 
 class _Files(StaticFiles):
@@ -146,6 +169,7 @@ class _Routes:
         self._pictures = pictures
         self._options = options
         self._closing = closing
+        self._holders = _Holders()
         secure = (options.public_url or "").lower().startswith("https:")
         self._access = Access(service, options.port, options.local, secure)
         self._wording = Wording(service, pictures, options.show_similarity, read_ledger)
@@ -165,6 +189,7 @@ class _Routes:
         get: dict[str, _Handler] = {
             "/api/next": self.next,
             "/api/mine": self.mine,
+            "/api/prospects": self.prospects,
             "/api/proof": self.proof,
             "/api/contradictions": self.contradictions,
             "/api/people": self.people,
@@ -180,7 +205,7 @@ class _Routes:
             "/api/erase": self.erase,
         }
         pages = {"/": "annotate", "/mine": "mine", "/people": "people"}
-        pages["/contradictions"] = "contradictions"
+        pages |= {"/contradictions": "contradictions", "/why": "why"}
         asked = [(path, f, "GET") for path, f in get.items()]
         asked += [(path, f, "POST") for path, f in post.items()]
         return [
@@ -253,13 +278,18 @@ class _Routes:
 
     async def next(self, request: Request, person: Person) -> Response:
         """Return the next task; wait for one while there is none."""
-        ahead = parse_number("ahead", request.query_params.get("ahead", "0"))
-        wait = parse_number("wait", request.query_params.get("wait", str(int(LONGEST_WAIT))))
+        query = request.query_params
+        ahead = min(parse_number("ahead", query.get("ahead", "0")), _MOST_AHEAD)
+        wait = parse_number("wait", query.get("wait", str(int(LONGEST_WAIT))))
+        idle = parse_number("idle", query.get("idle", "0"))
+        page = query.get("page", "")
         since = time.monotonic()
         until = since + min(wait, LONGEST_WAIT)
         while True:
-            task = await self._call(self._service.next_task, person, min(ahead, _MOST_AHEAD))
+            unused = min(idle + time.monotonic() - since, _MOST_IDLE)
+            task = await self._call(self._service.next_task, person, ahead, unused)
             if task is not None:
+                self._holders.give(person, task.id, page)
                 return JSONResponse({"task": await self._call(self._wording.task, task)})
             now = time.monotonic()
             if now >= until or self._closing.closed or await request.is_disconnected():
@@ -275,10 +305,12 @@ class _Routes:
 
     async def heartbeat(self, request: Request, person: Person) -> Response:
         """Renew the leases of the tasks that a page shows or holds."""
+        body = await _body(request)
+        idle = seconds_in(body, "idle")
         lost = [
             task
-            for task in numbers_in(await _body(request), "tasks")[: _MOST_AHEAD + 1]
-            if not await self._call(self._service.heartbeat, person, task)
+            for task in numbers_in(body, "tasks")[: _MOST_AHEAD + 1]
+            if not await self._call(self._service.heartbeat, person, task, idle)
         ]
         return JSONResponse({"lost": lost})
 
@@ -289,8 +321,12 @@ class _Routes:
 
     async def release(self, request: Request, person: Person) -> Response:
         """Give tasks back that a page held when it was closed."""
-        for task in numbers_in(await _body(request), "tasks")[: _MOST_AHEAD + 1]:
-            await self._call(self._service.release, person, task)
+        body = await _body(request)
+        page = text_in(body, "page")
+        for task in numbers_in(body, "tasks")[: _MOST_AHEAD + 1]:
+            # Where a page is loaded anew, the old one may say so after the new one has the task.
+            if self._holders.is_with(person, task, page):
+                await self._call(self._service.release, person, task)
         return JSONResponse({})
 
     async def undo(self, request: Request, person: Person) -> Response:
@@ -301,6 +337,8 @@ class _Routes:
             await self._call(self._service.undo, person, event)
             return JSONResponse({"task": None, "undone": True})
         task = await self._call(self._service.undo, person)
+        if task is not None:
+            self._holders.give(person, task.id, text_in(body, "page"))
         shown = None if task is None else await self._call(self._wording.task, task)
         return JSONResponse({"task": shown, "undone": task is not None})
 
@@ -320,10 +358,24 @@ class _Routes:
         found = await self._call(self._service.mine, person, _MINE)
         return JSONResponse({"decisions": await self._call(self._wording.decisions, found)})
 
+    async def prospects(self, request: Request, person: Person) -> Response:
+        """Return what each answer to a question would change."""
+        question = parse_number("question", request.query_params.get("question"))
+        return JSONResponse(await self._call(self._wording.prospects, question))
+
     async def proof(self, request: Request, person: Person) -> Response:
-        """Return the answers that decide about two images."""
-        a, b = (parse_number(name, request.query_params.get(name)) for name in "ab")
-        return JSONResponse({"events": await self._call(self._wording.proof, a, b)})
+        """Return the answers that decide about two images, by their numbers or their paths."""
+        a, b = [await self._image_in(request, name) for name in "ab"]
+        return JSONResponse(await self._call(self._wording.proof, a, b))
+
+    async def _image_in(self, request: Request, name: str) -> int:
+        """The number of the image that a query names."""
+        query = request.query_params
+        if name not in query and f"path_{name}" in query:
+            path = text_in(query, f"path_{name}")
+            return (await self._call(self._service.image_at, path)).id
+        number = parse_number(name, query.get(name))
+        return (await self._call(self._wording.entry, number)).id
 
     async def contradictions(self, request: Request, person: Person) -> Response:
         """Return the answers that contradict each other, with those that are likely wrong."""
@@ -368,18 +420,19 @@ class _Routes:
             raise ProblemError(404, f"there is no image {number}")
         if entry.erased:
             raise ProblemError(410, f"image {number} was erased")
+        # A browser may keep the image, and asks each time whether it may still show it.
+        headers = {"Cache-Control": "private, no-cache"}
+        if entry.digest:
+            headers["ETag"] = f'"{entry.digest[:16]}-{wanted or 0}"'
+            if headers["ETag"] in request.headers.get("if-none-match", "").split(", "):
+                return Response(status_code=304, headers=headers)
         try:
             picture = await to_thread.run_sync(
                 self._pictures.picture, entry.path, entry.digest, wanted
             )
         except UnshownError as error:
             raise ProblemError(404, f"image {number}: {error}") from error
-        # The page names the digest, so that another content has another address.
-        fixed = bool(entry.digest) and request.query_params.get("v") == entry.digest[:16]
-        keep = f"private, max-age={_YEAR}, immutable" if fixed else "private, max-age=60"
-        return Response(
-            picture.content, media_type=picture.media_type, headers={"Cache-Control": keep}
-        )
+        return Response(picture.content, media_type=picture.media_type, headers=headers)
 
     async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function that may wait for the database, in a thread.

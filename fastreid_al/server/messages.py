@@ -109,11 +109,12 @@ def parse_submission(values: Mapping[str, Any]) -> Submission:
         token=token,
         verdicts=said,
         odd=numbers_in(values, "odd") if "odd" in values else [],
+        other_side=numbers_in(values, "other_side") if "other_side" in values else [],
         all_confirmed=confirmed,
         comment=text_in(values, "comment") or None,
         tags=[tag for tag in TAGS if tag in tags],
-        active_seconds=_seconds(values, "active_seconds"),
-        idle_seconds=_seconds(values, "idle_seconds"),
+        active_seconds=seconds_in(values, "active_seconds"),
+        idle_seconds=seconds_in(values, "idle_seconds"),
         source="web",
         shown=numbers_in(values, "shown") if "shown" in values else None,
     )
@@ -131,7 +132,12 @@ def _verdict(value: Any) -> Verdict:
     return Verdict(value)
 
 
-def _seconds(values: Mapping[str, Any], name: str) -> float:
+def seconds_in(values: Mapping[str, Any], name: str) -> float:
+    """Return a field that is seconds, 0 where it is missing and a day at most.
+
+    Raises:
+        ProblemError: It is no such number (400).
+    """
     value = values.get(name, 0.0)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ProblemError(400, f"{name}: expected seconds, 0 or more")

@@ -8,9 +8,19 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..answers.ledger import Ledger
+from ..answers.question import Verdict
 from ..answers.repair import Link, conflicts
 from ..answers.service import AnswerService
-from ..answers.tasks import Decision, ImageEntry, Outcome, PersonFigures, Progress, Step, Task
+from ..answers.tasks import (
+    Decision,
+    ImageEntry,
+    Impact,
+    Outcome,
+    PersonFigures,
+    Progress,
+    Step,
+    Task,
+)
 from ..errors import LedgerError
 from .pictures import Pictures
 
@@ -78,11 +88,24 @@ class Wording:
             "items": items,
             "images": self.images(shown),
         }
+        if not task.sheet:
+            found["prospects"] = self.prospects(task.items[0].question)
         if self._show_similarity:
             found["reason"] = task.reason
             found["similarity"] = _finite(task.similarity)
             found["probability"] = _finite(task.probability)
         return found
+
+    def prospects(self, question: int) -> dict[str, Any]:
+        """Return what each answer to a question would change.
+
+        What earlier answers imply is told with the similarity only: either sways an answer.
+
+        Args:
+            question: Its number.
+        """
+        found = self._service.prospects(question, exact=self._show_similarity)
+        return {verdict.value: _impact(impact) for verdict, impact in found.items()}
 
     def images(self, numbers: Iterable[int]) -> dict[str, dict[str, Any]]:
         """Return caption and version of images, by number.
@@ -120,19 +143,11 @@ class Wording:
 
     def outcome(self, outcome: Outcome) -> dict[str, Any]:
         """Return what became of an answer."""
-        effect = outcome.effect
         return {
             "events": list(outcome.events),
             "status": outcome.status,
             "contradiction": list(outcome.contradiction),
-            "effect": None
-            if effect is None
-            else {
-                "joined": list(effect.joined),
-                "pairs": effect.pairs,
-                "apart": effect.apart,
-                "cuts": effect.cuts,
-            },
+            "effect": None if outcome.effect is None else _impact(outcome.effect),
         }
 
     def decisions(self, decisions: Sequence[Decision]) -> list[dict[str, Any]]:
@@ -144,6 +159,7 @@ class Wording:
                 "left": decision.left,
                 "verdicts": [list(verdict) for verdict in decision.verdicts],
                 "odd": list(decision.odd),
+                "other_side": list(decision.other_side),
                 "undone": decision.undone,
                 "comment": decision.comment,
                 "tags": list(decision.tags),
@@ -163,7 +179,7 @@ class Wording:
                 "left": step.left,
                 "right": step.right,
                 "verdict": step.verdict,
-                "who": step.annotator,
+                "people": list(step.people),
                 "at": _finite(step.answered_at),
                 "epoch": step.epoch,
                 "run": step.run,
@@ -172,9 +188,19 @@ class Wording:
             for step in steps
         ]
 
-    def proof(self, a: int, b: int) -> list[dict[str, Any]]:
-        """Return the chain of answers that decides about two images; empty where none does."""
-        return self.steps(self._service.proof(a, b))
+    def proof(self, a: int, b: int) -> dict[str, Any]:
+        """Return the two images, and the chain of answers that decides about them; it is empty
+        where none does.
+        """
+        chain = self._service.proof(a, b)
+        decides = any(step.verdict == Verdict.DIFFERENT.value for step in chain)
+        verdict = Verdict.DIFFERENT if decides else Verdict.SAME
+        return {
+            "pair": [a, b],
+            "verdict": verdict.value if chain else None,
+            "images": self.images({a, b}),
+            "events": self.steps(chain),
+        }
 
     def contradictions(self) -> list[dict[str, Any]]:
         """Return the contradictions with the answers that are likely wrong, the newest first.
@@ -225,6 +251,19 @@ class Wording:
             "outlook": {name: outlook[name] for name in _OUTLOOK if name in outlook} or None,
             "worth_stopping": progress.worth_stopping,
         }
+
+
+def _impact(impact: Impact) -> dict[str, Any]:
+    """What an answer changes."""
+    return {
+        "effect": impact.effect.value,
+        "joined": list(impact.joined),
+        "pairs": impact.pairs,
+        "apart": impact.apart,
+        "cuts": impact.cuts,
+        "against": list(impact.against),
+        "lost": impact.lost,
+    }
 
 
 def _others(image: int, members: Sequence[int]) -> list[int]:

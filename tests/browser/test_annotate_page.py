@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, expect
+from playwright.sync_api import Browser, BrowserContext, Request, expect
 
 from fastreid_al.answers.database import LEASES, QUESTIONS
 from fastreid_al.answers.ledger import Ledger
@@ -187,7 +187,7 @@ def test_the_page_asks_no_other_server(make: Any) -> None:
     window.page.context.route(
         lambda url: not url.startswith((running.url, "data:")), lambda route: route.abort()
     )
-    for path in ("/mine", "/people", "/contradictions", "/"):
+    for path in ("/mine", "/people", "/contradictions", "/why?a=0&b=1", "/"):
         window.page.goto(running.url + path)
     window.task()
     window.press("s")
@@ -478,12 +478,25 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(make: Any, width
 
     window.task()
     check()
+    if width < 400:
+        window.page.get_by_role("button", name="Menu").tap()
+        check()
     window.press("1")
+    window.press("Shift+2")
+    window.press("e")
+    expect(window.page.locator("#view-dialog")).to_be_visible()
+    check()
+    window.press("Escape")
+    check()
+    window.press("Shift+2")
     window.press("s")
     window.wait_for(lambda: window.page.evaluate("document.body.dataset.kind") == "sheet")
     window.task()
     window.press("1")
     check()
+    window.page.get_by_role("button", name="Enlarge the images of the group of candidate 2").click()
+    check()
+    window.press("Escape")
     for button, dialog in (("Help", "#help-dialog"), ("Keys", "#keys-dialog")):
         window.page.get_by_role("button", name=button, exact=True).click()
         expect(window.page.locator(dialog)).to_be_visible()
@@ -492,7 +505,7 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(make: Any, width
     window.press("c")
     check()
     window.press("Escape")
-    for path in ("/mine", "/people", "/contradictions"):
+    for path in ("/mine", "/people", "/contradictions", "/why", "/why?a=0&b=1", "/why?a=0&b=9"):
         window.page.goto(running.url + path)
         expect(window.page.locator("#said")).not_to_have_text("Loading…")
         check()
@@ -614,3 +627,329 @@ def test_zoom_by_wheel_and_buttons(make: Any) -> None:
     expect(frame).to_have_class("frame")
     window.page.get_by_role("button", name="Zoom into A").click()
     expect(frame).to_have_class("frame zoomed")
+
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+
+
+def members(site: Site) -> set[tuple[str, str, str]]:
+    """What was said of small images: large image, small image, verdict."""
+    return {(e.left, e.right, e.verdict) for e in answers(site) if e.reason == "member"}
+
+
+def test_small_images_are_enlarged_and_marked_by_keys(make: Any) -> None:
+    site, _, open_window = make(TASKS[:1], local="anna")
+    window = open_window()
+    window.task()
+    window.press("e")
+    title = window.page.locator("#view-title")
+    expect(title).to_have_text("Image 1 of 12 of the group of A")
+    for _ in range(15):
+        window.press("ArrowRight")
+    expect(title).to_have_text("Image 12 of 12 of the group of A")
+    for _ in range(2):
+        window.press("ArrowLeft")
+    expect(title).to_have_text("Image 10 of 12 of the group of A")
+    assert "/image/29?h=768" in str(window.page.locator("#view-dialog img").get_attribute("src"))
+    # No key of an answer reaches the question behind.
+    for key in "sm":
+        window.press(key)
+    expect(window.page.get_by_role("button", name="Not A")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    window.press("Escape")
+    expect(window.page.locator("#view-dialog")).to_be_hidden()
+    # The page of small images is the one of the image that was shown last.
+    expect(window.page.locator('[data-side="left"] .page')).to_have_text("2 of 2")
+    expect(window.page.locator(".thumb.odd")).to_have_count(1)
+    assert answers(site) == []
+    window.press("d")
+    window.wait_for(lambda: len(answers(site)) == 2)
+    assert members(site) == {("000.jpg", "029.jpg", "different")}
+    assert window.said == []
+
+
+def test_a_double_click_enlarges_a_small_image_and_marks_nothing(make: Any) -> None:
+    _, _, open_window = make(TASKS[:1], local="anna")
+    window = open_window()
+    window.task()
+    window.page.locator('[data-side="right"] .thumb').nth(1).dblclick()
+    expect(window.page.locator("#view-title")).to_have_text("Image 2 of 2 of the group of B")
+    window.page.get_by_role("button", name="Close").click()
+    assert window.text("#noted") == ""
+    window.press("Space")
+    expect(window.page.locator("#said")).to_contain_text("Skipped")
+
+
+def test_all_small_images_of_a_side_that_were_seen_are_marked_at_once(make: Any) -> None:
+    site, _, open_window = make(TASKS[:1], local="anna")
+    window = open_window()
+    window.task()
+    button = window.page.get_by_role("button", name="Mark all small images of A")
+    window.press("a")
+    expect(button).to_have_attribute("aria-pressed", "true")
+    assert "9 images marked" in window.text("#noted")
+    button.click()
+    assert window.text("#noted") == ""
+    window.press("a")
+    window.press("d")
+    window.wait_for(lambda: len(answers(site)) == 10)
+    assert members(site) == {("000.jpg", f"{i:03d}.jpg", "different") for i in range(20, 29)}
+
+
+def test_an_image_of_the_other_side_is_marked_and_taken_back_with_the_answer(make: Any) -> None:
+    site, _, open_window = make(TASKS[:1], local="anna")
+    window = open_window()
+    window.task()
+    window.press("Shift+2")
+    assert "1 image marked as that of the other side" in window.text("#noted")
+    # It cannot show the other side's person only, if both sides show one person.
+    window.press("s")
+    assert "take the mark back" in window.text("#said")
+    assert answers(site) == []
+    window.press("d")
+    window.wait_for(lambda: len(answers(site)) == 3)
+    assert members(site) == {("000.jpg", "021.jpg", "different"), ("001.jpg", "021.jpg", "same")}
+    window.press("z")
+    expect(window.page.locator("#said")).to_contain_text("taken back")
+    expect(window.page.locator("#noted")).to_contain_text("1 image marked as that of the other")
+    assert [event.kind for event in site.events()] == ["answer"] * 3 + ["undo"] * 3
+    # A digit marks it as not belonging, and once more takes the mark back.
+    window.press("2")
+    assert window.text("#noted") == "1 image marked as not belonging"
+    window.press("2")
+    assert window.text("#noted") == ""
+    assert window.said == []
+
+
+def test_a_finger_opens_a_small_image_and_marks_it_there(make: Any) -> None:
+    site, _, open_window = make(TASKS[:1], local="anna")
+    window = open_window(**PHONE)
+    window.task()
+    window.page.locator('[data-side="left"] .thumb').first.tap()
+    expect(window.page.locator("#view-title")).to_have_text("Image 1 of 12 of the group of A")
+    frame = window.page.locator("#view-dialog .frame").bounding_box()
+    assert frame is not None and frame["height"] > 844 / 2
+    window.page.get_by_role("button", name="Next image").tap()
+    window.page.get_by_role("button", name="Shows B").tap()
+    window.page.get_by_role("button", name="Close").tap()
+    window.page.get_by_role("button", name="Different", exact=True).tap()
+    window.wait_for(lambda: len(answers(site)) == 3)
+    assert ("001.jpg", "021.jpg", "same") in members(site)
+    assert window.said == []
+
+
+def test_on_a_phone_nothing_covers_the_images_and_no_key_is_named(make: Any) -> None:
+    _, _, open_window = make(TASKS[:1], local="anna")
+    window = open_window(**PHONE)
+    window.task()
+    page = window.page
+    for side in ("left", "right"):
+        frame = page.locator(f'[data-side="{side}"] .frame').bounding_box()
+        zoom = page.locator(f'[data-side="{side}"] .zoom').bounding_box()
+        assert frame is not None and zoom is not None
+        assert zoom["y"] >= frame["y"] + frame["height"]
+        assert frame["height"] > 844 / 3
+    header = page.locator("header").bounding_box()
+    assert header is not None and header["height"] <= 844 / 14
+    named = page.locator("kbd:visible, .key:visible, .digits:visible, #open-keys:visible")
+    assert named.count() == 0
+    menu = page.get_by_role("button", name="Menu")
+    expect(page.get_by_role("link", name="People")).to_be_hidden()
+    menu.tap()
+    expect(menu).to_have_attribute("aria-expanded", "true")
+    expect(page.get_by_role("link", name="People")).to_be_in_viewport()
+    page.get_by_role("button", name="Help").tap()
+    expect(page.locator("#help-dialog")).to_be_visible()
+    assert "1 to 9" not in page.locator("#help-dialog").inner_text()
+    page.get_by_role("button", name="Close").tap()
+    # Whoever connects a keyboard sees its keys.
+    page.keyboard.press("p")
+    expect(page.locator("#open-keys")).to_be_visible()
+
+
+def test_two_fingers_zoom_and_one_drags(make: Any) -> None:
+    _, _, open_window = make(TASKS[:1], local="anna")
+    window = open_window(**PHONE)
+    window.task()
+    frame = window.page.locator('[data-side="left"] .frame')
+    box = frame.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch = window.page.context.new_cdp_session(window.page)
+
+    def move(kind: str, *points: tuple[float, float]) -> None:
+        at = [{"x": px, "y": py, "id": number} for number, (px, py) in enumerate(points)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+    def transform() -> list[float]:
+        """Scale, and shift in x and y."""
+        found = window.page.evaluate(
+            """() => { const m = new DOMMatrix(getComputedStyle(
+                document.querySelector('[data-side="left"] .frame img')).transform);
+                return [m.a, m.e, m.f]; }"""
+        )
+        return [float(number) for number in found]
+
+    assert transform() == [1, 0, 0]
+    move("touchStart", (x - 20, y), (x + 20, y))
+    for apart in (30, 40, 60):
+        move("touchMove", (x + 9 - apart, y - 6), (x + 9 + apart, y - 6))
+    move("touchEnd")
+    scale, dx, dy = transform()
+    assert scale == pytest.approx(3, rel=0.05)
+    # What lay between the fingers is still there.
+    assert (dx, dy) == pytest.approx((9, -6), abs=2)
+    expect(frame).to_have_class("frame zoomed")
+    # The page itself is not zoomed.
+    assert window.page.evaluate("visualViewport.scale") == 1
+    move("touchStart", (x, y))
+    for by in (10, 30):
+        move("touchMove", (x + by, y + 5))
+    move("touchEnd")
+    assert transform()[1] == pytest.approx(dx + 30, abs=3)
+    assert window.said == []
+
+
+def test_an_admin_erases_an_image_after_choosing_it(make: Any) -> None:
+    site, running, open_window = make([TASKS[0], *pairs(2, 6)], local="anna")
+    window = open_window()
+    first = window.task()
+    page = window.page
+    page.get_by_role("button", name="Erase an image").click()
+    dialog = page.locator("#erase-dialog")
+    # The two large images and the small ones that were on the screen.
+    expect(dialog.locator("[name=erase]")).to_have_count(2 + 9 + 2)
+    check_axe(window)
+    # Without a choice, and after Cancel, nothing happens.
+    dialog.get_by_role("button", name="Erase").click()
+    expect(dialog).to_be_hidden()
+    for leave in (
+        lambda: window.press("Escape"),
+        dialog.get_by_role("button", name="Cancel").click,
+    ):
+        page.get_by_role("button", name="Erase an image").click()
+        dialog.locator('[value="1"]').check()
+        leave()
+        expect(dialog).to_be_hidden()
+    page.wait_for_timeout(300)
+    assert site.events() == []
+    page.get_by_role("button", name="Erase an image").click()
+    # What was chosen before counts no more.
+    expect(dialog.locator("[name=erase]:checked")).to_have_count(0)
+    dialog.locator('[value="1"]').check()
+    dialog.locator("#erase-reason").fill("asked to")
+    dialog.get_by_role("button", name="Erase").click()
+    expect(page.locator("#said")).to_have_text("The image was erased.")
+    (event,) = site.events()
+    assert (event.kind, event.comment) == ("erase", "asked to")
+    # The question about it is gone.
+    assert window.task() != first
+    status = "(url) => fetch(url).then((reply) => reply.status)"
+    assert page.evaluate(status, f"{running.url}/image/1?h=768") == 410
+    assert [line for line in window.said if "410" not in line and "Clear-Site" not in line] == []
+
+
+def test_no_other_browser_shows_an_erased_image_from_its_cache(make: Any) -> None:
+    site, _, open_window = make(TASKS[:1])
+    boss, _ = site.person("boss", "admin")
+    window = open_window(f"/link/{site.person('anna')[1]}")
+    window.task()
+    small = str(window.page.locator('[data-side="left"] .thumb img').first.get_attribute("src"))
+    number = int(small.split("/")[2].split("?")[0])
+    sizes: list[int] = []
+
+    def note(request: Request) -> None:
+        if small in request.url:
+            sizes.append(request.sizes()["responseBodySize"])
+
+    window.page.on("requestfinished", note)
+    window.page.goto(window.page.url)
+    window.task()
+    # The browser has the image, and asks whether it may show it.
+    window.wait_for(lambda: len(sizes) == 1)
+    assert sizes == [0]
+    site.service.erase(number, boss, "asked to")
+    loads = """(url) => new Promise((done) => { const image = new Image();
+        image.onload = () => done(true); image.onerror = () => done(false); image.src = url; })"""
+    window.page.goto(window.page.url)
+    window.task()
+    assert window.page.evaluate(loads, small) is False
+    shown = window.page.locator(f'.thumb[data-image="{number}"]')
+    expect(shown).to_have_count(0)
+
+
+def test_before_an_answer_the_page_says_what_it_would_change(make: Any) -> None:
+    chain = [[([0], [1])], [([1], [2])], [([0], [2])]]
+    site, _, open_window = make(chain, local="anna")
+    window = open_window()
+    same, different = (window.page.locator(f"#would-{name}") for name in ("same", "different"))
+    window.task()
+    expect(same).to_have_text("joins 1 + 1 images")
+    expect(different).to_have_text("separates 1 pair")
+    # The next question is loaded before the answer, and told again after it.
+    window.page.wait_for_timeout(500)
+    window.press("s")
+    expect(same).to_have_text("joins 2 + 1 images")
+    expect(different).to_have_text("separates 2 pairs")
+    window.wait_for(lambda: len(answers(site)) == 1)
+    window.press("s")
+    window.wait_for(lambda: len(answers(site)) == 2)
+    window.task()
+    # The answers before imply that these are the same, which is not told before the answer.
+    expect(window.page.locator("#count")).to_contain_text("Question 3")
+    expect(same).to_have_text("joins 2 + 1 images")
+    button = window.page.get_by_role("button", name="Same", exact=True)
+    expect(button).to_have_accessible_description("joins 2 + 1 images")
+    window.press("d")
+    expect(window.page.locator("#said")).to_contain_text("contradicts answers 1, 2")
+
+
+def test_the_page_why_shows_the_chain_of_answers_of_any_pair(make: Any) -> None:
+    chain = [[([0], [1])], [([1], [2])], [([2], [3])]]
+    site, running, open_window = make(chain, local="anna")
+    window = open_window()
+    for number, key in enumerate("ssd"):
+        window.task()
+        window.press(key)
+        window.wait_for(lambda n=number: len(answers(site)) == n + 1)
+    window.page.goto(running.url + "/mine")
+    window.page.get_by_role("link", name="Why? (images 0 and 1)").click()
+    said = window.page.locator("#said")
+    expect(said).to_have_text("One answer says that these images are the same.")
+    # By number and by path; pairs that nobody was asked about too.
+    window.page.get_by_label("First image").fill("0")
+    window.page.get_by_label("Second image").fill("003.jpg")
+    window.press("Enter")
+    expect(said).to_have_text("3 answers together say that these images are different.")
+    steps = window.page.locator(".step")
+    expect(steps).to_have_count(3)
+    for step, sign in zip(steps.all(), ("= same", "= same", "≠ different"), strict=True):
+        text = step.inner_text()
+        assert sign in text and "anna" in text and "epoch 3" in text
+    check_axe(window)
+    window.page.goto(running.url + "/why?a=0&b=9")
+    expect(said).to_contain_text("No answers say")
+    window.page.goto(running.url + "/why?a=0&b=nothing.jpg")
+    expect(said).to_contain_text("the ledger has no image nothing.jpg")
+
+
+def test_a_page_that_nobody_uses_says_so_to_the_server(make: Any) -> None:
+    _, _, open_window = make(pairs(2), local="anna")
+    window = open_window()
+    window.page.clock.install()
+    window.page.reload()
+    window.task()
+    idle: list[int] = []
+
+    def note(request: Request) -> None:
+        if request.url.endswith("/api/heartbeat"):
+            idle.append((request.post_data_json or {})["idle"])
+
+    window.page.on("request", note)
+    window.page.clock.run_for(61_000)
+    window.wait_for(lambda: len(idle) >= 3)
+    assert idle[-1] >= 59
+    window.press("p")
+    window.page.clock.run_for(20_000)
+    window.wait_for(lambda: idle[-1] < 30)

@@ -176,14 +176,11 @@ def test_an_image_is_encoded_again_without_its_metadata(open_site: Site) -> None
     with Image.open(open_site.records[0].path) as image:
         exif = image.getexif()
         exif[0x010E] = "a secret place"
-    version = next_task(client)["images"]["0"]["version"]
-    reply = client.get(f"/image/0?h=96&v={version}")
+    reply = client.get("/image/0?h=96")
     assert reply.headers["content-type"] == "image/jpeg"
-    assert "immutable" in reply.headers["cache-control"]
     with Image.open(io.BytesIO(reply.content)) as shown:
         assert shown.size == (48, 96)
         assert not shown.getexif()
-    assert "immutable" not in client.get("/image/0?h=96&v=other").headers["cache-control"]
     # Never enlarged.
     with Image.open(io.BytesIO(client.get("/image/0?h=1500").content)) as large:
         assert large.size == (64, 128)
@@ -206,6 +203,26 @@ def test_an_erased_image_is_gone_and_only_an_admin_erases(site: Site) -> None:
     assert reply.headers["clear-site-data"] == '"cache"'
     assert anna.get("/image/1").status_code == 410
     assert all("1" not in task["images"] for task in (next_task(anna), next_task(anna, 1)))
+
+
+def test_a_browser_asks_each_time_whether_it_may_show_an_image_that_it_keeps(site: Site) -> None:
+    anna = site.client(site.person("anna")[1])
+    boss = site.client(site.person("boss", "admin")[1])
+    first = anna.get("/image/1?h=96")
+    assert first.headers["cache-control"] == "private, no-cache"
+    known = {"if-none-match": first.headers["etag"]}
+    again = anna.get("/image/1?h=96", headers=known)
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == first.headers["etag"]
+    # Another size, another image, and made-up tags are other content.
+    for path, tag in (
+        ("/image/1?h=384", known["if-none-match"]),
+        ("/image/2?h=96", known["if-none-match"]),
+        ("/image/1?h=96", '"0123456789abcdef-96"'),
+    ):
+        assert anna.get(path, headers={"if-none-match": tag}).status_code == 200
+    assert boss.post("/api/erase", json={"image": 1, "reason": "asked"}).status_code == 200
+    assert anna.get("/image/1?h=96", headers=known).status_code == 410
 
 
 def test_figures_of_others_are_for_admins(site: Site) -> None:
@@ -233,8 +250,9 @@ def test_a_contradiction_is_told_at_once_and_listed_with_suspects(tmp_path: Any)
     assert [step["event"] for step in found["against"]] == [1, 2]
     assert found["answer"]["people"] == ["anna"]
     assert {s["event"] for s in found["suspects"]} == {1, 2, 3}
-    proof = client.get("/api/proof?a=0&b=2").json()["events"]
-    assert [step["event"] for step in proof] == [3]
+    proof = client.get("/api/proof?a=0&b=2").json()
+    assert [step["event"] for step in proof["events"]] == [3]
+    assert (proof["verdict"], proof["pair"]) == ("different", [0, 2])
     # Taken back in place, the question is asked again.
     assert client.post("/api/undo", json={"event": 3}).json()["undone"] is True
     assert client.get("/api/contradictions").json()["contradictions"] == []
@@ -245,6 +263,95 @@ def test_a_contradiction_is_told_at_once_and_listed_with_suspects(tmp_path: Any)
         False,
     ]
     site.close()
+
+
+def test_a_pair_is_proved_by_numbers_and_by_paths(tmp_path: Any) -> None:
+    site = Site(tmp_path, [[([0], [1])], [([1], [2])], [([3], [4])]], local="anna")
+    client = site.client()
+    for verdict in ("same", "different"):
+        send(client, next_task(client), verdict)
+    found = client.get("/api/proof?a=0&b=2").json()
+    assert found["verdict"] == "different"
+    assert [(s["event"], s["people"], s["epoch"]) for s in found["events"]] == [
+        (1, ["anna"], 3),
+        (2, ["anna"], 3),
+    ]
+    paths = {"path_a": "000.jpg", "path_b": "002.jpg"}
+    assert client.get("/api/proof", params=paths).json() == found
+    unknown = client.get("/api/proof?a=3&b=4").json()
+    assert (unknown["verdict"], unknown["events"]) == (None, [])
+    for query, status in (
+        ("a=0&b=999", 409),
+        ("a=0&path_b=nothing.jpg", 409),
+        ("a=0&path_b=", 409),
+        ("a=0", 400),
+        ("a=0&b=002.jpg", 400),
+    ):
+        reply = client.get(f"/api/proof?{query}")
+        assert reply.status_code == status
+        assert "\n" not in reply.json()["error"]
+    site.close()
+
+
+def test_before_the_answer_nothing_tells_what_earlier_answers_imply(tmp_path: Any) -> None:
+    chain = [[([0], [1])], [([1], [2])], [([0], [2])]]
+    for name, shown, effect in (("blind", False, "new"), ("open", True, "contradiction")):
+        site = Site(tmp_path / name, chain, local="anna", show_similarity=shown)
+        client = site.client()
+        for _ in range(2):
+            send(client, next_task(client))
+        task = next_task(client)
+        assert task["prospects"]["different"]["effect"] == effect
+        assert task["prospects"]["different"]["against"] == ([1, 2] if shown else [])
+        question = task["items"][0]["question"]
+        again = client.get(f"/api/prospects?question={question}").json()
+        assert again == task["prospects"]
+        assert client.get("/api/prospects?question=99").status_code == 409
+        site.close()
+
+
+def test_an_image_of_the_other_side_is_two_answers(open_site: Site) -> None:
+    client = open_site.client()
+    for _ in range(3):
+        send(client, next_task(client))
+    task = next_task(client)
+    assert "take the mark back" in send(client, task, "same", other_side=[11]).json()["error"]
+    assert send(client, task, "different", other_side=[11]).status_code == 200
+    *_, one, other = open_site.events()
+    assert (one.left, one.right, one.verdict) == ("010.jpg", "011.jpg", "different")
+    assert (other.left, other.right, other.verdict) == ("013.jpg", "011.jpg", "same")
+    assert client.get("/api/mine").json()["decisions"][0]["other_side"] == [11]
+
+
+def test_a_page_that_is_loaded_anew_keeps_what_its_old_one_gives_back_late(site: Site) -> None:
+    client = site.client(site.person("anna")[1])
+    task = client.get("/api/next?wait=0&page=old").json()["task"]
+    assert client.get("/api/next?wait=0&page=new").json()["task"] == task
+    release = {"tasks": [task["id"]], "page": "old"}
+    assert client.post("/api/release", json=release).status_code == 200
+    assert send(client, task).status_code == 200
+    second = client.get("/api/next?wait=0&page=new").json()["task"]
+    release = {"tasks": [second["id"]], "page": "new"}
+    assert client.post("/api/release", json=release).status_code == 200
+    assert send(client, second).status_code == 409
+
+
+def test_a_page_that_nobody_uses_makes_nobody_present(site: Site) -> None:
+    anna, token = site.person("anna")
+    client = site.client(token)
+
+    def seen() -> float | None:
+        return client.get("/api/people").json()["people"][0]["seen_at"]
+
+    task = next_task(client)
+    used = seen()
+    assert used is not None
+    for _ in range(3):
+        body = {"tasks": [task["id"]], "idle": 500}
+        assert client.post("/api/heartbeat", json=body).json() == {"lost": []}
+        assert client.get("/api/next?wait=0&idle=500").status_code == 200
+    assert seen() == used
+    assert site.service.progress(anna).decided == 0
 
 
 def test_nobody_takes_back_the_answers_of_others_but_an_admin(site: Site) -> None:
@@ -265,7 +372,7 @@ def test_progress_counts_what_is_answered(open_site: Site) -> None:
 
 def test_every_page_is_served_and_names_no_other_server(open_site: Site) -> None:
     client = open_site.client()
-    for path in ("/", "/mine", "/contradictions", "/people"):
+    for path in ("/", "/mine", "/contradictions", "/why", "/people"):
         reply = client.get(path)
         assert reply.status_code == 200
         assert "<script>" not in reply.text and "style=" not in reply.text

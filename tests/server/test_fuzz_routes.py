@@ -16,15 +16,26 @@ from tests.server.conftest import TASKS
 from tests.support.labelling import Site
 
 GET = [
-    *("/", "/mine", "/people", "/contradictions", "/healthz", "/api/mine", "/api/people"),
+    *("/", "/mine", "/people", "/contradictions", "/why", "/healthz", "/api/mine", "/api/people"),
     *("/api/contradictions", "/api/next?wait=0&ahead={}", "/api/proof?a={}&b={}", "/image/{}"),
+    *("/api/proof?path_a={}&path_b={}", "/api/prospects?question={}", "/api/next?wait=0&idle={}"),
     *("/image/1?h={}", "/image/1?v={}", "/link/{}", "/static/{}", "/api/progress?once={}", "/{}"),
 ]
 GET += ["/api/v1/{}", "/api/v{}/next", "/api/v1/image/{}", "/api/v1/proof?a={}&b={}"]
 POST = [f"/api/{name}" for name in ("answers", "heartbeat", "skip", "release", "undo", "erase")]
 POST += ["/api/v1/answers", "/api/v2/answers"]
 FIELDS = ("task", "tasks", "token", "verdicts", "odd", "all_confirmed", "comment", "tags")
-MORE = ("active_seconds", "idle_seconds", "shown", "event", "image", "reason")
+MORE = (
+    "other_side",
+    "page",
+    "idle",
+    "active_seconds",
+    "idle_seconds",
+    "shown",
+    "event",
+    "image",
+    "reason",
+)
 NUMBERS = st.integers(-2, 20) | st.integers() | st.floats()
 TEXTS = st.text(max_size=30) | st.sampled_from(["same", "different", "12345678", "1", "mixed"])
 VALUES = st.recursive(
@@ -77,9 +88,11 @@ def test_no_bytes_are_an_error_of_the_server(client: TestClient, path: str, body
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    name=st.sampled_from(["host", "origin", "cookie", "content-length", "content-type"]),
+    name=st.sampled_from(
+        ["host", "origin", "cookie", "content-length", "content-type", "if-none-match"]
+    ),
     value=st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40),
-    path=st.sampled_from(["/", "/api/people", "/api/undo"]),
+    path=st.sampled_from(["/", "/api/people", "/image/1", "/api/undo"]),
 )
 def test_no_header_is_an_error_of_the_server(
     client: TestClient, name: str, value: str, path: str

@@ -12,6 +12,8 @@ const LARGE = 768;
 const SMALL = 192;
 const PER_PAGE = 9;
 const HEARTBEAT = 20000;
+/** Tells this page from the one that it was before it was loaded anew. */
+const PAGE = token();
 const find = (selector) => document.querySelector(selector);
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -37,10 +39,18 @@ for (const element of document.querySelectorAll(".side")) {
   sides.set(element.dataset.side, { element, zoom, picture: element.querySelector(".frame img") });
 }
 
+const view = document.querySelector("#view-dialog");
+const viewZoom = new Zoom(view.querySelector(".frame"), view.querySelector(".zoom"));
+/** What the large view shows: numbers, the place among them, and names of the sides. */
+let viewed = null;
+
 const outbox = new Outbox(person, {
   sent(item, reply) {
     unsent.delete(item.body.token);
-    if (item.path === "/api/answers") say(describe(reply), reply.contradiction.length > 0);
+    if (item.path === "/api/answers") {
+      say(describe(reply), reply.contradiction.length > 0);
+      if (isChange(reply.effect)) renewProspects();
+    }
     fill();
   },
   refused(item, error) {
@@ -94,6 +104,8 @@ function describe(reply) {
     // With marks, several groups were joined: then their pairs alone are said.
     if (a && b && a * b === effect.pairs) parts.push(`Joined ${a} + ${count(b, "image")}: ${count(effect.pairs, "pair")} the same.`);
     else if (effect.pairs) parts.push(`${count(effect.pairs, "pair")} known to be the same.`);
+    if (effect.lost) parts.push(`People disagree: ${count(effect.lost, "pair")} not known any more.`);
+    if (effect.effect === "pending") parts.push("Recorded: it counts when another answer agrees.");
     if (effect.apart) parts.push(`${count(effect.apart, "pair")} known to be different.`);
     if (effect.cuts) parts.push(`${count(effect.cuts, "earlier answer")} set aside.`);
   }
@@ -105,7 +117,45 @@ function describe(reply) {
   return parts.join(" ");
 }
 
+const isChange = (effect) => Boolean(effect && (effect.pairs || effect.apart || effect.cuts || effect.lost));
+
+/** What an answer would change, in a few words. */
+function would(effect) {
+  const [a, b] = effect?.joined ?? [0, 0];
+  const events = effect?.against ?? [];
+  switch (effect?.effect) {
+    case "new":
+      return a ? `joins ${a} + ${b} images` : `separates ${count(effect.apart, "pair")}`;
+    case "pending":
+      return "counts with another answer";
+    case "known":
+      return "is known already";
+    case "contradiction":
+      return `contradicts ${events.length === 1 ? "answer" : "answers"} ${events.slice(0, 2).join(", ")}`;
+    default:
+      return "";
+  }
+}
+
+function showProspects() {
+  for (const name of ["same", "different"]) find(`#would-${name}`).textContent = would(current?.prospects?.[name]);
+}
+
+/** The tasks that were loaded before an answer do not know what it changed. */
+async function renewProspects() {
+  for (const task of [current, ...ahead]) {
+    if (!task || task.sheet) continue;
+    try {
+      task.prospects = await get(`/api/prospects?question=${task.items[0].question}`);
+    } catch {
+      // The next request that matters says so.
+    }
+    if (task === current) showProspects();
+  }
+}
+
 function show(task) {
+  if (task !== current && view.open) view.close();
   current = task;
   find("#waiting").hidden = task !== null;
   find("#pair").hidden = task === null || task.sheet;
@@ -118,11 +168,13 @@ function show(task) {
     button.hidden = Boolean(only) && only !== lastKind;
     button.disabled = task === null;
   }
+  showProspects();
   if (task === null) {
     find("#count").textContent = "";
     return;
   }
   task.odd ??= new Set();
+  task.other ??= new Set();
   task.seen ??= new Set();
   task.confirmed ??= false;
   task.pages ??= {};
@@ -209,6 +261,7 @@ function showMembers(name) {
   list.replaceChildren(
     ...visible.map((number, place) => {
       current.seen.add(number);
+      const whole = page * PER_PAGE + place;
       const item = document.createElement("li");
       const button = document.createElement("button");
       button.type = "button";
@@ -229,13 +282,20 @@ function showMembers(name) {
       item.append(button, under);
       setPicture(picture, number, SMALL, "");
       picture.onerror = () => picture.classList.add("broken");
-      button.addEventListener("click", () => toggleOdd(name, number));
+      button.addEventListener("click", (event) => {
+        // A finger hits small images that it did not mean: it opens them, and marks them there.
+        if (event.pointerType === "touch") openView(name, members, whole);
+        else judge(name, number, "odd");
+      });
+      // Its two clicks mark the image, and take the mark back.
+      button.addEventListener("dblclick", () => openView(name, members, whole));
       return item;
     }),
   );
   const pager = element.querySelector(".pager");
   pager.hidden = pages === 1;
   pager.querySelector(".page").textContent = `${page + 1} of ${pages}`;
+  for (const other of element.querySelectorAll(".enlarge, .mark-all")) other.hidden = !members.length;
   const choose = element.querySelector(".digits");
   if (choose) {
     choose.hidden = !members.length || !keys.on;
@@ -249,14 +309,19 @@ function showMarks(name) {
   const letter = { left: "A", right: "B", sheet: "the large one" }[name];
   for (const button of element.querySelectorAll(".thumb")) {
     const number = Number(button.dataset.image);
-    const odd = current.odd.has(number);
+    const other = current.other.has(number);
+    const odd = current.odd.has(number) || other;
     button.setAttribute("aria-pressed", String(odd));
     const about = [`Image of the group of ${letter}`, caption(number)].filter(Boolean).join(", ");
-    button.setAttribute("aria-label", `${about}: does not belong`);
+    button.setAttribute("aria-label", `${about}: ${other ? `shows ${LETTERS[OPPOSITE[name]]}` : "does not belong"}`);
     button.classList.toggle("odd", odd);
+    button.classList.toggle("other", other);
     button.classList.toggle("confirmed", current.confirmed && !odd);
-    button.querySelector(".mark").textContent = odd ? "✕" : current.confirmed ? "✓" : "";
+    button.querySelector(".mark").textContent = other ? `= ${LETTERS[OPPOSITE[name]]}` : odd ? "✕" : current.confirmed ? "✓" : "";
   }
+  const seen = seenOf(name);
+  const all = seen.length > 0 && seen.every((number) => current.odd.has(number));
+  element.querySelector(".mark-all").setAttribute("aria-pressed", String(all));
   const confirm = find('[data-action="confirm"]');
   confirm.setAttribute("aria-pressed", String(current.confirmed));
 }
@@ -264,18 +329,109 @@ function showMarks(name) {
 function showNotes() {
   const parts = [];
   if (current?.odd.size) parts.push(`${count(current.odd.size, "image")} marked as not belonging`);
+  if (current?.other.size) parts.push(`${count(current.other.size, "image")} marked as that of the other side`);
   if (current?.confirmed) parts.push("all others that you saw belong");
   if (current?.tags.length) parts.push(current.tags.join(", "));
   if (current?.comment) parts.push(`comment: ${current.comment}`);
   find("#noted").textContent = parts.join(" · ");
 }
 
-function toggleOdd(name, number) {
-  if (current.odd.has(number)) current.odd.delete(number);
-  else current.odd.add(number);
+const LETTERS = { left: "A", right: "B" };
+const OPPOSITE = { left: "right", right: "left" };
+
+/** The small images of a side that were on the screen. */
+const seenOf = (name) => sideOf(name).members.filter((number) => current.seen.has(number));
+
+/** Mark a small image as not belonging ("odd") or as that of the other side ("other"), or take the mark back. */
+function judge(name, number, how) {
+  const marked = current[how].has(number);
+  current.odd.delete(number);
+  current.other.delete(number);
+  if (!marked) current[how].add(number);
+  if (sides.has(name)) showMarks(name);
+  showNotes();
+}
+
+function markAll(name) {
+  const numbers = seenOf(name);
+  const marked = numbers.every((number) => current.odd.has(number));
+  for (const number of numbers) {
+    current.other.delete(number);
+    if (marked) current.odd.delete(number);
+    else current.odd.add(number);
+  }
   showMarks(name);
   showNotes();
 }
+
+// ---- the large view of small images
+
+/**
+ * Show small images large, one after the other.
+ * @param {string} name Their side: "left", "right", "sheet", or "candidate N".
+ * @param {number[]} numbers The images.
+ * @param {number} place The first one to show.
+ */
+function openView(name, numbers, place = 0) {
+  if (!current || !numbers.length) return;
+  viewed = { name, numbers, place };
+  showViewed();
+  if (!view.open) view.showModal();
+  viewZoom.reset();
+}
+
+function showViewed() {
+  const { name, numbers, place } = viewed;
+  const number = numbers[place];
+  current.seen.add(number);
+  const whose = LETTERS[name] ?? (name === "sheet" ? "the large image" : name);
+  find("#view-title").textContent = `Image ${place + 1} of ${numbers.length} of the group of ${whose}`;
+  setPicture(view.querySelector(".frame img"), number, LARGE, `Image ${place + 1} of the group of ${whose}`);
+  view.querySelector("img").onerror = (event) => event.target.classList.add("broken");
+  view.querySelector(".caption").textContent = caption(number);
+  view.querySelector('[data-step="-1"]').disabled = place === 0;
+  view.querySelector('[data-step="1"]').disabled = place === numbers.length - 1;
+  const words = { odd: `Not ${LETTERS[name] ?? `this ${noun}`}`, other: `Shows ${LETTERS[OPPOSITE[name]]}` };
+  for (const button of view.querySelectorAll("[data-mark]")) {
+    const how = button.dataset.mark;
+    button.hidden = how === "other" && !OPPOSITE[name];
+    button.setAttribute("aria-pressed", String(current[how].has(number)));
+    button.querySelector("span").textContent = words[how];
+  }
+  viewZoom.reset();
+  // The neighbours are there when they are asked for.
+  viewed.near = [numbers[place - 1], numbers[place + 1]].filter((other) => other !== undefined).map((other) => {
+    const picture = new Image();
+    picture.src = imageUrl(other, current.images[other], LARGE);
+    return picture;
+  });
+}
+
+function step(by) {
+  if (!view.open) return;
+  const place = viewed.place + by;
+  if (place < 0 || place >= viewed.numbers.length) return;
+  viewed.place = place;
+  showViewed();
+}
+
+function markViewed(how) {
+  if (!view.open || (how === "other" && !OPPOSITE[viewed.name])) return;
+  judge(viewed.name, viewed.numbers[viewed.place], how);
+  showViewed();
+}
+
+for (const button of view.querySelectorAll("[data-step]")) {
+  button.addEventListener("click", () => step(Number(button.dataset.step)));
+}
+view.addEventListener("close", () => {
+  const closed = viewed;
+  viewed = null;
+  if (!closed || !current || !sides.has(closed.name)) return;
+  // The page of the image that was shown last.
+  current.pages[closed.name] = Math.floor(closed.place / PER_PAGE);
+  showMembers(closed.name);
+});
 
 // ---- sheets
 
@@ -313,8 +469,14 @@ function showCandidates() {
       under.textContent = [caption(item.image), item.members.length ? count(1 + item.members.length, "image") : ""]
         .filter(Boolean)
         .join(" · ");
-      const few = document.createElement("div");
+      const few = document.createElement(item.members.length ? "button" : "div");
       few.className = "few";
+      if (item.members.length) {
+        const name = `candidate ${page * PER_PAGE + place + 1}`;
+        few.type = "button";
+        few.setAttribute("aria-label", `Enlarge the images of the group of ${name}`);
+        few.addEventListener("click", () => openView(name, item.members));
+      }
       for (const number of item.members.slice(0, 3)) {
         const small = document.createElement("img");
         setPicture(small, number, SMALL, "");
@@ -385,6 +547,7 @@ function answer(verdicts) {
     token: token(),
     verdicts,
     odd: [...task.odd],
+    other_side: [...task.other],
     all_confirmed: task.confirmed,
     comment: task.comment,
     tags: task.tags,
@@ -392,9 +555,9 @@ function answer(verdicts) {
     ...clock.seconds(),
   };
   unsent.set(body.token, task);
-  const { odd, confirmed, comment, tags, verdicts: choices } = task;
+  const { odd, other, confirmed, comment, tags, verdicts: choices } = task;
   marks.delete(task.id);
-  marks.set(task.id, { odd, confirmed, comment, tags, ...(task.sheet && { verdicts: choices }) });
+  marks.set(task.id, { odd, other, confirmed, comment, tags, ...(task.sheet && { verdicts: choices }) });
   if (marks.size > MOST_MARKS) marks.delete(marks.keys().next().value);
   say("");
   advance();
@@ -403,6 +566,10 @@ function answer(verdicts) {
 
 function verdict(name) {
   if (!current || current.sheet || !isReady()) return;
+  if (name === "same" && current.other.size) {
+    say("You marked an image as that of the other side: answer Different, or take the mark back.", true);
+    return;
+  }
   answer({ [current.items[0].question]: name });
 }
 
@@ -442,7 +609,7 @@ async function undo() {
   }
   await outbox.idle;
   try {
-    const reply = await post("/api/undo", {});
+    const reply = await post("/api/undo", { page: PAGE });
     if (reply.task) {
       bringBack(Object.assign(reply.task, marks.get(reply.task.id)));
       say("Your last answer was taken back.");
@@ -498,7 +665,7 @@ async function fill() {
       const held = (current ? 1 : 0) + ahead.length + outbox.items.length;
       let task = null;
       try {
-        ({ task } = await get(`/api/next?ahead=${held}`, own.signal));
+        ({ task } = await get(`/api/next?ahead=${held}&idle=${clock.unused()}&page=${PAGE}`, own.signal));
         if (own.signal.aborted) return;
         locked = false;
         if (!outbox.items.length) failure = null;
@@ -531,7 +698,7 @@ async function heartbeat() {
   const tasks = [current, ...ahead].filter(Boolean).map((task) => task.id);
   if (document.hidden || !tasks.length) return;
   try {
-    const { lost } = await post("/api/heartbeat", { tasks });
+    const { lost } = await post("/api/heartbeat", { tasks, idle: clock.unused() });
     // Somebody else has them, or they were answered or withdrawn.
     ahead = ahead.filter((task) => !lost.includes(task.id));
     if (current && lost.includes(current.id)) {
@@ -626,6 +793,8 @@ function openErase() {
       return item;
     }),
   );
+  // Escape leaves the value that a button set before.
+  dialog.returnValue = "";
   dialog.showModal();
   dialog.onclose = async () => {
     const chosen = dialog.querySelector("[name=erase]:checked");
@@ -653,6 +822,10 @@ function setPixels(on) {
 }
 
 function chooseSide(name) {
+  if (view.open) {
+    step(name === "left" ? -1 : 1);
+    return;
+  }
   if (!current || current.sheet) return;
   current.digits = name;
   showMembers("left");
@@ -663,12 +836,12 @@ function onDigit(digit, how) {
   if (!current) return;
   if (current.sheet) {
     const item = current.items[current.sheetPage * PER_PAGE + digit - 1];
-    if (item) choose(item, how);
+    if (item) choose(item, how === "odd" ? "same" : "unsure");
     return;
   }
   const name = current.digits;
   const number = sideOf(name).members[current.pages[name] * PER_PAGE + digit - 1];
-  if (number !== undefined) toggleOdd(name, number);
+  if (number !== undefined) judge(name, number, how);
 }
 
 const ACTIONS = {
@@ -696,8 +869,18 @@ const ACTIONS = {
     keys.fillHelp(find("#help-keys"));
     find("#help-dialog").showModal();
   },
-  digit: (digit) => onDigit(digit, "same"),
-  unsure_digit: (digit) => onDigit(digit, "unsure"),
+  enlarge() {
+    if (!current) return;
+    const name = current.sheet ? "sheet" : current.digits;
+    openView(name, sideOf(name).members, (current.pages[name] ?? 0) * PER_PAGE);
+  },
+  mark_all() {
+    if (current && sideOf(current.digits).members.length) markAll(current.sheet ? "sheet" : current.digits);
+  },
+  odd: () => markViewed("odd"),
+  other: () => markViewed("other"),
+  digit: (digit) => onDigit(digit, "odd"),
+  unsure_digit: (digit) => onDigit(digit, "other"),
 };
 
 const keys = new Keys((action, digit) => ACTIONS[action](digit));
@@ -716,6 +899,10 @@ document.addEventListener(
 );
 for (const [name, { element }] of sides) {
   element.querySelector(".digits")?.addEventListener("click", () => chooseSide(name));
+  element.querySelector(".enlarge").addEventListener("click", () => {
+    openView(name, sideOf(name).members, (current.pages[name] ?? 0) * PER_PAGE);
+  });
+  element.querySelector(".mark-all").addEventListener("click", () => markAll(name));
   for (const button of element.querySelectorAll("[data-page]")) {
     button.addEventListener("click", () => {
       const pages = Math.ceil(sideOf(name).members.length / PER_PAGE);
@@ -728,6 +915,10 @@ for (const [name, { element }] of sides) {
 for (const button of document.querySelectorAll("[data-sheet-page]")) {
   button.addEventListener("click", () => turnSheet(Number(button.dataset.sheetPage)));
 }
+find("#menu").addEventListener("click", () => {
+  const open = document.querySelector("header").classList.toggle("open");
+  find("#menu").setAttribute("aria-expanded", String(open));
+});
 find("#open-keys").addEventListener("click", () => keys.openDialog(find("#keys-dialog")));
 find("#open-erase")?.addEventListener("click", openErase);
 find("#keys-dialog").addEventListener("close", () => current && !current.sheet && chooseSide(current.digits));
@@ -743,7 +934,7 @@ addEventListener("pagehide", () => {
   stopLooking();
   stream?.close();
   const tasks = [current, ...ahead].filter(Boolean).map((task) => task.id);
-  if (tasks.length) send("/api/release", { tasks });
+  if (tasks.length) send("/api/release", { tasks, page: PAGE });
 });
 addEventListener("pageshow", (event) => {
   // The page comes from the browser's memory, and its tasks were given back.

@@ -6,6 +6,11 @@ const IDLE_AFTER = 20000;
 export class ActiveClock {
   constructor() {
     this.lastInput = performance.now();
+    // Opening the page is an act too.
+    this.lastAct = this.lastInput;
+    for (const name of ["pointerdown", "pointermove", "keydown", "wheel"]) {
+      addEventListener(name, () => (this.lastAct = performance.now()), { passive: true, capture: true });
+    }
     this.restart();
     for (const name of ["pointerdown", "pointermove", "keydown", "wheel", "scroll", "touchstart"]) {
       addEventListener(name, () => this.input(), { passive: true, capture: true });
@@ -20,6 +25,11 @@ export class ActiveClock {
     this.since = performance.now();
     // Whoever has just answered looks at the next question.
     this.lastInput = this.since;
+  }
+
+  /** Whole seconds since somebody used the page. */
+  unused() {
+    return Math.max(0, Math.floor((performance.now() - this.lastAct) / 1000));
   }
 
   input() {

@@ -17,7 +17,13 @@ export const ACTIONS = {
   left: ["ArrowLeft", "Keys 1–9 mark images of A"],
   right: ["ArrowRight", "Keys 1–9 mark images of B"],
   help: ["?", "Help"],
+  enlarge: ["e", "Enlarge the small images"],
+  mark_all: ["a", "Mark all small images of a side"],
+  odd: ["m", "Enlarged: does not belong"],
+  other: ["o", "Enlarged: shows the other side"],
 };
+/** Actions of the large view of small images. */
+const IN_VIEW = ["odd", "other", "left", "right"];
 const NAMES = { ArrowLeft: "←", ArrowRight: "→", Space: "Space" };
 const STORED = "fastreid_al.keys";
 
@@ -44,12 +50,15 @@ export class Keys {
       this.keys[action] = typeof stored.keys?.[action] === "string" ? stored.keys[action] : key;
     }
     addEventListener("keydown", (event) => this.onKey(event));
+    // A tablet with a keyboard learns of the keys when one is pressed.
+    addEventListener("keydown", () => document.body.classList.add("keyboard"), { once: true });
     this.label();
   }
 
   onKey(event) {
     if (!this.on || event.ctrlKey || event.altKey || event.metaKey || event.isComposing) return;
-    if (document.querySelector("dialog[open]")) return;
+    const open = document.querySelector("dialog[open]");
+    if (open && open.id !== "view-dialog") return;
     const target = event.target instanceof Element ? event.target : document.body;
     if (target.closest("input, textarea, select, [contenteditable]")) return;
     const name = nameOf(event);
@@ -58,6 +67,8 @@ export class Keys {
     const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1];
     const action = Object.keys(this.keys).find((a) => this.keys[a] === name);
     if (!action && !digit) return;
+    // In the large view, its keys alone do something.
+    if (open && !IN_VIEW.includes(action)) return;
     event.preventDefault();
     // A key that is held down is one answer.
     if (event.repeat) return;
@@ -91,7 +102,8 @@ export class Keys {
 
   fillHelp(body) {
     const rows = Object.entries(ACTIONS).map(([action, [, words]]) => [shown(this.keys[action]), words]);
-    rows.push(["1–9", "Mark a small image; in a sheet: the same"], ["Shift+1–9", "In a sheet: unsure"]);
+    rows.push(["1–9", "Mark a small image; in a sheet: the same"]);
+    rows.push(["Shift+1–9", "A small image shows the other side; in a sheet: unsure"]);
     body.replaceChildren(
       ...rows.map(([key, words]) => {
         const row = document.createElement("tr");

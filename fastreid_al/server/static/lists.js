@@ -26,6 +26,9 @@ function picture(number, images, text) {
   return make("img", { src: imageUrl(number, image, 192), alt: about, title: image?.caption ?? "" });
 }
 
+/** A link to the answers that decide about two images. */
+const whyOf = (a, b) => make("a", { className: "why", href: `/why?a=${a}&b=${b}`, textContent: `Why? (images ${a} and ${b})` });
+
 function button(words, action) {
   const element = make("button", { type: "button", textContent: words });
   element.addEventListener("click", async () => {
@@ -59,6 +62,7 @@ async function mine() {
         when(decision.at),
         `${decision.seconds.toFixed(1)} s`,
         decision.odd.length ? `${decision.odd.length} marked as not belonging` : "",
+        decision.other_side.length ? `${decision.other_side.length} of them as that of the other side` : "",
         decision.tags.join(", "),
         decision.comment ?? "",
       ];
@@ -76,12 +80,70 @@ async function mine() {
           { className: "words" },
           make("p", {}, verdict, decision.undone ? " (taken back)" : ""),
           make("p", { className: "small", textContent: details.filter(Boolean).join(" · ") }),
+          first ? whyOf(decision.left, decision.verdicts[0][0]) : null,
         ),
         decision.undone ? null : button("Take back", () => takeBack(decision.events[0])),
       );
     }),
   );
   return decisions.length ? "" : "You have not answered anything yet.";
+}
+
+/** An answer in a list of answers that belong together. */
+function stepOf(step, ...more) {
+  const details = [
+    step.people.join(", "),
+    when(step.at),
+    step.epoch === null ? "" : `epoch ${step.epoch}`,
+    step.run ?? "",
+    `answer ${step.event}`,
+    `images ${step.left} and ${step.right}`,
+  ];
+  return [
+    make(
+      "div",
+      { className: "pictures" },
+      picture(step.left, step.images, "first image"),
+      picture(step.right, step.images, "second image"),
+    ),
+    make("p", {}, make("span", { className: classOf(step.verdict), textContent: signOf(step.verdict) }), ...more),
+    make("p", { className: "small", textContent: details.filter(Boolean).join(" · ") }),
+  ];
+}
+
+const why = (verdict, count) => {
+  if (verdict === null) return "No answers say whether these images are the same or different.";
+  const answers = count === 1 ? "One answer says" : `${count} answers together say`;
+  return `${answers} that these images are ${verdict === "same" ? "the same" : "different"}.`;
+};
+
+async function proof() {
+  const asked = new URLSearchParams(location.search);
+  const form = document.querySelector("#ask");
+  for (const name of ["a", "b"]) form.elements[name].value = asked.get(name)?.trim() ?? "";
+  const [a, b] = ["a", "b"].map((name) => form.elements[name].value);
+  if (!a || !b) return "Name two images.";
+  const named = (name, value) => [/^\d+$/.test(value) ? name : `path_${name}`, value];
+  const found = await get(`/api/proof?${new URLSearchParams([named("a", a), named("b", b)])}`);
+  list.replaceChildren(
+    make(
+      "article",
+      { className: "conflict" },
+      make("h2", { textContent: `Images ${found.pair.join(" and ")}` }),
+      make(
+        "div",
+        { className: "pictures" },
+        picture(found.pair[0], found.images, "first image"),
+        picture(found.pair[1], found.images, "second image"),
+      ),
+      make(
+        "ol",
+        { className: "steps" },
+        ...found.events.map((step) => make("li", { className: "step" }, ...stepOf(step))),
+      ),
+    ),
+  );
+  return why(found.verdict, found.events.length);
 }
 
 async function contradictions() {
@@ -95,30 +157,7 @@ async function contradictions() {
         return make(
           "li",
           { className: suspect ? "step suspect" : "step" },
-          make(
-            "div",
-            { className: "pictures" },
-            picture(step.left, step.images, "first image"),
-            picture(step.right, step.images, "second image"),
-          ),
-          make(
-            "p",
-            {},
-            make("span", { className: classOf(step.verdict), textContent: signOf(step.verdict) }),
-            step === conflict.answer ? " (the newest)" : "",
-            aside ? " (set aside)" : "",
-          ),
-          make("p", {
-            className: "small",
-            textContent: [
-              step.people.join(", "),
-              when(step.at),
-              step.epoch === null ? "" : `epoch ${step.epoch}`,
-              `answer ${step.event}`,
-            ]
-              .filter(Boolean)
-              .join(" · "),
-          }),
+          ...stepOf(step, step === conflict.answer ? " (the newest)" : "", aside ? " (set aside)" : ""),
           suspect
             ? make("p", {}, make("b", {}, "Suspect"), `: ${Math.round(100 * suspect.probability)} % likely to be wrong`)
             : null,
@@ -133,6 +172,7 @@ async function contradictions() {
           className: "small",
           textContent: "Answers of “same” connect two images that another answer calls different: at least one of these is wrong.",
         }),
+        whyOf(conflict.answer.left, conflict.answer.right),
         make("ul", { className: "steps" }, ...steps),
       );
     }),
@@ -180,7 +220,7 @@ async function people() {
 }
 
 async function show() {
-  const text = await { mine, contradictions, people }[page]();
+  const text = await { mine, contradictions, people, why: proof }[page]();
   if (text || said.textContent === "Loading…") said.textContent = text;
 }
 

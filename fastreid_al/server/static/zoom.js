@@ -73,6 +73,9 @@ export class Zoom {
       const other = [...this.pointers].find(([id]) => id !== event.pointerId)[1];
       const apart = (p) => Math.hypot(p.clientX - other.clientX, p.clientY - other.clientY);
       const middle = [(event.clientX + other.clientX) / 2, (event.clientY + other.clientY) / 2];
+      // What lies between the fingers follows them.
+      this.x += (event.clientX - before.clientX) / 2;
+      this.y += (event.clientY - before.clientY) / 2;
       if (apart(before) > 0) this.by(apart(event) / apart(before), ...middle);
     } else if (this.scale > 1) {
       this.x += event.clientX - before.clientX;

@@ -308,8 +308,10 @@ class Assignment:
         )
         run = views.current_run(connection)
         self.tally.catch_up(connection)
-        decided = self.tally.of_run(run).get(who.id, Work()).gestures
-        number = decided + ahead + 1
+        work = self.tally.of_run(run).get(who.id, Work())
+        number = work.gestures + ahead + 1
+        # The total does not tell that an answer was known: it grows with none of them.
+        total = work.gestures - work.known + views.count_remaining(connection, run)
         return Task(
             id=lease.task,
             sheet=first.sheet is not None,
@@ -323,7 +325,7 @@ class Assignment:
             probability=first.probability,
             asked_at=lease.since,
             number=number,
-            total=max(number, decided + views.count_remaining(connection, run)),
+            total=max(number, total),
         )
 
 

@@ -24,11 +24,13 @@ class Work:
         answers: Answers, without those about thumbnails.
         gestures: Decisions.
         seconds: Active seconds.
+        known: Decisions about questions whose answer is known, which are among `gestures`.
     """
 
     answers: int = 0
     gestures: int = 0
     seconds: float = 0.0
+    known: int = 0
 
 
 class Tally:
@@ -69,6 +71,7 @@ class Tally:
         work.answers += sign * (row.reason != MEMBER)
         work.gestures += sign * _begins(row)
         work.seconds += sign * max(0.0, row.answered_at - row.asked_at)
+        work.known += sign * (row.kind == "gold" and _begins(row))
 
     def given(self, person: int) -> int:
         """Return how many decisions a person made, those that were taken back too."""
@@ -86,6 +89,7 @@ class Tally:
             total.answers += work.answers
             total.gestures += work.gestures
             total.seconds += work.seconds
+            total.known += work.known
         return dict(found)
 
 

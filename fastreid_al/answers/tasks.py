@@ -243,6 +243,7 @@ class Progress:
             `questions`, `changed`, `total`, `counts`; None where unknown.
         worth_stopping: Whether they are expected to change little; None where unknown.
         told: All that the trainer says of the round.
+        known: Decisions of the person in this run about questions whose answer is known.
     """
 
     run: str
@@ -258,6 +259,7 @@ class Progress:
     outlook: Mapping[str, Any] | None
     worth_stopping: bool | None
     told: Mapping[str, Any] = field(default_factory=dict)
+    known: int = 0
 
 
 class ImageEntry(NamedTuple):

@@ -149,6 +149,7 @@ def progress(
         outlook=outlook,
         worth_stopping=_changes_little(outlook),
         told=told,
+        known=own.known,
     )
 
 

@@ -238,12 +238,14 @@ class Wording:
     def progress(self, progress: Progress) -> dict[str, Any]:
         """Return how far a run is."""
         outlook = progress.outlook or {}
+        total = max(progress.total or 0, progress.answered + progress.open)
         return {
             "epoch": progress.epoch,
-            "answered": progress.answered,
+            # Each decision moves the bar, also one about a question whose answer is known.
+            "answered": min(progress.answered + progress.known, total),
             "open": progress.open,
             "review": progress.review,
-            "total": progress.total,
+            "total": total,
             "decided": progress.decided,
             "rate": _finite(progress.rate),
             "rate_of_all": _finite(progress.rate_of_all),

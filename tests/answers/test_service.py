@@ -387,6 +387,21 @@ def test_an_answer_that_is_known_has_the_effect_of_one_that_is_new(
     assert [event.kind for event in ledger.events()][-3:] == ["gold"] * 3
 
 
+def test_no_count_tells_that_an_answer_was_known(ledger: Ledger, clock: Clock) -> None:
+    publish(ledger, [(2 * i, 2 * i + 1) for i in range(30)])
+    publish(ledger, [(100 + i, 200 + i) for i in range(40)], gold="same", status="answered")
+    service = AnswerService(ledger, gold_share=0.5, clock=clock)
+    anna = service.person_named("anna")
+    seen = set()
+    for number in range(1, 21):
+        task = answer_next(service, anna)
+        assert (task.number, task.total) == (number, 30)
+        seen.add(task.id > 30)
+        progress = service.progress(anna)
+        assert progress.answered + progress.known == number
+    assert seen == {True, False}
+
+
 def test_before_the_answer_only_who_wants_it_learns_what_earlier_answers_imply(
     service: AnswerService, ledger: Ledger
 ) -> None:

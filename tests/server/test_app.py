@@ -368,6 +368,7 @@ def test_progress_counts_what_is_answered(open_site: Site) -> None:
     send(client, next_task(client))
     found = client.get("/api/progress?once=1").json()
     assert (found["answered"], found["open"], found["decided"]) == (1, 5, 1)
+    assert found["total"] == 6
 
 
 def test_every_page_is_served_and_names_no_other_server(open_site: Site) -> None:

@@ -323,7 +323,8 @@ class _Routes:
         """Give tasks back that a page held when it was closed."""
         body = await _body(request)
         page = text_in(body, "page")
-        for task in numbers_in(body, "tasks")[: _MOST_AHEAD + 1]:
+        # The last one first: a page that is loaded anew meanwhile gets the one that was shown.
+        for task in reversed(numbers_in(body, "tasks")[: _MOST_AHEAD + 1]):
             # Where a page is loaded anew, the old one may say so after the new one has the task.
             if self._holders.is_with(person, task, page):
                 await self._call(self._service.release, person, task)

@@ -336,6 +336,23 @@ def test_a_page_that_is_loaded_anew_keeps_what_its_old_one_gives_back_late(site:
     assert send(client, second).status_code == 409
 
 
+def test_the_question_that_was_shown_is_given_back_last(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = site.client(site.person("anna")[1])
+    tasks = [next_task(client, ahead)["id"] for ahead in range(2)]
+    released: list[int] = []
+    release = site.service.release
+
+    def note(person: Any, task: int) -> None:
+        released.append(task)
+        release(person, task)
+
+    monkeypatch.setattr(site.service, "release", note)
+    assert client.post("/api/release", json={"tasks": tasks}).status_code == 200
+    assert released == tasks[::-1]
+
+
 def test_a_page_that_nobody_uses_makes_nobody_present(site: Site) -> None:
     anna, token = site.person("anna")
     client = site.client(token)

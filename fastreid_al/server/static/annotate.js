@@ -737,7 +737,7 @@ function duration(seconds) {
 }
 
 function showProgress(found) {
-  const total = Math.max(found.total ?? 0, found.answered + found.open);
+  const total = Math.max(found.total ?? 0, found.answered);
   const bar = find("#bar");
   bar.max = Math.max(total, 1);
   bar.value = Math.min(found.answered, bar.max);

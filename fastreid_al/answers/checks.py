@@ -2,6 +2,12 @@
 
 Checks cost answers, so they go where they tell most: to people of whom it is not known yet whether
 they err often. A new person is such a person, and so is one whose answers turned out wrong.
+
+An answer that contradicts what other answers imply is no evidence here. A pair whose answer follows
+from others is not asked about, so that there are few such answers. Those that are seen are no fair
+sample either: an implied answer that agrees is hardly ever seen, and each one that contradicts is.
+They would blame whoever answered last. `repair` says which answers of a contradiction are likely
+wrong.
 """
 
 from __future__ import annotations

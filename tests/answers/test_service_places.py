@@ -226,3 +226,17 @@ def test_a_lost_connection_is_opened_again(database: str) -> None:
             with pytest.raises(LedgerError, match="is in use by"):
                 AnswerService.open(database)
         assert [answer.event for answer in trainer.answers()] == [1, 2]
+
+
+def test_known_sheets_are_given_in_every_database(
+    place: str, trainer: Ledger, clock: Clock
+) -> None:
+    publish(trainer, [(0, 1), (0, 2)], sheet=True, gold="same")
+    publish(trainer, [(4, 5), (4, 6)], sheet=True)
+    with AnswerService.open(place, gold_share=1, clock=clock) as service:
+        anna = service.person_named("anna")
+        clock.now += 5
+        assert answer_next(service, anna, DIFFERENT, active_seconds=60.0).id == 1
+        assert service.next_task(anna).id == 3  # type: ignore[union-attr]
+        (figures,) = service.people()
+        assert (figures.gold_right, figures.gold_asked, figures.seconds) == (0, 2, 0.0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..active.strategies import Strategy
 from ..answers.question import AnyAnnotator, QuitAsking
@@ -38,6 +39,7 @@ from .checks import check_parts, check_settings, pick_device, warn_of_settings, 
 from .context import Extensions, RunContext, make_context
 from .data import Dataset, all_labelled, decode, load_source, load_target
 from .find_labels import (
+    LABELS_FILE,
     Labelled,
     Saved,
     earlier_numbers,
@@ -359,20 +361,28 @@ def _evaluate(context: RunContext, target: Dataset) -> Callable[[Network], Ranki
 def _write_labels(
     context: RunContext, state: Training, target: Dataset, network: Network, loader: BatchLoader
 ) -> None:
-    """Write the identities that a finished run found; a failure of it is a warning."""
-    if context.world.size > 1:
-        folder = shlex.quote(str(context.folder.path))
-        context.reporter.line(
-            f"write the identities with: fastreid-al export {folder} `what` labels `out` FILE"
-        )
+    """Write the identities that a finished run found; a failure of it is a warning.
+
+    All processes call it. Each extracts its own images, and the first one finds the identities
+    while the others wait idle.
+    """
+    reporter = context.reporter
+    world = context.world
+    own: list[Tensor] = []
+
+    def extract() -> None:
+        with reporter.progress("extracting", len(loader)) as update:
+            engine, stage = context.config.engine, label_stage(context.config)
+            own.append(extract_features(network, loader, engine, update, stage, world=world))
+
+    extracted = reporter.attempt(LABELS_FILE, extract)
+    if world.any_true(not extracted):
+        if extracted:
+            reporter.warn(f"{LABELS_FILE} could not be made (another rank failed)")
         return
+    features = world.gather_rows_to_first(own[0])  # (n, D) on the first process
 
     def write() -> None:
-        reporter = context.reporter
-        with reporter.progress("extracting", len(loader)) as update:
-            features = extract_features(
-                network, loader, context.config.engine, update, label_stage(context.config)
-            )
         method = state.method
         saved = Saved(method.threshold if isinstance(method, UCAL) else None)
         found = Labelled(
@@ -388,7 +398,7 @@ def _write_labels(
         table = find_labels(found, earlier, reporter)
         write_run_labels(table, earlier, context.folder.path)
 
-    context.reporter.attempt("labels.csv", write)
+    world.compute_on_first(lambda: reporter.attempt(LABELS_FILE, write))
 
 
 def _stopped(context: RunContext, state: Training) -> str:

@@ -17,16 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastreid_al.config import (
-    RunConfig,
-)
+from fastreid_al.config import ExportConfig, RunConfig
 from fastreid_al.distributed.world import World
 from fastreid_al.engine.checkpoint import load_checkpoint
+from fastreid_al.engine.console import Reporter
 from fastreid_al.models import build_model
 from fastreid_al.runs import run_training, train
+from fastreid_al.runs.export_labels import export_labels
 from tests.support.process_pool import Pool
 from tests.support.rank_runs import configured, refused
-from tests.support.tiny import MODEL, tiny_config
+from tests.support.tiny import MODEL, SYNTHETIC, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -83,6 +83,45 @@ def test_several_ranks_train_as_one_process_does(
     single = moved(tmp_path / "one")
     several = moved(tmp_path / "several")
     assert (several - single).norm() < 0.1 * single.norm()
+
+
+@pytest.mark.parametrize("name", [NAMES[1], pytest.param(NAMES[3], marks=pytest.mark.slow)])
+def test_two_ranks_write_the_identities_that_a_single_process_exports(
+    pool: Pool, tmp_path: Path, name: str
+) -> None:
+    config = configured(tmp_path / "run", name)
+    pool.run(trained, 2, config, os.environ["FASTREID_AL_CACHE"])
+    written = tmp_path / "run" / "labels.csv"
+    out = tmp_path / "exported.csv"
+    export_labels(ExportConfig(str(config.run_dir), "labels", str(out)), Reporter())
+    columns = [[row.split(",")[:4] for row in f.read_text().splitlines()] for f in (written, out)]
+    assert columns[0] == columns[1]
+    assert len(columns[0]) == SYNTHETIC.train_images + 1
+    assert json.loads((tmp_path / "run" / "labels.json").read_text())["next_identity"] > 0
+
+
+def failing_extraction(world: World, config: RunConfig, cache: str) -> list[str]:
+    """Train, while the extraction for labels.csv fails on the second rank; returns the files."""
+    original = train.extract_features
+
+    def fail(*args: Any, **options: Any) -> Tensor:
+        if world.rank == 1:
+            raise torch.OutOfMemoryError("too little memory")
+        return original(*args, **options)
+
+    train.extract_features = fail  # type: ignore[assignment]
+    try:
+        trained(world, config, cache)
+    finally:
+        train.extract_features = original  # type: ignore[assignment]
+    return sorted(os.listdir(str(config.run_dir)))
+
+
+def test_a_rank_that_cannot_extract_does_not_lose_the_run(pool: Pool, tmp_path: Path) -> None:
+    config = configured(tmp_path / "run", NAMES[0])
+    for files in pool.run(failing_extraction, 2, config, os.environ["FASTREID_AL_CACHE"]):
+        assert "last.pt" in files
+        assert "labels.csv" not in files
 
 
 def moved(folder: Path) -> Tensor:

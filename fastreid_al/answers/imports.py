@@ -151,6 +151,17 @@ class _Files:
         path = posixpath.normpath(text)
         return None if path in (".", "..") or path.startswith("../") else path
 
+    def below(self, text: str) -> str | None:
+        """Return the rest of a path that begins with the name of the folder, None for another.
+
+        Label Studio serves only files of folders below its document root. Its addresses of local
+        files therefore begin with the name of the image set's folder.
+        """
+        if self.root is None or os.path.isabs(text):
+            return None
+        first, _, rest = posixpath.normpath(text).partition("/")
+        return rest if rest and first == os.path.basename(self.root) else None
+
     def digest(self, path: str) -> str:
         """Return the digest of an image's content; empty where there is no such image."""
         if self.root is None:
@@ -214,7 +225,9 @@ class _Images:
 
     def _find(self, place: str, text: str) -> int:
         # As it is, or as a message shows it.
-        for path in dict.fromkeys(map(self._files.relative, (text, parse_printable(text)))):
+        texts = text, parse_printable(text)
+        paths = [*map(self._files.relative, texts), *map(self._files.below, texts)]
+        for path in dict.fromkeys(paths):
             number = None if path is None else self._number_of(path)
             if number is not None:
                 image = self._known.get(number)

@@ -58,8 +58,9 @@ def _is_text(name: str) -> bool:
 def write_label_studio(table: LabelTable, images: ImageSet, file: Any) -> int:
     """Write tasks for Label Studio, with the identity and `review` of each image as a prediction.
 
-    The images are addressed as local files below the set's root. The labelling configuration has an
-    Image `image`, a TextArea `identity` and Choices `review`.
+    The images are addressed as local files below the folder that holds the set's folder, because
+    Label Studio serves only files of folders below its document root. The labelling configuration
+    has an Image `image`, a TextArea `identity` and Choices `review`.
 
     Args:
         table: The identities of the set's training images.
@@ -71,18 +72,27 @@ def write_label_studio(table: LabelTable, images: ImageSet, file: Any) -> int:
     """
     left_out = 0
     between = b"[\n"
+    folder = Path(os.path.abspath(images.root)).name
     for row, path in enumerate(table.paths):
         if table.sources[row] == UNREAD:
             left_out += 1
             continue
-        file.write(between + json.dumps(_task(table, row, path)).encode())
+        task = _task(table, row, path, f"{folder}/{path}")
+        file.write(between + json.dumps(task).encode())
         between = b",\n"
     file.write(b"\n]\n" if between != b"[\n" else b"[]\n")
     return left_out
 
 
-def _task(table: LabelTable, row: int, path: str) -> dict[str, Any]:
-    """The task of an image."""
+def _task(table: LabelTable, row: int, path: str, local: str) -> dict[str, Any]:
+    """The task of an image.
+
+    Args:
+        table: The table.
+        row: The row of the image.
+        path: Its path in the set.
+        local: Its path below Label Studio's document root.
+    """
     identity = int(table.identities[row])
     results = [_result("review", "choices", {"choices": ["yes" if table.review[row] else "no"]})]
     if identity >= 0:
@@ -90,7 +100,7 @@ def _task(table: LabelTable, row: int, path: str) -> dict[str, Any]:
     margin = float(table.margins[row])
     return {
         "data": {
-            "image": f"/data/local-files/?d={quote(os.fsencode(path))}",
+            "image": f"/data/local-files/?d={quote(os.fsencode(local))}",
             "path": _shown(path),
             "camera": int(table.cameras[row]),
             "cluster_size": int(table.sizes[row]),

@@ -406,6 +406,21 @@ def test_an_export_of_label_studio_is_imported(filled: str, tmp_path: Path) -> N
     assert (two.verdict, two.annotator) == ("different", "bert@example.com")
 
 
+def test_an_address_of_label_studio_may_begin_with_the_folder_of_the_set(
+    filled: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "my set"
+    image_set(root, ["train/1.jpg", "train/4.jpg"])
+    address = "/data/local-files/?d=my%20set/train/1.jpg"
+    path = table(tmp_path, json.dumps([task(annotation(), left=address)]), "tasks.json")
+    import_answers(filled, path, "label-studio", data_root=str(root))
+    assert answers(filled)[-1][:3] == ("train/1.jpg", "train/4.jpg", "same")
+    other = address.replace("my%20set", "other")
+    path = table(tmp_path, json.dumps([task(annotation(), left=other)]), "tasks.json")
+    message = "unknown image 'other/train/1.jpg'"
+    assert message in refused(filled, path, form="label-studio", data_root=str(root))
+
+
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [

@@ -1065,6 +1065,13 @@ class SearchConfig:
         above=0,
         below=1,
     )
+    matches: float | None = setting(
+        None,
+        "Number of gallery images that show a query's identity, on average over the queries. The "
+        "odds of a match are proportional to it",
+        unset="as many as in the image set of the run, or proportionally fewer,",
+        above=0,
+    )
     force: bool = setting(False, "Replace the file if it exists.")
     data_root: str | None = like(ExportConfig, "data_root")
     device: str = like(RunConfig, "device")

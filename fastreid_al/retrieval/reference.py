@@ -207,7 +207,7 @@ def learn_sureness(
     first, second = (search(rows, whole) for rows in halves)
     matches = float(first.matches.double().mean())
     similarity, same = _pairs(first)
-    probability = fit_probability(similarity, same, matches, float(len(whole)))
+    probability = fit_probability(similarity, same, matches, max(1.0, len(whole) - matches))
     error = None
     if probability is not None:
         others, are_same = _pairs(second)

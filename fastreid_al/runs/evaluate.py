@@ -35,7 +35,14 @@ from .extract import SUFFIX, add_features
 from .feature_stream import describe_features
 from .rankings_file import RANKS, check_rankings_file, write_rankings
 from .summary import SCORES, report_skipped, score_row
-from .trained import Trained, config_of_run, extract_records, load_trained, refuse_folder
+from .trained import (
+    Trained,
+    config_of_run,
+    engine_of_checkpoint,
+    extract_records,
+    load_trained,
+    refuse_folder,
+)
 
 #: Settings by which an image set is read and scored.
 _READ_BY = (
@@ -77,6 +84,8 @@ def evaluate_file(
     if options.save_rankings is not None:
         check_rankings_file(Path(options.save_rankings), options.force)
     options = _with_set_of_run(options)
+    engine = engine_of_checkpoint(options.engine, Path(options.checkpoint), reporter)
+    options = replace(options, engine=engine)
     device = pick_device(options.device)
     with working_on(device):
         return _evaluated(options, model, device, reporter)

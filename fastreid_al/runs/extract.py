@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from ..retrieval.feature_file import FeatureWriter, ImageEntry, new_feature_file
 from ..settings import validate
 from .checks import pick_device, working_on
 from .feature_stream import describe_features, stream_features
-from .trained import Trained, find_run, load_trained
+from .trained import Trained, engine_of_checkpoint, find_run, load_trained
 
 
 class FileState(NamedTuple):
@@ -65,6 +66,8 @@ def extract_images(options: ExtractionConfig, reporter: Reporter | None = None) 
     listed = list_images(Path(options.images), "images", options.camera_pattern)
     for line in passed_over_lines(listed.passed_over, listed.root):
         reporter.line(line)
+    engine = engine_of_checkpoint(options.engine, Path(options.checkpoint), reporter)
+    options = replace(options, engine=engine)
     device = pick_device(options.device)
     with working_on(device):
         return _extract(options, listed, device, reporter)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from reid_kernels import BankIndex
+from reid_kernels.topk import MAX_K
 from torch import Tensor
 
 from ..config import SearchConfig
@@ -31,7 +33,7 @@ from .checks import pick_device, working_on
 from .feature_stream import stream_features
 from .gallery_index import default_index, update_index
 from .sureness import SearchSureness, SurenessLearner
-from .trained import Trained, find_run, load_trained
+from .trained import Trained, engine_of_checkpoint, find_run, load_trained
 
 _WRITERS: dict[str, Callable[[Hits, TextIO], None]] = {
     ".csv": write_csv,
@@ -42,6 +44,10 @@ _WRITERS: dict[str, Callable[[Hits, TextIO], None]] = {
 _BATCH = 1024
 #: Unknown queries that are named.
 _NAMED = 10
+#: Hits behind the last one that are looked at, in case they are as similar.
+_TIES = 64
+#: Decimals of a similarity.
+_DECIMALS = 6
 
 
 def search_gallery(options: SearchConfig, reporter: Reporter | None = None) -> Hits:
@@ -73,6 +79,8 @@ def search_gallery(options: SearchConfig, reporter: Reporter | None = None) -> H
     if os.path.isdir(out):
         raise UserError(f"{printable(out)} is a folder; name a file with `out`")
     run = find_run(Path(options.run), options.data_root)
+    engine = engine_of_checkpoint(options.engine, Path(options.run), reporter)
+    options = replace(options, engine=engine)
     gallery = list_images(existing_folder(Path(options.gallery), "gallery"), "gallery")
     queries = list_images(Path(options.query), "query")
     for line in passed_over_lines(gallery.passed_over, gallery.root):
@@ -86,7 +94,7 @@ def search_gallery(options: SearchConfig, reporter: Reporter | None = None) -> H
         paths, features = _query_features(options, queries, trained, network, reporter)
         similarity, rows = _search(features, table, options.top, index, network, reporter)
         learner = SurenessLearner(run, trained, network, options.engine, reporter)
-        sureness = learner.learn(len(table), options.false_match_rate)
+        sureness = learner.learn(len(table), options.false_match_rate, options.matches)
     hits = _hits(options, paths, table, similarity, rows, sureness, trained)
     hits = replace(hits, about={**hits.about, "lines": _describe(hits, sureness, reporter)})
     _write(hits, out)
@@ -124,19 +132,45 @@ def _search(
     network: Network,
     reporter: Reporter,
 ) -> tuple[Tensor, Tensor]:
-    """Similarities (q, k) and gallery rows (q, k) of the hits, k the lesser of top and gallery."""
-    top = min(top, len(table))
+    """Similarities (q, k) and gallery rows (q, k) of the hits, k the lesser of top and gallery.
+
+    Similarities have six decimals, as they are written. Hits that are equally similar are in the
+    order of their names: their rows are in the order in which they came into the index, and their
+    similarities differ by rounding.
+    """
+    # Hits behind the last place may be as similar as the hit that has it.
+    top, more = min(top, len(table)), min(top + _TIES, MAX_K, len(table))
     found = []
     try:
         bank = BankIndex(_bank(table, network.device, reporter), normalize=False)
         with reporter.progress("searching", len(features)) as update:
             for part in features.split(_BATCH):
-                values, rows = bank.search(part.to(bank.bank.device), top)
-                found.append((values.cpu(), rows.cpu()))
+                values, rows = bank.search(part.to(bank.bank.device), more)
+                ordered = order_hits(values.cpu().numpy(), rows.cpu().numpy(), table.names)
+                found.append(tuple(torch.from_numpy(side[:, :top]) for side in ordered))
                 update(sum(len(rows) for _, rows in found), len(features))
     except ValueError as error:
         raise DataError(f"{index} is damaged ({error}); remove it") from error
     return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
+
+
+def order_hits(
+    similarity: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], names: Sequence[str]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Round similarities, and order the hits that are then equally similar by name.
+
+    Args:
+        similarity: (q, k), descending.
+        rows: (q, k), the gallery images.
+        names: Names of the gallery images.
+    """
+    values = similarity.round(_DECIMALS)
+    rows = rows.copy()
+    for query in np.flatnonzero((values[:, 1:] == values[:, :-1]).any(1)).tolist():
+        key = [os.fsencode(names[row]) for row in rows[query].tolist()]
+        order = sorted(range(len(key)), key=lambda i: (-values[query, i], key[i]))
+        rows[query], values[query] = rows[query, order], values[query, order]
+    return values, rows
 
 
 def _bank(table: FeatureTable, device: torch.device, reporter: Reporter) -> Tensor:

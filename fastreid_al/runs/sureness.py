@@ -7,6 +7,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from torch import Tensor
@@ -20,7 +22,7 @@ from ..data.records import UNKNOWN, Record
 from ..data.walk import relative
 from ..engine.console import Reporter
 from ..engine.network import Network
-from ..errors import DataError, UserError
+from ..errors import DataError, UserError, printable
 from ..retrieval.feature_file import FeatureTable, new_feature_file, read_table
 from ..retrieval.open_set import UnknownThreshold
 from ..retrieval.probability import MatchProbability, fit_probability
@@ -73,7 +75,9 @@ class SurenessLearner:
     engine: EngineConfig
     reporter: Reporter
 
-    def learn(self, gallery_size: int, false_match_rate: float) -> SearchSureness:
+    def learn(
+        self, gallery_size: int, false_match_rate: float, matches: float | None = None
+    ) -> SearchSureness:
         """Learn from test images, from training images, or from answers.
 
         Test images of known identity come first, because the network was not trained on them; then
@@ -84,6 +88,8 @@ class SurenessLearner:
         Args:
             gallery_size: Images of the gallery that is searched.
             false_match_rate: The share of unknown queries that may be taken for known ones.
+            matches: Images of the gallery that show a query's identity, on average; None where
+                this is not known.
         """
         try:
             images = images_of_run(self.run, self.reporter)
@@ -92,9 +98,16 @@ class SurenessLearner:
             if test or training:
                 which = "test" if test else "training"
                 known = test or training
-                learnt = self._from_identities(images, known, which, gallery_size, false_match_rate)
+                learnt = self._from_identities(
+                    images, known, which, gallery_size, false_match_rate, matches
+                )
             else:
                 learnt = self._from_answers(images, gallery_size)
+                if matches is not None and learnt.probability is not None:
+                    self.reporter.warn(
+                        "`matches` is not used: how many matches the answered pairs come from is "
+                        "not known"
+                    )
         except UserError as error:
             self.reporter.warn(f"the probability of a match cannot be learnt ({error})")
             learnt = SearchSureness()
@@ -116,6 +129,7 @@ class SurenessLearner:
         which: str,
         gallery_size: int,
         false_match_rate: float,
+        stated: float | None,
     ) -> SearchSureness:
         same_camera = self.run.config.evaluation.same_camera == "include"
         table = self._reference(images, [known[row] for row in sample_images(known)])
@@ -131,6 +145,8 @@ class SurenessLearner:
         # A small gallery is taken to have the same share of matches, a large one the same number.
         share = min(1.0, gallery_size / len(known))
         matches = share * matches_per_query(known, same_camera)
+        if stated is not None:
+            matches = min(stated, float(gallery_size))
         source = f"{len(table):,} {which} images of {learnt.identities:,} identities"
         if learnt.probability is not None:
             assert learnt.error is not None
@@ -144,8 +160,9 @@ class SurenessLearner:
                 "the network was trained on these images: on others, matches are less similar, "
                 "and error rates are higher"
             )
-        size = float(gallery_size)
-        return SearchSureness(learnt.probability, matches, size, learnt.threshold, source)
+        # At least one, so that a gallery of the query's identity alone has finite odds.
+        others = max(1.0, gallery_size - matches)
+        return SearchSureness(learnt.probability, matches, others, learnt.threshold, source)
 
     def _reference(self, images: ImageSet, chosen: list[Record]) -> FeatureTable:
         """The features of a sample, as the run's folder has them, or extracted now."""
@@ -163,6 +180,22 @@ class SurenessLearner:
             except DataError:
                 self.reporter.warn(f"{path} is damaged and is written anew")
         listed = Listing(images.root, chosen, names)
+        try:
+            return self._write_reference(path, about, listed)
+        except UserError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+        self.reporter.line(
+            f"{printable(path)} cannot be written: every search extracts these images again"
+        )
+        # The features stay mapped when the file is gone.
+        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            return self._write_reference(Path(folder) / REFERENCE_FILE, about, listed)
+
+    def _write_reference(
+        self, path: Path, about: Mapping[str, str], listed: Listing
+    ) -> FeatureTable:
+        """Extract the features of a sample into a file, and map it."""
         with new_feature_file(path, about, ("cameras", "identities"), key="run") as writer:
             args = (writer, self.trained, self.network, listed, self.engine, self.reporter)
             if not add_features(*args, "reference"):

@@ -269,6 +269,29 @@ def engine_of_run(engine: EngineConfig, config: RunConfig) -> EngineConfig:
     return replace(engine, flip_features=engine.flip_features or config.engine.flip_features)
 
 
+def engine_of_checkpoint(
+    engine: EngineConfig, checkpoint: Path, reporter: Reporter
+) -> EngineConfig:
+    """Return how features of a checkpoint are extracted: as its run did, where it lies in one.
+
+    A config.json that no run wrote is passed over.
+
+    Args:
+        engine: What a command was asked for.
+        checkpoint: The folder of a run, a checkpoint or a weights file.
+        reporter: Says what was taken over.
+    """
+    folder = checkpoint if os.path.isdir(checkpoint) else checkpoint.parent
+    try:
+        config = config_of_run(folder / "config.json")
+    except UserError:
+        return engine
+    found = engine_of_run(engine, config)
+    if found != engine:
+        reporter.line("features are averaged with those of mirror images, as in the run")
+    return found
+
+
 def images_of_run(run: RunFiles, reporter: Reporter) -> ImageSet:
     """Read the image set of a run.
 

@@ -49,6 +49,23 @@ def test_evaluation_of_checkpoint_and_bare_weights_repeats_the_run(
         )
 
 
+def test_mirror_images_are_averaged_where_the_run_did_so(
+    config: RunConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    engine = replace(config.engine, flip_features=True)
+    finished = run_training(replace(config, epochs=1, engine=engine))
+    mean_ap = finished.history[-1]["mAP"]
+    checkpoint = finished.folder / "last.pt"
+    capsys.readouterr()
+    scores = evaluate_file(EvaluationConfig(str(checkpoint)))
+    assert scores is not None and scores.mAP == pytest.approx(mean_ap, rel=1e-6)
+    assert "averaged with those of mirror images, as in the run" in capsys.readouterr().out
+    # Elsewhere nothing is known of the run.
+    alone = shutil.copy(checkpoint, tmp_path / "alone.pt")
+    evaluate_file(EvaluationConfig(str(alone), dataset="synthetic", synthetic=config.synthetic))
+    assert "mirror images" not in capsys.readouterr().out
+
+
 def test_reranked_scores_are_printed_below_the_plain_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from fastreid_al.data.pixels import file_digests
 from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import CheckpointError, DataError, SettingError, UserError, parse_printable
 from fastreid_al.models import build_model
-from fastreid_al.retrieval import reference
+from fastreid_al.retrieval import feature_file, reference
 from fastreid_al.retrieval.feature_file import read_table
 from fastreid_al.retrieval.probability import calibration_error
 from fastreid_al.runs import gallery_index, run_training, search, sureness, train
@@ -499,3 +501,75 @@ def test_the_stated_rates_hold_for_synthetic_people_that_were_not_in_the_sample(
         errors_of_probability.append(calibration_error(stated, found.same[real].numpy()))
     assert covered >= 4
     assert np.mean(errors_of_probability) < 0.03
+
+
+def test_equal_hits_are_ordered_by_name_whatever_came_first_into_the_index(
+    options: SearchConfig,
+) -> None:
+    gallery = Path(options.gallery)
+    query = str(gallery / "m.png")
+    put_noise(gallery, "m.png", 500)
+    one = replace(options, query=query, top=4)
+    assert Path(search_gallery(one).of(0)[0].gallery).name == "m.png"
+    # Each copy comes into the index after the images that follow it by name.
+    for name in ("z.png", "k.png", "a.png"):
+        shutil.copy(query, gallery / name)
+        hits = search_gallery(replace(one, force=True)).of(0)
+    assert [Path(hit.gallery).name for hit in hits] == ["a.png", "k.png", "m.png", "z.png"]
+    two = search_gallery(replace(one, force=True, top=2)).of(0)
+    assert [Path(hit.gallery).name for hit in two] == ["a.png", "k.png"]
+
+
+def test_a_run_that_cannot_be_written_is_searched(
+    options: SearchConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = replace(options, index=str(tmp_path / "gallery.safetensors"))
+    expected = search_gallery(options).probability
+    assert expected is not None
+    kept = Path(options.run) / sureness.REFERENCE_FILE
+    kept.unlink()
+    original = feature_file.replacing
+
+    def read_only(path: Path) -> Any:
+        if Path(path).parent == Path(options.run):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return original(path)
+
+    monkeypatch.setattr(feature_file, "replacing", read_only)
+    capsys.readouterr()
+    found = search_gallery(replace(options, force=True)).probability
+    np.testing.assert_array_equal(found, expected)
+    assert not kept.exists()
+    assert f"{kept} cannot be written: every search" in capsys.readouterr().out
+
+
+def test_more_matches_raise_the_odds_in_proportion(options: SearchConfig) -> None:
+    odds = []
+    for matches in (1.0, 4.0, 12.0, 50.0):
+        found = search_gallery(replace(options, matches=matches, force=True)).probability
+        assert found is not None
+        odds.append(found / (1 - found))
+    np.testing.assert_allclose(odds[1] / odds[0], (4 / 8) / (1 / 11), rtol=1e-6)
+    # No image shows another identity; one is assumed.
+    np.testing.assert_allclose(odds[2] / odds[0], 12 / (1 / 11), rtol=1e-6)
+    np.testing.assert_array_equal(odds[3], odds[2])
+
+
+def test_mirror_images_are_averaged_as_in_the_run(options: SearchConfig) -> None:
+    plain = search_gallery(options)
+    flipped = replace(options.engine, flip_features=True)
+    asked = replace(options, index=f"{options.out}.safetensors", force=True)
+    expected = search_gallery(replace(asked, engine=flipped))
+    assert not np.array_equal(plain.similarity, expected.similarity)
+    config = Path(options.run) / "config.json"
+    config.write_text(json.dumps(with_flip(json.loads(config.read_text()))))
+    found = search_gallery(asked)
+    np.testing.assert_array_equal(found.similarity, expected.similarity)
+
+
+def with_flip(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of a run whose features are those of mirror images too."""
+    return {**config, "engine": {**config["engine"], "flip_features": True}}

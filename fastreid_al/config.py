@@ -592,11 +592,12 @@ class QuestionConfig:
         "memory.",
         resumable=True,
     )
-    must_links: Literal["after", "before"] = setting(
-        "after",
-        "Images that were answered same are brought together after the clustering, with the whole "
-        "of clusters that they represent (after), or enter the clustering as one image (before), "
-        "which finds fewer pairs and makes fewer mistakes.",
+    must_links: Literal["compact", "clusters", "before"] = setting(
+        "compact",
+        "What images bring along that were answered same before their clusters were made: only "
+        "clusters that they represent (compact), every cluster (clusters), which finds more pairs "
+        "and spoils poor clusters, or no other image, because they enter the clustering as one "
+        "(before).",
         resumable=True,
     )
     confirm_merges: int = setting(

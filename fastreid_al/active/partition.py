@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,12 @@ from ..answers.question import Question, Verdict
 from ..clustering.jaccard import Graph
 from .group_graph import parts_of
 
+#: Which clusters follow their images when these join another cluster.
+Follow = Literal["all", "compact"]
 #: Images that are compared with the answered images of a cluster at a time.
 _ROWS = 1024
 #: A cluster is compact if this share of its images is nearest to its own mean.
-_COMPACT = 0.95
+_COMPACT = 0.8
 #: Share of the images of a cluster that are too far from its mean to represent it.
 _LEAST_CENTRAL = 0.25
 #: Clusters that the images of a cluster are compared with: those with the most similar means.
@@ -179,7 +182,12 @@ def join_groups(
 
 
 def apply_answers(
-    features: Tensor, labels: Tensor, closure: Closure, graph: Graph | None = None
+    features: Tensor,
+    labels: Tensor,
+    closure: Closure,
+    graph: Graph | None = None,
+    *,
+    follow: Follow = "compact",
 ) -> Tensor:
     """Change labels so that no answer contradicts them.
 
@@ -188,29 +196,32 @@ def apply_answers(
     cluster are divided into conflict-free groups, and every other member joins the group of its
     most similar image among these.
 
-    Then the images of each must-link component are brought together. An answer is about images and
-    may be older than the clusters that they lie in today, so these images move and the rest of
-    their clusters stays. A cluster follows as a whole only if the images represent it: at least 95
-    % of its images are nearer to its mean than to that of another cluster, and the images are not
-    among the quarter of least central ones. Two clusters that the images represent are merged,
-    unless the merged cluster would hold images known to be different. Of the clusters that hold
-    images of a component, one that they represent takes the component, then the one with most of
-    them, then the one whose other images are most similar to them. A cluster that is left with one
-    image is no cluster any more.
+    Then the images of each must-link component are brought together, the largest component first.
+    An answer is about images and may be older than the clusters that they lie in today. With
+    `follow="all"` the whole clusters are merged. With "compact", a cluster follows as a whole only
+    if the images represent it: at least 80 % of its images are nearer to its mean than to that of
+    another cluster, and the images are not among the quarter of least central ones. In all other
+    cases, and where the merged cluster would hold images known to be different, the images of the
+    component move and the rest of their clusters stays. Of the clusters that hold images of a
+    component, one that follows as a whole takes the component, then the one with most of them, then
+    the one whose other images are most similar to them. A cluster that is left with one image is no
+    cluster any more.
 
     Args:
         features: (n, D) unit-norm.
         labels: (n,) int64, -1 for an image outside every cluster.
         closure: The answers and what follows from them.
         graph: Distances of the images, on the CPU, such as those of `jaccard_graph`.
+        follow: Which clusters follow their answered images: "all" of them, or the "compact" ones
+            that these represent.
 
     Returns:
         (n,) int64 labels as `Partition.labels` numbers them. The time is linear in the answered
         images, in the members of the clusters that are split, and in those of clusters that share a
-        component with another cluster. If there are any of these, the mean of each cluster is
-        computed as well, and compared with those of the others: 8 bytes times 1,024 times the
-        number of clusters, and 4 D bytes a cluster. The features of one cluster at a time are
-        copied.
+        component with another cluster. With "compact", if there are any of these, the mean of each
+        cluster is computed as well, and compared with those of the others: 8 bytes times 1,024
+        times the number of clusters, and 4 D bytes a cluster. The features of one cluster at a time
+        are copied.
     """
     partition = Partition(labels)
     check_images(closure, len(labels))
@@ -220,7 +231,7 @@ def apply_answers(
         else:
             for part in parts_of(graph, sorted(partition.members(label)), closure)[1:]:
                 partition.move(part, partition.new_label())
-    _join_by_answers(features, partition, closure)
+    _join_by_answers(features, partition, closure, follow)
     return partition.labels()
 
 
@@ -334,7 +345,9 @@ def _nearest_anchors(features: Tensor, rows: list[int], anchors: list[int]) -> l
     return [anchors[index] for index in nearest]
 
 
-def _join_by_answers(features: Tensor, partition: Partition, closure: Closure) -> None:
+def _join_by_answers(
+    features: Tensor, partition: Partition, closure: Closure, follow: Follow
+) -> None:
     """Bring the images of each component together, the largest component first."""
     components_in: dict[int, set[int]] = defaultdict(set)
     spread: list[tuple[int, list[int]]] = []
@@ -345,12 +358,17 @@ def _join_by_answers(features: Tensor, partition: Partition, closure: Closure) -
         if len(labels) > 1:
             spread.append((root, sorted(images)))
     spread.sort(key=lambda component: (-len(component[1]), component[1]))
-    standing = _Standing(features, partition, [image for _, images in spread for image in images])
+    standing = None
+    if follow == "compact":
+        rows = [image for _, images in spread for image in images]
+        standing = _Standing(features, partition, rows)
     for root, images in spread:
         held: dict[int, list[int]] = defaultdict(list)
         for image in images:
             held[partition.label_of(image)].append(image)
-        whole = {label for label, own in held.items() if standing.represents(own)}
+        whole = set(held)
+        if standing is not None:
+            whole = {label for label, own in held.items() if standing.represents(own)}
         target, *others = _by_claim(features, partition, images, held, whole)
         for label in others:
             conflict = any(

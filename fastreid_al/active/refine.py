@@ -12,7 +12,7 @@ from ..answers.rounds import OutOfQuestions, RoundAgain, Spent
 from ..arguments import as_features, as_instance, as_integer, as_labels
 from ..config import QuestionConfig
 from .group_graph import graph_of_images
-from .partition import apply_answers, check_images
+from .partition import Follow, apply_answers, check_images
 from .prior import similarity_prior
 from .strategies import Strategy, load_strategy
 
@@ -68,15 +68,16 @@ def refine(
     config = QuestionConfig() if config is None else as_instance("config", config, QuestionConfig)
     epoch = as_integer("epoch", epoch, 0)
     ask = load_strategy(strategy)
+    follow = follow_of(config)
     while True:
         asker.begin(epoch, config.per_epoch)
         if asker.expected_error != 0:
             check_images(asker.closure, len(labels))
             asker.weigh(similarity_prior(features, asker))
-        known = apply_answers(features, labels, asker.closure)
+        known = apply_answers(features, labels, asker.closure, follow=follow)
         asker.features = features
         asker.labels = known
-        asker.current_labels = partial(_labels_after_answers, features, known, asker)
+        asker.current_labels = partial(_labels_after_answers, features, known, asker, follow)
         try:
             ask(features, known, asker, config)
             asker.settle()
@@ -90,14 +91,20 @@ def refine(
             # The strategy acted on answers of this round that may be doubted now.
             asker.weigh(similarity_prior(features, asker))
             graph = graph_of_images(features)
-            refined = apply_answers(features, refined, asker.likely(), graph)
+            refined = apply_answers(features, refined, asker.likely(), graph, follow=follow)
         # A strategy looks at the answers about the images that it shows; other images of the same
         # groups may have answers too.
-        return Refined(apply_answers(features, refined, asker.closure), spent)
+        refined = apply_answers(features, refined, asker.closure, follow=follow)
+        return Refined(refined, spent)
 
 
-def _labels_after_answers(features: Tensor, labels: Tensor, asker: Asker) -> Tensor:
+def _labels_after_answers(features: Tensor, labels: Tensor, asker: Asker, follow: Follow) -> Tensor:
     """Return the labels (n,) of a strategy that only asks: the given ones, changed to agree with
     every answer.
     """
-    return apply_answers(features, labels, asker.constraints())
+    return apply_answers(features, labels, asker.constraints(), follow=follow)
+
+
+def follow_of(config: QuestionConfig) -> Follow:
+    """Return which clusters follow answered images, as `apply_answers` takes it."""
+    return "all" if config.must_links == "clusters" else "compact"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..active import refine
 from ..active.partition import apply_answers
+from ..active.refine import follow_of
 from ..active.strategies import load_strategy
 from ..annotators import Oracle
 from ..answers import Asker
@@ -198,7 +199,8 @@ def simulate(
             if config.questions.thumbnails:
                 # A strategy follows the answers about the images that it asked about. Those about
                 # thumbnails change the labels when its round ends, which may be much later.
-                now = apply_answers(features, now, asker.constraints())
+                follow = follow_of(config.questions)
+                now = apply_answers(features, now, asker.constraints(), follow=follow)
             curve.add(questions, seconds, now, asker.outlook, *spent)
 
     asker.after_answer = after_answer

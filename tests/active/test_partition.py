@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastreid_al.active.partition import Partition, apply_answers, join_groups, join_images
+from fastreid_al.active.partition import (
+    Follow,
+    Partition,
+    apply_answers,
+    join_groups,
+    join_images,
+)
 from fastreid_al.answers import (
     Closure,
     Verdict,
@@ -80,9 +86,10 @@ def random_answers(seed: int, identities: Tensor, count: int) -> list[Answer]:
     return answers
 
 
+@pytest.mark.parametrize("follow", ["all", "compact"])
 @pytest.mark.parametrize("count", [5, 30, 120])
 @pytest.mark.parametrize("seed", range(8))
-def test_labels_are_those_of_a_slow_form(seed: int, count: int) -> None:
+def test_labels_are_those_of_a_slow_form(seed: int, count: int, follow: Follow) -> None:
     features, identities, _ = planted_partition(90, 16, sizes=(3, 12), spread=1.0, seed=seed)
     random = np.random.default_rng(seed)
     # Clusters that mix and divide identities.
@@ -94,9 +101,9 @@ def test_labels_are_those_of_a_slow_form(seed: int, count: int) -> None:
         verdict = closure.verdict(a, b)
         return None if verdict is None else verdict is SAME
 
-    after = apply_answers(features, labels, closure)
+    after = apply_answers(features, labels, closure, follow=follow)
     found = [set((after == c).nonzero()[:, 0].tolist()) for c in range(int(after.max()) + 1)]
-    expected = labels_by_answers(features.numpy(), labels.numpy(), known)
+    expected = labels_by_answers(features.numpy(), labels.numpy(), known, follow)
     assert found == expected
 
 
@@ -108,12 +115,15 @@ def test_an_old_same_moves_its_images_and_leaves_the_rest_of_a_mixed_cluster() -
     closure = Closure.replay([Answer(1, 0, 6, SAME), Answer(2, 1, 6, SAME)])
     after = apply_answers(features, labels, closure)
     assert after.tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]
+    assert apply_answers(features, labels, closure, follow="all").tolist() == [0] * 10
 
 
-def test_an_old_same_of_central_images_merges_compact_clusters() -> None:
+@pytest.mark.parametrize("follow", ["all", "compact"])
+def test_an_old_same_of_central_images_merges_compact_clusters(follow: Follow) -> None:
     features = torch.eye(4)[[0, 0, 0, 1, 1, 1, 2, 2, 2]]
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
-    after = apply_answers(features, labels, Closure.replay([Answer(1, 2, 4, SAME)]))
+    closure = Closure.replay([Answer(1, 2, 4, SAME)])
+    after = apply_answers(features, labels, closure, follow=follow)
     assert after.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1]
 
 
@@ -123,15 +133,16 @@ def test_an_image_outside_every_cluster_joins_the_cluster_of_its_partner() -> No
     assert after.tolist() == [0, 0, 0, 0, -1]
 
 
-def test_the_order_of_same_answers_does_not_matter() -> None:
+@pytest.mark.parametrize("follow", ["all", "compact"])
+def test_the_order_of_same_answers_does_not_matter(follow: Follow) -> None:
     features, identities, _ = planted_partition(120, 16, sizes=(3, 12), spread=1.2, seed=2)
     labels = (identities + torch.arange(120) // 40) // 2
     answers = [a for a in random_answers(3, identities, 90) if a.verdict is SAME]
-    expected = apply_answers(features, labels, Closure.replay(answers))
+    expected = apply_answers(features, labels, Closure.replay(answers), follow=follow)
     for seed in range(4):
         order = np.random.default_rng(seed).permutation(len(answers)).tolist()
         closure = Closure.replay([answers[at] for at in order])
-        assert torch.equal(apply_answers(features, labels, closure), expected)
+        assert torch.equal(apply_answers(features, labels, closure, follow=follow), expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -164,7 +175,7 @@ def test_groups_are_joined_as_in_a_slow_form_and_move_no_other_image(seed: int) 
 
     after = join_images(features, labels, groups)
     found = [set((after == c).nonzero()[:, 0].tolist()) for c in range(int(after.max()) + 1)]
-    assert found == labels_by_answers(features.numpy(), labels.numpy(), known, follow=False)
+    assert found == labels_by_answers(features.numpy(), labels.numpy(), known, follow="none")
     before = Partition(labels).labels()
     rest = ((groups < 0) & (after >= 0)).nonzero()[:, 0].tolist()
     assert all((after[a] == after[b]) == (before[a] == before[b]) for a in rest for b in rest)

@@ -20,7 +20,7 @@ from tests.support.process_pool import Pool
 
 N = 31
 FEATURES = torch.from_numpy(clustered_features(N, 5)).float()
-MustLinks = Literal["after", "before"]
+MustLinks = Literal["clusters", "compact", "before"]
 
 
 def must_links(world: World, when: MustLinks, tracks: Tensor | None) -> list[Tensor | None]:
@@ -47,9 +47,9 @@ def groups(numbers: Tensor | None) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("when", "has_tracks", "expected"),
     [
-        ("after", False, []),
+        ("compact", False, []),
         ("before", False, [[4, 9]]),
-        ("after", True, [[1, 2], [9, 10]]),
+        ("compact", True, [[1, 2], [9, 10]]),
         ("before", True, [[1, 2], [4, 9, 10]]),
     ],
 )

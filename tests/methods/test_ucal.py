@@ -113,7 +113,7 @@ def test_images_of_a_track_have_one_label_in_every_epoch(asks: bool, algorithm: 
 def test_answers_of_same_enter_before_the_clustering_if_set(before: bool) -> None:
     identities = torch.arange(N) % 5
     asker = Asker(Oracle(identities))
-    config = QuestionConfig(start=0, per_epoch=40, must_links="before" if before else "after")
+    config = QuestionConfig(start=0, per_epoch=40, must_links="before" if before else "compact")
     method = ucal(QuestionRounds(asker, "gain", config), algorithm="linkage", join=0.2)
     method.label_images(0, lambda: FEATURES)
     same = [a for a in asker.ledger.answers() if a.verdict is Verdict.SAME]

@@ -5,15 +5,18 @@ package's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
+#: Which clusters follow their answered images.
+Follow = Literal["all", "compact", "none"]
 #: Says of two images whether they are known to be the same (True) or different (False).
 Known = Callable[[int, int], bool | None]
 
 
 def labels_by_answers(
-    features: np.ndarray, labels: np.ndarray, known: Known, follow: bool = True
+    features: np.ndarray, labels: np.ndarray, known: Known, follow: Follow = "all"
 ) -> list[set[int]]:
     """Return the clusters of two or more images after the answers.
 
@@ -21,7 +24,8 @@ def labels_by_answers(
         features: (n, D) unit-norm.
         labels: (n,) cluster of each image, -1 outside every cluster.
         known: What follows from the answers.
-        follow: Whether clusters that the images of an answer represent follow as a whole.
+        follow: Which clusters follow their answered images as a whole: all of them, those that the
+            images represent (compact), or none.
     """
     n = len(labels)
     x = features.astype(np.float64)
@@ -34,7 +38,9 @@ def labels_by_answers(
     components = _components(n, known)
     parts = {i: next(c for c in clusters if i in c) for c in components for i in c}
     spread = [c for c in components if len({id(parts[i]) for i in c}) > 1]
-    margins = _margins(x, clusters) if follow else {}
+    margins = _margins(x, clusters) if follow == "compact" else {}
+    if follow == "all":
+        margins = {i: 0.0 for cluster in clusters for i in cluster}
     for component in sorted(spread, key=lambda c: (-len(c), sorted(c))):
         _gather(x, clusters, component, margins, known)
     return sorted((c for c in clusters if len(c) > 1), key=min)
@@ -97,7 +103,7 @@ def _margins(x: np.ndarray, clusters: list[set[int]]) -> dict[int, float]:
         near = [k for k in order if k != at][:10]
         own = {i: float(x[i] @ means[at]) for i in cluster}
         nearer = [i for i in cluster if all(x[i] @ means[k] <= own[i] for k in near)]
-        if len(nearer) >= 0.95 * len(cluster):
+        if len(nearer) >= 0.8 * len(cluster):
             least = float(np.quantile(list(own.values()), 0.25))
             margins |= {i: s - least for i, s in own.items()}
     return margins

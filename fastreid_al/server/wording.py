@@ -72,6 +72,7 @@ class Wording:
                 "image": item.right,
                 "members": _others(item.right, item.right_images),
                 "pairs": len(task.left_images) * len(item.right_images),
+                "prospects": self.prospects(item.question),
             }
             for item in task.items
         ]
@@ -88,8 +89,6 @@ class Wording:
             "items": items,
             "images": self.images(shown),
         }
-        if not task.sheet:
-            found["prospects"] = self.prospects(task.items[0].question)
         if self._show_similarity:
             found["reason"] = task.reason
             found["similarity"] = _finite(task.similarity)

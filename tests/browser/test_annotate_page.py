@@ -211,6 +211,17 @@ def test_a_sheet_is_answered_with_digits_and_enter(make: Any) -> None:
     assert len({event.gesture for event in answers(site)}) == 1
 
 
+def test_a_candidate_of_a_sheet_says_what_its_answer_would_change(make: Any) -> None:
+    _, _, open_window = make(TASKS[1:2], local="anna")
+    window = open_window()
+    window.task()
+    said = window.page.locator(".candidate .would")
+    expect(said).to_have_text(["separates 1 pair"] * 3)
+    window.press("2")
+    window.press("Shift+3")
+    expect(said).to_have_text(["separates 1 pair", "joins 1 + 1 images", ""])
+
+
 def test_the_next_question_is_there_at_once(make: Any) -> None:
     site, _, open_window = make(pairs(20), local="anna")
     window = open_window()

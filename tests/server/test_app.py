@@ -301,11 +301,11 @@ def test_before_the_answer_nothing_tells_what_earlier_answers_imply(tmp_path: An
         for _ in range(2):
             send(client, next_task(client))
         task = next_task(client)
-        assert task["prospects"]["different"]["effect"] == effect
-        assert task["prospects"]["different"]["against"] == ([1, 2] if shown else [])
-        question = task["items"][0]["question"]
-        again = client.get(f"/api/prospects?question={question}").json()
-        assert again == task["prospects"]
+        (item,) = task["items"]
+        assert item["prospects"]["different"]["effect"] == effect
+        assert item["prospects"]["different"]["against"] == ([1, 2] if shown else [])
+        again = client.get(f"/api/prospects?question={item['question']}").json()
+        assert again == item["prospects"]
         assert client.get("/api/prospects?question=99").status_code == 409
         site.close()
 

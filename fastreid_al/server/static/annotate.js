@@ -138,19 +138,28 @@ function would(effect) {
 }
 
 function showProspects() {
-  for (const name of ["same", "different"]) find(`#would-${name}`).textContent = would(current?.prospects?.[name]);
+  const pair = current && !current.sheet ? current.items[0].prospects : null;
+  for (const name of ["same", "different"]) find(`#would-${name}`).textContent = would(pair?.[name]);
+  if (current?.sheet) for (const item of current.items) showProspect(item);
+}
+
+/** What the chosen answer about a candidate of a sheet would change. */
+function showProspect(item) {
+  const place = document.querySelector(`.candidate[data-question="${item.question}"] .would`);
+  if (place) place.textContent = would(item.prospects?.[current.verdicts?.get(item.question)]);
 }
 
 /** The tasks that were loaded before an answer do not know what it changed. */
 async function renewProspects() {
   for (const task of [current, ...ahead]) {
-    if (!task || task.sheet) continue;
-    try {
-      task.prospects = await get(`/api/prospects?question=${task.items[0].question}`);
-    } catch {
-      // The next request that matters says so.
+    for (const item of task?.items ?? []) {
+      try {
+        item.prospects = await get(`/api/prospects?question=${item.question}`);
+      } catch {
+        // The next request that matters says so.
+      }
+      if (task === current) showProspects();
     }
-    if (task === current) showProspects();
   }
 }
 
@@ -469,6 +478,8 @@ function showCandidates() {
       under.textContent = [caption(item.image), item.members.length ? count(1 + item.members.length, "image") : ""]
         .filter(Boolean)
         .join(" · ");
+      const prospect = document.createElement("span");
+      prospect.className = "would";
       const few = document.createElement(item.members.length ? "button" : "div");
       few.className = "few";
       if (item.members.length) {
@@ -482,7 +493,7 @@ function showCandidates() {
         setPicture(small, number, SMALL, "");
         few.append(small);
       }
-      box.append(button, few, under, unsure);
+      box.append(button, few, under, prospect, unsure);
       setPicture(picture, item.image, LARGE / 2, "");
       watch(picture, `candidate ${item.question}`);
       return box;
@@ -510,6 +521,7 @@ function showChoices() {
     const unsure = box.querySelector(".unsure");
     unsure.setAttribute("aria-pressed", String(verdict === "unsure"));
     unsure.setAttribute("aria-label", `${about.join(", ")}: unsure`);
+    showProspect(current.items[place]);
   }
   const all = [...current.verdicts.values()];
   const same = all.filter((verdict) => verdict === "same").length;

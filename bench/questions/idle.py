@@ -276,8 +276,13 @@ class People:
         else:
             raise OutOfQuestions
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the hour is over."""
+        return self._service is not None and self._clock.now >= self._ends_at
+
     def close(self) -> None:
-        """Let the people leave."""
+        """Close the service of the people."""
         if self._service is not None:
             self._service.close()
 
@@ -397,6 +402,8 @@ def measure(
         contextlib.suppress(Interrupted),
     ):
         run_training(config, annotator=people)
+    if not people.is_over:
+        sys.exit(f"{folder}: the run was stopped before the hour was over")
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     return figures(mode, seed, minutes, people, [json.loads(line) for line in lines], hour)
 

@@ -55,6 +55,7 @@ FOREIGN = {
     *("out", "arms", "sizes", "seeds", "iterations", "step", "start"),  # of bench/real/run.py
     "per-epoch",  # also of bench/real/run.py
     *("list", "failed", "again", "only", "features"),  # of bench/gpu_check.py
+    "table",  # of bench/questions/marks.py
     "minutes",
     *("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "signal"),
 }

@@ -51,6 +51,7 @@ FOREIGN = {
     *("standalone", "nproc-per-node", "nnodes", "max-restarts"),
     *("rdzv-backend", "rdzv-id", "rdzv-endpoint"),
     *("strict", "check", "inplace", "benchmark-only", "benchmark-json", "scale"),
+    "benchmark-timer",
     *("json", "plot", "figure", "undocumented", "runs", "case"),
     *("out", "arms", "sizes", "seeds", "iterations", "step", "start"),  # of bench/real/run.py
     "per-epoch",  # also of bench/real/run.py

@@ -34,9 +34,11 @@ class _Rule(NamedTuple):
 
 #: `status` and `settled_event` of a question say where it stands, and are no history.
 _QUESTION = (
-    "id, run, epoch, left_id, right_id, left_images, right_images, reason, score, similarity, "
-    "probability, need, confirms, votes, gold, known_event, made_at"
+    "id, run, epoch, left_id, right_id, left_images, right_images, score, similarity, "
+    "probability, votes, gold, known_event, made_at"
 )
+#: What a round that asks an open question again may need to change.
+_PURPOSE = "reason, need, confirms"
 _RULES = (
     _Rule("events_keep", "events", "UPDATE", "events"),
     _Rule("events_stay", "events", "DELETE", "events"),
@@ -47,6 +49,10 @@ _RULES = (
         when="OLD.erased_at IS NOT NULL",
     ),
     _Rule("questions_keep", "questions", f"UPDATE OF {_QUESTION}", "what was asked"),
+    _Rule(
+        *("questions_purpose", "questions", f"UPDATE OF {_PURPOSE}", "why a question was asked"),
+        when="OLD.status <> 'open'",
+    ),
     _Rule("questions_stay", "questions", "DELETE", "questions"),
     _Rule("people_keep", "people", "UPDATE OF id, name", "names of people"),
     _Rule("people_stay", "people", "DELETE", "people"),

@@ -226,7 +226,7 @@ def test_a_confirmation_that_nobody_can_decide_ends() -> None:
 def test_seconds_are_of_a_clock_that_nobody_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     features, identities, labels = crowded()
     wall = iter(range(10**6, 0, -3600))  # set back by an hour at every look
-    monkeypatch.setattr("fastreid_al.answers.asker.time.time", lambda: float(next(wall)))
+    monkeypatch.setattr("fastreid_al.answers.at_once.time.time", lambda: float(next(wall)))
     asker = Asker(Oracle(identities))
     refine(features, labels, asker, "gain", QuestionConfig(per_epoch=5, k_max_rule="root"))
     answers = asker.ledger.answers()

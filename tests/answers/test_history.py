@@ -28,17 +28,20 @@ CHANGES = [
     ("DELETE FROM images WHERE id = 1", "images"),
     ("UPDATE questions SET right_id = 2 WHERE id = 1", "what was asked"),
     ("UPDATE questions SET gold = 'same'", "what was asked"),
+    ("UPDATE questions SET need = 3 WHERE status <> 'open'", "why a question was asked"),
     ("DELETE FROM questions", "questions"),
     ("UPDATE people SET name = 'eve' WHERE id = 1", "names of people"),
     ("DELETE FROM people", "people"),
 ]
 #: What goes on.
 ALLOWED = [
+    "UPDATE questions SET need = 3, reason = 'merge' WHERE status = 'open'",
     "UPDATE questions SET status = 'withdrawn', settled_event = 1",
     "UPDATE images SET erased_at = 5.0 WHERE id = 0",
     "UPDATE people SET role = 'admin', secret = NULL, seen_at = 2.0, disabled_at = 3.0",
 ]
 PERSON = "INSERT INTO people (name, role, made_at) VALUES ('anna', 'annotate', 0)"
+SETTLED = "UPDATE questions SET status = 'withdrawn' WHERE id = 2"
 ERASURE = "UPDATE images SET erased_at = 4.0 WHERE id = 1"
 
 
@@ -49,6 +52,7 @@ def fill(url: str) -> None:
         with ledger.store.writing() as connection:
             connection.exec_driver_sql(PERSON)
             connection.exec_driver_sql(ERASURE)
+            connection.exec_driver_sql(SETTLED)
 
 
 @pytest.fixture

@@ -189,7 +189,7 @@ def test_a_round_that_was_left_goes_on_to_the_same_labels(
     file = str(tmp_path / "left.sqlite")
     state: dict[str, object] | None = None
     done: list[Tensor] = []
-    people = People(planted[1], most=most, lease_seconds=1.0)
+    people = People(planted[1], most=most, lease_seconds=4.0)
     with contextlib.suppress(QuitAsking):
         for labels, asker in rounds(file, planted, people, window=window):
             done.append(labels)

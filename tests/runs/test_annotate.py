@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from fastreid_al.answers.ledger import Ledger
 from fastreid_al.answers.service import AnswerService
@@ -146,7 +147,10 @@ def test_what_cannot_be_served_is_one_line(options: AnnotationConfig, tmp_path: 
 
 def test_a_ledger_of_other_images_is_refused(options: AnnotationConfig, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    draw_images(other / "deeper", 2)
+    other.mkdir()
+    # None has the content of an image of the ledger, which would be found.
+    for name in ("000.jpg", "deeper.jpg"):
+        Image.new("RGB", (32, 64), (1, 2, 3)).save(other / name)
     line = refused(replace(options, data_root=str(other)))
     assert "none of the 8 images" in line and "such as 000.jpg" in line and "`data_root`" in line
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from fastreid_al import files, locks
-from fastreid_al.answers import Ledger, asker
+from fastreid_al.answers import Ledger, at_once
 from fastreid_al.cli import run_main
 from fastreid_al.config import QuestionConfig, RunConfig
 from fastreid_al.engine.checkpoint import load_checkpoint
@@ -101,7 +101,7 @@ def refused(number: int, creating: bool = True) -> Strike:
 def clock_set_back(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """The clock of the machine goes back by a day at every look."""
     times = iter(range(2 * 10**9, 0, -86_400))
-    patch.setattr(asker.time, "time", lambda: float(next(times)))
+    patch.setattr(at_once.time, "time", lambda: float(next(times)))
 
 
 def other_trainer(patch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -538,7 +538,9 @@ def test_an_image_that_is_gone_is_one_line_and_its_question_can_be_answered(
     open_site.records[0].path.unlink()
     reply = client.get("/image/0?h=96")
     assert reply.status_code == 404
-    assert reply.json()["error"] == "image 0: the file of the image cannot be read"
+    assert reply.json()["error"] == (
+        "image 0: the file of the image cannot be read, and no other file has its content"
+    )
     assert client.get("/image/1?h=96").status_code == 200
     assert send(client, task, "not comparable").json()["status"] == "recorded"
 

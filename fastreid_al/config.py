@@ -599,6 +599,7 @@ class QuestionConfig:
         "and spoils poor clusters, or no other image, because they enter the clustering as one "
         "(before).",
         resumable=True,
+        replaced=(("after", "compact"),),
     )
     confirm_merges: int = setting(
         0,

@@ -242,7 +242,7 @@ class Assignment:
         if gold.is_due(who.id, count, share):
             # It looks like the task that it stands before.
             is_sheet = chosen[0].sheet is not None
-            number = gold.choose(connection, who.id, count, is_sheet)
+            number = gold.choose(connection, who.id, count, now, is_sheet)
             if number is not None:
                 return self.rows(connection, number)
         return chosen

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from .checks import draw
-from .database import EVENTS, IMAGES, QUESTIONS
+from .database import EVENTS, IMAGES, LEASES, QUESTIONS
 from .ledger import MEMBER
 from .question import Verdict
 
@@ -37,7 +37,9 @@ def is_due(person: int, count: int, share: float) -> bool:
     return draw(person, count) < share
 
 
-def choose(connection: Connection, person: int, count: int, sheet: bool = False) -> int | None:
+def choose(
+    connection: Connection, person: int, count: int, now: float, sheet: bool = False
+) -> int | None:
     """Return a task whose answer is known and that a person has not seen; None without one.
 
     A sheet is known if all of its questions are settled, and the answers of half of them or more
@@ -47,6 +49,7 @@ def choose(connection: Connection, person: int, count: int, sheet: bool = False)
         connection: A transaction.
         person: Number of the person.
         count: Tasks that the person was given before.
+        now: The time.
         sheet: Whether it is a sheet, as the task that it stands before.
     """
     c = QUESTIONS.c
@@ -55,11 +58,16 @@ def choose(connection: Connection, person: int, count: int, sheet: bool = False)
         & (EVENTS.c.person == person)
         & EVENTS.c.kind.in_(("answer", "gold"))
     )
+    # What the person has before them would begin anew, and its time would be lost.
+    task = sa.func.coalesce(c.sheet, c.id)
+    has = sa.exists().where(
+        (LEASES.c.question == task) & (LEASES.c.person == person) & (LEASES.c.until > now)
+    )
     images = c.left_id, c.right_id
     erased = sa.exists().where(IMAGES.c.id.in_(images) & IMAGES.c.erased_at.is_not(None))
     is_given = c.gold.is_not(None) & (c.status != "withdrawn")
     agreed = (c.status == "answered") & c.id.in_(_agreed())
-    excluded = seen.correlate(QUESTIONS) | erased.correlate(QUESTIONS)
+    excluded = seen.correlate(QUESTIONS) | erased.correlate(QUESTIONS) | has.correlate(QUESTIONS)
     if sheet:
         of_question = sa.select(
             c.sheet,

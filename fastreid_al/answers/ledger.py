@@ -377,7 +377,8 @@ class Ledger:
         """Return the answers that are not undone, in the order of `Answer.place`.
 
         Several people's answers to one question are one answer, see `combined`. A question that
-        still needs a person has none.
+        fewer people answered than must agree has none. One that a further person checks counts in
+        the meantime.
 
         Args:
             as_of: Last event that counts, answer or undo; all when not given.

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from .database import EVENTS, IMAGES, LEASES, MARKS, META, QUESTIONS, stored_name
+from .gold import in_force
 from .ledger import Ledger
 from .question import Answer, Question
 from .tally import DECISIONS
@@ -385,7 +386,8 @@ class QuestionQueue:
 
         Args:
             keep: Numbers of questions that stay open.
-            only_waiting: Whether a question that a person has before them stays open.
+            only_waiting: Whether a question stays open that a person has before them, or that was
+                answered and waits for a further person.
             later: Whether those of later rounds are withdrawn too. There are some where the round
                 is repeated from an older checkpoint.
         """
@@ -400,6 +402,8 @@ class QuestionQueue:
             # A sheet is held by its first question.
             wanted &= QUESTIONS.c.id.not_in(held)
             wanted &= sa.func.coalesce(QUESTIONS.c.sheet, 0).not_in(held)
+            answered = (EVENTS.c.question == QUESTIONS.c.id) & (EVENTS.c.kind == "answer")
+            wanted &= ~sa.exists().where(answered & in_force()).correlate(QUESTIONS)
         with self._store.writing() as connection:
             found = connection.execute(sa.select(QUESTIONS.c.id).where(wanted)).scalars().all()
             withdrawn = [number for number in found if number not in keep]

@@ -501,6 +501,19 @@ class AnswerService:
             votes = {event: self._graph.voters(event) for event in chain}
             return views.steps(connection, votes)
 
+    def is_asked(self, person: Person, a: int, b: int) -> bool:
+        """Return whether a person has a question about two images before them.
+
+        Args:
+            person: The person.
+            a: One image.
+            b: The other image.
+        """
+        pair = {as_number_of("image", a), as_number_of("image", b)}
+        with self._reading() as connection:
+            held = self._assignment.held(connection, person, self._clock())
+        return any({row.left_id, row.right_id} == pair for _, rows in held for row in rows)
+
     def image_at(self, path: str) -> ImageEntry:
         """Return the image of a path in the ledger.
 

@@ -73,6 +73,12 @@ class EpochLabelsFolder:
         )
         self._write(f"epoch-{epoch:04d}.npz", file.getvalue())
 
+    def remove_from(self, epoch: int) -> None:
+        """Remove the labels of an epoch and of those after it."""
+        for later in self.epochs():
+            if later >= epoch:
+                (self.path / f"epoch-{later:04d}.npz").unlink(missing_ok=True)
+
     def _write(self, name: str, content: bytes) -> None:
         try:
             make_folder(self.path)

@@ -55,22 +55,23 @@ def choose_precision(
         world: The processes of the run. All of them call it.
     """
     on_cpu = device.type == "cpu"
+    # Ranks that were started with other settings are told so later: all of them ask here.
+    own = _units_of(device)
+    by_rank = world.all_gather_objects(own)
+    units = by_rank[0] if all(by_rank) else ()
     training: Kind
     if settings.precision != "auto":
         training = settings.precision
         reason = f"`engine.precision` {training}"
-        if on_cpu and training == "bf16" and not bf16_units():
+        if on_cpu and training == "bf16" and not own:
             reason += "; the CPU has no units for bfloat16, so that float32 is likely faster"
     elif on_cpu:
-        own = bf16_units()
-        units = own if world.size == 1 else _common_units(world.all_gather_objects(own))
         training = "bf16" if units else "float32"
         has = f"units for bfloat16 ({', '.join(units)})" if units else "no units for bfloat16"
         reason = f"`engine.precision` auto: the CPU has {has}"
     else:
-        lacks = world.any_true(not torch.cuda.is_bf16_supported())
-        training = "float32" if lacks else "bf16"
-        reason = "`engine.precision` auto: a GPU" + (" without bfloat16" if lacks else "")
+        training = "bf16" if units else "float32"
+        reason = "`engine.precision` auto: a GPU" + ("" if units else " without bfloat16")
     return Precision(training, "float32" if on_cpu else training, reason)
 
 
@@ -103,6 +104,8 @@ def _flags() -> set[str]:
         return set()
 
 
-def _common_units(by_rank: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """Units of the first rank, if every rank has some; results of a rank would differ else."""
-    return by_rank[0] if all(by_rank) else ()
+def _units_of(device: torch.device) -> tuple[str, ...]:
+    """Names of what a device has for bfloat16."""
+    if device.type == "cpu":
+        return bf16_units()
+    return ("GPU",) if torch.cuda.is_bf16_supported() else ()

@@ -179,6 +179,8 @@ def _check_images(name: str, pictures: Pictures, reporter: Reporter) -> None:
     """
     with Ledger.open(name, write=False) as ledger, ledger.store.reading() as connection:
         rows = connection.execute(sa.select(IMAGES).order_by(IMAGES.c.id)).all()
+        # Without the password of a server.
+        shown = ledger.name
     missing = [row for row in rows if row.erased_at is None and not pictures.has(row.path)]
     if not missing:
         return
@@ -187,7 +189,7 @@ def _check_images(name: str, pictures: Pictures, reporter: Reporter) -> None:
     gone = [row.path for row in missing if row.digest not in found]
     if len(gone) == len(rows):
         raise LedgerError(
-            f"none of the {len(rows):,} images of {printable(name)} was found, such as "
+            f"none of the {len(rows):,} images of {printable(shown)} was found, such as "
             f"{printable(gone[0])}; name the folder of the images with `data_root`, or another "
             "ledger"
         )

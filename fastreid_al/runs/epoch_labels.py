@@ -83,10 +83,10 @@ def agreement_with(url: str, found: EpochLabels) -> Agreement:
     """
     with Ledger.open(url, write=False) as ledger:
         keys = ImageKeys(ledger.dataset(), found.names, ())
-        last = ledger.last_event()
+        last, name = ledger.last_event(), ledger.name
     if last < found.event:
         raise LedgerError(
-            f"{url} ends at event {last}, and the labels were made from the answers up to event "
+            f"{name} ends at event {last}, and the labels were made from the answers up to event "
             f"{found.event}: it is an older copy or another ledger; restore it"
         )
     with Ledger.open(url, keys, write=False) as ledger:

@@ -235,8 +235,10 @@ def _report_precision(context: RunContext, saved: dict[str, Any] | None) -> None
     """
     precision = context.precision
     context.reporter.line(precision.describe())
-    # Checkpoints of earlier versions do not say it.
     before = None if saved is None else saved.get("precision")
+    if saved is not None and before is None and context.device.type == "cpu":
+        # Checkpoints of earlier versions do not say it; `auto` was float32 on a CPU.
+        before = "float32" if context.config.engine.precision == "auto" else None
     if before is not None and before != precision.training:
         context.reporter.warn(
             f"the run was trained in {before} until here; set `engine.precision` {before} to go on "
@@ -308,13 +310,15 @@ def _keep_labels(
     if not (asks(context) and context.world.is_first and isinstance(method, UCAL)):
         return None
     kept = EpochLabelsFolder(context.folder.path)
-    names: list[str] = []
+    begun: list[int] = []
 
     def write(epoch: int) -> None:
-        if not names:
+        if not begun:
             root = target.images.root
-            names.extend(record.path.relative_to(root).as_posix() for record in target.records)
-            kept.write_names(names)
+            kept.write_names([r.path.relative_to(root).as_posix() for r in target.records])
+            # A run that went back to an older checkpoint makes later epochs anew.
+            kept.remove_from(epoch)
+            begun.append(epoch)
         questions = method.questions.state_dict() or {}
         kept.write(epoch, method.labels, int(questions.get("position", 0)))
 

@@ -367,6 +367,8 @@ class _Routes:
     async def proof(self, request: Request, person: Person) -> Response:
         """Return the answers that decide about two images, by their numbers or their paths."""
         a, b = [await self._image_in(request, name) for name in "ab"]
+        if await self._call(self._service.is_asked, person, a, b):
+            raise ProblemError(409, "you have a question about these images: answer it first")
         return JSONResponse(await self._call(self._wording.proof, a, b))
 
     async def _image_in(self, request: Request, name: str) -> int:

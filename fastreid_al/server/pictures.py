@@ -162,18 +162,27 @@ class Pictures:
         try:
             return _read(self._file(path), digest)
         except _NotThereError as error:
-            file = self._moved(digest) if digest else None
+            file = self._moved(digest, wait=False) if digest else None
             if file is None:
                 also = ", and no other file has its content" if digest else ""
                 raise UnshownError(f"{error}{also}") from error
         return _read(file, digest)
 
     def _moved(
-        self, digest: str, on_progress: Callable[[int, int], None] | None = None
+        self,
+        digest: str,
+        on_progress: Callable[[int, int], None] | None = None,
+        wait: bool = True,
     ) -> Path | None:
-        """The file with a content; None without one."""
-        # One request looks, and others wait for what it finds.
-        with self._looking:
+        """The file with a content; None without one.
+
+        Raises:
+            UnshownError: Another thread looks for a file, and this one does not wait.
+        """
+        # One request looks. If others waited for it, answers would find no thread.
+        if not self._looking.acquire(blocking=wait):
+            raise UnshownError("the file of the image is looked for; load the page again later")
+        try:
             file = self._by_digest.get(digest)
             if file is not None and file.is_file():
                 return file
@@ -184,6 +193,8 @@ class Pictures:
                 self._by_digest = {d: f for d, f in zip(found, files, strict=True) if d}
                 self._looked_at = now
             return self._by_digest.get(digest)
+        finally:
+            self._looking.release()
 
     def _files(self) -> list[Path]:
         """The files that may be shown."""

@@ -149,7 +149,7 @@ def test_a_ledger_of_other_images_is_refused(options: AnnotationConfig, tmp_path
     other = tmp_path / "other"
     other.mkdir()
     # None has the content of an image of the ledger, which would be found.
-    for name in ("000.jpg", "deeper.jpg"):
+    for name in ("first.jpg", "second.jpg"):
         Image.new("RGB", (32, 64), (1, 2, 3)).save(other / name)
     line = refused(replace(options, data_root=str(other)))
     assert "none of the 8 images" in line and "such as 000.jpg" in line and "`data_root`" in line

@@ -293,6 +293,18 @@ def test_a_pair_is_proved_by_numbers_and_by_paths(tmp_path: Any) -> None:
     site.close()
 
 
+def test_the_proof_of_a_pair_is_told_after_the_own_answer_about_it(open_site: Site) -> None:
+    client = open_site.client()
+    task = next_task(client)
+    (item,) = task["items"]
+    url = f"/api/proof?a={item['image']}&b={task['left']['image']}"
+    reply = client.get(url)
+    assert reply.status_code == 409
+    assert reply.json()["error"] == "you have a question about these images: answer it first"
+    send(client, task)
+    assert client.get(url).status_code == 200
+
+
 def test_before_the_answer_nothing_tells_what_earlier_answers_imply(tmp_path: Any) -> None:
     chain = [[([0], [1])], [([1], [2])], [([0], [2])]]
     for name, shown, effect in (("blind", False, "new"), ("open", True, "contradiction")):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, UserError, printable
-from ..files import TEMPORARY, make_folder, remove_files, write_atomically
+from ..files import TEMPORARY, make_folder, remove_file, remove_files, write_atomically
 
 #: Folder of a run that holds the labels of its epochs.
 FOLDER = "epoch_labels"
@@ -77,7 +77,7 @@ class EpochLabelsFolder:
         """Remove the labels of an epoch and of those after it."""
         for later in self.epochs():
             if later >= epoch:
-                (self.path / f"epoch-{later:04d}.npz").unlink(missing_ok=True)
+                remove_file(self.path / f"epoch-{later:04d}.npz", _EPOCH)
 
     def _write(self, name: str, content: bytes) -> None:
         try:

@@ -79,7 +79,7 @@ TINY = {
     "bench_cosine_dbscan": "ours",
     "bench_rounds": "gain",
     "bench_questions": "merges",
-    "bench_train_step": "60-0",
+    "bench_train_step": "60-float32-0",
     "bench_nnct_step": "ours",
     "bench_epoch": "ucal",
 }

@@ -309,11 +309,12 @@ def test_answers_that_a_closed_page_kept_are_sent_by_the_next_one(make: Any) -> 
 
 def test_a_closed_browser_gives_its_questions_to_others(make: Any) -> None:
     site, _, open_window = make(pairs(2))
-    first, second = (open_window(f"/link/{site.person(name)[1]}") for name in ("anna", "ben"))
+    first = open_window(f"/link/{site.person('anna')[1]}")
     # Anna has one question on the screen, and the other one is loaded beforehand.
     first.task()
-    expect(second.page.locator("#waiting")).to_be_visible()
     first.wait_for(lambda: leases(site) == 2)
+    second = open_window(f"/link/{site.person('ben')[1]}")
+    expect(second.page.locator("#waiting")).to_be_visible()
     first.page.close(run_before_unload=True)
     for number in range(2):
         second.task()

@@ -32,6 +32,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import markdown_rows
 import surroundings
 
 from fastreid_al.config import ClusterConfig, OracleConfig, QuestionConfig, SimulationConfig, recipe
@@ -304,21 +305,21 @@ def column(curve: Curve, name: str, small: float) -> np.ndarray:
 
 def decision_table(means: Sequence[tuple[Setting, list[Curve]]]) -> str:
     """Pair F1 / completeness after a number of decisions."""
-    lines = _head([*_TITLES, *(f"{at} decisions" for at in AT_DECISIONS)])
+    lines = markdown_rows.head([*_TITLES, *(f"{at} decisions" for at in AT_DECISIONS)])
     for setting, curves in means:
         scores = [_pair_of_scores(curves, at, "gestures", 0.0) for at in AT_DECISIONS]
-        lines.append(_row([*_cells(setting, curves), *scores]))
+        lines.append(markdown_rows.row([*_cells(setting, curves), *scores]))
     return "\n".join(lines) + "\n"
 
 
 def second_table(means: Sequence[tuple[Setting, list[Curve]]]) -> str:
     """Pair F1 / completeness after a number of seconds, for each time of a small image."""
-    lines = _head([*_TITLES, "s / small image", *(f"{at} s" for at in AT_SECONDS)])
+    lines = markdown_rows.head([*_TITLES, "s / small image", *(f"{at} s" for at in AT_SECONDS)])
     for setting, curves in means:
         for small in SMALL if setting.arm.endswith("marked") else SMALL[:1]:
             scores = [_pair_of_scores(curves, at, "seconds", small) for at in AT_SECONDS]
             time = f"{small:.2f}" if setting.arm.endswith("marked") else ""
-            lines.append(_row([*_cells(setting, curves), time, *scores]))
+            lines.append(markdown_rows.row([*_cells(setting, curves), time, *scores]))
     return "\n".join(lines) + "\n"
 
 
@@ -330,7 +331,7 @@ def worth_table(means: Sequence[tuple[Setting, list[Curve]]]) -> str:
     the cell.
     """
     titles = [f"{name} at {at}" for name in SCORES.values() for at in AT_DECISIONS[:2]]
-    lines = _head([*_TITLES, "small images in each", *titles])
+    lines = markdown_rows.head([*_TITLES, "small images in each", *titles])
     by_setting = dict(means)
     for setting, curves in means:
         plain_arm = setting.arm.removesuffix(", marked")
@@ -342,7 +343,7 @@ def worth_table(means: Sequence[tuple[Setting, list[Curve]]]) -> str:
         cells = ["-" if judged is None else f"{judged / AT_DECISIONS[0]:.1f}"]
         for score in SCORES:
             cells += [_break_even(curves, plain, score, at) for at in AT_DECISIONS[:2]]
-        lines.append(_row([*_cells(setting, curves), *cells]))
+        lines.append(markdown_rows.row([*_cells(setting, curves), *cells]))
     return "\n".join(lines) + "\n"
 
 
@@ -374,14 +375,6 @@ def _cells(setting: Setting, curves: Sequence[Curve]) -> list[str]:
 def _pair_of_scores(curves: Sequence[Curve], at: float, of: str, small: float) -> str:
     found = [value_at(curves, score, at, of, small) for score in ("f1", "class_completeness")]
     return " / ".join("-" if value is None else f"{100 * value:.1f}" for value in found)
-
-
-def _head(titles: Sequence[str]) -> list[str]:
-    return [_row(titles), "|" + "---|" * len(titles)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import markdown_rows
 import surroundings
 
 from fastreid_al.config import OracleConfig, QuestionConfig, SimulationConfig, recipe
@@ -270,7 +271,7 @@ def window_table(curves: Sequence[Curve]) -> str:
     """
     windows = sorted({curve.setting.window for curve in curves})
     titles = ["features", "strategy", "thumbnails", "errors", "questions"]
-    lines = _head([*titles, *(f"W = {window}" for window in windows)])
+    lines = markdown_rows.head([*titles, *(f"W = {window}" for window in windows)])
     for group in _grouped(curves):
         end = min(curve.places[-1].questions for curve in group)
         of_window = {curve.setting.window: curve for curve in group}
@@ -293,7 +294,7 @@ def window_table(curves: Sequence[Curve]) -> str:
                 change = "" if first is None else f" ({100 * (f1 / first - 1):+.1f} %)"
                 first = f1 if first is None else first
                 cells.append(f"{f1:.3f} / {bcubed:.3f}{change}")
-            lines.append(_row(cells))
+            lines.append(markdown_rows.row(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -307,7 +308,7 @@ def thumbnail_table(curves: Sequence[Curve]) -> str:
     first = min(curve.setting.window for curve in curves)
     titles = ["features", "strategy", "errors", "score", "decisions", "thumbnails in each"]
     titles += ["score, pairs alone", "score, judged", "worth in pairs", "break-even s/thumbnail"]
-    lines = _head([*titles, "same counted seconds: pairs alone", "judged"])
+    lines = markdown_rows.head([*titles, "same counted seconds: pairs alone", "judged"])
     by_setting = {curve.setting: curve for curve in curves}
     for setting, judged in by_setting.items():
         plain = by_setting.get(setting._replace(thumbnails=False))
@@ -316,7 +317,7 @@ def thumbnail_table(curves: Sequence[Curve]) -> str:
         for score in ("f1", "bcubed_f1"):
             for part in (4, 2):
                 at = judged.places[-1].questions // part
-                lines.append(_row(_worth_cells(setting, plain, judged, score, at)))
+                lines.append(markdown_rows.row(_worth_cells(setting, plain, judged, score, at)))
     return "\n".join(lines) + "\n"
 
 
@@ -375,14 +376,6 @@ def _grouped(curves: Sequence[Curve]) -> list[list[Curve]]:
     for curve in curves:
         groups.setdefault(curve.setting._replace(window=0), []).append(curve)
     return list(groups.values())
-
-
-def _head(titles: Sequence[str]) -> list[str]:
-    return [_row(titles), "|" + "---|" * len(titles)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ Kind = Literal["float32", "bf16"]
 
 #: Units that multiply bfloat16 at twice the rate of float32 or more, by their flag: that of
 #: /proc/cpuinfo and of `torch.cpu.get_capabilities`.
-_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
+_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
 _CPUINFO = Path("/proc/cpuinfo")
 _WORDS: dict[Kind, str] = {"float32": "float32", "bf16": "bfloat16"}
 

@@ -1,7 +1,7 @@
 """3 x 3 convolutions of narrow images in bfloat16 on a CPU, as one matrix product.
 
-oneDNN's kernels walk along the rows of an image. On rows of three or four places they reach half of
-their speed on longer rows, and half of that of a matrix product.
+oneDNN's kernels process an image row by row. On rows of three or four places they reach half of
+their speed on longer rows, and half of the speed of a matrix product.
 """
 
 from __future__ import annotations

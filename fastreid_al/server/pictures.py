@@ -46,7 +46,7 @@ class UnshownError(Exception):
 
 
 class _NotThereError(UnshownError):
-    """There is no file by the name of an image, or it has another content."""
+    """The file of an image is missing under its name, or has other content."""
 
 
 class Pictures:

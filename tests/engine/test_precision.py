@@ -26,8 +26,8 @@ def has(patch: pytest.MonkeyPatch, *flags: str) -> None:
     ("flags", "training", "reason"),
     [
         (["avx2"], "float32", "no units for bfloat16"),
-        (["avx512_bf16", "avx512_f"], "bf16", "units for bfloat16 (AVX-512)"),
-        (["amx_bf16", "avx512_bf16"], "bf16", "units for bfloat16 (AMX, AVX-512)"),
+        (["avx512_bf16", "avx512_f"], "bf16", "units for bfloat16 (AVX512-BF16)"),
+        (["amx_bf16", "avx512_bf16"], "bf16", "units for bfloat16 (AMX, AVX512-BF16)"),
         (["bf16", "neon"], "float32", "no units for bfloat16"),
     ],
 )

@@ -112,8 +112,9 @@ def joined(
     world = _join(backend)
     try:
         yield world, f"{world.size} ranks over {backend}{reason}"
+        _leave(world)
     except raised_together:
-        dist.destroy_process_group()
+        _leave(world)
         raise
     except UserError as error:
         error.said = not world.report_once(str(error))
@@ -125,6 +126,15 @@ def joined(
             f"rank {world.rank}: another rank ended, see its own message; without one the system "
             "killed it. The last checkpoint is intact: continue with the same command and `resume`"
         ) from error
+
+
+def _leave(world: World) -> None:
+    """Wait until all ranks are here, and shut the process group down.
+
+    Without torchrun the store is in the process of rank 0, and ends with it, while other ranks may
+    still be about to read a result from it.
+    """
+    dist.barrier(group=world.control)
     dist.destroy_process_group()
 
 

@@ -465,10 +465,14 @@ class World:
         if self.is_first:
             self._store.set("error", text)
             return True
-        for _ in range(50):
-            if self._store.check(["error"]):
-                return self._store.get("error").decode() != text
-            time.sleep(0.1)
+        try:
+            for _ in range(50):
+                if self._store.check(["error"]):
+                    return self._store.get("error").decode() != text
+                time.sleep(0.1)
+        except dist.DistError:
+            # The process of rank 0, which has the store without torchrun, has ended.
+            return True
         return True
 
 

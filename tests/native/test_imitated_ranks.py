@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from fastreid_al.distributed import world as world_module
 from fastreid_al.distributed.world import World
 from tests.imitated import waits
 from tests.support.imitated_cuda import imitated_cuda
@@ -55,7 +56,7 @@ def test_steps_of_ucal_and_extraction_do_not_wait(results: dict[str, Any]) -> No
 @pytest.mark.slow
 def test_tensors_go_through_the_group_of_the_devices(results: dict[str, Any]) -> None:
     counts = {name.removeprefix(waits.TWO_RANKS): r["collectives"] for name, r in results.items()}
-    assert counts["step of ucal, images"]["reduce_scatter_single"] == 1
+    assert counts["step of ucal, images"][world_module._REDUCE_SCATTER.__name__] == 1
     assert counts["step of nnct"]["all_reduce"] >= 1
     assert counts["clustering"]["all_to_all_single"] >= 1
     assert counts["ranking"]["broadcast"] >= 1
@@ -80,14 +81,14 @@ def refused(world: World, fault: str) -> str:
 FAULTS: dict[str, Any] = {
     "cpu": lambda world, x: dist.all_reduce(torch.ones(2), group=world.group),
     "strides": lambda world, x: dist.all_reduce(x.T, group=world.group),
-    "out on the cpu": lambda world, x: dist.all_gather_single(
+    "out on the cpu": lambda world, x: world_module._ALL_GATHER(
         torch.zeros(4, 3), x, group=world.group
     ),
     "int16": lambda world, x: dist.broadcast(x.short(), group=world.group, group_src=0),
-    "two dtypes": lambda world, x: dist.all_gather_single(
+    "two dtypes": lambda world, x: world_module._ALL_GATHER(
         torch.zeros(4, 3, dtype=torch.float64, device="cuda"), x, group=world.group
     ),
-    "too little room": lambda world, x: dist.all_gather_single(
+    "too little room": lambda world, x: world_module._ALL_GATHER(
         torch.zeros(3, 3, device="cuda"), x, group=world.group
     ),
     "shapes of a list": lambda world, x: dist.all_gather(
@@ -113,7 +114,10 @@ FAULTS: dict[str, Any] = {
     [
         ("cpu", "all_reduce: No backend type associated with device type cpu"),
         ("strides", "all_reduce: Tensors must be contiguous"),
-        ("out on the cpu", "all_gather_single: No backend type associated with device type cpu"),
+        (
+            "out on the cpu",
+            f"{world_module._ALL_GATHER.__name__}: No backend type associated with device type cpu",
+        ),
         ("int16", "broadcast: Unconvertible NCCL type torch.int16"),
         ("two dtypes", "must have the same type"),
         ("too little room", "tensors of 9 and of 6 x 2 values"),

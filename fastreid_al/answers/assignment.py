@@ -18,7 +18,7 @@ from .leases import Lease, Leases
 from .ledger import MEMBER
 from .quality import Quality
 from .question import Verdict
-from .tally import Tally, Work
+from .tally import DECISIONS, Tally, Work
 from .tasks import Item, Person, Task
 from .votes import Standing, Vote, standing
 
@@ -158,24 +158,34 @@ class Assignment:
         """Return the questions of a task that a person has to answer.
 
         Those that are settled are among them only if they were given to the person afterwards: to
-        answer again what was taken back, or because the answer is known.
+        answer again what was taken back, or because the answers of the task are known. On a sheet
+        of which others are still open, the person does not see the settled ones.
         """
         votes = self.votes(connection, [row.id for row in rows])
+        own = {row.id for row in rows if any(vote.person == who.id for vote in votes[row.id])}
+        asked = [row for row in rows if row.id not in own and row.status != "withdrawn"]
+        before = set()
+        if lease is not None:
+            before = {row.id for row in asked if self.was_settled(connection, row, lease)}
+        if before and len(before) < len(asked):
+            before &= self._taken_back(connection, who, before)
         left = []
         for row in rows:
-            voted = any(vote.person == who.id for vote in votes[row.id])
             if row.status == "review":
                 if who.role in people.REVIEWERS:
                     left.append(row)
-            elif voted or row.status == "withdrawn":
+            elif row.id in own or row.status == "withdrawn":
                 continue
-            elif (
-                row.gold is not None
-                or row.status == "open"
-                or (lease is not None and self.was_settled(connection, row, lease))
-            ):
+            elif row.gold is not None or row.status == "open" or row.id in before:
                 left.append(row)
         return left
+
+    @staticmethod
+    def _taken_back(connection: Connection, who: Person, numbers: Collection[int]) -> set[int]:
+        """The questions that a person decided before; no such answer is in force."""
+        c = EVENTS.c
+        mine = (c.person == who.id) & c.question.in_(numbers) & c.kind.in_(DECISIONS)
+        return set(connection.execute(sa.select(c.question).where(mine)).scalars())
 
     def was_settled(self, connection: Connection, row: Any, lease: Lease) -> bool:
         """Return whether a question was settled when it was given to a person."""

@@ -211,6 +211,46 @@ def test_a_sheet_is_answered_with_digits_and_enter(make: Any) -> None:
     assert len({event.gesture for event in answers(site)}) == 1
 
 
+@pytest.mark.parametrize(
+    "screen",
+    [{"width": 390, "height": 844}, {"width": 640, "height": 400}, {"width": 1366, "height": 680}],
+)
+def test_a_sheet_is_not_submitted_before_all_candidates_were_on_the_screen(
+    make: Any, screen: dict[str, int]
+) -> None:
+    sheet = [([2, *range(20, 32)], [right, 34, 35]) for right in range(3, 11)]
+    site, _, open_window = make([sheet], local="anna")
+    window = open_window(viewport=screen)
+    window.task()
+    window.page.wait_for_timeout(100)
+    said = window.page.locator("#said")
+    presses = 0
+    while not answers(site):
+        assert presses < 8
+        window.press("Enter")
+        presses += 1
+        # The page scrolls to candidates that were not seen, and the image to compare with stays.
+        window.page.wait_for_timeout(400)
+        if not answers(site):
+            expect(said).to_contain_text("first: then submit")
+            expect(window.page.locator("#sheet .side .frame")).to_be_in_viewport()
+    assert presses > 1
+    assert len(answers(site)) == 8
+    expect(said).not_to_contain_text("first")
+
+
+def test_nothing_of_the_last_question_stays_when_no_other_is_open(make: Any) -> None:
+    site, _, open_window = make(TASKS[:1], local="anna")
+    window = open_window()
+    window.task()
+    window.press("1")
+    assert "1 image marked" in window.text("#noted")
+    window.press("d")
+    window.wait_for(lambda: len(answers(site)) >= 1)
+    expect(window.page.locator("#waiting")).to_be_visible()
+    expect(window.page.locator("#noted")).to_have_text("")
+
+
 def test_a_candidate_of_a_sheet_says_what_its_answer_would_change(make: Any) -> None:
     _, _, open_window = make(TASKS[1:2], local="anna")
     window = open_window()

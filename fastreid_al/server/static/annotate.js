@@ -11,6 +11,8 @@ const { noun, person } = document.body.dataset;
 const LARGE = 768;
 const SMALL = 192;
 const PER_PAGE = 9;
+/** Small images below a candidate of a sheet, at most: as many of them are visible as fit. */
+const MOST_FEW = 8;
 const HEARTBEAT = 20000;
 /** Tells this page from the one that it was before it was loaded anew. */
 const PAGE = token();
@@ -180,6 +182,7 @@ function show(task) {
   showProspects();
   if (task === null) {
     find("#count").textContent = "";
+    showNotes();
     return;
   }
   task.odd ??= new Set();
@@ -190,6 +193,7 @@ function show(task) {
   task.digits ??= "left";
   task.tags ??= [];
   task.comment ??= "";
+  task.looked ??= new Set();
   task.loading = new Set();
   task.broken = new Set();
   if (task.sheet) {
@@ -444,11 +448,23 @@ view.addEventListener("close", () => {
 
 // ---- sheets
 
+/** Notes which candidates were on the screen, at least half of each. */
+const sight = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const question = Number(target.closest(".candidate")?.dataset.question);
+      if (isIntersecting && current?.verdicts?.has(question)) current.looked.add(question);
+    }
+  },
+  { threshold: 0.5 },
+);
+
 const sheetPages = () => Math.max(1, Math.ceil(current.items.length / PER_PAGE));
 
 function showCandidates() {
   const page = current.sheetPage;
   const visible = current.items.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
+  sight.disconnect();
   find("#candidates").replaceChildren(
     ...visible.map((item, place) => {
       current.seen.add(item.image);
@@ -488,12 +504,18 @@ function showCandidates() {
         few.setAttribute("aria-label", `Enlarge the images of the group of ${name}`);
         few.addEventListener("click", () => openView(name, item.members));
       }
-      for (const number of item.members.slice(0, 3)) {
+      for (const number of item.members.slice(0, MOST_FEW)) {
         const small = document.createElement("img");
         setPicture(small, number, SMALL, "");
         few.append(small);
       }
-      box.append(button, few, under, prospect, unsure);
+      const words = document.createElement("div");
+      words.append(under, prospect);
+      const line = document.createElement("div");
+      line.className = "line";
+      line.append(words, unsure);
+      box.append(button, few, line);
+      sight.observe(button);
       setPicture(picture, item.image, LARGE / 2, "");
       watch(picture, `candidate ${item.question}`);
       return box;
@@ -587,6 +609,14 @@ function verdict(name) {
 
 function submit() {
   if (!current?.sheet || !isReady()) return;
+  // On a small screen they may be below: nobody says "different" of what they did not see.
+  const here = [...document.querySelectorAll(".candidate")];
+  const unseen = here.filter((box) => !current.looked.has(Number(box.dataset.question)));
+  if (unseen.length) {
+    unseen[0].scrollIntoView({ block: "end" });
+    say(`Look at the other ${count(unseen.length, "candidate")} first: then submit.`, true);
+    return;
+  }
   if (current.sheetPage < sheetPages() - 1) turnSheet(1);
   else answer(Object.fromEntries(current.verdicts));
 }

@@ -21,6 +21,12 @@ from ..files import TEMPORARY, make_folder, remove_file, remove_files, write_ato
 FOLDER = "epoch_labels"
 _NAMES = "images.z"
 _EPOCH = re.compile(r"epoch-(\d{4,9})\.npz")
+#: What reading a damaged file raises. zipfile raises RuntimeError, or its NotImplementedError, for
+#: damaged flags, versions and methods of compression.
+_DAMAGED = (
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError),
+    *(zlib.error, zipfile.BadZipFile),
+)
 
 
 class EpochLabels(NamedTuple):
@@ -110,7 +116,7 @@ class EpochLabelsFolder:
             names = text.decode("utf-8", "surrogateescape").split("\0")
             with np.load(file, allow_pickle=False) as arrays:
                 labels, event = arrays["labels"], int(arrays["event"])
-        except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise UserError(
                 f"the labels of epoch {epoch} in {printable(self.path)} cannot be read ({error}); "
                 "restore the folder, or export another epoch"

@@ -59,3 +59,22 @@ def test_damaged_labels_are_one_line(
     with pytest.raises(UserError) as caught:
         kept.read(3)
     assert "\n" not in str(caught.value)
+
+
+def test_labels_of_which_a_bit_is_damaged_come_back_or_are_one_line(
+    kept: EpochLabelsFolder, tmp_path: Path
+) -> None:
+    file = tmp_path / FOLDER / "epoch-0003.npz"
+    content = file.read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        try:
+            found = kept.read(3)
+        except UserError:
+            refused += 1
+        else:
+            assert torch.equal(found.labels, LABELS) and found.event == 17
+    assert refused > 0

@@ -87,9 +87,13 @@ def add_known_answers(ledger: str, file: Path) -> int:
         opened.store.writing() as connection,
     ):
         numbers = {path: i for i, path in connection.execute(sa.select(IMAGES.c.id, IMAGES.c.path))}
-        columns = QUESTIONS.c.left_id, QUESTIONS.c.right_id, QUESTIONS.c.sheet.is_not(None)
+        columns = QUESTIONS.c.left_id, QUESTIONS.c.right_id, QUESTIONS.c.sheet, QUESTIONS.c.gold
         chosen = sa.select(*columns).where(QUESTIONS.c.gold.is_not(None))
-        known = {(frozenset(pair), is_sheet) for *pair, is_sheet in connection.execute(chosen)}
+        known: set[tuple[frozenset[int], bool]] = set()
+        verdicts: dict[frozenset[int], str] = {}
+        for *images, sheet, verdict in connection.execute(chosen):
+            known.add((frozenset(images), sheet is not None))
+            verdicts[frozenset(images)] = verdict
         # The run of the newest question is the one whose progress is shown.
         newest = sa.select(QUESTIONS.c.run, QUESTIONS.c.epoch).order_by(QUESTIONS.c.id.desc())
         run, epoch = connection.execute(newest.limit(1)).first() or ("", 0)
@@ -103,6 +107,13 @@ def add_known_answers(ledger: str, file: Path) -> int:
                         "images that were asked about"
                     )
             pair = numbers[row.left], numbers[row.right]
+            before = verdicts.setdefault(frozenset(pair), row.verdict)
+            if before != row.verdict:
+                raise UserError(
+                    f"{file}, line {row.line}: got {row.verdict}, and the known answer of this "
+                    f"pair is {before} by an earlier line or file; remove the line that is wrong "
+                    "(a known answer that is in the ledger cannot be changed)"
+                )
             if (frozenset(pair), bool(row.sheet)) in known:
                 continue
             known.add((frozenset(pair), bool(row.sheet)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,35 @@ def test_a_sheet_that_cannot_be_shown_is_one_line(tmp_path: Path, lines: str, me
         with pytest.raises(UserError) as caught:
             add_known_answers(file, known)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def in_train(lines: str) -> str:
+    """Lines with the paths of the images in place of their numbers."""
+    return re.sub(r"(\d)", r"train/\1.jpg", lines)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "line"),
+    [
+        ("0,1,same,\n", "0,1,different,\n", 2),
+        ("0,1,same,\n", "1,0,different,\n", 2),
+        ("", "0,1,same,\n1,0,different,\n", 3),
+        ("0,1,same,\n", "0,1,different,a\n0,2,same,a\n", 2),
+    ],
+)
+def test_a_known_answer_that_contradicts_another_is_refused(
+    tmp_path: Path, earlier: str, later: str, line: int
+) -> None:
+    file = str(tmp_path / "answers.sqlite")
+    known = tmp_path / "gold.csv"
+    with Ledger.open(file, keys()) as ledger:
+        publish(ledger, [(0, 1), (2, 3)])
+        known.write_text("left,right,verdict,sheet\n" + in_train(earlier))
+        count = add_known_answers(file, known)
+        known.write_text("left,right,verdict,sheet\n" + in_train(later))
+        with pytest.raises(UserError) as caught:
+            add_known_answers(file, known)
+        assert f"line {line}: got different" in str(caught.value)
+        assert "is same" in str(caught.value) and "\n" not in str(caught.value)
+        known.write_text("left,right,verdict,sheet\n" + in_train(earlier))
+        assert count == bool(earlier) and add_known_answers(file, known) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import cast
 
@@ -134,7 +134,9 @@ def _leave(world: World) -> None:
     Without torchrun the store is in the process of rank 0, and ends with it, while other ranks may
     still be about to read a result from it.
     """
-    dist.barrier(group=world.control)
+    # A rank that ended does not wait, and this one has done its work.
+    with suppress(RuntimeError):
+        dist.barrier(group=world.control)
     dist.destroy_process_group()
 
 

@@ -43,11 +43,16 @@ class Web:
         self._server: subprocess.Popen[bytes] | None = None
         #: When another process was last seen to serve the page.
         self._elsewhere_at: float | None = None
-        self._people = 1
+        #: Who gets a link is expected, until somebody has come.
+        self._expected = len((settings.people or "").split(","))
+        self._people = self._expected
 
     @property
     def people(self) -> int:
-        """How many people used the page when it was last looked at; at least one."""
+        """How many people used the page when it was last looked at; at least one.
+
+        Until somebody has used it, those who get a personal link are counted.
+        """
         return self._people
 
     def start(self, ledger: Ledger) -> None:
@@ -66,7 +71,7 @@ class Web:
             else:
                 # Ctrl-C is for the run, which ends the page itself.
                 self._server = subprocess.Popen(self._command, start_new_session=True)
-        self._people = max(1, _present(ledger))
+        self._people = _present(ledger, self._expected)
 
     def serve(self, ledger: Ledger) -> None:
         """Wait for a moment, in which people may answer.
@@ -116,9 +121,10 @@ def _options(target: str, settings: WebConfig) -> Sequence[str]:
     return [target, *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
 
 
-def _present(ledger: Ledger) -> int:
-    """How many people did something lately."""
+def _present(ledger: Ledger, expected: int) -> int:
+    """How many people did something lately, at least one; `expected` if nobody ever did."""
     now = time.time()
     with ledger.store.reading() as connection:
-        seen = connection.execute(PEOPLE.select().with_only_columns(PEOPLE.c.seen_at)).scalars()
-        return sum(at is not None and now - _PRESENT < at <= now for at in seen)
+        rows = connection.execute(PEOPLE.select().with_only_columns(PEOPLE.c.seen_at)).scalars()
+        seen = [at for at in rows if at is not None]
+    return max(1, sum(now - _PRESENT < at <= now for at in seen)) if seen else expected

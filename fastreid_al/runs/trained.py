@@ -274,17 +274,26 @@ def engine_of_checkpoint(
 ) -> EngineConfig:
     """Return how features of a checkpoint are extracted: as its run did, where it lies in one.
 
-    A config.json that no run wrote is passed over.
+    A config.json that cannot be read, or that no run wrote, is passed over with a warning: the
+    file of another program may lie beside bare weights.
 
     Args:
         engine: What a command was asked for.
         checkpoint: The folder of a run, a checkpoint or a weights file.
-        reporter: Says what was taken over.
+        reporter: Says what was taken over, or why nothing could be.
     """
     folder = checkpoint if os.path.isdir(checkpoint) else checkpoint.parent
+    file = folder / "config.json"
+    if not os.path.lexists(file):
+        return engine
     try:
-        config = config_of_run(folder / "config.json")
-    except UserError:
+        config = config_of_run(file)
+    except UserError as error:
+        if not engine.flip_features:
+            reporter.warn(
+                f"{error}; features are those of images without mirror images: if the run averaged "
+                "them, set `engine.flip_features`"
+            )
         return engine
     found = engine_of_run(engine, config)
     if found != engine:

@@ -18,12 +18,14 @@ import pytest
 import torch
 
 from fastreid_al.answers.report import parse_cell
-from fastreid_al.config import EvaluationConfig, RunConfig, ScoringConfig
+from fastreid_al.config import EngineConfig, EvaluationConfig, RunConfig, ScoringConfig
+from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import CheckpointError, DataError, UserError, printable
 from fastreid_al.evaluate import main as evaluate_main
 from fastreid_al.models import build_model
 from fastreid_al.runs import run_training
 from fastreid_al.runs.evaluate import evaluate_file
+from fastreid_al.runs.trained import engine_of_checkpoint
 from tests.support.image_sets import put_noise
 from tests.support.tiny import MODEL, SYNTHETIC, weights
 
@@ -64,6 +66,25 @@ def test_mirror_images_are_averaged_where_the_run_did_so(
     alone = shutil.copy(checkpoint, tmp_path / "alone.pt")
     evaluate_file(EvaluationConfig(str(alone), dataset="synthetic", synthetic=config.synthetic))
     assert "mirror images" not in capsys.readouterr().out
+
+
+def test_a_configuration_that_cannot_be_read_loses_mirror_images_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, file = EngineConfig(), tmp_path / "config.json"
+    flipped = replace(engine, flip_features=True)
+    reporter, checkpoint = Reporter(), tmp_path / "last.pt"
+    assert engine_of_checkpoint(engine, checkpoint, reporter) == engine
+    assert capsys.readouterr().out == ""
+    for content in (b'{"engine": {"flip_features": true}', b"\xff", b'{"vocab_size": 7}'):
+        file.write_bytes(content)
+        assert engine_of_checkpoint(engine, checkpoint, reporter) == engine
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("warning: ") and str(file) in line
+        assert "set `engine.flip_features`" in line
+        # Who asks for mirror images loses none.
+        assert engine_of_checkpoint(flipped, checkpoint, reporter) == flipped
+        assert capsys.readouterr().out == ""
 
 
 def test_reranked_scores_are_printed_below_the_plain_ones(

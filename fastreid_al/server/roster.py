@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +70,9 @@ def add_known_answers(ledger: str, file: Path) -> int:
     """Add questions whose answers a file knows, and return how many are new.
 
     They are mixed among the others, and measure how often a person errs. Their images must be known
-    to the ledger.
+    to the ledger. A file may be read again, also with further lines: only pairs that are new are
+    added. Of a sheet with a single new pair, a known one is shown again, because a sheet has two
+    comparisons or more.
 
     Args:
         ledger: Path or URL of the ledger.
@@ -97,8 +99,6 @@ def add_known_answers(ledger: str, file: Path) -> int:
         # The run of the newest question is the one whose progress is shown.
         newest = sa.select(QUESTIONS.c.run, QUESTIONS.c.epoch).order_by(QUESTIONS.c.id.desc())
         run, epoch = connection.execute(newest.limit(1)).first() or ("", 0)
-        sheets: dict[str, int] = {}
-        added = 0
         for row in rows:
             for path in (row.left, row.right):
                 if path not in numbers:
@@ -114,23 +114,33 @@ def add_known_answers(ledger: str, file: Path) -> int:
                     f"pair is {before} by an earlier line or file; remove the line that is wrong "
                     "(a known answer that is in the ledger cannot be changed)"
                 )
-            if (frozenset(pair), bool(row.sheet)) in known:
-                continue
-            known.add((frozenset(pair), bool(row.sheet)))
-            added += 1
-            values = {
-                **{"run": run, "epoch": epoch, "left_id": pair[0], "right_id": pair[1]},
-                "left_images": json.dumps([pair[0]]),
-                "right_images": json.dumps([pair[1]]),
-                **{"reason": "merge", "gold": row.verdict, "known_event": 0, "status": "open"},
-                **{"made_at": time.time(), "sheet": sheets.get(row.sheet)},
-            }
-            key = connection.execute(QUESTIONS.insert(), values).inserted_primary_key
-            assert key is not None
-            if row.sheet and row.sheet not in sheets:
-                sheets[row.sheet] = key[0]
-                first = QUESTIONS.c.id == key[0]
-                connection.execute(QUESTIONS.update().where(first), {"sheet": key[0]})
+        sheets: dict[str, int] = {}
+        added = 0
+        for task in _tasks(rows):
+            keys = [_key(row, numbers) for row in task]
+            fresh = [key not in known for key in keys]
+            if task[0].sheet and sum(fresh) == 1:
+                # A sheet of one would not look like the sheets that it is mixed among.
+                fresh[fresh.index(False)] = True
+            for row, key, is_added in zip(task, keys, fresh, strict=True):
+                if not is_added:
+                    continue
+                added += key not in known
+                known.add(key)
+                pair = numbers[row.left], numbers[row.right]
+                values = {
+                    **{"run": run, "epoch": epoch, "left_id": pair[0], "right_id": pair[1]},
+                    "left_images": json.dumps([pair[0]]),
+                    "right_images": json.dumps([pair[1]]),
+                    **{"reason": "merge", "gold": row.verdict, "known_event": 0, "status": "open"},
+                    **{"made_at": time.time(), "sheet": sheets.get(row.sheet)},
+                }
+                inserted = connection.execute(QUESTIONS.insert(), values).inserted_primary_key
+                assert inserted is not None
+                if row.sheet and row.sheet not in sheets:
+                    sheets[row.sheet] = inserted[0]
+                    first = QUESTIONS.c.id == inserted[0]
+                    connection.execute(QUESTIONS.update().where(first), {"sheet": inserted[0]})
     return added
 
 
@@ -142,6 +152,19 @@ class _Known(NamedTuple):
     right: str
     verdict: str
     sheet: str
+
+
+def _tasks(rows: Sequence[_Known]) -> list[list[_Known]]:
+    """The lines of each sheet together, and each pair alone, in the order of their first lines."""
+    tasks: dict[tuple[str, int], list[_Known]] = {}
+    for row in rows:
+        tasks.setdefault((row.sheet, 0 if row.sheet else row.line), []).append(row)
+    return list(tasks.values())
+
+
+def _key(row: _Known, numbers: Mapping[str, int]) -> tuple[frozenset[int], bool]:
+    """What makes a known answer the same as another: its images, and whether it is on a sheet."""
+    return frozenset((numbers[row.left], numbers[row.right])), bool(row.sheet)
 
 
 def _read(file: Path) -> list[_Known]:

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from fastreid_al.answers.database import IMAGES, QUESTIONS
 from fastreid_al.answers.ledger import Ledger
 from fastreid_al.answers.service import AnswerService
 from fastreid_al.errors import UserError
@@ -52,6 +54,33 @@ def test_lines_with_the_name_of_a_sheet_are_one_task(tmp_path: Path) -> None:
             figures = service.people()[0]
             assert (figures.gold_right, figures.gold_asked) == (1, 2)
         assert ledger.integrity() == []
+
+
+def test_a_file_that_is_read_again_with_further_lines_makes_no_sheet_of_one(
+    tmp_path: Path,
+) -> None:
+    file = str(tmp_path / "answers.sqlite")
+    known = tmp_path / "gold.csv"
+    known.write_text(SHEETS)
+    with Ledger.open(file, keys()) as ledger:
+        publish(ledger, [(i, i + 1) for i in range(6)], status="withdrawn")
+        assert add_known_answers(file, known) == 3
+        # One line more on a sheet; another sheet that shares a pair with it.
+        more = "train/0.jpg,train/3.jpg,same,a\n"
+        more += "train/0.jpg,train/1.jpg,same,b\ntrain/0.jpg,train/4.jpg,different,b\n"
+        known.write_text(SHEETS + more)
+        assert add_known_answers(file, known) == 2
+        assert add_known_answers(file, known) == 0
+        wanted = sa.select(QUESTIONS.c.sheet, QUESTIONS.c.right_id)
+        wanted = wanted.where(QUESTIONS.c.sheet.is_not(None)).order_by(QUESTIONS.c.id)
+        with ledger.store.reading() as connection:
+            rows = connection.execute(wanted).all()
+            paths = dict(connection.execute(sa.select(IMAGES.c.id, IMAGES.c.path)).all())
+        sheets: dict[int, list[str]] = {}
+        for row in rows:
+            sheets.setdefault(row.sheet, []).append(paths[row.right_id].removeprefix("train/"))
+        found = list(sheets.values())
+        assert found == [["1.jpg", "2.jpg"], ["1.jpg", "3.jpg"], ["1.jpg", "4.jpg"]]
 
 
 @pytest.mark.parametrize(

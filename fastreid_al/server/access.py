@@ -141,7 +141,11 @@ class Access:
             else:
                 self._wrong.pop(address, None)
         if len(recent) >= _WRONG:
-            raise ProblemError(429, "too many wrong personal links; wait a minute")
+            raise ProblemError(
+                429,
+                "too many wrong personal links came from your address; wait a minute, then "
+                "open your personal link again",
+            )
 
 
 def bearer_of(header: str | None) -> str | None:

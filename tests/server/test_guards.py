@@ -179,6 +179,16 @@ def test_wrong_links_are_limited_but_known_people_go_on(site: Site) -> None:
     assert statuses[:20] == [404] * 20
     assert statuses[20:] == [429] * 5
     assert known.get("/api/people").status_code == 200
+    # The line says what to do.
+    page = other.get("/link/wrong").text
+    assert "wait a minute, then open your personal link again" in page
+
+
+def test_the_password_of_a_proxy_shuts_out_nobody_with_a_cookie(site: Site) -> None:
+    client = site.client(site.person("anna")[1])
+    for header in ("Basic YTpi", "Digest username=a", "Negotiate abc", "", "Bearer"):
+        reply = client.get("/api/people", headers={"authorization": header})
+        assert reply.status_code == (401 if header == "Bearer" else 200), header
 
 
 def test_a_thousand_wrong_links_shut_out_nobody_who_is_known(

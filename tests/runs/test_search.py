@@ -573,3 +573,36 @@ def test_mirror_images_are_averaged_as_in_the_run(options: SearchConfig) -> None
 def with_flip(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration of a run whose features are those of mirror images too."""
     return {**config, "engine": {**config["engine"], "flip_features": True}}
+
+
+def test_more_equal_hits_than_are_looked_at_are_in_the_order_of_their_names() -> None:
+    n, top, k = 300, 5, 69
+    bank = torch.nn.functional.normalize(torch.ones(n, 8))
+    bank[7] = -bank[7]
+    names = [f"{(i * 113) % n:03d}.png" for i in range(n)]
+    expected = sorted((name for i, name in enumerate(names) if i != 7))[:top]
+    rows = np.array([[i for i in range(n) if i != 7][-k:]])  # Any k of the equal ones.
+    similarity = np.ones((1, k), np.float32)
+    search.complete_ties(similarity, rows, top, bank[:1], bank, names)
+    assert [names[row] for row in rows[0, :top]] == expected
+    np.testing.assert_allclose(similarity[0, :top], 1, atol=1e-6)
+
+
+def test_copies_of_an_image_beyond_those_looked_at_are_found_in_the_order_of_their_names(
+    options: SearchConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    original = search.complete_ties
+
+    def noting(similarity: Any, rows: Any, top: int, *rest: Any) -> None:
+        asked.append(top)
+        original(similarity, rows, top, *rest)
+
+    monkeypatch.setattr(search, "_TIES", 1)
+    monkeypatch.setattr(search, "complete_ties", noting)
+    gallery = Path(options.gallery)
+    for name in "edcba":
+        shutil.copy(gallery / ODD[0], gallery / f"zz_{name}.png")
+    few = search_gallery(replace(options, top=2))
+    assert [Path(hit.gallery).name for hit in few.of(0)] == [ODD[0], "zz_a.png"]
+    assert asked == [2]

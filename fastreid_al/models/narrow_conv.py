@@ -25,9 +25,20 @@ class NarrowConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, H, W)."""
+        # TorchScript cannot compile the product, nor read the constants of this file.
+        # It leaves out the body of this condition only where the condition stands alone.
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            if self._is_faster(x):
+                return self._as_product(x)
+        return self._conv_forward(x, self.weight, self.bias)
+
+    @torch.jit.unused
+    def _is_faster(self, x: Tensor) -> bool:
         narrow = x.dtype == torch.bfloat16 and x.is_cpu and x.ndim == 4 and x.shape[3] <= _WIDEST
-        if not narrow or torch.compiler.is_compiling() or not _has_rows(x):
-            return super().forward(x)
+        return narrow and not torch.compiler.is_compiling() and _has_rows(x)
+
+    @torch.jit.unused
+    def _as_product(self, x: Tensor) -> Tensor:
         out: Tensor = _Product.apply(x, self.weight.to(x.dtype))
         return out
 

@@ -120,3 +120,11 @@ def test_a_resnet_trains_on_small_images_with_products(products: list[torch.Size
     products.clear()
     again(x, "raw")
     assert products == []
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_the_backbone_of_a_resnet_can_be_scripted() -> None:
+    backbone = build_model("resnet18", "none", bn_group=0).eval().backbone
+    x = images(2, 3, 64, 32)
+    with torch.no_grad():
+        assert torch.equal(torch.jit.script(backbone)(x), backbone(x))

@@ -67,7 +67,7 @@ class Calibration:
 
         Args:
             inputs: (m, d).
-            yes: (m,) whether the answer is yes, or the probability of it.
+            yes: (m,) see `remember`.
         """
         self.remember(self.standardised(inputs), yes)
         self.fit()
@@ -77,7 +77,8 @@ class Calibration:
 
         Args:
             inputs: (m, d) as `standardised` returned them.
-            yes: (m,) whether the answer is yes, or the probability of it.
+            yes: (m,) whether the answer is yes. An answer that may be wrong is the probability of
+                yes where nothing but the answer is known: 1 minus the rate of errors, or the rate.
             count: How many answers each of them counts for.
         """
         self._inputs += list(self._with_bias(inputs))
@@ -85,14 +86,23 @@ class Calibration:
         self._counts += [count] * len(inputs)
 
     def fit(self) -> None:
-        """Learn from all answers, by Newton's method from the present weights."""
+        """Learn from all answers, by Newton's method from the present weights.
+
+        An answer that may be wrong counts as yes with the probability that it and its inputs give
+        (expectation maximisation). Without the inputs, the errors of a rare answer would make it
+        look twice as frequent as the errors alone do.
+        """
         if not self._inputs:
             return
         x = np.array(self._inputs)  # (a, 1 + d)
         y = np.array(self._answers)  # (a,)
         counts = np.array(self._counts)  # (a,)
+        uncertain = (y > 0) & (y < 1)  # (a,)
+        evidence = np.log(y[uncertain] / (1 - y[uncertain]))
         for _ in range(8):
-            p = probability(x @ self._weights)  # (a,)
+            log_odds = x @ self._weights  # (a,)
+            p = probability(log_odds)  # (a,)
+            y[uncertain] = probability(log_odds[uncertain] + evidence)
             gradient = x.T @ (counts * (y - p)) - self._precision @ (self._weights - self._prior)
             hessian = (x * (counts * p * (1 - p))[:, None]).T @ x + self._precision
             # Steps are limited: the first answers could otherwise make it overshoot.

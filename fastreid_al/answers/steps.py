@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Generator, Iterator
+from itertools import chain, zip_longest
 
 from .posterior import UNKNOWN_RATE, answer_weight, limited, log_odds_of
 from .question import Question, Verdict
@@ -18,6 +19,8 @@ Steps = Generator[Request, None, list[Verdict]]
 _TRIES = 3
 #: Log-odds of "same", 70 per cent, from which on a merge counts if answers may be wrong.
 _SURE = 0.85
+#: Images of each group that are shown with the other image of the question, to confirm a merge.
+_EXCHANGED = 2
 #: Answers that must agree before a merge counts, at most, if answers may be wrong.
 _MOST_ANSWERS = 3
 
@@ -100,7 +103,7 @@ class QuestionSteps:
         first = record.closure.answer(*question.images)
         assert first is not None
         tries = _TRIES * first.need
-        for pair in _further_pairs(question):
+        for pair in _further_pairs(question, record.expected_error != 0):
             if tries == 0 or not record.awaits_confirmation(*question.images):
                 break
             if self._is_odd(question, pair):
@@ -202,12 +205,42 @@ class QuestionSteps:
         return math.fsum(rates.values()) / len(rates) if rates else UNKNOWN_RATE
 
 
-def _further_pairs(question: Question) -> Iterator[tuple[int, int]]:
+def _further_pairs(question: Question, keep_one: bool) -> Iterator[tuple[int, int]]:
     """Yield the other pairs of images of the two groups, each once.
 
     Central images come first, and an image is repeated only after every image of the longer group
     had its turn.
+
+    Args:
+        question: The question.
+        keep_one: Begin with pairs in which only one of the two shown images is exchanged. A group
+            may hold images of somebody else, and two exchanged images fail to confirm a right
+            answer about twice as often as one.
     """
+    done = {frozenset(question.images)}
+    exchanged = _exchanged(question) if keep_one else ()
+    for pair in chain(exchanged, _all_pairs(question)):
+        if frozenset(pair) not in done:
+            done.add(frozenset(pair))
+            yield pair
+
+
+def _exchanged(question: Question) -> Iterator[tuple[int, int]]:
+    """Yield pairs of an image that is shown and one of the first others of the other group."""
+    first, second = question.images
+    others = [
+        [row for row in group[: _EXCHANGED + 1].tolist() if row != shown][:_EXCHANGED]
+        for group, shown in zip(question.groups, question.images, strict=True)
+    ]
+    for of_first, of_second in zip_longest(*others):
+        if of_second is not None:
+            yield first, of_second
+        if of_first is not None:
+            yield of_first, second
+
+
+def _all_pairs(question: Question) -> Iterator[tuple[int, int]]:
+    """Yield all pairs of images of the two groups, those of the shown images too."""
     first = question.groups[0].tolist()
     second = question.groups[1].tolist()
     swapped = len(first) < len(second)
@@ -217,6 +250,4 @@ def _further_pairs(question: Question) -> Iterator[tuple[int, int]]:
     for shift in range(len(shorter)):
         for index, i in enumerate(longer):
             j = shorter[(index + shift) % len(shorter)]
-            pair = (j, i) if swapped else (i, j)
-            if set(pair) != set(question.images):
-                yield pair
+            yield (j, i) if swapped else (i, j)

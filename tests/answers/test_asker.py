@@ -112,6 +112,26 @@ def test_a_merge_is_not_confirmed_by_an_image_that_was_marked_as_odd() -> None:
     assert asker.closure.verdict(0, 1) is DIFFERENT
 
 
+def test_where_answers_may_be_wrong_one_shown_image_is_kept_to_confirm_a_merge() -> None:
+    # The groups hold one person, and beside each shown image one image of somebody else.
+    identities = torch.tensor([0, 1, 0, 0, 2, 0])
+    groups = torch.arange(3), torch.arange(3, 6)
+    unlikely = Question((0, 3), groups, "merge", 0.9, 1.0, probability=0.01)
+    annotator = Counting(identities)
+    asker = Asker(annotator, expected_error=0.02)
+    asker.begin(0)
+    asker.weigh(lambda i, j: 0.0)
+    assert asker.ask(unlikely) is UNSURE
+    assert annotator.asked == [(0, 3), (0, 4)]
+    # The image that was exchanged is another person; the shown ones are not known to differ.
+    assert asker.closure.verdict(0, 4) is DIFFERENT
+    assert asker.closure.verdict(1, 4) is None
+    annotator.oracle = Oracle(torch.zeros(6, dtype=torch.int64))
+    again = Question((1, 5), (torch.tensor([1, 2]), torch.tensor([5])), "merge", 0.9, 1.0, -1, 0.01)
+    assert asker.ask(again) is SAME
+    assert annotator.asked[2:] == [(1, 5), (2, 5)]
+
+
 def test_a_merge_of_single_images_needs_no_more_pairs_than_there_are() -> None:
     asker = Asker(Counting(torch.zeros(3, dtype=torch.int64)), confirm_merges=5)
     asker.begin(0)

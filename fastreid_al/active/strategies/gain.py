@@ -343,6 +343,8 @@ class _Round:
         """Images by similarity to their mean, the one that is shown first.
 
         An image with answers is shown if it is central enough, because its answers then apply.
+        Where answers may be wrong, the others come by similarity to it: they confirm its merges,
+        and those are the likeliest to show the same identity.
         """
         rows = torch.tensor(images)
         if len(rows) == 1:
@@ -353,6 +355,10 @@ class _Round:
         central = answered & (similarity >= similarity.quantile(_CENTRAL))
         if bool(central.any()):
             shown = similarity.masked_fill(~central, -torch.inf).argmax()
+            similarity[shown] = torch.inf
+        if self.asker.expected_error != 0:
+            shown = similarity.argmax()
+            similarity = of_rows @ of_rows[shown]
             similarity[shown] = torch.inf
         return rows[similarity.argsort(descending=True, stable=True)]
 

@@ -183,6 +183,18 @@ def test_an_unlikely_merge_needs_answers_that_agree_where_answers_may_be_wrong()
     assert "confirm" in reasons
 
 
+@pytest.mark.parametrize("error", [0.0, 0.05])
+def test_where_answers_may_be_wrong_images_like_the_shown_one_come_next(error: float) -> None:
+    features, identities, labels = linked(2)
+    annotator = Recording(identities)
+    asker = Asker(annotator, expected_error=error)
+    refine(features, labels, asker, "gain", QuestionConfig(per_epoch=40))
+    groups = [group for question in annotator.asked for group in question.groups]
+    likeness = [features[group[1:]] @ features[group[0]] for group in groups if len(group) > 3]
+    assert likeness
+    assert all(bool((values.diff() < 1e-6).all()) for values in likeness) == (error > 0)
+
+
 class Sheets(Recording):
     """A recording oracle that answers sheets, too."""
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
 from ..clustering import check_backend
 from ..clustering.ivf import check_library
 from ..config import RunConfig, recipe
+from ..data import ImageSet
 from ..data.augment import CROP_ASPECT
 from ..engine.console import Reporter
 from ..errors import SettingError, UserError
@@ -37,6 +40,35 @@ def check_settings(config: RunConfig, objects: Collection[str] = ()) -> None:
             check_library(pick_device(config.device).type)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def check_run_folder(folder: Path, images: ImageSet) -> None:
+    """Refuse a new run in a folder that holds images of its set.
+
+    Readers pass over the folder of a run, so that the set could not be read again. Above the root
+    of the set a run is harmless. A manifest names its images, so that any folder may hold them.
+
+    Args:
+        folder: The folder of the run, which need not exist.
+        images: The images of the run.
+
+    Raises:
+        SettingError: The folder lies in the image set and holds images of it.
+    """
+    root = images.root.resolve()
+    if images.name == "manifest" or not folder.resolve().is_relative_to(root):
+        return
+    inside = f"{images.root / folder.resolve().relative_to(root)}{os.sep}"
+    held = [
+        x for records in images.splits.values() for x in records if str(x.path).startswith(inside)
+    ]
+    if held:
+        raise SettingError(
+            "run_dir",
+            str(folder),
+            "a folder without images of the set, which could not be read beside a run",
+            f"it holds {len(held):,} (first: {held[0].path}); name another folder",
+        )
 
 
 def check_parts(config: RunConfig, processes: int) -> None:

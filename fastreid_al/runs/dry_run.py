@@ -12,7 +12,7 @@ from ..engine.console import Reporter
 from ..engine.extract import identities_and_cameras
 from ..models import ReIdNet
 from .build import build_network, build_nnct, check_method
-from .checks import check_parts, check_settings, pick_device, warn_of_settings
+from .checks import check_parts, check_run_folder, check_settings, pick_device, warn_of_settings
 from .context import RunContext, make_context
 from .data import all_labelled, load_source, load_target, make_source
 from .questions import check_questions
@@ -34,6 +34,7 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
     context = make_context(config, pick_device(config.device), reporter=reporter)
     warn_of_settings(config, context.reporter)
     images = load_target(context)
+    check_run_folder(context.folder.path, images)
     check_questions(context, all_labelled(images.train))
     source = load_source(context, images)
     network = build_network(context)

@@ -35,7 +35,14 @@ from ..metrics import Ranking
 from ..models import BackboneBuilder
 from .agreement import check_same_images, check_same_settings
 from .build import build_network, build_training, check_method
-from .checks import check_parts, check_settings, pick_device, warn_of_settings, working_on
+from .checks import (
+    check_parts,
+    check_run_folder,
+    check_settings,
+    pick_device,
+    warn_of_settings,
+    working_on,
+)
 from .context import Extensions, RunContext, make_context
 from .data import Dataset, all_labelled, decode, load_source, load_target
 from .find_labels import (
@@ -109,6 +116,8 @@ def _run(context: RunContext, resume: bool) -> Finished:
     saved = _check(context, resume)
     context.world.compute_on_first(partial(check_ledger, context, saved))
     images = load_target(context)
+    if saved is None and context.extensions.dataset is None:
+        check_run_folder(context.folder.path, images)
     check_questions(context, all_labelled(images.train))
     source_images = load_source(context, images)
     network = build_network(context, fresh=saved is None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,15 +19,18 @@ from fastreid_al.config import (
     RunConfig,
     recipe,
 )
+from fastreid_al.data import load
 from fastreid_al.engine.console import Reporter
 from fastreid_al.errors import SettingError, UserError
 from fastreid_al.runs.checks import (
     check_parts,
+    check_run_folder,
     check_settings,
     pick_device,
     warn_of_settings,
     working_on,
 )
+from tests.support.image_sets import put
 
 PAPER = RunConfig(dataset="market1501")
 
@@ -158,3 +162,27 @@ def test_the_device_of_a_run_is_the_current_one(monkeypatch: pytest.MonkeyPatch)
     assert current == [0]
     with working_on(torch.device("cpu")):
         assert current == [0]
+
+
+@pytest.mark.parametrize("folder", ["crops", "crops/ann", "crops/../crops/ann"])
+def test_a_run_is_not_written_among_the_images_of_its_set(tmp_path: Path, folder: str) -> None:
+    put(tmp_path / "crops", "ann/1.jpg", "ben/2.jpg")
+    images = load("folder", tmp_path / "crops", verbose=False)
+    with pytest.raises(
+        SettingError, match=r"`run_dir`: got .* it holds [12] \(first: .*ann/1\.jpg"
+    ):
+        check_run_folder(tmp_path / folder, images)
+
+
+@pytest.mark.parametrize("folder", [".", "crops/runs/1", "crops/an", "elsewhere"])
+def test_a_run_is_written_beside_or_above_the_images_of_its_set(
+    tmp_path: Path, folder: str
+) -> None:
+    put(tmp_path / "crops", "ann/1.jpg", "ben/2.jpg")
+    check_run_folder(tmp_path / folder, load("folder", tmp_path / "crops", verbose=False))
+
+
+def test_a_run_may_be_written_where_a_manifest_names_images(tmp_path: Path) -> None:
+    put(tmp_path, "1.jpg")
+    (tmp_path / "images.csv").write_text("path\n1.jpg\n")
+    check_run_folder(tmp_path, load("manifest", tmp_path / "images.csv", verbose=False))

@@ -22,6 +22,7 @@ from fastreid_al.errors import DataError, UserError
 from fastreid_al.models import BackboneOptions
 from fastreid_al.runs import run_training
 from fastreid_al.synthetic.dataset import cached_synthetic
+from tests.support.image_sets import put
 from tests.support.tiny import SYNTHETIC, elsewhere, recorded, same_weights, stop_after, weights
 
 VARIANTS = {
@@ -122,6 +123,17 @@ def test_a_run_folder_is_not_overwritten(config: RunConfig) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_among_its_images_is_refused_and_leaves_them_readable(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    crops = tmp_path / "crops"
+    put(crops, *(f"{number}.jpg" for number in range(16)))
+    config = replace(config, dataset="folder", data_root=str(crops), run_dir=str(crops))
+    with pytest.raises(UserError, match=r"`run_dir`: .* it holds 16 "):
+        run_training(config)
+    assert len(list(crops.iterdir())) == len(load("folder", crops, verbose=False).train) == 16
+
+
 def test_more_epochs_can_be_asked_for_on_resume(config: RunConfig) -> None:
     run_training(replace(config, epochs=2))
     longer = run_training(config, resume=True)

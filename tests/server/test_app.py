@@ -475,6 +475,10 @@ def test_another_version_is_refused_and_the_known_one_named(site: Site, method: 
     for path, error in (
         ("/api/v2/next", "got version 2 of the requests, this server knows version 1: /api/v1/..."),
         ("/api/v1/nothing", f"version 1 has no {method} /nothing"),
+        (
+            f"/api/v{'9' * 5000}/next",
+            f"got version {'9' * 20} of the requests, this server knows version 1: /api/v1/...",
+        ),
     ):
         reply = client.request(method, path, json={})
         assert (reply.status_code, reply.json()) == (404, {"error": error})

@@ -43,6 +43,10 @@ _SPLITS = ("train", "query", "gallery")
 #: Values of `split` that leave an image out.
 _UNUSED = ("none", "unused", "ignore", "-")
 _DELIMITERS = (",", ";", "\t")
+#: Columns of numbers or names, in which other programs and `ledger export` write -1 for unknown;
+#: tables of floating-point columns have -1.0.
+_NUMBERED = ("identity", "camera", "track")
+_MINUS_ONE = ("-1", "-1.0")
 #: A file by its address, or in a table that Label Studio exports (local files).
 _URL = re.compile(r"(?:(?:https?://[^/]+)?/data/local-files/\?d=|file://(?=/))(.+)")
 #: Lines that a message names.
@@ -63,8 +67,8 @@ def read_manifest(root: Path, options: ReadOptions) -> ImageSet:
     `frame`, `split` and `caption`, in any order; `COLUMNS` has other names that are understood.
     Columns that are not known are not read. Values are separated by commas, semicolons or tabs. A
     relative path begins at the folder of the file. Without a split, or without a value in it, an
-    image is for training. An empty identity is unknown, as is an empty camera. Identities and
-    cameras are texts; where all cameras are numbers, the numbers are kept. Images
+    image is for training. Identity, camera and track are unknown where empty or -1. They are
+    texts; where all cameras are numbers, the numbers are kept. Images
     with one track and one camera show the same identity.
 
     Args:
@@ -173,6 +177,9 @@ def _lines(file: Path) -> Iterator[_Line]:
             if len(row) <= columns["path"]:
                 raise DataError(f"{file} line {reader.line_num}: {len(row)} values, and no path")
             values = {n: row[i].strip() for n, i in columns.items() if i < len(row)}
+            for column in _NUMBERED:
+                if values.get(column) in _MINUS_ONE:
+                    values[column] = ""
             yield _Line(reader.line_num, values)
     except csv.Error as error:
         raise DataError(f"{file} line {reader.line_num}: {error}") from error

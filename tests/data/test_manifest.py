@@ -39,6 +39,20 @@ def test_all_columns(tmp_path: Path) -> None:
     assert images.root == tmp_path
 
 
+@pytest.mark.parametrize("unknown", ["-1", "-1.0", " -1 "])
+def test_minus_one_is_no_identity_no_camera_and_no_track(tmp_path: Path, unknown: str) -> None:
+    rows = f"a.jpg,7,2,1\nb.jpg,{unknown},3,{unknown}\nc.jpg,{unknown},{unknown},{unknown}\n"
+    images = read(tmp_path, "path,identity,camera,track\n" + rows)
+    assert labels(images.train) == [(0, 2), (-1, 3), (-1, -1)]
+    assert [r.track for r in images.train] == [0, -1, -1]
+
+
+def test_queries_whose_identities_are_all_minus_one_are_refused(tmp_path: Path) -> None:
+    rows = "a.jpg,-1,train\nb.jpg,-1,query\nc.jpg,-1,gallery\n"
+    with pytest.raises(DataError, match="1 query images have no identity"):
+        read(tmp_path, "path,identity,split\n" + rows)
+
+
 def test_a_track_lies_within_a_camera(tmp_path: Path) -> None:
     rows = "a.jpg,north,t1\nb.jpg,south,t1\nc.jpg,north,t1\nd.jpg,north,\ne.jpg,,t1\nf.jpg,,t1\n"
     images = read(tmp_path, "path,camera,tracklet\n" + rows)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from ..answers.rounds import Outlook
 from ..clustering import check_backend
 from ..config import ClusterConfig, SimulationConfig
 from ..engine.console import Reporter, percent
-from ..errors import SettingError, UserError, printable
+from ..errors import CheckpointError, SettingError, UserError, printable
 from ..files import make_folder, write_figure, write_file
 from ..methods.cluster_images import Clustered, cluster_images
 from ..metrics import changed_pairs, cluster_scores, pair_scores
@@ -131,12 +132,32 @@ def run_simulation(config: SimulationConfig, reporter: Reporter | None = None) -
             f"{strategy:>6}: {last.questions} questions, {100 * last.share:.4f} % of all pairs: "
             f"{_describe(last)}"
         )
-    write_csv(points, out / "curves.csv")
+    with _name_option():
+        write_csv(points, out / "curves.csv")
     written = [out / "curves.csv"]
-    if reporter.attempt("the figure", lambda: draw(points, out / "curves.png")):
+    if reporter.attempt("the figure", lambda: _draw(points, out / "curves.png")):
         written.append(out / "curves.png")
     reporter.line(f"wrote {' and '.join(map(printable, written))}")
     return points
+
+
+@contextmanager
+def _name_option() -> Iterator[None]:
+    """Say where else to write, in place of how to resume a run."""
+    try:
+        yield
+    except CheckpointError as error:
+        reason = error.__cause__
+        if not isinstance(reason, OSError):
+            raise
+        raise UserError(
+            f"could not write the curves ({reason.strerror}); name another folder with `out`"
+        ) from error
+
+
+def _draw(points: list[Point], path: Path) -> None:
+    with _name_option():
+        draw(points, path)
 
 
 def _cluster(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastreid_al import files
+from fastreid_al.cli import run_main
 from fastreid_al.config import (
     ClusterConfig,
     OracleConfig,
@@ -164,3 +168,32 @@ def test_a_simulation_whose_clustering_is_not_installed_is_refused(
         simulate_main(
             [f"--features={tmp_path / 'f.npz'}", f"--out={tmp_path}", "--cluster.dbscan=cuml"]
         )
+
+
+@pytest.mark.parametrize(("name", "status"), [("curves.csv", 2), ("curves.png", 0)])
+def test_a_full_disk_names_the_option_of_this_command(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    status: int,
+) -> None:
+    def full(path: Path, *arguments: object, **options: object) -> object:
+        if Path(path).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replacing(path, *arguments, **options)  # type: ignore[arg-type]
+
+    replacing = files.replacing
+    monkeypatch.setattr(files, "replacing", full)
+    np.savez(tmp_path / "f.npz", features=np.eye(4), identities=np.arange(4) // 2)
+    arguments = [f"--features={tmp_path / 'f.npz'}", "--ask=gain", "--budget=1"]
+    monkeypatch.setattr("sys.argv", ["simulate", *arguments, f"--out={tmp_path / 'out'}"])
+    code = 0
+    try:
+        run_main(simulate_main)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    said = "".join(capsys.readouterr())
+    assert code == status
+    assert "could not write the curves (No space left on device); name another folder with" in said
+    assert "resume" not in said

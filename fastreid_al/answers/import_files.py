@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -13,6 +14,7 @@ from datetime import datetime, timezone
 from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from ..data.text import delimiter_of
 from ..errors import LedgerError, printable
 from ..settings import did_you_mean
 from .question import Verdict
@@ -85,8 +87,8 @@ def read_answers(path: str, form: Form) -> tuple[list[Imported], int]:
 
     Args:
         path: The file.
-        form: "csv": a table with a header line, or what `ledger export` wrote; "label-studio": a
-            JSON export of Label Studio.
+        form: "csv": a table with a header line, separated by commas, semicolons or tabs, or what
+            `ledger export` wrote; "label-studio": a JSON export of Label Studio.
 
     Returns:
         The answers in the order of the file, and how many lines hold none: undone answers of an
@@ -101,17 +103,28 @@ def read_answers(path: str, form: Form) -> tuple[list[Imported], int]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise LedgerError(f"{printable(path)} cannot be read ({reason}); name a file") from error
-    # Names of files may hold any bytes.
-    text = content.decode("utf-8-sig", errors="surrogateescape")
+    text = _decode(printable(path), content)
     found = list((_csv_lines if form == "csv" else _label_studio)(printable(path), text))
     answers = [answer for answer in found if answer is not None]
     return answers, len(found) - len(answers)
 
 
+def _decode(name: str, content: bytes) -> str:
+    """The text of a file: UTF-16 with a byte order mark, or UTF-8."""
+    if not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        # Names of files may hold any bytes.
+        return content.decode("utf-8-sig", errors="surrogateescape")
+    try:
+        return content.decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise LedgerError(f"{name} is damaged ({error.reason}); copy it again") from error
+
+
 def _csv_lines(name: str, text: str) -> Iterator[Imported | None]:
     """Yield the answer of each line after the header, None for one that holds none."""
     # Without translation of line ends, as the module asks for.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=delimiter_of(text), strict=True)
     header: list[str] | None = None
     while True:
         place = f"{name}, line {reader.line_num + 1}"

@@ -15,7 +15,7 @@ from ..errors import DataError
 from .names import number_cameras, number_names
 from .reader import ReadOptions
 from .records import ImageSet, Record, keep_test_apart, renumber
-from .text import read_text
+from .text import delimiter_of, read_text
 
 #: Names of the columns, each with those that other programs use.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -42,7 +42,6 @@ _SHOWN = ("time", "track", "frame")
 _SPLITS = ("train", "query", "gallery")
 #: Values of `split` that leave an image out.
 _UNUSED = ("none", "unused", "ignore", "-")
-_DELIMITERS = (",", ";", "\t")
 #: Columns of numbers or names, in which other programs and `ledger export` write -1 for unknown;
 #: tables of floating-point columns have -1.0.
 _NUMBERED = ("identity", "camera", "track")
@@ -163,9 +162,8 @@ def _check_splits(file: Path, images: ImageSet) -> None:
 def _lines(file: Path) -> Iterator[_Line]:
     """The lines of the table, each with the texts of its known columns."""
     text = read_text(file)
-    header = text.lstrip().partition("\n")[0]
-    delimiter = max(_DELIMITERS, key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=delimiter_of(text), strict=True)
     try:
         columns: dict[str, int] = {}
         for row in reader:

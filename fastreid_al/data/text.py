@@ -9,6 +9,8 @@ from ..errors import DataError
 
 #: A list of a million images is some 100 MB.
 _LARGEST = 2**31
+#: What separates the cells of a table.
+_DELIMITERS = (",", ";", "\t")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -43,6 +45,17 @@ def read_text(file: Path) -> str:
     if b"\0" in content:
         raise DataError(f"{file} is not a text file: it holds zero bytes")
     return content.decode("utf-8", "surrogateescape")
+
+
+def delimiter_of(text: str) -> str:
+    """What separates the cells of a CSV file: a comma, a semicolon or a tab.
+
+    Office programs write semicolons where the comma is a decimal sign.
+
+    Args:
+        text: The file, or its beginning; its first line that is not empty names the columns.
+    """
+    return max(_DELIMITERS, key=text.lstrip().partition("\n")[0].count)
 
 
 def inside(folder: Path, name: str) -> Path | None:

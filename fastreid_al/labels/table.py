@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.text import read_text
+from ..data.text import delimiter_of, read_text
 from ..errors import UserError, printable
 
 COLUMNS = ("path", "identity", "camera", "cluster_size", "confidence", "margin", "source", "review")
@@ -108,7 +108,8 @@ def read_numbers(file: Path) -> dict[str, int]:
     Raises:
         UserError: It cannot be read, or is no such table.
     """
-    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
+    text = read_text(file)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text), strict=True)
     numbers: dict[str, int] = {}
     try:
         header = next(reader, [])

@@ -15,6 +15,7 @@ from ..answers.database import IMAGES, PEOPLE, QUESTIONS
 from ..answers.ledger import Ledger
 from ..answers.people import digest_of, new_token
 from ..answers.question import Verdict
+from ..data.text import delimiter_of
 from ..errors import UserError, printable
 
 _COLUMNS = ("left", "right", "verdict")
@@ -172,7 +173,9 @@ def _read(file: Path) -> list[_Known]:
     found = []
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines)
+            delimiter = delimiter_of(lines.read())
+            lines.seek(0)
+            reader = csv.DictReader(lines, delimiter=delimiter)
             if not set(_COLUMNS) <= set(reader.fieldnames or ()):
                 raise UserError(f"{file}: expected the columns {', '.join(_COLUMNS)}")
             for row in reader:

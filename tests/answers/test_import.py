@@ -98,6 +98,24 @@ def test_a_table_is_imported_with_who_and_when(filled: str, tmp_path: Path) -> N
     assert second.answered_at == second.asked_at > 1.7e9
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_of_an_office_program_is_the_same_table(
+    filled: str, tmp_path: Path, delimiter: str, encoding: str
+) -> None:
+    text = HEADER + "train/1.jpg,train/4.jpg,same,anna,2026-03-01T09:30:00Z,2.5,é\n"
+    other = text.replace(",", delimiter).replace("\n", "\r\n").encode(encoding)
+    import_answers(filled, table(tmp_path, other, "other.csv"))
+    found = answers(filled)
+    assert found[-1] == ("train/1.jpg", "train/4.jpg", SAME, "anna")
+    import_answers(filled, table(tmp_path, text))
+    assert answers(filled) == found
+
+
+def test_damaged_utf_16_is_one_line(filled: str, tmp_path: Path) -> None:
+    assert "is damaged" in refused(filled, table(tmp_path, b"\xff\xfeabc"))
+
+
 def test_importing_twice_adds_nothing(filled: str, tmp_path: Path) -> None:
     line = "train/1.jpg,train/4.jpg,same,cleo,1000,2,\n"
     other = "train/1.jpg,train/5.jpg,different,,,,\n"
@@ -178,7 +196,7 @@ def test_a_ledger_is_made_for_answers_before_the_first_run(file: str, tmp_path: 
     ("text", "message"),
     [
         ("", "is empty, expected a header line"),
-        ("left;right;verdict\n", "line 1: unknown column 'left;right;verdict'"),
+        ("left|right|verdict\n", "line 1: unknown column 'left|right|verdict'"),
         ("left,right,verdikt\n", "line 1: unknown column 'verdikt'; did you mean verdict?"),
         ("left,right\n", "line 1: column verdict is missing"),
         ("left,right,verdict,left\n", "line 1: column left occurs twice"),

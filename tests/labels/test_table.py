@@ -83,3 +83,5 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, content: str, messa
 def test_columns_may_be_moved_and_added(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("note,identity,path\nhm,3,a\n\n,-1,b\n")
     assert read_numbers(tmp_path / "x.csv") == {"a": 3, "b": -1}
+    (tmp_path / "y.csv").write_bytes("\ufeffnote;identity;path\r\nhm;3;a,b\r\n;-1;b\r\n".encode())
+    assert read_numbers(tmp_path / "y.csv") == {"a,b": 3, "b": -1}

@@ -31,6 +31,16 @@ def test_nothing_that_is_shown_tells_a_question_with_a_known_answer(tmp_path: Pa
         assert ledger.answers() == []
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_known_answers_may_come_from_an_office_program(tmp_path: Path, delimiter: str) -> None:
+    file, known = str(tmp_path / "answers.sqlite"), tmp_path / "gold.csv"
+    text = "left,right,verdict\r\ntrain/4.jpg,train/5.jpg,same\r\n"
+    known.write_bytes(b"\xef\xbb\xbf" + text.replace(",", delimiter).encode())
+    with Ledger.open(file, keys()) as ledger:
+        publish(ledger, [(4, 6), (5, 7)])
+        assert add_known_answers(file, known) == 1
+
+
 SHEETS = """left,right,verdict,sheet
 train/0.jpg,train/1.jpg,same,a
 train/0.jpg,train/2.jpg,different,a

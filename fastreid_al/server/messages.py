@@ -139,10 +139,11 @@ def seconds_in(values: Mapping[str, Any], name: str) -> float:
         ProblemError: It is no such number (400).
     """
     value = values.get(name, 0.0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or (isinstance(value, float) and not math.isfinite(value)):
         raise ProblemError(400, f"{name}: expected seconds, 0 or more")
-    # A tablet that slept for days must not count them.
-    return min(max(float(value), 0.0), _MOST_SECONDS)
+    # A tablet that slept for days must not count them. Some whole numbers fit into no float.
+    return float(min(max(value, 0.0), _MOST_SECONDS))
 
 
 def _is_text(value: Any) -> bool:

@@ -47,7 +47,7 @@ def test_answers_reach_the_ledger_under_the_name_of_the_person(open_site: Site) 
 
 def test_seconds_that_no_time_passed_for_are_not_counted(open_site: Site) -> None:
     client = open_site.client()
-    for seconds in (80_000, -5, 1e300):
+    for seconds in (80_000, -5, 1e300, 10**400):
         assert send(client, next_task(client), active_seconds=seconds).status_code == 200
     assert all(event.answered_at - event.asked_at < 60 for event in open_site.events())
 

@@ -39,9 +39,13 @@ Role = Literal["trainer", "server", "command"]
 BUSY_SECONDS = 5.0
 #: What to do about a damaged ledger.
 ASK_CHECK = "fastreid-al ledger check prints what is wrong"
+#: The option of a run that names its ledger, in a message; commands take the ledger as argument.
+OPTION_OF_RUN = " with `questions.ledger`"
 _CONNECT_SECONDS = 10
 #: What to do when the database fails during a run.
 _KEPT = "every acknowledged answer is kept. Fix this, then resume the run with `resume`"
+#: The same for a command.
+_AGAIN = "fix this, then try again"
 _WORD = 0xFFFFFFFF
 #: Finds the process that holds an advisory lock of 64 bits, which the server lists as two halves.
 _HOLDER = """
@@ -427,13 +431,13 @@ class Store:
                 suffix = ".lock" if self.role == "trainer" else ".server.lock"
                 self._open.callback(FileLock(real.with_name(real.name + suffix)).free)
         except BlockingIOError as error:
-            raise LedgerError(_in_use(self.name, f"process {error.strerror}")) from error
+            raise LedgerError(self._in_use(f"process {error.strerror}")) from error
         except OSError as error:
-            raise LedgerError(_not_writable(self.name, error.strerror)) from error
+            raise LedgerError(self._not_writable(error.strerror)) from error
         if not os.path.exists(path):
             self._create_file(path)
         elif not _writable(path):
-            raise LedgerError(_not_writable(self.name, "the file is read-only"))
+            raise LedgerError(self._not_writable("the file is read-only"))
 
     def _create_file(self, path: Path) -> None:
         """Create an empty file that only its owner may read; SQLite gives its log the same mode."""
@@ -441,7 +445,7 @@ class Store:
             create_file(path).close()
         except OSError as error:
             reason = "it is a link to nothing" if path.is_symlink() else error.strerror
-            raise LedgerError(_not_writable(self.name, reason)) from error
+            raise LedgerError(self._not_writable(reason)) from error
 
     def _name_connection(self) -> None:
         """Name the process to a database server."""
@@ -468,9 +472,7 @@ class Store:
             holder = self._connection.execute(
                 sa.text(_HOLDER), {"high": key >> 32 & _WORD, "low": key & _WORD}
             ).scalar()
-        raise LedgerError(
-            _in_use(self.name, (holder or "another process").removeprefix("fastreid_al "))
-        )
+        raise LedgerError(self._in_use((holder or "another process").removeprefix("fastreid_al ")))
 
     def _disconnect(self) -> None:
         # A server that has stopped has released the lock as well.
@@ -487,6 +489,23 @@ class Store:
         except SQLAlchemyError as error:
             raise LedgerError(f"{self.name} cannot be used ({_first_line(error)})") from error
 
+    def _option(self) -> str:
+        return OPTION_OF_RUN if self.role == "trainer" else ""
+
+    def _in_use(self, who: str) -> str:
+        return (
+            f"{self.name} is in use by {who}; wait for it, or name another ledger{self._option()}"
+        )
+
+    def _not_writable(self, reason: str | None) -> str:
+        return (
+            f"{self.name} cannot be written ({reason}); make it and its folder writable, "
+            f"or name another{self._option()}"
+        )
+
+    def _kept(self) -> str:
+        return _KEPT if self.write and self.role != "command" else _AGAIN
+
     def _explain(self, error: DBAPIError) -> str:
         text = _first_line(error.orig)
         said = text.lower()
@@ -494,7 +513,7 @@ class Store:
             return f"{self.name}: {text}"
         if not self._sqlite:
             lost = "the connection was lost" if error.connection_invalidated else "the server says"
-            return f"{self.name}: {lost} ({text}); {_KEPT}"
+            return f"{self.name}: {lost} ({text}); {self._kept()}"
         if "not a database" in said:
             return f"{self.name} is not a ledger: it is not an SQLite file; name another"
         if "malformed" in said or "corrupt" in said:
@@ -505,8 +524,8 @@ class Store:
                 "close the program that has it open, then try again"
             )
         if "readonly" in said or "unable to open" in said:
-            return _not_writable(self.name, text)
-        return f"{self.name} cannot be used ({text}); {_KEPT}"
+            return self._not_writable(text)
+        return f"{self.name} cannot be used ({text}); {self._kept()}"
 
 
 def read_meta(connection: Connection) -> dict[str, str]:
@@ -592,17 +611,6 @@ def _file_uri(file: Path | None, write: bool) -> str:
 
 def _writable(path: Path) -> bool:
     return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-
-
-def _in_use(name: str, who: str) -> str:
-    return f"{name} is in use by {who}; wait for it, or name another ledger with `questions.ledger`"
-
-
-def _not_writable(name: str, reason: str | None) -> str:
-    return (
-        f"{name} cannot be written ({reason}); make it and its folder writable, "
-        "or name another with `questions.ledger`"
-    )
 
 
 def _first_line(error: object) -> str:

@@ -81,6 +81,21 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert "cannot be written" in refused(str(tmp_path / "x" / "answers.sqlite"))
 
 
+@pytest.mark.parametrize(
+    ("role", "end"),
+    [
+        ("trainer", "or name another with `questions.ledger`"),
+        ("server", "or name another"),
+        ("command", "or name another"),
+    ],
+)
+def test_only_a_run_is_told_its_option(tmp_path: Path, role: store.Role, end: str) -> None:
+    (tmp_path / "x").write_text("")
+    with pytest.raises(LedgerError) as caught:
+        Ledger.open(str(tmp_path / "x" / "answers.sqlite"), role=role)
+    assert str(caught.value).endswith(end)
+
+
 def test_a_missing_file_is_not_made_by_reading(file: str) -> None:
     assert "there is no ledger" in refused(file, write=False)
     assert not Path(file).exists()

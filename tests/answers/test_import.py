@@ -149,7 +149,7 @@ def test_an_import_works_while_a_run_trains(filled: str, tmp_path: Path) -> None
         image_set(root, ["new.png"])
         path = table(tmp_path, "left,right,verdict\ntrain/1.jpg,new.png,same\n")
         assert "in use by" in refused(filled, path, data_root=str(root))
-        assert "1 images are new to the ledger" in refused(filled, path, data_root=str(root))
+        assert "name another ledger (1 images are" in refused(filled, path, data_root=str(root))
     import_answers(filled, path, data_root=str(root))
 
 

@@ -371,8 +371,13 @@ def _allocate(n: int, settings: PixelSettings) -> Tensor:
     except OSError as error:
         raise DataError(
             f"no room for {size / 2**30:.1f} GiB of decoded pixels in {folder} ({error.strerror}); "
-            "choose another folder for temporary files (TMPDIR) or for the run (`run_dir`), "
-            "or allow more memory with `image.store_gib`"
+            "choose another folder for temporary files (TMPDIR)"
+            # Only a run keeps them in its folder.
+            + (
+                ""
+                if given is None
+                else " or for the run (`run_dir`), or allow more memory with `image.store_gib`"
+            )
         ) from error
     return torch.from_numpy(mapped)
 

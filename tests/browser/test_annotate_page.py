@@ -730,7 +730,8 @@ def test_a_double_click_enlarges_a_small_image_and_marks_nothing(make: Any) -> N
     window.page.locator('[data-side="right"] .thumb').nth(1).dblclick()
     expect(window.page.locator("#view-title")).to_have_text("Image 2 of 2 of the group of B")
     window.page.get_by_role("button", name="Close").click()
-    assert window.text("#noted") == ""
+    expect(window.page.locator("#view-dialog")).to_be_hidden()
+    expect(window.page.locator("#noted")).to_have_text("")
     window.press("Space")
     expect(window.page.locator("#said")).to_contain_text("Skipped")
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ..answers.database import PEOPLE
 from ..answers.ledger import Ledger
+from ..answers.people import parse_people
 from ..config import WebConfig
 from ..errors import LedgerError, UserError
 from .context import AnnotatorContext
@@ -43,8 +44,8 @@ class Web:
         self._server: subprocess.Popen[bytes] | None = None
         #: When another process was last seen to serve the page.
         self._elsewhere_at: float | None = None
-        #: Who gets a link is expected, until somebody has come.
-        self._expected = len((settings.people or "").split(","))
+        #: People who get a link, or one: they are counted until somebody has used the page.
+        self._expected = max(1, len(parse_people(settings.people, "web.people")))
         self._people = self._expected
 
     @property

@@ -10,7 +10,7 @@ from typing import cast, get_args
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ..errors import LedgerError, printable
+from ..errors import LedgerError, SettingError, printable
 from .database import PEOPLE
 from .tasks import Person, PersonRole
 
@@ -49,6 +49,28 @@ def make_person(
     key = connection.execute(PEOPLE.insert(), values).inserted_primary_key
     assert key is not None
     return Person(key[0], name, cast(PersonRole, role))
+
+
+def parse_people(text: str | None, setting: str = "people") -> dict[str, str]:
+    """Return the role of each person by name.
+
+    Args:
+        text: Names with commas between, each with `:ROLE` or without; None for nobody.
+        setting: Name of the setting, for an error.
+
+    Raises:
+        LedgerError: A name cannot be used.
+        SettingError: A role is unknown.
+    """
+    found = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        name, _, role = part.strip().partition(":")
+        if role not in ("", *_ROLES):
+            raise SettingError(setting, text, f"NAME or NAME:ROLE, a role of {', '.join(_ROLES)}")
+        found[check_name(name.strip())] = role or "annotate"
+    return found
 
 
 def check_name(name: object) -> str:

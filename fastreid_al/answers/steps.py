@@ -17,9 +17,8 @@ Steps = Generator[Request, None, list[Verdict]]
 #: Further pairs that are asked about for each confirmation that a merge needs, if answers are
 #: undecided.
 _TRIES = 3
-#: Log-odds of "same", one half, from which on a merge counts if answers may be wrong. With 70 per
-#: cent fewer wrong merges last, and so much more time goes into confirmations that networks are
-#: worse (docs/questions.md, Wrong answers).
+#: Log-odds of "same", 50 per cent, from which on a merge counts if answers may be wrong. With 70
+#: per cent, clusters were purer, and networks of two seeds worse (docs/questions.md).
 _SURE = 0.0
 #: Images of each group that are shown with the other image of the question, to confirm a merge.
 _EXCHANGED = 2

@@ -92,9 +92,9 @@ def joined(
 
     Args:
         device: Where this rank computes.
-        raised_together: Exceptions that the block raises on all ranks or on none. The group is shut
-            down before they propagate; after any other exception it is left open, because other
-            ranks may wait in it until torchrun ends them.
+        raised_together: Exceptions that the block raises on all ranks or on none. The ranks
+            wait for one another and shut the group down before they propagate; after any other
+            exception it is left open, because other ranks may wait in it until torchrun ends them.
 
     Yields:
         The world, and a line that says how the ranks communicate; `SINGLE_PROCESS` and None without

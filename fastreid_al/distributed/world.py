@@ -11,6 +11,7 @@ import io
 import pickle
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -465,14 +466,12 @@ class World:
         if self.is_first:
             self._store.set("error", text)
             return True
-        try:
+        # Without torchrun the store ends with the process of rank 0.
+        with suppress(dist.DistError):
             for _ in range(50):
                 if self._store.check(["error"]):
                     return self._store.get("error").decode() != text
                 time.sleep(0.1)
-        except dist.DistError:
-            # The process of rank 0, which has the store without torchrun, has ended.
-            return True
         return True
 
 

@@ -14,7 +14,7 @@ from ..annotators.terminal import login_name
 from ..answers import Ledger
 from ..answers.checks import Checks
 from ..answers.database import IMAGES
-from ..answers.people import check_name
+from ..answers.people import parse_people
 from ..answers.service import AnswerService
 from ..answers.tasks import Person
 from ..config import AnnotationConfig, RunConfig
@@ -30,7 +30,6 @@ from .trained import config_of_run
 if TYPE_CHECKING:
     from ..server.pictures import Pictures
 
-_ROLES = ("annotate", "review", "admin")
 _LEDGER_FILE = "answers.sqlite"
 
 
@@ -69,7 +68,7 @@ def serve_annotation(options: AnnotationConfig, reporter: Reporter | None = None
     from ..server.guards import is_loopback
     from ..server.roster import add_known_answers
 
-    wanted = _parse_people(options.people)
+    wanted = parse_people(options.people)
     _check_url(options.public_url)
     source = find_source(options)
     address = Address(options.host, options.port)
@@ -201,19 +200,6 @@ def _check_images(name: str, pictures: Pictures, reporter: Reporter) -> None:
             f"{len(gone):,} of {len(rows):,} images are missing, such as {printable(gone[0])}; "
             "questions about them show an empty frame"
         )
-
-
-def _parse_people(text: str | None) -> dict[str, str]:
-    """Role of each person by name."""
-    found = {}
-    for part in (text or "").split(","):
-        if not part.strip():
-            continue
-        name, _, role = part.strip().partition(":")
-        if role not in ("", *_ROLES):
-            raise SettingError("people", text, f"NAME or NAME:ROLE, a role of {', '.join(_ROLES)}")
-        found[check_name(name.strip())] = role or "annotate"
-    return found
 
 
 def _check_url(url: str | None) -> None:

@@ -107,8 +107,26 @@ class Assignment:
             got = standing(
                 votes[row.id], row.votes, here, merges=merges, erring=erring, checked=checked
             )
+            is_settled = row.status == "open" and got.status == "answered"
+            if is_settled and self._is_asked_again(connection, row, votes[row.id], now):
+                got = Standing("open", wanted=1)
             found[row.id] = got, votes[row.id]
         return found
+
+    def _is_asked_again(
+        self, connection: Connection, row: Any, votes: Sequence[Vote], now: float
+    ) -> bool:
+        """Whether somebody was given a question after its last answer, and has it now.
+
+        What is known of people changes with each answer, and with it how many answers a question
+        needs. The answer of somebody who has the question already counts nevertheless.
+        """
+        c = LEASES.c
+        voters = {vote.person for vote in votes}
+        last = sa.select(EVENTS.c.answered_at).where(EVENTS.c.id == votes[-1].event)
+        has = (c.question == task_of(row)) & c.person.not_in(voters) & self.leases.is_valid(now)
+        given = sa.select(c.person).where(has & (c.since >= last.scalar_subquery()))
+        return connection.execute(given.limit(1)).first() is not None
 
     def _checked(self, connection: Connection, row: Any, votes: Sequence[Vote]) -> set[int]:
         """Those who answered a question and whose answer a second person gives too."""

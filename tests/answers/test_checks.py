@@ -113,6 +113,41 @@ def test_a_second_person_gives_a_drawn_answer_too(ledger: Ledger) -> None:
     assert statuses(ledger)[0] == ("answered", 3)
 
 
+def test_a_check_that_somebody_has_does_not_end_before_their_answer(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    checks = Checks(known=0, known_unsure=0, again=0.0, again_unsure=1.0)
+    service = AnswerService(ledger, checks=checks, clock=clock)
+    publish(ledger, [(0, 1), (2, 3), (4, 5)])
+    anna, ben, cleo = (service.person_named(name) for name in ("anna", "ben", "cleo"))
+    for who in (ben, cleo):
+        service.heartbeat(who, 1)
+    for token in "abc":
+        task = service.next_task(anna)
+        assert task is not None
+        service.submit(anna, decision(task, DIFFERENT, token))
+        clock.now += 1
+    held = service.next_task(ben)
+    skipped = service.next_task(ben, ahead=1)
+    assert held is not None and skipped is not None
+    # Anna turns out to be careful. What nobody was given yet is settled.
+    monkeypatch.setattr(Checks, "share_again", lambda self, estimate: 0.0)
+    assert service.settle() == 1
+    assert [status for status, _ in statuses(ledger)] == ["open", "open", "answered"]
+    # Nobody else is given what ben has.
+    assert service.next_task(cleo) is None
+    clock.now += 1
+    service.submit(ben, decision(held, SAME, "d"))
+    service.skip(ben, skipped.id)
+    assert service.settle() == 1
+    # Ben's answer counts: they disagree, and a third person decides.
+    assert [event.kind for event in ledger.events()] == ["answer"] * 4
+    assert [status for status, _ in statuses(ledger)] == ["open", "answered", "answered"]
+    third = service.next_task(cleo)
+    assert third is not None and third.id == held.id
+
+
 def test_a_second_person_answers_what_is_open_of_a_sheet(ledger: Ledger) -> None:
     clock = Clock()
     checks = Checks(known=0, known_unsure=0, again=1.0, again_unsure=1.0)

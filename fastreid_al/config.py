@@ -529,7 +529,7 @@ class QuestionConfig:
     window: int | None = setting(
         None,
         "Questions that are open at a time. Answers are applied in the order of the questions",
-        unset="2 for each person who answers on a page, 1 for others",
+        unset="3 for each person who answers on a page, 1 for others",
         at_least=1,
         at_most=1000,
         resumable=True,

@@ -53,9 +53,10 @@ SheetThen = Callable[[list[Verdict]], object]
 #: Questions that are published for people who answer while the run trains, if nothing else limits
 #: them.
 _PUBLISHED = 64
-#: Most questions that are open at a time, and how many for each person.
+#: Most questions that are open at a time, and how many for each person: one that they look at, one
+#: that is loaded, and one more while the first of all waits for a second person's answer.
 _MOST_OPEN = 16
-_OPEN_PER_PERSON = 2
+_OPEN_PER_PERSON = 3
 #: Observations of a name that are kept.
 _MOST_OBSERVATIONS = 2000
 

@@ -221,7 +221,7 @@ class MemberAnnotator(Annotator, Protocol):
 class QueueAnnotator(Protocol):
     """Stands for people who answer published questions, in this process or in others.
 
-    `people` may say how many there are: two questions are open for each, at most 16. A method
+    `people` may say how many there are: three questions are open for each, at most 16. A method
     `start(ledger)` is called when a round begins.
     """
 

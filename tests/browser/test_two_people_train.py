@@ -163,7 +163,9 @@ def open_page(browser: Browser, link: str) -> Page:
 def test_two_people_train_by_keys_what_an_oracle_trains(browser: Browser, tmp_path: Path) -> None:
     base = config_with(tmp_path / "oracle", "oracle", per_epoch=ANSWERS // 2)
     synthetic = replace(base.synthetic, train_identities=16, train_images=160)
-    oracle = replace(base, synthetic=synthetic)
+    # As many questions are open as for two people by default.
+    questions = replace(base.questions, window=3 * len(NAMES))
+    oracle = replace(base, synthetic=synthetic, questions=questions)
     run_training(oracle)
     web = replace(oracle.web, port=free_port(), people=",".join(NAMES))
     config = replace(oracle, run_dir=str(tmp_path / "people"), annotator="web", web=web)

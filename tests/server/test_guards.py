@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 from pathlib import Path
 
 import pytest
 
 from fastreid_al.server.guards import LARGEST_BODY, is_loopback
-from tests.support.labelling import Site
+from tests.support.labelling import Site, serving
 
 JSON = {"content-type": "application/json"}
 
@@ -141,6 +142,21 @@ def test_large_bodies_are_refused_whatever_they_say(open_site: Site, size: int) 
     assert client.post("/api/undo", content=parts, headers=JSON).status_code == 413
     wrong = {**JSON, "content-length": "-5"}
     assert client.post("/api/undo", content=b"{}", headers=wrong).status_code == 400
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_client_that_sends_a_large_body_reads_why_it_is_refused(
+    open_site: Site, is_chunked: bool
+) -> None:
+    parts = [b"a" * 100_000] * 100
+    headers = JSON if is_chunked else {**JSON, "Content-Length": "10000000"}
+    with serving(open_site) as running:
+        # It reads the answer when all is sent.
+        client = http.client.HTTPConnection("localhost", running.port, timeout=20)
+        client.request("POST", "/api/undo", iter(parts), headers, encode_chunked=is_chunked)
+        reply = client.getresponse()
+        assert reply.status == 413 and b"65,536 bytes" in reply.read()
+        client.close()
 
 
 @pytest.mark.parametrize("path", ["/", "/api/people", "/image/0", "/static/annotate.js", "/no"])

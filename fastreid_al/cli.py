@@ -142,7 +142,7 @@ _SIZE = Setting(
 )
 _EVENT = Setting("Event of the answer.", key="event", type=int)
 _ANNOTATOR = Setting("Who takes it back.", "command line", key="annotator", type=str)
-_AS_OF = Setting("Last event that counts.", None, key="as_of", type=int | None)
+_AS_OF = Setting("Last event that counts.", None, key="as_of", type=int | None, at_least=0)
 _EXPORT = (
     Setting(
         "Every event as it was written, every pair of images that the answers decide, or the "
@@ -357,7 +357,9 @@ class Parser(argparse.ArgumentParser):
     def value(self, given: Mapping[str, str], setting: Setting) -> Any:
         """The value of an option that is not a field of a configuration class."""
         if setting.key in given:
-            return setting.convert(given[setting.key])
+            value = setting.convert(given[setting.key])
+            setting.check(value, {})
+            return value
         if setting.default is ...:
             raise UserError(f"`{setting.key}` is required: {setting.help}")
         return setting.default

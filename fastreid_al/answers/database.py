@@ -34,13 +34,15 @@ from . import history
 FORMAT = 2
 #: Who writes: the trainer, which numbers images and publishes questions; the annotation server; or
 #: a command that only adds events. There is one trainer and one server at a time.
-Role = Literal["trainer", "server", "command"]
+Role = Literal["trainer", "import", "server", "command"]
+#: Who adds images. There is one of them at a time.
+ADDS_IMAGES = ("trainer", "import")
 #: How long a transaction waits for a transaction of another process.
 BUSY_SECONDS = 5.0
 #: What to do about a damaged ledger.
 ASK_CHECK = "fastreid-al ledger check prints what is wrong"
 #: The option of a run that names its ledger, in a message; commands take the ledger as argument.
-OPTION_OF_RUN = " with `questions.ledger`"
+_OPTION_OF_RUN = " with `questions.ledger`"
 _CONNECT_SECONDS = 10
 #: What to do when the database fails during a run.
 _KEPT = "every acknowledged answer is kept. Fix this, then resume the run with `resume`"
@@ -242,7 +244,8 @@ class Store:
     Args:
         url: Path of an SQLite file, or a URL.
         write: Whether to open it for writing.
-        role: Who writes. The trainer and the server hold a lock each, a command holds none.
+        role: Who writes. The trainer and an import share a lock, the server has its own, a command
+            holds none.
 
     Raises:
         LedgerError: It cannot be opened, or has another writer with this role.
@@ -428,7 +431,7 @@ class Store:
             # The same file must have the same lock under every name, such as a link.
             real = Path(os.path.realpath(path))
             if self.role != "command":
-                suffix = ".lock" if self.role == "trainer" else ".server.lock"
+                suffix = ".lock" if self.role in ADDS_IMAGES else ".server.lock"
                 self._open.callback(FileLock(real.with_name(real.name + suffix)).free)
         except BlockingIOError as error:
             raise LedgerError(self._in_use(f"process {error.strerror}")) from error
@@ -464,7 +467,7 @@ class Store:
                 sa.select(sa.func.current_database(), sa.func.current_schema())
             ).one()
             # The trainer's lock is also that of versions which know no roles.
-            names = (*database, EVENTS.name, *(() if self.role == "trainer" else (self.role,)))
+            names = (*database, EVENTS.name, *(() if self.role in ADDS_IMAGES else (self.role,)))
             digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
             key = int.from_bytes(digest, "big", signed=True)
             if self._connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar():
@@ -490,7 +493,7 @@ class Store:
             raise LedgerError(f"{self.name} cannot be used ({_first_line(error)})") from error
 
     def _option(self) -> str:
-        return OPTION_OF_RUN if self.role == "trainer" else ""
+        return _OPTION_OF_RUN if self.role == "trainer" else ""
 
     def _in_use(self, who: str) -> str:
         return (

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from ..data.cache import digest_of
 from ..data.formats import HEAD, format_of
 from ..errors import LedgerError, parse_printable, printable
-from .database import EVENTS, IMAGES, OPTION_OF_RUN, PEOPLE, QUESTIONS
+from .database import EVENTS, IMAGES, PEOPLE, QUESTIONS
 from .import_files import Form, Imported, read_answers
 from .ledger import Ledger, insert_event
 
@@ -107,10 +107,9 @@ def _opened(url: str, fresh: Mapping[tuple[str, str], int], made: bool) -> Ledge
     if not fresh and not made:
         return Ledger.open(url, role="command")
     try:
-        return Ledger.open(url)
+        return Ledger.open(url, role="import")
     except LedgerError as error:
-        text = str(error).replace(OPTION_OF_RUN, "")
-        raise LedgerError(f"{text} ({len(fresh):,} images are new to the ledger)") from error
+        raise LedgerError(f"{error} ({len(fresh):,} images are new to the ledger)") from error
 
 
 def _by(names: Sequence[str]) -> str:

@@ -17,7 +17,17 @@ from sqlalchemy.engine import Connection
 
 from ..errors import LedgerError
 from . import history
-from .database import ASK_CHECK, EVENTS, IMAGES, META, QUESTIONS, Role, Store, read_meta
+from .database import (
+    ADDS_IMAGES,
+    ASK_CHECK,
+    EVENTS,
+    IMAGES,
+    META,
+    QUESTIONS,
+    Role,
+    Store,
+    read_meta,
+)
 from .question import Answer, Verdict
 
 _PAGE = 1000
@@ -197,9 +207,10 @@ class Ledger:
                 memory.
             keys: The training images that answers refer to.
             write: Whether to open it for writing.
-            role: Who writes: the "trainer", which alone adds images and questions; the annotation
-                "server"; or a "command", which adds events. There is one trainer and one server at
-                a time, until it is closed or the process ends.
+            role: Who writes: the "trainer", which adds images and questions; an "import", which
+                adds images and answers; the annotation "server"; or a "command", which adds events.
+                There is one trainer or import and one server at a time, until it is closed or the
+                process ends.
 
         Raises:
             LedgerError: It cannot be opened, has another writer with this role, is not a ledger, or
@@ -303,14 +314,16 @@ class Ledger:
 
         Raises:
             IndexError: A row does not exist.
-            LedgerError: An image is new, and the ledger was not opened as its trainer.
+            LedgerError: An image is new, and the ledger's role does not add images.
         """
-        if self._store.role != "trainer":
+        if self._store.role not in ADDS_IMAGES:
             self._learn_images(connection)
         fresh = self._new_images(*rows)
         if fresh:
-            if self._store.role != "trainer":
-                raise LedgerError(f"{self.name}: only a trainer adds images to a ledger")
+            if self._store.role not in ADDS_IMAGES:
+                raise LedgerError(
+                    f"{self.name}: only a trainer or an import adds images to a ledger"
+                )
             connection.execute(IMAGES.insert(), [i._asdict() for i in fresh.values()])
         yield {row: fresh[row].id if row in fresh else self._ids[row] for row in rows}
         for row, image in fresh.items():

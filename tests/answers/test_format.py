@@ -99,7 +99,7 @@ def test_a_trainer_and_a_server_write_at_once_and_no_two_of_a_kind(tmp_path: Pat
         for role in ("trainer", "server"):
             with pytest.raises(LedgerError, match="in use by process"):
                 Ledger.open(file, keys(), role=role)  # type: ignore[arg-type]
-        with pytest.raises(LedgerError, match="only a trainer adds images"):
+        with pytest.raises(LedgerError, match="only a trainer or an import adds images"):
             put(server, 1, 2)
     with Ledger.open(file, keys(), role="server"):
         pass

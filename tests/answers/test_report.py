@@ -75,6 +75,9 @@ def test_export_of_answers_holds_every_event(
     assert lines[0]["shown"] == [[], []]
     as_of = run(capsys, "export", filled, "--as-of", "5", "--format=jsonl").splitlines()
     assert [json.loads(line)["undone"] for line in as_of] == [False] * 5
+    with pytest.raises(SystemExit) as refused:
+        main(["export", filled, "--as-of", "-1"])
+    assert refused.value.code == 2 and "expected 0 or more" in capsys.readouterr().err
 
 
 def test_export_of_the_closure_gives_each_pair_with_the_chain_that_proves_it(

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 
 from ..answers.database import PEOPLE
 from ..answers.ledger import Ledger
-from ..answers.people import parse_people
+from ..answers.people import AWAY_SECONDS, parse_people
 from ..config import WebConfig
 from ..errors import LedgerError, UserError
 from .context import AnnotatorContext
 
 #: Seconds between two looks at the ledger while a round waits.
 _PAUSE = 0.02
-#: How long ago people who count as present did something last, in seconds.
-_PRESENT = 180.0
 _STOP_SECONDS = 10.0
 #: Serves the page, whose lines name the options of the run and not those of the page's own command.
 _SERVE = "from fastreid_al.annotate import main_of_run; main_of_run()"
@@ -128,4 +126,4 @@ def _present(ledger: Ledger, expected: int) -> int:
     with ledger.store.reading() as connection:
         rows = connection.execute(PEOPLE.select().with_only_columns(PEOPLE.c.seen_at)).scalars()
         seen = [at for at in rows if at is not None]
-    return max(1, sum(now - _PRESENT < at <= now for at in seen)) if seen else expected
+    return max(1, sum(now - AWAY_SECONDS < at <= now for at in seen)) if seen else expected

@@ -16,6 +16,8 @@ from .tasks import Person, PersonRole
 
 #: A person who did nothing for so long is not here.
 HERE_SECONDS = 600.0
+#: Who did nothing for so many seconds does not keep a question by an open page.
+AWAY_SECONDS = 180.0
 #: What a person did is written at most every so many seconds: a page that waits asks every second.
 _WRITE_EVERY = 15.0
 #: Roles that decide where people disagree.

@@ -241,7 +241,8 @@ class AnswerService:
             held = assignment.held(connection, who, now)
             if len(held) > ahead:
                 lease, rows = held[ahead]
-                lease = assignment.leases.renew(connection, lease, now)
+                if idle < people.AWAY_SECONDS:
+                    lease = assignment.leases.renew(connection, lease, now)
                 return assignment.task(connection, who, lease, rows, ahead)
             rows = assignment.choose(connection, who, len(held), now)
             if not rows:
@@ -270,7 +271,8 @@ class AnswerService:
         """Let the person keep a task; return whether they still have it.
 
         They do not if the lease has ended and somebody else has the task, or if it was answered or
-        withdrawn. An answer to it is then kept as a late one.
+        withdrawn. An answer to it is then kept as a late one. The lease of who did nothing for some
+        minutes goes on to its end.
 
         Args:
             person: The person.
@@ -289,7 +291,7 @@ class AnswerService:
                 return False
             left = assignment.left(connection, who, lease, rows)
             keeps = assignment.may_keep(connection, who, lease, left, now)
-            if keeps:
+            if keeps and idle < people.AWAY_SECONDS:
                 assignment.leases.renew(connection, lease, now)
             return keeps
 

@@ -458,6 +458,23 @@ def test_who_does_nothing_is_not_present_and_a_page_that_waits_writes_seldom(
     assert times == [0, 0, 0, 16, 16]
 
 
+def test_who_does_nothing_at_an_open_page_keeps_no_question_from_others(
+    service: AnswerService, ledger: Ledger, clock: Clock
+) -> None:
+    publish(ledger, [(0, 1)])
+    anna, bert = service.person_named("anna"), service.person_named("bert")
+    assert service.next_task(bert) is not None
+    for second in range(20, 260, 20):
+        clock.now += 20
+        assert service.heartbeat(bert, 1, idle=float(second))
+        assert service.next_task(bert, idle=float(second)) is not None
+        assert service.next_task(anna) is None
+    # Three minutes of use, and the 90 seconds of a lease.
+    clock.now += 20
+    assert service.next_task(anna) is not None
+    assert not service.heartbeat(bert, 1, idle=280.0)
+
+
 def test_an_image_of_the_other_side_is_two_answers_that_are_taken_back_together(
     service: AnswerService, ledger: Ledger
 ) -> None:

@@ -252,14 +252,17 @@ def test_nothing_of_the_last_question_stays_when_no_other_is_open(make: Any) -> 
 
 
 def test_a_candidate_of_a_sheet_says_what_its_answer_would_change(make: Any) -> None:
-    _, _, open_window = make(TASKS[1:2], local="anna")
+    _, _, open_window = make([[([0], [1])], [([1], [2]), ([1], [3]), ([1], [4])]], local="anna")
     window = open_window()
     window.task()
+    window.press("s")
+    expect(window.page.locator("#count")).to_contain_text("Sheet with 3 questions")
     said = window.page.locator(".candidate .would")
-    expect(said).to_have_text(["separates 1 pair"] * 3)
+    expect(said).to_have_text(["separates 2 answered pairs"] * 3)
     window.press("2")
     window.press("Shift+3")
-    expect(said).to_have_text(["separates 1 pair", "joins 1 + 1 images", ""])
+    joins = "joins 2 + 1 answered images"
+    expect(said).to_have_text(["separates 2 answered pairs", joins, ""])
 
 
 def test_the_next_question_is_there_at_once(make: Any) -> None:
@@ -940,22 +943,23 @@ def test_before_an_answer_the_page_says_what_it_would_change(make: Any) -> None:
     window = open_window()
     same, different = (window.page.locator(f"#would-{name}") for name in ("same", "different"))
     window.task()
-    expect(same).to_have_text("joins 1 + 1 images")
-    expect(different).to_have_text("separates 1 pair")
+    # Of the two images alone, nothing needs to be said.
+    expect(same).to_have_text("")
+    expect(different).to_have_text("")
     # The next question is loaded before the answer, and told again after it.
     window.page.wait_for_timeout(500)
     window.press("s")
-    expect(same).to_have_text("joins 2 + 1 images")
-    expect(different).to_have_text("separates 2 pairs")
+    expect(same).to_have_text("joins 2 + 1 answered images")
+    expect(different).to_have_text("separates 2 answered pairs")
     window.wait_for(lambda: len(answers(site)) == 1)
     window.press("s")
     window.wait_for(lambda: len(answers(site)) == 2)
     window.task()
     # The answers before imply that these are the same, which is not told before the answer.
     expect(window.page.locator("#count")).to_contain_text("Question 3")
-    expect(same).to_have_text("joins 2 + 1 images")
+    expect(same).to_have_text("joins 2 + 1 answered images")
     button = window.page.get_by_role("button", name="Same", exact=True)
-    expect(button).to_have_accessible_description("joins 2 + 1 images")
+    expect(button).to_have_accessible_description("joins 2 + 1 answered images")
     window.press("d")
     expect(window.page.locator("#said")).to_contain_text("contradicts answers 1, 2")
 

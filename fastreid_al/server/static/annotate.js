@@ -104,7 +104,7 @@ function describe(reply) {
   if (effect) {
     const [a, b] = effect.joined;
     // With marks, several groups were joined: then their pairs alone are said.
-    if (a && b && a * b === effect.pairs) parts.push(`Joined ${a} + ${count(b, "image")}: ${count(effect.pairs, "pair")} the same.`);
+    if (a * b > 1 && a * b === effect.pairs) parts.push(`Joined ${a} + ${count(b, "answered image")}: ${count(effect.pairs, "pair")} the same.`);
     else if (effect.pairs) parts.push(`${count(effect.pairs, "pair")} known to be the same.`);
     if (effect.lost) parts.push(`People disagree: ${count(effect.lost, "pair")} not known any more.`);
     if (effect.effect === "pending") parts.push("Recorded: it counts when another answer agrees.");
@@ -121,13 +121,14 @@ function describe(reply) {
 
 const isChange = (effect) => Boolean(effect && (effect.pairs || effect.apart || effect.cuts || effect.lost));
 
-/** What an answer would change, in a few words. */
+/** What an answer would change beyond the two images of the question, in a few words. */
 function would(effect) {
   const [a, b] = effect?.joined ?? [0, 0];
+  if (effect?.effect === "new" && (a ? a * b : effect.apart) < 2) return "";
   const events = effect?.against ?? [];
   switch (effect?.effect) {
     case "new":
-      return a ? `joins ${a} + ${b} images` : `separates ${count(effect.apart, "pair")}`;
+      return a ? `joins ${a} + ${b} answered images` : `separates ${effect.apart} answered pairs`;
     case "pending":
       return "counts with another answer";
     case "known":
@@ -212,7 +213,9 @@ function show(task) {
   if (typeof task.similarity === "number") details.push(`similarity ${task.similarity.toFixed(3)}`);
   if (typeof task.probability === "number") details.push(`probability ${task.probability.toFixed(2)}`);
   if (task.reason) details.push(task.reason);
-  find("#count").textContent = [`Question ${number} of ${total}`, ...details].join(" · ");
+  // The total is of questions, of which a sheet has several.
+  const which = task.sheet ? `Sheet with ${count(task.items.length, "question")}` : `Question ${number} of ${total}`;
+  find("#count").textContent = [which, ...details].join(" · ");
   find("#title").textContent = task.sheet ? `Which are the same ${noun}?` : `Same ${noun}?`;
   showNotes();
   clock.restart();

@@ -332,7 +332,7 @@ class Asker:
 
         The closure is then that of the believed answers (`posterior.weigh_answers`). A pair whose
         answer is doubted is not asked about again, but its images may be, with other images. Until
-        the end of the round, a merge needs as many answers that agree as it takes to make it 70 %
+        the end of the round, a merge needs as many answers that agree as it takes to make it 50 %
         likely, 3 at most, from the question's probability if it has one. Does nothing if answers
         are never wrong.
 

@@ -108,6 +108,7 @@ class Terminal:
         self._service: AnswerService | None = None
         self._served: object = None
         self._acted_at = time.monotonic()
+        self._skipped: int | None = None
 
     #: Questions that are open at a time: the person sees one after the other.
     window = 1
@@ -153,6 +154,8 @@ class Terminal:
         if task is None:
             time.sleep(_PAUSE)
             return
+        if task.id == self._skipped:
+            self._say("No other question is open. Answer this one, or u if you cannot decide.")
         try:
             with _heartbeats(service, person, task):
                 self._decide(service, person, task)
@@ -195,6 +198,7 @@ class Terminal:
                     return
             elif key == _SKIP:
                 service.skip(person, task.id)
+                self._skipped = task.id
                 return
             elif key not in _VERDICTS:
                 raise QuitAsking(_INPUT_CLOSED if key == _END else _ANNOTATOR_LEFT)
@@ -280,8 +284,7 @@ class Terminal:
             lines.append(f"Keys: {_SKIP_HELP if can_skip else _HELP}.")
         reason = REASONS.get(question.reason, question.reason)
         lines.append(
-            f"{label}: {reason} (similarity {question.similarity:.2f}, "
-            f"shown in {printable(self._sheet)})"
+            f"{label}: {reason} (shown in {printable(self._sheet)})"
         )
         lines.append(f"  A: {self._describe_side(question, 0)}")
         lines.append(f"  B: {self._describe_side(question, 1)}")

@@ -47,6 +47,8 @@ LABELS_FILE = "labels.csv"
 NEXT_FILE = "labels.json"
 #: If all features differ by less than this, they count as equal: their graph would hold every pair.
 _COLLAPSED = 1e-6
+#: An identity of fewer images is no sign of a network that tells nothing apart.
+_MANY = 20
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ def find_labels(found: Labelled, earlier: Earlier, reporter: Reporter) -> LabelT
     judged = judge(identities, truth, found.config.memory.temperature, given)
     if not given:
         reporter.line(_calibrated(judged.examples))
+        _warn_of_one_identity(identities.identities, reporter)
     reporter.line(_counts(identities.identities, judged))
     return _table(found, identities.identities, judged, earlier)
 
@@ -244,6 +247,17 @@ def _check_images(found: Labelled, reporter: Reporter) -> None:
         reporter.warn(
             f"the run was not trained on {len(new):,} of {len(names):,} images (first: "
             f"{printable(new[0])}); they get identities as well"
+        )
+
+
+def _warn_of_one_identity(labels: Tensor, reporter: Reporter) -> None:
+    """Warn if one of the identities holds more than half of the images."""
+    n = len(labels)
+    most = int(labels[labels >= 0].bincount().max()) if bool((labels >= 0).any()) else 0
+    if 2 * most > n and most >= _MANY:
+        reporter.warn(
+            f"one identity holds {most:,} of {n:,} images: the network hardly tells the images "
+            "apart; train for more epochs"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -232,6 +233,17 @@ def test_a_set_with_one_readable_image_has_no_identity(
     sorted(crops.iterdir())[0].write_bytes(b"broken")
     with pytest.raises(UserError, match="no training image can be read"):
         export(unlabelled.run_dir, "none.csv")
+
+
+def test_one_identity_of_most_images_is_a_warning(
+    unlabelled: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n = SYNTHETIC.train_images
+    run_training(unlabelled)
+    assert "one identity holds" not in capsys.readouterr().err
+    cluster = replace(unlabelled.cluster, eps=0.999)
+    run_training(replace(unlabelled, cluster=cluster, run_dir=f"{unlabelled.run_dir}-wide"))
+    assert re.search(rf"one identity holds \d+ of {n} images", capsys.readouterr().err)
 
 
 def test_supervised_runs_export_the_true_identities(config: RunConfig, export: Export) -> None:

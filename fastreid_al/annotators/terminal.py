@@ -283,9 +283,7 @@ class Terminal:
             )
             lines.append(f"Keys: {_SKIP_HELP if can_skip else _HELP}.")
         reason = REASONS.get(question.reason, question.reason)
-        lines.append(
-            f"{label}: {reason} (shown in {printable(self._sheet)})"
-        )
+        lines.append(f"{label}: {reason} (shown in {printable(self._sheet)})")
         lines.append(f"  A: {self._describe_side(question, 0)}")
         lines.append(f"  B: {self._describe_side(question, 1)}")
         return "\n".join(lines) + "\n"

@@ -113,8 +113,10 @@ def open_questions(
                 f"of {config.epochs} epochs"
             )
         elif config.annotator != "oracle" and saved is None:
-            what = "the page opens with the first questions" if config.annotator == "web" else (
-                "the first questions come"
+            what = (
+                "the page opens with the first questions"
+                if config.annotator == "web"
+                else ("the first questions come")
             )
             context.reporter.line(
                 f"{what}, in epoch {settings.start + 1} of {config.epochs} (`questions.start`)"

@@ -102,7 +102,11 @@ def count_remaining(connection: Connection, run: str) -> int:
     told = _told(connection, run)
     total, asked = _total(told), told.get("asked")
     if total is not None and type(asked) is int:
-        return max(0, total - asked)
+        # The trainer counts a question when it takes the answer, which may be a moment later.
+        settled = (QUESTIONS.c.run == run) & (QUESTIONS.c.status == "answered")
+        settled &= QUESTIONS.c.gold.is_(None)
+        answered = connection.execute(sa.select(sa.func.count()).where(settled)).scalar_one()
+        return max(0, total - max(asked, answered))
     wanted = (QUESTIONS.c.status == "open") & QUESTIONS.c.gold.is_(None)
     return connection.execute(sa.select(sa.func.count(_TASK.distinct())).where(wanted)).scalar_one()
 
@@ -132,7 +136,7 @@ def progress(
     total = _total(told)
     remaining = counts.get("open", 0)
     if total is not None and type(told.get("asked")) is int:
-        remaining = max(0, total - told["asked"])
+        remaining = max(0, total - max(told["asked"], counts.get("answered", 0)))
     outlook = told.get("outlook")
     outlook = outlook if isinstance(outlook, dict) else None
     return Progress(

@@ -958,6 +958,22 @@ def test_without_a_budget_the_end_of_the_round_is_the_goal(
     assert task_for(service, anna).total == 1 + 59
 
 
+def test_the_total_stays_while_the_trainer_has_not_taken_an_answer(
+    service: AnswerService, ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1), (2, 3), (4, 5)])
+    anna = service.person_named("anna")
+    told = {"run": "run", "budget": None, "asked": 0, "asked_in_round": 0, "allowed_in_round": 6}
+    with ledger.store.writing() as connection:
+        connection.execute(META.insert(), {"key": "progress", "value": json.dumps(told)})
+    shown = []
+    for _ in range(3):
+        task = task_for(service, anna)
+        shown.append((task.number, task.total, service.progress(anna).total))
+        answer_next(service, anna)
+    assert shown == [(1, 6, 6), (2, 6, 6), (3, 6, 6)]
+
+
 def test_images_that_were_marked_as_odd_are_not_shown_again(
     service: AnswerService, ledger: Ledger
 ) -> None:

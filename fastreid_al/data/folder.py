@@ -9,11 +9,13 @@ from ..errors import DataError
 from .layouts import published_layouts, refuse_published_layout
 from .locate import existing_folder
 from .names import number_names, pattern_of, read_cameras, read_identities
-from .reader import ReadOptions
+from .reader import ReadOptions, SetKeys
 from .records import ImageSet, Record, keep_test_apart, renumber
 from .walk import Found, find_images, is_test_name
 
 _SPLITS = ("train", "query", "gallery")
+#: Why a folder of a published set is passed over.
+_PUBLISHED = "folders of published sets, which have readers of their own"
 
 
 def read_folder(root: Path, options: ReadOptions) -> ImageSet:
@@ -43,7 +45,7 @@ def read_folder(root: Path, options: ReadOptions) -> ImageSet:
     else:
         folders = {"train": root}
         founds = {"train": find_images(root, skip=_not_for_training)}
-        _check_any(root, founds["train"])
+        _check_any(root, founds["train"], options.keys)
     splits = _records(root, folders, founds, options)
     _check_not_empty(root, folders, founds)
     whole = Found()
@@ -91,9 +93,23 @@ def _check_not_empty(root: Path, folders: Mapping[str, Path], founds: Mapping[st
         )
 
 
-def _check_any(root: Path, found: Found) -> None:
-    if not found.images:
-        raise DataError(f"{root} holds no image at any depth{_reasons(found)}; name another folder")
+def _check_any(root: Path, found: Found, keys: SetKeys) -> None:
+    """Refuse a folder without an image to train on.
+
+    Raises:
+        DataError: The message names the reader of a published set, where one was passed over.
+    """
+    if found.images:
+        return
+    if published := found.passed_over.get(_PUBLISHED):
+        folder = min(published)
+        names = published_layouts(folder)
+        raise DataError(
+            f"{root} holds no image at any depth outside {folder}, which has the layout of "
+            f"{' or '.join(names)}; read it with `{keys.name}` {names[0]} and `{keys.root}` "
+            f"{folder}"
+        )
+    raise DataError(f"{root} holds no image at any depth{_reasons(found)}; name another folder")
 
 
 def _records(
@@ -152,7 +168,7 @@ def _not_for_training(folder: Path) -> str | None:
     if is_test_name(folder.name):
         return "folders whose name says that their images are kept for testing"
     if published_layouts(folder):
-        return "folders of published sets, which have readers of their own"
+        return _PUBLISHED
     return None
 
 

@@ -38,8 +38,11 @@ def fitting_sets(root: Path) -> list[str]:
 
 
 def published_layouts(folder: Path) -> list[str]:
-    """Names of the published sets whose own folder this is, by its layout."""
-    return [layout.name for layout in LAYOUTS if layout.is_surely_in(folder)]
+    """Names of the published sets whose own folder this is, by its layout, the likeliest first."""
+    fitting = [layout for layout in LAYOUTS if layout.is_surely_in(folder)]
+    # Several sets have one layout, and the folder often has the name of one of them.
+    fitting.sort(key=lambda layout: not layout.has_name(folder))
+    return [layout.name for layout in fitting]
 
 
 def refuse_published_layout(root: Path, keys: SetKeys) -> None:

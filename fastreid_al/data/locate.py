@@ -44,6 +44,10 @@ class SetLayout(NamedTuple):
         """Whether a folder has one of the markers that no other folder of images has."""
         return any((folder / marker).exists() for marker in self.own or self.markers)
 
+    def has_name(self, folder: Path) -> bool:
+        """Whether a folder is called as the set's own folder usually is."""
+        return folder.name in {Path(location).name for location in self.locations}
+
 
 def find_set(layout: SetLayout, root: Path, key: str = "data_root") -> Path:
     """Find a set's own folder.

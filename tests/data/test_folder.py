@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastreid_al.data import load
 from fastreid_al.data.records import count
-from tests.support.image_sets import fails, labels, put, put_vehicleid
+from tests.support.image_sets import fails, labels, put, put_market, put_vehicleid
 
 
 def test_folder_of_identities(tmp_path: Path) -> None:
@@ -90,6 +90,21 @@ def test_a_published_set_below_the_folder_is_left_out(tmp_path: Path) -> None:
     assert len(images.train) == 1
     [(reason, _)] = images.passed_over.items()
     assert reason == "folders of published sets, which have readers of their own"
+
+
+def test_a_folder_of_nothing_but_a_published_set_is_refused_with_its_reader(
+    tmp_path: Path,
+) -> None:
+    put_market(tmp_path / "Market-1501-v15.09.15")
+    own = tmp_path / "Market-1501-v15.09.15"
+    fails(
+        f"no image at any depth outside {own}, which has the layout of market1501 or .*; "
+        f"read it with `dataset` market1501 and `data_root` {own}$",
+        "folder",
+        tmp_path,
+    )
+    own.rename(tmp_path / "DukeMTMC-reID")
+    fails("read it with `dataset` dukemtmcreid and", "folder", tmp_path)
 
 
 def test_a_split_that_is_a_link_out_of_the_folder_is_reported(tmp_path: Path) -> None:

@@ -389,6 +389,16 @@ def to_rgb(content: bytes) -> Image.Image:
         ValueError: It is empty, too large or damaged.
         OSError: It is damaged.
     """
+    return image_to_rgb(open_image(content))
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Open the content of an image file, whose pixels are not decoded yet.
+
+    Raises:
+        ValueError: It is empty or too large.
+        OSError: Its head is damaged, or it is no image.
+    """
     if not content:
         raise ValueError("the file is empty")
     image = Image.open(io.BytesIO(content), formats=readable_formats())
@@ -396,7 +406,7 @@ def to_rgb(content: bytes) -> Image.Image:
         raise ValueError(
             f"{image.width} x {image.height} is more than {LARGEST_IMAGE // 10**6} million pixels"
         )
-    return image_to_rgb(image)
+    return image
 
 
 def image_to_rgb(image: Image.Image) -> Image.Image:

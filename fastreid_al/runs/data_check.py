@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import os
 import statistics
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from ..data import ImageSet, load
 from ..data.cache import digest_of, threads
-from ..data.formats import FORMATS, readable_formats
 from ..data.layouts import fitting_sets
 from ..data.load import describe
 from ..data.locate import TABLES
+from ..data.pixels import image_to_rgb, open_image, read_bytes, reason_of
 from ..data.records import UNKNOWN, Record
 from ..data.walk import relative
 from ..engine.console import Reporter
@@ -129,9 +127,9 @@ def check_data(
     reporter: Reporter | None = None,
     **options: Any,
 ) -> DataReport:
-    """Read an image set, and the head and the content of each of its files.
+    """Read an image set, and decode each of its images.
 
-    Images are not decoded, so that a damage behind the head of a file is not noticed.
+    An image is unreadable, and for the same reason, where a training would leave it out.
 
     Args:
         root: Folder of the set, or a CSV file for "manifest".
@@ -151,7 +149,13 @@ def check_data(
     files: dict[str, list[_File]] = {}
     for split, records in images.splits.items():
         files[split] = []
-        with reporter.progress(f"checking {split}", len(records)) as update, threads() as pool:
+        with (
+            reporter.progress(f"checking {split}", len(records)) as update,
+            warnings.catch_warnings(),
+            threads() as pool,
+        ):
+            # What is odd about an image is in the report.
+            warnings.simplefilter("ignore")
             for file in pool.map(_check_file, [record.path for record in records]):
                 files[split].append(file)
                 update(len(files[split]), len(records))
@@ -159,15 +163,16 @@ def check_data(
 
 
 def _check_file(path: Path) -> _File:
+    digest = ""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        return _File(reason=error.strerror or str(error))
-    try:
-        with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
-            return _File(digest_of(content), image.format or "", image.width, image.height)
-    except Exception:  # Pillow raises a wide range of types on damaged files.
-        return _File(digest_of(content), reason=f"none of {', '.join(FORMATS)}")
+        content = read_bytes(path)
+        digest = digest_of(content)
+        image = open_image(content)
+        file = _File(digest, image.format or "", image.width, image.height)
+        image_to_rgb(image)
+    except Exception as error:  # Pillow raises a wide range of types on damaged files.
+        return _File(digest, reason=reason_of(error))
+    return file
 
 
 def _spread(values: Sequence[int]) -> dict[str, float]:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from fastreid_al.cli import main, parse_training
+from fastreid_al.data import load
+from fastreid_al.data.pixels import decode
 from fastreid_al.errors import DataError
 from fastreid_al.runs.data_check import check_data
-from tests.support.image_sets import put, put_market
+from tests.support.image_sets import put, put_market, put_noise
 
 
 def test_counts_copies_formats_and_what_is_left_out(tmp_path: Path) -> None:
@@ -31,11 +33,29 @@ def test_counts_copies_formats_and_what_is_left_out(tmp_path: Path) -> None:
     assert report["sizes"]["width in pixels"] == {"least": 4, "median": 4, "most": 4}
     [unreadable] = report["unreadable"]
     assert unreadable["path"] == "query/0003_c2s1_000001_00.jpg"
-    assert unreadable["reason"].startswith("none of JPEG")
+    assert unreadable["reason"] == "not an image"
     assert report["copies"]["images in query and in gallery"] == 1
     assert report["passed_over"][".txt files, in no image format that is read"] == [
         "query/notes.txt"
     ]
+
+
+def test_names_every_image_that_a_training_leaves_out_with_its_reason(tmp_path: Path) -> None:
+    put(tmp_path, "whole.jpg")
+    put_noise(tmp_path, "cut.jpg", seed=1)
+    put_noise(tmp_path, "cut.png", seed=2)
+    for name in ("cut.jpg", "cut.png"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("no image")
+    report = check_data(tmp_path).as_json()
+    found = {item["path"]: item["reason"] for item in report["unreadable"]}
+    left_out = decode([r.path for r in load("folder", tmp_path, verbose=False).train], 8, 4).bad
+    assert found == {image.path.name: image.reason for image in left_out}
+    assert sorted(found) == ["cut.jpg", "cut.png", "empty.jpg", "text.jpg"]
+    assert found["empty.jpg"] == "the file is empty"
+    assert report["formats"] == {"JPEG": 1}
 
 
 def test_the_command_prints_lines_or_json(

@@ -32,7 +32,9 @@ class BackboneBuilder(Protocol):
 
     A backbone is an `nn.Module` whose forward takes normalised images (B, 3, H, W) float32 and
     returns features (B, D), and whose attribute `features` is D. It may have a method
-    `imagenet_weights()` that returns a state dictionary for the setting `weights` imagenet.
+    `imagenet_weights()` that returns a state dictionary for the setting `weights` imagenet. If that
+    may download a file, a method `imagenet_download()` returns its path where the file is not on
+    disk yet, and None where it is: a dry run downloads nothing.
     """
 
     def __call__(self, options: BackboneOptions) -> nn.Module:

@@ -59,22 +59,30 @@ class ResNet(torchvision.models.ResNet):
                 the file and its folder.
         """
         weights = torchvision.models.get_model_weights(self.name).DEFAULT
-        file = Path(weights.url).name
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        file = self._imagenet_file()
         try:
             # The hash is that of a download; a file that lies in the folder already is not checked,
             # and must not be unpickled.
             return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
         except pickle.UnpicklingError as error:
             raise WeightsError(
-                f"{folder / file} is not a plain weights file (it is damaged, or holds pickled "
+                f"{file} is not a plain weights file (it is damaged, or holds pickled "
                 "code, which is never run); delete it, so that it is downloaded again"
             ) from error
         except (URLError, OSError, RuntimeError, EOFError) as error:
             raise WeightsError(
                 f"ImageNet weights of {self.name} could not be downloaded ({error}); "
-                f"put {file} at {folder / file}, or train from random weights with `weights` none"
+                f"put {file.name} at {file}, or train from random weights with `weights` none"
             ) from error
+
+    def imagenet_download(self) -> Path | None:
+        """Return the file that `imagenet_weights` would download; None where it is on disk."""
+        file = self._imagenet_file()
+        return None if file.exists() else file
+
+    def _imagenet_file(self) -> Path:
+        url = torchvision.models.get_model_weights(self.name).DEFAULT.url
+        return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
 
 
 def resnet(options: BackboneOptions) -> ResNet:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..config import RunConfig
 from ..data import ImageSet
 from ..data.camera_style import match_copies, reason_without_styles
@@ -19,7 +21,9 @@ from .questions import check_questions
 
 
 def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
-    """Read the image set, build the network, and print what a run would do. No run folder is made.
+    """Read the image set, build the network, and print what a run would do.
+
+    No run folder is made, and no weights are downloaded.
 
     Args:
         config: The configuration.
@@ -37,9 +41,14 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
     check_run_folder(context.folder.path, images)
     check_questions(context, all_labelled(images.train))
     source = load_source(context, images)
-    network = build_network(context)
+    network, download = _network(context)
     check_method(context, images, source, network.features)
     lines = _describe_training(context, images, network)
+    if download is not None:
+        lines.append(
+            f"a run would download the ImageNet weights of {network.name} to {download}; none were "
+            "downloaded"
+        )
     if source is not None:
         lines.append(_describe_source(context, source, network))
     if config.camstyle != "none":
@@ -49,6 +58,20 @@ def dry_run(config: RunConfig, reporter: Reporter | None = None) -> None:
     lines.append(f"a run would write into {context.folder.path}; none was started")
     for line in lines:
         context.reporter.line(line)
+
+
+def _network(context: RunContext) -> tuple[ReIdNet, Path | None]:
+    """Build the network of a run, and return the file of weights that the run would download.
+
+    Where there is one, the weights of the network are random.
+    """
+    if context.config.weights == "imagenet":
+        network = build_network(context, fresh=False)
+        download = getattr(network.backbone, "imagenet_download", None)
+        file = None if download is None else download()
+        if file is not None:
+            return network, file
+    return build_network(context), None
 
 
 def _pixels(config: RunConfig) -> int:

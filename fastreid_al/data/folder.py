@@ -34,7 +34,7 @@ def read_folder(root: Path, options: ReadOptions) -> ImageSet:
     Raises:
         DataError: The folder holds no image, labelled and unlabelled images are mixed, only one of
             query and gallery is there, or the folder has the layout of a published set.
-        SettingError: A pattern is no regular expression.
+        SettingError: A pattern is no regular expression, or finds nothing in any name.
     """
     root = existing_folder(root, options.keys.root)
     folders = _split_folders(root)

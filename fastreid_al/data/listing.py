@@ -56,7 +56,7 @@ def list_images(path: Path, key: str, camera_pattern: str | None = None) -> List
 
     Raises:
         DataError: It does not exist, holds no image, or the manifest cannot be read.
-        SettingError: The pattern is no regular expression.
+        SettingError: The pattern is no regular expression, or finds nothing in any name.
     """
     pattern = pattern_of("camera_pattern", camera_pattern)
     suffix = path.suffix.lower()

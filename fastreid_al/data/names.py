@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import SettingError
+from ..errors import SettingError, printable
 from .records import UNKNOWN
 
 #: Usual spellings of a camera in a file's name, the most usual first: 0002_c1s1_000451_03 (Market,
@@ -60,9 +60,12 @@ def read_cameras(
     Returns:
         The number in the name; where cameras are not numbers, their places in sorted order. -1
         where the name has no camera.
+
+    Raises:
+        SettingError: The pattern finds a camera in no name.
     """
     if pattern is not None:
-        return number_cameras([_search(pattern, "camera", path, root) for path in paths])
+        return number_cameras(_search_all(pattern, "camera", paths, root))
     in_files = [_camera_in_name(path.stem) for path in paths]
     if any(camera is not None for camera in in_files):
         return number_cameras(in_files)
@@ -77,14 +80,33 @@ def read_identities(paths: Sequence[Path], root: Path, pattern: re.Pattern[str])
         root: Names are taken relative to this folder.
         pattern: Searched in the name with its folders, separated by slashes; its group `identity`,
             or its first group, or the whole match is the identity.
+
+    Raises:
+        SettingError: The pattern finds an identity in no name.
     """
-    return [_search(pattern, "identity", path, root) or "" for path in paths]
+    return [name or "" for name in _search_all(pattern, "identity", paths, root)]
 
 
 def number_names(names: Sequence[str]) -> list[int]:
     """Number names 0, 1, ... in sorted order; "" becomes -1."""
     number = {name: index for index, name in enumerate(sorted(set(names) - {""}))}
     return [number.get(name, UNKNOWN) for name in names]
+
+
+def _search_all(
+    pattern: re.Pattern[str], group: str, paths: Sequence[Path], root: Path
+) -> list[str | None]:
+    """Search each path relative to `root`; refuse a pattern that finds nothing in any of them."""
+    found = [_search(pattern, group, path, root) for path in paths]
+    if paths and not any(found):
+        raise SettingError(
+            f"{group}_pattern",
+            pattern.pattern,
+            f"a regular expression that finds the {group} in the names of files",
+            f"it finds one in 0 of {len(paths):,}, such as "
+            f"{printable(paths[0].relative_to(root).as_posix())}",
+        )
+    return found
 
 
 def _search(pattern: re.Pattern[str], group: str, path: Path, root: Path) -> str | None:

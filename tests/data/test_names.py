@@ -63,6 +63,18 @@ def test_identities_by_pattern() -> None:
     assert read_identities(paths, ROOT, re.compile(r"^(\w+)/")) == ["ann", "bob", ""]
 
 
+def test_a_pattern_that_finds_nothing_in_any_name_is_refused() -> None:
+    paths = [ROOT / "ann/1.jpg", ROOT / "bob/2.jpg"]
+    for group, read in (("camera", read_cameras), ("identity", read_identities)):
+        for pattern in ("site_([a-z]+)", "(x?)"):
+            with pytest.raises(SettingError) as refused:
+                read(paths, ROOT, re.compile(pattern))  # type: ignore[operator]
+            said = str(refused.value)
+            assert said.startswith(f"`{group}_pattern`: got '{pattern}', expected")
+            assert said.endswith("it finds one in 0 of 2, such as ann/1.jpg")
+        assert len(read([], ROOT, re.compile("x"))) == 0  # type: ignore[operator]
+
+
 def test_what_is_no_regular_expression_is_refused() -> None:
     assert pattern_of("camera_pattern", None) is None
     with pytest.raises(SettingError, match=r"`camera_pattern`: got 'c\('.*regular expression"):

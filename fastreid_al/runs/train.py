@@ -231,6 +231,12 @@ def _restore(context: RunContext, state: Training, saved: dict[str, Any] | None)
         context.reporter.line(
             f"resuming {context.folder.path} after epoch {state.epoch}, batch {state.step}"
         )
+        if state.epoch >= context.config.epochs:
+            trained = "1 epoch is" if state.epoch == 1 else f"{state.epoch} epochs are"
+            context.reporter.line(
+                f"{trained} trained already and `epochs` is {context.config.epochs}: nothing is "
+                "trained"
+            )
     _report_precision(context, saved)
     context.folder.describe(context.config, context.precision)
 

@@ -116,6 +116,18 @@ def test_resume_of_a_finished_run_changes_nothing(config: RunConfig) -> None:
     assert same_weights(before, weights(finished.folder))
 
 
+def test_resume_with_no_epoch_left_says_that_nothing_is_trained(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(config, epochs=2)
+    run_training(config)
+    assert "nothing is trained" not in capsys.readouterr().out
+    for epochs in (2, 1):
+        assert len(run_training(replace(config, epochs=epochs), resume=True).history) == 3
+        said = f"2 epochs are trained already and `epochs` is {epochs}: nothing is trained"
+        assert said in capsys.readouterr().out.splitlines()
+
+
 def test_a_run_folder_is_not_overwritten(config: RunConfig) -> None:
     run_training(replace(config, epochs=1))
     with pytest.raises(UserError, match=r"already holds a run: continue it with `resume`"):

@@ -632,7 +632,8 @@ def parse_ledger(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     name = _command("fastreid-al ledger", COMMANDS["ledger"], _LEDGER_COMMANDS, words)
     parser = Parser(f"ledger {name}", _LEDGER_COMMANDS[name])
     parser.usage = f"fastreid-al ledger {name} FILE [--OPTION VALUE]..."
-    parser.add_argument("file", nargs="?", help="SQLite file or PostgreSQL URL of the ledger.")
+    about = "Folder of a run, or SQLite file or PostgreSQL URL of a ledger."
+    parser.add_argument("file", nargs="?", help=about)
     options = {"export": _EXPORT, "import": _IMPORT, "undo": (_EVENT, _ANNOTATOR)}
     options["digest"] = (_AS_OF,)
     settings = options.get(name, ())
@@ -646,7 +647,9 @@ def parse_ledger(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.help_and_exit({}, None)
     with parser.refusing():
         if "file" not in given:
-            raise UserError("name the SQLite file or the PostgreSQL URL of the ledger")
+            raise UserError(
+                "name the folder of a run, or the SQLite file or the PostgreSQL URL of a ledger"
+            )
         values = {s.key: parser.value(given, s) for s in settings}
         if name == "export":
             _check_export(values, given.get("pair"))

@@ -880,7 +880,8 @@ class EvaluationConfig:
     """One evaluation."""
 
     checkpoint: str = required(
-        "last.pt or best.pt of a run, a network exported as safetensors, or a bare weights file.",
+        "Folder of a run, last.pt or best.pt of one, a network exported as safetensors, or a bare "
+        "weights file.",
         path=True,
     )
     dataset: str | None = like(

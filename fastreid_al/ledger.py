@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from .cli import parse_ledger, run_main
@@ -13,9 +14,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_ledger(arguments)
     from .answers import report
 
+    labels = options.command == "export" and options.what == "labels"
+    if os.path.isdir(options.file) and not labels:
+        options.file = _ledger_of_run(options.file)
     if options.command == "show":
         _print(report.show(options.file))
-    elif options.command == "export" and options.what == "labels":
+    elif labels:
         from .runs.epoch_labels import export_epoch_labels
 
         export_epoch_labels(options.file, options.epoch, options.format, options.out)
@@ -51,6 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1)
     else:
         _print(["clean"])
+
+
+def _ledger_of_run(folder: str) -> str:
+    """Return the file or URL of the ledger of a run."""
+    # Imported here: it takes seconds, and a ledger that is named itself does not need it.
+    from .config import AnnotationConfig
+    from .runs.annotate import find_source
+
+    return find_source(AnnotationConfig(folder)).ledger
 
 
 def _print(lines: Sequence[str]) -> None:

@@ -40,6 +40,7 @@ from .trained import (
     config_of_run,
     engine_of_checkpoint,
     extract_records,
+    find_run,
     load_trained,
     refuse_folder,
 )
@@ -78,6 +79,9 @@ def evaluate_file(
     reporter = reporter or Reporter()
     require_single_process("an evaluation")
     validate(options)
+    path = Path(options.checkpoint)
+    if os.path.isfile(path / "config.json"):
+        options = replace(options, checkpoint=str(find_run(path).checkpoint))
     refuse_folder(Path(options.checkpoint))
     if options.save_features is not None:
         refuse_existing(Path(options.save_features), options.force)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,25 @@ def test_show_counts_and_names_contradictions(
     assert lines["contradictions"] == "1"
     text = run(capsys, "show", filled)
     assert "event 7 (train/0.jpg, train/3.jpg: same), against 1 2 3; set aside: 7" in text
+
+
+def test_the_folder_of_a_run_stands_for_its_ledger(
+    filled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"dataset": "market1501"}')
+    with pytest.raises(LedgerError, match="the run has not asked a question yet"):
+        main(["show", str(folder)])
+    shutil.copy(filled, folder / "answers.sqlite")
+    for command in ("show", "check", "conflicts", "digest", "export"):
+        of_file = run(capsys, command, str(folder / "answers.sqlite"))
+        assert run(capsys, command, str(folder)) == of_file
+    assert "event 7 undoes event 1 " in run(capsys, "undo", str(folder), "--event", "1")
+    (folder / "config.json").write_text(
+        json.dumps({"dataset": "market1501", "questions": {"ledger": filled}})
+    )
+    assert run(capsys, "show", str(folder)) == run(capsys, "show", filled)
 
 
 def test_show_of_an_empty_ledger(file: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,20 @@ def test_mirror_images_are_averaged_where_the_run_did_so(
     assert "mirror images" not in capsys.readouterr().out
 
 
+def test_the_folder_of_a_run_stands_for_its_last_checkpoint(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = run_training(replace(config, epochs=1))
+    capsys.readouterr()
+    scores = evaluate_file(EvaluationConfig(str(finished.folder)))
+    assert scores is not None and scores.mAP == pytest.approx(finished.history[-1]["mAP"], rel=1e-6)
+    (finished.folder / "last.pt").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"has no last\.pt: the run has not saved a checkpoint"
+    ):
+        evaluate_file(EvaluationConfig(str(finished.folder)))
+
+
 def test_a_configuration_that_cannot_be_read_loses_mirror_images_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,17 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else "".join(map(_escaped_in_message, text))
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """Return a number and what it counts: "1 query", "2,000 queries".
+
+    Args:
+        count: The number.
+        one: The noun for one.
+        many: The noun for any other number.
+    """
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def _needs_escape(text: str) -> bool:
     return "\\" in text or not text.isprintable()
 

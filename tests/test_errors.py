@@ -12,12 +12,22 @@ from hypothesis import strategies as st
 from fastreid_al.errors import (
     SettingError,
     UserError,
+    counted,
     one_line,
     parse_printable,
     printable,
 )
 
 NAMES = st.binary(max_size=20).map(os.fsdecode) | st.text(st.characters(codec=None), max_size=20)
+
+
+def test_one_of_a_kind_is_singular() -> None:
+    assert [counted(n, "query", "queries") for n in (0, 1, 2, 2000)] == [
+        "0 queries",
+        "1 query",
+        "2 queries",
+        "2,000 queries",
+    ]
 
 
 @given(NAMES)

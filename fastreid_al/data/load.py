@@ -79,8 +79,9 @@ def describe(images: ImageSet) -> list[str]:
     for split, records in images.splits.items():
         counts = count(records)
         lines.append(
-            f"  {split:8}{counts.images:>7,} images {counts.identities:>6,} identities "
-            f"{counts.cameras:>3} cameras"
+            f"  {split:8}{_column(counts.images, 7, 'image', 'images')} "
+            f"{_column(counts.identities, 6, 'identity', 'identities')} "
+            f"{_column(counts.cameras, 3, 'camera', 'cameras')}".rstrip()
         )
         published = images.published.get(split)
         if published and counts != published:
@@ -90,6 +91,11 @@ def describe(images: ImageSet) -> list[str]:
             )
     lines += [f"  {line}" for line in _remarks(images)]
     return lines
+
+
+def _column(count: int, width: int, one: str, many: str) -> str:
+    """A number, right-aligned, and what it counts, as wide for one as for many."""
+    return f"{count:>{width},} {one if count == 1 else many:<{len(many)}}"
 
 
 def _remarks(images: ImageSet) -> Iterator[str]:

@@ -119,6 +119,8 @@ class RunFolder:
                 remove_folder(folder, _UNFINISHED, _UNFINISHED_FILES)
 
     def _not_writable(self, error: OSError) -> CheckpointError:
+        if os.path.isfile(self.path):
+            return CheckpointError(f"{self.path} is a file; name a folder with `run_dir`")
         return CheckpointError(
             f"cannot write into {self.path} ({error.strerror}); name another folder with `run_dir`"
         )

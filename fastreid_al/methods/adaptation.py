@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arguments import as_ids, as_instance, as_integer, as_number
+from ..errors import counted
 
 #: Added to the seed for the source's batches. Seed and epoch fill the lower 96 bits of NumPy's seed
 #: sequence, so the source has a random stream that no run and epoch of the target has.
@@ -47,8 +48,8 @@ class Source:
         self.count = len(values)
         if self.count < 2:
             raise ValueError(
-                f"the source has {self.count} identities in {len(identities)} training images, "
-                "at least two are needed"
+                f"the source has {counted(self.count, 'identity', 'identities')} in "
+                f"{len(identities)} training images, at least two are needed"
             )
 
     def __len__(self) -> int:

@@ -20,7 +20,7 @@ from ..data.pixels import image_to_rgb, open_image, read_bytes, reason_of
 from ..data.records import UNKNOWN, Record
 from ..data.walk import relative
 from ..engine.console import Reporter
-from ..errors import printable
+from ..errors import counted, printable
 
 #: Splits of which an image should be in one only.
 _PAIRS = (("train", "query"), ("train", "gallery"), ("query", "gallery"))
@@ -202,10 +202,12 @@ def _facts(facts: dict[str, Any]) -> str:
     if of_identity:
         parts.append(f"{of_identity['least']} to {of_identity['most']} images of an identity")
     if facts["images_without_identity"]:
-        parts.append(f"{facts['images_without_identity']:,} images without identity")
+        unlabelled = counted(facts["images_without_identity"], "image", "images")
+        parts.append(f"{unlabelled} without identity")
     cameras = ", ".join(f"{c}: {n:,}" for c, n in facts["images_of_camera"].items())
     if cameras:
         parts.append(f"images of camera {cameras}")
     if facts["images_without_camera"]:
-        parts.append(f"{facts['images_without_camera']:,} images without camera")
+        unknown = counted(facts["images_without_camera"], "image", "images")
+        parts.append(f"{unknown} without camera")
     return "; ".join(parts) or "no images"

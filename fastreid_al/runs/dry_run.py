@@ -12,6 +12,7 @@ from ..data.samplers import iterations_per_epoch
 from ..distributed.launch import require_single_process
 from ..engine.console import Reporter
 from ..engine.extract import identities_and_cameras
+from ..errors import counted
 from ..models import ReIdNet
 from .build import build_network, build_nnct, check_method
 from .checks import check_parts, check_run_folder, check_settings, pick_device, warn_of_settings
@@ -108,9 +109,10 @@ def _describe_source(context: RunContext, source: ImageSet, network: ReIdNet) ->
         loss = f"loss {1 - weight:g} x source + {weight:g} x target"
     norms = "BatchNorms of their own" if network.switch is not None else "shared BatchNorms"
     gib = len(source.train) * _pixels(config) / 2**30
+    identities = counted(count(source.train).identities, "identity", "identities")
     return (
         f"each batch has as many images of the source {source.name} in addition "
-        f"({count(source.train).identities} identities): {loss}, {norms}; {gib:.2f} GiB of pixels"
+        f"({identities}): {loss}, {norms}; {gib:.2f} GiB of pixels"
     )
 
 

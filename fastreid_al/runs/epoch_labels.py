@@ -14,7 +14,7 @@ from ..answers import Closure, ImageKeys, Ledger, Verdict
 from ..answers.posterior import decides
 from ..answers.report import Row, write_output
 from ..engine.epoch_labels import EpochLabels, EpochLabelsFolder
-from ..errors import LedgerError, UserError, printable
+from ..errors import LedgerError, UserError, counted, printable
 from .questions import LEDGER_FILE
 from .trained import config_of_run
 
@@ -65,8 +65,9 @@ def export_epoch_labels(run: str, epoch: int | None, form: str, out: str) -> Non
     write_output(_rows(found), COLUMNS, form, out)
     count = len(found.labels[found.labels >= 0].unique())
     sys.stderr.write(
-        f"epoch {epoch}: {count:,} identities of {len(found.labels):,} images, from the answers up "
-        f"to event {found.event}; {agreement.followed:,} of them are followed, "
+        f"epoch {epoch}: {counted(count, 'identity', 'identities')} of "
+        f"{counted(len(found.labels), 'image', 'images')}, from the answers up to event "
+        f"{found.event}; {agreement.followed:,} of them are followed, "
         f"{agreement.others:,} are not\n"
     )
 

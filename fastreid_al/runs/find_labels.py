@@ -25,7 +25,7 @@ from ..engine.checkpoint_content import is_count
 from ..engine.console import Reporter
 from ..engine.extract import identities_and_cameras
 from ..engine.shard_folders import COMMON, has_shards, last_checkpoint
-from ..errors import LedgerError, UserError, printable
+from ..errors import LedgerError, UserError, counted, printable
 from ..files import write_atomically, write_json
 from ..labels import (
     Identities,
@@ -371,7 +371,8 @@ def _counts(labels: Tensor, judged: Judged) -> str:
     count = len(labels[labels >= 0].unique())
     reasons = [f"{int(of.sum()):,} {why}" for why, of in judged.review.items() if of.any()]
     return (
-        f"{count:,} identities of {n:,} images, {int((labels < 0).sum()):,} images without one; "
+        f"{counted(count, 'identity', 'identities')} of {counted(n, 'image', 'images')}, "
+        f"{counted(int((labels < 0).sum()), 'image', 'images')} without one; "
         f"{int(judged.marked.sum()):,} to review" + (f" ({', '.join(reasons)})" if reasons else "")
     )
 

@@ -23,7 +23,7 @@ from ..data.walk import passed_over_lines
 from ..distributed.launch import require_single_process
 from ..engine.console import Reporter
 from ..engine.network import Network
-from ..errors import DataError, SettingError, UserError, printable
+from ..errors import DataError, SettingError, UserError, counted, printable
 from ..files import open_output, refuse_existing
 from ..retrieval.feature_file import FeatureTable
 from ..retrieval.hits import Hits, write_csv, write_html, write_json
@@ -98,7 +98,8 @@ def search_gallery(options: SearchConfig, reporter: Reporter | None = None) -> H
     hits = _hits(options, paths, table, similarity, rows, sureness, trained)
     hits = replace(hits, about={**hits.about, "lines": _describe(hits, sureness, reporter)})
     _write(hits, out)
-    reporter.line(f"{int((hits.rows >= 0).sum()):,} hits of {len(paths):,} queries in {out}")
+    found = counted(int((hits.rows >= 0).sum()), "hit", "hits")
+    reporter.line(f"{found} of {counted(len(paths), 'query', 'queries')} in {out}")
     return hits
 
 
@@ -280,8 +281,9 @@ def _describe(hits: Hits, sureness: SearchSureness, reporter: Reporter) -> list[
     if threshold is None or hits.unknown is None:
         return lines
     unknown = int(hits.unknown.sum())
+    queries = counted(len(hits.queries), "query is", "queries are")
     lines.append(
-        f"{unknown:,} of {len(hits.queries):,} queries are unknown (best similarity below "
+        f"{unknown:,} of {queries} unknown (best similarity below "
         f"{threshold.similarity:.3f}). {describe_rates(threshold)}"
     )
     reporter.line(lines[-1])

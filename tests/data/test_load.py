@@ -23,6 +23,10 @@ def test_counts_are_printed_and_compared_with_the_published_ones(
         "warning: train is not the published set of 12,936 images, 751 identities, 6 cameras"
         in printed
     )
+    one = [Record(tmp_path / "a.jpg", 0, 1)]
+    train, query, _ = describe(ImageSet("folder", tmp_path, one, one * 2, []))[1:]
+    assert train == "  train         1 image       1 identity     1 camera"
+    assert query == "  query         2 images      1 identity     1 camera"
     unlabelled = ImageSet("folder", tmp_path, [], [], [])
     assert not any("warning" in line for line in describe(unlabelled))
 

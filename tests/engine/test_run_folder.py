@@ -28,6 +28,14 @@ def test_a_folder_that_cannot_be_written_is_refused_before_decoding(
     with pytest.raises(
         CheckpointError, match=r"cannot write into .*name another folder with `run_dir`"
     ):
+        run_training(replace(config, run_dir=str(tmp_path / "file" / "run")))
+
+
+def test_a_file_in_place_of_a_run_folder_is_called_a_file(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match=r"/file is a file; name a folder with `run_dir`$"):
         run_training(replace(config, run_dir=str(tmp_path / "file")))
 
 

@@ -56,7 +56,7 @@ def test_identities_are_numbered_without_gaps_and_unlabelled_sources_refused() -
     cameras = torch.zeros(4, dtype=torch.int64)
     with pytest.raises(ValueError, match="2 of 4 training images of the source have no identity"):
         Source(torch.tensor([0, -1, 1, -1]), cameras)
-    with pytest.raises(ValueError, match="the source has 1 identities in 4 training images"):
+    with pytest.raises(ValueError, match="the source has 1 identity in 4 training images"):
         Source(torch.tensor([3, 3, 3, 3]), cameras)
 
 

@@ -72,7 +72,7 @@ def test_the_source_must_be_labelled(copied: tuple[RunConfig, Path], tmp_path: P
     crops.rename(tmp_path / "one")
     (crops / "train").mkdir(parents=True)
     (tmp_path / "one").rename(crops / "train" / "one")
-    with pytest.raises(DataError, match="the source has 1 identities in 36 training images"):
+    with pytest.raises(DataError, match="the source has 1 identity in 36 training images"):
         run_training(flat)
 
 
@@ -84,7 +84,7 @@ def test_identities_that_cannot_be_read_are_counted_after_decoding(
     for path in train.rglob("*.jpg"):
         if path.parent != kept:
             path.write_bytes(b"")
-    with pytest.raises(DataError, match="the source has 1 identities in"):
+    with pytest.raises(DataError, match="the source has 1 identity in"):
         run_training(config)
 
 

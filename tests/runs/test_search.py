@@ -322,6 +322,14 @@ def test_a_run_without_a_checkpoint_is_refused(options: SearchConfig) -> None:
         search_gallery(options)
 
 
+def test_one_query_is_counted_as_one(
+    options: SearchConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = sorted(Path(options.query).iterdir())[0]
+    search_gallery(replace(options, query=str(query), top=1))
+    assert "1 hit of 1 query in" in capsys.readouterr().out
+
+
 def test_an_unreadable_query_is_named_and_the_others_are_searched(
     options: SearchConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:

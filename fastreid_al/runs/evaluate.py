@@ -210,7 +210,10 @@ def _read_images(options: EvaluationConfig, reporter: Reporter) -> ImageSet:
         reporter.line(line)
     needed = options.save_features is None or options.save_rankings is not None
     if not images.query and needed:
-        raise DataError(f"{images.root} has no query and gallery images: nothing to evaluate on")
+        raise DataError(
+            f"{images.root} has no query and gallery images: nothing to evaluate on; name a set "
+            "that has them with `dataset` and `data_root`"
+        )
     return images
 
 

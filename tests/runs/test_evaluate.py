@@ -329,7 +329,10 @@ def test_rankings_need_queries(crops: EvaluationConfig, tmp_path: Path) -> None:
     one = replace(crops, data_root=f"{crops.data_root}/train/p0")
     files = {name: str(tmp_path / name) for name in ("save_features", "save_rankings")}
     files["save_rankings"] += ".csv"
-    with pytest.raises(DataError, match="no query and gallery images"):
+    with pytest.raises(
+        DataError,
+        match=r"no query and gallery images.*a set that has them with `dataset` and `data_root`",
+    ):
         evaluate_file(replace(one, **files))  # type: ignore[arg-type]
 
 

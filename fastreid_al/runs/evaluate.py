@@ -120,11 +120,11 @@ def _evaluated(
         same_camera=same_camera,
     )
     ranking, reranked = _ranked(options, evaluator, network, images, reporter)
-    rankings = {"": ranking}
+    rankings = {"by the features": ranking}
     if reranked is not None:
-        rankings = {"by the features": ranking, "re-ranked": reranked}
+        rankings["re-ranked"] = reranked
     rows = [score_row(name, ranking_metrics(scores)) for name, scores in rankings.items()]
-    reporter.table(f"Test set, %: {options.checkpoint}", ["", *SCORES], rows)
+    reporter.table(f"Test set, %: {options.checkpoint}", ["ranking", *SCORES], rows)
     if ranking.queries == 0:
         raise DataError(without_match(images, same_camera))
     report_skipped(ranking_metrics(ranking), reporter)

@@ -114,7 +114,9 @@ def test_reranked_scores_are_printed_below_the_plain_ones(
         "dataset": "synthetic",
     }
     plain = evaluate_file(EvaluationConfig(file, **options))  # type: ignore[arg-type]
-    assert "re-ranked" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "re-ranked" not in printed
+    assert "ranking" in printed and "by the features" in printed
     again = evaluate_file(EvaluationConfig(file, rerank=True, **options))  # type: ignore[arg-type]
     printed = [
         line

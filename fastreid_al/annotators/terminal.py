@@ -195,6 +195,7 @@ class Terminal:
                 del verdicts[task.items[len(verdicts) - 1].question]
             elif key == _UNDO:
                 if self._undo(service, person):
+                    self._skipped = None
                     return
             elif key == _SKIP:
                 service.skip(person, task.id)

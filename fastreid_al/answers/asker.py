@@ -699,7 +699,8 @@ class Asker:
         outlook = self.outlook
         return {
             "asked": self.asked + self.spent.questions,
-            "asked_in_round": self.spent.questions,
+            # Late answers of the round before do not count against what this round may ask.
+            "asked_in_round": self.spent.questions - self._late(),
             "allowed_in_round": self.questions_allowed(),
             "budget": self.budget,
             "minutes": self.minutes,

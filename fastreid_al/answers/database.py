@@ -507,7 +507,7 @@ class Store:
         )
 
     def _kept(self) -> str:
-        return _KEPT if self.write and self.role != "command" else _AGAIN
+        return _KEPT if self.write and self.role not in ("command", "import") else _AGAIN
 
     def _explain(self, error: DBAPIError) -> str:
         text = _first_line(error.orig)

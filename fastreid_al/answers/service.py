@@ -247,7 +247,13 @@ class AnswerService:
             rows = assignment.choose(connection, who, len(held), now)
             if not rows:
                 return None
-            lease = assignment.leases.give(connection, task_of(rows[0]), who.id, now)
+            number = task_of(rows[0])
+            before = assignment.leases.find(connection, number, who.id)
+            if before is not None and idle >= people.AWAY_SECONDS:
+                # A page that nobody uses has it already, and does not get it for longer.
+                is_shown = ahead > len(held)
+                return None if is_shown else assignment.task(connection, who, before, rows, 0)
+            lease = assignment.leases.give(connection, number, who.id, now)
             return assignment.task(connection, who, lease, rows, len(held))
 
     def _without_odd_ones(self, task: Task) -> Task:

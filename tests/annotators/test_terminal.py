@@ -437,6 +437,19 @@ def test_who_skips_the_only_question_is_told_so(records: list[Record], ledger: L
     assert told == [0, 0, 1, 2]
 
 
+def test_a_question_that_was_taken_back_is_not_called_the_only_one(
+    records: list[Record], ledger: Ledger
+) -> None:
+    publish(ledger, [(0, 1)])
+    terminal, out = queue_terminal(records, "skip\nd\nz\ns\n")
+    terminal.serve(ledger)
+    terminal.serve(ledger)
+    publish(ledger, [(2, 3)])
+    terminal.serve(ledger)
+    terminal.serve(ledger)
+    assert out.getvalue().count("No other question is open") == 1
+
+
 def test_the_pairs_of_a_sheet_are_one_decision(records: list[Record], ledger: Ledger) -> None:
     publish(ledger, [(0, 1), (0, 2), (0, 3)], sheet=True)
     terminal, out = queue_terminal(records, "s\ns\nz\nd\nu\nz\n")

@@ -300,6 +300,27 @@ def test_each_round_publishes_as_many_questions_as_it_may_ask() -> None:
     assert published == [6, 6, 2] and asker.asked == 12
 
 
+def test_the_total_of_a_round_is_right_where_answers_came_late() -> None:
+    ledger = Ledger.open("sqlite://")
+    asker = Asker(People(torch.arange(60)), ledger, wait="none")  # type: ignore[arg-type]
+    service = AnswerService(ledger, gold_share=0)
+    anna = service.person_named("anna")
+    pairs = iter([(2 * a, 2 * a + 1) for a in range(30)])
+    shown = []
+    for epoch in (1, 2, 3):
+        asker.begin(epoch, limit=6)
+        while asker.questions_left():
+            asker.offer(Question.about_images(*next(pairs), "merge", 0.5))
+        asker.end()
+        for _ in range(6):
+            task = service.next_task(anna)
+            assert task is not None
+            shown.append((task.number, task.total, service.progress(anna).total))
+            service.submit(anna, Submission(task.id, str(task.id), {task.id: DIFFERENT}))
+    totals = [6] * 6 + [12] * 6 + [18] * 6
+    assert shown == [(i + 1, total, total) for i, total in enumerate(totals)]
+
+
 def test_while_waiting_a_signal_is_seen(
     planted: tuple[Tensor, Tensor, Tensor], tmp_path: Path
 ) -> None:

@@ -475,6 +475,24 @@ def test_who_does_nothing_at_an_open_page_keeps_no_question_from_others(
     assert not service.heartbeat(bert, 1, idle=280.0)
 
 
+def test_a_page_that_nobody_uses_does_not_get_its_question_again(
+    service: AnswerService, ledger: Ledger, clock: Clock
+) -> None:
+    publish(ledger, [(0, 1)])
+    anna, bert = service.person_named("anna"), service.person_named("bert")
+    assert service.next_task(bert) is not None
+    # The page shows the question, and asks for another one again and again.
+    for second in range(1, 250):
+        clock.now += 1
+        assert service.next_task(bert, ahead=1, idle=float(second)) is None
+        assert service.next_task(anna) is None
+        if second % 20 == 0:
+            assert service.heartbeat(bert, 1, idle=float(second))
+    clock.now += 1
+    assert service.next_task(bert, ahead=1, idle=250.0) is None
+    assert service.next_task(anna) is not None
+
+
 def test_an_image_of_the_other_side_is_two_answers_that_are_taken_back_together(
     service: AnswerService, ledger: Ledger
 ) -> None:

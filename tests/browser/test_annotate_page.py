@@ -258,11 +258,11 @@ def test_a_candidate_of_a_sheet_says_what_its_answer_would_change(make: Any) -> 
     window.press("s")
     expect(window.page.locator("#count")).to_contain_text("Sheet with 3 questions")
     said = window.page.locator(".candidate .would")
-    expect(said).to_have_text(["separates 2 answered pairs"] * 3)
+    expect(said).to_have_text(["separates 2 pairs"] * 3)
     window.press("2")
     window.press("Shift+3")
     joins = "joins 2 + 1 answered images"
-    expect(said).to_have_text(["separates 2 answered pairs", joins, ""])
+    expect(said).to_have_text(["separates 2 pairs", joins, ""])
 
 
 def test_the_next_question_is_there_at_once(make: Any) -> None:
@@ -950,7 +950,7 @@ def test_before_an_answer_the_page_says_what_it_would_change(make: Any) -> None:
     window.page.wait_for_timeout(500)
     window.press("s")
     expect(same).to_have_text("joins 2 + 1 answered images")
-    expect(different).to_have_text("separates 2 answered pairs")
+    expect(different).to_have_text("separates 2 pairs")
     window.wait_for(lambda: len(answers(site)) == 1)
     window.press("s")
     window.wait_for(lambda: len(answers(site)) == 2)

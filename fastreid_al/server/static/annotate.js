@@ -128,7 +128,7 @@ function would(effect) {
   const events = effect?.against ?? [];
   switch (effect?.effect) {
     case "new":
-      return a ? `joins ${a} + ${b} answered images` : `separates ${effect.apart} answered pairs`;
+      return a ? `joins ${a} + ${b} answered images` : `separates ${effect.apart} pairs`;
     case "pending":
       return "counts with another answer";
     case "known":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastreid_al.active import propose_splits
@@ -58,6 +58,7 @@ def test_splits_of_any_clustering(
 
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(18, 60), alone=st.integers(1, 4))
+@example(seed=149, size=48, alone=3)
 def test_splits_with_an_image_alone(seed: int, size: int, alone: int) -> None:
     """Images that are like no other make groups of one."""
     rng = np.random.default_rng(seed)

@@ -50,10 +50,10 @@ def tied(rng: np.random.Generator, n: int, prototypes: int, flips: int = 2) -> n
 def cloud(
     rng: np.random.Generator, n: int, centres: int, dim: int = 12, noise: float = 0.5
 ) -> np.ndarray:
-    """Rows near centres that are near each other, unit to six digits, in steps of 2^-20."""
+    """Rows near centres that are near each other, unit to four digits, in steps of 2^-14."""
     means = rng.normal(size=(1, dim)) + rng.normal(size=(max(1, centres), dim))
     rows = means[rng.integers(0, max(1, centres), n)] + noise * rng.normal(size=(n, dim))
-    return np.round(rows / np.linalg.norm(rows, axis=1, keepdims=True) * 2**20) / 2**20
+    return np.round(rows / np.linalg.norm(rows, axis=1, keepdims=True) * 2**14) / 2**14
 
 
 def clusters_of(rng: np.random.Generator, sizes: list[int], n: int) -> tuple[Tensor, Tensor]:

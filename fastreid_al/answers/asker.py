@@ -54,7 +54,7 @@ SheetThen = Callable[[list[Verdict]], object]
 #: them.
 _PUBLISHED = 64
 #: Most questions that are open at a time, and how many for each person: one that they look at, one
-#: that is loaded, and one more while the first of all waits for a second person's answer.
+#: that is loaded, and one more while the oldest waits for a second person's answer.
 _MOST_OPEN = 16
 _OPEN_PER_PERSON = 3
 #: Observations of a name that are kept.

@@ -32,8 +32,9 @@ from . import history
 
 #: 2 added questions, people, leases, skips and marks, and columns of images and events.
 FORMAT = 2
-#: Who writes: the trainer, which numbers images and publishes questions; the annotation server; or
-#: a command that only adds events. There is one trainer and one server at a time.
+#: Who writes: the trainer, which adds images and questions; an import, which adds images and
+#: answers; the annotation server; or a command, which adds events. There is one trainer or import
+#: and one server at a time.
 Role = Literal["trainer", "import", "server", "command"]
 #: Who adds images. There is one of them at a time.
 ADDS_IMAGES = ("trainer", "import")
@@ -507,7 +508,7 @@ class Store:
         )
 
     def _kept(self) -> str:
-        return _KEPT if self.write and self.role not in ("command", "import") else _AGAIN
+        return _KEPT if self.write and self.role in ("trainer", "server") else _AGAIN
 
     def _explain(self, error: DBAPIError) -> str:
         text = _first_line(error.orig)

@@ -16,7 +16,7 @@ from .tasks import Person, PersonRole
 
 #: A person who did nothing for so long is not here.
 HERE_SECONDS = 600.0
-#: Who did nothing for so many seconds does not keep a question by an open page.
+#: A person who did nothing for so many seconds does not keep a question, although the page is open.
 AWAY_SECONDS = 180.0
 #: What a person did is written at most every so many seconds: a page that waits asks every second.
 _WRITE_EVERY = 15.0

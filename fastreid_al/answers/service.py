@@ -277,8 +277,8 @@ class AnswerService:
         """Let the person keep a task; return whether they still have it.
 
         They do not if the lease has ended and somebody else has the task, or if it was answered or
-        withdrawn. An answer to it is then kept as a late one. The lease of who did nothing for some
-        minutes goes on to its end.
+        withdrawn. An answer to it is then kept as a late one. The lease of a person who did
+        nothing for some minutes is not renewed.
 
         Args:
             person: The person.

@@ -99,14 +99,12 @@ def count_given(connection: Connection, person: int, tally: Tally) -> int:
 
 def count_remaining(connection: Connection, run: str) -> int:
     """Return how many tasks are left, as far as it is known."""
-    told = _told(connection, run)
-    total, asked = _total(told), told.get("asked")
-    if total is not None and type(asked) is int:
-        # The trainer counts a question when it takes the answer, which may be a moment later.
-        settled = (QUESTIONS.c.run == run) & (QUESTIONS.c.status == "answered")
-        settled &= QUESTIONS.c.gold.is_(None)
-        answered = connection.execute(sa.select(sa.func.count()).where(settled)).scalar_one()
-        return max(0, total - max(asked, answered))
+    settled = (QUESTIONS.c.run == run) & (QUESTIONS.c.status == "answered")
+    settled &= QUESTIONS.c.gold.is_(None)
+    answered = connection.execute(sa.select(sa.func.count()).where(settled)).scalar_one()
+    remaining = _remaining(_told(connection, run), answered)
+    if remaining is not None:
+        return remaining
     wanted = (QUESTIONS.c.status == "open") & QUESTIONS.c.gold.is_(None)
     return connection.execute(sa.select(sa.func.count(_TASK.distinct())).where(wanted)).scalar_one()
 
@@ -134,9 +132,9 @@ def progress(
     rates = [3600 * done.answers / done.seconds for done in others if done.seconds > 0]
     told = _told(connection, run)
     total = _total(told)
-    remaining = counts.get("open", 0)
-    if total is not None and type(told.get("asked")) is int:
-        remaining = max(0, total - max(told["asked"], counts.get("answered", 0)))
+    remaining = _remaining(told, counts.get("answered", 0))
+    if remaining is None:
+        remaining = counts.get("open", 0)
     outlook = told.get("outlook")
     outlook = outlook if isinstance(outlook, dict) else None
     return Progress(
@@ -179,6 +177,20 @@ def _total(told: Mapping[str, Any]) -> int | None:
     if asked is None or in_round is None or allowed is None:
         return None
     return asked - in_round + allowed
+
+
+def _remaining(told: Mapping[str, Any], answered: int) -> int | None:
+    """How many questions a run still asks; None where its trainer does not say.
+
+    Args:
+        told: What the trainer says. It counts a question when it takes the answer, which may be a
+            moment later than the answer.
+        answered: Questions of the run that are answered.
+    """
+    total, asked = _total(told), told.get("asked")
+    return (
+        max(0, total - max(asked, answered)) if total is not None and type(asked) is int else None
+    )
 
 
 def _told(connection: Connection, run: str) -> dict[str, Any]:

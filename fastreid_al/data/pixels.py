@@ -397,7 +397,7 @@ def open_image(content: bytes) -> Image.Image:
 
     Raises:
         ValueError: It is empty or too large.
-        OSError: Its head is damaged, or it is no image.
+        OSError: The header of the file is damaged, or the file is no image.
     """
     if not content:
         raise ValueError("the file is empty")

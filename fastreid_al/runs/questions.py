@@ -112,14 +112,10 @@ def open_questions(
                 f"no question will be asked: `questions.start` {settings.start} is past the last "
                 f"of {config.epochs} epochs"
             )
-        elif config.annotator != "oracle" and saved is None:
-            what = (
-                "the page opens with the first questions"
-                if config.annotator == "web"
-                else ("the first questions come")
-            )
+        elif config.annotator in ("web", "terminal") and saved is None:
+            what = "the page opens" if config.annotator == "web" else "the first questions come"
             context.reporter.line(
-                f"{what}, in epoch {settings.start + 1} of {config.epochs} (`questions.start`)"
+                f"{what} in epoch {settings.start + 1} of {config.epochs} (`questions.start`)"
             )
         annotator = context.extensions.annotator
         if annotator is None:

@@ -29,7 +29,7 @@ from ..engine.network import Network, choose_algorithms
 from ..engine.resume import check_resumable, holds_run, last_state
 from ..engine.stop_signal import Interrupted
 from ..engine.training import Training
-from ..errors import SettingError, UserError
+from ..errors import SettingError, UserError, counted
 from ..methods.ucal import UCAL
 from ..metrics import Ranking
 from ..models import BackboneBuilder
@@ -232,7 +232,7 @@ def _restore(context: RunContext, state: Training, saved: dict[str, Any] | None)
             f"resuming {context.folder.path} after epoch {state.epoch}, batch {state.step}"
         )
         if state.epoch >= context.config.epochs:
-            trained = "1 epoch is" if state.epoch == 1 else f"{state.epoch} epochs are"
+            trained = counted(state.epoch, "epoch is", "epochs are")
             context.reporter.line(
                 f"{trained} trained already and `epochs` is {context.config.epochs}: nothing is "
                 "trained"
